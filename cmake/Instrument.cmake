@@ -1,0 +1,38 @@
+# Sanitizers, coverage and fuzzing, as one interface library that moesim_flags links.
+add_library(moesim_instrument INTERFACE)
+if(MOESIM_SANITIZE)
+  # default options and suppressions, so that instrumented programs need no environment
+  target_sources(moesim_instrument INTERFACE $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:${CMAKE_CURRENT_SOURCE_DIR}/tests/sanitize/defaults.c>)
+endif()
+set(MOESIM_TIME_FACTOR 1)   # instrumented tests get more time
+
+if(MOESIM_SANITIZE STREQUAL "address")
+  set(flags -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g)
+  target_compile_options(moesim_instrument INTERFACE ${flags})
+  target_link_options(moesim_instrument INTERFACE ${flags})
+  set(MOESIM_TIME_FACTOR 4)
+elseif(MOESIM_SANITIZE STREQUAL "thread")
+  if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "MOESIM_SANITIZE=thread needs clang and libomp (gcc's libgomp gives false races): use -DCMAKE_C_COMPILER=clang")
+  endif()
+  set(flags -fsanitize=thread -fno-omit-frame-pointer -g)
+  target_compile_definitions(moesim_instrument INTERFACE MOESIM_SANITIZE_THREAD)
+  target_compile_options(moesim_instrument INTERFACE ${flags})
+  target_link_options(moesim_instrument INTERFACE ${flags})
+  set(MOESIM_TIME_FACTOR 6)
+elseif(MOESIM_SANITIZE)
+  message(FATAL_ERROR "MOESIM_SANITIZE=${MOESIM_SANITIZE}: allowed are address and thread")
+endif()
+
+if(MOESIM_FUZZ)
+  if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "MOESIM_FUZZ needs clang (libFuzzer): use -DCMAKE_C_COMPILER=clang")
+  endif()
+  target_compile_options(moesim_instrument INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
+if(MOESIM_COVERAGE)
+  target_compile_options(moesim_instrument INTERFACE --coverage -fprofile-update=atomic)
+  target_link_options(moesim_instrument INTERFACE --coverage)
+  set(MOESIM_TIME_FACTOR 3)
+endif()

@@ -1,0 +1,70 @@
+/* exchange.h: the dispatch and the combine: executes a plan with MPI_Alltoallv. Layer 3 (act). method.md section 4.
+ *
+ * Sizes go first (MPI_Alltoall: rows and pairs of every device pair), then metadata (token, experts, weights), then the hidden vectors.
+ * Rows whose source and destination are on the same rank stay where they are: they are read from x and their results are read in place.
+ * They count in every figure that is per device. Combine walks the plan backwards. Two things of equal shape meet here: rows that this rank
+ * sends (the plan's) and rows that it receives (the inbox's). */
+#ifndef MOESIM_EXCHANGE_H
+#define MOESIM_EXCHANGE_H
+
+#include "moesim/comm.h"
+#include "moesim/plan.h"
+#include "moesim/tensor.h"
+#include <stdint.h>
+
+/* What arrived at the devices of this rank. Rows are ordered by (source rank, source device, destination device, token, expert). */
+typedef struct moe_inbox {
+    int32_t devices, num_local, slots; /* D, local devices, expert slots per device */
+    int64_t num_rows, num_pairs;
+    int64_t *rows_from, *pairs_from; /* [D][num_local]: from device d to local device j */
+    int64_t *rank_row;               /* [ranks + 1] first row from a rank */
+    int32_t *row_device;             /* [num_rows] local device it is for */
+    int32_t *row_token;              /* [num_rows] token id on the source rank */
+    int64_t *row_pair;               /* [num_rows + 1] */
+    int32_t *pair_expert;            /* [num_pairs] ascending within a row */
+    real *pair_weight;               /* [num_pairs] */
+    int64_t *pair_row;               /* [num_pairs] */
+    int64_t *slot_offset;            /* [num_local * slots + 1] pairs grouped by (local device, slot): the GEMM's rows */
+    int64_t *slot_pair;              /* [num_pairs] pair ids in that order; within a slot in (source device, token) order */
+    int64_t *pair_position;          /* [num_pairs] its inverse */
+    const real *local_x;             /* x of this rank's tokens: where rows of the own rank are read */
+    const int32_t *local_token;      /* [own rows] their local token ids */
+    int64_t own_begin, own_end;      /* rows from the own rank */
+    int64_t hidden;
+    real *x; /* [num_rows - own rows, H] */
+    int64_t device_room, row_room, pair_room, x_room, slot_room;
+} moe_inbox;
+
+typedef struct moe_exchange {
+    const moe_comm *comm;
+    moe_inbox inbox;
+    real *outgoing;                /* [rows for other ranks, H]: packed for dispatch, later what combine brought back */
+    int32_t *words_out, *words_in; /* metadata */
+    int64_t *sizes;                /* scratch for the sizes */
+    int64_t outgoing_room, words_out_room, words_in_room, sizes_room;
+    int64_t most_rows; /* T_global * K: no rank holds more rows, known to all */
+    const char *wrong; /* first inconsistency found in what arrived, or NULL */
+} moe_exchange;
+
+/* Local. Bytes of metadata that a row and a pair cost on the wire in this mode: token: id and count per row; selection: id per row. */
+int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode);
+int64_t moe_exchange_pair_metadata_bytes(void);
+
+/* Collective. Sends sizes, metadata and rows of x [T,H]; fills the inbox, grouped by expert. x must stay unchanged until combine is done.
+ * most_pairs_global: T_global * K, the same on all ranks. */
+void moe_exchange_dispatch(moe_exchange *e, const moe_comm *comm, const moe_plan *plan, const moe_placement *placement, const real *x,
+                           int64_t hidden, int64_t most_pairs_global);
+
+/* Local. Row r of the inbox. */
+static inline const real *moe_inbox_row(const moe_inbox *in, int64_t r) {
+    if (r >= in->own_begin && r < in->own_end) return in->local_x + in->local_token[r - in->own_begin] * in->hidden;
+    return in->x + (r < in->own_begin ? r : r - (in->own_end - in->own_begin)) * in->hidden;
+}
+
+/* Collective. results [inbox rows, H]: what the experts return for each row, already weighted and summed inside the device. y [T,H] =
+ * the sum over nodes of the sum over a node's devices of the sum over a device's experts, each in ascending order. */
+void moe_exchange_combine(moe_exchange *e, const moe_plan *plan, const real *results, int32_t devices_per_node, real *y);
+
+void moe_exchange_free(moe_exchange *e);
+
+#endif

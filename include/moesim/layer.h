@@ -1,0 +1,73 @@
+/* layer.h: one expert-parallel MoE layer, forward. Layer 5 (simulate). The whole method in one function: read moe_layer_forward first.
+ *
+ *   x [T,H] -> (rmsnorm) u -> gate: logits [T,N] -> router: experts, weights, counts -> plan -> dispatch -> experts -> combine (+ shared
+ * experts) -> y [T,H] beside it the balance losses and the tally read the plan and never change it. */
+#ifndef MOESIM_LAYER_H
+#define MOESIM_LAYER_H
+
+#include "moesim/comm.h"
+#include "moesim/config.h"
+#include "moesim/data.h"
+#include "moesim/expert.h"
+#include "moesim/input.h"
+#include "moesim/plan.h"
+#include "moesim/record.h"
+#include "moesim/router.h"
+#include "moesim/scopes.h"
+#include <stdint.h>
+
+/* Parameters of one layer on this rank. */
+typedef struct moe_layer {
+    int32_t index;
+    real *gate;      /* [N,H] the same on every rank; NULL when logits or routing are recorded */
+    real *norm;      /* [H] rmsnorm's weights, or NULL */
+    moe_ffn experts; /* local devices x slots */
+    moe_ffn shared;  /* one FFN of width num_shared_experts * F, or count 0 */
+} moe_layer;
+
+/* What the layers of a rank share, unchanged during a step. */
+typedef struct moe_context {
+    const moe_comm *comm;
+    const moe_config *config;
+    const moe_batch *batch;
+    const moe_input *input;
+    moe_placement placement;
+    moe_router router;
+    moe_balance balance;
+} moe_context;
+
+/* What one layer computed in a step: kept for the report, the self-checks and the gradient. Reused from step to step. */
+typedef struct moe_activations {
+    real *u;           /* [T,H] normed x; NULL without norm (then x itself is used) */
+    const real *x;     /* what the experts read: u or the caller's x */
+    real *gate_logits; /* [T,N] */
+    moe_logits logits; /* gate_logits, or the recorded ones; both NULL for recorded routing */
+    moe_routing routing;
+    moe_stats segments;
+    moe_scopes scopes;
+    moe_plan plan;
+    moe_exchange exchange;
+    moe_expert_buffers buffers;
+    real *shared_y;          /* [T,H] */
+    int64_t first_bad_token; /* local token with NaN logits, -1 = none */
+    int64_t u_room, logits_room, shared_room;
+} moe_activations;
+
+/* Local. Keyed random parameters of layer `index`. */
+void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index);
+void moe_layer_free(moe_layer *layer);
+
+/* Collective. y [T,H] = sum of the shared experts + sum of g * FFN (no residual). Fills `record` except what moe_tally_layer adds.
+ * x must stay unchanged as long as the activations are used. */
+void moe_layer_forward(const moe_layer *layer, const moe_context *context, const real *x, real *y, moe_activations *a,
+                       moe_layer_record *record);
+
+/* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts (method.md section 2), else why they are not. */
+const char *moe_rows_not_tokens(const moe_context *context);
+
+/* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that trains. */
+void moe_layer_dlogits(const moe_context *context, const moe_activations *a, double *dlogits);
+
+void moe_activations_free(moe_activations *a);
+
+#endif

@@ -1,0 +1,23 @@
+/* report.h: what a run says on the screen. Layer 4 (show). Rank 0 only; pure text from records. Clean when piped (no colour, no control characters);
+ * NO_COLOR respected; width of the terminal respected (80 when piped). */
+#ifndef MOESIM_REPORT_H
+#define MOESIM_REPORT_H
+
+#include <stdbool.h>
+#include <stdio.h>
+#include "moesim/config.h"
+#include "moesim/record.h"
+#include "moesim/screen.h"
+#include "moesim/topology.h"
+
+/* What runs where: model, router, exchange, data, then hosts, ranks, threads, devices per rank, cores; memory estimate; warnings. */
+void moe_report_header(const moe_screen *s, const moe_config *c, const moe_topology *topologies, int ranks, int64_t memory_bytes_per_rank, int64_t memory_available);
+/* First call prints the column heads of the table by step; then one row a step (each `output.every`-th, and the last of run.steps). */
+void moe_report_step(moe_screen *s, const moe_config *c, const moe_step_record *step);
+/* Progress on long work, on a terminal only: "step 12/200  3.1 steps/s  1 min left"; erased by the next row. */
+void moe_report_progress(const moe_screen *s, int64_t done, int64_t total, double seconds);
+/* The ending: three losses beside their balanced value, volume beside what it would have been without device limit and without deduplication,
+ * load per device and the D x D matrix as text graphics, self-checks, where the results are. */
+void moe_report_end(const moe_screen *s, const moe_config *c, const moe_step_record *last, const char *folder, double seconds);
+
+#endif

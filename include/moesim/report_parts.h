@@ -1,0 +1,19 @@
+/* report_parts.h: the parts that the ending of a run consists of, in the order in which they appear. Layer 4 (show). */
+#ifndef MOESIM_REPORT_PARTS_H
+#define MOESIM_REPORT_PARTS_H
+
+#include "moesim/config.h"
+#include "moesim/record.h"
+#include "moesim/screen.h"
+
+/* report_losses.c */
+void moe_report_losses(const moe_screen *s, const moe_config *c, const moe_step_record *r);
+/* report_volume.c */
+void moe_report_volume(const moe_screen *s, const moe_config *c, const moe_step_record *r);
+/* report_load.c: metrics, bars, matrix */
+void moe_report_load(const moe_screen *s, const moe_config *c, const moe_step_record *r);
+
+/* " (mean of 4 layers)" or "": how figures of several layers were put together. */
+moe_text moe_report_layers(const moe_step_record *r, const char *how);
+
+#endif

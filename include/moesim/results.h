@@ -1,0 +1,44 @@
+/* results.h: the run's folder: config.ini, metrics.jsonl, summary.json and the .npy files (interface.md, Results). Layer 4 (show).
+ * Rank 0 writes text, flushed step by step; arrays are written by all ranks together. A failure to write (disk full) is MOE_ERROR, agreed by all. */
+#ifndef MOESIM_RESULTS_H
+#define MOESIM_RESULTS_H
+
+#include <stdbool.h>
+#include <stdio.h>
+#include "moesim/comm.h"
+#include "moesim/config.h"
+#include "moesim/data.h"
+#include "moesim/record.h"
+#include "moesim/routing.h"
+#include "moesim/summary.h"
+#include "moesim/topology.h"
+
+typedef struct moe_results {
+    char folder[MOE_PATH_MAX];
+    FILE *metrics;               /* rank 0 only */
+    moe_run_times times;         /* of the steps written so far */
+    int64_t *expert_load;        /* rank 0: [steps][layers][N] */
+    int64_t expert_load_capacity;
+} moe_results;
+
+/* Collective. Makes the folder (parents too). An existing non-empty folder is refused (MOE_USER) unless force; with force the files that moesim
+ * writes are removed, others stay. A folder that cannot be made or written to is MOE_USER too, a full disk MOE_ERROR.
+ * folder NULL: runs/<config name>-<YYYYmmdd-HHMMSS>, made unique. Writes config.ini and opens metrics.jsonl. */
+int moe_results_open(const moe_comm *comm, const moe_config *c, const char *folder, bool force, moe_results *out, moe_status *st);
+
+/* Collective. Appends the step's line to metrics.jsonl and flushes it. */
+int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *step, moe_status *st);
+
+/* Collective. Closes metrics.jsonl, writes comm_matrix.npy and expert_load.npy, and summary.json last and at once (renamed into place): a folder
+ * with a summary.json is a finished run. topologies [size] is used on rank 0. Frees what *r holds, on failure too. */
+int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies,
+                      double seconds, moe_status *st);
+
+/* Collective. topk_idx.npy int32 [layers,T,K] (-1 = none), topk_weight.npy float32, kept.npy uint8: routing [layers] of this rank. */
+int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_config *c, const moe_batch *batch, const moe_routing *routing, moe_status *st);
+
+/* Collective. name.npy [T_global, columns] from each rank's rows [T, columns], float32 or float64 by element_size. */
+int moe_results_tensor(const moe_comm *comm, const moe_results *r, const char *name, const moe_batch *batch, const void *rows, int64_t columns,
+                       size_t element_size, moe_status *st);
+
+#endif

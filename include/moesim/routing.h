@@ -1,0 +1,22 @@
+/* routing.h: what the router decided, for the tokens of one rank. Layer 2 (decide): pure data.
+ * A row-offset list (CSR), because tokens may choose different numbers of experts. */
+#ifndef MOESIM_ROUTING_H
+#define MOESIM_ROUTING_H
+
+#include <stdint.h>
+#include "moesim/tensor.h"
+
+typedef struct moe_routing {
+    int64_t num_tokens;       /* T */
+    int64_t num_selections;   /* row_offset[T] */
+    int64_t *row_offset;      /* [T+1] */
+    int32_t *expert;          /* [num_selections] per token in falling order of the unbiased score, then index */
+    real *weight;             /* [num_selections] combine weight g */
+    int64_t token_capacity, selection_capacity;   /* of the arrays */
+} moe_routing;
+
+/* Local. Room for num_tokens tokens of at most k selections; sets num_tokens, leaves the contents undefined. */
+void moe_routing_reserve(moe_routing *r, int64_t num_tokens, int32_t k);
+void moe_routing_free(moe_routing *r);
+
+#endif

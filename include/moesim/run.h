@@ -1,0 +1,18 @@
+/* run.h: a run from a resolved configuration to its folder of results. Layer 5 (simulate). */
+#ifndef MOESIM_RUN_H
+#define MOESIM_RUN_H
+
+#include "moesim/comm.h"
+#include "moesim/config.h"
+#include <stdbool.h>
+
+typedef struct moe_run_options {
+    const char *out; /* folder, or NULL for the default */
+    bool force, quiet;
+    bool check_only; /* --check: validate everything, files included, print the resolved configuration, stop */
+} moe_run_options;
+
+/* Collective. c is resolved for comm->size ranks. Returns the exit code that all ranks agree on; the sentence is in st. */
+int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options, moe_status *st);
+
+#endif

@@ -1,0 +1,37 @@
+/* scopes.h: the balance losses in all three scopes, completed over all devices. Layer 3 (act). method.md section 2.
+ *
+ *   sequence: per sequence, then the plain mean over the sequences that hold a counted token; a sequence that spans devices or ranks is
+ * completed device:   per DEVICE (a rank may host several), then the plain mean over the devices that hold a counted token global:   counts
+ * and score sums of all devices, then one product Sums over ranks are integer sums and the means are exact sums: the results do not depend
+ * on the number of ranks. */
+#ifndef MOESIM_SCOPES_H
+#define MOESIM_SCOPES_H
+
+#include "moesim/balance.h"
+#include "moesim/comm.h"
+#include "moesim/data.h"
+#include "moesim/stats.h"
+#include <stdint.h>
+
+typedef struct moe_scopes {
+    double loss[MOE_NUM_SCOPES][MOE_NUM_LOSSES]; /* raw; NaN without scores */
+    double ideal[MOE_NUM_LOSSES];                /* at perfect balance (global) */
+    int64_t population[MOE_NUM_SCOPES];          /* sequences, devices with a counted token; 1 */
+    int64_t first_sequence;                      /* of this rank */
+    moe_stats sequence, device, global;          /* cells: local sequences (complete), local devices, one */
+    moe_stats shared;                            /* cells of the sequences that several ranks hold */
+    int64_t allreduce_bytes;                     /* payload given to MPI_Allreduce, as if every device were a rank, summed over devices */
+} moe_scopes;
+
+/* Collective. segments: one cell per segment of the batch (moe_route). rows_to [num_local][D] or NULL: the rows that this rank's devices
+ * gave to MPI_Alltoallv, which then serve as the distinct tokens of scopes device and global (the caller has asserted that they are equal).
+ */
+void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
+                       const moe_batch *batch, const moe_stats *segments, const int64_t *rows_to);
+
+/* Local. The cell that holds segment i of the batch in a scope, and by what its gradient is divided: tokens of the cell x population. */
+int64_t *moe_scopes_cell(const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor);
+
+void moe_scopes_free(moe_scopes *s);
+
+#endif

@@ -1,0 +1,241 @@
+/* layer.c: one MoE layer in the order in which data flows. */
+#include "moesim/layer.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "moesim/gemm.h"
+#include "moesim/rng.h"
+#include "moesim/status.h"
+#include "moesim/vector.h"
+
+/* --- parameters
+ * ----------------------------------------------------------------------------------------------------------------------------- */
+
+static void init_gate(moe_layer *layer, const moe_config *c) {
+    int64_t n = c->model.num_experts, h = c->model.hidden_size;
+    double scale = c->router.gate_scale / sqrt((double)h);
+    layer->gate = moe_alloc(n * h, sizeof(real), "gate weights");
+    for (int64_t i = 0; i < n; i++) {
+        moe_rng_normal((moe_rng){(uint64_t)c->run.seed, MOE_RNG_GATE}, (uint64_t)layer->index, (uint64_t)i, scale, layer->gate + i * h, h);
+    }
+}
+
+void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index) {
+    static const uint32_t routed_stream[3] = {MOE_RNG_EXPERT_W1, MOE_RNG_EXPERT_W2, MOE_RNG_EXPERT_W3};
+    static const uint32_t shared_stream[3] = {MOE_RNG_SHARED_W1, MOE_RNG_SHARED_W2, MOE_RNG_SHARED_W3};
+    const moe_config *c = context->config;
+    const moe_placement *p = &context->placement;
+    int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
+    *layer = (moe_layer){.index = index};
+    if (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT) init_gate(layer, c);
+    if (c->model.norm == MOE_NORM_RMSNORM) {
+        layer->norm = moe_alloc(h, sizeof(real), "norm weights");
+        for (int64_t i = 0; i < h; i++) {
+            layer->norm[i] = 1;
+        }
+    }
+    const int32_t *ids = p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device;
+    moe_ffn_init(&layer->experts, (enum moe_expert_type)c->model.expert_type,
+                 (int64_t)context->batch->num_local_devices * p->slots_per_device, h, f, c->run.seed, index, ids, routed_stream);
+    int32_t zero = 0;
+    if (c->model.num_shared_experts > 0)
+        moe_ffn_init(&layer->shared, (enum moe_expert_type)c->model.expert_type, 1, h, f * c->model.num_shared_experts, c->run.seed, index,
+                     &zero, shared_stream);
+}
+
+void moe_layer_free(moe_layer *layer) {
+    moe_free(layer->gate);
+    moe_free(layer->norm);
+    moe_ffn_free(&layer->experts);
+    moe_ffn_free(&layer->shared);
+    *layer = (moe_layer){0};
+}
+
+/* --- the steps before the router
+ * ---------------------------------------------------------------------------------------------------------------- */
+
+/* u = x * w / sqrt(mean(x^2) + 1e-6), the mean in double (Zhang and Sennrich 2019, RMSNorm). */
+static void rmsnorm(const real *x, const real *w, int64_t tokens, int64_t h, real *u) {
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < tokens; t++) {
+        const real *row = x + t * h;
+        double sum = 0;
+        for (int64_t i = 0; i < h; i++) {
+            sum += (double)row[i] * row[i];
+        }
+        real scale = (real)(1 / sqrt(sum / (double)h + 1e-6));
+        for (int64_t i = 0; i < h; i++) {
+            u[t * h + i] = row[i] * scale * w[i];
+        }
+    }
+}
+
+enum {
+    GATE_ROWS = 256
+}; /* rows of one gate GEMM: a constant, and no call crosses a device, so the calls depend on the device's tokens only */
+
+/* logits [T,N] = u [T,H] * gate [N,H]^T (method.md section 1.1). */
+static void gate_logits(const moe_layer *layer, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+#pragma omp parallel for schedule(dynamic)
+        for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1]; begin += GATE_ROWS) {
+            int64_t left = b->device_offset[j + 1] - begin, rows = left < GATE_ROWS ? left : GATE_ROWS;
+            moe_gemm_nt(rows, n, h, u + begin * h, layer->gate, logits + begin * n);
+        }
+    }
+}
+
+static void make_logits(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+    const moe_config *c = context->config;
+    const moe_batch *b = context->batch;
+    int64_t n = c->model.num_experts, offset = layer->index * b->num_tokens * n;
+    a->logits = (moe_logits){NULL, NULL};
+    if (context->input->logits) {
+        if (context->input->logits_dtype == MOE_F64)
+            a->logits.f64 = (const double *)context->input->logits + offset;
+        else
+            a->logits.f32 = (const float *)context->input->logits + offset;
+    } else if (!context->input->routing) {
+        moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
+        gate_logits(layer, b, a->x, c->model.hidden_size, n, a->gate_logits);
+#ifdef MOE_REAL_DOUBLE
+        a->logits.f64 = a->gate_logits;
+#else
+        a->logits.f32 = a->gate_logits;
+#endif
+    }
+}
+
+/* --- router and losses
+ * ----------------------------------------------------------------------------------------------------------------------------- */
+
+static void route(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+    const moe_batch *b = context->batch;
+    const moe_input *in = context->input;
+    a->first_bad_token = -1;
+    moe_stats_reserve(&a->segments, context->router.num_experts, b->devices, b->num_segments);
+    if (in->routing) {
+        int64_t t = layer->index * b->num_tokens;
+        moe_route_recorded(&context->router, b, &context->placement, in->routing + t * in->routing_k, in->routing_k,
+                           in->weights ? in->weights + t * in->routing_k : NULL,
+                           in->scores ? in->scores + t * context->router.num_experts : NULL, &a->routing, &a->segments);
+    } else {
+        moe_route(&context->router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
+    }
+}
+
+const char *moe_rows_not_tokens(const moe_context *context) {
+    const moe_config *c = context->config;
+    if (c->exchange.mode != MOE_EXCHANGE_TOKEN) return "exchange.mode is not token: rows are selections, not tokens";
+    if (c->balance.comm_count != MOE_COUNT_TOKENS) return "balance.comm_count = selections counts selections, not tokens";
+    if (!c->balance.comm_count_local) return "balance.comm_count_local = no leaves out rows that stay on their device";
+    if (c->balance.aux_selection != MOE_AUX_ACTUAL) return "balance.aux_selection = unlimited counts a selection that is not sent";
+    if (context->batch->counted) return "padding tokens are sent but not counted";
+    return NULL;
+}
+
+static void balance_losses(const moe_context *context, moe_activations *a, moe_layer_record *record) {
+    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement, context->batch, &a->segments,
+                      moe_rows_not_tokens(context) ? NULL : a->plan.rows_to);
+    record->total = 0;
+    memcpy(record->loss_by_scope, a->scopes.loss, sizeof record->loss_by_scope);
+    memcpy(record->ideal, a->scopes.ideal, sizeof record->ideal);
+    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
+        record->loss_by_scope[scope][MOE_LOSS_Z] = a->scopes.loss[MOE_SCOPE_GLOBAL][MOE_LOSS_Z]; /* a mean over tokens: one value */
+    }
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        record->loss_raw[i] = record->loss_by_scope[context->config->balance.scope][i];
+        record->loss[i] = context->balance.alpha[i] != 0 ? context->balance.alpha[i] * record->loss_raw[i] : 0;
+        record->total += record->loss[i];
+    }
+    record->allreduce_bytes = a->scopes.allreduce_bytes;
+    const int64_t *tokens = moe_stats_device_tokens(&a->scopes.global, a->scopes.global.cell);
+    memcpy(record->distinct_tokens_per_device, tokens, (size_t)context->batch->devices * sizeof *tokens);
+}
+
+/* --- forward
+ * ------------------------------------------------------------------------------------------------------------------------------------------
+ */
+
+static void add_shared(const moe_layer *layer, const moe_context *context, moe_activations *a, real *y) {
+    int64_t n = context->batch->num_tokens, h = context->config->model.hidden_size;
+    if (layer->shared.count == 0) return;
+    moe_reserve(&a->shared_y, &a->shared_room, n * h, sizeof(real), "shared experts");
+    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
+        int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
+        moe_ffn_forward_all(&layer->shared, rows, a->x + begin * h, &a->buffers, a->shared_y + begin * h);
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n * h; i++) {
+        y[i] += a->shared_y[i];
+    }
+}
+
+/* Adds the time since *clock to a phase. */
+static void phase(moe_layer_record *record, enum moe_phase which, double *clock) {
+    double now = moe_comm_time();
+    record->phase_seconds[which] = now - *clock;
+    *clock = now;
+}
+
+void moe_layer_forward(const moe_layer *layer, const moe_context *context, const real *x, real *y, moe_activations *a,
+                       moe_layer_record *record) {
+    const moe_config *c = context->config;
+    const moe_batch *b = context->batch;
+    int64_t h = c->model.hidden_size;
+    double clock = moe_comm_time();
+    a->x = x;
+    if (layer->norm) {
+        moe_reserve(&a->u, &a->u_room, b->num_tokens * h, sizeof(real), "normed x");
+        rmsnorm(x, layer->norm, b->num_tokens, h, a->u);
+        a->x = a->u;
+    }
+    make_logits(layer, context, a);
+    phase(record, MOE_PHASE_GATE, &clock);
+    route(layer, context, a);
+    phase(record, MOE_PHASE_ROUTE, &clock);
+    moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement, context->comm->size, &a->routing);
+    phase(record, MOE_PHASE_PLAN, &clock);
+    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h, b->num_tokens_global * c->router.top_k);
+    phase(record, MOE_PHASE_DISPATCH, &clock);
+    moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers);
+    phase(record, MOE_PHASE_EXPERT, &clock);
+    moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, c->cluster.devices_per_node, y);
+    phase(record, MOE_PHASE_COMBINE, &clock);
+    add_shared(layer, context, a, y);
+    phase(record, MOE_PHASE_SHARED, &clock);
+    balance_losses(context, a, record);
+    phase(record, MOE_PHASE_BALANCE, &clock);
+}
+
+/* --- gradient of the losses with respect to the logits
+ * -------------------------------------------------------------------------------------------------- */
+
+void moe_layer_dlogits(const moe_context *context, const moe_activations *a, double *dlogits) {
+    const moe_batch *b = context->batch;
+    int64_t n = context->router.num_experts;
+    double *coefficient = moe_alloc(n, sizeof *coefficient, "loss coefficients");
+    memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
+    for (int64_t i = 0; i < b->num_segments; i++) {
+        double divisor;
+        int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope, b, i, &divisor);
+        if (divisor == 0) continue;
+        moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, coefficient);
+        moe_router_dlogits(&context->router, b, a->logits, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor, dlogits);
+    }
+    moe_free(coefficient);
+}
+
+void moe_activations_free(moe_activations *a) {
+    moe_free(a->u);
+    moe_free(a->gate_logits);
+    moe_routing_free(&a->routing);
+    moe_stats_free(&a->segments);
+    moe_scopes_free(&a->scopes);
+    moe_plan_free(&a->plan);
+    moe_exchange_free(&a->exchange);
+    moe_expert_buffers_free(&a->buffers);
+    moe_free(a->shared_y);
+    *a = (moe_activations){0};
+}

@@ -1,0 +1,156 @@
+/* main.c: arguments, configuration, run. Rank 0 speaks; all ranks end with the same code. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moesim/comm.h"
+#include "moesim/config.h"
+#include "moesim/run.h"
+#include "moesim/status.h"
+#include "moesim/tensor.h"
+
+typedef struct arguments {
+    const char *config;
+    const char **set;
+    int num_set;
+    moe_run_options run;
+    bool help, version, keys;
+} arguments;
+
+static const char *const help_text =
+    "moesim simulates expert-parallel Mixture-of-Experts over MPI: every rank stands for one device (or several).\n"
+    "\n"
+    "usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n"
+    "\n"
+    "  --set section.key=value  overrides the file; repeatable\n"
+    "  --out DIR                where results go (default runs/<config name>-<time>)\n"
+    "  --force                  overwrite the results in DIR\n"
+    "  --check                  validate for this number of ranks, print the configuration resolved, stop\n"
+    "  --keys                   every key with type, default, range and one sentence\n"
+    "  --quiet                  print nothing but errors\n"
+    "  --version, --help\n"
+    "\n"
+    "examples:\n"
+    "  mpirun -np 8 moesim configs/quickstart.ini\n"
+    "  mpirun -np 4 moesim --set router.topk_group=2 --set cluster.devices=8 --out runs/m2 configs/quickstart.ini\n"
+    "\n"
+    "exit status: 0 done, 2 a mistake in the input (one sentence says which), 3 the run failed its own checks, 1 anything else\n";
+
+static int unknown_option(const char *option, moe_status *st) {
+    static const char *const later[] = {"--resume", "--explain", "--explain-step", "--dialects", "--verify", "--calibrate"};
+    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
+        if (strcmp(option, later[i]) == 0) return moe_fail(st, MOE_USER, "%s is not available yet", option);
+    }
+    return moe_fail(st, MOE_USER, "unknown option %s: moesim --help lists them", option);
+}
+
+/* The value of an option: "--out=DIR" or "--out DIR". NULL and a failure when it is missing. */
+static const char *option_value(int argc, char **argv, int *i, const char *name, moe_status *st) {
+    size_t length = strlen(name);
+    if (argv[*i][length] == '=') return argv[*i] + length + 1;
+    if (*i + 1 < argc) return argv[++*i];
+    moe_fail(st, MOE_USER, "%s needs a value: moesim --help shows how", name);
+    return NULL;
+}
+
+static bool is_option(const char *argument, const char *name) {
+    size_t length = strlen(name);
+    return strncmp(argument, name, length) == 0 && (argument[length] == 0 || argument[length] == '=');
+}
+
+static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) {
+    a->set = moe_alloc(argc, sizeof *a->set, "arguments");
+    for (int i = 1; i < argc && st->code == MOE_OK; i++) {
+        if (is_option(argv[i], "--set"))
+            a->set[a->num_set++] = option_value(argc, argv, &i, "--set", st);
+        else if (is_option(argv[i], "--out"))
+            a->run.out = option_value(argc, argv, &i, "--out", st);
+        else if (strcmp(argv[i], "--force") == 0)
+            a->run.force = true;
+        else if (strcmp(argv[i], "--check") == 0)
+            a->run.check_only = true;
+        else if (strcmp(argv[i], "--quiet") == 0)
+            a->run.quiet = true;
+        else if (strcmp(argv[i], "--keys") == 0)
+            a->keys = true;
+        else if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            a->help = true;
+        else if (strcmp(argv[i], "--version") == 0)
+            a->version = true;
+        else if (argv[i][0] == '-')
+            unknown_option(argv[i], st);
+        else if (a->config)
+            moe_fail(st, MOE_USER, "two configurations are given, %s and %s: one is expected", a->config, argv[i]);
+        else
+            a->config = argv[i];
+    }
+    bool talks = a->help || a->version || a->keys;
+    if (st->code == MOE_OK && !a->config && !talks)
+        moe_fail(st, MOE_USER, "no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)");
+    return st->code;
+}
+
+enum { CONFIG_MAX_BYTES = 1 << 20 };
+
+/* Rank 0: the bytes of the configuration, NULL on failure. */
+static char *read_file(const char *path, int64_t *length, moe_status *st) {
+    FILE *file = fopen(path, "rb");
+    char *bytes = moe_alloc_zero(CONFIG_MAX_BYTES + 1, 1, "configuration");
+    if (!file) {
+        moe_fail(st, MOE_USER, "%s cannot be read: %m", path);
+        return bytes;
+    }
+    *length = (int64_t)fread(bytes, 1, CONFIG_MAX_BYTES + 1, file);
+    if (ferror(file))
+        moe_fail(st, MOE_USER, "%s cannot be read: %m", path);
+    else if (*length > CONFIG_MAX_BYTES)
+        moe_fail(st, MOE_USER, "%s is longer than 1 MiB: it is not a configuration", path);
+    fclose(file);
+    return bytes;
+}
+
+/* Collective. Rank 0 reads, everybody parses the same bytes. */
+static int load_config(const moe_comm *comm, const arguments *a, moe_config *c, moe_status *st) {
+    int64_t length = 0;
+    char *bytes = NULL;
+    if (comm->rank == 0) bytes = read_file(a->config, &length, st);
+    if (moe_comm_agree(comm, st) == MOE_OK) {
+        moe_comm_bcast(comm, &length, sizeof length, 0);
+        if (comm->rank != 0) bytes = moe_alloc(length + 1, 1, "configuration");
+        moe_comm_bcast(comm, bytes, length, 0);
+        moe_config_defaults(c);
+        moe_config_parse(c, bytes, length, a->config, st);
+        for (int i = 0; i < a->num_set && st->code == MOE_OK; i++) {
+            moe_config_set(c, a->set[i], st);
+        }
+        if (st->code == MOE_OK) moe_config_resolve(c, comm->size, st);
+    }
+    moe_free(bytes);
+    return st->code;
+}
+
+static int act(const moe_comm *comm, const arguments *a, moe_status *st) {
+    moe_config config;
+    if (a->help || a->version || a->keys) {
+        if (comm->rank == 0 && a->version) printf("moesim %s\n", MOESIM_VERSION);
+        if (comm->rank == 0 && a->help) fputs(help_text, stdout);
+        if (comm->rank == 0 && a->keys) moe_config_print_keys(stdout);
+        return MOE_OK;
+    }
+    if (load_config(comm, a, &config, st)) return st->code;
+    return moe_run(comm, &config, &a->run, st);
+}
+
+int main(int argc, char **argv) {
+    moe_comm comm;
+    arguments a = {0};
+    moe_status st = {0};
+    moe_comm_init(&comm, &argc, &argv);
+    if (parse_arguments(argc, argv, &a, &st) == MOE_OK) act(&comm, &a, &st);
+    if (comm.rank == 0 && st.code) fprintf(stderr, "moesim: %s\n", st.message);
+    if (comm.rank == 0 && fflush(stdout) && !st.code) st.code = MOE_ERROR;
+    moe_free(a.set);
+    moe_comm_bcast(&comm, &st.code, sizeof st.code, 0);
+    moe_comm_finalize(&comm);
+    return st.code;
+}

@@ -1,0 +1,120 @@
+/* presets.c: published systems as lists of keys. A preset only supplies defaults: a key that is given wins.
+ *
+ * Presets hold what makes a router that router: N, K, N_s, scores, groups, weights, coefficients. Widths, tokens and devices are left to
+ * the configuration (configs/<preset>.ini says what it scaled). What moesim cannot do yet is left out, and the description says so.
+ * DeepSeek's rows come from the papers and their public code; rows from mixtral down from the models' public configurations as remembered.
+ */
+#include "moesim/config_table.h"
+#include <string.h>
+
+#define REMEMBERED "Settings as remembered from the public configuration, not re-read."
+#define NO_GROUPS " router.group_limit=none"
+
+/* clang-format off */
+const moe_preset moe_presets[] = {
+    {"deepseek_moe_2b",
+     "model.num_experts=63 model.num_shared_experts=1 router.top_k=7 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 router.norm_single=no balance.alpha_expert=0.01 balance.scope=sequence",
+     "DeepSeekMoE 2B (arXiv 2401.06066): 63 routed + 1 shared experts, top 7, alpha 0.01, nothing dropped; hidden 1280, one device."},
+    {"deepseek_moe_16b",
+     "model.num_experts=64 model.num_shared_experts=2 router.top_k=6 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 router.norm_single=no balance.alpha_expert=0.001 balance.scope=sequence",
+     "DeepSeekMoE 16B (arXiv 2401.06066): 64 routed + 2 shared experts, top 6, alpha 0.001; hidden 2048, expert width 1408, one device."},
+    {"deepseek_moe_145b",
+     "model.num_experts=128 model.num_shared_experts=4 router.top_k=12 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 router.norm_single=no balance.alpha_expert=0.003 balance.alpha_device=0.05"
+     " balance.scope=sequence",
+     "DeepSeekMoE 145B (arXiv 2401.06066): 128 routed + 4 shared experts, top 12, alpha 0.003 and 0.05; hidden 4096, width 1/8 FFN, 4 devices."},
+    {"deepseek_v2",
+     "model.num_experts=160 model.num_shared_experts=2 router.top_k=6 router.score_func=softmax router.group_limit=max router.topk_group=3"
+     " router.norm_topk_prob=no router.routed_scaling_factor=16 router.scale_normalized=no router.norm_single=no"
+     " balance.alpha_expert=0.003 balance.alpha_device=0.05 balance.alpha_comm=0.02 balance.scope=sequence",
+     "DeepSeek-V2 (arXiv 2405.04434): 160 routed + 2 shared experts, top 6 on at most 3 of 8 devices; hidden 5120, expert width 1536.\n"
+     "Weights as in its public code: normalised or scaled, never both.\n"
+     "Left out: device-level dropping (capacity factor 1.0, 10 % of the sequences exempt) is not applied yet."},
+    {"deepseek_v2_lite",
+     "model.num_experts=64 model.num_shared_experts=2 router.top_k=6 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 router.scale_normalized=no router.norm_single=no"
+     " balance.alpha_expert=0.001 balance.scope=sequence",
+     "DeepSeek-V2-Lite (arXiv 2405.04434): 64 routed + 2 shared experts, top 6, alpha 0.001; hidden 2048, expert width 1408, one device."},
+    {"deepseek_v3",
+     "model.num_experts=256 model.num_shared_experts=1 router.top_k=8 router.score_func=sigmoid router.group_limit=top2_sum"
+     " router.num_groups=8 router.topk_group=4 router.norm_topk_prob=yes router.routed_scaling_factor=2.5 router.scale_normalized=yes"
+     " router.norm_single=no balance.alpha_expert=0.0001 balance.scope=sequence",
+     "DeepSeek-V3 (arXiv 2412.19437): 256 routed + 1 shared experts, top 8 on at most 4 of 8 nodes (64 devices); hidden 7168, expert width 2048.\n"
+     "f counts the actual selection; balance.aux_selection = unlimited is the paper's equation 18 to the letter.\n"
+     "Left out: the balancing bias stays at router.bias_file (or 0), its update (0.001 a step) is not applied yet."},
+    {"mixtral",
+     "model.num_experts=8 model.num_shared_experts=0 router.top_k=2 router.score_func=softmax_topk" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.alpha_expert=0.02 balance.scope=global",
+     "Mixtral 8x7B: 8 experts, top 2, weights are a softmax over the chosen, alpha 0.02; hidden 4096, expert width 14336.\n" REMEMBERED "\n"
+     "Left out: its own form of the loss (K at balance, all layers together); moesim's expert loss is 1 at balance."},
+    {"qwen2_moe",
+     "model.num_experts=64 model.num_shared_experts=1 router.top_k=8 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.alpha_expert=0.001 balance.scope=global",
+     "Qwen2-MoE 57B-A14B: 64 routed + 1 shared experts, top 8, alpha 0.001; hidden 3584, expert width 2560.\n" REMEMBERED "\n"
+     "Left out: the wider shared expert and its own gate, and the form of the loss that is K at balance."},
+    {"olmoe",
+     "model.num_experts=64 model.num_shared_experts=0 router.top_k=8 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.alpha_expert=0.01 balance.z_loss=0.001 balance.scope=global",
+     "OLMoE 1B-7B: 64 experts, top 8, alpha 0.01, z-loss 0.001; hidden 2048, expert width 1024.\n" REMEMBERED "\n"
+     "Left out: the form of the loss that is K at balance."},
+    {"switch",
+     "model.num_experts=128 model.num_shared_experts=0 model.expert_type=relu router.top_k=1 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.alpha_expert=0.01 balance.z_loss=0.001 balance.scope=global",
+     "Switch-base-128 (arXiv 2101.03961): 128 experts, top 1, alpha 0.01, z-loss 0.001; hidden 768, expert width 3072.\n" REMEMBERED "\n"
+     "Left out: dropping at capacity factor 1.25 and input jitter are not applied yet."},
+    {"gshard",
+     "model.num_experts=128 model.num_shared_experts=0 model.expert_type=relu router.top_k=2 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.alpha_expert=0.01 balance.scope=device",
+     "GShard (arXiv 2006.16668): 128 experts on 128 devices, top 2, alpha 0.01; hidden 1024, expert width 8192.\n" REMEMBERED "\n"
+     "Left out: capacity factor 2.0, the random second choice, and a loss that counts first choices only (here both count)."},
+    {"mixlora",
+     "model.num_experts=8 model.num_shared_experts=0 router.top_k=2 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.alpha_expert=0.001 balance.scope=global",
+     "MixLoRA (arXiv 2404.15159): 8 experts, top 2, normalised weights, alpha 0.001; hidden 4096.\n" REMEMBERED "\n"
+     "Left out: experts are whole FFNs, not LoRA adapters (rank 16) of one; the form of the loss that is K at balance."},
+    {"mixlora_switch",
+     "model.num_experts=8 model.num_shared_experts=0 router.top_k=1 router.score_func=softmax" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.alpha_expert=0.001 balance.z_loss=0.001 balance.scope=global",
+     "MixLoRA-switch (arXiv 2404.15159): 8 experts, top 1, alpha 0.001, z-loss 0.001; hidden 4096.\n" REMEMBERED "\n"
+     "Left out: experts are whole FFNs, not LoRA adapters (rank 16) of one; the capacity of a sequence's experts."},
+    {"mixlora_dynamic", NULL, "it needs router.method = top_p and LoRA experts"},
+    {"megatron",
+     "router.top_k=2 router.score_func=softmax_topk" NO_GROUPS
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.alpha_expert=0.01 balance.z_loss=0.001 balance.scope=global balance.aux_selection=unlimited",
+     "Megatron-Core's default router: top 2, weights are a softmax over the chosen logits; the loss counts plain top-K. alpha 0.01 and z-loss\n"
+     "0.001 are the documentation's example. " REMEMBERED},
+    {"deepspeed_top1", NULL, "it needs capacity.policy = expert"},
+    {"deepspeed_top2", NULL, "it needs capacity.policy = expert and the form of the loss that counts first choices"},
+    {"deepspeed_topk", NULL, "it needs capacity.policy = expert"},
+    {"tutel", NULL, "it needs capacity.policy = expert and the form of the loss that counts first choices"},
+    {"fastmoe_naive",
+     "router.top_k=2 router.score_func=softmax_topk" NO_GROUPS " router.norm_topk_prob=no router.routed_scaling_factor=1",
+     "FastMoE's naive gate: top 2, weights are a softmax over the chosen logits, no loss. " REMEMBERED},
+    {"fastmoe_gshard", NULL, "it needs capacity.policy = expert and the random second choice"},
+    {"fastmoe_switch", NULL, "it needs capacity.policy = expert and noise on the scores"},
+};
+/* clang-format on */
+
+const int moe_num_presets = sizeof moe_presets / sizeof moe_presets[0];
+
+const moe_preset *moe_preset_find(const char *name) {
+    for (int i = 0; i < moe_num_presets; i++)
+        if (strcmp(moe_presets[i].name, name) == 0) return &moe_presets[i];
+    return NULL;
+}
+
+bool moe_preset_value(const moe_preset *preset, int k, char value[MOE_VALUE_TEXT_MAX]) {
+    const char *at = preset->settings;
+    while (at != NULL && *at != '\0') {
+        const size_t length = strcspn(at, " "), name = strcspn(at, "=");
+        MOE_ASSERT(name < length);
+        if (moe_key_find_full(at, name) == k) {
+            snprintf(value, MOE_VALUE_TEXT_MAX, "%.*s", (int)(length - name - 1), at + name + 1);
+            return true;
+        }
+        at += length + strspn(at + length, " ");
+    }
+    return false;
+}

@@ -1,0 +1,238 @@
+/* report.c: the beginning and the middle of a run on the screen: what runs where, and the table by step. The ending stands in report_end.c. */
+#include "moesim/report.h"
+
+#include <string.h>
+
+enum { LABEL = 11, MOST_PLACES = 8 };
+
+/* What runs */
+
+static void print_model(const moe_screen *s, const moe_config *c) {
+    char shared[48] = "";
+    if (c->model.num_shared_experts > 0) snprintf(shared, sizeof shared, " and %d shared", c->model.num_shared_experts);
+    moe_screen_wrapped(s, LABEL, "model", "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s", c->model.num_layers,
+                       c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared, c->model.hidden_size, c->model.moe_intermediate_size,
+                       moe_config_enum_name("model.expert_type", c->model.expert_type));
+}
+
+static void print_router(const moe_screen *s, const moe_config *c) {
+    char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "";
+    if (c->router.group_limit != MOE_GROUP_NONE)
+        snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group, c->router.num_groups,
+                 c->router.num_groups == c->cluster.devices ? "devices" : "groups", moe_config_enum_name("router.group_limit", c->router.group_limit));
+    if (c->router.preset[0]) snprintf(preset, sizeof preset, "; preset %s", c->router.preset);
+    moe_screen_wrapped(s, LABEL, "router", "%s, top %d of %d, %s%s", moe_config_enum_name("router.score_func", c->router.score_func), c->router.top_k,
+                       c->model.num_experts, limit, preset);
+}
+
+static void print_balance(const moe_screen *s, const moe_config *c) {
+    moe_screen_wrapped(s, LABEL, "balance", "alpha: expert %g, device %g, communication %g, z %g; scope %s", c->balance.alpha_expert,
+                       c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss, moe_config_enum_name("balance.scope", c->balance.scope));
+}
+
+static void print_exchange(const moe_screen *s, const moe_config *c) {
+    bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s", moe_config_enum_name("exchange.mode", c->exchange.mode),
+                       token                                         ? ": one row per token and device"
+                       : c->exchange.mode == MOE_EXCHANGE_SELECTION ? ": one row per token and expert"
+                                                                     : "",
+                       moe_config_enum_name("exchange.payload", c->exchange.payload));
+}
+
+static void print_data(const moe_screen *s, const moe_config *c) {
+    const char *source = moe_config_enum_name("data.source", c->data.source);
+    bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
+    if (!made)
+        moe_screen_wrapped(s, LABEL, "data", "%s from %s", source, c->data.path);
+    else
+        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences of %s", source,
+                           c->data.source == MOE_SOURCE_TEXT ? " from " : "", c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
+                           moe_text_count(c->data.tokens_per_device).s, moe_text_count(c->data.sequence_length).s);
+}
+
+static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
+    int32_t devices = c->cluster.devices, per_node = c->cluster.devices_per_node > 0 ? c->cluster.devices_per_node : devices;
+    int32_t nodes = (devices + per_node - 1) / per_node;
+    moe_screen_wrapped(s, LABEL, "devices", "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d experts on each device", devices, nodes,
+                       nodes == 1 ? "" : "s", per_node, devices / ranks, devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s",
+                       c->model.num_experts / devices);
+}
+
+/* Where it runs */
+
+static bool same_host(const moe_topology *a, const moe_topology *b) { return !strcmp(a->host, b->host); }
+
+static bool same_place(const moe_topology *a, const moe_topology *b) {
+    return same_host(a, b) && a->package == b->package && a->numa == b->numa && a->core == b->core && a->bound_cores == b->bound_cores &&
+           a->threads == b->threads;
+}
+
+/* First rank after `from` that differs. */
+static int run_end(const moe_topology *t, int from, int ranks, bool (*same)(const moe_topology *, const moe_topology *)) {
+    int end = from + 1;
+    while (end < ranks && same(&t[from], &t[end]))
+        end++;
+    return end;
+}
+
+static int count_runs(const moe_topology *t, int begin, int end) {
+    int runs = 0;
+    for (int q = begin; q < end; q = run_end(t, q, end, same_place))
+        runs++;
+    return runs;
+}
+
+static moe_text rank_range(int begin, int end) {
+    moe_text text;
+    if (end - begin == 1)
+        snprintf(text.s, sizeof text.s, "rank %d", begin);
+    else
+        snprintf(text.s, sizeof text.s, "ranks %d-%d", begin, end - 1);
+    return text;
+}
+
+/* "package 0, NUMA 1, core 3"; what is unknown, or several, is left out. */
+static void print_place(const moe_screen *s, const moe_topology *t, int begin, int end) {
+    char where[96] = "";
+    int length = 0;
+    if (t->package >= 0) length += snprintf(where + length, sizeof where - (size_t)length, ", package %d", t->package);
+    if (t->numa >= 0) length += snprintf(where + length, sizeof where - (size_t)length, ", NUMA %d", t->numa);
+    if (t->core >= 0)
+        snprintf(where + length, sizeof where - (size_t)length, ", core %d", t->core);
+    else if (t->bound_cores > 0)
+        snprintf(where + length, sizeof where - (size_t)length, ", any of %d cores", t->bound_cores);
+    moe_screen_wrapped(s, LABEL, "", "%s: %d thread%s%s%s", rank_range(begin, end).s, t->threads, t->threads == 1 ? "" : "s",
+                       end - begin > 1 ? " each" : "", where);
+}
+
+static void print_host(const moe_screen *s, const moe_topology *t, int begin, int end, const char *label) {
+    const moe_topology *h = &t[begin];
+    moe_screen_wrapped(s, LABEL, label, "%s: %s, %d core%s, %s of memory%s%s", h->host, rank_range(begin, end).s, h->host_cores,
+                       h->host_cores == 1 ? "" : "s", moe_text_bytes(h->memory_bytes).s, h->processor[0] ? "; " : "", h->processor);
+    if (count_runs(t, begin, end) > MOST_PLACES) {
+        moe_screen_wrapped(s, LABEL, "", "%s: %d to %d threads each, placement by rank in summary.json", rank_range(begin, end).s,
+                           t[end - 1].threads, t[begin].threads);
+        return;
+    }
+    for (int q = begin; q < end; q = run_end(t, q, end, same_place))
+        print_place(s, &t[q], q, run_end(t, q, end, same_place));
+}
+
+static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
+    int shown = 0, more = 0;
+    for (int q = 0; q < ranks; q = run_end(t, q, ranks, same_host)) {
+        if (shown < MOST_PLACES)
+            print_host(s, t, q, run_end(t, q, ranks, same_host), shown == 0 ? "machine" : "");
+        else
+            more++;
+        shown++;
+    }
+    if (more > 0) moe_screen_wrapped(s, LABEL, "", "and %d more groups of ranks: placement in summary.json", more);
+}
+
+static void print_memory(const moe_screen *s, int ranks, int64_t bytes_per_rank, int64_t available) {
+    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all; %s%s", moe_text_bytes(bytes_per_rank).s,
+                       moe_text_bytes(bytes_per_rank * ranks).s, available < 0 ? "" : moe_text_bytes(available).s,
+                       available < 0 ? "what is available is unknown" : " available on this host");
+}
+
+static void warn(const moe_screen *s, const char *text) {
+    fputs(moe_screen_paint(s, MOE_YELLOW), s->out);
+    moe_screen_wrapped(s, LABEL, "warning", "%s", text);
+    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
+}
+
+static void print_warnings(const moe_screen *s, const moe_config *c, const moe_topology *t, int ranks) {
+    char text[256];
+    for (int begin = 0, end; begin < ranks; begin = end) {
+        end = run_end(t, begin, ranks, same_host);
+        if (!t[begin].oversubscribed) continue;
+        bool one = t[begin].threads == 1;
+        snprintf(text, sizeof text, "%d rank%s x %d thread%s share %d core%s on %s: times are not those of %d devices", end - begin,
+                 end - begin == 1 ? "" : "s", t[begin].threads, one ? "" : "s", t[begin].host_cores, t[begin].host_cores == 1 ? "" : "s",
+                 t[begin].host, c->cluster.devices);
+        warn(s, text);
+        break;
+    }
+    if (t[0].synthetic) warn(s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is bound to it");
+}
+
+void moe_report_header(const moe_screen *s, const moe_config *c, const moe_topology *topologies, int ranks, int64_t memory_bytes_per_rank,
+                       int64_t memory_available) {
+    if (s->quiet) return;
+    fprintf(s->out, "%smoesim %s%s  %s\n", moe_screen_paint(s, MOE_BOLD), MOESIM_VERSION, moe_screen_paint(s, MOE_PLAIN), c->name);
+    print_model(s, c);
+    print_router(s, c);
+    print_balance(s, c);
+    print_exchange(s, c);
+    print_data(s, c);
+    print_cluster(s, c, ranks);
+    print_hosts(s, topologies, ranks);
+    print_memory(s, ranks, memory_bytes_per_rank, memory_available);
+    print_warnings(s, c, topologies, ranks);
+    fflush(s->out);
+}
+
+/* Step by step */
+
+static void erase_progress(const moe_screen *s) {
+    if (s->terminal) fputs("\r\033[K", s->out);
+}
+
+static void print_step_heads(const moe_screen *s) {
+    fprintf(s->out, "\n%s%8s %9s %9s %9s %10s %8s %11s %8s%s\n", moe_screen_paint(s, MOE_BOLD), "step", "expert", "device", "comm", "loss",
+            "devices", "sent to", "device", moe_screen_paint(s, MOE_PLAIN));
+    fprintf(s->out, "%8s %9s %9s %9s %10s %8s %11s %8s %s\n", "", "raw", "raw", "raw", "x alpha", "a token", "others", "max/mean", "    time");
+}
+
+/* Mean over layers of X. */
+static double mean_devices(const moe_step_record *r) {
+    double mean = 0;
+    for (int32_t l = 0; l < r->num_layers; l++)
+        mean += r->layer[l].mean_devices / r->num_layers;
+    return mean;
+}
+
+static double device_imbalance(const moe_step_record *r) {
+    double mean = 0;
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        const int64_t *load = r->layer[l].counts_per_device;
+        int64_t most = 0, sum = 0;
+        for (int32_t d = 0; d < r->devices; d++) {
+            most = load[d] > most ? load[d] : most;
+            sum += load[d];
+        }
+        mean += (sum > 0 ? (double)most * r->devices / (double)sum : 1) / r->num_layers;
+    }
+    return mean;
+}
+
+static void print_step(const moe_screen *s, const moe_step_record *r) {
+    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    moe_volume dispatch, combine;
+    moe_record_mean_losses(r, loss, raw, &total);
+    moe_record_volume(r, MOE_DISPATCH, &dispatch);
+    moe_record_volume(r, MOE_COMBINE, &combine);
+    fprintf(s->out, "%8lld %9s %9s %9s %10s %8s %11s %8s %8s%s\n", (long long)r->step, moe_text_number(raw[MOE_LOSS_EXPERT], 4).s,
+            moe_text_number(raw[MOE_LOSS_DEVICE], 4).s, moe_text_number(raw[MOE_LOSS_COMM], 4).s, moe_text_number(total, 6).s,
+            moe_text_number(mean_devices(r), 3).s, moe_text_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
+            moe_text_number(device_imbalance(r), 3).s, moe_text_seconds(r->seconds).s, moe_record_all_passed(r) ? "" : "  a check FAILED");
+}
+
+void moe_report_step(moe_screen *s, const moe_config *c, const moe_step_record *step) {
+    int64_t every = c->output.every > 0 ? c->output.every : 1, seen = s->steps_seen++;
+    if (s->quiet) return;
+    erase_progress(s);
+    if (seen == 0) print_step_heads(s);
+    if (seen % every == 0 || seen + 1 == c->run.steps || !moe_record_all_passed(step)) print_step(s, step);
+    fflush(s->out);
+}
+
+void moe_report_progress(const moe_screen *s, int64_t done, int64_t total, double seconds) {
+    if (s->quiet || !s->terminal) return;
+    double rate = seconds > 0 ? (double)done / seconds : 0;
+    erase_progress(s);
+    if (done < total) fprintf(s->out, "step %lld/%lld  %.3g steps/s", (long long)done, (long long)total, rate);
+    if (done < total && rate > 0) fprintf(s->out, "  %s left", moe_text_seconds((double)(total - done) / rate).s);
+    fflush(s->out);
+}

@@ -1,0 +1,52 @@
+/* report_end.c: the ending of a run: losses, volume, load, self-checks, time, and where the results are. */
+#include "moesim/report.h"
+#include "moesim/report_parts.h"
+
+enum { CHECK_INDENT = 12 };
+
+moe_text moe_report_layers(const moe_step_record *r, const char *how) {
+    moe_text text = {""};
+    if (r->num_layers > 1) snprintf(text.s, sizeof text.s, ", %s of %d layers", how, r->num_layers);
+    return text;
+}
+
+static void print_checks(const moe_screen *s, const moe_step_record *r) {
+    moe_screen_heading(s, "Self-checks");
+    for (int i = 0; i < r->num_checks; i++) {
+        const moe_check *k = &r->check[i];
+        enum moe_paint paint = !k->made ? MOE_DIM : k->passed ? MOE_GREEN : MOE_RED;
+        const char *label = !k->made ? "  not made" : k->passed ? "  passed" : "  FAILED";
+        fputs(moe_screen_paint(s, paint), s->out);
+        moe_screen_wrapped(s, CHECK_INDENT, label, "%s%s%s", k->name, k->detail[0] ? ": " : "", k->detail);
+        fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
+    }
+    if (!moe_record_all_passed(r)) fprintf(s->out, "  This run failed its own checks: do not use its figures.\n");
+}
+
+static void print_time(const moe_screen *s, const moe_config *c, const moe_step_record *r, double seconds) {
+    char text[512];
+    int length = snprintf(text, sizeof text, "%lld step%s in %s; the last one %s on the slowest rank:", (long long)c->run.steps,
+                          c->run.steps == 1 ? "" : "s", moe_text_seconds(seconds).s, moe_text_seconds(r->seconds).s);
+    for (int p = 0; p < MOE_NUM_PHASES; p++) {
+        double phase = 0;
+        for (int32_t l = 0; l < r->num_layers; l++)
+            phase += r->layer[l].phase_seconds[p];
+        length += snprintf(text + length, sizeof text - (size_t)length, "%s %s %s", p ? "," : "", moe_phase_names[p], moe_text_seconds(phase).s);
+    }
+    moe_screen_heading(s, "Time");
+    moe_screen_wrapped(s, 2, "", "%s", text);
+}
+
+void moe_report_end(const moe_screen *s, const moe_config *c, const moe_step_record *last, const char *folder, double seconds) {
+    if (s->quiet) return;
+    if (s->terminal) fputs("\r\033[K", s->out);
+    moe_report_losses(s, c, last);
+    moe_report_volume(s, c, last);
+    moe_report_load(s, c, last);
+    print_checks(s, last);
+    print_time(s, c, last, seconds);
+    moe_screen_heading(s, "Results");
+    fprintf(s->out, "  %s\n", folder);
+    moe_screen_wrapped(s, 2, "", "summary.json, metrics.jsonl, config.ini, comm_matrix.npy, expert_load.npy");
+    fflush(s->out);
+}

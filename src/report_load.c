@@ -1,0 +1,81 @@
+/* report_load.c: how evenly experts and devices are loaded: metrics with their formulas, a bar per device, and the device matrix. */
+#include "moesim/metrics.h"
+#include "moesim/report_parts.h"
+#include "moesim/tensor.h"
+#include "moesim/textgraph.h"
+
+#include <stddef.h>
+#include <string.h>
+
+/* A vector of every layer record, by its place in the struct. */
+typedef struct load_kind { const char *name; size_t member; bool by_expert; } load_kind;
+static const load_kind kinds[] = {
+    {"experts, selections", offsetof(moe_layer_record, counts_per_expert), true},
+    {"devices, selections", offsetof(moe_layer_record, counts_per_device), false},
+    {"devices, rows received", offsetof(moe_layer_record, received_rows), false},
+    {"devices, rows sent", offsetof(moe_layer_record, sent_rows), false},
+};
+
+static const int64_t *vector_of(const moe_layer_record *l, size_t member) { return *(int64_t *const *)((const char *)l + member); }
+
+static void print_metrics(const moe_screen *s, const moe_step_record *r, const load_kind *kind) {
+    double sum[6] = {0}, idle = 0;
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        moe_metrics m = moe_metrics_of(vector_of(&r->layer[l], kind->member), kind->by_expert ? r->num_experts : r->devices);
+        const double value[6] = {m.max_over_mean, m.maxvio, m.balancedness, m.cv, m.gini, m.entropy};
+        for (int i = 0; i < 6; i++)
+            sum[i] += value[i] / r->num_layers;
+        idle += (double)m.idle / r->num_layers;
+    }
+    fprintf(s->out, "  %-22s", kind->name);
+    for (int i = 0; i < 6; i++)
+        fprintf(s->out, " %8s", moe_text_number(sum[i], 3).s);
+    fprintf(s->out, " %5s\n", moe_text_number(idle, r->num_layers > 1).s);
+}
+
+static void print_formulas(const moe_screen *s) {
+    char text[1024] = "";
+    size_t length = 0;
+    for (const moe_metric_formula *f = moe_metric_formulas; f->name; f++)
+        length += (size_t)snprintf(text + length, sizeof text - length, "%s%s: %s", f == moe_metric_formulas ? "" : "; ", f->name, f->formula);
+    fputs(moe_screen_paint(s, MOE_DIM), s->out);
+    moe_screen_wrapped(s, 2, "", "%s", text);
+    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
+}
+
+/* Sum over layers of a vector of n. Owner: the caller. */
+static int64_t *sum_layers(const moe_step_record *r, size_t member, int64_t n) {
+    int64_t *sum = moe_alloc_zero(n, sizeof *sum, "a sum over layers");
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        const int64_t *x = vector_of(&r->layer[l], member);
+        for (int64_t i = 0; i < n; i++)
+            sum[i] += x[i];
+    }
+    return sum;
+}
+
+static moe_text block_words(const moe_blocks *b) {
+    moe_text text = {""};
+    if (b->size > 1) snprintf(text.s, sizeof text.s, ", by %s of %d devices", b->by_node ? "node" : "block", b->size);
+    return text;
+}
+
+void moe_report_load(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
+    moe_blocks blocks = moe_blocks_of(r->devices, c->cluster.devices_per_node);
+    int64_t d = r->devices, *load = sum_layers(r, offsetof(moe_layer_record, counts_per_device), d),
+            *rows = sum_layers(r, offsetof(moe_layer_record, received_rows), d), *matrix = sum_layers(r, offsetof(moe_layer_record, matrix), d * d);
+
+    moe_screen_heading(s, "Balance%s", moe_report_layers(r, "mean").s);
+    fprintf(s->out, "  %-22s %8s %8s %8s %8s %8s %8s %5s\n", "", "max/mean", "MaxVio", "mean/max", "CV", "Gini", "entropy", "idle");
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
+        print_metrics(s, r, &kinds[i]);
+    print_formulas(s);
+
+    moe_screen_heading(s, "Load per device: selections%s%s", block_words(&blocks).s, moe_report_layers(r, "sum").s);
+    moe_textgraph_bars(s, &blocks, load, rows);
+    moe_screen_heading(s, "Dispatch rows from device to device%s%s", block_words(&blocks).s, moe_report_layers(r, "sum").s);
+    moe_textgraph_matrix(s, &blocks, matrix);
+    moe_free(load);
+    moe_free(rows);
+    moe_free(matrix);
+}

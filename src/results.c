@@ -1,0 +1,244 @@
+/* results.c: the run's folder. Rank 0 makes it and writes the texts, arrays go through moe_comm_write_npy; whatever fails on one rank is
+ * agreed by all before anyone returns. */
+#include "moesim/results.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "moesim/tensor.h"
+
+/* Everything that moesim may leave in a folder: what --force removes. */
+static const char *const own_files[] = {"config.ini",  "metrics.jsonl", "summary.json",    "summary.json.tmp", "comm_matrix.npy", "expert_load.npy",
+                                        "topk_idx.npy", "kept.npy",     "topk_weight.npy", "report.html",      "y.npy",           "x.npy",
+                                        "logits.npy",  "dlogits.npy",   "dx.npy",          "dwgate.npy",       "dw1.npy",         "dw2.npy",
+                                        "dw3.npy",     "dsw1.npy",      "dsw2.npy",        "dsw3.npy",         NULL};
+
+enum { FILE_PATH_MAX = MOE_PATH_MAX + MOE_NAME_MAX + 8 };
+
+static void path_in(const moe_results *r, const char *name, char path[FILE_PATH_MAX]) {
+    snprintf(path, FILE_PATH_MAX, "%s/%s", r->folder, name);
+}
+
+/* A full or broken disk is nobody's mistake; anything else in the way of a fresh folder is the user's to mend. */
+static int open_failure(moe_status *st, const char *what, const char *path) {
+    int platform = errno == ENOSPC || errno == EDQUOT || errno == EIO || errno == ENOMEM;
+    return moe_fail(st, platform ? MOE_ERROR : MOE_USER, "cannot %s '%s': %s; choose a folder that can be written to with --out", what, path,
+                    strerror(errno));
+}
+
+/* The folder */
+
+/* Makes the parents of path; path itself is left alone. */
+static int make_parents(const char *path, moe_status *st) {
+    char part[MOE_PATH_MAX];
+    snprintf(part, sizeof part, "%s", path);
+    for (char *slash = part + 1; (slash = strchr(slash, '/')); slash++) {
+        *slash = '\0';
+        if (mkdir(part, 0777) != 0 && errno != EEXIST) return open_failure(st, "make the folder", part);
+        *slash = '/';
+    }
+    return MOE_OK;
+}
+
+static bool is_empty_folder(const char *path) {
+    DIR *folder = opendir(path);
+    bool empty = folder != NULL;
+    for (struct dirent *e; empty && (e = readdir(folder));)
+        empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+    if (folder) closedir(folder);
+    return empty;
+}
+
+static int remove_own_files(const moe_results *r, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    for (int i = 0; own_files[i]; i++) {
+        path_in(r, own_files[i], path);
+        if (unlink(path) != 0 && errno != ENOENT) return open_failure(st, "remove", path);
+    }
+    return MOE_OK;
+}
+
+static int make_named_folder(moe_results *r, const char *folder, bool force, moe_status *st) {
+    if (*folder == '\0' || strlen(folder) >= sizeof r->folder)
+        return moe_fail(st, MOE_USER, "--out: the folder's name must have 1 to %d characters, this one has %zu", MOE_PATH_MAX - 1, strlen(folder));
+    snprintf(r->folder, sizeof r->folder, "%s", folder);
+    for (size_t n = strlen(r->folder); n > 1 && r->folder[n - 1] == '/'; n--)
+        r->folder[n - 1] = '\0';
+    if (make_parents(r->folder, st) != MOE_OK) return st->code;
+    if (mkdir(r->folder, 0777) == 0) return MOE_OK;
+    if (errno != EEXIST) return open_failure(st, "make the folder", r->folder);
+
+    struct stat what;
+    if (stat(r->folder, &what) != 0 || !S_ISDIR(what.st_mode))
+        return moe_fail(st, MOE_USER, "--out: '%s' exists and is not a folder; choose another name", r->folder);
+    if (is_empty_folder(r->folder)) return MOE_OK;
+    if (!force)
+        return moe_fail(st, MOE_USER, "--out: the folder '%s' exists and is not empty; choose another one, or add --force to replace the results in it",
+                        r->folder);
+    return remove_own_files(r, st);
+}
+
+/* runs/<name>-<time>, then -2, -3 ... until one is new. */
+static int make_default_folder(moe_results *r, const char *name, moe_status *st) {
+    char stamp[32];
+    time_t now = time(NULL);
+    struct tm parts;
+    strftime(stamp, sizeof stamp, "%Y%m%d-%H%M%S", localtime_r(&now, &parts));
+    snprintf(r->folder, sizeof r->folder, "runs/%s-%s", name[0] ? name : "run", stamp);
+    if (make_parents(r->folder, st) != MOE_OK) return st->code;
+    for (int attempt = 2; mkdir(r->folder, 0777) != 0; attempt++) {
+        if (errno != EEXIST || attempt > 1000) return open_failure(st, "make the folder", r->folder);
+        snprintf(r->folder, sizeof r->folder, "runs/%s-%s-%d", name[0] ? name : "run", stamp, attempt);
+    }
+    return MOE_OK;
+}
+
+static int write_config(const moe_results *r, const moe_config *c, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    path_in(r, "config.ini", path);
+    FILE *file = fopen(path, "w");
+    if (!file) return open_failure(st, "write", path);
+    moe_config_print(c, file);
+    bool failed = ferror(file) != 0;
+    if (fclose(file) != 0 || failed) return open_failure(st, "write", path);
+    return MOE_OK;
+}
+
+static int open_metrics(moe_results *r, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    path_in(r, "metrics.jsonl", path);
+    r->metrics = fopen(path, "w");
+    return r->metrics ? MOE_OK : open_failure(st, "write", path);
+}
+
+int moe_results_open(const moe_comm *comm, const moe_config *c, const char *folder, bool force, moe_results *out, moe_status *st) {
+    memset(out, 0, sizeof *out);
+    if (comm->rank == 0) {
+        int code = folder ? make_named_folder(out, folder, force, st) : make_default_folder(out, c->name, st);
+        if (code == MOE_OK) code = write_config(out, c, st);
+        if (code == MOE_OK) open_metrics(out, st);
+    }
+    if (moe_comm_agree(comm, st) != MOE_OK) return st->code;
+    moe_comm_bcast(comm, out->folder, sizeof out->folder, 0);
+    return MOE_OK;
+}
+
+/* Step by step */
+
+static void keep_expert_load(moe_results *r, const moe_step_record *step) {
+    int64_t words = (int64_t)step->num_layers * step->num_experts, needed = (r->times.steps + 1) * words;
+    if (needed > r->expert_load_capacity) {
+        int64_t capacity = needed > 16 * words ? needed + needed / 2 : 16 * words;
+        int64_t *grown = moe_alloc(capacity, sizeof *grown, "expert loads of all steps");
+        if (r->times.steps > 0) memcpy(grown, r->expert_load, (size_t)(r->times.steps * words) * sizeof *grown);
+        moe_free(r->expert_load);
+        r->expert_load = grown;
+        r->expert_load_capacity = capacity;
+    }
+    for (int32_t l = 0; l < step->num_layers; l++)
+        memcpy(r->expert_load + r->times.steps * words + (int64_t)l * step->num_experts, step->layer[l].counts_per_expert,
+               (size_t)step->num_experts * sizeof *r->expert_load);
+}
+
+static void add_times(moe_run_times *t, const moe_step_record *step) {
+    t->steps++;
+    t->step_seconds += step->seconds;
+    for (int32_t l = 0; l < step->num_layers; l++)
+        for (int p = 0; p < MOE_NUM_PHASES; p++)
+            t->phase_seconds[p] += step->layer[l].phase_seconds[p];
+}
+
+static void write_step(moe_results *r, const moe_config *c, const moe_step_record *step, moe_status *st) {
+    json_t *object = moe_summary_step(c, step);
+    char *line = moe_summary_line(object);
+    if (fprintf(r->metrics, "%s\n", line) < 0 || fflush(r->metrics) != 0)
+        moe_fail(st, MOE_ERROR, "cannot write '%s/metrics.jsonl' at step %lld: %s", r->folder, (long long)step->step, strerror(errno));
+    free(line);
+    json_decref(object);
+}
+
+int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *step, moe_status *st) {
+    if (comm->rank == 0) {
+        write_step(r, c, step, st);
+        keep_expert_load(r, step);
+    }
+    add_times(&r->times, step);
+    return moe_comm_agree(comm, st);
+}
+
+/* The end */
+
+/* Writes beside the file and renames, so that the name never stands for half a text. */
+static void write_whole(const char *path, const char *text, moe_status *st) {
+    char beside[FILE_PATH_MAX + 8];
+    snprintf(beside, sizeof beside, "%s.tmp", path);
+    FILE *file = fopen(beside, "w");
+    bool written = file && fputs(text, file) >= 0 && fflush(file) == 0 && fsync(fileno(file)) == 0;
+    int reason = errno;
+    if (file && fclose(file) != 0 && written) {
+        written = false;
+        reason = errno;
+    }
+    if (written && rename(beside, path) == 0) return;
+    if (written) reason = errno;
+    moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(reason));
+    if (file) unlink(beside);
+}
+
+static void write_summary(const moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
+                          moe_status *st) {
+    char path[FILE_PATH_MAX];
+    json_t *object = moe_summary_run(c, last, topologies, ranks, &r->times);
+    char *text = moe_summary_indented(object);
+    path_in(r, "summary.json", path);
+    write_whole(path, text, st);
+    free(text);
+    json_decref(object);
+}
+
+static int write_matrix(const moe_comm *comm, const moe_results *r, const moe_step_record *last, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    int64_t devices = last->devices, shape[3] = {last->num_layers, devices, devices}, mine = 0;
+    moe_npy_piece *pieces = moe_alloc(last->num_layers, sizeof *pieces, "pieces of the matrix");
+    for (int32_t l = comm->rank; l < last->num_layers; l += comm->size)
+        pieces[mine++] = (moe_npy_piece){last->layer[l].matrix, l * devices * devices, devices * devices};
+    path_in(r, "comm_matrix.npy", path);
+    moe_comm_write_npy(comm, path, MOE_I64, 3, shape, pieces, mine, st);
+    moe_free(pieces);
+    return st->code;
+}
+
+static int write_expert_load(const moe_comm *comm, const moe_results *r, const moe_step_record *last, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    int64_t shape[3] = {r->times.steps, last->num_layers, last->num_experts};
+    moe_npy_piece all = {r->expert_load, 0, shape[0] * shape[1] * shape[2]};
+    path_in(r, "expert_load.npy", path);
+    return moe_comm_write_npy(comm, path, MOE_I64, 3, shape, &all, comm->rank == 0, st);
+}
+
+static void close_metrics(moe_results *r, moe_status *st) {
+    if (r->metrics && fclose(r->metrics) != 0) moe_fail(st, MOE_ERROR, "cannot write '%s/metrics.jsonl': %s", r->folder, strerror(errno));
+    r->metrics = NULL;
+}
+
+int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies,
+                      double seconds, moe_status *st) {
+    r->times.seconds = seconds;
+    if (comm->rank == 0) close_metrics(r, st);
+    int code = moe_comm_agree(comm, st);
+    if (code == MOE_OK) code = write_matrix(comm, r, last, st);
+    if (code == MOE_OK) code = write_expert_load(comm, r, last, st);
+    if (code == MOE_OK) {
+        if (comm->rank == 0) write_summary(r, c, last, topologies, comm->size, st);
+        code = moe_comm_agree(comm, st);
+    }
+    moe_free(r->expert_load);
+    r->expert_load = NULL;
+    r->expert_load_capacity = 0;
+    return code;
+}

@@ -1,0 +1,262 @@
+/* run.c: prolog (files, memory, folder, weights), loop over steps, epilog (summary, arrays, ending). */
+#include "moesim/run.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "moesim/gemm.h"
+#include "moesim/layer.h"
+#include "moesim/memory.h"
+#include "moesim/report.h"
+#include "moesim/results.h"
+#include "moesim/tally.h"
+#include "moesim/topology.h"
+
+typedef struct run {
+    const moe_comm *comm;
+    moe_config *c;
+    const moe_run_options *options;
+    moe_topology topology, *topologies; /* of this rank; of all ranks */
+    moe_memory memory;
+    moe_input input;
+    moe_batch batch;
+    moe_context context;
+    moe_layer *layers;
+    moe_activations activations;
+    moe_routing *routing; /* [layers] of the last step, with output.routing */
+    real *x, *y;          /* [T,H] */
+    moe_step_record record;
+    moe_results results;
+    moe_screen screen;
+    double start;
+} run;
+
+/* --- prolog
+ * -------------------------------------------------------------------------------------------------------------------------------------- */
+
+static void gather_topologies(run *r) {
+    int64_t *bytes = moe_alloc(r->comm->size, sizeof *bytes, "topologies");
+    for (int q = 0; q < r->comm->size; q++) {
+        bytes[q] = sizeof(moe_topology);
+    }
+    r->topologies = moe_alloc(r->comm->size, sizeof(moe_topology), "topologies");
+    moe_comm_allgatherv(r->comm, &r->topology, r->topologies, bytes);
+    moe_free(bytes);
+}
+
+static double gib(int64_t bytes) {
+    return (double)bytes / (1 << 30);
+}
+
+/* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
+static int check_memory(run *r, moe_status *st) {
+    int64_t available = moe_memory_available(), needed;
+    r->memory = moe_memory_estimate(r->c, r->input.num_tokens_global);
+    if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) needed = INT64_MAX;
+    if (available >= 0 && needed > available)
+        moe_fail(st, MOE_USER,
+                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, activations %.3g, exchange %.3g), and "
+                 "%.3g GiB are "
+                 "available: lower model.num_experts, model.hidden_size, model.moe_intermediate_size or data.tokens_per_device",
+                 gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights), gib(r->memory.activations),
+                 gib(r->memory.exchange), gib(available));
+    return moe_comm_agree(r->comm, st);
+}
+
+static void make_context(run *r) {
+    const moe_config *c = r->c;
+    int64_t tokens = r->input.num_tokens_global ? r->input.num_tokens_global : (int64_t)c->cluster.devices * c->data.tokens_per_device;
+    moe_batch_layout(&r->batch, tokens, c->data.sequence_length, c->cluster.devices, r->comm->rank, r->comm->size);
+    r->batch.counted = r->input.mask;
+    r->context = (moe_context){.comm = r->comm, .config = c, .batch = &r->batch, .input = &r->input};
+    moe_placement_block(&r->context.placement, c->model.num_experts, c->cluster.devices);
+    moe_router_init(&r->context.router, c, r->input.bias);
+    moe_balance_init(&r->context.balance, c);
+    if (r->input.routing && !r->input.scores) r->context.balance.has_scores = false;
+}
+
+static void make_layers(run *r) {
+    int64_t elements = r->batch.num_tokens * r->c->model.hidden_size;
+    r->layers = moe_alloc(r->c->model.num_layers, sizeof *r->layers, "layers");
+    r->routing = moe_alloc_zero(r->c->model.num_layers, sizeof *r->routing, "layers");
+    for (int32_t l = 0; l < r->c->model.num_layers; l++) {
+        moe_layer_init(&r->layers[l], &r->context, l);
+    }
+    r->x = moe_alloc(elements, sizeof(real), "x");
+    r->y = moe_alloc(elements, sizeof(real), "y");
+    moe_step_record_init(&r->record, r->c->model.num_layers, r->c->model.num_experts, r->c->cluster.devices);
+}
+
+/* --- one step
+ * ---------------------------------------------------------------------------------------------------------------------------------------
+ */
+
+static void make_x(run *r, int64_t step) {
+    switch (r->c->data.source) {
+    case MOE_SOURCE_SYNTHETIC:
+        moe_data_synthetic(r->c, &r->batch, step, r->x, NULL);
+        break;
+    case MOE_SOURCE_TEXT:
+        moe_data_text(r->c, r->input.text, r->input.text_length, step, &r->batch, r->x);
+        break;
+    default:
+        moe_data_keyed(r->c, &r->batch, r->x);
+        break;
+    }
+}
+
+/* The layer's output goes into the next layer's input. */
+static void pass_on(run *r) {
+    int64_t n = r->batch.num_tokens * r->c->model.hidden_size;
+    if (!r->c->model.residual) {
+        memcpy(r->x, r->y, (size_t)n * sizeof(real));
+        return;
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        r->x[i] = r->y[i] + r->x[i]; /* the residual comes last (method.md section 4) */
+    }
+}
+
+/* Slowest rank's times. */
+static void agree_times(run *r, double seconds) {
+    int32_t layers = r->record.num_layers;
+    double *t = moe_alloc(layers * MOE_NUM_PHASES + 1, sizeof *t, "times");
+    for (int32_t l = 0; l < layers; l++) {
+        memcpy(t + l * MOE_NUM_PHASES, r->record.layer[l].phase_seconds, sizeof r->record.layer[l].phase_seconds);
+    }
+    t[layers * MOE_NUM_PHASES] = seconds;
+    moe_comm_max_f64(r->comm, t, layers * MOE_NUM_PHASES + 1);
+    for (int32_t l = 0; l < layers; l++) {
+        memcpy(r->record.layer[l].phase_seconds, t + l * MOE_NUM_PHASES, sizeof r->record.layer[l].phase_seconds);
+    }
+    r->record.seconds = t[layers * MOE_NUM_PHASES];
+    moe_free(t);
+}
+
+static int write_layer_tensors(run *r, int32_t l, moe_status *st) {
+    const moe_activations *a = &r->activations;
+    int64_t n = r->c->model.num_experts;
+    char name[3][32];
+    const char *base[3] = {"y", "logits", "dlogits"};
+    for (int i = 0; i < 3; i++) {
+        if (r->c->model.num_layers == 1)
+            snprintf(name[i], sizeof name[i], "%s", base[i]);
+        else
+            snprintf(name[i], sizeof name[i], "%s_layer%d", base[i], l);
+    }
+    if (moe_results_tensor(r->comm, &r->results, name[0], &r->batch, r->y, r->c->model.hidden_size, sizeof(real), st)) return st->code;
+    const void *logits = a->logits.f32 ? (const void *)a->logits.f32 : a->logits.f64;
+    bool have_logits = r->input.routing == NULL;
+    if (!have_logits) return MOE_OK;
+    size_t size = a->logits.f32 || (!logits && r->input.logits_dtype == MOE_F32 && sizeof(real) == 4) ? sizeof(float) : sizeof(double);
+    if (moe_results_tensor(r->comm, &r->results, name[1], &r->batch, logits, n, size, st)) return st->code;
+    double *dlogits = moe_alloc(r->batch.num_tokens * n, sizeof *dlogits, "dlogits");
+    moe_layer_dlogits(&r->context, a, dlogits);
+    moe_results_tensor(r->comm, &r->results, name[2], &r->batch, dlogits, n, sizeof *dlogits, st);
+    moe_free(dlogits);
+    return st->code;
+}
+
+static void keep_routing(moe_routing *to, const moe_routing *from, int32_t k) {
+    moe_routing_reserve(to, from->num_tokens, k);
+    to->num_selections = from->num_selections;
+    memcpy(to->row_offset, from->row_offset, (size_t)(from->num_tokens + 1) * sizeof *to->row_offset);
+    if (from->num_selections == 0) return;
+    memcpy(to->expert, from->expert, (size_t)from->num_selections * sizeof *to->expert);
+    memcpy(to->weight, from->weight, (size_t)from->num_selections * sizeof *to->weight);
+}
+
+static int run_step(run *r, int64_t step, moe_status *st) {
+    bool last = step + 1 == r->c->run.steps;
+    double begin = moe_comm_time(), writing = 0;
+    moe_step_record_clear(&r->record);
+    r->record.step = step;
+    r->record.num_tokens = r->batch.num_tokens_global;
+    make_x(r, step);
+    for (int32_t l = 0; l < r->c->model.num_layers; l++) {
+        moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, &r->activations, &r->record.layer[l]);
+        moe_tally_layer(&r->layers[l], &r->context, &r->activations, r->y, &r->record);
+        double pause = moe_comm_time();
+        if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations.routing, r->c->router.top_k);
+        if (last && r->c->output.tensors && write_layer_tensors(r, l, st)) return st->code;
+        writing += moe_comm_time() - pause;
+        pass_on(r);
+    }
+    agree_times(r, moe_comm_time() - begin - writing);
+    if (moe_results_step(r->comm, &r->results, r->c, &r->record, st)) return st->code;
+    if (r->comm->rank == 0) {
+        moe_report_step(&r->screen, r->c, &r->record);
+        moe_report_progress(&r->screen, step + 1, r->c->run.steps, moe_comm_time() - r->start);
+    }
+    for (int i = 0; i < r->record.num_checks; i++) {
+        const moe_check *check = &r->record.check[i];
+        if (check->made && !check->passed)
+            return moe_fail(st, MOE_RUN_FAILED, "step %lld failed its self-check %s: %s", (long long)step, check->name, check->detail);
+    }
+    return MOE_OK;
+}
+
+/* --- run
+ * ----------------------------------------------------------------------------------------------------------------------------------------------
+ */
+
+static int prepare(run *r, moe_status *st) {
+    moe_gemm_init();
+    moe_topology_init(r->comm, r->c->run.threads, &r->topology);
+    gather_topologies(r);
+    if (moe_input_read(r->comm, r->c, &r->input, st)) return st->code;
+    if (check_memory(r, st)) return st->code;
+    if (r->options->check_only) return MOE_OK;
+    if (moe_results_open(r->comm, r->c, r->options->out, r->options->force, &r->results, st)) return st->code;
+    r->screen = moe_screen_of(stdout, r->options->quiet);
+    if (r->comm->rank == 0) moe_report_header(&r->screen, r->c, r->topologies, r->comm->size, r->memory.total, moe_memory_available());
+    make_context(r);
+    make_layers(r);
+    return MOE_OK;
+}
+
+/* A failed self-check ends the loop; its step is in the results like any other. */
+static int finish(run *r, moe_status *st) {
+    moe_status writing = {0};
+    double seconds = moe_comm_time() - r->start;
+    if (r->c->output.routing && st->code == MOE_OK) moe_results_routing(r->comm, &r->results, r->c, &r->batch, r->routing, &writing);
+    if (writing.code == MOE_OK) moe_results_close(r->comm, &r->results, r->c, &r->record, r->topologies, seconds, &writing);
+    if (r->comm->rank == 0) moe_report_end(&r->screen, r->c, &r->record, r->results.folder, seconds);
+    if (writing.code) moe_fail(st, writing.code, "%s", writing.message);
+    return st->code;
+}
+
+static void free_run(run *r) {
+    for (int32_t l = 0; l < r->c->model.num_layers && r->layers; l++) {
+        moe_layer_free(&r->layers[l]);
+        moe_routing_free(&r->routing[l]);
+    }
+    moe_activations_free(&r->activations);
+    moe_placement_free(&r->context.placement);
+    moe_batch_free(&r->batch);
+    moe_input_free(&r->input);
+    if (r->layers) moe_step_record_free(&r->record);
+    moe_free(r->layers);
+    moe_free(r->routing);
+    moe_free(r->x);
+    moe_free(r->y);
+    moe_free(r->topologies);
+}
+
+int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options, moe_status *st) {
+    run r = {.comm = comm, .c = c, .options = options, .start = moe_comm_time()};
+    if (prepare(&r, st) == MOE_OK) {
+        if (options->check_only) {
+            if (comm->rank == 0) moe_config_print(c, stdout);
+        } else {
+            r.start = moe_comm_time();
+            for (int64_t step = 0; step < c->run.steps && st->code == MOE_OK; step++) {
+                run_step(&r, step, st);
+            }
+            if (st->code == MOE_OK || st->code == MOE_RUN_FAILED) finish(&r, st);
+        }
+    }
+    free_run(&r);
+    return st->code;
+}

@@ -1,0 +1,149 @@
+/* scopes.c: adds segment cells up to devices, sequences and the global batch, and makes the three kinds of loss from them.
+ * Two integer allreduces per layer: cells (the global one and those of sequences that several ranks share), then exact sums of the losses.
+ */
+#include "moesim/scopes.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "moesim/exact.h"
+#include "moesim/status.h"
+
+/* --- sequences that several ranks hold
+ * ------------------------------------------------------------------------------------------------------ */
+
+/* The sequence that is cut at the first token of device d, or -1: d's first token does not begin a sequence. */
+static int64_t cut_sequence(const moe_batch *b, int32_t d) {
+    int64_t first = moe_token_begin(b->num_tokens_global, b->devices, d);
+    bool inside = first > 0 && first < b->num_tokens_global && first % b->sequence_length != 0;
+    return inside ? first / b->sequence_length : -1;
+}
+
+/* Counts the distinct sequences cut at the first token of every `step`-th device; with list, writes them (ascending). */
+static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
+    int64_t count = 0, last = -1;
+    for (int32_t d = step; d < b->devices; d += step) {
+        int64_t q = cut_sequence(b, d);
+        if (q < 0 || q == last) continue;
+        if (list) list[count] = q;
+        last = q;
+        count++;
+    }
+    return count;
+}
+
+/* --- cells
+ * ---------------------------------------------------------------------------------------------------------------------------------- */
+
+static void add_segments(moe_scopes *s, const moe_batch *b, const moe_stats *segments) {
+    int64_t sequences = b->num_segments ? b->segment[b->num_segments - 1].sequence - b->segment[0].sequence + 1 : 0;
+    s->first_sequence = b->num_segments ? b->segment[0].sequence : 0;
+    moe_stats_reserve(&s->sequence, segments->num_experts, segments->devices, sequences);
+    moe_stats_reserve(&s->device, segments->num_experts, segments->devices, b->num_local_devices);
+    moe_stats_reserve(&s->global, segments->num_experts, segments->devices, 1);
+    for (int64_t i = 0; i < b->num_segments; i++) {
+        const int64_t *cell = moe_stats_cell(segments, i);
+        moe_stats_add(segments, moe_stats_cell(&s->sequence, b->segment[i].sequence - s->first_sequence), cell);
+        moe_stats_add(segments, moe_stats_cell(&s->device, b->segment[i].device - b->first_device), cell);
+    }
+}
+
+static void use_sent_rows(moe_scopes *s, const moe_batch *b, const int64_t *rows_to) {
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        memcpy(moe_stats_device_tokens(&s->device, moe_stats_cell(&s->device, j)), rows_to + (int64_t)j * b->devices,
+               (size_t)b->devices * sizeof(int64_t));
+    }
+}
+
+/* First allreduce: cells [global | shared sequences]. Afterwards local sequences that are shared hold the complete sums. */
+static void complete_cells(moe_scopes *s, const moe_comm *comm, const moe_batch *b) {
+    int64_t num_shared = cut_sequences(b, b->num_local_devices, NULL);
+    int64_t *list = moe_alloc(num_shared + 1, sizeof *list, "shared sequences");
+    cut_sequences(b, b->num_local_devices, list);
+    moe_stats_reserve(&s->shared, s->device.num_experts, s->device.devices, num_shared + 1);
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
+    }
+    for (int64_t i = 0; i < num_shared; i++) {
+        int64_t local = list[i] - s->first_sequence;
+        if (local >= 0 && local < s->sequence.num_cells)
+            memcpy(moe_stats_cell(&s->shared, i + 1), moe_stats_cell(&s->sequence, local), (size_t)s->sequence.words * sizeof(int64_t));
+    }
+    moe_comm_sum_i64(comm, s->shared.cell, (num_shared + 1) * s->shared.words);
+    memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
+    for (int64_t i = 0; i < num_shared; i++) {
+        int64_t local = list[i] - s->first_sequence;
+        if (local >= 0 && local < s->sequence.num_cells)
+            memcpy(moe_stats_cell(&s->sequence, local), moe_stats_cell(&s->shared, i + 1), (size_t)s->sequence.words * sizeof(int64_t));
+    }
+    moe_free(list);
+}
+
+/* --- losses
+ * ---------------------------------------------------------------------------------------------------------------------------------- */
+
+enum { MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1 }; /* exact sums of the losses, and how many were added */
+
+static void add_losses(const moe_balance *balance, const moe_placement *placement, const moe_stats *stats, int64_t *cell, int64_t *sum) {
+    double loss[MOE_NUM_LOSSES];
+    if (cell[MOE_STAT_TOKENS] == 0) return;
+    sum[MEAN_WORDS - 1]++;
+    moe_balance_losses(balance, placement, stats, cell, loss);
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        if (isfinite(loss[i])) moe_exact_add(sum + i * MOE_EXACT_WORDS, loss[i]);
+    }
+}
+
+static void mean_losses(const moe_balance *balance, const int64_t *sum, double *loss, int64_t *population) {
+    *population = sum[MEAN_WORDS - 1];
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        bool defined = balance->has_scores;
+        loss[i] = !defined ? NAN : *population ? moe_exact_value(sum + i * MOE_EXACT_WORDS) / (double)*population : 0;
+    }
+}
+
+/* A sequence is counted by the rank that holds its first token. */
+static bool owns(const moe_batch *b, int64_t sequence) {
+    int64_t first = sequence * b->sequence_length;
+    return first >= b->first_token && first < b->first_token + b->num_tokens;
+}
+
+void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
+                       const moe_batch *batch, const moe_stats *segments, const int64_t *rows_to) {
+    add_segments(s, batch, segments);
+    if (rows_to) use_sent_rows(s, batch, rows_to);
+    complete_cells(s, comm, batch);
+    int64_t sum[2][MEAN_WORDS] = {{0}};
+    for (int64_t i = 0; i < s->sequence.num_cells; i++) {
+        if (owns(batch, s->first_sequence + i))
+            add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
+    }
+    for (int64_t j = 0; j < s->device.num_cells; j++) {
+        add_losses(balance, placement, &s->device, moe_stats_cell(&s->device, j), sum[MOE_SCOPE_DEVICE]);
+    }
+    moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
+    for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {
+        mean_losses(balance, sum[scope], s->loss[scope], &s->population[scope]);
+    }
+    s->population[MOE_SCOPE_GLOBAL] = 1;
+    moe_balance_losses(balance, placement, &s->global, s->global.cell, s->loss[MOE_SCOPE_GLOBAL]);
+    moe_balance_ideal(balance, &s->global, s->global.cell, s->ideal);
+    int64_t words = (1 + cut_sequences(batch, 1, NULL)) * s->global.words + 2 * MEAN_WORDS;
+    s->allreduce_bytes = words * (int64_t)sizeof(int64_t) * batch->devices;
+}
+
+int64_t *moe_scopes_cell(const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor) {
+    const moe_segment *segment = &batch->segment[i];
+    int64_t *cell = scope == MOE_SCOPE_SEQUENCE ? moe_stats_cell(&s->sequence, segment->sequence - s->first_sequence)
+                    : scope == MOE_SCOPE_DEVICE ? moe_stats_cell(&s->device, segment->device - batch->first_device)
+                                                : s->global.cell;
+    *divisor = (double)cell[MOE_STAT_TOKENS] * (double)s->population[scope];
+    return cell;
+}
+
+void moe_scopes_free(moe_scopes *s) {
+    moe_stats_free(&s->sequence);
+    moe_stats_free(&s->device);
+    moe_stats_free(&s->global);
+    moe_stats_free(&s->shared);
+}

@@ -1,0 +1,244 @@
+/* select.c: group limit, top-k and combine weights of one token. method.md sections 1.3 to 1.6.
+ *
+ * Idea: a two-level tournament. Blocks of 8 selection scores and their maxima; the largest of all is the first block with the largest
+ * maximum, then the first place in it that equals it, so the lowest index wins among equals; then one block maximum is computed anew.
+ * K experts cost K (blocks + 16) steps without a hard-to-predict branch. Advantage over K passes: 5 times fewer steps at N = 256.
+ * Disadvantage: groups of fewer than 8 experts waste the rest of a block. */
+#include "select.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "moesim/status.h"
+#include "moesim/tensor.h"
+
+enum { BLOCK = 8 };
+
+static double larger(double a, double b) { return a > b ? a : b; }
+static double smaller(double a, double b) { return a < b ? a : b; }
+
+void moe_select_reserve(moe_select *w, const moe_router *r) {
+    w->groups = r->group_limit == MOE_GROUP_NONE ? 1 : r->num_groups;
+    MOE_ASSERT(w->groups > 0 && r->num_experts % w->groups == 0 && r->top_k > 0);
+    w->group_size = r->num_experts / w->groups;
+    w->group_blocks = (w->group_size + BLOCK - 1) / BLOCK;
+    int64_t blocks = (int64_t)w->groups * w->group_blocks, doubles = blocks * (BLOCK + 2) + w->groups + 2 * (int64_t)r->top_k;
+    double *d = w->memory = moe_alloc(doubles + blocks + w->groups + 2 * (int64_t)r->top_k, sizeof(double), "router's working memory");
+    w->score = d;
+    w->block_max = w->score + blocks * BLOCK;
+    w->kept_max = w->block_max + blocks;
+    w->group_score = w->kept_max + blocks;
+    w->s = w->group_score + w->groups;
+    w->order_s = w->s + r->top_k;
+    w->kept_block = (int32_t *)(w->order_s + r->top_k);
+    w->kept = w->kept_block + blocks;
+    w->expert = w->kept + w->groups;
+    w->order = w->expert + r->top_k;
+    for (int64_t i = 0; i < blocks * BLOCK; i++)
+        w->score[i] = -INFINITY;
+}
+
+void moe_select_free(moe_select *w) {
+    moe_free(w->memory);
+    *w = (moe_select){0};
+}
+
+static double block_maximum(const double *x) {
+    double a = larger(x[0], x[4]), b = larger(x[1], x[5]), c = larger(x[2], x[6]), d = larger(x[3], x[7]);
+    return larger(larger(a, c), larger(b, d));
+}
+
+/* Selection score s + b; -inf where the logit is. */
+static void fill_scores(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
+    int32_t n = w->group_size, stride = w->group_blocks * BLOCK;
+    for (int32_t g = 0; g < w->groups; g++) {
+        double *to = w->score + g * stride;
+        if (r->bias)
+            for (int32_t i = 0; i < n; i++)
+                to[i] = s[g * n + i] + r->bias[g * n + i];
+        else memcpy(to, s + g * n, (size_t)n * sizeof *to);
+        if (may_be_disabled)
+            for (int32_t i = 0; i < n; i++)
+                to[i] = z[g * n + i] == -INFINITY ? -INFINITY : to[i];
+    }
+    for (int32_t b = 0; b < w->groups * w->group_blocks; b++)
+        w->block_max[b] = block_maximum(w->score + b * BLOCK);
+}
+
+/* First index of the largest of x [n]; *value = that number. */
+static int32_t first_largest(const double *x, int32_t n, double *value) {
+    double v = x[0];
+    int32_t at = 0;
+    for (int32_t i = 1; i < n; i++)
+        v = larger(v, x[i]);
+    for (int32_t i = n - 1; i >= 0; i--)
+        at = x[i] == v ? i : at;
+    *value = v;
+    return at;
+}
+
+/* DeepSeek-V2: max over the group. */
+static double group_max(const moe_select *w, int32_t g) {
+    const double *m = w->block_max + g * w->group_blocks;
+    double v = m[0];
+    for (int32_t b = 1; b < w->group_blocks; b++)
+        v = larger(v, m[b]);
+    return v;
+}
+
+/* DeepSeek-V3: sum of the two largest of the group; of one, when there is only one. The second largest is the largest of the other blocks'
+ * maxima and of the second largest of the first block. */
+static double group_top2_sum(const moe_select *w, int32_t g) {
+    const double *m = w->block_max + g * w->group_blocks, *x;
+    double first, second = -INFINITY;
+    int32_t at = first_largest(m, w->group_blocks, &first);
+    x = w->score + (g * w->group_blocks + at) * BLOCK;
+    for (int32_t b = 0; b < w->group_blocks; b++)
+        second = larger(second, b == at ? -INFINITY : m[b]);
+    double a = larger(x[0], x[4]), b = larger(x[1], x[5]), c = larger(x[2], x[6]), d = larger(x[3], x[7]);
+    double a2 = smaller(x[0], x[4]), b2 = smaller(x[1], x[5]), c2 = smaller(x[2], x[6]), d2 = smaller(x[3], x[7]);
+    double ac = larger(a, c), bd = larger(b, d), ac2 = larger(smaller(a, c), larger(a2, c2)), bd2 = larger(smaller(b, d), larger(b2, d2));
+    second = larger(second, larger(smaller(ac, bd), larger(ac2, bd2)));
+    return second == -INFINITY ? first : first + second;
+}
+
+/* Megatron-Core: sum of the `count` largest of the group, largest first. Goes from each value to the next smaller one. */
+static double group_top_sum(const moe_select *w, int32_t g, int32_t count) {
+    const double *x = w->score + g * w->group_blocks * BLOCK;
+    double sum = 0, last = INFINITY;
+    int32_t taken = 0;
+    while (taken < count) {
+        double v = -INFINITY;
+        int32_t equal = 0;
+        for (int32_t i = 0; i < w->group_size; i++)
+            v = x[i] < last ? larger(v, x[i]) : v;
+        if (v == -INFINITY) break;
+        for (int32_t i = 0; i < w->group_size; i++)
+            equal += x[i] == v;
+        for (; equal > 0 && taken < count; equal--, taken++)
+            sum += v;
+        last = v;
+    }
+    return taken == 0 ? -INFINITY : sum;
+}
+
+static double group_score(const moe_select *w, const moe_router *r, int32_t g) {
+    switch (r->group_limit) {
+    case MOE_GROUP_TOP2_SUM: return group_top2_sum(w, g);
+    case MOE_GROUP_TOPK_SUM: return group_top_sum(w, g, r->top_k >= r->topk_group ? r->top_k / r->topk_group : 1);
+    default: return group_max(w, g); /* max, quota */
+    }
+}
+
+/* The M best groups in ascending order, in kept; returns how many. A group whose experts are all disabled is not kept. */
+static int32_t choose_groups(moe_select *w, const moe_router *r) {
+    int32_t count = 0;
+    if (r->group_limit == MOE_GROUP_NONE || r->topk_group >= w->groups) {
+        for (int32_t g = 0; g < w->groups; g++)
+            w->kept[g] = g;
+        return w->groups;
+    }
+    for (int32_t g = 0; g < w->groups; g++) {
+        w->group_score[g] = group_score(w, r, g);
+        w->kept[g] = 0;
+    }
+    for (int32_t m = 0; m < r->topk_group; m++) {
+        double best;
+        int32_t g = first_largest(w->group_score, w->groups, &best);
+        if (best == -INFINITY) break;
+        w->group_score[g] = -INFINITY;
+        w->kept[g] = 1;
+    }
+    for (int32_t g = 0; g < w->groups; g++) { /* from flags to a list, in place: count <= g */
+        int32_t is_kept = w->kept[g];
+        w->kept[count] = g;
+        count += is_kept;
+    }
+    return count;
+}
+
+/* Copies the block maxima of the kept groups together; returns how many blocks. */
+static int32_t gather_blocks(moe_select *w, int32_t kept) {
+    int32_t blocks = 0;
+    for (int32_t k = 0; k < kept; k++)
+        for (int32_t b = w->kept[k] * w->group_blocks, end = b + w->group_blocks; b < end; b++, blocks++) {
+            w->kept_max[blocks] = w->block_max[b];
+            w->kept_block[blocks] = b;
+        }
+    return blocks;
+}
+
+/* Takes the `count` largest out of kept blocks [begin, end) into w->expert and w->s from place `chosen` on; returns the new number chosen. */
+static int32_t take_largest(moe_select *w, const double *s, int32_t begin, int32_t end, int32_t count, int32_t chosen) {
+    for (int32_t k = 0; k < count; k++) {
+        double best, v;
+        int32_t at = begin + first_largest(w->kept_max + begin, end - begin, &best), block = w->kept_block[at];
+        double *x = w->score + block * BLOCK;
+        if (best == -INFINITY) break;
+        int32_t inside = first_largest(x, BLOCK, &v);
+        int32_t group = block / w->group_blocks;
+        int32_t expert = group * w->group_size + (block - group * w->group_blocks) * BLOCK + inside;
+        x[inside] = -INFINITY;
+        w->kept_max[at] = block_maximum(x);
+        w->expert[chosen] = expert;
+        w->s[chosen++] = s[expert];
+    }
+    return chosen;
+}
+
+/* Falling unbiased score, then index: the place of each is the number of those before it. */
+static void order_chosen(const moe_select *w, int32_t count, int32_t *expert, double *ordered) {
+    for (int32_t i = 0; i < count; i++) {
+        int32_t place = 0;
+        for (int32_t j = 0; j < count; j++)
+            place += (w->s[j] > w->s[i]) | ((w->s[j] == w->s[i]) & (w->expert[j] < w->expert[i]));
+        expert[place] = w->expert[i];
+        ordered[place] = w->s[i];
+    }
+}
+
+/* g = s of the chosen; norm_topk_prob: / (sum + 1e-20) as DeepSeek's code does; softmax_topk: / sum, always; then x routed_scaling_factor. */
+static void combine_weights(const moe_router *r, const double *s, int32_t count, double *weight) {
+    bool softmax_topk = r->score_func == MOE_SCORE_SOFTMAX_TOPK;
+    bool normalise = softmax_topk || (r->norm_topk_prob && (r->top_k > 1 || r->norm_single));
+    double sum = 0, factor = !normalise || r->scale_normalized ? r->routed_scaling_factor : 1.0;
+    for (int32_t k = 0; k < count; k++)
+        sum += s[k];
+    double divisor = !normalise ? 1.0 : softmax_topk ? (sum > 0 ? sum : 1.0) : sum + 1e-20;
+    for (int32_t k = 0; k < count; k++)
+        weight[k] = s[k] / divisor * factor;
+}
+
+int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled, int32_t *expert,
+                           double *weight) {
+    int32_t count = 0, kept;
+    fill_scores(w, r, z, s, may_be_disabled);
+    kept = choose_groups(w, r);
+    int32_t blocks = gather_blocks(w, kept);
+    if (r->group_limit == MOE_GROUP_QUOTA)
+        for (int32_t k = 0; k < kept; k++)
+            count = take_largest(w, s, k * w->group_blocks, (k + 1) * w->group_blocks, r->top_k / r->topk_group, count);
+    else if (blocks > 0) count = take_largest(w, s, 0, blocks, r->top_k, 0);
+    order_chosen(w, count, expert, w->order_s);
+    if (weight) combine_weights(r, w->order_s, count, weight);
+    return count;
+}
+
+int32_t moe_router_select(const moe_router *r, const double *z, const double *s, int32_t *expert, double *weight) {
+    moe_select w = {0};
+    moe_select_reserve(&w, r);
+    int32_t count = moe_select_experts(&w, r, z, s, 1, expert, weight);
+    moe_select_free(&w);
+    return count;
+}
+
+int32_t moe_router_distinct_groups(const moe_router *r, const int32_t *expert, int32_t count) {
+    int32_t size = r->num_experts / r->num_groups, distinct = 0;
+    for (int32_t k = 0; k < count; k++) {
+        int32_t seen = 0;
+        for (int32_t j = 0; j < k; j++)
+            seen |= expert[j] / size == expert[k] / size;
+        distinct += !seen;
+    }
+    return distinct;
+}

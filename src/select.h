@@ -1,0 +1,34 @@
+/* select.h: choosing the experts of one token, with working memory that lives for many tokens. Layer 2 (decide): pure.
+ * Used by select.c and router.c (and the bench); everybody else calls moe_router_select. */
+#ifndef MOESIM_SELECT_H
+#define MOESIM_SELECT_H
+
+#include <stdint.h>
+#include "moesim/router.h"
+
+/* The selection scores of a token stand in blocks of 8: each group starts a new block, the rest of its last block is -inf.
+ * With block maxima beside them, taking the largest of the kept groups looks at (number of kept blocks) + 8 numbers. */
+typedef struct moe_select {
+    int32_t groups, group_size, group_blocks;  /* without a group limit: one group of N */
+    double *score;       /* [groups * group_blocks * 8] s + b, -inf where disabled, taken, or padding */
+    double *block_max;   /* [groups * group_blocks] of score */
+    double *kept_max;    /* [groups * group_blocks] block_max of the kept groups, groups ascending */
+    int32_t *kept_block; /* the same, block ids */
+    double *group_score; /* [groups] */
+    int32_t *kept;       /* [groups] ids of kept groups, ascending */
+    double *s;           /* [top_k] unbiased scores of the chosen */
+    int32_t *expert;     /* [top_k] before ordering */
+    double *order_s;     /* [top_k] */
+    int32_t *order;      /* [top_k] */
+    void *memory;
+} moe_select;
+
+/* Local. Working memory for router r; one per thread. Free with moe_select_free. */
+void moe_select_reserve(moe_select *w, const moe_router *r);
+void moe_select_free(moe_select *w);
+
+/* Local. moe_router_select with working memory. weight may be NULL (only who is chosen). may_be_disabled = 0 promises that no z is -inf. */
+int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled, int32_t *expert,
+                           double *weight);
+
+#endif

@@ -1,0 +1,320 @@
+/* summary.c: records as JSON. Small builders put() what they are given; a key is written whether or not its value is defined (null), so that
+ * readers never have to guess. The order of keys is the order of the calls. */
+#include "moesim/summary.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moesim/metrics.h"
+#include "moesim/status.h"
+#include "moesim/tensor.h"
+
+static void put(json_t *object, const char *key, json_t *value) {
+    if (json_object_set_new(object, key, value) != 0) moe_out_of_memory("the summary", 0);
+}
+
+static json_t *number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+
+/* JSON is UTF-8: bytes that are not (a folder named in another encoding) become question marks. */
+static json_t *text(const char *value) {
+    json_t *string = json_string(value);
+    if (string) return string;
+    char *plain = strdup(value);
+    for (char *p = plain; p && *p; p++)
+        if ((unsigned char)*p >= 0x80) *p = '?';
+    string = plain ? json_string(plain) : json_null();
+    free(plain);
+    return string;
+}
+
+static json_t *integers(const int64_t *values, int64_t n) {
+    json_t *array = json_array();
+    for (int64_t i = 0; i < n; i++)
+        if (json_array_append_new(array, json_integer(values[i])) != 0) moe_out_of_memory("the summary", 0);
+    return array;
+}
+
+/* Balance */
+
+static json_t *metrics_object(const moe_metrics *m, double idle, bool whole) {
+    json_t *o = json_object();
+    put(o, "max_over_mean", number(m->max_over_mean));
+    put(o, "maxvio", number(m->maxvio));
+    put(o, "balancedness", number(m->balancedness));
+    put(o, "cv", number(m->cv));
+    put(o, "gini", number(m->gini));
+    put(o, "entropy", number(m->entropy));
+    put(o, "idle", whole ? json_integer((json_int_t)idle) : number(idle));
+    put(o, "p50", number(m->p50));
+    put(o, "p90", number(m->p90));
+    put(o, "p99", number(m->p99));
+    return o;
+}
+
+enum { LOADS = 7 };
+static const char *const load_names[LOADS] = {"expert", "device", "received", "sent", "node", "node_received", "node_sent"};
+
+/* Metrics by node: sums over the devices of each node. */
+static moe_metrics node_metrics(const moe_config *c, const int64_t *by_device, int32_t devices) {
+    int32_t per_node = c->cluster.devices_per_node > 0 ? c->cluster.devices_per_node : devices, nodes = (devices + per_node - 1) / per_node;
+    int64_t *sum = moe_alloc_zero(nodes, sizeof *sum, "loads by node");
+    for (int32_t d = 0; d < devices; d++)
+        sum[d / per_node] += by_device[d];
+    moe_metrics m = moe_metrics_of(sum, nodes);
+    moe_free(sum);
+    return m;
+}
+
+static void layer_metrics(const moe_config *c, const moe_step_record *r, const moe_layer_record *l, moe_metrics m[LOADS]) {
+    m[0] = moe_metrics_of(l->counts_per_expert, r->num_experts);
+    m[1] = moe_metrics_of(l->counts_per_device, r->devices);
+    m[2] = moe_metrics_of(l->received_rows, r->devices);
+    m[3] = moe_metrics_of(l->sent_rows, r->devices);
+    m[4] = node_metrics(c, l->counts_per_device, r->devices);
+    m[5] = node_metrics(c, l->received_rows, r->devices);
+    m[6] = node_metrics(c, l->sent_rows, r->devices);
+}
+
+static json_t *layer_balance(const moe_config *c, const moe_step_record *r, const moe_layer_record *l) {
+    moe_metrics m[LOADS];
+    layer_metrics(c, r, l, m);
+    json_t *o = json_object();
+    for (int i = 0; i < LOADS; i++)
+        put(o, load_names[i], metrics_object(&m[i], (double)m[i].idle, true));
+    return o;
+}
+
+static void add_share(moe_metrics *to, double *idle, const moe_metrics *m, double share) {
+    to->max_over_mean += m->max_over_mean * share;
+    to->maxvio += m->maxvio * share;
+    to->balancedness += m->balancedness * share;
+    to->cv += m->cv * share;
+    to->gini += m->gini * share;
+    to->entropy += m->entropy * share;
+    to->p50 += m->p50 * share;
+    to->p90 += m->p90 * share;
+    to->p99 += m->p99 * share;
+    *idle += (double)m->idle * share;
+}
+
+/* Mean over layers. */
+static json_t *mean_balance(const moe_config *c, const moe_step_record *r) {
+    moe_metrics mean[LOADS] = {{0}}, m[LOADS];
+    double idle[LOADS] = {0};
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        layer_metrics(c, r, &r->layer[l], m);
+        for (int i = 0; i < LOADS; i++)
+            add_share(&mean[i], &idle[i], &m[i], 1.0 / r->num_layers);
+    }
+    json_t *o = json_object();
+    for (int i = 0; i < LOADS; i++)
+        put(o, load_names[i], metrics_object(&mean[i], idle[i], false));
+    return o;
+}
+
+/* Volume */
+
+static json_t *volume_object(const moe_volume *v) {
+    json_t *o = json_object(), *levels = json_object();
+    put(o, "rows", json_integer(v->rows));
+    put(o, "logical_bytes", json_integer(v->logical_bytes));
+    put(o, "remote_bytes", json_integer(v->remote_bytes));
+    put(o, "selection_bytes", json_integer(v->selection_bytes));
+    put(o, "selection_remote_bytes", json_integer(v->selection_remote_bytes));
+    put(o, "metadata_bytes", json_integer(v->metadata_bytes));
+    for (int i = 0; i < MOE_NUM_LEVELS; i++) {
+        json_t *level = json_object();
+        put(level, "rows", json_integer(v->by_level[i].rows));
+        put(level, "bytes", json_integer(v->by_level[i].bytes));
+        put(level, "metadata_bytes", json_integer(v->by_level[i].metadata_bytes));
+        put(levels, moe_level_names[i], level);
+    }
+    put(o, "by_level", levels);
+    return o;
+}
+
+static json_t *total_volume(const moe_step_record *r) {
+    json_t *o = json_object();
+    for (int i = 0; i < MOE_NUM_DIRECTIONS; i++) {
+        moe_volume sum;
+        moe_record_volume(r, i, &sum);
+        put(o, moe_direction_names[i], volume_object(&sum));
+    }
+    return o;
+}
+
+static int64_t total_allreduce(const moe_step_record *r) {
+    int64_t bytes = 0;
+    for (int32_t l = 0; l < r->num_layers; l++)
+        bytes += r->layer[l].allreduce_bytes;
+    return bytes;
+}
+
+/* Losses */
+
+static json_t *losses_object(const double values[MOE_NUM_LOSSES], int count) {
+    json_t *o = json_object();
+    for (int i = 0; i < count; i++)
+        put(o, moe_loss_names[i], number(values[i]));
+    return o;
+}
+
+static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOSSES], double total) {
+    const double alpha[MOE_NUM_LOSSES] = {c->balance.alpha_expert, c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss};
+    json_t *o = json_object();
+    for (int i = 0; i < MOE_NUM_LOSSES; i++)
+        if (alpha[i] != 0) put(o, moe_loss_names[i], number(loss[i]));
+    put(o, "total", number(total));
+    return o;
+}
+
+static json_t *losses_by_scope(const moe_layer_record *l) {
+    static const char *const names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
+    json_t *o = json_object();
+    for (int i = 0; i < MOE_NUM_SCOPES; i++)
+        put(o, names[i], losses_object(l->loss_by_scope[i], MOE_LOSS_Z));
+    return o;
+}
+
+/* One step */
+
+static json_t *step_time(const moe_step_record *r) {
+    json_t *o = json_object(), *phases = json_object();
+    for (int p = 0; p < MOE_NUM_PHASES; p++) {
+        double seconds = 0;
+        for (int32_t l = 0; l < r->num_layers; l++)
+            seconds += r->layer[l].phase_seconds[p];
+        put(phases, moe_phase_names[p], number(seconds));
+    }
+    put(o, "step", number(r->seconds));
+    put(o, "phases", phases);
+    return o;
+}
+
+json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
+    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    moe_record_mean_losses(step, loss, raw, &total);
+    json_t *o = json_object(), *with_alpha = losses_object(loss, MOE_NUM_LOSSES);
+    put(with_alpha, "total", number(total));
+    put(o, "step", json_integer(step->step));
+    put(o, "num_tokens", json_integer(step->num_tokens));
+    put(o, "loss", with_alpha);
+    put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
+    put(o, "volume", total_volume(step));
+    put(o, "allreduce_bytes", json_integer(total_allreduce(step)));
+    put(o, "balance", mean_balance(c, step));
+    put(o, "passed", json_boolean(moe_record_all_passed(step)));
+    put(o, "time", step_time(step));
+    return o;
+}
+
+/* The summary */
+
+static json_t *layer_object(const moe_config *c, const moe_step_record *r, const moe_layer_record *l) {
+    json_t *o = json_object(), *volume = json_object();
+    int64_t devices = r->devices, reach = devices < 64 ? devices : 64;
+    put(o, "loss", trained_losses(c, l->loss, l->total));
+    put(o, "loss_raw", losses_object(l->loss_raw, MOE_NUM_LOSSES));
+    put(o, "loss_ideal", losses_object(l->ideal, MOE_NUM_LOSSES));
+    put(o, "loss_by_scope", losses_by_scope(l));
+    put(o, "counts_per_expert", integers(l->counts_per_expert, r->num_experts));
+    put(o, "kept_per_expert", integers(l->kept_per_expert, r->num_experts));
+    put(o, "counts_per_device", integers(l->counts_per_device, devices));
+    put(o, "distinct_tokens_per_device", integers(l->distinct_tokens_per_device, devices));
+    put(o, "sent_rows", integers(l->sent_rows, devices));
+    put(o, "received_rows", integers(l->received_rows, devices));
+    put(o, "selections", json_integer(l->selections));
+    put(o, "dropped", json_integer(l->dropped));
+    put(o, "mean_devices_per_token", number(l->mean_devices));
+    put(o, "mean_devices_per_token_unlimited", number(l->mean_devices_unlimited));
+    put(o, "tokens_by_reach", integers(l->tokens_by_reach, reach + 1));
+    for (int i = 0; i < MOE_NUM_DIRECTIONS; i++)
+        put(volume, moe_direction_names[i], volume_object(&l->volume[i]));
+    put(o, "volume", volume);
+    put(o, "allreduce_bytes", json_integer(l->allreduce_bytes));
+    put(o, "output_rms", number(l->output_rms));
+    put(o, "balance", layer_balance(c, r, l));
+    return o;
+}
+
+static void put_checks(json_t *o, const moe_step_record *r) {
+    json_t *checks = json_object(), *details = json_object();
+    for (int i = 0; i < r->num_checks; i++) {
+        const moe_check *k = &r->check[i];
+        put(checks, k->name, k->made ? json_boolean(k->passed) : json_null());
+        put(details, k->name, text(k->detail));
+    }
+    put(o, "checks", checks);
+    put(o, "check_details", details);
+}
+
+static json_t *machine_object(const moe_config *c, const moe_topology *t, int ranks) {
+    json_t *o = json_object(), *hosts = json_array(), *list = json_array();
+    for (int q = 0; q < ranks; q++) {
+        json_t *rank = json_object(), *host = json_object();
+        bool seen = false;
+        for (int p = 0; p < q && !seen; p++)
+            seen = !strcmp(t[p].host, t[q].host);
+        put(host, "name", text(t[q].host));
+        put(host, "processor", text(t[q].processor));
+        put(host, "cores", json_integer(t[q].host_cores));
+        put(host, "hardware_threads", json_integer(t[q].host_pus));
+        put(host, "memory_bytes", json_integer(t[q].memory_bytes));
+        put(host, "oversubscribed", json_boolean(t[q].oversubscribed));
+        put(host, "synthetic", json_boolean(t[q].synthetic));
+        if (!seen) json_array_append(hosts, host);
+        json_decref(host);
+        put(rank, "rank", json_integer(q));
+        put(rank, "host", text(t[q].host));
+        put(rank, "devices", json_integer(c->cluster.devices / ranks));
+        put(rank, "threads", json_integer(t[q].threads));
+        put(rank, "package", t[q].package < 0 ? json_null() : json_integer(t[q].package));
+        put(rank, "numa", t[q].numa < 0 ? json_null() : json_integer(t[q].numa));
+        put(rank, "core", t[q].core < 0 ? json_null() : json_integer(t[q].core));
+        put(rank, "bound_cores", json_integer(t[q].bound_cores));
+        put(rank, "l2_bytes", json_integer(t[q].l2_bytes));
+        put(rank, "l3_bytes", json_integer(t[q].l3_bytes));
+        json_array_append_new(list, rank);
+    }
+    put(o, "hosts", hosts);
+    put(o, "ranks", list);
+    return o;
+}
+
+static json_t *time_object(const moe_run_times *times) {
+    json_t *o = json_object(), *measured = json_object(), *phases = json_object();
+    for (int p = 0; p < MOE_NUM_PHASES; p++)
+        put(phases, moe_phase_names[p], number(times->phase_seconds[p]));
+    put(measured, "steps", number(times->step_seconds));
+    put(measured, "step_mean", number(times->step_seconds / (double)(times->steps > 0 ? times->steps : 1)));
+    put(measured, "phases", phases);
+    put(o, "total", number(times->seconds));
+    put(o, "measured", measured);
+    return o;
+}
+
+json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks, const moe_run_times *times) {
+    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    moe_record_mean_losses(last, loss, raw, &total);
+    json_t *o = json_object(), *layers = json_array();
+    put(o, "version", text(MOESIM_VERSION));
+    put(o, "config", moe_summary_config(c));
+    put(o, "devices", json_integer(last->devices));
+    put(o, "ranks", json_integer(ranks));
+    put(o, "steps", json_integer(times->steps));
+    put(o, "num_tokens", json_integer(last->num_tokens));
+    put_checks(o, last);
+    put(o, "loss", trained_losses(c, loss, total));
+    put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
+    put(o, "volume", total_volume(last));
+    put(o, "allreduce_bytes", json_integer(total_allreduce(last)));
+    put(o, "balance", mean_balance(c, last));
+    for (int32_t l = 0; l < last->num_layers; l++)
+        json_array_append_new(layers, layer_object(c, last, &last->layer[l]));
+    put(o, "layers", layers);
+    put(o, "machine", machine_object(c, topologies, ranks));
+    put(o, "time", time_object(times));
+    return o;
+}

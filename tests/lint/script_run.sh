@@ -1,0 +1,80 @@
+#!/bin/bash
+# scripts/run: which mpirun line it makes of its arguments, from any folder, with spaces in paths, and that the exit status comes through.
+# A copy of the scripts stands in a scratch tree whose program counts as built; mpirun is a stand-in that prints its arguments.
+set -u
+unset OMPI_MCA_mca_base_param_files
+source=${MOESIM_SOURCE_DIR:-$(cd "$(dirname "$0")/../.." && pwd)}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+tree="$scratch/a tree"
+mkdir -p "$tree"/{build,configs,src,include,cmake,bin} "$scratch/else where"
+cp -r "$source/scripts" "$tree/"
+touch "$tree/CMakeLists.txt"
+printf '#!/bin/sh\nexit 0\n' > "$tree/build/moesim"
+printf '#!/bin/sh\nfor a; do printf "[%%s]" "$a"; done; echo\n[ -n "$OMPI_MCA_mca_base_param_files" ] || exit 99\nexit ${FAKE_STATUS:-0}\n' > "$tree/bin/mpirun"
+printf '#!/bin/sh\necho "cmake must not run" >&2\nexit 98\n' > "$tree/bin/cmake"
+chmod +x "$tree/build/moesim" "$tree"/bin/*
+touch "$tree/build/.built"
+PATH="$tree/bin:$PATH"
+printf '[cluster]\ndevices = 0\n' > "$tree/configs/quickstart.ini"
+printf '[run]\ndevices = 3 \n[cluster] ; here\n devices=64;sixty-four\n[data]\ndevices = 5\n' > "$scratch/else where/six ty.ini"
+printf '[cluster]\r\ndevices = 12\r\n' > "$scratch/twelve.ini"
+printf '[cluster]\ndevices = 7 # seven\n' > "$scratch/seven.ini"
+printf '[cluster]\ndevices = many\n' > "$scratch/many.ini"
+failures=0 checks=0
+
+# expect FOLDER "[words][of][mpirun]" arguments...   (the scratch folder is written as @)
+expect() {
+    local folder=$1 wanted=$2 got
+    shift 2
+    got=$(cd "$folder" && "$tree/scripts/run" "$@" 2>&1 | tail -n 1)
+    got=${got//$scratch/@}
+    checks=$((checks + 1))
+    if [ "$got" != "$wanted" ]; then
+        echo "scripts/run $* in $folder: wanted $wanted, got $got"
+        failures=$((failures + 1))
+    fi
+}
+status() {
+    local wanted=$1 got=0
+    shift
+    (cd "$scratch" && "$tree/scripts/run" "$@" > /dev/null 2>&1) || got=$?
+    checks=$((checks + 1))
+    [ "$got" = "$wanted" ] || { echo "scripts/run $*: wanted status $wanted, got $got"; failures=$((failures + 1)); }
+}
+
+expect "$tree" '[-np][8][build/moesim][configs/quickstart.ini]'
+expect / '[-np][8][@/a tree/build/moesim][@/a tree/configs/quickstart.ini]'
+expect "$scratch/else where" '[-np][8][@/a tree/build/moesim][six ty.ini]' "six ty.ini"
+expect "$scratch" '[-np][6][@/a tree/build/moesim][twelve.ini]' twelve.ini
+expect "$scratch" '[-np][7][@/a tree/build/moesim][seven.ini]' seven.ini
+expect "$scratch" '[-np][8][@/a tree/build/moesim][many.ini]' many.ini
+expect "$scratch" '[-np][3][@/a tree/build/moesim][twelve.ini]' -np 3 twelve.ini
+expect "$scratch" '[-np][3][@/a tree/build/moesim][--check][twelve.ini]' --check twelve.ini -np 3
+expect "$scratch" '[-np][4][@/a tree/build/moesim][--set][cluster.devices=4][--out][o ut][twelve.ini]' --set cluster.devices=4 twelve.ini --out "o ut"
+expect "$scratch" '[-np][2][@/a tree/build/moesim][--set][run.steps=2][twelve.ini]' twelve.ini --set run.steps=2 -n 2
+expect "$scratch" '[-np][1][@/a tree/build/moesim][--keys]' --keys
+expect "$scratch" '[-np][1][@/a tree/build/moesim][--version]' --version
+expect "$scratch" '[-np][2][@/a tree/build/moesim][--verify]' --verify -np 2
+mkdir -p "$scratch/old run" && cp "$scratch/twelve.ini" "$scratch/old run/config.ini"
+expect "$scratch" '[-np][6][@/a tree/build/moesim][--resume][old run]' --resume "old run"
+status 2 -np 0 twelve.ini
+status 2 -np x
+status 2 twelve.ini -np
+status 2 twelve.ini seven.ini
+FAKE_STATUS=3
+export FAKE_STATUS
+status 3 twelve.ini
+unset FAKE_STATUS
+touch -d '+1 hour' "$tree/src/new.c"   # a newer source: now it has to build, and a build that fails is a failure
+status 1 twelve.ini
+
+# sourced by hand, from bash and from plain sh
+for shell in bash sh; do
+    files=$(cd "$tree/src" && $shell -c '. ../scripts/env && echo "$OMPI_MCA_mca_base_param_files"')
+    checks=$((checks + 1))
+    case $files in *"$tree/scripts/openmpi.conf"*) ;; *) echo "$shell: scripts/env gave '$files'"; failures=$((failures + 1)) ;; esac
+done
+
+echo "$checks checks, $failures failed"
+[ $failures = 0 ]

@@ -1,0 +1,65 @@
+"""layers.py can fail: small trees with one breach each are refused, and a clean one is not."""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from layers import check_tree  # noqa: E402
+
+CLEAN = {
+    "include/moesim/status.h": "/* assert( and MPI_Init in a comment are fine */\nint moe_fail(void);\n",
+    "src/status.c": '#include "moesim/status.h"\nint moe_fail(void) { return "MPI_Init"[0]; }\n',
+    "src/comm.c": '#include <mpi.h>\n#include "moesim/status.h"\nvoid f(long *x) {\n    MPI_Allreduce(MPI_IN_PLACE, x, 1,\n        MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);\n}\n',
+    "src/router_topk.c": '#include "moesim/rng.h"\n',
+    "tests/unit/a.c": "int main(void) { return check_verdict(); }\n",
+}
+BAD = {   # what is wrong -> (file, text, words that the report must hold)
+    "upward include": ("src/router.c", '#include "moesim/layer.h"\n', "src/router.c:1: layer 2"),
+    "upward include in a header": ("include/moesim/rng.h", '#include "moesim/comm.h"\n', "layer 0"),
+    "included header without a layer": ("src/router.c", '#include "moesim/nowhere.h"\n', "no layer"),
+    "header without a layer": ("include/moesim/nowhere.h", "\n", "no layer"),
+    "source without a layer": ("src/nowhere.c", "\n", "no layer"),
+    "comment and table differ": ("include/moesim/plan.h", "/* plan.h: a plan. Layer 4 (show). */\n", "the table"),
+    "MPI in a pure module": ("src/plan.c", "\nint x = MPI_SUCCESS;\n", "src/plan.c:2: MPI"),
+    "mpi.h in a pure module": ("src/plan.c", "#include <mpi.h>\n", "MPI"),
+    "floating-point MPI_SUM": ("src/comm.c", "void f(double *x) {\n MPI_Allreduce(x, x, 1, MPI_DOUBLE,\n  MPI_SUM, c);\n}\n", "comm.c:3: MPI_SUM"),
+    "MPI_SUM of reals in a test": ("tests/mpi/b.c", "int check_verdict;void f(void) { MPI_Allreduce(x, x, 1, MOE_MPI_REAL, MPI_SUM, c); }\n", "MPI_SUM"),
+    "assert": ("src/rng.c", "void f(int x) { assert(x); }\n", "assert"),
+    "exit on one rank": ("src/layer.c", "void f(int x) { exit(x); }\n", "alone"),
+    "output from a pure module": ("src/balance.c", 'void f(void) { printf("x"); }\n', "pure"),
+    "path of one machine": ("src/rng.c", 'const char *p = "/home/me/x";\n', "one machine"),
+    "path of one machine in a script": ("scripts/run", "cd /root/x\n", "one machine"),
+    "long file": ("src/rng.c", "\n" * 701, "lines or more"),
+    "test without a verdict": ("tests/unit/b.c", "int main(void) { return 0; }\n", "cannot fail"),
+}
+
+
+def breaches_of(files):
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        return check_tree(Path(folder))[0]
+
+
+def main():
+    failures = 0
+    if found := breaches_of(CLEAN):
+        print("a clean tree is refused:", *found, sep="\n  ")
+        failures += 1
+    if not breaches_of({}):
+        print("an empty tree passes")
+        failures += 1
+    for what, (name, text, words) in BAD.items():
+        found = breaches_of({**CLEAN, name: text})
+        if len(found) != 1 or words not in found[0]:
+            print(f"{what}: expected one breach with '{words}', got {found}")
+            failures += 1
+    print(f"{len(BAD) + 2} trees, {failures} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
