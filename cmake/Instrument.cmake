@@ -1,22 +1,19 @@
 # Sanitizers, coverage and fuzzing, as one interface library that moesim_flags links.
 add_library(moesim_instrument INTERFACE)
-if(MOESIM_SANITIZE)
-  # default options and suppressions, so that instrumented programs need no environment
-  target_sources(moesim_instrument INTERFACE $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:${CMAKE_CURRENT_SOURCE_DIR}/tests/sanitize/defaults.c>)
-endif()
 set(MOESIM_TIME_FACTOR 1)   # instrumented tests get more time
 
 if(MOESIM_SANITIZE STREQUAL "address")
   set(flags -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g)
   target_compile_options(moesim_instrument INTERFACE ${flags})
   target_link_options(moesim_instrument INTERFACE ${flags})
+  # default options and suppressions, so that instrumented programs need no environment
+  target_sources(moesim_instrument INTERFACE $<$<STREQUAL:$<TARGET_PROPERTY:TYPE>,EXECUTABLE>:${CMAKE_CURRENT_SOURCE_DIR}/tests/sanitize/defaults.c>)
   set(MOESIM_TIME_FACTOR 4)
 elseif(MOESIM_SANITIZE STREQUAL "thread")
   if(NOT CMAKE_C_COMPILER_ID MATCHES "Clang")
     message(FATAL_ERROR "MOESIM_SANITIZE=thread needs clang and libomp (gcc's libgomp gives false races): use -DCMAKE_C_COMPILER=clang")
   endif()
   set(flags -fsanitize=thread -fno-omit-frame-pointer -g)
-  target_compile_definitions(moesim_instrument INTERFACE MOESIM_SANITIZE_THREAD)
   target_compile_options(moesim_instrument INTERFACE ${flags})
   target_link_options(moesim_instrument INTERFACE ${flags})
   set(MOESIM_TIME_FACTOR 6)

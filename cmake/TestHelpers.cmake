@@ -14,6 +14,10 @@ set(MOESIM_TEST_ENVIRONMENT
   "OMPI_MCA_mca_base_param_files=$ENV{HOME}/.openmpi/mca-params.conf,${PROJECT_SOURCE_DIR}/scripts/openmpi.conf,/etc/openmpi/openmpi-mca-params.conf"
   OMP_WAIT_POLICY=passive NO_COLOR=1 PYTHONDONTWRITEBYTECODE=1
   "MOESIM_SOURCE_DIR=${PROJECT_SOURCE_DIR}" "MOESIM_BUILD_DIR=${PROJECT_BINARY_DIR}" "MOESIM_GOLDEN_DIR=${PROJECT_SOURCE_DIR}/tests/golden")
+if(MOESIM_SANITIZE STREQUAL "thread")
+  # libomp and Open MPI are not instrumented; archer tells ThreadSanitizer what OpenMP orders
+  list(APPEND MOESIM_TEST_ENVIRONMENT TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1)
+endif()
 # Programs written for a test call MPI_Init themselves: on one host this halves their start. moesim arranges it alone.
 set(MOESIM_ONE_HOST OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader)
 

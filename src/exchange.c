@@ -208,6 +208,20 @@ static void pack(const moe_exchange *e, const moe_plan *plan, const real *x, int
     }
 }
 
+/* Packs x [T,H] along the plan's rows and sends them into `rows` of the inbox. */
+static void send_rows(moe_exchange *e, const moe_plan *plan, const real *x, moe_inbox_rows *rows) {
+    const moe_inbox *in = &e->inbox;
+    int64_t own = in->own_end - in->own_begin;
+    rows->local = x;
+    moe_reserve(&e->outgoing, &e->outgoing_room, (plan->num_rows - own) * in->hidden, sizeof(real), "rows to send");
+    moe_reserve(&rows->remote, &rows->room, (in->num_rows - own) * in->hidden, sizeof(real), "received rows");
+    pack(e, plan, x, in->hidden);
+    payload_layout l = layout_payload(e, plan);
+    moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
+                       (moe_blocks){rows->remote, l.recv_count, l.recv_offset}, in->hidden * (int64_t)sizeof(real), e->most_rows);
+    moe_free(l.send_count);
+}
+
 void moe_exchange_dispatch(moe_exchange *e, const moe_comm *comm, const moe_plan *plan, const moe_placement *placement, const real *x,
                            int64_t hidden, int64_t most_pairs_global) {
     moe_inbox *in = &e->inbox;
@@ -218,21 +232,32 @@ void moe_exchange_dispatch(moe_exchange *e, const moe_comm *comm, const moe_plan
     reserve_inbox_rows(in);
     exchange_metadata(e, comm, plan, placement);
     group_by_expert(in, placement);
-
-    int64_t own_begin = plan->rank_row[comm->rank], own = plan->rank_row[comm->rank + 1] - own_begin;
     in->hidden = hidden;
-    in->local_x = x;
-    in->local_token = plan->row_token + own_begin;
+    in->local_token = plan->row_token + plan->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];
     in->own_end = in->rank_row[comm->rank + 1];
-    MOE_ASSERT(in->own_end - in->own_begin == own);
-    moe_reserve(&e->outgoing, &e->outgoing_room, (plan->num_rows - own) * hidden, sizeof(real), "rows to send");
-    moe_reserve(&in->x, &in->x_room, (in->num_rows - own) * hidden, sizeof(real), "received rows");
-    pack(e, plan, x, hidden);
-    payload_layout l = layout_payload(e, plan);
-    moe_comm_alltoallv(comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset}, (moe_blocks){in->x, l.recv_count, l.recv_offset},
-                       hidden * (int64_t)sizeof(real), e->most_rows);
-    moe_free(l.send_count);
+    MOE_ASSERT(in->own_end - in->own_begin == plan->rank_row[comm->rank + 1] - plan->rank_row[comm->rank]);
+    send_rows(e, plan, x, &in->x);
+}
+
+void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy) {
+    send_rows(e, plan, dy, &e->inbox.dy);
+}
+
+void moe_exchange_return_pairs(moe_exchange *e, const moe_plan *plan, const real *values, real *returned) {
+    const moe_comm *comm = e->comm;
+    const moe_inbox *in = &e->inbox;
+    int64_t *all = moe_alloc(3 * comm->size, sizeof *all, "returned pairs"), *sc = all, *so = sc + comm->size, *rc = so + comm->size;
+    for (int q = 0; q < comm->size; q++) {
+        so[q] = in->row_pair[in->rank_row[q]];
+        sc[q] = in->row_pair[in->rank_row[q + 1]] - so[q];
+        rc[q] = plan->rank_pair[q + 1] - plan->rank_pair[q];
+    }
+    if (sc[comm->rank]) memcpy(returned + plan->rank_pair[comm->rank], values + so[comm->rank], (size_t)sc[comm->rank] * sizeof(real));
+    sc[comm->rank] = rc[comm->rank] = 0;
+    moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)values, sc, so}, (moe_blocks){returned, rc, plan->rank_pair}, sizeof(real),
+                       e->most_rows);
+    moe_free(all);
 }
 
 /* --- combine
@@ -306,9 +331,9 @@ void moe_exchange_combine(moe_exchange *e, const moe_plan *plan, const real *res
 
 void moe_exchange_free(moe_exchange *e) {
     moe_inbox *in = &e->inbox;
-    void *arrays[] = {e->outgoing,    e->words_out,      e->words_in,  e->sizes,        in->rows_from,   in->pairs_from, in->rank_row,
-                      in->row_device, in->row_token,     in->row_pair, in->pair_expert, in->pair_weight, in->pair_row,   in->slot_offset,
-                      in->slot_pair,  in->pair_position, in->x};
+    void *arrays[] = {e->outgoing,  e->words_out,    e->words_in,   e->sizes,          in->rows_from,   in->pairs_from,
+                      in->rank_row, in->row_device,  in->row_token, in->row_pair,      in->pair_expert, in->pair_weight,
+                      in->pair_row, in->slot_offset, in->slot_pair, in->pair_position, in->x.remote,    in->dy.remote};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         moe_free(arrays[i]);
     }

@@ -42,62 +42,126 @@ void moe_ffn_free(moe_ffn *f) {
     *f = (moe_ffn){0};
 }
 
-/* --- one FFN
- * ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- one FFN ------------------------------------------------------------------------------------------------------------------------------- */
 
-void moe_ffn_forward(const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *scratch, real *y) {
-    int64_t size = f->hidden * f->width, n = rows * f->width;
-    if (f->type == MOE_EXPERT_IDENTITY) {
-        memcpy(y, x, (size_t)(rows * f->hidden) * sizeof(real));
-        return;
-    }
-    real *h = scratch, *h3 = scratch + n;
-    moe_gemm_nt(rows, f->width, f->hidden, x, f->w1 + i * size, h);
+/* h = act(h1) (* h3) */
+static void activate(const moe_ffn *f, const real *h1, const real *h3, real *h, int64_t n) {
     switch (f->type) {
     case MOE_EXPERT_SWIGLU:
-        moe_gemm_nt(rows, f->width, f->hidden, x, f->w3 + i * size, h3);
-        moe_swiglu(h, h3, h, n);
+        moe_swiglu(h1, h3, h, n);
         break;
     case MOE_EXPERT_SILU:
-        moe_silu(h, h, n);
+        moe_silu(h1, h, n);
         break;
     case MOE_EXPERT_GELU:
-        moe_gelu(h, h, n);
+        moe_gelu(h1, h, n);
         break;
     case MOE_EXPERT_RELU:
-        moe_relu(h, h, n);
+        moe_relu(h1, h, n);
         break;
     default:
         MOE_ASSERT(!"an expert type without a forward");
     }
-    moe_gemm_nt(rows, f->hidden, f->width, h, f->w2 + i * size, y);
 }
+
+/* dh becomes dh1; dh3 is written for swiglu. */
+static void activate_backward(const moe_ffn *f, const real *h1, const real *h3, real *dh, real *dh3, int64_t n) {
+    switch (f->type) {
+    case MOE_EXPERT_SWIGLU:
+        moe_swiglu_backward(h1, h3, dh, dh, dh3, n);
+        break;
+    case MOE_EXPERT_SILU:
+        moe_silu_backward(h1, dh, dh, n);
+        break;
+    case MOE_EXPERT_GELU:
+        moe_gelu_backward(h1, dh, dh, n);
+        break;
+    case MOE_EXPERT_RELU:
+        moe_relu_backward(h1, dh, dh, n);
+        break;
+    default:
+        MOE_ASSERT(!"an expert type without a backward");
+    }
+}
+
+static void pre_activations(const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *h1, real *h3) {
+    int64_t size = f->hidden * f->width;
+    moe_gemm_nt(rows, f->width, f->hidden, x, f->w1 + i * size, h1);
+    if (f->w3) moe_gemm_nt(rows, f->width, f->hidden, x, f->w3 + i * size, h3);
+}
+
+void moe_ffn_forward(const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *h1, real *h3, real *h, real *y) {
+    if (f->type == MOE_EXPERT_IDENTITY) {
+        memcpy(y, x, (size_t)(rows * f->hidden) * sizeof(real));
+        return;
+    }
+    pre_activations(f, i, rows, x, h1, h3);
+    activate(f, h1, h3, h, rows * f->width);
+    moe_gemm_nt(rows, f->hidden, f->width, h, f->w2 + i * f->hidden * f->width, y);
+}
+
+/* y = W2 h, h = act(W1 x, W3 x):  dW2 += dy^T h, dh = dy W2, (dh1, dh3) = act'(dh), dW1 += dh1^T x, dW3 += dh3^T x, dx = dh1 W1 + dh3 W3 */
+void moe_ffn_backward(const moe_ffn *f, const moe_ffn_gradient *g, int64_t i, int64_t rows, const real *x, const real *h1, const real *h3,
+                      const real *dy, real *scratch, real *dx) {
+    int64_t hidden = f->hidden, width = f->width, at = i * hidden * width, n = rows * width;
+    if (f->type == MOE_EXPERT_IDENTITY) {
+        memmove(dx, dy, (size_t)(rows * hidden) * sizeof(real));
+        return;
+    }
+    real *h = scratch, *dh = h + n, *dh3 = dh + n;
+    activate(f, h1, h3, h, n);
+    moe_gemm_tn(hidden, width, rows, dy, h, 1, g->w2 + at);
+    moe_gemm_nn(rows, width, hidden, dy, f->w2 + at, 0, dh);
+    activate_backward(f, h1, h3, dh, dh3, n);
+    moe_gemm_tn(width, hidden, rows, dh, x, 1, g->w1 + at);
+    moe_gemm_nn(rows, hidden, width, dh, f->w1 + at, 0, dx);
+    if (!f->w3) return;
+    moe_gemm_tn(width, hidden, rows, dh3, x, 1, g->w3 + at);
+    moe_gemm_nn(rows, hidden, width, dh3, f->w3 + at, 1, dx);
+}
+
+/* --- scratch --------------------------------------------------------------------------------------------------------------------------------- */
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Scratch of one thread: gathered rows [c,H] and two [c,F], c = min(MOE_GEMM_ROWS, most rows). */
-static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows) {
-    return min64(most_rows, MOE_GEMM_ROWS) * (f->hidden + 2 * f->width);
+/* Scratch of one thread for calls of c = min(MOE_GEMM_ROWS, most rows) rows: forward x [c,H] and h1, h3 [c,F]; backward x, dy [c,H], and h1, h3
+ * (computed again), h, dh, dh3 [c,F]. */
+static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
+    return min64(most_rows, MOE_GEMM_ROWS) * (backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width);
 }
 
-static void reserve_scratch(const moe_ffn *f, int64_t most_rows, moe_expert_buffers *b) {
-    moe_reserve(&b->scratch, &b->scratch_room, scratch_of_thread(f, most_rows) * omp_get_max_threads(), sizeof(real), "expert scratch");
+static void reserve_scratch(const moe_ffn *f, int64_t most_rows, bool backward, moe_expert_buffers *b) {
+    moe_reserve(&b->scratch, &b->scratch_room, scratch_of_thread(f, most_rows, backward) * omp_get_max_threads(), sizeof(real),
+                "expert scratch");
 }
 
-void moe_ffn_forward_all(const moe_ffn *f, int64_t rows, const real *x, moe_expert_buffers *b, real *y) {
-    reserve_scratch(f, rows, b);
-    int64_t per_thread = scratch_of_thread(f, rows);
+/* --- shared experts: one FFN over all rows ------------------------------------------------------------------------------------------------------ */
+
+void moe_ffn_forward_all(const moe_ffn *f, int64_t rows, const real *x, moe_expert_buffers *b, real *h1, real *h3, real *y) {
+    reserve_scratch(f, rows, false, b);
+    int64_t per_thread = scratch_of_thread(f, rows, false);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
-        real *scratch = b->scratch + omp_get_thread_num() * per_thread;
-        moe_ffn_forward(f, 0, min64(rows - begin, MOE_GEMM_ROWS), x + begin * f->hidden, scratch, y + begin * f->hidden);
+        real *h = b->scratch + omp_get_thread_num() * per_thread;
+        int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        moe_ffn_forward(f, 0, n, x + begin * f->hidden, h1 ? h1 + at : h, h1 ? h3 + at : h + n * f->width, h, y + begin * f->hidden);
     }
 }
 
-/* --- grouped experts
- * ------------------------------------------------------------------------------------------------------------------------- */
+void moe_ffn_backward_all(const moe_ffn *f, const moe_ffn_gradient *g, int64_t rows, const real *x, const real *h1, const real *h3,
+                          const real *dy, moe_expert_buffers *b, real *dx) {
+    reserve_scratch(f, rows, true, b);
+    for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width, row = begin * f->hidden;
+        real *again = b->scratch + 3 * n * f->width;
+        if (!h1 && f->w1) pre_activations(f, 0, n, x + row, again, again + n * f->width);
+        moe_ffn_backward(f, g, 0, n, x + row, h1 ? h1 + at : again, h1 ? h3 + at : again + n * f->width, dy + row, b->scratch, dx + row);
+    }
+}
+
+/* --- grouped experts ------------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct slot_load {
     int64_t rows, slot;
@@ -121,15 +185,51 @@ static int64_t order_slots(const moe_inbox *in, moe_expert_buffers *b) {
     return load[0].rows;
 }
 
+/* Rows begin .. begin + n of a slot's group, gathered into to [n,H]. */
+static void gather(const moe_inbox *in, const moe_inbox_rows *rows, int64_t begin, int64_t n, real *to) {
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(to + i * in->hidden, moe_inbox_vector(in, rows, in->pair_row[in->slot_pair[begin + i]]), (size_t)in->hidden * sizeof(real));
+    }
+}
+
 /* One expert over all its rows. */
-static void run_slot(const moe_ffn *f, const moe_inbox *in, int64_t slot, real *scratch, real *out) {
-    int64_t end = in->slot_offset[slot + 1], h = f->hidden;
+static void forward_slot(const moe_ffn *f, const moe_inbox *in, int64_t slot, moe_expert_buffers *b, bool keep, real *scratch) {
+    int64_t end = in->slot_offset[slot + 1];
     for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
-        int64_t rows = min64(end - begin, MOE_GEMM_ROWS);
-        for (int64_t i = 0; i < rows; i++) {
-            memcpy(scratch + i * h, moe_inbox_row(in, in->pair_row[in->slot_pair[begin + i]]), (size_t)h * sizeof(real));
+        int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        real *h = scratch + n * f->hidden;
+        gather(in, &in->x, begin, n, scratch);
+        moe_ffn_forward(f, slot, n, scratch, keep ? b->h1 + at : h, keep && f->w3 ? b->h3 + at : h + n * f->width, h,
+                        b->out + begin * f->hidden);
+    }
+}
+
+static double dot(const real *a, const real *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)a[i] * b[i];
+    }
+    return sum;
+}
+
+/* One expert backward: dg = <dy, out>, then dy * g through the FFN; dx overwrites out. */
+static void backward_slot(const moe_ffn *f, const moe_ffn_gradient *g, const moe_inbox *in, int64_t slot, moe_expert_buffers *b, bool kept,
+                          real *scratch) {
+    int64_t end = in->slot_offset[slot + 1], hidden = f->hidden;
+    for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        real *x = scratch, *dy = x + n * hidden, *again = dy + n * hidden, *work = again + 2 * n * f->width, *out = b->out + begin * hidden;
+        gather(in, &in->x, begin, n, x);
+        gather(in, &in->dy, begin, n, dy);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t p = in->slot_pair[begin + i];
+            b->dg[p] = (real)dot(dy + i * hidden, out + i * hidden, hidden);
+            for (int64_t j = 0; j < hidden; j++) {
+                dy[i * hidden + j] *= in->pair_weight[p];
+            }
         }
-        moe_ffn_forward(f, slot, rows, scratch, scratch + rows * h, out + begin * h);
+        if (!kept && f->w1) pre_activations(f, slot, n, x, again, again + n * f->width);
+        moe_ffn_backward(f, g, slot, n, x, kept ? b->h1 + at : again, kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
     }
 }
 
@@ -145,33 +245,49 @@ MOE_CLONES static void scale_add(real *restrict result, const real *restrict out
     }
 }
 
-static void sum_row(const moe_inbox *in, const moe_expert_buffers *b, int64_t r, int64_t h) {
-    real *result = b->results + r * h;
+/* results of row r = sum over its pairs of weight * out; weighted = false: weight 1 (backward has weighted dy). */
+static void sum_row(const moe_inbox *in, const moe_expert_buffers *b, int64_t r, bool weighted) {
+    real *result = b->results + r * in->hidden;
     int64_t p = in->row_pair[r];
-    scale_to(result, b->out + in->pair_position[p] * h, in->pair_weight[p], h);
+    scale_to(result, b->out + in->pair_position[p] * in->hidden, weighted ? in->pair_weight[p] : 1, in->hidden);
     for (p++; p < in->row_pair[r + 1]; p++) {
-        scale_add(result, b->out + in->pair_position[p] * h, in->pair_weight[p], h);
+        scale_add(result, b->out + in->pair_position[p] * in->hidden, weighted ? in->pair_weight[p] : 1, in->hidden);
     }
 }
 
-void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b) {
-    int64_t h = in->hidden, slots = (int64_t)in->num_local * in->slots, most = order_slots(in, b), per_thread = scratch_of_thread(f, most);
+static void sum_rows(const moe_inbox *in, const moe_expert_buffers *b, bool weighted) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < in->num_rows; r++) {
+        sum_row(in, b, r, weighted);
+    }
+}
+
+void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
+    int64_t h = in->hidden, slots = (int64_t)in->num_local * in->slots, most = order_slots(in, b),
+            per_thread = scratch_of_thread(f, most, false);
     moe_reserve(&b->out, &b->out_room, in->num_pairs * h, sizeof(real), "expert outputs");
     moe_reserve(&b->results, &b->results_room, in->num_rows * h, sizeof(real), "rows to return");
-    reserve_scratch(f, most, b);
+    if (keep) moe_reserve(&b->h1, &b->h1_room, in->num_pairs * f->width, sizeof(real), "expert activations");
+    if (keep && f->w3) moe_reserve(&b->h3, &b->h3_room, in->num_pairs * f->width, sizeof(real), "expert activations");
+    reserve_scratch(f, most, false, b);
     const slot_load *load = (const slot_load *)b->order;
-#pragma omp parallel
-    {
-        real *scratch = b->scratch + omp_get_thread_num() * per_thread;
-#pragma omp for schedule(dynamic)
-        for (int64_t s = 0; s < slots; s++) {
-            run_slot(f, in, load[s].slot, scratch, b->out);
-        }
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < in->num_rows; r++) {
-            sum_row(in, b, r, h);
-        }
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t s = 0; s < slots; s++) {
+        forward_slot(f, in, load[s].slot, b, keep, b->scratch + omp_get_thread_num() * per_thread);
     }
+    sum_rows(in, b, true);
+}
+
+void moe_experts_backward(const moe_ffn *f, const moe_ffn_gradient *g, const moe_inbox *in, moe_expert_buffers *b, bool kept) {
+    int64_t slots = (int64_t)in->num_local * in->slots, most = order_slots(in, b), per_thread = scratch_of_thread(f, most, true);
+    moe_reserve(&b->dg, &b->dg_room, in->num_pairs, sizeof(real), "weight gradients");
+    reserve_scratch(f, most, true, b);
+    const slot_load *load = (const slot_load *)b->order;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t s = 0; s < slots; s++) {
+        backward_slot(f, g, in, load[s].slot, b, kept, b->scratch + omp_get_thread_num() * per_thread);
+    }
+    sum_rows(in, b, false);
 }
 
 void moe_expert_buffers_free(moe_expert_buffers *b) {
@@ -179,5 +295,8 @@ void moe_expert_buffers_free(moe_expert_buffers *b) {
     moe_free(b->results);
     moe_free(b->scratch);
     moe_free(b->order);
+    moe_free(b->h1);
+    moe_free(b->h3);
+    moe_free(b->dg);
     *b = (moe_expert_buffers){0};
 }

@@ -13,8 +13,8 @@
 enum { FOLDER_MAX = 1024 };
 
 typedef struct limits {
-    int64_t memory_limit, memory_free;   /* bytes, INT64_MAX = no limit */
-    double cores;                        /* quota, 0 = none */
+    int64_t memory_limit, memory_free; /* bytes, INT64_MAX = no limit */
+    double cores;                      /* quota, 0 = none */
 } limits;
 
 /* First number in folder/name, -1 when the file is missing or says "max". *second, if wanted: the number after it. */
@@ -70,7 +70,8 @@ static void read_folder(limits *l, const char *folder) {
     int64_t period = -1, quota = read_number(folder, "cpu.max", &period);
     tighten_cores(l, quota, period);
     tighten_cores(l, read_number(folder, "cpu.cfs_quota_us", NULL), read_number(folder, "cpu.cfs_period_us", NULL));
-    tighten_memory(l, read_number(folder, "memory.max", NULL), read_number(folder, "memory.current", NULL), reclaimable(folder, "inactive_file "));
+    tighten_memory(l, read_number(folder, "memory.max", NULL), read_number(folder, "memory.current", NULL),
+                   reclaimable(folder, "inactive_file "));
     tighten_memory(l, read_number(folder, "memory.limit_in_bytes", NULL), read_number(folder, "memory.usage_in_bytes", NULL),
                    reclaimable(folder, "total_inactive_file "));
 }

@@ -27,7 +27,12 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     const moe_config *c = context->config;
     const moe_placement *p = &context->placement;
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
-    *layer = (moe_layer){.index = index};
+    *layer = (moe_layer){.index = index, .router = context->router};
+    if (c->router.bias_update_rate > 0) {
+        layer->bias = moe_alloc_zero(c->model.num_experts, sizeof *layer->bias, "router bias");
+        if (context->input->bias) memcpy(layer->bias, context->input->bias, (size_t)c->model.num_experts * sizeof *layer->bias);
+        layer->router.bias = layer->bias;
+    }
     if (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT) init_gate(layer, c);
     if (c->model.norm == MOE_NORM_RMSNORM) {
         layer->norm = moe_alloc(h, sizeof(real), "norm weights");
@@ -47,6 +52,7 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
 void moe_layer_free(moe_layer *layer) {
     moe_free(layer->gate);
     moe_free(layer->norm);
+    moe_free(layer->bias);
     moe_ffn_free(&layer->experts);
     moe_ffn_free(&layer->shared);
     *layer = (moe_layer){0};
@@ -55,7 +61,7 @@ void moe_layer_free(moe_layer *layer) {
 /* --- the steps before the router
  * ---------------------------------------------------------------------------------------------------------------- */
 
-/* u = x * w / sqrt(mean(x^2) + 1e-6), the mean in double (Zhang and Sennrich 2019, RMSNorm). */
+/* u = x * w / sqrt(mean(x^2) + epsilon), the mean in double (Zhang and Sennrich 2019, RMSNorm). */
 static void rmsnorm(const real *x, const real *w, int64_t tokens, int64_t h, real *u) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
@@ -64,7 +70,7 @@ static void rmsnorm(const real *x, const real *w, int64_t tokens, int64_t h, rea
         for (int64_t i = 0; i < h; i++) {
             sum += (double)row[i] * row[i];
         }
-        real scale = (real)(1 / sqrt(sum / (double)h + 1e-6));
+        real scale = (real)(1 / sqrt(sum / (double)h + MOE_RMSNORM_EPSILON));
         for (int64_t i = 0; i < h; i++) {
             u[t * h + i] = row[i] * scale * w[i];
         }
@@ -117,11 +123,11 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
     moe_stats_reserve(&a->segments, context->router.num_experts, b->devices, b->num_segments);
     if (in->routing) {
         int64_t t = layer->index * b->num_tokens;
-        moe_route_recorded(&context->router, b, &context->placement, in->routing + t * in->routing_k, in->routing_k,
+        moe_route_recorded(&layer->router, b, &context->placement, in->routing + t * in->routing_k, in->routing_k,
                            in->weights ? in->weights + t * in->routing_k : NULL,
                            in->scores ? in->scores + t * context->router.num_experts : NULL, &a->routing, &a->segments);
     } else {
-        moe_route(&context->router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
+        moe_route(&layer->router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
     }
 }
 
@@ -159,12 +165,17 @@ static void balance_losses(const moe_context *context, moe_activations *a, moe_l
  */
 
 static void add_shared(const moe_layer *layer, const moe_context *context, moe_activations *a, real *y) {
-    int64_t n = context->batch->num_tokens, h = context->config->model.hidden_size;
+    int64_t n = context->batch->num_tokens, h = context->config->model.hidden_size, f = layer->shared.width;
     if (layer->shared.count == 0) return;
+    if (context->keep) {
+        moe_reserve(&a->shared_h1, &a->shared_h1_room, n * f, sizeof(real), "shared experts");
+        moe_reserve(&a->shared_h3, &a->shared_h3_room, n * f, sizeof(real), "shared experts");
+    }
     moe_reserve(&a->shared_y, &a->shared_room, n * h, sizeof(real), "shared experts");
     for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
         int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
-        moe_ffn_forward_all(&layer->shared, rows, a->x + begin * h, &a->buffers, a->shared_y + begin * h);
+        moe_ffn_forward_all(&layer->shared, rows, a->x + begin * h, &a->buffers, context->keep ? a->shared_h1 + begin * f : NULL,
+                            context->keep ? a->shared_h3 + begin * f : NULL, a->shared_y + begin * h);
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n * h; i++) {
@@ -185,7 +196,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     const moe_batch *b = context->batch;
     int64_t h = c->model.hidden_size;
     double clock = moe_comm_time();
-    a->x = x;
+    a->layer_x = a->x = x;
     if (layer->norm) {
         moe_reserve(&a->u, &a->u_room, b->num_tokens * h, sizeof(real), "normed x");
         rmsnorm(x, layer->norm, b->num_tokens, h, a->u);
@@ -199,7 +210,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     phase(record, MOE_PHASE_PLAN, &clock);
     moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h, b->num_tokens_global * c->router.top_k);
     phase(record, MOE_PHASE_DISPATCH, &clock);
-    moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers);
+    moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);
     phase(record, MOE_PHASE_EXPERT, &clock);
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, c->cluster.devices_per_node, y);
     phase(record, MOE_PHASE_COMBINE, &clock);
@@ -212,7 +223,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
 /* --- gradient of the losses with respect to the logits
  * -------------------------------------------------------------------------------------------------- */
 
-void moe_layer_dlogits(const moe_context *context, const moe_activations *a, double *dlogits) {
+void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits) {
     const moe_batch *b = context->batch;
     int64_t n = context->router.num_experts;
     double *coefficient = moe_alloc(n, sizeof *coefficient, "loss coefficients");
@@ -222,7 +233,7 @@ void moe_layer_dlogits(const moe_context *context, const moe_activations *a, dou
         int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope, b, i, &divisor);
         if (divisor == 0) continue;
         moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, coefficient);
-        moe_router_dlogits(&context->router, b, a->logits, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor, dlogits);
+        moe_router_dlogits(&layer->router, b, a->logits, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor, dlogits);
     }
     moe_free(coefficient);
 }
@@ -237,5 +248,7 @@ void moe_activations_free(moe_activations *a) {
     moe_exchange_free(&a->exchange);
     moe_expert_buffers_free(&a->buffers);
     moe_free(a->shared_y);
+    moe_free(a->shared_h1);
+    moe_free(a->shared_h3);
     *a = (moe_activations){0};
 }

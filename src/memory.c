@@ -20,6 +20,10 @@ static int64_t mul3(int64_t a, int64_t b, int64_t c) {
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
+/* Buffers grow by a quarter, and loads are never quite balanced. */
+static int64_t room(int64_t bytes) {
+    return add(bytes, bytes / 4);
+}
 static int64_t div_up(int64_t a, int64_t b) {
     return a / b + (a % b != 0);
 }
@@ -38,28 +42,34 @@ static int64_t weights(const moe_config *c, int64_t ranks) {
     return mul3(c->model.num_layers, add(gate, mul(experts, expert)), sizeof(real));
 }
 
-/* x, normalised x and y [T,H]; logits [T,N]; routing: expert id and weight per selection, offset per token; beside the experts' GEMMs their
- * gathered input and their output [S,H], one hidden [S,F] for each matrix that writes one, and the same of one shared expert for T tokens.
- */
-static int64_t activations(const moe_config *c, int64_t tokens) {
-    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, selections = mul(tokens, c->router.top_k);
-    const int64_t hidden = matrices(c->model.expert_type) > 0 ? mul(matrices(c->model.expert_type) - 1, f) : 0;
-    const int64_t row = add(mul(2, h), hidden);
-    int64_t reals = add(mul3(3, tokens, h), mul(tokens, c->model.num_experts));
-    reals = add(reals, mul(selections, row));
-    if (c->model.num_shared_experts > 0) reals = add(reals, mul(tokens, row));
-    const int64_t routing = add(mul(selections, (int64_t)(sizeof(int32_t) + sizeof(real))), mul(tokens, sizeof(int64_t)));
-    return add(mul(reals, sizeof(real)), routing);
+/* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per token in mode token. */
+static int64_t rows_of(const moe_config *c, int64_t tokens) {
+    const int64_t reach = c->comm_limit > 0 ? min64(c->router.top_k, c->comm_limit) : c->router.top_k;
+    return mul(tokens, c->exchange.mode == MOE_EXCHANGE_SELECTION ? c->router.top_k : reach);
 }
 
-/* Rows packed and received in dispatch, and again in combine: R = S in mode selection, at most min(K, comm_limit, D) per token in mode
- * token; beside each row its token, and per selection an expert and a weight. Two offsets per device pair. */
-static int64_t exchange(const moe_config *c, int64_t tokens, int64_t local_devices) {
-    const int64_t reach = min64(min64(c->router.top_k, c->comm_limit > 0 ? c->comm_limit : c->router.top_k), c->cluster.devices);
-    const int64_t rows = mul(tokens, c->exchange.mode == MOE_EXCHANGE_SELECTION ? c->router.top_k : reach);
-    const int64_t payload = mul3(rows, c->model.hidden_size, sizeof(real));
-    const int64_t metadata = add(mul(rows, sizeof(int64_t)), mul3(tokens, c->router.top_k, sizeof(int32_t) + sizeof(real)));
-    return add(mul(4, payload), add(mul(2, metadata), mul3(4 * (int64_t)sizeof(int64_t), local_devices, c->cluster.devices)));
+/* x and y [T,H], with a norm one more; logits [T,N]; what every layer chose (expert and weight per selection, an offset per token);
+ * experts: outputs [S,H], results [R,H], and for each thread the input and hidden vectors of one expert's share of S; shared expert:
+ * hidden vectors [T,F] and output [T,H]. */
+static int64_t activations(const moe_config *c, int64_t tokens, int64_t ranks) {
+    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, selections = mul(tokens, c->router.top_k);
+    const int64_t hidden = matrices(c->model.expert_type) > 0 ? mul(matrices(c->model.expert_type) - 1, f) : 0;
+    const int64_t one_expert = div_up(selections, div_up(c->model.num_experts, ranks)), threads = c->run.threads > 0 ? c->run.threads : 1;
+    int64_t reals = add(mul3(c->model.norm == MOE_NORM_NONE ? 2 : 3, tokens, h), mul(tokens, c->model.num_experts));
+    reals = add(reals, mul(add(selections, rows_of(c, tokens)), h));
+    reals = add(reals, mul3(threads, one_expert, add(h, hidden)));
+    if (c->model.num_shared_experts > 0) reals = add(reals, mul(tokens, add(h, hidden)));
+    const int64_t chosen = add(mul(selections, (int64_t)(sizeof(int32_t) + sizeof(real))), mul(tokens, sizeof(int64_t)));
+    return room(add(mul(reals, sizeof(real)), mul(c->model.num_layers, chosen)));
+}
+
+/* Vectors packed for and received from other ranks (of R rows the share 1 - 1/ranks); lists of the plan and of what arrived: 12 numbers of 4
+ * bytes per row and 20 per selection; offsets and sizes of each pair of a local and any device. */
+static int64_t exchange(const moe_config *c, int64_t tokens, int64_t local_devices, int64_t ranks) {
+    const int64_t rows = rows_of(c, tokens), remote = rows - rows / ranks;
+    const int64_t vectors = mul3(mul(2, remote), c->model.hidden_size, sizeof(real));
+    const int64_t lists = mul(add(mul(12, rows), mul3(20, tokens, c->router.top_k)), sizeof(int32_t));
+    return room(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), local_devices, c->cluster.devices))));
 }
 
 /* A cell of counts and exact score sums (3N + D + 4 words) for each segment (a sequence's part on a device), each local device and the
@@ -88,8 +98,8 @@ moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
     const int64_t per_device = num_tokens_global > 0 ? div_up(num_tokens_global, devices) : c->data.tokens_per_device;
     const int64_t tokens = mul(per_device, local_devices);
     moe_memory m = {.weights = weights(c, ranks),
-                    .activations = activations(c, tokens),
-                    .exchange = exchange(c, tokens, local_devices),
+                    .activations = activations(c, tokens, ranks),
+                    .exchange = exchange(c, tokens, local_devices, ranks),
                     .statistics = statistics(c, tokens, local_devices),
                     .input = input(c, tokens)};
     m.total = add(add(add(m.weights, m.activations), add(m.exchange, m.statistics)), m.input);

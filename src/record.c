@@ -11,8 +11,8 @@
 #include "moesim/tensor.h"
 
 const char *const moe_level_names[MOE_NUM_LEVELS] = {"same_device", "same_node", "across_nodes"};
-const char *const moe_direction_names[MOE_NUM_DIRECTIONS] = {"dispatch", "combine"};
-const char *const moe_phase_names[MOE_NUM_PHASES] = {"gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance"};
+const char *const moe_direction_names[MOE_NUM_DIRECTIONS] = {"dispatch", "combine", "dispatch_backward", "combine_backward"};
+const char *const moe_phase_names[MOE_NUM_PHASES] = {"gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance", "backward"};
 
 /* All counts of a layer stand in one block, which begins at counts_per_expert. */
 static int64_t layer_words(const moe_step_record *r) {
@@ -66,6 +66,8 @@ void moe_step_record_clear(moe_step_record *r) {
     r->step = r->num_tokens = 0;
     r->seconds = 0;
     r->num_checks = 0;
+    r->task_loss = r->validation_loss = r->gradient_norm = r->learning_rate = NAN;
+    r->gradient_allreduce_bytes = 0;
     for (int32_t i = 0; i < r->num_layers; i++)
         layer_clear(r, &r->layer[i]);
 }

@@ -11,31 +11,33 @@ static void print_model(const moe_screen *s, const moe_config *c) {
     char shared[48] = "";
     if (c->model.num_shared_experts > 0) snprintf(shared, sizeof shared, " and %d shared", c->model.num_shared_experts);
     moe_screen_wrapped(s, LABEL, "model", "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s", c->model.num_layers,
-                       c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared, c->model.hidden_size, c->model.moe_intermediate_size,
-                       moe_config_enum_name("model.expert_type", c->model.expert_type));
+                       c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared, c->model.hidden_size,
+                       c->model.moe_intermediate_size, moe_config_enum_name("model.expert_type", c->model.expert_type));
 }
 
 static void print_router(const moe_screen *s, const moe_config *c) {
     char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "";
     if (c->router.group_limit != MOE_GROUP_NONE)
         snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group, c->router.num_groups,
-                 c->router.num_groups == c->cluster.devices ? "devices" : "groups", moe_config_enum_name("router.group_limit", c->router.group_limit));
+                 c->router.num_groups == c->cluster.devices ? "devices" : "groups",
+                 moe_config_enum_name("router.group_limit", c->router.group_limit));
     if (c->router.preset[0]) snprintf(preset, sizeof preset, "; preset %s", c->router.preset);
-    moe_screen_wrapped(s, LABEL, "router", "%s, top %d of %d, %s%s", moe_config_enum_name("router.score_func", c->router.score_func), c->router.top_k,
-                       c->model.num_experts, limit, preset);
+    moe_screen_wrapped(s, LABEL, "router", "%s, top %d of %d, %s%s", moe_config_enum_name("router.score_func", c->router.score_func),
+                       c->router.top_k, c->model.num_experts, limit, preset);
 }
 
 static void print_balance(const moe_screen *s, const moe_config *c) {
     moe_screen_wrapped(s, LABEL, "balance", "alpha: expert %g, device %g, communication %g, z %g; scope %s", c->balance.alpha_expert,
-                       c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss, moe_config_enum_name("balance.scope", c->balance.scope));
+                       c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss,
+                       moe_config_enum_name("balance.scope", c->balance.scope));
 }
 
 static void print_exchange(const moe_screen *s, const moe_config *c) {
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
     moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s", moe_config_enum_name("exchange.mode", c->exchange.mode),
-                       token                                         ? ": one row per token and device"
+                       token                                        ? ": one row per token and device"
                        : c->exchange.mode == MOE_EXCHANGE_SELECTION ? ": one row per token and expert"
-                                                                     : "",
+                                                                    : "",
                        moe_config_enum_name("exchange.payload", c->exchange.payload));
 }
 
@@ -53,14 +55,16 @@ static void print_data(const moe_screen *s, const moe_config *c) {
 static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
     int32_t devices = c->cluster.devices, per_node = c->cluster.devices_per_node > 0 ? c->cluster.devices_per_node : devices;
     int32_t nodes = (devices + per_node - 1) / per_node;
-    moe_screen_wrapped(s, LABEL, "devices", "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d experts on each device", devices, nodes,
-                       nodes == 1 ? "" : "s", per_node, devices / ranks, devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s",
+    moe_screen_wrapped(s, LABEL, "devices", "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d experts on each device", devices,
+                       nodes, nodes == 1 ? "" : "s", per_node, devices / ranks, devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s",
                        c->model.num_experts / devices);
 }
 
 /* Where it runs */
 
-static bool same_host(const moe_topology *a, const moe_topology *b) { return !strcmp(a->host, b->host); }
+static bool same_host(const moe_topology *a, const moe_topology *b) {
+    return !strcmp(a->host, b->host);
+}
 
 static bool same_place(const moe_topology *a, const moe_topology *b) {
     return same_host(a, b) && a->package == b->package && a->numa == b->numa && a->core == b->core && a->bound_cores == b->bound_cores &&
@@ -110,8 +114,9 @@ static void print_host(const moe_screen *s, const moe_topology *t, int begin, in
     moe_screen_wrapped(s, LABEL, label, "%s: %s, %d core%s, %s of memory%s%s", h->host, rank_range(begin, end).s, h->host_cores,
                        h->host_cores == 1 ? "" : "s", moe_text_bytes(h->memory_bytes).s, h->processor[0] ? "; " : "", h->processor);
     if (count_runs(t, begin, end) > MOST_PLACES) {
-        moe_screen_wrapped(s, LABEL, "", "%s: %d to %d threads each, placement by rank in summary.json", rank_range(begin, end).s,
-                           t[end - 1].threads, t[begin].threads);
+        char threads[48];
+        snprintf(threads, sizeof threads, t[begin].threads == t[end - 1].threads ? "%d" : "%d to %d", t[end - 1].threads, t[begin].threads);
+        moe_screen_wrapped(s, LABEL, "", "%s: threads on each: %s; where each one runs: summary.json", rank_range(begin, end).s, threads);
         return;
     }
     for (int q = begin; q < end; q = run_end(t, q, end, same_place))
@@ -131,9 +136,10 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
 }
 
 static void print_memory(const moe_screen *s, int ranks, int64_t bytes_per_rank, int64_t available) {
-    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all; %s%s", moe_text_bytes(bytes_per_rank).s,
-                       moe_text_bytes(bytes_per_rank * ranks).s, available < 0 ? "" : moe_text_bytes(available).s,
-                       available < 0 ? "what is available is unknown" : " available on this host");
+    char left[64] = "what is available is unknown";
+    if (available >= 0) snprintf(left, sizeof left, "%s available on this host", moe_text_glued(moe_text_bytes(available)).s);
+    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all; %s", moe_text_glued(moe_text_bytes(bytes_per_rank)).s,
+                       moe_text_glued(moe_text_bytes(bytes_per_rank * ranks)).s, left);
 }
 
 static void warn(const moe_screen *s, const char *text) {
@@ -180,9 +186,9 @@ static void erase_progress(const moe_screen *s) {
 }
 
 static void print_step_heads(const moe_screen *s) {
-    fprintf(s->out, "\n%s%8s %9s %9s %9s %10s %8s %11s %8s%s\n", moe_screen_paint(s, MOE_BOLD), "step", "expert", "device", "comm", "loss",
-            "devices", "sent to", "device", moe_screen_paint(s, MOE_PLAIN));
-    fprintf(s->out, "%8s %9s %9s %9s %10s %8s %11s %8s %s\n", "", "raw", "raw", "raw", "x alpha", "a token", "others", "max/mean", "    time");
+    fprintf(s->out, "\n%s%6s %8s %8s %8s %9s %7s %10s %8s %8s%s\n", moe_screen_paint(s, MOE_BOLD), "step", "expert", "device", "comm",
+            "loss", "devices", "sent to", "device", "time", moe_screen_paint(s, MOE_PLAIN));
+    fprintf(s->out, "%6s %8s %8s %8s %9s %7s %10s %8s\n", "", "raw", "raw", "raw", "x alpha", "a token", "others", "max/mean");
 }
 
 /* Mean over layers of X. */
@@ -213,10 +219,11 @@ static void print_step(const moe_screen *s, const moe_step_record *r) {
     moe_record_mean_losses(r, loss, raw, &total);
     moe_record_volume(r, MOE_DISPATCH, &dispatch);
     moe_record_volume(r, MOE_COMBINE, &combine);
-    fprintf(s->out, "%8lld %9s %9s %9s %10s %8s %11s %8s %8s%s\n", (long long)r->step, moe_text_number(raw[MOE_LOSS_EXPERT], 4).s,
+    fprintf(s->out, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n%s", (long long)r->step, moe_text_number(raw[MOE_LOSS_EXPERT], 4).s,
             moe_text_number(raw[MOE_LOSS_DEVICE], 4).s, moe_text_number(raw[MOE_LOSS_COMM], 4).s, moe_text_number(total, 6).s,
             moe_text_number(mean_devices(r), 3).s, moe_text_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
-            moe_text_number(device_imbalance(r), 3).s, moe_text_seconds(r->seconds).s, moe_record_all_passed(r) ? "" : "  a check FAILED");
+            moe_text_number(device_imbalance(r), 3).s, moe_text_seconds(r->seconds).s,
+            moe_record_all_passed(r) ? "" : "       a self-check FAILED\n");
 }
 
 void moe_report_step(moe_screen *s, const moe_config *c, const moe_step_record *step) {

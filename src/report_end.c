@@ -1,6 +1,6 @@
 /* report_end.c: the ending of a run: losses, volume, load, self-checks, time, and where the results are. */
 #include "moesim/report.h"
-#include "moesim/report_parts.h"
+#include "report_parts.h"
 
 enum { CHECK_INDENT = 12 };
 
@@ -25,13 +25,15 @@ static void print_checks(const moe_screen *s, const moe_step_record *r) {
 
 static void print_time(const moe_screen *s, const moe_config *c, const moe_step_record *r, double seconds) {
     char text[512];
-    int length = snprintf(text, sizeof text, "%lld step%s in %s; the last one %s on the slowest rank:", (long long)c->run.steps,
-                          c->run.steps == 1 ? "" : "s", moe_text_seconds(seconds).s, moe_text_seconds(r->seconds).s);
-    for (int p = 0; p < MOE_NUM_PHASES; p++) {
+    int length =
+        snprintf(text, sizeof text, "%lld step%s in %s; the last one %s on the slowest rank:", (long long)c->run.steps,
+                 c->run.steps == 1 ? "" : "s", moe_text_glued(moe_text_seconds(seconds)).s, moe_text_glued(moe_text_seconds(r->seconds)).s);
+    for (int p = 0; p < (c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD); p++) {
         double phase = 0;
         for (int32_t l = 0; l < r->num_layers; l++)
             phase += r->layer[l].phase_seconds[p];
-        length += snprintf(text + length, sizeof text - (size_t)length, "%s %s %s", p ? "," : "", moe_phase_names[p], moe_text_seconds(phase).s);
+        length += snprintf(text + length, sizeof text - (size_t)length, "%s %s\t%s", p ? "," : "", moe_phase_names[p],
+                           moe_text_glued(moe_text_seconds(phase)).s);
     }
     moe_screen_heading(s, "Time");
     moe_screen_wrapped(s, 2, "", "%s", text);

@@ -1,14 +1,17 @@
 /* report_load.c: how evenly experts and devices are loaded: metrics with their formulas, a bar per device, and the device matrix. */
 #include "moesim/metrics.h"
-#include "moesim/report_parts.h"
 #include "moesim/tensor.h"
 #include "moesim/textgraph.h"
+#include "report_parts.h"
 
 #include <stddef.h>
-#include <string.h>
 
 /* A vector of every layer record, by its place in the struct. */
-typedef struct load_kind { const char *name; size_t member; bool by_expert; } load_kind;
+typedef struct load_kind {
+    const char *name;
+    size_t member;
+    bool by_expert;
+} load_kind;
 static const load_kind kinds[] = {
     {"experts, selections", offsetof(moe_layer_record, counts_per_expert), true},
     {"devices, selections", offsetof(moe_layer_record, counts_per_device), false},
@@ -16,7 +19,11 @@ static const load_kind kinds[] = {
     {"devices, rows sent", offsetof(moe_layer_record, sent_rows), false},
 };
 
-static const int64_t *vector_of(const moe_layer_record *l, size_t member) { return *(int64_t *const *)((const char *)l + member); }
+static const int columns[6] = {8, 7, 8, 7, 7, 7}; /* of the table of metrics */
+
+static const int64_t *vector_of(const moe_layer_record *l, size_t member) {
+    return *(int64_t *const *)((const char *)l + member);
+}
 
 static void print_metrics(const moe_screen *s, const moe_step_record *r, const load_kind *kind) {
     double sum[6] = {0}, idle = 0;
@@ -29,7 +36,7 @@ static void print_metrics(const moe_screen *s, const moe_step_record *r, const l
     }
     fprintf(s->out, "  %-22s", kind->name);
     for (int i = 0; i < 6; i++)
-        fprintf(s->out, " %8s", moe_text_number(sum[i], 3).s);
+        fprintf(s->out, " %*s", columns[i], moe_text_number(sum[i], 3).s);
     fprintf(s->out, " %5s\n", moe_text_number(idle, r->num_layers > 1).s);
 }
 
@@ -37,7 +44,8 @@ static void print_formulas(const moe_screen *s) {
     char text[1024] = "";
     size_t length = 0;
     for (const moe_metric_formula *f = moe_metric_formulas; f->name; f++)
-        length += (size_t)snprintf(text + length, sizeof text - length, "%s%s: %s", f == moe_metric_formulas ? "" : "; ", f->name, f->formula);
+        length +=
+            (size_t)snprintf(text + length, sizeof text - length, "%s%s: %s", f == moe_metric_formulas ? "" : "; ", f->name, f->formula);
     fputs(moe_screen_paint(s, MOE_DIM), s->out);
     moe_screen_wrapped(s, 2, "", "%s", text);
     fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
@@ -63,10 +71,12 @@ static moe_text block_words(const moe_blocks *b) {
 void moe_report_load(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
     moe_blocks blocks = moe_blocks_of(r->devices, c->cluster.devices_per_node);
     int64_t d = r->devices, *load = sum_layers(r, offsetof(moe_layer_record, counts_per_device), d),
-            *rows = sum_layers(r, offsetof(moe_layer_record, received_rows), d), *matrix = sum_layers(r, offsetof(moe_layer_record, matrix), d * d);
+            *rows = sum_layers(r, offsetof(moe_layer_record, received_rows), d),
+            *matrix = sum_layers(r, offsetof(moe_layer_record, matrix), d * d);
 
     moe_screen_heading(s, "Balance%s", moe_report_layers(r, "mean").s);
-    fprintf(s->out, "  %-22s %8s %8s %8s %8s %8s %8s %5s\n", "", "max/mean", "MaxVio", "mean/max", "CV", "Gini", "entropy", "idle");
+    fprintf(s->out, "  %-22s %*s %*s %*s %*s %*s %*s %5s\n", "", columns[0], "max/mean", columns[1], "MaxVio", columns[2], "mean/max",
+            columns[3], "CV", columns[4], "Gini", columns[5], "entropy", "idle");
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
         print_metrics(s, r, &kinds[i]);
     print_formulas(s);

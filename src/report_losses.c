@@ -1,7 +1,7 @@
 /* report_losses.c: the balance losses beside their value at perfect balance, in the three scopes, and layer by layer where there are few. */
 #include <math.h>
 
-#include "moesim/report_parts.h"
+#include "report_parts.h"
 
 enum { MOST_LAYERS = 8 };
 
@@ -38,11 +38,13 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
     double devices = 0;
     for (int32_t l = 0; l < r->num_layers; l++)
         devices += r->layer[l].mean_devices / r->num_layers;
-    moe_screen_wrapped(s, 2, "",
-                       "expert: sum over experts of f P, f = share of the selections x N / K, P = mean score; device: the same by device; communication: "
-                       "f'' counts the %s sent to a device, x D / (M T); at balance it is devices per token / M = %.3f / %d.",
-                       c->balance.comm_count == MOE_COUNT_TOKENS ? "tokens" : "selections", devices, c->comm_limit);
-    if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT])) moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
+    moe_screen_wrapped(
+        s, 2, "",
+        "expert: sum over experts of f P, f = share of the selections x N / K, P = mean score; device: the same by device; communication: "
+        "f'' counts the %s sent to a device, x D / (M T); at balance it is devices per token / M = %.3f / %d.",
+        c->balance.comm_count == MOE_COUNT_TOKENS ? "tokens" : "selections", devices, c->comm_limit);
+    if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT]))
+        moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
 }
 
 static void print_scopes(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
@@ -70,8 +72,8 @@ static void print_layers(const moe_screen *s, const moe_step_record *r) {
 }
 
 void moe_report_losses(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
-    moe_screen_heading(s, "Balance losses of step %lld, scope %s%s", (long long)r->step, moe_config_enum_name("balance.scope", c->balance.scope),
-                       moe_report_layers(r, "mean").s);
+    moe_screen_heading(s, "Balance losses of step %lld, scope %s%s", (long long)r->step,
+                       moe_config_enum_name("balance.scope", c->balance.scope), moe_report_layers(r, "mean").s);
     print_table(s, c, r);
     print_meaning(s, c, r);
     print_scopes(s, c, r);

@@ -2,12 +2,12 @@
 #include <math.h>
 
 #include "moesim/metrics.h"
-#include "moesim/report_parts.h"
+#include "report_parts.h"
 
-typedef struct amounts {        /* of one step, all layers */
+typedef struct amounts { /* of one step, all layers */
     moe_volume direction[MOE_NUM_DIRECTIONS];
     int64_t selections, dropped, allreduce_bytes, reach[65];
-    double token_rows;           /* one row per token and device, before dropping */
+    double token_rows; /* one row per token and device, before dropping */
     double mean_devices, mean_unlimited;
     double row_bytes;
 } amounts;
@@ -33,9 +33,11 @@ static amounts sum_amounts(const moe_step_record *r) {
 }
 
 /* remote_bytes < 0: not known. */
-static void print_row(const moe_screen *s, const char *what, double rows, double tokens, double bytes, int64_t remote_bytes, const char *mark) {
-    fprintf(s->out, "  %-33s %12s %8s %10s %10s%s\n", what, moe_text_count(llround(rows)).s, moe_text_number(tokens > 0 ? rows / tokens : 0, 3).s,
-            moe_text_bytes(llround(bytes)).s, remote_bytes < 0 ? "-" : moe_text_bytes(remote_bytes).s, mark);
+static void print_row(const moe_screen *s, const char *what, double rows, double tokens, double bytes, int64_t remote_bytes,
+                      const char *mark) {
+    fprintf(s->out, "  %-30s %11s %7s %10s %10s%s\n", what, moe_text_count(llround(rows)).s,
+            moe_text_number(tokens > 0 ? rows / tokens : 0, 3).s, moe_text_bytes(llround(bytes)).s,
+            remote_bytes < 0 ? "-" : moe_text_bytes(remote_bytes).s, mark);
 }
 
 /* What one direction sent; the other modes and the missing limit stand below it, as what would have been. */
@@ -43,41 +45,44 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
     const moe_volume *d = &a->direction[MOE_DISPATCH], *m = &a->direction[MOE_COMBINE];
     double tokens = (double)r->num_tokens * r->num_layers;
     bool selection = c->exchange.mode == MOE_EXCHANGE_SELECTION;
-    fprintf(s->out, "  %-33s %12s %8s %10s %10s\n", "", "rows", "a token", "payload", "to others");
+    fprintf(s->out, "  %-30s %11s %7s %10s %10s\n", "", "rows", "a token", "payload", "to others");
     print_row(s, "dispatch, sent", (double)d->rows, tokens, (double)d->logical_bytes, d->remote_bytes, "");
     print_row(s, "combine, sent", (double)m->rows, tokens, (double)m->logical_bytes, m->remote_bytes, "");
     fprintf(s->out, "  dispatch would have been\n");
-    print_row(s, "  one row per selection", (double)a->selections - (double)a->dropped, tokens, (double)d->selection_bytes, d->selection_remote_bytes,
-              selection ? "  = sent" : "");
+    print_row(s, "  one row per selection", (double)a->selections - (double)a->dropped, tokens, (double)d->selection_bytes,
+              d->selection_remote_bytes, selection ? " sent" : "");
     print_row(s, "  one row per token and device", a->token_rows, tokens, a->token_rows * a->row_bytes, selection ? -1 : d->remote_bytes,
-              selection ? "" : "  = sent");
+              selection ? "" : " sent");
     if (isfinite(a->mean_unlimited))
-        print_row(s, "  the same without group limit", a->mean_unlimited * tokens, tokens, a->mean_unlimited * tokens * a->row_bytes, -1, "");
-    fprintf(s->out, "  metadata: dispatch %s, combine %s; allreduce of counts and scores %s\n", moe_text_bytes(d->metadata_bytes).s,
-            moe_text_bytes(m->metadata_bytes).s, moe_text_bytes(a->allreduce_bytes).s);
+        print_row(s, "  the same without group limit", a->mean_unlimited * tokens, tokens, a->mean_unlimited * tokens * a->row_bytes, -1,
+                  "");
+    moe_screen_wrapped(s, 2, "", "metadata: dispatch %s, combine %s; allreduce of counts and scores %s",
+                       moe_text_glued(moe_text_bytes(d->metadata_bytes)).s, moe_text_glued(moe_text_bytes(m->metadata_bytes)).s,
+                       moe_text_glued(moe_text_bytes(a->allreduce_bytes)).s);
     if (a->dropped > 0) fprintf(s->out, "  dropped: %s of %s selections\n", moe_text_count(a->dropped).s, moe_text_count(a->selections).s);
 }
 
 static void print_saving(const moe_screen *s, const amounts *a) {
     const moe_volume *d = &a->direction[MOE_DISPATCH];
     if (d->selection_bytes <= 0) return;
-    fprintf(s->out, "  sent / one row per selection: %.1f %% of the payload\n", 100.0 * (double)d->logical_bytes / (double)d->selection_bytes);
+    fprintf(s->out, "  sent / one row per selection: %.1f %% of the payload\n",
+            100.0 * (double)d->logical_bytes / (double)d->selection_bytes);
 }
 
 static void print_levels(const moe_screen *s, const amounts *a) {
-    fprintf(s->out, "\n  %-33s %12s %8s %10s %10s\n", "dispatch, by level", "rows", "share", "payload", "metadata");
+    fprintf(s->out, "\n  %-30s %11s %7s %10s %10s\n", "dispatch, by level", "rows", "share", "payload", "metadata");
     static const char *const names[MOE_NUM_LEVELS] = {"stays on its device", "same node", "across nodes"};
     const moe_volume *d = &a->direction[MOE_DISPATCH];
     for (int i = 0; i < MOE_NUM_LEVELS; i++) {
         const moe_traffic *t = &d->by_level[i];
         char share[16];
         snprintf(share, sizeof share, "%.1f %%", d->rows > 0 ? 100.0 * (double)t->rows / (double)d->rows : 0);
-        fprintf(s->out, "  %-33s %12s %8s %10s %10s\n", names[i], moe_text_count(t->rows).s, share, moe_text_bytes(t->bytes).s,
+        fprintf(s->out, "  %-30s %11s %7s %10s %10s\n", names[i], moe_text_count(t->rows).s, share, moe_text_bytes(t->bytes).s,
                 moe_text_bytes(t->metadata_bytes).s);
     }
 }
 
-/* "1: 0.2 %   2: 4.1 %   3: 95.7 %" */
+/* "1: 0.2 %, 2: 4.1 %, 3: 95.7 %" */
 static void print_reach(const moe_screen *s, const amounts *a) {
     char text[1024] = "tokens by number of devices:";
     int64_t total = 0;
@@ -86,8 +91,8 @@ static void print_reach(const moe_screen *s, const amounts *a) {
         total += a->reach[x];
     for (int x = 0; x < 65 && total > 0; x++)
         if (a->reach[x] > 0)
-            length += (size_t)snprintf(text + length, sizeof text - length, "  %d%s: %.1f %%", x, x == 64 ? "+" : "",
-                                       100.0 * (double)a->reach[x] / (double)total);
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s %d%s:\t%.1f\t%%", length > 28 ? "," : "", x,
+                                       x == 64 ? "+" : "", 100.0 * (double)a->reach[x] / (double)total);
     moe_screen_wrapped(s, 2, "", "%s", text);
 }
 
@@ -98,10 +103,11 @@ static void print_devices(const moe_screen *s, const moe_config *c, const amount
     if (limited && groups_are_devices && c->router.group_limit == MOE_GROUP_MAX)
         snprintf(limit, sizeof limit, ", %.3f with at most %d", moe_expected_reach(n, d, k, c->router.topk_group), c->router.topk_group);
     moe_screen_heading(s, "Devices per token");
-    moe_screen_wrapped(s, 2, "", "mean %.4f; most possible M = %d of %d devices%s", a->mean_devices, c->comm_limit, d,
+    moe_screen_wrapped(s, 2, "", "mean %.4f; at most M = %d of %d devices%s", a->mean_devices, c->comm_limit, d,
                        limited ? "" : " (no group limit)");
     moe_screen_wrapped(s, 2, "", "uniform random routing would reach %.3f without limit%s", moe_expected_reach(n, d, k, d), limit);
-    if (limited && isfinite(a->mean_unlimited)) moe_screen_wrapped(s, 2, "", "these tokens would reach %.4f without limit", a->mean_unlimited);
+    if (limited && isfinite(a->mean_unlimited))
+        moe_screen_wrapped(s, 2, "", "these tokens would reach %.4f without limit", a->mean_unlimited);
     print_reach(s, a);
 }
 

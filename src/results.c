@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -12,11 +13,11 @@
 
 #include "moesim/tensor.h"
 
-/* Everything that moesim may leave in a folder: what --force removes. */
-static const char *const own_files[] = {"config.ini",  "metrics.jsonl", "summary.json",    "summary.json.tmp", "comm_matrix.npy", "expert_load.npy",
-                                        "topk_idx.npy", "kept.npy",     "topk_weight.npy", "report.html",      "y.npy",           "x.npy",
-                                        "logits.npy",  "dlogits.npy",   "dx.npy",          "dwgate.npy",       "dw1.npy",         "dw2.npy",
-                                        "dw3.npy",     "dsw1.npy",      "dsw2.npy",        "dsw3.npy",         NULL};
+/* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers have "_layer0" and so on before .npy. */
+static const char *const own_files[] = {"config.ini", "metrics.jsonl", "summary.json", "summary.json.tmp", "report.html", NULL};
+static const char *const own_arrays[] = {"comm_matrix", "expert_load", "topk_idx", "topk_weight", "kept",   "x",
+                                         "y",           "logits",      "dlogits",  "dx",          "dwgate", "dw1",
+                                         "dw2",         "dw3",         "dsw1",     "dsw2",        "dsw3",   NULL};
 
 enum { FILE_PATH_MAX = MOE_PATH_MAX + MOE_NAME_MAX + 8 };
 
@@ -27,8 +28,8 @@ static void path_in(const moe_results *r, const char *name, char path[FILE_PATH_
 /* A full or broken disk is nobody's mistake; anything else in the way of a fresh folder is the user's to mend. */
 static int open_failure(moe_status *st, const char *what, const char *path) {
     int platform = errno == ENOSPC || errno == EDQUOT || errno == EIO || errno == ENOMEM;
-    return moe_fail(st, platform ? MOE_ERROR : MOE_USER, "cannot %s '%s': %s; choose a folder that can be written to with --out", what, path,
-                    strerror(errno));
+    return moe_fail(st, platform ? MOE_ERROR : MOE_USER, "cannot %s '%s': %s; choose a folder that can be written to with --out", what,
+                    path, strerror(errno));
 }
 
 /* The folder */
@@ -54,18 +55,36 @@ static bool is_empty_folder(const char *path) {
     return empty;
 }
 
-static int remove_own_files(const moe_results *r, moe_status *st) {
-    char path[FILE_PATH_MAX];
-    for (int i = 0; own_files[i]; i++) {
-        path_in(r, own_files[i], path);
-        if (unlink(path) != 0 && errno != ENOENT) return open_failure(st, "remove", path);
+static bool is_own_file(const char *name) {
+    for (int i = 0; own_files[i]; i++)
+        if (!strcmp(name, own_files[i])) return true;
+    for (int i = 0; own_arrays[i]; i++) {
+        size_t length = strlen(own_arrays[i]);
+        if (strncmp(name, own_arrays[i], length) != 0) continue;
+        const char *rest = name + length;
+        if (!strncmp(rest, "_layer", 6)) rest += 6 + strspn(rest + 6, "0123456789");
+        if (!strcmp(rest, ".npy")) return true;
     }
-    return MOE_OK;
+    return false;
+}
+
+static int remove_own_files(const moe_results *r, moe_status *st) {
+    char path[FILE_PATH_MAX + NAME_MAX];
+    DIR *folder = opendir(r->folder);
+    if (!folder) return open_failure(st, "read the folder", r->folder);
+    for (struct dirent *e; st->code == MOE_OK && (e = readdir(folder));) {
+        if (!is_own_file(e->d_name)) continue;
+        snprintf(path, sizeof path, "%s/%s", r->folder, e->d_name);
+        if (unlink(path) != 0) open_failure(st, "remove", path);
+    }
+    closedir(folder);
+    return st->code;
 }
 
 static int make_named_folder(moe_results *r, const char *folder, bool force, moe_status *st) {
     if (*folder == '\0' || strlen(folder) >= sizeof r->folder)
-        return moe_fail(st, MOE_USER, "--out: the folder's name must have 1 to %d characters, this one has %zu", MOE_PATH_MAX - 1, strlen(folder));
+        return moe_fail(st, MOE_USER, "--out: the folder's name must have 1 to %d characters, this one has %zu", MOE_PATH_MAX - 1,
+                        strlen(folder));
     snprintf(r->folder, sizeof r->folder, "%s", folder);
     for (size_t n = strlen(r->folder); n > 1 && r->folder[n - 1] == '/'; n--)
         r->folder[n - 1] = '\0';
@@ -78,7 +97,8 @@ static int make_named_folder(moe_results *r, const char *folder, bool force, moe
         return moe_fail(st, MOE_USER, "--out: '%s' exists and is not a folder; choose another name", r->folder);
     if (is_empty_folder(r->folder)) return MOE_OK;
     if (!force)
-        return moe_fail(st, MOE_USER, "--out: the folder '%s' exists and is not empty; choose another one, or add --force to replace the results in it",
+        return moe_fail(st, MOE_USER,
+                        "--out: the folder '%s' exists and is not empty; choose another one, or add --force to replace the results in it",
                         r->folder);
     return remove_own_files(r, st);
 }
@@ -226,8 +246,8 @@ static void close_metrics(moe_results *r, moe_status *st) {
     r->metrics = NULL;
 }
 
-int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies,
-                      double seconds, moe_status *st) {
+int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last,
+                      const moe_topology *topologies, double seconds, moe_status *st) {
     r->times.seconds = seconds;
     if (comm->rank == 0) close_metrics(r, st);
     int code = moe_comm_agree(comm, st);

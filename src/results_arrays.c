@@ -53,8 +53,8 @@ int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_co
     return code;
 }
 
-int moe_results_tensor(const moe_comm *comm, const moe_results *r, const char *name, const moe_batch *batch, const void *rows, int64_t columns,
-                       size_t element_size, moe_status *st) {
+int moe_results_tensor(const moe_comm *comm, const moe_results *r, const char *name, const moe_batch *batch, const void *rows,
+                       int64_t columns, size_t element_size, moe_status *st) {
     char path[FILE_PATH_MAX];
     int64_t shape[2] = {batch->num_tokens_global, columns};
     moe_npy_piece piece = {rows, batch->first_token * columns, batch->num_tokens * columns};

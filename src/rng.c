@@ -17,7 +17,7 @@
 
 #include "moesim/status.h"
 
-enum { LANES = 32, BLOCKS = LANES / 2 }; /* pairs (radius, angle) per batch; two pairs per block */
+enum { LANES = 32 }; /* pairs (radius, angle) per batch; two pairs per block */
 
 static philox4x32_key_t moe_rng_key(moe_rng r, uint64_t a, uint64_t b) {
     uint64_t key = r.seed + (a >> 40) * 0x9e3779b97f4a7c15u + (b >> 40) * 0xc2b2ae3d27d4eb4fu;

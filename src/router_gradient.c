@@ -11,7 +11,7 @@
 #include "scores.h"
 
 /* Derivative of the score function at z where its value is s: sigmoid' = s (1 - s); sqrt(softplus)' = sigmoid(z) / (2 s). */
-static double score_derivative(const moe_router *r, double z, double s) {
+double moe_score_derivative(const moe_router *r, double z, double s) {
     if (r->score_func == MOE_SCORE_SIGMOID) return s * (1 - s);
     return s > 0 ? 1 / (1 + exp(-z)) / (2 * s) : 0;
 }
@@ -23,7 +23,7 @@ static void add_balance(const moe_router *r, const double *z, const double *s, c
     if (total <= 0) return; /* every expert disabled */
     double mean = moe_scores_dot(a, s, n) / total;
     for (int32_t i = 0; i < n; i++)
-        dz[i] += (normalised ? s[i] : score_derivative(r, z[i], s[i]) / total) * (a[i] - mean) * inverse_tokens;
+        dz[i] += (normalised ? s[i] : moe_score_derivative(r, z[i], s[i]) / total) * (a[i] - mean) * inverse_tokens;
 }
 
 /* scratch [N] */

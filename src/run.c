@@ -152,7 +152,7 @@ static int write_layer_tensors(run *r, int32_t l, moe_status *st) {
     size_t size = a->logits.f32 || (!logits && r->input.logits_dtype == MOE_F32 && sizeof(real) == 4) ? sizeof(float) : sizeof(double);
     if (moe_results_tensor(r->comm, &r->results, name[1], &r->batch, logits, n, size, st)) return st->code;
     double *dlogits = moe_alloc(r->batch.num_tokens * n, sizeof *dlogits, "dlogits");
-    moe_layer_dlogits(&r->context, a, dlogits);
+    moe_layer_dlogits(&r->layers[l], &r->context, a, dlogits);
     moe_results_tensor(r->comm, &r->results, name[2], &r->batch, dlogits, n, sizeof *dlogits, st);
     moe_free(dlogits);
     return st->code;

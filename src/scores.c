@@ -18,59 +18,86 @@ enum { LANES = 8, CHUNK = 64 };
 
 typedef double vec __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
 
-/* exp(x) = 2^k exp(r), k = round(x / ln 2), r = x - k ln 2 in two pieces (Cody and Waite), |r| <= 0.35;
- * exp(r) = 1 + (r + r^2 q(r)), q the Taylor polynomial to r^13/13! (the next term is below 1e-17).
- * 2^k is applied as 2^a 2^b, a = round(k/2 of x), so that overflow gives inf and underflow is gradual. */
-static inline double exp_one(double x) {
+/* exp(x) = 2^k exp(r), k = round(x / ln 2), r = x - k ln 2 in two pieces (Cody and Waite), |r| <= 0.347; exp(r) = 1 + (r + r^2 q(r)),
+ * q of degree 9 through (exp(r) - 1 - r)/r^2 at the Chebyshev nodes: relative error 2e-17 before rounding. *k_bits: k in two's complement. */
+static inline double exp_reduced(double x, uint64_t *k_bits) {
     const double log2e = 0x1.71547652b82fep0, ln2_hi = 0x1.62e42fefa3800p-1, ln2_lo = 0x1.ef35793c76730p-45;
     const double magic = 0x1.8p52; /* adding it rounds to an integer, which then stands in the low bits */
+    double t = x * log2e + magic, k = t - magic;
+    double r = (x - k * ln2_hi) - k * ln2_lo, r2 = r * r, r4 = r2 * r2;
+    double q0 = (0.5 + r * 0x1.5555555555556p-3) + r2 * (0x1.5555555553d68p-5 + r * 0x1.11111111109b5p-7);
+    double q1 = (0x1.6c16c17889f40p-10 + r * 0x1.a01a01a7c2f2ep-13) + r2 * (0x1.a019b9148739fp-16 + r * 0x1.71de0db2eafc6p-19);
+    double q2 = 0x1.28917ca046b86p-22 + r * 0x1.af389eeb9e5e9p-26;
+    memcpy(k_bits, &t, sizeof t);
+    *k_bits -= 0x4338000000000000; /* the bits of magic */
+    return 1.0 + (r + r2 * (q0 + r4 * (q1 + r4 * q2)));
+}
+
+/* p 2^k for -512 <= k < 512; *seen collects k + 512, so that *seen < 1024 afterwards says that this held for all. */
+static inline double exp_near(double x, uint64_t *seen) {
+    uint64_t k, bits;
+    double p = exp_reduced(x, &k);
+    memcpy(&bits, &p, sizeof p);
+    *seen |= k + 512;
+    bits += k << 52;
+    memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+/* Any x: 2^k is applied as 2^a 2^b, so that overflow gives inf and underflow is gradual. The same bits where both are defined. */
+static inline double exp_any(double x) {
+    double a, b, p;
+    uint64_t k, a_bits, b_bits;
     x = x < -746.0 ? -746.0 : x;
     x = x > 710.0 ? 710.0 : x;
-    double whole = x * log2e + magic, half = x * (0.5 * log2e) + magic, k = whole - magic;
-    double r = (x - k * ln2_hi) - k * ln2_lo, r2 = r * r, r4 = r2 * r2;
-    double q0 = (1.0 / 2 + r * (1.0 / 6)) + r2 * (1.0 / 24 + r * (1.0 / 120));
-    double q1 = (1.0 / 720 + r * (1.0 / 5040)) + r2 * (1.0 / 40320 + r * (1.0 / 362880));
-    double q2 = (1.0 / 3628800 + r * (1.0 / 39916800)) + r2 * (1.0 / 479001600 + r * (1.0 / 6227020800.0));
-    double p = 1.0 + (r + r2 * (q0 + r4 * (q1 + r4 * q2)));
-    uint64_t whole_bits, half_bits, a_bits, b_bits;
-    memcpy(&whole_bits, &whole, sizeof whole);
-    memcpy(&half_bits, &half, sizeof half);
-    a_bits = (half_bits + 1023) << 52;
-    b_bits = (whole_bits - half_bits + 1023) << 52;
-    double a, b;
+    p = exp_reduced(x, &k);
+    a_bits = ((k + 2048) >> 1) - 1024; /* k/2 rounded down */
+    b_bits = k - a_bits;
+    a_bits = (a_bits + 1023) << 52;
+    b_bits = (b_bits + 1023) << 52;
     memcpy(&a, &a_bits, sizeof a);
     memcpy(&b, &b_bits, sizeof b);
     return (p * a) * b;
 }
 
-MOE_CLONES void moe_scores_exp(const double *x, double shift, double *y, int32_t n) {
+enum { NEAR = 1024 };
+
+MOE_CLONES void moe_scores_exp(const double *restrict x, double shift, double *restrict y, int32_t n) {
+    uint64_t seen = 0;
     for (int32_t i = 0; i < n; i++)
-        y[i] = exp_one(x[i] - shift);
+        y[i] = exp_near(x[i] - shift, &seen);
+    for (int32_t i = 0; i < n && seen >= NEAR; i++)
+        y[i] = exp_any(x[i] - shift);
 }
 
 static double lanes_total(const double *l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
 
-MOE_CLONES double moe_scores_sum(const double *x, int32_t n) {
-    vec sum = {0};
-    double lane[LANES];
+/* lane[l] += x[8 j + l] */
+static inline void add_lanes(double *lane, const double *x, int32_t n) {
+    vec sum;
     int32_t i = 0;
+    memcpy(&sum, lane, sizeof sum);
     for (; i + LANES <= n; i += LANES)
         sum += *(const vec *)(x + i);
-    memcpy(lane, &sum, sizeof lane);
-    for (; i < n; i++)
-        lane[i % LANES] += x[i];
+    memcpy(lane, &sum, sizeof sum);
+    for (int32_t l = 0; i < n; i++, l++)
+        lane[l] += x[i];
+}
+
+MOE_CLONES double moe_scores_sum(const double *x, int32_t n) {
+    double lane[LANES] = {0};
+    add_lanes(lane, x, n);
     return lanes_total(lane);
 }
 
 MOE_CLONES double moe_scores_dot(const double *a, const double *b, int32_t n) {
-    vec sum = {0};
-    double lane[LANES];
-    int32_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        sum += *(const vec *)(a + i) * *(const vec *)(b + i);
-    memcpy(lane, &sum, sizeof lane);
-    for (; i < n; i++)
-        lane[i % LANES] += a[i] * b[i];
+    double lane[LANES] = {0}, product[CHUNK];
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++)
+            product[i] = a[begin + i] * b[begin + i];
+        add_lanes(lane, product, count);
+    }
     return lanes_total(lane);
 }
 
@@ -114,14 +141,13 @@ int moe_scores_load(moe_logits logits, int64_t t, int32_t n, double *z) {
     return row_flags(z, n);
 }
 
-double moe_scores_lse(const double *z, int32_t n) {
+MOE_CLONES double moe_scores_lse(const double *z, int32_t n) {
     double m = maximum(z, n), lane[LANES] = {0}, e[CHUNK];
     if (m == -INFINITY) return m;
     for (int32_t begin = 0; begin < n; begin += CHUNK) {
         int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
         moe_scores_exp(z + begin, m, e, count);
-        for (int32_t i = 0; i < count; i++)
-            lane[i % LANES] += e[i];
+        add_lanes(lane, e, count);
     }
     return m + log(lanes_total(lane));
 }
@@ -141,9 +167,12 @@ static void softmax(const double *z, double *s, int32_t n, double *lse) {
 }
 
 /* s = 1 / (1 + exp(-z)) (DeepSeek-V3 Eq. 15) */
-MOE_CLONES static void sigmoid(const double *z, double *s, int32_t n) {
+MOE_CLONES static void sigmoid(const double *restrict z, double *restrict s, int32_t n) {
+    uint64_t seen = 0;
     for (int32_t i = 0; i < n; i++)
-        s[i] = 1.0 / (1.0 + exp_one(-z[i]));
+        s[i] = 1.0 / (1.0 + exp_near(-z[i], &seen));
+    for (int32_t i = 0; i < n && seen >= NEAR; i++)
+        s[i] = 1.0 / (1.0 + exp_any(-z[i]));
 }
 
 /* s = sqrt(log(1 + exp(z))), written so that exp cannot overflow (Megatron-Core's sqrtsoftplus) */

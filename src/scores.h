@@ -1,4 +1,4 @@
-/* scores.h: score functions of one token, inside the router. Layer 2 (decide): pure. Used by scores.c, select.c and router.c only. */
+/* scores.h: score functions of one token, inside the router. Layer 2 (decide): pure. Used by the router's own files only. */
 #ifndef MOESIM_SCORES_H
 #define MOESIM_SCORES_H
 
@@ -21,12 +21,15 @@ double moe_scores_sum(const double *x, int32_t n);
 /* Local. sum_i a_i b_i in the same order. */
 double moe_scores_dot(const double *a, const double *b, int32_t n);
 
-/* Local. y [n] = exp(x [n] - shift), at most 1 ulp off: exp(0) = 1 and exp(-inf) = 0 exactly, overflow to inf, gradual underflow. y may be x. */
+/* Local. y [n] = exp(x [n] - shift), at most 1 ulp off: exp(0) = 1 and exp(-inf) = 0 exactly, overflow to inf, gradual underflow. y is not x. */
 void moe_scores_exp(const double *x, double shift, double *y, int32_t n);
 
 /* Local. Whether s sums to 1 over the experts by its definition (both softmaxes). */
 static inline bool moe_scores_sum_to_one(const moe_router *r) {
     return r->score_func == MOE_SCORE_SOFTMAX || r->score_func == MOE_SCORE_SOFTMAX_TOPK;
 }
+
+/* Local. Derivative of the sigmoid and sqrtsoftplus scores at z, where the value is s (router_gradient.c). */
+double moe_score_derivative(const moe_router *r, double z, double s);
 
 #endif

@@ -1,6 +1,7 @@
 /* screen.c: looks at the stream once, so that everything else only asks what it may do. Piped output has no colour and no control character. */
 #include "moesim/screen.h"
 
+#include <fcntl.h>
 #include <langinfo.h>
 #include <locale.h>
 #include <math.h>
@@ -18,6 +19,42 @@ static bool is_utf8(void) {
     return !strcmp(codeset, "UTF-8") || !strcmp(codeset, "utf8");
 }
 
+/* Open MPI gives the first rank a pseudo-terminal even when mpirun's own output is piped: what counts is where the launcher writes to.
+ * Looks for a launcher among the parents of this process; path = its standard output, "" when there is no launcher. */
+static void find_launcher_output(char *path, size_t capacity) {
+    static const char *const launchers[] = {"mpirun", "mpiexec", "orterun", "orted", "prterun", "prted", NULL};
+    path[0] = '\0';
+    long pid = (long)getppid();
+    for (int depth = 0; depth < 32 && pid > 1; depth++) {
+        char file_name[64], line[256], name[64] = "";
+        long parent = 0;
+        snprintf(file_name, sizeof file_name, "/proc/%ld/status", pid);
+        FILE *file = fopen(file_name, "r");
+        while (file && fgets(line, sizeof line, file) && parent == 0)
+            if (sscanf(line, "Name: %63s", name) != 1 && sscanf(line, "PPid: %ld", &parent) != 1) parent = 0;
+        if (file) fclose(file);
+        for (int i = 0; launchers[i]; i++)
+            if (!strcmp(name, launchers[i])) snprintf(path, capacity, "/proc/%ld/fd/1", pid);
+        if (path[0]) return;
+        pid = parent;
+    }
+}
+
+/* A descriptor of the terminal that the stream's text ends up on, to be closed; -1 when it does not end on one. */
+static int open_terminal(FILE *out) {
+    char path[64] = "", target[256];
+    if (!isatty(fileno(out))) return -1;
+    find_launcher_output(path, sizeof path);
+    if (!path[0]) return dup(fileno(out));
+    ssize_t length = readlink(path, target, sizeof target - 1);
+    target[length > 0 ? length : 0] = '\0';
+    if (strncmp(target, "/dev/", 5) != 0) return -1;
+    int descriptor = open(target, O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    if (descriptor < 0 || isatty(descriptor)) return descriptor;
+    close(descriptor);
+    return -1;
+}
+
 static int terminal_width(int descriptor) {
     struct winsize size;
     const char *columns = getenv("COLUMNS");
@@ -30,9 +67,11 @@ static int terminal_width(int descriptor) {
 moe_screen moe_screen_of(FILE *out, bool quiet) {
     moe_screen s = {.out = out, .quiet = quiet, .width = PIPED_WIDTH, .utf8 = is_utf8()};
     const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
-    s.terminal = isatty(fileno(out)) && !(term && !strcmp(term, "dumb"));
+    int terminal = open_terminal(out);
+    s.terminal = terminal >= 0 && !(term && !strcmp(term, "dumb"));
     s.color = s.terminal && !(no_color && *no_color);
-    if (s.terminal) s.width = terminal_width(fileno(out));
+    if (s.terminal) s.width = terminal_width(terminal);
+    if (terminal >= 0) close(terminal);
     return s;
 }
 
@@ -66,11 +105,19 @@ void moe_screen_wrapped(const moe_screen *s, int indent, const char *label, cons
             column = indent;
             fresh = true;
         }
+        for (char *tab = word; (tab = strchr(tab, '\t'));)
+            *tab = ' ';
         fprintf(s->out, "%s%s", fresh ? "" : " ", word);
         column += length + !fresh;
         fresh = false;
     }
     fputc('\n', s->out);
+}
+
+moe_text moe_text_glued(moe_text text) {
+    for (char *p = text.s; *p; p++)
+        if (*p == ' ') *p = '\t';
+    return text;
 }
 
 moe_text moe_text_count(int64_t n) {

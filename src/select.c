@@ -23,7 +23,7 @@ void moe_select_reserve(moe_select *w, const moe_router *r) {
     w->group_size = r->num_experts / w->groups;
     w->group_blocks = (w->group_size + BLOCK - 1) / BLOCK;
     int64_t blocks = (int64_t)w->groups * w->group_blocks, doubles = blocks * (BLOCK + 2) + w->groups + 2 * (int64_t)r->top_k;
-    double *d = w->memory = moe_alloc(doubles + blocks + w->groups + 2 * (int64_t)r->top_k, sizeof(double), "router's working memory");
+    double *d = w->memory = moe_alloc(doubles + 2 * blocks + w->groups + r->top_k, sizeof(double), "router's working memory"); /* more than the int32 need */
     w->score = d;
     w->block_max = w->score + blocks * BLOCK;
     w->kept_max = w->block_max + blocks;
@@ -31,11 +31,13 @@ void moe_select_reserve(moe_select *w, const moe_router *r) {
     w->s = w->group_score + w->groups;
     w->order_s = w->s + r->top_k;
     w->kept_block = (int32_t *)(w->order_s + r->top_k);
-    w->kept = w->kept_block + blocks;
+    w->block_base = w->kept_block + blocks;
+    w->kept = w->block_base + blocks;
     w->expert = w->kept + w->groups;
-    w->order = w->expert + r->top_k;
     for (int64_t i = 0; i < blocks * BLOCK; i++)
         w->score[i] = -INFINITY;
+    for (int32_t b = 0; b < blocks; b++)
+        w->block_base[b] = b / w->group_blocks * w->group_size + b % w->group_blocks * BLOCK;
 }
 
 void moe_select_free(moe_select *w) {
@@ -65,33 +67,39 @@ static void fill_scores(moe_select *w, const moe_router *r, const double *z, con
         w->block_max[b] = block_maximum(w->score + b * BLOCK);
 }
 
-/* First index of the largest of x [n]; *value = that number. */
-static int32_t first_largest(const double *x, int32_t n, double *value) {
-    double v = x[0];
+static double largest(const double *x, int32_t n) {
+    double a = x[0], b = x[0], c = x[0], d = x[0]; /* four chains: each comparison waits for the one before it */
+    int32_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        a = larger(x[i], a);
+        b = larger(x[i + 1], b);
+        c = larger(x[i + 2], c);
+        d = larger(x[i + 3], d);
+    }
+    for (; i < n; i++)
+        a = larger(x[i], a);
+    return larger(larger(a, b), larger(c, d));
+}
+
+/* First place of v, the largest of x [n]; from the back, so that nothing has to be predicted (and >= needs one flag where == needs two). */
+static inline int32_t first_place(const double *x, int32_t n, double v) {
     int32_t at = 0;
-    for (int32_t i = 1; i < n; i++)
-        v = larger(v, x[i]);
     for (int32_t i = n - 1; i >= 0; i--)
-        at = x[i] == v ? i : at;
-    *value = v;
+        at = x[i] >= v ? i : at;
     return at;
 }
 
 /* DeepSeek-V2: max over the group. */
 static double group_max(const moe_select *w, int32_t g) {
-    const double *m = w->block_max + g * w->group_blocks;
-    double v = m[0];
-    for (int32_t b = 1; b < w->group_blocks; b++)
-        v = larger(v, m[b]);
-    return v;
+    return largest(w->block_max + g * w->group_blocks, w->group_blocks);
 }
 
 /* DeepSeek-V3: sum of the two largest of the group; of one, when there is only one. The second largest is the largest of the other blocks'
  * maxima and of the second largest of the first block. */
 static double group_top2_sum(const moe_select *w, int32_t g) {
     const double *m = w->block_max + g * w->group_blocks, *x;
-    double first, second = -INFINITY;
-    int32_t at = first_largest(m, w->group_blocks, &first);
+    double first = largest(m, w->group_blocks), second = -INFINITY;
+    int32_t at = first_place(m, w->group_blocks, first);
     x = w->score + (g * w->group_blocks + at) * BLOCK;
     for (int32_t b = 0; b < w->group_blocks; b++)
         second = larger(second, b == at ? -INFINITY : m[b]);
@@ -143,9 +151,9 @@ static int32_t choose_groups(moe_select *w, const moe_router *r) {
         w->kept[g] = 0;
     }
     for (int32_t m = 0; m < r->topk_group; m++) {
-        double best;
-        int32_t g = first_largest(w->group_score, w->groups, &best);
-        if (best == -INFINITY) break;
+        double best = largest(w->group_score, w->groups);
+        if (!(best > -INFINITY)) break;
+        int32_t g = first_place(w->group_score, w->groups, best);
         w->group_score[g] = -INFINITY;
         w->kept[g] = 1;
     }
@@ -171,13 +179,11 @@ static int32_t gather_blocks(moe_select *w, int32_t kept) {
 /* Takes the `count` largest out of kept blocks [begin, end) into w->expert and w->s from place `chosen` on; returns the new number chosen. */
 static int32_t take_largest(moe_select *w, const double *s, int32_t begin, int32_t end, int32_t count, int32_t chosen) {
     for (int32_t k = 0; k < count; k++) {
-        double best, v;
-        int32_t at = begin + first_largest(w->kept_max + begin, end - begin, &best), block = w->kept_block[at];
+        double best = largest(w->kept_max + begin, end - begin);
+        if (!(best > -INFINITY)) break;
+        int32_t at = begin + first_place(w->kept_max + begin, end - begin, best), block = w->kept_block[at];
         double *x = w->score + block * BLOCK;
-        if (best == -INFINITY) break;
-        int32_t inside = first_largest(x, BLOCK, &v);
-        int32_t group = block / w->group_blocks;
-        int32_t expert = group * w->group_size + (block - group * w->group_blocks) * BLOCK + inside;
+        int32_t inside = first_place(x, BLOCK, best), expert = w->block_base[block] + inside;
         x[inside] = -INFINITY;
         w->kept_max[at] = block_maximum(x);
         w->expert[chosen] = expert;
@@ -186,8 +192,13 @@ static int32_t take_largest(moe_select *w, const double *s, int32_t begin, int32
     return chosen;
 }
 
-/* Falling unbiased score, then index: the place of each is the number of those before it. */
-static void order_chosen(const moe_select *w, int32_t count, int32_t *expert, double *ordered) {
+/* Falling unbiased score, then index; without a bias they were taken in that order. The place of each is the number of those before it. */
+static void order_chosen(const moe_select *w, bool in_order, int32_t count, int32_t *expert, double *ordered) {
+    if (in_order) {
+        memcpy(expert, w->expert, (size_t)count * sizeof *expert);
+        memcpy(ordered, w->s, (size_t)count * sizeof *ordered);
+        return;
+    }
     for (int32_t i = 0; i < count; i++) {
         int32_t place = 0;
         for (int32_t j = 0; j < count; j++)
@@ -219,7 +230,7 @@ int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, 
         for (int32_t k = 0; k < kept; k++)
             count = take_largest(w, s, k * w->group_blocks, (k + 1) * w->group_blocks, r->top_k / r->topk_group, count);
     else if (blocks > 0) count = take_largest(w, s, 0, blocks, r->top_k, 0);
-    order_chosen(w, count, expert, w->order_s);
+    order_chosen(w, !r->bias && r->group_limit != MOE_GROUP_QUOTA, count, expert, w->order_s);
     if (weight) combine_weights(r, w->order_s, count, weight);
     return count;
 }

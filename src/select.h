@@ -15,11 +15,11 @@ typedef struct moe_select {
     double *kept_max;    /* [groups * group_blocks] block_max of the kept groups, groups ascending */
     int32_t *kept_block; /* the same, block ids */
     double *group_score; /* [groups] */
+    int32_t *block_base; /* [groups * group_blocks] first expert of a block */
     int32_t *kept;       /* [groups] ids of kept groups, ascending */
     double *s;           /* [top_k] unbiased scores of the chosen */
     int32_t *expert;     /* [top_k] before ordering */
     double *order_s;     /* [top_k] */
-    int32_t *order;      /* [top_k] */
     void *memory;
 } moe_select;
 

@@ -15,7 +15,9 @@ static void put(json_t *object, const char *key, json_t *value) {
     if (json_object_set_new(object, key, value) != 0) moe_out_of_memory("the summary", 0);
 }
 
-static json_t *number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
+static json_t *number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
 
 /* JSON is UTF-8: bytes that are not (a folder named in another encoding) become question marks. */
 static json_t *text(const char *value) {
@@ -135,9 +137,17 @@ static json_t *volume_object(const moe_volume *v) {
     return o;
 }
 
-static json_t *total_volume(const moe_step_record *r) {
+/* Directions and phases of the backward pass come last, and only where there is one. */
+static int directions_of(const moe_config *c) {
+    return c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_DIRECTIONS : MOE_DISPATCH_BACKWARD;
+}
+static int phases_of(const moe_config *c) {
+    return c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD;
+}
+
+static json_t *total_volume(const moe_config *c, const moe_step_record *r) {
     json_t *o = json_object();
-    for (int i = 0; i < MOE_NUM_DIRECTIONS; i++) {
+    for (int i = 0; i < directions_of(c); i++) {
         moe_volume sum;
         moe_record_volume(r, i, &sum);
         put(o, moe_direction_names[i], volume_object(&sum));
@@ -180,9 +190,9 @@ static json_t *losses_by_scope(const moe_layer_record *l) {
 
 /* One step */
 
-static json_t *step_time(const moe_step_record *r) {
+static json_t *step_time(const moe_config *c, const moe_step_record *r) {
     json_t *o = json_object(), *phases = json_object();
-    for (int p = 0; p < MOE_NUM_PHASES; p++) {
+    for (int p = 0; p < phases_of(c); p++) {
         double seconds = 0;
         for (int32_t l = 0; l < r->num_layers; l++)
             seconds += r->layer[l].phase_seconds[p];
@@ -193,6 +203,14 @@ static json_t *step_time(const moe_step_record *r) {
     return o;
 }
 
+static void put_training(json_t *o, const moe_step_record *step) {
+    put(o, "task_loss", number(step->task_loss));
+    if (isfinite(step->validation_loss)) put(o, "validation_loss", number(step->validation_loss));
+    put(o, "gradient_norm", number(step->gradient_norm));
+    put(o, "learning_rate", number(step->learning_rate));
+    put(o, "gradient_allreduce_bytes", json_integer(step->gradient_allreduce_bytes));
+}
+
 json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(step, loss, raw, &total);
@@ -200,13 +218,14 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
     put(with_alpha, "total", number(total));
     put(o, "step", json_integer(step->step));
     put(o, "num_tokens", json_integer(step->num_tokens));
+    if (c->run.mode == MOE_MODE_TRAIN) put_training(o, step);
     put(o, "loss", with_alpha);
     put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
-    put(o, "volume", total_volume(step));
+    put(o, "volume", total_volume(c, step));
     put(o, "allreduce_bytes", json_integer(total_allreduce(step)));
     put(o, "balance", mean_balance(c, step));
     put(o, "passed", json_boolean(moe_record_all_passed(step)));
-    put(o, "time", step_time(step));
+    put(o, "time", step_time(c, step));
     return o;
 }
 
@@ -230,7 +249,7 @@ static json_t *layer_object(const moe_config *c, const moe_step_record *r, const
     put(o, "mean_devices_per_token", number(l->mean_devices));
     put(o, "mean_devices_per_token_unlimited", number(l->mean_devices_unlimited));
     put(o, "tokens_by_reach", integers(l->tokens_by_reach, reach + 1));
-    for (int i = 0; i < MOE_NUM_DIRECTIONS; i++)
+    for (int i = 0; i < directions_of(c); i++)
         put(volume, moe_direction_names[i], volume_object(&l->volume[i]));
     put(o, "volume", volume);
     put(o, "allreduce_bytes", json_integer(l->allreduce_bytes));
@@ -283,9 +302,9 @@ static json_t *machine_object(const moe_config *c, const moe_topology *t, int ra
     return o;
 }
 
-static json_t *time_object(const moe_run_times *times) {
+static json_t *time_object(const moe_config *c, const moe_run_times *times) {
     json_t *o = json_object(), *measured = json_object(), *phases = json_object();
-    for (int p = 0; p < MOE_NUM_PHASES; p++)
+    for (int p = 0; p < phases_of(c); p++)
         put(phases, moe_phase_names[p], number(times->phase_seconds[p]));
     put(measured, "steps", number(times->step_seconds));
     put(measured, "step_mean", number(times->step_seconds / (double)(times->steps > 0 ? times->steps : 1)));
@@ -295,7 +314,8 @@ static json_t *time_object(const moe_run_times *times) {
     return o;
 }
 
-json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks, const moe_run_times *times) {
+json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
+                        const moe_run_times *times) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(last, loss, raw, &total);
     json_t *o = json_object(), *layers = json_array();
@@ -308,13 +328,13 @@ json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const 
     put_checks(o, last);
     put(o, "loss", trained_losses(c, loss, total));
     put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
-    put(o, "volume", total_volume(last));
+    put(o, "volume", total_volume(c, last));
     put(o, "allreduce_bytes", json_integer(total_allreduce(last)));
     put(o, "balance", mean_balance(c, last));
     for (int32_t l = 0; l < last->num_layers; l++)
         json_array_append_new(layers, layer_object(c, last, &last->layer[l]));
     put(o, "layers", layers);
     put(o, "machine", machine_object(c, topologies, ranks));
-    put(o, "time", time_object(times));
+    put(o, "time", time_object(c, times));
     return o;
 }

@@ -1,65 +1,36 @@
-/* summary_text.c: the two ends of summary.c: the configuration's own text turned into JSON, and JSON turned into text.
- * The configuration is read back from moe_config_print, so that its table of keys stays the only one. */
-#include <errno.h>
+/* summary_text.c: the two ends of summary.c: the table of keys turned into JSON, and JSON turned into text. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "moesim/config_table.h"
 #include "moesim/status.h"
 #include "moesim/summary.h"
 
 enum { JSON_FORMAT = JSON_REAL_PRECISION(17) | JSON_ENCODE_ANY, SHORT_LINE = 120 };
 
-static json_t *typed(const char *value) {
-    char *end;
-    if (!strcmp(value, "yes") || !strcmp(value, "no")) return json_boolean(!strcmp(value, "yes"));
-    errno = 0;
-    long long whole = strtoll(value, &end, 10);
-    if (*value && !*end && errno == 0) return json_integer(whole);
-    double number = strtod(value, &end);
-    json_t *real = *value && !*end ? json_real(number) : NULL;
-    if (real) return real;
-    json_t *string = json_string(value);
-    return string ? string : json_null();
-}
-
-/* Cuts blanks at both ends; returns where the text begins. */
-static char *trim(char *s) {
-    s += strspn(s, " \t");
-    for (size_t n = strlen(s); n > 0 && strchr(" \t\r\n", s[n - 1]); n--)
-        s[n - 1] = '\0';
-    return s;
-}
-
-/* One line of INI: "[section]" opens an object, "key = value ; comment" goes into the open one. */
-static void add_line(json_t *all, json_t **section, char *line) {
-    line = trim(line);
-    char *equals = strchr(line, '='), *comment = strstr(line, " ;");
-    if (*line == ';' || *line == '#' || *line == '\0') return;
-    if (*line == '[') {
-        line[strcspn(line, "]")] = '\0';
-        *section = json_object();
-        json_object_set_new(all, line + 1, *section);
-    } else if (equals && *section) {
-        if (comment) *comment = '\0';
-        *equals = '\0';
-        json_object_set_new(*section, trim(line), typed(trim(equals + 1)));
-    }
+/* A key's value with its own type. */
+static json_t *typed(enum moe_key_type type, const char *value) {
+    json_t *typed_value = NULL;
+    if (type == MOE_KEY_INT32 || type == MOE_KEY_INT64) typed_value = json_integer(strtoll(value, NULL, 10));
+    if (type == MOE_KEY_DOUBLE) typed_value = json_real(strtod(value, NULL));
+    if (type == MOE_KEY_BOOL) typed_value = json_boolean(!strcmp(value, "yes"));
+    if (!typed_value) typed_value = json_string(value);
+    return typed_value ? typed_value : json_null();
 }
 
 json_t *moe_summary_config(const moe_config *c) {
-    char *text = NULL, *rest;
-    size_t length = 0;
-    FILE *memory = open_memstream(&text, &length);
-    if (!memory) moe_out_of_memory("the configuration's text", MOE_PATH_MAX);
-    moe_config_print(c, memory);
-    if (fclose(memory) != 0) moe_out_of_memory("the configuration's text", length);
-
+    char value[MOE_VALUE_TEXT_MAX];
     json_t *all = json_object(), *section = NULL;
-    json_object_set_new(all, "name", typed(c->name));
-    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest))
-        add_line(all, &section, line);
-    free(text);
+    json_object_set_new(all, "name", typed(MOE_KEY_PATH, c->name));
+    for (int k = 0; k < moe_num_keys; k++) {
+        if (k == 0 || strcmp(moe_keys[k].section, moe_keys[k - 1].section) != 0) {
+            section = json_object();
+            json_object_set_new(all, moe_keys[k].section, section);
+        }
+        moe_key_format(c, k, value);
+        json_object_set_new(section, moe_keys[k].name, typed(moe_keys[k].type, value));
+    }
     return all;
 }
 

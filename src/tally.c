@@ -13,8 +13,8 @@ enum scalar {
     REACHED,       /* sum over tokens of distinct devices */
     EXPECTED_ROWS, /* recounted from the routing: pairs, or distinct devices per token */
     PLANNED_ROWS,
-    MPI_ROWS, /* given to MPI_Alltoallv */
-    OWN_ROWS, /* that stay inside a rank */
+    WIRE_ROWS, /* given to MPI_Alltoallv */
+    OWN_ROWS,  /* that stay inside a rank */
     RECEIVED_ROWS,
     RECEIVED_PAIRS,
     NONFINITE, /* tokens with a NaN or Inf in logits or output */
@@ -59,7 +59,7 @@ static void count_blocks(tally *t, const moe_plan *plan, const moe_inbox *in) {
     }
     t->scalar[PLANNED_ROWS] = plan->num_rows;
     t->scalar[OWN_ROWS] = in->own_end - in->own_begin;
-    t->scalar[MPI_ROWS] = plan->num_rows - t->scalar[OWN_ROWS];
+    t->scalar[WIRE_ROWS] = plan->num_rows - t->scalar[OWN_ROWS];
     t->scalar[RECEIVED_ROWS] = in->num_rows;
     t->scalar[RECEIVED_PAIRS] = in->num_pairs;
 }
@@ -95,7 +95,7 @@ static bool weight_bounds(const moe_context *context, int64_t k, double *exact, 
     const moe_router *r = &context->router;
     if (context->input->routing) return false;
     bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || r->score_func == MOE_SCORE_SOFTMAX_TOPK;
-    double scale = r->norm_topk_prob && normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
+    double scale = normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
     *exact = normalized ? scale : NAN;
     *most = r->score_func == MOE_SCORE_SOFTMAX ? scale : r->score_func == MOE_SCORE_SIGMOID ? scale * (double)k : INFINITY;
     return true;
@@ -153,8 +153,8 @@ static void check_comm_count(tally *t, const moe_context *context, const moe_act
 }
 
 /* The theorem is checked on every token of small batches and on about 2^22 / N tokens a rank of large ones: it costs as much as routing. */
-static void check_theorem(tally *t, const moe_context *context, const moe_activations *a) {
-    const moe_router *r = &context->router;
+static void check_theorem(tally *t, const moe_layer *layer, const moe_context *context, const moe_activations *a) {
+    const moe_router *r = &layer->router;
     if (r->group_limit != MOE_GROUP_MAX || context->input->routing) return;
     int64_t stride = 1 + context->batch->num_tokens * r->num_experts / (1 << 22);
     moe_router_check_groups(r, a->logits, &a->routing, stride, &t->scalar[THEOREM_TOKENS], &t->scalar[THEOREM_BAD]);
@@ -185,8 +185,10 @@ static void fill_volume(const tally *t, const moe_config *c, moe_layer_record *o
     int64_t d = c->cluster.devices, row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
     int64_t head = moe_exchange_row_metadata_bytes((enum moe_exchange_mode)c->exchange.mode), pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
+    memset(out->pairs_by_level, 0, sizeof out->pairs_by_level);
     for (int64_t i = 0; i < d * d; i++) {
         enum moe_level level = level_of(i / d, i % d, c->cluster.devices_per_node);
+        out->pairs_by_level[level] += t->pairs[i];
         add_volume(&out->volume[MOE_DISPATCH], level, t->sent[i], t->pairs[i], row_bytes, t->sent[i] * head + t->pairs[i] * pair);
         add_volume(&out->volume[MOE_COMBINE], level, t->sent[i], t->pairs[i], row_bytes, 0);
     }
@@ -232,7 +234,7 @@ static void check_conservation(const tally *t, const moe_layer_record *out, int6
     for (int64_t i = 0; i < d * d; i++) {
         same += t->sent[i] == t->received[i];
     }
-    int64_t mpi = s[MPI_ROWS] + s[OWN_ROWS];
+    int64_t mpi = s[WIRE_ROWS] + s[OWN_ROWS];
     moe_record_check(
         record, "matrix_sums", true, by_source == mpi && by_destination == mpi && same == d * d,
         "row sums %lld, column sums %lld, rows given to MPI plus rows inside a rank %lld; both ends agree on %lld of %lld device pairs",
@@ -279,7 +281,7 @@ void moe_tally_layer(const moe_layer *layer, const moe_context *context, const m
     check_weights(&t, context, &a->routing);
     check_output(&t, context, a, y);
     if (!moe_rows_not_tokens(context)) check_comm_count(&t, context, a);
-    check_theorem(&t, context, a);
+    check_theorem(&t, layer, context, a);
     moe_comm_sum_i64(context->comm, t.words, t.count);
     fill_counts(&t, context, out);
     fill_volume(&t, context->config, out);

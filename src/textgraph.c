@@ -20,8 +20,12 @@ moe_blocks moe_blocks_of(int32_t devices, int32_t devices_per_node) {
     return b;
 }
 
-static int32_t block_begin(const moe_blocks *b, int32_t block) { return block * b->size; }
-static int32_t block_end(const moe_blocks *b, int32_t block) { return (block + 1) * b->size < b->devices ? (block + 1) * b->size : b->devices; }
+static int32_t block_begin(const moe_blocks *b, int32_t block) {
+    return block * b->size;
+}
+static int32_t block_end(const moe_blocks *b, int32_t block) {
+    return (block + 1) * b->size < b->devices ? (block + 1) * b->size : b->devices;
+}
 
 moe_text moe_block_name(const moe_blocks *b, int32_t block) {
     moe_text text;
@@ -62,8 +66,8 @@ static double block_mean(const moe_blocks *b, int32_t block, const int64_t *x) {
     return (double)sum_of(x + begin, end - begin) / (end - begin);
 }
 
-static void bar_line(const moe_screen *s, const moe_blocks *b, int32_t block, const int64_t *load, const int64_t *rows, double mean, double top,
-                     int width) {
+static void bar_line(const moe_screen *s, const moe_blocks *b, int32_t block, const int64_t *load, const int64_t *rows, double mean,
+                     double top, int width) {
     double value = block_mean(b, block, load);
     fprintf(s->out, "  %-*s", NAME_WIDTH - 2, moe_block_name(b, block).s);
     print_bar(s, top > 0 ? value / top : 0, width);
@@ -90,7 +94,7 @@ void moe_textgraph_bars(const moe_screen *s, const moe_blocks *b, const int64_t 
 
 /* The matrix */
 
-typedef struct grid {        /* sums by blocks */
+typedef struct grid { /* sums by blocks */
     const moe_blocks *blocks;
     int32_t n;
     int64_t cell[MOE_MOST_BLOCKS][MOE_MOST_BLOCKS], from[MOE_MOST_BLOCKS], to[MOE_MOST_BLOCKS], total;
@@ -167,6 +171,16 @@ static void print_numbers(const moe_screen *s, const grid *g, int columns) {
     fprintf(s->out, " %s\n", moe_text_count(g->total).s);
 }
 
+static void print_legend(const moe_screen *s, const grid *g) {
+    static const char *const ranges[NUM_SHADES] = {"<0.5", "<0.8", "<1.25", "<2", ">=2"};
+    char text[256];
+    double mean = (double)g->total / g->blocks->devices / g->blocks->devices;
+    int length = snprintf(text, sizeof text, "shades: rows of a pair of devices / their mean, %.1f:", mean);
+    for (int i = 0; i < NUM_SHADES; i++)
+        length += snprintf(text + length, sizeof text - (size_t)length, " %s\t%s", shade_text(s, i), ranges[i]);
+    moe_screen_wrapped(s, 2, "", "%s", text);
+}
+
 static void print_shades(const moe_screen *s, const grid *g) {
     fprintf(s->out, "  %-*s", NAME_WIDTH - 2, "from \\ to");
     for (int32_t to = 0; to < g->n; to++)
@@ -180,11 +194,7 @@ static void print_shades(const moe_screen *s, const grid *g) {
         }
         fprintf(s->out, " %14s\n", moe_text_count(g->from[from]).s);
     }
-    fprintf(s->out, "  rows per pair of devices / mean (%.1f):", (double)g->total / g->blocks->devices / g->blocks->devices);
-    static const char *const ranges[NUM_SHADES] = {"<0.5", "<0.8", "<1.25", "<2", ">=2"};
-    for (int i = 0; i < NUM_SHADES; i++)
-        fprintf(s->out, " %s %s", shade_text(s, i), ranges[i]);
-    fputc('\n', s->out);
+    print_legend(s, g);
 }
 
 void moe_textgraph_matrix(const moe_screen *s, const moe_blocks *b, const int64_t *matrix) {

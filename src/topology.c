@@ -53,14 +53,15 @@ static bool oversubscribed(const moe_comm *comm, int cores, int asked) {
     return threads > cores;
 }
 
-/* The cores that this rank ends up on: the launcher's binding, the slice that it is widened to, or on a described machine the slice alone. */
+/* The cores that this rank ends up on: the launcher's binding, the slice that it is widened to, or on a described machine the slice alone.
+ * The calling thread's binding is what its OpenMP threads will inherit. */
 static void settle(hwloc_topology_t machine, const moe_comm *comm, int asked, const moe_topology *t, hwloc_bitmap_t set) {
     int only, all = hwloc_get_nbobjs_by_type(machine, core_type(machine));
     hwloc_bitmap_t slice = hwloc_bitmap_alloc();
     slice_of(machine, comm, all < t->host_cores ? all : t->host_cores, asked, slice);
     if (t->oversubscribed) hwloc_bitmap_copy(slice, hwloc_topology_get_allowed_cpuset(machine));
 
-    bool known = !t->synthetic && hwloc_get_cpubind(machine, set, HWLOC_CPUBIND_PROCESS) == 0 && !hwloc_bitmap_iszero(set);
+    bool known = !t->synthetic && hwloc_get_cpubind(machine, set, HWLOC_CPUBIND_THREAD) == 0 && !hwloc_bitmap_iszero(set);
     if (!known) hwloc_bitmap_copy(set, t->synthetic ? slice : hwloc_topology_get_allowed_cpuset(machine));
     int bound = count_objects(machine, core_type(machine), set, &only);
     int wanted = t->threads < all ? t->threads : all;
@@ -74,9 +75,10 @@ static int64_t cache_bytes(hwloc_topology_t machine, hwloc_const_bitmap_t set, h
     return 0;
 }
 
+/* The kernel's total, or the cgroup's limit: the sum over NUMA nodes can leave out memory that was added while running. */
 static int64_t memory_of(hwloc_topology_t machine, bool synthetic) {
-    int64_t total = (int64_t)hwloc_get_root_obj(machine)->total_memory, limit = synthetic ? -1 : moe_memory_limit();
-    return limit >= 0 && (total <= 0 || limit < total) ? limit : total;
+    int64_t limit = synthetic ? -1 : moe_memory_limit();
+    return limit >= 0 ? limit : (int64_t)hwloc_get_root_obj(machine)->total_memory;
 }
 
 static void describe(hwloc_topology_t machine, hwloc_const_bitmap_t set, moe_topology *t) {

@@ -38,6 +38,7 @@ enum moe_transport { MOE_TRANSPORT_ALLTOALLV, MOE_TRANSPORT_SHARED };
 enum moe_algorithm { MOE_ALGORITHM_MPI, MOE_ALGORITHM_WINDOWED };
 enum moe_placement_policy { MOE_PLACEMENT_BLOCK, MOE_PLACEMENT_ROUND_ROBIN, MOE_PLACEMENT_FILE, MOE_PLACEMENT_EPLB };
 enum moe_optimizer { MOE_OPTIMIZER_SGD, MOE_OPTIMIZER_ADAMW };
+enum moe_bias_update { MOE_BIAS_SIGN, MOE_BIAS_PROPORTIONAL };
 enum moe_schedule { MOE_SCHEDULE_CONSTANT, MOE_SCHEDULE_COSINE };
 enum moe_source { MOE_SOURCE_SYNTHETIC, MOE_SOURCE_TEXT, MOE_SOURCE_LOGITS, MOE_SOURCE_ROUTING };
 
@@ -54,11 +55,12 @@ typedef struct moe_config {
         bool scale_normalized;      /* router.scale_normalized: no = DeepSeek-V2's own code, which normalises OR scales */
         bool norm_single;           /* router.norm_single: no = DeepSeek's own code, which does not normalise when top_k = 1 */
         double gate_scale;          /* router.gate_scale: standard deviation of keyed random logits for unit-variance x */
-        double noise, expert_dropout, bias_update_rate, top_p, temperature; char bias_file[MOE_PATH_MAX];
+        double noise, expert_dropout, bias_update_rate; int bias_update; bool bias_centered; double top_p, temperature; char bias_file[MOE_PATH_MAX];
     } router;
     struct {
         double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss; int scope, comm_count, device_p;
         bool comm_count_local; int aux_selection; int aux_form;
+        int64_t begin_step, ramp_steps;   /* schedule of the coefficients: 0 before begin_step, then a linear ramp */
     } balance;
     struct {
         int policy; double capacity_factor; int drop, overflow; double exempt_sequences; int32_t expert_capacity; int capacity_scope;
@@ -77,6 +79,9 @@ typedef struct moe_config {
     struct {
         int optimizer; double learning_rate; int64_t warmup_steps; int schedule; double weight_decay, clip_norm;
         int32_t accumulate, context; int64_t validation_every, checkpoint_every;
+        double beta1, beta2, epsilon;     /* AdamW */
+        int32_t validation_batches; bool recompute;
+        double validation_share;          /* share of every device's part of every domain of a text that is held out */
     } train;
     struct { bool routing, tensors; int64_t every; } output;
 

@@ -12,6 +12,13 @@
 #include "moesim/tensor.h"
 #include <stdint.h>
 
+/* One vector for each row of the inbox: rows from other ranks stand in `remote`, rows of the own rank are read from its own tokens. */
+typedef struct moe_inbox_rows {
+    const real *local; /* [T,H] */
+    real *remote;      /* [num_rows - own rows, H] */
+    int64_t room;
+} moe_inbox_rows;
+
 /* What arrived at the devices of this rank. Rows are ordered by (source rank, source device, destination device, token, expert). */
 typedef struct moe_inbox {
     int32_t devices, num_local, slots; /* D, local devices, expert slots per device */
@@ -27,12 +34,12 @@ typedef struct moe_inbox {
     int64_t *slot_offset;            /* [num_local * slots + 1] pairs grouped by (local device, slot): the GEMM's rows */
     int64_t *slot_pair;              /* [num_pairs] pair ids in that order; within a slot in (source device, token) order */
     int64_t *pair_position;          /* [num_pairs] its inverse */
-    const real *local_x;             /* x of this rank's tokens: where rows of the own rank are read */
-    const int32_t *local_token;      /* [own rows] their local token ids */
+    const int32_t *local_token;      /* [own rows] local token ids of the rows from the own rank */
     int64_t own_begin, own_end;      /* rows from the own rank */
     int64_t hidden;
-    real *x; /* [num_rows - own rows, H] */
-    int64_t device_room, row_room, pair_room, x_room, slot_room;
+    moe_inbox_rows x;  /* hidden vectors (forward) */
+    moe_inbox_rows dy; /* gradients of what combine added up (backward) */
+    int64_t device_room, row_room, pair_room, slot_room;
 } moe_inbox;
 
 typedef struct moe_exchange {
@@ -55,15 +62,24 @@ int64_t moe_exchange_pair_metadata_bytes(void);
 void moe_exchange_dispatch(moe_exchange *e, const moe_comm *comm, const moe_plan *plan, const moe_placement *placement, const real *x,
                            int64_t hidden, int64_t most_pairs_global);
 
-/* Local. Row r of the inbox. */
+/* Local. Vector of row r of the inbox. */
+static inline const real *moe_inbox_vector(const moe_inbox *in, const moe_inbox_rows *rows, int64_t r) {
+    if (r >= in->own_begin && r < in->own_end) return rows->local + in->local_token[r - in->own_begin] * in->hidden;
+    return rows->remote + (r < in->own_begin ? r : r - (in->own_end - in->own_begin)) * in->hidden;
+}
 static inline const real *moe_inbox_row(const moe_inbox *in, int64_t r) {
-    if (r >= in->own_begin && r < in->own_end) return in->local_x + in->local_token[r - in->own_begin] * in->hidden;
-    return in->x + (r < in->own_begin ? r : r - (in->own_end - in->own_begin)) * in->hidden;
+    return moe_inbox_vector(in, &in->x, r);
 }
 
 /* Collective. results [inbox rows, H]: what the experts return for each row, already weighted and summed inside the device. y [T,H] =
  * the sum over nodes of the sum over a node's devices of the sum over a device's experts, each in ascending order. */
 void moe_exchange_combine(moe_exchange *e, const moe_plan *plan, const real *results, int32_t devices_per_node, real *y);
+
+/* Collective, backward of combine: sends dy [T,H] along the rows of the dispatch that filled the inbox; it arrives in inbox.dy. */
+void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy);
+
+/* Collective: one number per pair from where the expert is back to the token: values [inbox pairs] -> returned [plan pairs]. */
+void moe_exchange_return_pairs(moe_exchange *e, const moe_plan *plan, const real *values, real *returned);
 
 void moe_exchange_free(moe_exchange *e);
 

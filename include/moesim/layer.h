@@ -16,13 +16,17 @@
 #include "moesim/scopes.h"
 #include <stdint.h>
 
+#define MOE_RMSNORM_EPSILON 1e-6
+
 /* Parameters of one layer on this rank. */
 typedef struct moe_layer {
     int32_t index;
-    real *gate;      /* [N,H] the same on every rank; NULL when logits or routing are recorded */
-    real *norm;      /* [H] rmsnorm's weights, or NULL */
-    moe_ffn experts; /* local devices x slots */
-    moe_ffn shared;  /* one FFN of width num_shared_experts * F, or count 0 */
+    real *gate;        /* [N,H] the same on every rank; NULL when logits or routing are recorded */
+    real *norm;        /* [H] rmsnorm's weights, or NULL */
+    moe_router router; /* the context's, with this layer's bias */
+    double *bias;      /* [N] balancing bias that training moves; NULL: the context's (router.bias_file or none) */
+    moe_ffn experts;   /* local devices x slots */
+    moe_ffn shared;    /* one FFN of width num_shared_experts * F, or count 0 */
 } moe_layer;
 
 /* What the layers of a rank share, unchanged during a step. */
@@ -34,23 +38,26 @@ typedef struct moe_context {
     moe_placement placement;
     moe_router router;
     moe_balance balance;
+    bool keep; /* keep what backward needs (pre-activations of the experts) */
 } moe_context;
 
 /* What one layer computed in a step: kept for the report, the self-checks and the gradient. Reused from step to step. */
 typedef struct moe_activations {
-    real *u;           /* [T,H] normed x; NULL without norm (then x itself is used) */
-    const real *x;     /* what the experts read: u or the caller's x */
-    real *gate_logits; /* [T,N] */
-    moe_logits logits; /* gate_logits, or the recorded ones; both NULL for recorded routing */
+    real *u;             /* [T,H] normed x; NULL without norm (then x itself is used) */
+    const real *layer_x; /* the layer's input before the norm */
+    const real *x;       /* what the experts read: u or the caller's x */
+    real *gate_logits;   /* [T,N] */
+    moe_logits logits;   /* gate_logits, or the recorded ones; both NULL for recorded routing */
     moe_routing routing;
     moe_stats segments;
     moe_scopes scopes;
     moe_plan plan;
     moe_exchange exchange;
     moe_expert_buffers buffers;
-    real *shared_y;          /* [T,H] */
-    int64_t first_bad_token; /* local token with NaN logits, -1 = none */
-    int64_t u_room, logits_room, shared_room;
+    real *shared_y;              /* [T,H] */
+    real *shared_h1, *shared_h3; /* [T, num_shared * F] kept for backward */
+    int64_t first_bad_token;     /* local token with NaN logits, -1 = none */
+    int64_t u_room, logits_room, shared_room, shared_h1_room, shared_h3_room;
 } moe_activations;
 
 /* Local. Keyed random parameters of layer `index`. */
@@ -66,7 +73,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
 const char *moe_rows_not_tokens(const moe_context *context);
 
 /* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that trains. */
-void moe_layer_dlogits(const moe_context *context, const moe_activations *a, double *dlogits);
+void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits);
 
 void moe_activations_free(moe_activations *a);
 

@@ -10,9 +10,9 @@
 #include "moesim/status.h"
 
 enum moe_level { MOE_LEVEL_DEVICE, MOE_LEVEL_NODE, MOE_LEVEL_CLUSTER, MOE_NUM_LEVELS };   /* same device, same node, across nodes */
-enum moe_direction { MOE_DISPATCH, MOE_COMBINE, MOE_NUM_DIRECTIONS };
+enum moe_direction { MOE_DISPATCH, MOE_COMBINE, MOE_DISPATCH_BACKWARD /* dy */, MOE_COMBINE_BACKWARD /* dx, dg */, MOE_NUM_DIRECTIONS };
 enum moe_phase { MOE_PHASE_GATE, MOE_PHASE_ROUTE, MOE_PHASE_PLAN, MOE_PHASE_DISPATCH, MOE_PHASE_EXPERT, MOE_PHASE_COMBINE, MOE_PHASE_SHARED,
-                 MOE_PHASE_BALANCE, MOE_NUM_PHASES };
+                 MOE_PHASE_BALANCE, MOE_PHASE_BACKWARD, MOE_NUM_PHASES };
 extern const char *const moe_level_names[MOE_NUM_LEVELS];        /* "same_device", "same_node", "across_nodes" */
 extern const char *const moe_direction_names[MOE_NUM_DIRECTIONS];
 extern const char *const moe_phase_names[MOE_NUM_PHASES];        /* "gate", "route", ... */
@@ -50,6 +50,7 @@ typedef struct moe_layer_record {
     double mean_devices;                                           /* mean of X_t */
     double mean_devices_unlimited;                                 /* mean of X_t if there were no group limit; NaN = not computed */
     moe_volume volume[MOE_NUM_DIRECTIONS];
+    int64_t pairs_by_level[MOE_NUM_LEVELS];                        /* token-expert pairs that were sent */
     int64_t allreduce_bytes;                                       /* payload that the devices give to MPI_Allreduce, summed over devices */
     double output_rms;                                             /* of y, from exact sums */
     double phase_seconds[MOE_NUM_PHASES];                          /* slowest rank */
@@ -69,6 +70,9 @@ typedef struct moe_step_record {
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
     double seconds;                /* whole step, slowest rank */
+    /* training only; NaN = not evaluated in this step */
+    double task_loss, validation_loss, gradient_norm, learning_rate;
+    int64_t gradient_allreduce_bytes;   /* payload of the sum of replicated gradients, summed over devices */
 } moe_step_record;
 
 /* Local. Cleared record with room for num_layers layers. */

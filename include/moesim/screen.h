@@ -24,7 +24,8 @@ const char *moe_screen_paint(const moe_screen *s, enum moe_paint paint);
 
 /* Local. A heading: an empty line, then the text in bold. */
 void moe_screen_heading(const moe_screen *s, const char *format, ...) MOE_PRINTF(2, 3);
-/* Local. Text after a label that is padded to `indent` columns, broken between words at the screen's width, later lines indented. */
+/* Local. Text after a label that is padded to `indent` columns, broken between words at the screen's width, later lines indented.
+ * A tab is shown as a blank at which no line is broken. */
 void moe_screen_wrapped(const moe_screen *s, int indent, const char *label, const char *format, ...) MOE_PRINTF(4, 5);
 
 /* A number as text, by value: printf("%s", moe_text_bytes(n).s). */
@@ -33,5 +34,6 @@ moe_text moe_text_count(int64_t n);                         /* 12,345 */
 moe_text moe_text_bytes(int64_t n);                         /* 1.50 KiB */
 moe_text moe_text_seconds(double seconds);                  /* 12.3 ms, 1.24 s, 3 min 20 s */
 moe_text moe_text_number(double value, int decimals);       /* fixed point; "-" where the value is not defined */
+moe_text moe_text_glued(moe_text text);                     /* blanks become tabs: number and unit stay on one line (moe_screen_wrapped) */
 
 #endif

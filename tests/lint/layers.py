@@ -6,12 +6,12 @@ from pathlib import Path
 
 # An include points to the same layer or down. A header that is not listed here is a breach: give it a layer (ARCHITECTURE.md says which are there).
 LAYERS = [
-    ("base", "status tensor vector exact rng npy activation gemm config config_table presets text"),
+    ("base", "status tensor vector exact rng npy activation gemm config config_table presets text norm"),
     ("world", "comm topology host_limits"),
-    ("decide", "placement routing stats data scores select router balance plan record memory"),
-    ("act", "recording input exchange expert scopes"),
+    ("decide", "placement routing stats data scores select router weight_gradient balance plan record memory"),
+    ("act", "recording input exchange expert scopes checkpoint parameters optimizer task"),
     ("show", "metrics screen textgraph summary results report"),
-    ("simulate", "layer tally run"),
+    ("simulate", "layer tally run train backward"),
     ("program", "main"),
 ]
 LAYER_OF = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}

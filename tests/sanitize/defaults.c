@@ -1,7 +1,5 @@
-/* defaults.c: linked into every program of a sanitizer build only: its options and what it must overlook, so that such a program can be run
- * by hand or under mpirun without any environment. ASAN_OPTIONS, LSAN_OPTIONS, UBSAN_OPTIONS and TSAN_OPTIONS still win. */
-
-#ifndef MOESIM_SANITIZE_THREAD
+/* defaults.c: linked into every program of the AddressSanitizer build only: options and what it must overlook, so that such a program can be run
+ * by hand or under mpirun without any environment. ASAN_OPTIONS, LSAN_OPTIONS and UBSAN_OPTIONS still win. */
 
 const char *__asan_default_options(void);
 const char *__asan_default_options(void) { return "abort_on_error=1:detect_leaks=1"; }
@@ -24,17 +22,3 @@ int dlclose(void *handle) {
     (void)handle;
     return 0;
 }
-
-#else
-
-/* Libraries without instrumentation are not looked into; the first race ends the program. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void) { return "ignore_noninstrumented_modules=1:halt_on_error=1"; }
-
-const char *__tsan_default_suppressions(void);
-const char *__tsan_default_suppressions(void) {
-    return "called_from_lib:libmpi.so\ncalled_from_lib:libopen-pal.so\ncalled_from_lib:libopen-rte.so\ncalled_from_lib:libpmix.so\n"
-           "called_from_lib:libopenblas.so\n";
-}
-
-#endif

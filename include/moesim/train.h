@@ -1,0 +1,44 @@
+/* train.h: training: forward through all layers, backward through all layers, one update. Layer 5 (simulate).
+ *
+ * Expert parallel and data parallel at once: expert gradients stay on their device, gradients of everything else are added up over the devices.
+ * One step = `accumulate` micro-batches, each with its own balance losses, then one update from the mean gradient of
+ *   total = task loss + sum over layers of (alpha1 L_expert + alpha2 L_device + alpha3 L_comm + z_loss L_z). */
+#ifndef MOESIM_TRAIN_H
+#define MOESIM_TRAIN_H
+
+#include "moesim/backward.h"
+#include "moesim/layer.h"
+#include "moesim/optimizer.h"
+#include "moesim/parameters.h"
+#include "moesim/record.h"
+#include "moesim/task.h"
+#include <stdint.h>
+
+typedef struct moe_training {
+    moe_context *context;
+    moe_batch *batch;
+    int32_t num_layers;
+    moe_layer *layers;            /* not owned */
+    moe_layer_slots *slots;       /* [layers] */
+    moe_activations *activations; /* [layers] */
+    real **x;                     /* [layers + 1][T,H] input of each layer, then the output of the last */
+    real *y, *dh;                 /* [T,H] */
+    moe_parameters parameters;
+    moe_task task;
+    moe_backward backward;
+    int64_t *counts;              /* [layers][N] selections of the step, over its micro-batches (bias balancing) */
+    double alpha[MOE_NUM_LOSSES]; /* configured coefficients; the context's are these times the schedule */
+} moe_training;
+
+/* Local. Registers the parameters of the layers and the task, makes room for activations. context->keep is set (unless train.recompute). */
+void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, moe_layer *layers);
+void moe_training_free(moe_training *t);
+
+/* Collective. One step: record gets losses, traffic of the last micro-batch, task_loss, gradient_norm, learning_rate. MOE_RUN_FAILED (agreed by all) names step,
+ * layer and rank when a loss or gradient is not finite; then nothing is updated. */
+int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, moe_status *st);
+
+/* Collective. Mean task loss over `batches` fixed held-out batches; nothing is updated. */
+double moe_training_validate(moe_training *t, int64_t batches);
+
+#endif

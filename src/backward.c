@@ -1,0 +1,186 @@
+/* backward.c: the gradient of one MoE layer, in the order of forward reversed. */
+#include "moesim/backward.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "moesim/gemm.h"
+#include "moesim/weight_gradient.h"
+
+/* --- the table of parameters ------------------------------------------------------------------------------------------------------------------- */
+
+static int add_replicated(moe_parameters *all, int32_t layer, const char *what, bool decay, int64_t size, real *value) {
+    char name[64];
+    if (!value) return -1;
+    snprintf(name, sizeof name, "layer%d.%s", layer, what);
+    return moe_parameters_add(all, name, decay, size, value);
+}
+
+static int add_experts(moe_parameters *all, int32_t layer, const char *what, const moe_ffn *f, const moe_context *context, real *value) {
+    char name[64];
+    const moe_placement *p = &context->placement;
+    if (!value) return -1;
+    snprintf(name, sizeof name, "layer%d.experts.%s", layer, what);
+    return moe_parameters_add_experts(all, name, f->count, p->num_experts, f->hidden * f->width,
+                                      p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
+}
+
+moe_layer_slots moe_layer_register(const moe_layer *layer, const moe_context *context, moe_parameters *all) {
+    int32_t i = layer->index;
+    int64_t h = context->config->model.hidden_size, shared = layer->shared.hidden * layer->shared.width;
+    return (moe_layer_slots){
+        .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts, layer->gate),
+        .norm = add_replicated(all, i, "norm", false, h, layer->norm),
+        .w1 = add_experts(all, i, "w1", &layer->experts, context, layer->experts.w1),
+        .w2 = add_experts(all, i, "w2", &layer->experts, context, layer->experts.w2),
+        .w3 = add_experts(all, i, "w3", &layer->experts, context, layer->experts.w3),
+        .shared_w1 = add_replicated(all, i, "shared.w1", true, shared, layer->shared.w1),
+        .shared_w2 = add_replicated(all, i, "shared.w2", true, shared, layer->shared.w2),
+        .shared_w3 = add_replicated(all, i, "shared.w3", true, shared, layer->shared.w3),
+    };
+}
+
+static real *gradient_of(const moe_parameters *all, int slot) {
+    return slot < 0 ? NULL : all->p[slot].gradient;
+}
+static real *partial_of(const moe_parameters *all, int slot, int32_t j) {
+    return slot < 0 ? NULL : all->p[slot].partial + j * all->p[slot].size;
+}
+
+/* --- experts: dW, dx of the routed path, dg ------------------------------------------------------------------------------------------------------ */
+
+static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
+                            moe_parameters *all, const real *dy, moe_backward *b) {
+    moe_ffn_gradient g = {gradient_of(all, slots->w1), gradient_of(all, slots->w3), gradient_of(all, slots->w2)};
+    moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy);
+    moe_experts_backward(&layer->experts, &g, &a->exchange.inbox, &a->buffers, context->keep);
+    moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, context->config->cluster.devices_per_node, b->du);
+    moe_reserve(&b->pairs, &b->pairs_room, a->plan.num_pairs, sizeof(real), "gradients of the weights");
+    moe_reserve(&b->dg, &b->dg_room, a->routing.num_selections, sizeof(real), "gradients of the weights");
+    moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, b->pairs);
+    for (int64_t p = 0; p < a->plan.num_pairs; p++) {
+        b->dg[a->plan.pair_selection[p]] = b->pairs[p];
+    }
+}
+
+/* --- router and gate -------------------------------------------------------------------------------------------------------------------------------- */
+
+/* dlogits = d(sum alpha L)/dz + d<y, dy>/dz through the combine weights. */
+static void logits_gradient(const moe_layer *layer, const moe_context *context, const moe_activations *a, moe_backward *b) {
+    int64_t n = context->batch->num_tokens * context->router.num_experts;
+    moe_reserve(&b->dlogits, &b->dlogits_room, n, sizeof(double), "gradient of the logits");
+    moe_reserve(&b->dz, &b->dz_room, n, sizeof(real), "gradient of the logits");
+    moe_layer_dlogits(layer, context, a, b->dlogits);
+    moe_weight_gradient(&layer->router, a->logits, &a->routing, b->dg, b->dlogits);
+    for (int64_t i = 0; i < n; i++) {
+        b->dz[i] = (real)b->dlogits[i];
+    }
+}
+
+/* logits = u Wg^T:  dWg += dz^T u (one GEMM per device), du += dz Wg. */
+static void gate_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, const moe_activations *a,
+                          moe_parameters *all, moe_backward *b) {
+    int64_t h = context->config->model.hidden_size, n = context->router.num_experts;
+    if (!layer->gate) return;
+#pragma omp parallel for schedule(dynamic)
+    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
+        int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
+        moe_gemm_tn(n, h, rows, b->dz + begin * n, a->x + begin * h, 1, partial_of(all, slots->gate, j));
+        moe_gemm_nn(rows, h, n, b->dz + begin * n, layer->gate, 1, b->du + begin * h);
+    }
+}
+
+/* --- shared experts and norm --------------------------------------------------------------------------------------------------------------------------- */
+
+static void shared_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
+                            moe_parameters *all, const real *dy, moe_backward *b) {
+    int64_t h = context->config->model.hidden_size, f = layer->shared.width, n = context->batch->num_tokens * h;
+    if (layer->shared.count == 0) return;
+    moe_reserve(&b->shared_dx, &b->shared_room, n, sizeof(real), "gradient of the shared experts");
+    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
+        int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
+        moe_ffn_gradient g = {partial_of(all, slots->shared_w1, j), partial_of(all, slots->shared_w3, j),
+                              partial_of(all, slots->shared_w2, j)};
+        moe_ffn_backward_all(&layer->shared, &g, rows, a->x + begin * h, context->keep ? a->shared_h1 + begin * f : NULL,
+                             context->keep ? a->shared_h3 + begin * f : NULL, dy + begin * h, &a->buffers, b->shared_dx + begin * h);
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        b->du[i] += b->shared_dx[i];
+    }
+}
+
+/* u = w x r, r = (mean(x^2) + eps)^-1/2:  dx = r (w du) - x r^3 / H <w du, x>,  dw += sum_t du x r (in double per device, then rounded). */
+static void rmsnorm_backward(const real *x, const real *w, const real *du, int64_t tokens, int64_t h, double *dw, real *dx) {
+    for (int64_t t = 0; t < tokens; t++) {
+        const real *row = x + t * h, *d = du + t * h;
+        double squares = 0, dot = 0;
+        for (int64_t i = 0; i < h; i++) {
+            squares += (double)row[i] * row[i];
+            dot += (double)d[i] * w[i] * row[i];
+        }
+        double r = 1 / sqrt(squares / (double)h + MOE_RMSNORM_EPSILON), along = r * r * r / (double)h * dot;
+        for (int64_t i = 0; i < h; i++) {
+            dw[i] += (double)d[i] * row[i] * r;
+            dx[t * h + i] = (real)(r * w[i] * d[i] - along * row[i]);
+        }
+    }
+}
+
+static void norm_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, const moe_activations *a,
+                          moe_parameters *all, const moe_backward *b, real *dx) {
+    int64_t h = context->config->model.hidden_size;
+    if (!layer->norm) {
+        memcpy(dx, b->du, (size_t)(context->batch->num_tokens * h) * sizeof(real));
+        return;
+    }
+#pragma omp parallel for schedule(dynamic)
+    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
+        int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
+        double *dw = moe_alloc_zero(h, sizeof *dw, "gradient of the norm");
+        real *partial = partial_of(all, slots->norm, j);
+        rmsnorm_backward(a->layer_x + begin * h, layer->norm, b->du + begin * h, rows, h, dw, dx + begin * h);
+        for (int64_t i = 0; i < h; i++) {
+            partial[i] += (real)dw[i];
+        }
+        moe_free(dw);
+    }
+}
+
+/* Bytes of backward: dy and dx travel along the same rows as x and y; dg returns as metadata. */
+static void backward_volume(moe_layer_record *record) {
+    int64_t pair_bytes = (int64_t)sizeof(real);
+    record->volume[MOE_DISPATCH_BACKWARD] = record->volume[MOE_COMBINE];
+    record->volume[MOE_COMBINE_BACKWARD] = record->volume[MOE_COMBINE];
+    moe_volume *v = &record->volume[MOE_COMBINE_BACKWARD];
+    v->metadata_bytes = 0;
+    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
+        v->by_level[level].metadata_bytes = record->pairs_by_level[level] * pair_bytes;
+        v->metadata_bytes += v->by_level[level].metadata_bytes;
+    }
+}
+
+void moe_layer_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
+                        moe_parameters *all, const real *dy, moe_backward *b, real *dx, moe_layer_record *record) {
+    int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
+    double start = moe_comm_time();
+    moe_reserve(&b->du, &b->du_room, n, sizeof(real), "gradient of the layer's input");
+    routed_backward(layer, slots, context, a, all, dy, b);
+    logits_gradient(layer, context, a, b);
+    gate_backward(layer, slots, context, a, all, b);
+    shared_backward(layer, slots, context, a, all, dy, b);
+    norm_backward(layer, slots, context, a, all, b, dx);
+    backward_volume(record);
+    record->phase_seconds[MOE_PHASE_BACKWARD] = moe_comm_time() - start;
+}
+
+void moe_backward_free(moe_backward *b) {
+    moe_free(b->dlogits);
+    moe_free(b->dz);
+    moe_free(b->dg);
+    moe_free(b->pairs);
+    moe_free(b->du);
+    moe_free(b->shared_dx);
+    *b = (moe_backward){0};
+}

@@ -1,0 +1,200 @@
+/* train.c: one training step in the order in which it happens. */
+#include "moesim/train.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "moesim/exact.h"
+#include "moesim/tally.h"
+
+/* --- setting up -------------------------------------------------------------------------------------------------------------------------------- */
+
+void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, moe_layer *layers) {
+    const moe_config *c = context->config;
+    int64_t n = batch->num_tokens * c->model.hidden_size;
+    *t = (moe_training){.context = context, .batch = batch, .num_layers = c->model.num_layers, .layers = layers};
+    context->keep = !c->train.recompute;
+    memcpy(t->alpha, context->balance.alpha, sizeof t->alpha);
+    moe_parameters_init(&t->parameters, batch->devices, batch->num_local_devices);
+    t->slots = moe_alloc(t->num_layers, sizeof *t->slots, "training");
+    t->activations = moe_alloc_zero(t->num_layers, sizeof *t->activations, "training");
+    t->x = moe_alloc(t->num_layers + 1, sizeof *t->x, "training");
+    t->counts = moe_alloc_zero((int64_t)t->num_layers * c->model.num_experts, sizeof *t->counts, "training");
+    t->y = moe_alloc(n, sizeof(real), "activations");
+    t->dh = moe_alloc(n, sizeof(real), "activations");
+    for (int32_t l = 0; l <= t->num_layers; l++) {
+        t->x[l] = moe_alloc(n, sizeof(real), "activations");
+    }
+    for (int32_t l = 0; l < t->num_layers; l++) {
+        t->slots[l] = moe_layer_register(&layers[l], context, &t->parameters);
+    }
+    moe_task_init(&t->task, c, context->input, batch, &t->parameters);
+    moe_optimizer_init(&t->parameters, c);
+}
+
+void moe_training_free(moe_training *t) {
+    for (int32_t l = 0; l < t->num_layers; l++) {
+        moe_activations_free(&t->activations[l]);
+    }
+    for (int32_t l = 0; l <= t->num_layers && t->x; l++) {
+        moe_free(t->x[l]);
+    }
+    moe_free(t->slots);
+    moe_free(t->activations);
+    moe_free(t->x);
+    moe_free(t->counts);
+    moe_free(t->y);
+    moe_free(t->dh);
+    moe_task_free(&t->task);
+    moe_parameters_free(&t->parameters);
+    moe_backward_free(&t->backward);
+    *t = (moe_training){0};
+}
+
+/* --- forward and backward through the stack ------------------------------------------------------------------------------------------------------ */
+
+/* out = y + residual x (the residual comes last, method.md section 4). */
+static void leave_layer(const moe_training *t, const real *y, const real *x, real *out) {
+    int64_t n = t->batch->num_tokens * t->context->config->model.hidden_size;
+    bool residual = t->context->config->model.residual;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = residual ? y[i] + x[i] : y[i];
+    }
+}
+
+/* record NULL: validation, nothing is tallied. */
+static void forward(moe_training *t, moe_step_record *record) {
+    moe_layer_record unused = {.total = 0};
+    int64_t *tokens = record ? NULL : moe_alloc(t->batch->devices, sizeof *tokens, "validation");
+    unused.distinct_tokens_per_device = tokens;
+    for (int32_t l = 0; l < t->num_layers; l++) {
+        moe_layer_forward(&t->layers[l], t->context, t->x[l], t->y, &t->activations[l], record ? &record->layer[l] : &unused);
+        if (record) moe_tally_layer(&t->layers[l], t->context, &t->activations[l], t->y, record);
+        leave_layer(t, t->y, t->x[l], t->x[l + 1]);
+    }
+    moe_free(tokens);
+}
+
+/* dh: gradient of the last layer's output on entry, of the first layer's input on return. */
+static void backward(moe_training *t, moe_step_record *record) {
+    for (int32_t l = t->num_layers - 1; l >= 0; l--) {
+        moe_layer_backward(&t->layers[l], &t->slots[l], t->context, &t->activations[l], &t->parameters, t->dh, &t->backward, t->y,
+                           &record->layer[l]);
+        leave_layer(t, t->y, t->dh, t->dh);
+    }
+}
+
+/* Global mean of what the ranks added to `sum`. */
+static double mean_loss(const moe_training *t, int64_t *sum, int64_t tokens) {
+    int64_t words[MOE_EXACT_WORDS + 1];
+    memcpy(words, sum, MOE_EXACT_WORDS * sizeof *words);
+    words[MOE_EXACT_WORDS] = tokens;
+    moe_comm_sum_i64(t->context->comm, words, MOE_EXACT_WORDS + 1);
+    return words[MOE_EXACT_WORDS] ? moe_exact_value(words) / (double)words[MOE_EXACT_WORDS] : 0;
+}
+
+static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record) {
+    const moe_config *c = t->context->config;
+    int64_t sum[MOE_EXACT_WORDS] = {0}, tokens = 0;
+    record->num_checks = 0;
+    moe_task_input(&t->task, t->batch, draw, MOE_SPLIT_TRAIN, t->x[0]);
+    forward(t, record);
+    for (int32_t l = 0; l < t->num_layers; l++) {
+        for (int32_t e = 0; e < c->model.num_experts; e++) {
+            t->counts[(int64_t)l * c->model.num_experts + e] += record->layer[l].counts_per_expert[e];
+        }
+    }
+    moe_task_loss(&t->task, t->batch, t->x[t->num_layers], t->batch->num_tokens_global, &t->parameters, sum, &tokens, t->dh);
+    backward(t, record);
+    moe_task_input_backward(&t->task, t->batch, t->dh, &t->parameters);
+    return mean_loss(t, sum, tokens);
+}
+
+/* --- between the steps ---------------------------------------------------------------------------------------------------------------------------- */
+
+/* Auxiliary-loss-free balancing (2408.15664), method.md section 2: sign: b += gamma sign(mean(c) - c); proportional: b += gamma (mean(c) - c);
+ * centred: minus the mean change. Counts are of the global batch. */
+static void update_bias(const moe_config *c, const int64_t *counts, double *bias) {
+    int32_t n = c->model.num_experts;
+    double mean = 0, mean_change = 0;
+    for (int32_t e = 0; e < n; e++) {
+        mean += (double)counts[e] / n;
+    }
+    for (int pass = 0; pass < 2; pass++) {
+        for (int32_t e = 0; e < n; e++) {
+            double gap = mean - (double)counts[e], sign = (gap > 0) - (gap < 0);
+            double change = c->router.bias_update_rate * (c->router.bias_update == MOE_BIAS_SIGN ? sign : gap);
+            if (pass == 0)
+                mean_change += c->router.bias_centered ? change / n : 0;
+            else
+                bias[e] += change - mean_change;
+        }
+    }
+}
+
+static void set_alpha(moe_training *t, int64_t step) {
+    double factor = moe_alpha_factor(t->context->config, step);
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        t->context->balance.alpha[i] = factor * t->alpha[i];
+    }
+    for (int32_t l = 0; l < t->num_layers; l++) {
+        t->layers[l].router.alpha_z = factor * t->alpha[MOE_LOSS_Z];
+    }
+}
+
+/* Names the first rank whose gradients are not finite. */
+static int gradient_failed(const moe_training *t, int64_t step, const char *worst, moe_status *st) {
+    const char *here = NULL;
+    for (int i = 0; i < t->parameters.num && !here; i++) {
+        const moe_parameter *p = &t->parameters.p[i];
+        for (int64_t j = 0; j < p->count * p->size && !here; j++) {
+            if (!isfinite(p->gradient[j])) here = p->name;
+        }
+    }
+    if (here)
+        moe_fail(st, MOE_RUN_FAILED, "step %lld: the gradient of %s on rank %d is NaN or Inf", (long long)step, here,
+                 t->context->comm->rank);
+    if (moe_comm_agree(t->context->comm, st) == MOE_OK)
+        moe_fail(st, MOE_RUN_FAILED, "step %lld: the norm of the gradient overflows (%s)", (long long)step,
+                 worst ? worst : "sum of all parameters");
+    return st->code;
+}
+
+int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, moe_status *st) {
+    const moe_config *c = t->context->config;
+    const char *worst = NULL;
+    double loss = 0;
+    set_alpha(t, step);
+    moe_parameters_clear_gradients(&t->parameters);
+    memset(t->counts, 0, (size_t)t->num_layers * (size_t)c->model.num_experts * sizeof *t->counts);
+    for (int32_t i = 0; i < c->train.accumulate; i++) {
+        loss += micro_batch(t, step * c->train.accumulate + i, record) / c->train.accumulate;
+        if (!moe_record_all_passed(record)) return MOE_OK; /* the self-check says where; nothing is updated */
+    }
+    record->task_loss = loss;
+    record->learning_rate = moe_learning_rate(c, step);
+    if (!isfinite(loss)) return moe_fail(st, MOE_RUN_FAILED, "step %lld: the task's loss is NaN or Inf", (long long)step);
+    record->gradient_allreduce_bytes = 0;
+    moe_parameters_reduce(&t->parameters, t->context->comm, 1.0 / c->train.accumulate, &record->gradient_allreduce_bytes);
+    record->gradient_norm = moe_parameters_gradient_norm(&t->parameters, t->context->comm, &worst);
+    if (!isfinite(record->gradient_norm)) return gradient_failed(t, step, worst, st);
+    moe_optimizer_step(&t->parameters, c, step, record->learning_rate, record->gradient_norm);
+    for (int32_t l = 0; l < t->num_layers; l++) {
+        if (t->layers[l].bias) update_bias(c, t->counts + (int64_t)l * c->model.num_experts, t->layers[l].bias);
+    }
+    return MOE_OK;
+}
+
+double moe_training_validate(moe_training *t, int64_t batches) {
+    int64_t sum[MOE_EXACT_WORDS] = {0}, tokens = 0;
+    bool keep = t->context->keep;
+    t->context->keep = false;
+    for (int64_t i = 0; i < batches; i++) {
+        moe_task_input(&t->task, t->batch, i, MOE_SPLIT_VALIDATION, t->x[0]);
+        forward(t, NULL);
+        moe_task_loss(&t->task, t->batch, t->x[t->num_layers], t->batch->num_tokens_global, &t->parameters, sum, &tokens, NULL);
+    }
+    t->context->keep = keep;
+    return mean_loss(t, sum, tokens);
+}
