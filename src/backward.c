@@ -8,7 +8,7 @@
 #include "moesim/gemm.h"
 #include "moesim/weight_gradient.h"
 
-/* --- the table of parameters ------------------------------------------------------------------------------------------------------------------- */
+/* --- the table of parameters --- */
 
 static int add_replicated(moe_parameters *all, int32_t layer, const char *what, bool decay, int64_t size, real *value) {
     char name[64];
@@ -48,7 +48,7 @@ static real *partial_of(const moe_parameters *all, int slot, int32_t j) {
     return slot < 0 ? NULL : all->p[slot].partial + j * all->p[slot].size;
 }
 
-/* --- experts: dW, dx of the routed path, dg ------------------------------------------------------------------------------------------------------ */
+/* --- experts: dW, dx of the routed path, dg --- */
 
 static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
                             moe_parameters *all, const real *dy, moe_backward *b) {
@@ -64,7 +64,7 @@ static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots
     }
 }
 
-/* --- router and gate -------------------------------------------------------------------------------------------------------------------------------- */
+/* --- router and gate --- */
 
 /* dlogits = d(sum alpha L)/dz + d<y, dy>/dz through the combine weights. */
 static void logits_gradient(const moe_layer *layer, const moe_context *context, const moe_activations *a, moe_backward *b) {
@@ -91,7 +91,7 @@ static void gate_backward(const moe_layer *layer, const moe_layer_slots *slots, 
     }
 }
 
-/* --- shared experts and norm --------------------------------------------------------------------------------------------------------------------------- */
+/* --- shared experts and norm --- */
 
 static void shared_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
                             moe_parameters *all, const real *dy, moe_backward *b) {

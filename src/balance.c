@@ -25,7 +25,9 @@ void moe_balance_init(moe_balance *b, const moe_config *c) {
 }
 
 /* Numbers of the whole cell. */
-typedef struct totals { double tokens, selections; } totals;
+typedef struct totals {
+    double tokens, selections;
+} totals;
 
 static totals totals_of(const moe_stats *s, int64_t *cell) {
     const int64_t *counts = moe_stats_counts(s, cell);
@@ -41,7 +43,9 @@ static double expert_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
 }
 
 /* What one device adds up to: exact integer sums over its experts. */
-typedef struct device_sums { int64_t experts, selections, score_hi, score_lo; } device_sums;
+typedef struct device_sums {
+    int64_t experts, selections, score_hi, score_lo;
+} device_sums;
 
 static device_sums sums_of_device(const moe_placement *p, const moe_stats *s, int64_t *cell, int32_t d) {
     device_sums sum = {0};

@@ -22,7 +22,7 @@
 
 enum { KEPT = 2 };
 
-/* --- blocks of this rank -------------------------------------------------------------------------------------------------------------- */
+/* --- blocks of this rank --- */
 
 typedef struct block {
     const moe_section *section;
@@ -86,7 +86,7 @@ static void sum_blocks(const moe_comm *comm, moe_checkpoint_table *t, const bloc
     moe_comm_sum_i64(comm, (int64_t *)t->checksum, t->num_blocks); /* one rank has a figure, the others 0 */
 }
 
-/* --- names ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- names --- */
 
 static void folder_path(const char *folder, char path[MOE_CHECKPOINT_PATH_MAX]) {
     snprintf(path, MOE_CHECKPOINT_PATH_MAX, "%.*s/checkpoints", MOE_PATH_MAX - 1, folder);
@@ -162,7 +162,7 @@ int moe_checkpoint_remove(const char *folder, moe_status *st) {
     return st->code;
 }
 
-/* --- writing -------------------------------------------------------------------------------------------------------------------------- */
+/* --- writing --- */
 
 static int cannot_write(const char *path, moe_status *st) {
     return moe_fail(st, MOE_ERROR, "the checkpoint '%s' cannot be written: %s", path, strerror(errno));
@@ -257,7 +257,7 @@ int moe_checkpoint_write(const moe_comm *comm, const char *folder, const moe_con
     return moe_comm_agree(comm, st);
 }
 
-/* --- reading -------------------------------------------------------------------------------------------------------------------------- */
+/* --- reading --- */
 
 /* False with errno when it cannot be read, errno = 0 when the file ends too early. */
 static bool read_at(int file, void *data, int64_t bytes, int64_t offset) {
@@ -286,7 +286,8 @@ int moe_checkpoint_read_block(int file, const char *path, const moe_checkpoint_t
     int64_t bytes, offset = moe_section_block(s, number, &bytes);
     if (!read_at(file, data, bytes, t->data + offset)) return cannot_read(path, st);
     if (moe_checksum(data, bytes) == t->checksum[s->first + number]) return MOE_OK;
-    return moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: the checksum of block %lld of %s differs", path, (long long)number, s->name);
+    return moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: the checksum of block %lld of %s differs", path, (long long)number,
+                    s->name);
 }
 
 /* Rank 0. The header of a file and the file's size; NULL on failure. */

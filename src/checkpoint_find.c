@@ -11,10 +11,11 @@
 #include "moesim/config_table.h"
 #include "moesim/tensor.h"
 
-/* --- the newest that is whole --------------------------------------------------------------------------------------------------------- */
+/* --- the newest that is whole --- */
 
 /* This rank's share of the blocks of one section. */
-static void verify_section(const moe_comm *comm, int file, const char *path, const moe_checkpoint_table *t, const moe_section *s, moe_status *st) {
+static void verify_section(const moe_comm *comm, int file, const char *path, const moe_checkpoint_table *t, const moe_section *s,
+                           moe_status *st) {
     char *data = moe_alloc(s->num_blocks > 0 ? s->block_bytes : 0, 1, "a block of a checkpoint");
     for (int64_t b = 0; b < s->num_blocks && st->code == MOE_OK; b++) {
         if ((s->first + b) % comm->size == comm->rank) moe_checkpoint_read_block(file, path, t, s, b, data, st);
@@ -66,7 +67,8 @@ static int64_t *list(const moe_comm *comm, const char *folder, int *num, moe_sta
         if (access(folder, F_OK) != 0)
             moe_fail(st, MOE_USER, "the folder '%s' cannot be opened: %s", folder, strerror(errno));
         else if (*num == 0)
-            moe_fail(st, MOE_USER, "the folder '%s' has no checkpoints: train.checkpoint_every says how often a training run writes one", folder);
+            moe_fail(st, MOE_USER, "the folder '%s' has no checkpoints: train.checkpoint_every says how often a training run writes one",
+                     folder);
     }
     if (moe_comm_agree(comm, st) != MOE_OK) return steps;
     moe_comm_bcast(comm, num, sizeof *num, 0);
@@ -100,7 +102,7 @@ void moe_checkpoint_free(moe_checkpoint *found) {
     found->config_text = NULL;
 }
 
-/* --- the same run --------------------------------------------------------------------------------------------------------------------- */
+/* --- the same run --- */
 
 int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status *st) {
     moe_config_defaults(c);
@@ -110,10 +112,10 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
 }
 
 /* Keys, or beginnings of keys, that leave the results alone; router.preset only stands in for keys that are compared one by one. */
-static const char *const may_differ[] = {"run.steps",      "run.threads",          "router.preset",          "exchange.mode",
-                                         "exchange.transport", "exchange.algorithm", "cluster.intra_",       "cluster.inter_",
-                                         "cluster.device_tflops", "cluster.efficiency", "train.checkpoint_every", "train.validation_every",
-                                         "output."};
+static const char *const may_differ[] = {
+    "run.steps",      "run.threads",    "router.preset",         "exchange.mode",      "exchange.transport",     "exchange.algorithm",
+    "cluster.intra_", "cluster.inter_", "cluster.device_tflops", "cluster.efficiency", "train.checkpoint_every", "train.validation_every",
+    "output."};
 
 static bool is_free(const moe_key *key) {
     char full[MOE_KEY_TEXT_MAX];
@@ -131,15 +133,20 @@ static int compare_key(const moe_config *now, const moe_config *then, int k, moe
     if (strcmp(value, old) == 0) return MOE_OK;
     moe_text_quote(value[0] ? value : "nothing", short_value);
     moe_text_quote(old[0] ? old : "nothing", short_old);
-    return moe_fail(st, MOE_USER, "%s.%s was %s when the checkpoint was written and is %s now: a run goes on only with the same model, optimiser and data",
-                    moe_keys[k].section, moe_keys[k].name, short_old, short_value);
+    return moe_fail(
+        st, MOE_USER,
+        "%s.%s was %s when the checkpoint was written and is %s now: a run goes on only with the same model, optimiser and data",
+        moe_keys[k].section, moe_keys[k].name, short_old, short_value);
 }
 
 static int compare_steps(const moe_config *now, const moe_config *then, moe_status *st) {
     long long steps = now->run.steps, old = then->run.steps;
-    if (steps < old) return moe_fail(st, MOE_USER, "run.steps was %lld when the checkpoint was written and is %lld now: it may only rise", old, steps);
+    if (steps < old)
+        return moe_fail(st, MOE_USER, "run.steps was %lld when the checkpoint was written and is %lld now: it may only rise", old, steps);
     if (steps > old && now->train.schedule == MOE_SCHEDULE_COSINE)
-        return moe_fail(st, MOE_USER, "run.steps was %lld when the checkpoint was written and is %lld now: with train.schedule = cosine the learning rate depends on it",
+        return moe_fail(st, MOE_USER,
+                        "run.steps was %lld when the checkpoint was written and is %lld now: with train.schedule = cosine the learning "
+                        "rate depends on it",
                         old, steps);
     return MOE_OK;
 }

@@ -15,7 +15,7 @@ enum { AT_CHECKSUM = 8, AT_VERSION = 16, AT_FILE_BYTES = 24, AT_TEXT_BYTES = 32 
 static const char magic[8] = {'M', 'O', 'E', 'S', 'I', 'M', 'C', 'K'};
 static const char *const part_names[MOE_NUM_PARTS] = {"value", "m", "v", "blob"};
 
-/* --- layout --------------------------------------------------------------------------------------------------------------------------- */
+/* --- layout --- */
 
 /* Puts section s behind the sections before it. False when its numbers have no meaning or the table outgrows `most` bytes. */
 static bool place_section(moe_checkpoint_table *t, moe_section *s, int64_t most) {
@@ -78,7 +78,7 @@ void moe_checkpoint_table_free(moe_checkpoint_table *t) {
     memset(t, 0, sizeof *t);
 }
 
-/* --- as text -------------------------------------------------------------------------------------------------------------------------- */
+/* --- as text --- */
 
 static json_t *section_object(const moe_checkpoint_table *t, const moe_section *s) {
     json_t *sums = json_array();
@@ -133,14 +133,13 @@ char *moe_checkpoint_table_print(const moe_checkpoint_table *t, const moe_config
     return header;
 }
 
-/* --- and back ------------------------------------------------------------------------------------------------------------------------- */
+/* --- and back --- */
 
 int moe_checkpoint_preamble(const char preamble[MOE_CHECKPOINT_PREAMBLE], int64_t file_bytes, int64_t *header_bytes, moe_status *why) {
     uint64_t version = get_u64(preamble, AT_VERSION), whole = get_u64(preamble, AT_FILE_BYTES), texts = get_u64(preamble, AT_TEXT_BYTES);
     if (memcmp(preamble, magic, sizeof magic) != 0) return moe_fail(why, MOE_USER, "it does not begin like a checkpoint");
     if (version != VERSION) return moe_fail(why, MOE_USER, "its format has version %" PRIu64 ", this program reads %d", version, VERSION);
-    if (whole != (uint64_t)file_bytes)
-        return moe_fail(why, MOE_USER, "it has %" PRId64 " bytes instead of %" PRIu64, file_bytes, whole);
+    if (whole != (uint64_t)file_bytes) return moe_fail(why, MOE_USER, "it has %" PRId64 " bytes instead of %" PRIu64, file_bytes, whole);
     if (texts > HEADER_BYTES_MAX || texts + MOE_CHECKPOINT_PREAMBLE > whole) return moe_fail(why, MOE_USER, "its header is damaged");
     *header_bytes = (int64_t)texts + MOE_CHECKPOINT_PREAMBLE;
     return MOE_OK;
@@ -225,7 +224,7 @@ int moe_checkpoint_table_parse(moe_checkpoint_table *t, char *header, int64_t le
     return why->code;
 }
 
-/* --- comparing ------------------------------------------------------------------------------------------------------------------------ */
+/* --- comparing --- */
 
 const moe_section *moe_section_like(const moe_checkpoint_table *t, const moe_section *like) {
     for (int i = 0; i < t->num; i++) {

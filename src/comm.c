@@ -9,7 +9,7 @@
 
 #include "moesim/tensor.h"
 
-/* --- start and end ------------------------------------------------------------------------------------------------------------------- */
+/* --- start and end --- */
 
 static long environment_number(const char *name) {
     const char *text = getenv(name);
@@ -64,8 +64,7 @@ double moe_comm_time(void) {
     return MPI_Wtime();
 }
 
-/* --- agreement, broadcast, integer reductions --------------------------------------------------------------------------------------------
- */
+/* --- agreement, broadcast, integer reductions --- */
 
 int moe_comm_agree(const moe_comm *comm, moe_status *st) {
     int first = st->code == MOE_OK ? comm->size : comm->rank;
@@ -82,6 +81,14 @@ void moe_comm_barrier(const moe_comm *comm) {
 /* How many of `left` elements fit into one MPI call. */
 static int narrow(const moe_comm *comm, int64_t left) {
     return (int)(left < comm->max_count ? left : comm->max_count);
+}
+
+/* The checked helper: int64 counts and offsets to MPI's int, all of them at most `limit`. */
+static void narrow_all(const int64_t *from, int *to, int n, int64_t limit) {
+    for (int i = 0; i < n; i++) {
+        MOE_ASSERT(from[i] >= 0 && from[i] <= limit);
+        to[i] = (int)from[i];
+    }
 }
 
 void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root) {
@@ -117,17 +124,29 @@ void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *r
     MPI_Alltoall(send, (int)n, MPI_INT64_T, recv, (int)n, MPI_INT64_T, comm->comm);
 }
 
+/* One MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
 void moe_comm_allgatherv(const moe_comm *comm, const void *send, void *recv, const int64_t *counts) {
-    int64_t offset = 0;
+    int64_t offset = 0, *offsets = moe_alloc(comm->size, sizeof *offsets, "counts of an Allgatherv");
     for (int q = 0; q < comm->size; q++) {
-        if (q == comm->rank) memmove((char *)recv + offset, send, (size_t)counts[q]);
-        moe_comm_bcast(comm, (char *)recv + offset, counts[q], q);
+        offsets[q] = offset;
         offset += counts[q];
     }
+    if (offset <= comm->max_count) {
+        int *ints = moe_alloc(2 * comm->size, sizeof *ints, "counts of an Allgatherv");
+        narrow_all(counts, ints, comm->size, comm->max_count);
+        narrow_all(offsets, ints + comm->size, comm->size, comm->max_count);
+        MPI_Allgatherv(send, ints[comm->rank], MPI_BYTE, recv, ints, ints + comm->size, MPI_BYTE, comm->comm);
+        moe_free(ints);
+    } else {
+        if (counts[comm->rank]) memmove((char *)recv + offsets[comm->rank], send, (size_t)counts[comm->rank]);
+        for (int q = 0; q < comm->size; q++) {
+            moe_comm_bcast(comm, (char *)recv + offsets[q], counts[q], q);
+        }
+    }
+    moe_free(offsets);
 }
 
-/* --- Alltoallv
- * ----------------------------------------------------------------------------------------------------------------------------- */
+/* --- Alltoallv --- */
 
 static MPI_Datatype row_type(int64_t row_bytes) {
     MPI_Datatype type;
@@ -135,14 +154,6 @@ static MPI_Datatype row_type(int64_t row_bytes) {
     MPI_Type_contiguous((int)row_bytes, MPI_BYTE, &type);
     MPI_Type_commit(&type);
     return type;
-}
-
-/* The checked helper: int64 counts and offsets to MPI's int, all of them at most `limit`. */
-static void narrow_all(const int64_t *from, int *to, int n, int64_t limit) {
-    for (int i = 0; i < n; i++) {
-        MOE_ASSERT(from[i] >= 0 && from[i] <= limit);
-        to[i] = (int)from[i];
-    }
 }
 
 static void alltoallv_once(const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
@@ -206,8 +217,7 @@ void moe_comm_alltoallv(const moe_comm *comm, moe_blocks send, moe_blocks recv, 
     MPI_Type_free(&type);
 }
 
-/* --- collective .npy files
- * ----------------------------------------------------------------------------------------------------------------- */
+/* --- collective .npy files --- */
 
 static void file_failed(const char *path, int error, moe_status *st) {
     char text[MPI_MAX_ERROR_STRING];
@@ -251,6 +261,24 @@ int moe_comm_write_npy(const moe_comm *comm, const char *path, enum moe_dtype dt
     for (int64_t i = 0; i < num_pieces; i++) {
         write_bytes(file, path, start + pieces[i].offset * size, pieces[i].data, pieces[i].count * size, st);
     }
+    error = MPI_File_close(&file);
+    if (error != MPI_SUCCESS) file_failed(path, error, st);
+    return moe_comm_agree(comm, st);
+}
+
+int moe_comm_write_blocks(const moe_comm *comm, const char *path, int64_t bytes, const moe_file_piece *pieces, int64_t num_pieces,
+                          moe_status *st) {
+    MPI_File file;
+    int error = MPI_File_open(comm->comm, path, MPI_MODE_CREATE | MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
+    if (error != MPI_SUCCESS) file_failed(path, error, st);
+    if (moe_comm_agree(comm, st) != MOE_OK) return st->code;
+    error = MPI_File_set_size(file, bytes);
+    if (error != MPI_SUCCESS) file_failed(path, error, st);
+    for (int64_t i = 0; i < num_pieces; i++) {
+        write_bytes(file, path, pieces[i].offset, pieces[i].data, pieces[i].bytes, st);
+    }
+    error = MPI_File_sync(file);
+    if (error != MPI_SUCCESS) file_failed(path, error, st);
     error = MPI_File_close(&file);
     if (error != MPI_SUCCESS) file_failed(path, error, st);
     return moe_comm_agree(comm, st);

@@ -12,14 +12,12 @@ static const struct {
     const char *key, *available; /* values separated by blanks; "" = the empty path */
     const char *what;
 } not_yet[] = {
-    {"run.mode", "forward", "a mode other than forward"},
+    {"run.mode", "forward train", "generating"},
     {"model.expert_type", "swiglu silu gelu relu identity", "a LoRA expert"},
     {"model.attention", "none", "attention"},
-    {"model.load", "", "loading weights"},
     {"router.method", "topk", "a method other than topk"},
     {"router.noise", "0", "noise on the logits"},
     {"router.expert_dropout", "0", "expert dropout"},
-    {"router.bias_update_rate", "0", "updating the balancing bias"},
     {"router.temperature", "1", "a temperature"},
     {"balance.importance_loss", "0", "the importance loss"},
     {"balance.aux_form", "deepseek", "a form of the expert loss other than deepseek"},

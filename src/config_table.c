@@ -121,7 +121,7 @@ const moe_key moe_keys[] = {
 
     ENUM(data, source, NAMES("synthetic", "text", "logits", "routing"), "synthetic",
           "Where tokens come from: random topics, text, or recorded logits or routing.")
-    PATH(data, path, "Text file or folder, or .npy of logits [T,N] or [layers,T,N], or of routing [T,K].")
+    PATH(data, path, "Text file or folder (several, with ':' between them, are several domains), or .npy of logits [T,N] or [layers,T,N], or of routing [T,K].")
     PATH(data, mask, ".npy [T] or [B,S] for recorded data; 0 marks padding.")
     PATH(data, weights, ".npy [T,K] of combine weights beside a recorded routing.")
     PATH(data, scores, ".npy [T,N] of scores beside a recorded routing.")

@@ -164,25 +164,66 @@ static int32_t moe_data_device_of(const moe_batch *b, int64_t token) {
     return (int32_t)device;
 }
 
-/* First byte of the stretch of a sequence: inside the share of the device that has the sequence's first token; where that share is shorter
- * than a sequence, anywhere in the text; where the text is, at its start (the stretch then goes round). */
-static int64_t moe_data_text_start(const moe_config *c, const moe_batch *b, int64_t length, int64_t step, int64_t sequence) {
-    int32_t device = moe_data_device_of(b, sequence * b->sequence_length);
-    int64_t begin = moe_token_begin(length, b->devices, device), end = moe_token_begin(length, b->devices, device + 1);
-    if (end - begin < b->sequence_length) begin = 0, end = length;
-    int64_t choices = end - begin - b->sequence_length + 1;
-    if (choices <= 1) return begin;
-    double u = moe_rng_uniform(moe_data_rng(c, MOE_RNG_TEXT_START), (uint64_t)step, (uint64_t)sequence, 0);
-    return begin + (int64_t)(u * (double)choices);
+int64_t moe_data_text_part(const moe_config *c, const moe_corpus *text, int32_t devices, int32_t device, int32_t domain, enum moe_split split,
+                           int64_t *length) {
+    int64_t offset = text->domain_offset[domain], size = text->domain_offset[domain + 1] - offset;
+    int64_t begin = moe_token_begin(size, devices, device), end = moe_token_begin(size, devices, device + 1);
+    int64_t held_out = split == MOE_SPLIT_ALL ? 0 : (int64_t)(c->train.validation_share * (double)(end - begin) + 0.5);
+    if (split == MOE_SPLIT_VALIDATION)
+        begin = end - held_out;
+    else
+        end -= held_out;
+    *length = end - begin;
+    return offset + begin;
 }
 
-/* position [T]: where in the text each local token stands. */
-static void moe_data_text_positions(const moe_config *c, const moe_batch *b, int64_t length, int64_t step, int64_t *position) {
+/* Places where a sequence of `needed` bytes can start in a part; its first byte. */
+static int64_t moe_data_text_choices(const moe_config *c, const moe_corpus *text, const moe_batch *b, int32_t device, int32_t domain,
+                                     enum moe_split split, int64_t needed, int64_t *begin) {
+    int64_t length;
+    *begin = moe_data_text_part(c, text, b->devices, device, domain, split, &length);
+    return length >= needed ? length - needed + 1 : 0;
+}
+
+static int64_t moe_data_text_anywhere(const moe_corpus *text, int64_t needed, double u, int32_t *domain) {
+    int64_t choices = text->length - needed + 1, start = choices > 1 ? (int64_t)(u * (double)choices) : 0;
+    *domain = 0;
+    while (*domain + 1 < text->num_domains && text->domain_offset[*domain + 1] <= start)
+        ++*domain;
+    return start;
+}
+
+/* First byte of the stretch of a sequence. */
+static int64_t moe_data_text_start(const moe_config *c, const moe_corpus *text, const moe_batch *b, int64_t draw, enum moe_split split,
+                                   int64_t sequence, int32_t *domain) {
+    int32_t device = moe_data_device_of(b, sequence * b->sequence_length);
+    int64_t needed = b->sequence_length + (split != MOE_SPLIT_ALL), total = 0, begin;
+    double u = moe_rng_uniform(moe_data_rng(c, MOE_RNG_TEXT_START), (uint64_t)draw, (uint64_t)sequence, split == MOE_SPLIT_VALIDATION);
+    for (int32_t i = 0; i < text->num_domains; i++)
+        total += moe_data_text_choices(c, text, b, device, i, split, needed, &begin);
+    if (total == 0) return moe_data_text_anywhere(text, needed, u, domain);
+    int64_t pick = (int64_t)(u * (double)total);
+    for (*domain = 0;; ++*domain) {
+        int64_t choices = moe_data_text_choices(c, text, b, device, *domain, split, needed, &begin);
+        if (pick < choices) return begin + pick;
+        pick -= choices;
+    }
+}
+
+void moe_data_text_sample(const moe_config *c, const moe_corpus *text, int64_t draw, enum moe_split split, moe_batch *b, int64_t *position,
+                          uint8_t *next, int32_t *domain) {
+    if (!b->byte) b->byte = moe_alloc(b->num_tokens, 1, "text");
     for (int64_t s = 0; s < b->num_segments; s++) {
         const moe_segment *segment = &b->segment[s];
-        int64_t start = moe_data_text_start(c, b, length, step, segment->sequence) - segment->sequence * b->sequence_length;
-        for (int64_t t = segment->begin; t < segment->end; t++)
-            position[t] = (start + b->first_token + t) % length;
+        int32_t from;
+        int64_t start = moe_data_text_start(c, text, b, draw, split, segment->sequence, &from);
+        start += b->first_token - segment->sequence * b->sequence_length;
+        for (int64_t t = segment->begin; t < segment->end; t++) {
+            position[t] = (start + t) % text->length;
+            b->byte[t] = text->bytes[position[t]];
+            if (next) next[t] = text->bytes[(position[t] + 1) % text->length];
+            if (domain) domain[t] = from;
+        }
     }
 }
 
@@ -196,15 +237,12 @@ void moe_data_text(const moe_config *c, const uint8_t *text, int64_t length, int
     int32_t context = c->train.context > 0 ? c->train.context : 1;
     int64_t width = c->model.hidden_size;
     MOE_ASSERT(length > 0);
-    if (!b->byte) b->byte = moe_alloc(b->num_tokens, 1, "text");
-    int64_t *position = moe_alloc(b->num_tokens, sizeof *position, "text");
-    moe_data_text_positions(c, b, length, step, position);
+    int64_t *position = moe_alloc(b->num_tokens, sizeof *position, "text"), bounds[2] = {0, length};
+    moe_data_text_sample(c, &(moe_corpus){text, length, 1, bounds}, step, MOE_SPLIT_ALL, b, position, NULL, NULL);
     moe_data_table table = moe_data_table_begin(context * 256, width);
-    for (int64_t t = 0; t < b->num_tokens; t++) {
-        b->byte[t] = text[position[t]];
+    for (int64_t t = 0; t < b->num_tokens; t++)
         for (int32_t j = 0; j < context; j++)
             moe_data_table_need(&table, moe_data_text_row(text, length, position[t], j));
-    }
     moe_data_table_fill(&table, moe_data_rng(c, MOE_RNG_EMBEDDING), 256, 1 / sqrt(context));
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < b->num_tokens; t++) {

@@ -23,8 +23,7 @@ int64_t moe_exchange_pair_metadata_bytes(void) {
     return PAIR_WORDS * (int64_t)sizeof(int32_t);
 }
 
-/* --- sizes -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- sizes --- */
 
 /* Every rank tells every other (rows, pairs) of each device pair between them. */
 static void exchange_sizes(moe_exchange *e, const moe_comm *comm, const moe_plan *plan) {
@@ -72,8 +71,7 @@ static void reserve_inbox_rows(moe_inbox *in) {
     moe_reserve((same = pair_room, &in->pair_position), &same, in->num_pairs, sizeof(int64_t), "inbox");
 }
 
-/* --- metadata
- * ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- metadata --- */
 
 static int32_t *write_words(const moe_plan *plan, int64_t begin, int64_t end, int32_t *word) {
     for (int64_t r = begin; r < end; r++) {
@@ -174,8 +172,7 @@ static void group_by_expert(moe_inbox *in, const moe_placement *placement) {
     }
 }
 
-/* --- payload
- * ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- payload --- */
 
 typedef struct payload_layout {
     int64_t *send_count, *send_offset, *recv_count, *recv_offset;
@@ -260,8 +257,7 @@ void moe_exchange_return_pairs(moe_exchange *e, const moe_plan *plan, const real
     moe_free(all);
 }
 
-/* --- combine
- * -------------------------------------------------------------------------------------------------------------------------------- */
+/* --- combine --- */
 
 typedef struct returned_rows { /* where the result of a plan row stands */
     const real *back, *own;

@@ -15,8 +15,7 @@
 #include "moesim/status.h"
 #include "moesim/vector.h"
 
-/* --- weights
- * ------------------------------------------------------------------------------------------------------------------------------ */
+/* --- weights --- */
 
 void moe_ffn_init(moe_ffn *f, enum moe_expert_type type, int64_t count, int64_t hidden, int64_t width, int64_t seed, int32_t layer,
                   const int32_t *id, const uint32_t stream[3]) {
@@ -42,7 +41,7 @@ void moe_ffn_free(moe_ffn *f) {
     *f = (moe_ffn){0};
 }
 
-/* --- one FFN ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- one FFN --- */
 
 /* h = act(h1) (* h3) */
 static void activate(const moe_ffn *f, const real *h1, const real *h3, real *h, int64_t n) {
@@ -120,7 +119,7 @@ void moe_ffn_backward(const moe_ffn *f, const moe_ffn_gradient *g, int64_t i, in
     moe_gemm_nn(rows, hidden, width, dh3, f->w3 + at, 1, dx);
 }
 
-/* --- scratch --------------------------------------------------------------------------------------------------------------------------------- */
+/* --- scratch --- */
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -137,7 +136,7 @@ static void reserve_scratch(const moe_ffn *f, int64_t most_rows, bool backward, 
                 "expert scratch");
 }
 
-/* --- shared experts: one FFN over all rows ------------------------------------------------------------------------------------------------------ */
+/* --- shared experts: one FFN over all rows --- */
 
 void moe_ffn_forward_all(const moe_ffn *f, int64_t rows, const real *x, moe_expert_buffers *b, real *h1, real *h3, real *y) {
     reserve_scratch(f, rows, false, b);
@@ -161,7 +160,7 @@ void moe_ffn_backward_all(const moe_ffn *f, const moe_ffn_gradient *g, int64_t r
     }
 }
 
-/* --- grouped experts ------------------------------------------------------------------------------------------------------------------------- */
+/* --- grouped experts --- */
 
 typedef struct slot_load {
     int64_t rows, slot;

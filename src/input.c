@@ -28,25 +28,27 @@ static int moe_input_bad_number(const moe_recording *r, int32_t layer, int64_t t
                               (long long)column, value, allowed);
 }
 
-/* --- text -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- text --- */
 
 static int moe_input_read_text(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
     if (comm->rank == 0) {
         moe_status inner = {0};
         int64_t available = moe_memory_available();
-        if (moe_text_read(c->data.path, available < 0 ? -1 : available / comm->local_size, &in->text, &in->text_length, &inner))
+        int64_t most = available < 0 ? -1 : available / comm->local_size;
+        if (moe_text_read(c->data.path, most, &in->text, &in->num_domains, &in->domain_offset, &inner))
             moe_fail(st, inner.code, "data.path: %s", inner.message);
     }
     if (moe_comm_agree(comm, st)) return st->code;
-    moe_comm_bcast(comm, &in->text_length, sizeof in->text_length, 0);
+    moe_comm_bcast(comm, &in->num_domains, sizeof in->num_domains, 0);
+    if (comm->rank != 0) in->domain_offset = moe_alloc(in->num_domains + 1, sizeof *in->domain_offset, "text");
+    moe_comm_bcast(comm, in->domain_offset, (in->num_domains + 1) * (int64_t)sizeof *in->domain_offset, 0);
+    in->text_length = in->domain_offset[in->num_domains];
     if (comm->rank != 0) in->text = moe_alloc(in->text_length, 1, "text");
     moe_comm_bcast(comm, in->text, in->text_length, 0);
     return MOE_OK;
 }
 
-/* --- recorded logits --------------------------------------------------------------------------------------------------------------------
- */
+/* --- recorded logits --- */
 
 static int moe_input_check_logits(const moe_recording *r, moe_status *st) {
     for (int64_t t = 0; t < r->count; t++)
@@ -69,8 +71,7 @@ static int moe_input_read_logits(const moe_comm *comm, const moe_config *c, moe_
     return moe_comm_agree(comm, st);
 }
 
-/* --- recorded routing, its weights and scores -------------------------------------------------------------------------------------------
- */
+/* --- recorded routing, its weights and scores --- */
 
 /* The ids of one token: in range, none twice (-1 = none may stand anywhere). */
 static int moe_input_check_choices(const moe_recording *r, int32_t layer, int64_t t, const int32_t *idx, moe_status *st) {
@@ -166,8 +167,7 @@ static int moe_input_read_routing(const moe_comm *comm, moe_config *c, moe_input
     return MOE_OK;
 }
 
-/* --- mask and bias ----------------------------------------------------------------------------------------------------------------------
- */
+/* --- mask and bias --- */
 
 static int moe_input_read_mask(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
     int64_t tokens = in->num_tokens_global ? in->num_tokens_global : c->cluster.devices * c->data.tokens_per_device;
@@ -236,6 +236,7 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
 
 void moe_input_free(moe_input *in) {
     moe_free(in->text);
+    moe_free(in->domain_offset);
     moe_free(in->logits);
     moe_free(in->routing);
     moe_free(in->weights);

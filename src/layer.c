@@ -9,8 +9,7 @@
 #include "moesim/status.h"
 #include "moesim/vector.h"
 
-/* --- parameters
- * ----------------------------------------------------------------------------------------------------------------------------- */
+/* --- parameters --- */
 
 static void init_gate(moe_layer *layer, const moe_config *c) {
     int64_t n = c->model.num_experts, h = c->model.hidden_size;
@@ -58,8 +57,7 @@ void moe_layer_free(moe_layer *layer) {
     *layer = (moe_layer){0};
 }
 
-/* --- the steps before the router
- * ---------------------------------------------------------------------------------------------------------------- */
+/* --- the steps before the router --- */
 
 /* u = x * w / sqrt(mean(x^2) + epsilon), the mean in double (Zhang and Sennrich 2019, RMSNorm). */
 static void rmsnorm(const real *x, const real *w, int64_t tokens, int64_t h, real *u) {
@@ -113,8 +111,7 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
     }
 }
 
-/* --- router and losses
- * ----------------------------------------------------------------------------------------------------------------------------- */
+/* --- router and losses --- */
 
 static void route(const moe_layer *layer, const moe_context *context, moe_activations *a) {
     const moe_batch *b = context->batch;
@@ -160,9 +157,7 @@ static void balance_losses(const moe_context *context, moe_activations *a, moe_l
     memcpy(record->distinct_tokens_per_device, tokens, (size_t)context->batch->devices * sizeof *tokens);
 }
 
-/* --- forward
- * ------------------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- forward --- */
 
 static void add_shared(const moe_layer *layer, const moe_context *context, moe_activations *a, real *y) {
     int64_t n = context->batch->num_tokens, h = context->config->model.hidden_size, f = layer->shared.width;
@@ -220,8 +215,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     phase(record, MOE_PHASE_BALANCE, &clock);
 }
 
-/* --- gradient of the losses with respect to the logits
- * -------------------------------------------------------------------------------------------------- */
+/* --- gradient of the losses with respect to the logits --- */
 
 void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits) {
     const moe_batch *b = context->batch;

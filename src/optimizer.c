@@ -12,7 +12,7 @@
 
 static const double PI = 3.14159265358979323846;
 
-/* --- schedules --------------------------------------------------------------------------------------------------------------------------- */
+/* --- schedules --- */
 
 double moe_learning_rate(const moe_config *c, int64_t step) {
     int64_t warmup = c->train.warmup_steps, steps = c->run.steps;
@@ -29,7 +29,7 @@ double moe_alpha_factor(const moe_config *c, int64_t step) {
     return step - begin + 1 < ramp ? (double)(step - begin + 1) / (double)ramp : 1;
 }
 
-/* --- one step ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- one step --- */
 
 void moe_optimizer_init(moe_parameters *all, const moe_config *c) {
     if (c->train.optimizer != MOE_OPTIMIZER_ADAMW) return;

@@ -55,7 +55,7 @@ void moe_parameters_free(moe_parameters *all) {
     *all = (moe_parameters){0};
 }
 
-/* --- gradients --------------------------------------------------------------------------------------------------------------------------- */
+/* --- gradients --- */
 
 static void clear(real *values, int64_t n) {
 #pragma omp parallel for schedule(static)
@@ -106,7 +106,7 @@ void moe_parameters_reduce(moe_parameters *all, const moe_comm *comm, double sca
     *bytes += 2 * (int64_t)(all->devices - 1) * total * (int64_t)sizeof(real);
 }
 
-/* --- norm -------------------------------------------------------------------------------------------------------------------------------- */
+/* --- norm --- */
 
 enum {
     PIECE = 8192, /* elements of a block whose squares are added in double, in a fixed order */

@@ -92,7 +92,7 @@ void moe_tree_free(moe_tree *tree) {
     moe_free(tree);
 }
 
-/* --- between the vectors and the pieces -------------------------------------------------------------------------------------------------- */
+/* --- between the vectors and the pieces --- */
 
 /* Row j of the vectors laid end to end, elements begin .. begin + count - 1. */
 static void gather(const moe_tree_part *part, int32_t j, int64_t begin, int64_t count, real *out) {
@@ -119,7 +119,7 @@ static void scatter(const moe_tree_part *part, int64_t begin, int64_t count, con
     }
 }
 
-/* --- the tree ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- the tree --- */
 
 MOE_CLONES static void add(real *restrict to, const real *restrict from, int64_t n) {
     for (int64_t i = 0; i < n; i++) {

@@ -186,8 +186,7 @@ void moe_plan_free(moe_plan *plan) {
     *plan = (moe_plan){0};
 }
 
-/* --- check
- * --------------------------------------------------------------------------------------------------------------------------------- */
+/* --- check --- */
 
 static const char *check_row(const moe_plan *plan, const moe_placement *placement, const moe_routing *routing, int64_t r, uint8_t *seen) {
     int64_t begin = plan->row_pair[r], end = plan->row_pair[r + 1];

@@ -14,7 +14,8 @@
 #include "moesim/tensor.h"
 
 /* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers have "_layer0" and so on before .npy. */
-static const char *const own_files[] = {"config.ini", "metrics.jsonl", "summary.json", "summary.json.tmp", "report.html", NULL};
+static const char *const own_files[] = {"config.ini",        "config.ini.tmp",   "metrics.jsonl", "metrics.jsonl.tmp",
+                                        "summary.json",      "summary.json.tmp", "report.html",   NULL};
 static const char *const own_arrays[] = {"comm_matrix", "expert_load", "topk_idx", "topk_weight", "kept",   "x",
                                          "y",           "logits",      "dlogits",  "dx",          "dwgate", "dw1",
                                          "dw2",         "dw3",         "dsw1",     "dsw2",        "dsw3",   NULL};
@@ -78,16 +79,22 @@ static int remove_own_files(const moe_results *r, moe_status *st) {
         if (unlink(path) != 0) open_failure(st, "remove", path);
     }
     closedir(folder);
-    return st->code;
+    return st->code == MOE_OK ? moe_checkpoint_remove(r->folder, st) : st->code;
 }
 
-static int make_named_folder(moe_results *r, const char *folder, bool force, moe_status *st) {
+/* The folder's name, without slashes at its end. */
+static int take_name(moe_results *r, const char *option, const char *folder, moe_status *st) {
     if (*folder == '\0' || strlen(folder) >= sizeof r->folder)
-        return moe_fail(st, MOE_USER, "--out: the folder's name must have 1 to %d characters, this one has %zu", MOE_PATH_MAX - 1,
+        return moe_fail(st, MOE_USER, "%s: the folder's name must have 1 to %d characters, this one has %zu", option, MOE_PATH_MAX - 1,
                         strlen(folder));
     snprintf(r->folder, sizeof r->folder, "%s", folder);
     for (size_t n = strlen(r->folder); n > 1 && r->folder[n - 1] == '/'; n--)
         r->folder[n - 1] = '\0';
+    return MOE_OK;
+}
+
+static int make_named_folder(moe_results *r, const char *folder, bool force, moe_status *st) {
+    if (take_name(r, "--out", folder, st) != MOE_OK) return st->code;
     if (make_parents(r->folder, st) != MOE_OK) return st->code;
     if (mkdir(r->folder, 0777) == 0) return MOE_OK;
     if (errno != EEXIST) return open_failure(st, "make the folder", r->folder);
@@ -129,10 +136,10 @@ static int write_config(const moe_results *r, const moe_config *c, moe_status *s
     return MOE_OK;
 }
 
-static int open_metrics(moe_results *r, moe_status *st) {
+static int open_metrics(moe_results *r, const char *how, moe_status *st) {
     char path[FILE_PATH_MAX];
     path_in(r, "metrics.jsonl", path);
-    r->metrics = fopen(path, "w");
+    r->metrics = fopen(path, how);
     return r->metrics ? MOE_OK : open_failure(st, "write", path);
 }
 
@@ -141,13 +148,84 @@ int moe_results_open(const moe_comm *comm, const moe_config *c, const char *fold
     if (comm->rank == 0) {
         int code = folder ? make_named_folder(out, folder, force, st) : make_default_folder(out, c->name, st);
         if (code == MOE_OK) code = write_config(out, c, st);
-        if (code == MOE_OK) open_metrics(out, st);
+        if (code == MOE_OK) open_metrics(out, "w", st);
     }
     if (moe_comm_agree(comm, st) != MOE_OK) return st->code;
     moe_comm_bcast(comm, out->folder, sizeof out->folder, 0);
     return MOE_OK;
 }
 
+/* Going on */
+
+/* Writes beside the file and renames, so that the name never stands for half a text. */
+static void write_whole(const char *path, const char *text, moe_status *st) {
+    char beside[FILE_PATH_MAX + 8];
+    snprintf(beside, sizeof beside, "%s.tmp", path);
+    FILE *file = fopen(beside, "w");
+    bool written = file && fputs(text, file) >= 0 && fflush(file) == 0 && fsync(fileno(file)) == 0;
+    int reason = errno;
+    if (file && fclose(file) != 0 && written) {
+        written = false;
+        reason = errno;
+    }
+    if (written && rename(beside, path) == 0) return;
+    if (written) reason = errno;
+    moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(reason));
+    if (file) unlink(beside);
+}
+
+/* Is the line whole, and of this step? A killed run may have left a torn one. */
+static bool is_line_of(int64_t step, const char *line, ssize_t length) {
+    if (line[length - 1] != '\n') return false;
+    json_t *object = json_loadb(line, (size_t)length, 0, NULL), *number = json_object_get(object, "step");
+    bool same = json_is_integer(number) && json_integer_value(number) == step;
+    json_decref(object);
+    return same;
+}
+
+/* Copies the lines of steps 0 .. steps - 1; returns how many there were. */
+static int64_t copy_lines(FILE *from, FILE *to, int64_t steps) {
+    char *line = NULL;
+    size_t room = 0;
+    ssize_t length;
+    int64_t n = 0;
+    while (n < steps && (length = getline(&line, &room, from)) > 0 && is_line_of(n, line, length)) {
+        fwrite(line, 1, (size_t)length, to);
+        n++;
+    }
+    free(line);
+    return n;
+}
+
+/* Puts what was written beside a file on disk and in its place. Closes `beside_file`. */
+static int replace(const char *path, const char *beside, FILE *beside_file, moe_status *st) {
+    bool failed = ferror(beside_file) || fflush(beside_file) != 0 || fsync(fileno(beside_file)) != 0;
+    if (failed) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", beside, strerror(errno));
+    if (fclose(beside_file) != 0) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", beside, strerror(errno));
+    if (st->code == MOE_OK && rename(beside, path) != 0) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(errno));
+    return st->code;
+}
+
+/* Cuts metrics.jsonl back to the lines of the first `steps` steps. */
+static int cut_metrics(const moe_results *r, int64_t steps, moe_status *st) {
+    char path[FILE_PATH_MAX], beside[FILE_PATH_MAX];
+    path_in(r, "metrics.jsonl", path);
+    path_in(r, "metrics.jsonl.tmp", beside);
+    FILE *from = fopen(path, "r");
+    if (!from) return open_failure(st, "read", path);
+    FILE *to = fopen(beside, "w");
+    if (!to)
+        open_failure(st, "write", beside);
+    else {
+        int64_t kept = copy_lines(from, to, steps);
+        if (kept < steps)
+            moe_fail(st, MOE_USER, "'%s' has the lines of %lld steps, but the checkpoint was made after %lld: the run cannot go on", path,
+                     (long long)kept, (long long)steps);
+        if (replace(path, beside, to, st) != MOE_OK) unlink(beside);
+    }
+    fclose(from);
+    return st->code;
+}
 /* Step by step */
 
 static void keep_expert_load(moe_results *r, const moe_step_record *step) {
@@ -192,23 +270,6 @@ int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, 
 }
 
 /* The end */
-
-/* Writes beside the file and renames, so that the name never stands for half a text. */
-static void write_whole(const char *path, const char *text, moe_status *st) {
-    char beside[FILE_PATH_MAX + 8];
-    snprintf(beside, sizeof beside, "%s.tmp", path);
-    FILE *file = fopen(beside, "w");
-    bool written = file && fputs(text, file) >= 0 && fflush(file) == 0 && fsync(fileno(file)) == 0;
-    int reason = errno;
-    if (file && fclose(file) != 0 && written) {
-        written = false;
-        reason = errno;
-    }
-    if (written && rename(beside, path) == 0) return;
-    if (written) reason = errno;
-    moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(reason));
-    if (file) unlink(beside);
-}
 
 static void write_summary(const moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
                           moe_status *st) {

@@ -34,8 +34,8 @@ void moe_router_init(moe_router *r, const moe_config *c, const double *bias) {
 /* What all tokens share. */
 typedef struct job {
     const moe_router *router;
-    moe_router plain;     /* the router of aux_selection = unlimited: no bias, no groups */
-    bool count_plain;     /* the stats count plain's selection */
+    moe_router plain; /* the router of aux_selection = unlimited: no bias, no groups */
+    bool count_plain; /* the stats count plain's selection */
     const moe_batch *batch;
     const moe_placement *placement;
     moe_logits logits;
@@ -46,11 +46,11 @@ typedef struct job {
 /* What one thread works with. */
 typedef struct worker {
     moe_select actual, plain;
-    double *z, *s, *weight;      /* [N], [N], [top_k] */
-    int32_t *plain_expert;       /* [top_k] */
-    int64_t *last_token;         /* [D] last token counted on device d */
-    int64_t *cell;               /* private cell */
-    int64_t bad;                 /* smallest bad token, or INT64_MAX */
+    double *z, *s, *weight; /* [N], [N], [top_k] */
+    int32_t *plain_expert;  /* [top_k] */
+    int64_t *last_token;    /* [D] last token counted on device d */
+    int64_t *cell;          /* private cell */
+    int64_t bad;            /* smallest bad token, or INT64_MAX */
 } worker;
 
 static void worker_reserve(worker *w, const job *j) {
@@ -82,7 +82,8 @@ static bool is_counted(const moe_batch *b, int64_t t) {
 }
 
 /* c_i, and the number of distinct devices that token t is sent to (method.md 2, numerators of f and f''). */
-static void count_selection(const job *j, int64_t *last_token, int64_t t, int32_t home, const int32_t *expert, int32_t count, int64_t *cell) {
+static void count_selection(const job *j, int64_t *last_token, int64_t t, int32_t home, const int32_t *expert, int32_t count,
+                            int64_t *cell) {
     int64_t *counts = moe_stats_counts(j->stats, cell), *device_tokens = moe_stats_device_tokens(j->stats, cell);
     for (int32_t k = 0; k < count; k++) {
         int32_t d = j->placement->device[expert[k]];
@@ -128,8 +129,10 @@ static int64_t find_segment(const moe_batch *b, int64_t t) {
     int64_t low = 0, high = b->num_segments - 1;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (b->segment[middle].end <= t) low = middle + 1;
-        else high = middle;
+        if (b->segment[middle].end <= t)
+            low = middle + 1;
+        else
+            high = middle;
     }
     return low;
 }
@@ -204,8 +207,8 @@ static int32_t order_recorded(const int32_t *idx, const double *key, int32_t k, 
     return count;
 }
 
-static int32_t record_token(const job *j, int64_t t, const int32_t *idx, int32_t k, const real *weights, const double *scores,
-                            double *key, int32_t *from) {
+static int32_t record_token(const job *j, int64_t t, const int32_t *idx, int32_t k, const real *weights, const double *scores, double *key,
+                            int32_t *from) {
     int32_t *expert = j->routing->expert + t * k;
     real *weight = j->routing->weight + t * k;
     for (int32_t i = 0; i < k; i++)

@@ -8,7 +8,10 @@
 #include "moesim/router.h"
 #include "moesim/tensor.h"
 
-typedef struct ranked { double score; int32_t expert; } ranked;
+typedef struct ranked {
+    double score;
+    int32_t expert;
+} ranked;
 
 static int falling(const void *a, const void *b) {
     double x = ((const ranked *)a)->score, y = ((const ranked *)b)->score;

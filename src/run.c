@@ -6,11 +6,13 @@
 
 #include "moesim/gemm.h"
 #include "moesim/layer.h"
+#include "moesim/loaded.h"
 #include "moesim/memory.h"
 #include "moesim/report.h"
 #include "moesim/results.h"
 #include "moesim/tally.h"
 #include "moesim/topology.h"
+#include "moesim/train.h"
 
 typedef struct run {
     const moe_comm *comm;
@@ -19,20 +21,21 @@ typedef struct run {
     moe_topology topology, *topologies; /* of this rank; of all ranks */
     moe_memory memory;
     moe_input input;
+    moe_loaded loaded; /* model.load */
     moe_batch batch;
     moe_context context;
     moe_layer *layers;
     moe_activations activations;
-    moe_routing *routing; /* [layers] of the last step, with output.routing */
-    real *x, *y;          /* [T,H] */
+    moe_routing *routing;  /* [layers] of the last step, with output.routing */
+    real *x, *y;           /* [T,H] forward only */
+    moe_training training; /* mode train only */
     moe_step_record record;
     moe_results results;
     moe_screen screen;
     double start;
 } run;
 
-/* --- prolog
- * -------------------------------------------------------------------------------------------------------------------------------------- */
+/* --- prolog --- */
 
 static void gather_topologies(run *r) {
     int64_t *bytes = moe_alloc(r->comm->size, sizeof *bytes, "topologies");
@@ -48,10 +51,20 @@ static double gib(int64_t bytes) {
     return (double)bytes / (1 << 30);
 }
 
+static int64_t num_tokens(const run *r) {
+    if (r->loaded.num_tokens) return r->loaded.num_tokens;
+    if (r->input.num_tokens_global) return r->input.num_tokens_global;
+    return (int64_t)r->c->cluster.devices * r->c->data.tokens_per_device;
+}
+
+static bool trains(const run *r) {
+    return r->c->run.mode == MOE_MODE_TRAIN;
+}
+
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(run *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
-    r->memory = moe_memory_estimate(r->c, r->input.num_tokens_global);
+    r->memory = moe_memory_estimate(r->c, num_tokens(r));
     if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) needed = INT64_MAX;
     if (available >= 0 && needed > available)
         moe_fail(st, MOE_USER,
@@ -65,33 +78,43 @@ static int check_memory(run *r, moe_status *st) {
 
 static void make_context(run *r) {
     const moe_config *c = r->c;
-    int64_t tokens = r->input.num_tokens_global ? r->input.num_tokens_global : (int64_t)c->cluster.devices * c->data.tokens_per_device;
+    int64_t tokens = num_tokens(r);
     moe_batch_layout(&r->batch, tokens, c->data.sequence_length, c->cluster.devices, r->comm->rank, r->comm->size);
     r->batch.counted = r->input.mask;
     r->context = (moe_context){.comm = r->comm, .config = c, .batch = &r->batch, .input = &r->input};
     moe_placement_block(&r->context.placement, c->model.num_experts, c->cluster.devices);
     moe_router_init(&r->context.router, c, r->input.bias);
     moe_balance_init(&r->context.balance, c);
-    if (r->input.routing && !r->input.scores) r->context.balance.has_scores = false;
+    if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) r->context.balance.has_scores = false;
 }
 
-static void make_layers(run *r) {
+static int make_layers(run *r, moe_status *st) {
     int64_t elements = r->batch.num_tokens * r->c->model.hidden_size;
-    r->layers = moe_alloc(r->c->model.num_layers, sizeof *r->layers, "layers");
+    r->layers = moe_alloc_zero(r->c->model.num_layers, sizeof *r->layers, "layers");
     r->routing = moe_alloc_zero(r->c->model.num_layers, sizeof *r->routing, "layers");
+    moe_step_record_init(&r->record, r->c->model.num_layers, r->c->model.num_experts, r->c->cluster.devices);
     for (int32_t l = 0; l < r->c->model.num_layers; l++) {
         moe_layer_init(&r->layers[l], &r->context, l);
     }
+    if (r->loaded.x && moe_loaded_weights(&r->context, &r->layers[0], st)) return st->code;
+    if (trains(r)) {
+        moe_training_init(&r->training, &r->context, &r->batch, r->layers);
+        return MOE_OK;
+    }
     r->x = moe_alloc(elements, sizeof(real), "x");
     r->y = moe_alloc(elements, sizeof(real), "y");
-    moe_step_record_init(&r->record, r->c->model.num_layers, r->c->model.num_experts, r->c->cluster.devices);
+    r->context.keep = r->loaded.dy != NULL;
+    return MOE_OK;
 }
 
-/* --- one step
- * ---------------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- one step --- */
 
 static void make_x(run *r, int64_t step) {
+    int64_t h = r->c->model.hidden_size;
+    if (r->loaded.x) {
+        memcpy(r->x, r->loaded.x + r->batch.first_token * h, (size_t)(r->batch.num_tokens * h) * sizeof(real));
+        return;
+    }
     switch (r->c->data.source) {
     case MOE_SOURCE_SYNTHETIC:
         moe_data_synthetic(r->c, &r->batch, step, r->x, NULL);
@@ -147,9 +170,9 @@ static int write_layer_tensors(run *r, int32_t l, moe_status *st) {
     }
     if (moe_results_tensor(r->comm, &r->results, name[0], &r->batch, r->y, r->c->model.hidden_size, sizeof(real), st)) return st->code;
     const void *logits = a->logits.f32 ? (const void *)a->logits.f32 : a->logits.f64;
-    bool have_logits = r->input.routing == NULL;
-    if (!have_logits) return MOE_OK;
-    size_t size = a->logits.f32 || (!logits && r->input.logits_dtype == MOE_F32 && sizeof(real) == 4) ? sizeof(float) : sizeof(double);
+    /* decided by the configuration, never by pointers: a rank without tokens has none and takes part all the same */
+    if (r->c->data.source == MOE_SOURCE_ROUTING) return MOE_OK;
+    size_t size = r->c->data.source == MOE_SOURCE_LOGITS ? moe_dtype_size(r->input.logits_dtype) : sizeof(real);
     if (moe_results_tensor(r->comm, &r->results, name[1], &r->batch, logits, n, size, st)) return st->code;
     double *dlogits = moe_alloc(r->batch.num_tokens * n, sizeof *dlogits, "dlogits");
     moe_layer_dlogits(&r->layers[l], &r->context, a, dlogits);
@@ -167,12 +190,9 @@ static void keep_routing(moe_routing *to, const moe_routing *from, int32_t k) {
     memcpy(to->weight, from->weight, (size_t)from->num_selections * sizeof *to->weight);
 }
 
-static int run_step(run *r, int64_t step, moe_status *st) {
+/* Layers one after the other; *writing gets the seconds spent on files. */
+static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
     bool last = step + 1 == r->c->run.steps;
-    double begin = moe_comm_time(), writing = 0;
-    moe_step_record_clear(&r->record);
-    r->record.step = step;
-    r->record.num_tokens = r->batch.num_tokens_global;
     make_x(r, step);
     for (int32_t l = 0; l < r->c->model.num_layers; l++) {
         moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, &r->activations, &r->record.layer[l]);
@@ -180,40 +200,76 @@ static int run_step(run *r, int64_t step, moe_status *st) {
         double pause = moe_comm_time();
         if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations.routing, r->c->router.top_k);
         if (last && r->c->output.tensors && write_layer_tensors(r, l, st)) return st->code;
-        writing += moe_comm_time() - pause;
+        *writing += moe_comm_time() - pause;
+        if (r->loaded.dy &&
+            moe_loaded_backward(&r->context, &r->layers[l], &r->loaded, &r->activations, &r->results, &r->record.layer[l], st))
+            return st->code;
         pass_on(r);
     }
+    return MOE_OK;
+}
+
+static int train_step(run *r, int64_t step, moe_status *st) {
+    const moe_config *c = r->c;
+    bool last = step + 1 == c->run.steps;
+    if (moe_training_step(&r->training, step, &r->record, st)) return st->code;
+    for (int32_t l = 0; last && c->output.routing && l < c->model.num_layers; l++) {
+        keep_routing(&r->routing[l], &r->training.activations[l].routing, c->router.top_k);
+    }
+    if (c->train.validation_every && ((step + 1) % c->train.validation_every == 0 || last) && moe_record_all_passed(&r->record))
+        r->record.validation_loss = moe_training_validate(&r->training, c->train.validation_batches);
+    return MOE_OK;
+}
+
+static int failed_check(const moe_step_record *record, moe_status *st) {
+    for (int i = 0; i < record->num_checks; i++) {
+        const moe_check *check = &record->check[i];
+        if (check->made && !check->passed)
+            return moe_fail(st, MOE_RUN_FAILED, "step %lld failed its self-check %s: %s", (long long)record->step, check->name,
+                            check->detail);
+    }
+    return MOE_OK;
+}
+
+/* A step that failed is in the results like any other. */
+static int run_step(run *r, int64_t step, moe_status *st) {
+    double begin = moe_comm_time(), writing = 0;
+    moe_status result = {0};
+    moe_step_record_clear(&r->record);
+    r->record.step = step;
+    r->record.num_tokens = r->batch.num_tokens_global;
+    if (trains(r))
+        train_step(r, step, &result);
+    else
+        forward_step(r, step, &writing, &result);
+    if (result.code && result.code != MOE_RUN_FAILED) return moe_fail(st, result.code, "%s", result.message);
     agree_times(r, moe_comm_time() - begin - writing);
     if (moe_results_step(r->comm, &r->results, r->c, &r->record, st)) return st->code;
     if (r->comm->rank == 0) {
         moe_report_step(&r->screen, r->c, &r->record);
         moe_report_progress(&r->screen, step + 1, r->c->run.steps, moe_comm_time() - r->start);
     }
-    for (int i = 0; i < r->record.num_checks; i++) {
-        const moe_check *check = &r->record.check[i];
-        if (check->made && !check->passed)
-            return moe_fail(st, MOE_RUN_FAILED, "step %lld failed its self-check %s: %s", (long long)step, check->name, check->detail);
-    }
-    return MOE_OK;
+    if (result.code) return moe_fail(st, result.code, "%s", result.message);
+    return failed_check(&r->record, st);
 }
 
-/* --- run
- * ----------------------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- run --- */
 
 static int prepare(run *r, moe_status *st) {
     moe_gemm_init();
     moe_topology_init(r->comm, r->c->run.threads, &r->topology);
     gather_topologies(r);
     if (moe_input_read(r->comm, r->c, &r->input, st)) return st->code;
+    if (r->c->model.load[0] && moe_loaded_read(r->comm, r->c, &r->loaded, st)) return st->code;
+    if (trains(r)) moe_task_check(r->c, &r->input, st);
+    if (moe_comm_agree(r->comm, st)) return st->code;
     if (check_memory(r, st)) return st->code;
     if (r->options->check_only) return MOE_OK;
     if (moe_results_open(r->comm, r->c, r->options->out, r->options->force, &r->results, st)) return st->code;
     r->screen = moe_screen_of(stdout, r->options->quiet);
     if (r->comm->rank == 0) moe_report_header(&r->screen, r->c, r->topologies, r->comm->size, r->memory.total, moe_memory_available());
     make_context(r);
-    make_layers(r);
-    return MOE_OK;
+    return make_layers(r, st);
 }
 
 /* A failed self-check ends the loop; its step is in the results like any other. */
@@ -228,11 +284,13 @@ static int finish(run *r, moe_status *st) {
 }
 
 static void free_run(run *r) {
-    for (int32_t l = 0; l < r->c->model.num_layers && r->layers; l++) {
+    for (int32_t l = 0; r->layers && l < r->c->model.num_layers; l++) {
         moe_layer_free(&r->layers[l]);
         moe_routing_free(&r->routing[l]);
     }
     moe_activations_free(&r->activations);
+    moe_training_free(&r->training);
+    moe_loaded_free(&r->loaded);
     moe_placement_free(&r->context.placement);
     moe_batch_free(&r->batch);
     moe_input_free(&r->input);

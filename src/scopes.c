@@ -9,8 +9,7 @@
 #include "moesim/exact.h"
 #include "moesim/status.h"
 
-/* --- sequences that several ranks hold
- * ------------------------------------------------------------------------------------------------------ */
+/* --- sequences that several ranks hold --- */
 
 /* The sequence that is cut at the first token of device d, or -1: d's first token does not begin a sequence. */
 static int64_t cut_sequence(const moe_batch *b, int32_t d) {
@@ -32,8 +31,7 @@ static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
     return count;
 }
 
-/* --- cells
- * ---------------------------------------------------------------------------------------------------------------------------------- */
+/* --- cells --- */
 
 static void add_segments(moe_scopes *s, const moe_batch *b, const moe_stats *segments) {
     int64_t sequences = b->num_segments ? b->segment[b->num_segments - 1].sequence - b->segment[0].sequence + 1 : 0;
@@ -79,8 +77,7 @@ static void complete_cells(moe_scopes *s, const moe_comm *comm, const moe_batch 
     moe_free(list);
 }
 
-/* --- losses
- * ---------------------------------------------------------------------------------------------------------------------------------- */
+/* --- losses --- */
 
 enum { MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1 }; /* exact sums of the losses, and how many were added */
 

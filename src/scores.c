@@ -70,7 +70,9 @@ MOE_CLONES void moe_scores_exp(const double *restrict x, double shift, double *r
         y[i] = exp_any(x[i] - shift);
 }
 
-static double lanes_total(const double *l) { return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7])); }
+static double lanes_total(const double *l) {
+    return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
+}
 
 /* lane[l] += x[8 j + l] */
 static inline void add_lanes(double *lane, const double *x, int32_t n) {
@@ -136,8 +138,10 @@ MOE_CLONES static void widen(const float *from, double *to, int32_t n) {
 }
 
 int moe_scores_load(moe_logits logits, int64_t t, int32_t n, double *z) {
-    if (logits.f32) widen(logits.f32 + t * n, z, n);
-    else memcpy(z, logits.f64 + t * n, (size_t)n * sizeof *z);
+    if (logits.f32)
+        widen(logits.f32 + t * n, z, n);
+    else
+        memcpy(z, logits.f64 + t * n, (size_t)n * sizeof *z);
     return row_flags(z, n);
 }
 
@@ -187,8 +191,10 @@ void moe_router_scores(const moe_router *r, const double *z, double *s, double *
         return;
     }
     if (lse) *lse = moe_scores_lse(z, r->num_experts);
-    if (r->score_func == MOE_SCORE_SIGMOID) sigmoid(z, s, r->num_experts);
-    else sqrtsoftplus(z, s, r->num_experts);
+    if (r->score_func == MOE_SCORE_SIGMOID)
+        sigmoid(z, s, r->num_experts);
+    else
+        sqrtsoftplus(z, s, r->num_experts);
 }
 
 void moe_router_normalized(const moe_router *r, const double *s, double *normalized) {

@@ -2,9 +2,9 @@
 #ifndef MOESIM_SCORES_H
 #define MOESIM_SCORES_H
 
+#include "moesim/router.h"
 #include <stdbool.h>
 #include <stdint.h>
-#include "moesim/router.h"
 
 /* What the logits of a token hold besides ordinary numbers. */
 enum { MOE_ROW_DISABLED = 1 /* a -inf: that expert is disabled */, MOE_ROW_BAD = 2 /* NaN or +inf */ };

@@ -14,8 +14,12 @@
 
 enum { BLOCK = 8 };
 
-static double larger(double a, double b) { return a > b ? a : b; }
-static double smaller(double a, double b) { return a < b ? a : b; }
+static double larger(double a, double b) {
+    return a > b ? a : b;
+}
+static double smaller(double a, double b) {
+    return a < b ? a : b;
+}
 
 void moe_select_reserve(moe_select *w, const moe_router *r) {
     w->groups = r->group_limit == MOE_GROUP_NONE ? 1 : r->num_groups;
@@ -23,7 +27,7 @@ void moe_select_reserve(moe_select *w, const moe_router *r) {
     w->group_size = r->num_experts / w->groups;
     w->group_blocks = (w->group_size + BLOCK - 1) / BLOCK;
     int64_t blocks = (int64_t)w->groups * w->group_blocks, doubles = blocks * (BLOCK + 2) + w->groups + 2 * (int64_t)r->top_k;
-    double *d = w->memory = moe_alloc(doubles + 2 * blocks + w->groups + r->top_k, sizeof(double), "router's working memory"); /* more than the int32 need */
+    double *d = w->memory = moe_alloc(doubles + 2 * blocks + w->groups + r->top_k, sizeof(double), "router's working memory");
     w->score = d;
     w->block_max = w->score + blocks * BLOCK;
     w->kept_max = w->block_max + blocks;
@@ -58,7 +62,8 @@ static void fill_scores(moe_select *w, const moe_router *r, const double *z, con
         if (r->bias)
             for (int32_t i = 0; i < n; i++)
                 to[i] = s[g * n + i] + r->bias[g * n + i];
-        else memcpy(to, s + g * n, (size_t)n * sizeof *to);
+        else
+            memcpy(to, s + g * n, (size_t)n * sizeof *to);
         if (may_be_disabled)
             for (int32_t i = 0; i < n; i++)
                 to[i] = z[g * n + i] == -INFINITY ? -INFINITY : to[i];
@@ -132,9 +137,12 @@ static double group_top_sum(const moe_select *w, int32_t g, int32_t count) {
 
 static double group_score(const moe_select *w, const moe_router *r, int32_t g) {
     switch (r->group_limit) {
-    case MOE_GROUP_TOP2_SUM: return group_top2_sum(w, g);
-    case MOE_GROUP_TOPK_SUM: return group_top_sum(w, g, r->top_k >= r->topk_group ? r->top_k / r->topk_group : 1);
-    default: return group_max(w, g); /* max, quota */
+    case MOE_GROUP_TOP2_SUM:
+        return group_top2_sum(w, g);
+    case MOE_GROUP_TOPK_SUM:
+        return group_top_sum(w, g, r->top_k >= r->topk_group ? r->top_k / r->topk_group : 1);
+    default:
+        return group_max(w, g); /* max, quota */
     }
 }
 
@@ -229,7 +237,8 @@ int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, 
     if (r->group_limit == MOE_GROUP_QUOTA)
         for (int32_t k = 0; k < kept; k++)
             count = take_largest(w, s, k * w->group_blocks, (k + 1) * w->group_blocks, r->top_k / r->topk_group, count);
-    else if (blocks > 0) count = take_largest(w, s, 0, blocks, r->top_k, 0);
+    else if (blocks > 0)
+        count = take_largest(w, s, 0, blocks, r->top_k, 0);
     order_chosen(w, !r->bias && r->group_limit != MOE_GROUP_QUOTA, count, expert, w->order_s);
     if (weight) combine_weights(r, w->order_s, count, weight);
     return count;

@@ -3,23 +3,23 @@
 #ifndef MOESIM_SELECT_H
 #define MOESIM_SELECT_H
 
-#include <stdint.h>
 #include "moesim/router.h"
+#include <stdint.h>
 
 /* The selection scores of a token stand in blocks of 8: each group starts a new block, the rest of its last block is -inf.
  * With block maxima beside them, taking the largest of the kept groups looks at (number of kept blocks) + 8 numbers. */
 typedef struct moe_select {
-    int32_t groups, group_size, group_blocks;  /* without a group limit: one group of N */
-    double *score;       /* [groups * group_blocks * 8] s + b, -inf where disabled, taken, or padding */
-    double *block_max;   /* [groups * group_blocks] of score */
-    double *kept_max;    /* [groups * group_blocks] block_max of the kept groups, groups ascending */
-    int32_t *kept_block; /* the same, block ids */
-    double *group_score; /* [groups] */
-    int32_t *block_base; /* [groups * group_blocks] first expert of a block */
-    int32_t *kept;       /* [groups] ids of kept groups, ascending */
-    double *s;           /* [top_k] unbiased scores of the chosen */
-    int32_t *expert;     /* [top_k] before ordering */
-    double *order_s;     /* [top_k] */
+    int32_t groups, group_size, group_blocks; /* without a group limit: one group of N */
+    double *score;                            /* [groups * group_blocks * 8] s + b, -inf where disabled, taken, or padding */
+    double *block_max;                        /* [groups * group_blocks] of score */
+    double *kept_max;                         /* [groups * group_blocks] block_max of the kept groups, groups ascending */
+    int32_t *kept_block;                      /* the same, block ids */
+    double *group_score;                      /* [groups] */
+    int32_t *block_base;                      /* [groups * group_blocks] first expert of a block */
+    int32_t *kept;                            /* [groups] ids of kept groups, ascending */
+    double *s;                                /* [top_k] unbiased scores of the chosen */
+    int32_t *expert;                          /* [top_k] before ordering */
+    double *order_s;                          /* [top_k] */
     void *memory;
 } moe_select;
 

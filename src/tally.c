@@ -45,8 +45,7 @@ static tally tally_new(int64_t n, int64_t d) {
     return t;
 }
 
-/* --- one rank's share
- * ------------------------------------------------------------------------------------------------------------------------- */
+/* --- one rank's share --- */
 
 static void count_blocks(tally *t, const moe_plan *plan, const moe_inbox *in) {
     int64_t d = plan->devices;
@@ -160,8 +159,7 @@ static void check_theorem(tally *t, const moe_layer *layer, const moe_context *c
     moe_router_check_groups(r, a->logits, &a->routing, stride, &t->scalar[THEOREM_TOKENS], &t->scalar[THEOREM_BAD]);
 }
 
-/* --- global figures
- * ------------------------------------------------------------------------------------------------------------------------------- */
+/* --- global figures --- */
 
 static enum moe_level level_of(int64_t source, int64_t destination, int64_t devices_per_node) {
     if (source == destination) return MOE_LEVEL_DEVICE;
@@ -216,8 +214,7 @@ static void fill_counts(const tally *t, const moe_context *context, moe_layer_re
     out->output_rms = tokens ? sqrt(moe_exact_value(t->output) / (double)tokens) : 0;
 }
 
-/* --- self-checks
- * ------------------------------------------------------------------------------------------------------------------------------------- */
+/* --- self-checks --- */
 
 static void check_conservation(const tally *t, const moe_layer_record *out, int64_t d, moe_step_record *record) {
     const int64_t *s = t->scalar;

@@ -104,25 +104,58 @@ static void moe_text_list_free(moe_text_list *list) {
     }
 }
 
-int moe_text_read(const char *path, int64_t most_bytes, uint8_t **text, int64_t *length, moe_status *st) {
-    moe_text_list list = {0};
-    *text = NULL;
-    *length = 0;
-    moe_text_find(&list, path, true, st);
-    if (st->code == MOE_OK && list.bytes == 0) moe_fail(st, MOE_USER, "%s: it holds no text (%lld files)", path, (long long)list.num_files);
-    if (st->code == MOE_OK && most_bytes >= 0 && list.bytes > most_bytes)
-        moe_fail(st, MOE_USER, "%s: it holds %lld bytes of text; memory is free for %lld", path, (long long)list.bytes,
-                 (long long)most_bytes);
-    if (st->code == MOE_OK) {
-        *text = moe_alloc(list.bytes, 1, "text");
-        *length = list.bytes;
-        moe_text_read_list(&list, *text, st);
+/* Finds the files of one domain. */
+static void moe_text_find_domain(moe_text_list *list, const char *path, moe_status *st) {
+    if (path[0] == '\0') moe_fail(st, MOE_USER, "there is a ':' without a file or folder on both sides");
+    if (st->code == MOE_OK) moe_text_find(list, path, true, st);
+    if (st->code == MOE_OK && list->bytes == 0) moe_fail(st, MOE_USER, "%s: it holds no text (%lld files)", path, (long long)list->num_files);
+}
+
+/* Cuts `paths` at every ':'; returns the number of pieces. */
+static int32_t moe_text_cut(char *paths) {
+    int32_t num = 1;
+    for (char *at = strchr(paths, ':'); at; at = strchr(at + 1, ':')) {
+        *at = '\0';
+        num++;
     }
-    moe_text_list_free(&list);
+    return num;
+}
+
+/* path: the domains' paths, each with its 0 at the end. */
+static void moe_text_find_domains(moe_text_list *list, const char *path, int32_t num_domains, int64_t *offset, moe_status *st) {
+    offset[0] = 0;
+    for (int32_t i = 0; i < num_domains && st->code == MOE_OK; i++) {
+        moe_text_find_domain(&list[i], path, st);
+        offset[i + 1] = offset[i] + list[i].bytes;
+        path += strlen(path) + 1;
+    }
+}
+
+int moe_text_read(const char *paths, int64_t most_bytes, uint8_t **text, int32_t *num_domains, int64_t **domain_offset, moe_status *st) {
+    char *path = moe_alloc((int64_t)strlen(paths) + 1, 1, "text files");
+    memcpy(path, paths, strlen(paths) + 1);
+    int32_t num = moe_text_cut(path);
+    moe_text_list *list = moe_alloc_zero(num, sizeof *list, "text files");
+    int64_t *offset = moe_alloc_zero(num + 1, sizeof *offset, "text files");
+    *text = NULL;
+    *num_domains = num;
+    *domain_offset = offset;
+    moe_text_find_domains(list, path, num, offset, st);
+    if (st->code == MOE_OK && most_bytes >= 0 && offset[num] > most_bytes)
+        moe_fail(st, MOE_USER, "%s: it holds %lld bytes of text; memory is free for %lld", paths, (long long)offset[num], (long long)most_bytes);
+    if (st->code == MOE_OK) *text = moe_alloc(offset[num], 1, "text");
+    for (int32_t i = 0; i < num; i++) {
+        if (st->code == MOE_OK) moe_text_read_list(&list[i], *text + offset[i], st);
+        moe_text_list_free(&list[i]);
+    }
+    moe_free(list);
+    moe_free(path);
     if (st->code != MOE_OK) {
         moe_free(*text);
+        moe_free(*domain_offset);
         *text = NULL;
-        *length = 0;
+        *domain_offset = NULL;
+        *num_domains = 0;
     }
     return st->code;
 }

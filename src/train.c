@@ -7,7 +7,7 @@
 #include "moesim/exact.h"
 #include "moesim/tally.h"
 
-/* --- setting up -------------------------------------------------------------------------------------------------------------------------------- */
+/* --- setting up --- */
 
 void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, moe_layer *layers) {
     const moe_config *c = context->config;
@@ -51,7 +51,7 @@ void moe_training_free(moe_training *t) {
     *t = (moe_training){0};
 }
 
-/* --- forward and backward through the stack ------------------------------------------------------------------------------------------------------ */
+/* --- forward and backward through the stack --- */
 
 /* out = y + residual x (the residual comes last, method.md section 4). */
 static void leave_layer(const moe_training *t, const real *y, const real *x, real *out) {
@@ -111,7 +111,7 @@ static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record
     return mean_loss(t, sum, tokens);
 }
 
-/* --- between the steps ---------------------------------------------------------------------------------------------------------------------------- */
+/* --- between the steps --- */
 
 /* Auxiliary-loss-free balancing (2408.15664), method.md section 2: sign: b += gamma sign(mean(c) - c); proportional: b += gamma (mean(c) - c);
  * centred: minus the mean change. Counts are of the global batch. */

@@ -85,17 +85,16 @@ static inline int check_verdict(void) {
     return check_failures > 0 || check_count == 0;
 }
 
-#ifdef MPI_VERSION
-/* Collective verdict: the same exit code on every rank. Include mpi.h first. */
-static inline int check_verdict_mpi(MPI_Comm comm) {
-    long mine[2] = {check_failures, check_count}, sum[2];
-    int rank;
-    check_asked = true;
-    MPI_Comm_rank(comm, &rank);
-    MPI_Allreduce(mine, sum, 2, MPI_LONG, MPI_SUM, comm);
-    if (rank == 0) printf("%ld checks on all ranks, %ld failed\n", sum[1], sum[0]);
-    return sum[0] > 0 || sum[1] == 0;
-}
-#endif
+/* Collective verdict: the same exit code on every rank. A macro, so that mpi.h may be included before or after this file. */
+#define check_verdict_mpi(comm)                                                                                                            \
+    ({                                                                                                                                     \
+        long check_sum[2] = {check_failures, check_count};                                                                                 \
+        int check_rank;                                                                                                                    \
+        check_asked = true;                                                                                                                \
+        MPI_Comm_rank(comm, &check_rank);                                                                                                  \
+        MPI_Allreduce(MPI_IN_PLACE, check_sum, 2, MPI_LONG, MPI_SUM, comm);                                                                \
+        if (check_rank == 0) printf("%ld checks on all ranks, %ld failed\n", check_sum[1], check_sum[0]);                                  \
+        check_sum[0] > 0 || check_sum[1] == 0;                                                                                             \
+    })
 
 #endif

@@ -19,10 +19,14 @@ void ref_scores(const moe_router *r, const double *z, double *s, double *lse) {
         if (z[i] != -INFINITY) sum += exp(z[i] - max);
     *lse = sum == 0 ? -INFINITY : max + log(sum);
     for (int32_t i = 0; i < n; i++) {
-        if (z[i] == -INFINITY) s[i] = 0;
-        else if (softmax_family(r)) s[i] = exp(z[i] - max) / sum;
-        else if (r->score_func == MOE_SCORE_SIGMOID) s[i] = 1 / (1 + exp(-z[i]));
-        else s[i] = sqrt(z[i] > 30 ? z[i] + exp(-z[i]) : log1p(exp(z[i])));
+        if (z[i] == -INFINITY)
+            s[i] = 0;
+        else if (softmax_family(r))
+            s[i] = exp(z[i] - max) / sum;
+        else if (r->score_func == MOE_SCORE_SIGMOID)
+            s[i] = 1 / (1 + exp(-z[i]));
+        else
+            s[i] = sqrt(z[i] > 30 ? z[i] + exp(-z[i]) : log1p(exp(z[i])));
     }
 }
 
@@ -109,8 +113,10 @@ static void weigh(const moe_router *r, const double *s, const int32_t *expert, i
         sum += s[expert[k]];
     for (int32_t k = 0; k < count; k++) {
         weight[k] = s[expert[k]];
-        if (r->score_func == MOE_SCORE_SOFTMAX_TOPK) weight[k] = sum > 0 ? weight[k] / sum : 0;
-        else if (norm) weight[k] /= sum + 1e-20;
+        if (r->score_func == MOE_SCORE_SOFTMAX_TOPK)
+            weight[k] = sum > 0 ? weight[k] / sum : 0;
+        else if (norm)
+            weight[k] /= sum + 1e-20;
         if (r->scale_normalized || !(norm || r->score_func == MOE_SCORE_SOFTMAX_TOPK)) weight[k] *= r->routed_scaling_factor;
     }
 }
@@ -130,7 +136,8 @@ int32_t ref_select(const moe_router *r, const double *z, const double *s, int32_
         int32_t size = n / r->num_groups;
         for (int32_t g = 0; g < r->num_groups; g++)
             choose(selection, g * size, (g + 1) * size, r->top_k / r->topk_group, chosen);
-    } else choose(selection, 0, n, r->top_k, chosen);
+    } else
+        choose(selection, 0, n, r->top_k, chosen);
     int32_t count = list_by_score(s, chosen, n, expert);
     weigh(r, s, expert, count, weight);
     free(selection);

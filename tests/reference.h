@@ -3,22 +3,22 @@
 #ifndef REFERENCE_H
 #define REFERENCE_H
 
-#include <stdint.h>
 #include "moesim/balance.h"
 #include "moesim/router.h"
+#include <stdint.h>
 
 /* Tokens, and what the losses need to know of them. All arrays belong to the caller. */
 typedef struct ref_batch {
     const moe_router *router;
     int32_t devices;
-    const int32_t *device;   /* [N] device of expert i */
+    const int32_t *device; /* [N] device of expert i */
     int64_t num_tokens;
-    const double *z;         /* [T,N] logits */
-    const int32_t *home;     /* [T] device that token t lives on */
-    const int32_t *scope;    /* [T] which scope (sequence, device, or 0) token t belongs to */
+    const double *z;      /* [T,N] logits */
+    const int32_t *home;  /* [T] device that token t lives on */
+    const int32_t *scope; /* [T] which scope (sequence, device, or 0) token t belongs to */
     int32_t num_scopes;
-    const uint8_t *counted;  /* [T] or NULL */
-    int32_t comm_limit;      /* M of f'' */
+    const uint8_t *counted; /* [T] or NULL */
+    int32_t comm_limit;     /* M of f'' */
     enum moe_comm_count comm_count;
     enum moe_device_p device_p;
 } ref_batch;
@@ -26,8 +26,8 @@ typedef struct ref_batch {
 /* Counts of one scope. */
 typedef struct ref_counts {
     int64_t tokens;
-    int64_t *expert;   /* [N] selections */
-    int64_t *device;   /* [D] distinct tokens */
+    int64_t *expert; /* [N] selections */
+    int64_t *device; /* [D] distinct tokens */
 } ref_counts;
 
 /* s [N] of one token; *lse = log sum exp z. */

@@ -57,4 +57,10 @@ typedef struct moe_npy_piece { const void *data; int64_t offset, count; } moe_np
 int moe_comm_write_npy(const moe_comm *comm, const char *path, enum moe_dtype dtype, int num_dims, const int64_t *shape,
                        const moe_npy_piece *pieces, int64_t num_pieces, moe_status *st);
 
+/* One rank's piece of any file: `bytes` bytes, to stand at byte `offset`. */
+typedef struct moe_file_piece { const void *data; int64_t offset, bytes; } moe_file_piece;
+/* Collective. Writes a file of `bytes` bytes with MPI-IO and puts it on disk (MPI_File_sync): every rank any number of pieces (they must tile the
+ * file). The file is made, or overwritten where it exists. MOE_ERROR as above. */
+int moe_comm_write_blocks(const moe_comm *comm, const char *path, int64_t bytes, const moe_file_piece *pieces, int64_t num_pieces, moe_status *st);
+
 #endif

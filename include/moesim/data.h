@@ -42,10 +42,31 @@ void moe_batch_free(moe_batch *b);
  * unit variance. A function of global ids only. `topic` [T] may be NULL. */
 void moe_data_synthetic(const moe_config *c, const moe_batch *b, int64_t step, real *x, int32_t *topic);
 
-/* Local. Text: chooses for every sequence of the step a keyed random stretch of the text (length >= 1) within the share of the device that
- * has the sequence's first token (text is dealt to devices like tokens; a share shorter than a sequence: anywhere in the text; a text shorter
- * than a sequence: the text goes round), fills b->byte, and x [T,H] = sum over the last `context` bytes of the text (j = 0 is the token
- * itself; bytes before a sequence are the text's own) of a keyed random table row (j, byte), / sqrt(context). */
+/* A text and its domains (files or folders): domain i has the bytes domain_offset[i] .. domain_offset[i+1] - 1. */
+typedef struct moe_corpus {
+    const uint8_t *bytes;
+    int64_t length;
+    int32_t num_domains;
+    const int64_t *domain_offset;   /* [num_domains + 1] */
+} moe_corpus;
+
+/* Which bytes of its share a device reads: all (forward only), or all but the last train.validation_share of every domain, or just those. */
+enum moe_split { MOE_SPLIT_TRAIN, MOE_SPLIT_VALIDATION, MOE_SPLIT_ALL };
+
+/* Local. First byte, and length, of what device d reads of a domain (a domain is dealt to devices like tokens). */
+int64_t moe_data_text_part(const moe_config *c, const moe_corpus *text, int32_t devices, int32_t device, int32_t domain, enum moe_split split,
+                           int64_t *length);
+
+/* Local. Draws for every sequence a stretch of the text, keyed by (seed, draw, sequence, split): a start anywhere in the parts that its home reads,
+ * so that a domain comes up in proportion to its length. A sequence's home is the device of its first token. The byte after the stretch, to be
+ * predicted, is in the part too (not asked for in MOE_SPLIT_ALL). Parts shorter than that: anywhere in the text; a text shorter than a sequence: its
+ * start, and the stretch goes round. Fills b->byte, position [T] (of each token in the text), next [T] (the byte after it) and domain [T]; next and
+ * domain may be NULL. */
+void moe_data_text_sample(const moe_config *c, const moe_corpus *text, int64_t draw, enum moe_split split, moe_batch *b, int64_t *position,
+                          uint8_t *next, int32_t *domain);
+
+/* Local. Forward only: samples stretches of the text (length >= 1, one domain, MOE_SPLIT_ALL), fills b->byte, and x [T,H] = sum over the last `context`
+ * bytes of the text (j = 0 is the token itself; bytes before a sequence are the text's own) of a keyed random table row (j, byte), / sqrt(context). */
 void moe_data_text(const moe_config *c, const uint8_t *text, int64_t length, int64_t step, moe_batch *b, real *x);
 
 /* Local. x [T,H] standard normal keyed by global token id (recorded logits and routing carry no hidden states). */

@@ -14,7 +14,7 @@ typedef struct fixture {
     moe_batch batch;
     moe_placement placement;
     moe_routing routing;
-    moe_stats segments, cells;    /* per segment; per scope */
+    moe_stats segments, cells; /* per segment; per scope */
     moe_balance balance;
     ref_batch ref;
     ref_counts *counts;
@@ -56,11 +56,21 @@ static fixture fixture_make(uint64_t seed) {
     }
     moe_stats_reserve(&f.segments, n, f.c.devices, f.batch.num_segments);
     moe_route(&f.c.router, &f.batch, &f.placement, (moe_logits){.f64 = f.z}, &f.routing, &f.segments, &bad);
-    f.balance = (moe_balance){.alpha = {0.7, 0.5, 1.1, 0.3}, .comm_limit = random_int(seed, 53, 1, f.c.devices),
-                              .comm_count = (enum moe_comm_count)random_int(seed, 54, 0, 1), .device_p = (enum moe_device_p)random_int(seed, 55, 0, 1),
-                              .has_scores = true, .has_logits = true};
-    f.ref = (ref_batch){.devices = f.c.devices, .device = f.placement.device, .num_tokens = f.c.num_tokens, .z = f.z, .home = f.home,
-                        .scope = f.scope, .counted = f.batch.counted, .comm_limit = f.balance.comm_limit, .comm_count = f.balance.comm_count,
+    f.balance = (moe_balance){.alpha = {0.7, 0.5, 1.1, 0.3},
+                              .comm_limit = random_int(seed, 53, 1, f.c.devices),
+                              .comm_count = (enum moe_comm_count)random_int(seed, 54, 0, 1),
+                              .device_p = (enum moe_device_p)random_int(seed, 55, 0, 1),
+                              .has_scores = true,
+                              .has_logits = true};
+    f.ref = (ref_batch){.devices = f.c.devices,
+                        .device = f.placement.device,
+                        .num_tokens = f.c.num_tokens,
+                        .z = f.z,
+                        .home = f.home,
+                        .scope = f.scope,
+                        .counted = f.batch.counted,
+                        .comm_limit = f.balance.comm_limit,
+                        .comm_count = f.balance.comm_count,
                         .device_p = f.balance.device_p};
     return f;
 }

@@ -13,18 +13,42 @@
 #define MOESIM_GOLDEN_DIR "tests/golden"
 #endif
 
-static const char *const cases[] = {
-    "ds2_E160_K5_G10_M2", "ds2_E16_K2_G4_M2_small", "ds2_E256_K8_G8_M4", "ds2_E60_K4_G6_M2_norm_zipf", "ds2_E60_K6_G12_M12_batch",
-    "ds2_E64_K7_G4_M4_norm_batch", "ds2_E6_K3_G2_M2_norm_scale", "ds2_T4096_E8_K2_G4_M1", "ds2_collapse_E32_K4_G8_M2", "ds2_dominant40_E32_K2_G4_M2",
-    "ds2_onetoken_E16_K4_G4_M2", "ds2_tiny_T4_E8_K2_G4_M2", "ds2_v2_E160_K6_G8_M3", "ds2_v2_E160_K6_G8_M3_zipf", "ds3_E160_K8_G10_M5",
-    "ds3_E256_K8_G8_M4_bias", "ds3_E60_K4_G6_M2_zerobias", "ds3_E64_K6_G16_M3_nonorm", "ds3inf_E256_K8_G8_M4_bias", "ds3inf_E60_K7_G4_M2",
-    "ds3inf_E64_K6_G1", "ds3inf_softmax_nobias_E64_K6_G8_M3", "hfds2_E160_K6_G8_M3", "hfds2_E60_K3_G6_M1", "hfds3_E256_K8_G8_M4_bias",
-    "hfds3_E32_K1_G4_M2_top1", "ties_ds2_equal_E160_K6_G8_M3", "ties_ds3_saturated80_E64_K8_G8_M4"};
+static const char *const cases[] = {"ds2_E160_K5_G10_M2",
+                                    "ds2_E16_K2_G4_M2_small",
+                                    "ds2_E256_K8_G8_M4",
+                                    "ds2_E60_K4_G6_M2_norm_zipf",
+                                    "ds2_E60_K6_G12_M12_batch",
+                                    "ds2_E64_K7_G4_M4_norm_batch",
+                                    "ds2_E6_K3_G2_M2_norm_scale",
+                                    "ds2_T4096_E8_K2_G4_M1",
+                                    "ds2_collapse_E32_K4_G8_M2",
+                                    "ds2_dominant40_E32_K2_G4_M2",
+                                    "ds2_onetoken_E16_K4_G4_M2",
+                                    "ds2_tiny_T4_E8_K2_G4_M2",
+                                    "ds2_v2_E160_K6_G8_M3",
+                                    "ds2_v2_E160_K6_G8_M3_zipf",
+                                    "ds3_E160_K8_G10_M5",
+                                    "ds3_E256_K8_G8_M4_bias",
+                                    "ds3_E60_K4_G6_M2_zerobias",
+                                    "ds3_E64_K6_G16_M3_nonorm",
+                                    "ds3inf_E256_K8_G8_M4_bias",
+                                    "ds3inf_E60_K7_G4_M2",
+                                    "ds3inf_E64_K6_G1",
+                                    "ds3inf_softmax_nobias_E64_K6_G8_M3",
+                                    "hfds2_E160_K6_G8_M3",
+                                    "hfds2_E60_K3_G6_M1",
+                                    "hfds3_E256_K8_G8_M4_bias",
+                                    "hfds3_E32_K1_G4_M2_top1",
+                                    "ties_ds2_equal_E160_K6_G8_M3",
+                                    "ties_ds3_saturated80_E64_K8_G8_M4"};
 enum { NUM_CASES = sizeof cases / sizeof cases[0], CASES_WITH_GRADIENT = 8 };
 
 static int cases_run, weights_run, gradients_run, losses_compared;
 
-typedef struct array { moe_npy_header header; void *data; } array;
+typedef struct array {
+    moe_npy_header header;
+    void *data;
+} array;
 
 typedef struct golden {
     const char *dir, *name;
@@ -194,13 +218,14 @@ static void check_all_counts(const golden *g) {
     const json_t *distinct = json_object_get(g->expected, "distinct_tokens_per_device");
     const json_t *per_sequence = json_object_get(g->expected, "counts_per_expert_per_sequence");
     const json_t *total = json_object_get(g->expected, "counts_per_expert");
-    CHECK_MSG(json_array_size(total) == (size_t)g->router.num_experts && json_array_size(distinct) == (size_t)g->placement.devices, "%s", g->name);
+    CHECK_MSG(json_array_size(total) == (size_t)g->router.num_experts && json_array_size(distinct) == (size_t)g->placement.devices, "%s",
+              g->name);
     check_counts(g, &g->global, g->global.cell, total, "counts_per_expert");
     for (size_t i = 0; i < json_array_size(per_sequence); i++)
         check_counts(g, &g->sequence, moe_stats_cell(&g->sequence, (int64_t)i), json_array_get(per_sequence, i), "counts per sequence");
     for (size_t d = 0; d < json_array_size(distinct); d++)
-        CHECK_MSG(moe_stats_device_tokens(&g->global, g->global.cell)[d] == json_integer_value(json_array_get(distinct, d)), "%s: device %zu",
-                  g->name, d);
+        CHECK_MSG(moe_stats_device_tokens(&g->global, g->global.cell)[d] == json_integer_value(json_array_get(distinct, d)),
+                  "%s: device %zu", g->name, d);
 }
 
 static void check_theorem(const golden *g) {
@@ -233,7 +258,8 @@ static void losses_in(const golden *g, const moe_balance *b, const moe_stats *s,
 
 static void compare_loss(const golden *g, const json_t *wanted, double got, const char *what) {
     double value = json_number_value(wanted);
-    CHECK_MSG(json_is_number(wanted) && fabs(got - value) <= 1e-10 * fabs(value), "%s: %s = %.17g, expected %.17g", g->name, what, got, value);
+    CHECK_MSG(json_is_number(wanted) && fabs(got - value) <= 1e-10 * fabs(value), "%s: %s = %.17g, expected %.17g", g->name, what, got,
+              value);
     losses_compared++;
 }
 
@@ -276,8 +302,10 @@ static void check_v3_loss(const golden *g) {
 }
 
 static void check_losses(const golden *g) {
-    if (setting_is(g, "family", "ds2")) check_v2_losses(g);
-    else if (!setting_is(g, "family", "hfds2")) check_v3_loss(g); /* no losses are recorded for Hugging Face's DeepSeek-V2 */
+    if (setting_is(g, "family", "ds2"))
+        check_v2_losses(g);
+    else if (!setting_is(g, "family", "hfds2"))
+        check_v3_loss(g); /* no losses are recorded for Hugging Face's DeepSeek-V2 */
 }
 
 /* The stored losses of ties_* belong to the experts that torch chose among equals: they are compared on that choice, taken as recorded. */
@@ -314,7 +342,8 @@ static void check_gradient_of(const golden *g, enum moe_loss which, const char *
     const moe_stats *s = per_sequence ? &g->sequence : &g->global;
     moe_balance b = balance_of(g, false, false);
     array wanted = load_array(g, file);
-    double *dlogits = moe_alloc_zero(count, sizeof *dlogits, "test"), *a = moe_alloc(g->router.num_experts, sizeof *a, "test"), largest = 0, worst = 0;
+    double *dlogits = moe_alloc_zero(count, sizeof *dlogits, "test"), *a = moe_alloc(g->router.num_experts, sizeof *a, "test"), largest = 0,
+           worst = 0;
     b.alpha[which] = json_number_value(json_object_get(g->settings, alpha));
     for (int64_t i = 0; i < g->batch.num_segments; i++) {
         const moe_segment *segment = &g->batch.segment[i];
@@ -353,8 +382,10 @@ static void run_case(const char *dir, const char *name) {
         check_all_counts(&g);
         check_theorem(&g);
         check_gradients(&g);
-        if (json_is_true(json_object_get(g.settings, "ties"))) check_ties(&g);
-        else check_losses(&g);
+        if (json_is_true(json_object_get(g.settings, "ties")))
+            check_ties(&g);
+        else
+            check_losses(&g);
         cases_run++;
     }
     golden_free(&g);

@@ -57,12 +57,12 @@ static void check_token(uint64_t seed, const moe_router *r, const double *z) {
     for (int32_t i = 0; i < n; i++)
         worst = fmax(worst, fabs(s[i] - ref[i]) / fmax(ref[i], 1e-300));
     CHECK_MSG(worst < 1e-14, "seed %llu: score off by %g", (unsigned long long)seed, worst);
-    CHECK_MSG(lse == ref_lse || fabs(lse - ref_lse) <= 1e-14 * fmax(1, fabs(ref_lse)), "seed %llu: lse %g, %g", (unsigned long long)seed, lse,
-              ref_lse);
+    CHECK_MSG(lse == ref_lse || fabs(lse - ref_lse) <= 1e-14 * fmax(1, fabs(ref_lse)), "seed %llu: lse %g, %g", (unsigned long long)seed,
+              lse, ref_lse);
     int32_t count = moe_router_select(r, z, s, expert, weight), ref_count_ = ref_select(r, z, s, wanted, ref_weight);
     bool same = count == ref_count_ && memcmp(expert, wanted, (size_t)count * sizeof *expert) == 0;
-    CHECK_MSG(same, "seed %llu: another selection (%d of %d, rule %d, scores %d)", (unsigned long long)seed, count, ref_count_, (int)r->group_limit,
-              (int)r->score_func);
+    CHECK_MSG(same, "seed %llu: another selection (%d of %d, rule %d, scores %d)", (unsigned long long)seed, count, ref_count_,
+              (int)r->group_limit, (int)r->score_func);
     for (int32_t k = 0; same && k < count; k++)
         CHECK_MSG(fabs(weight[k] - ref_weight[k]) <= 1e-14 * fabs(ref_weight[k]), "seed %llu: weight", (unsigned long long)seed);
     if (same) CHECK(moe_router_distinct_groups(r, expert, count) == ref_distinct_groups(r, expert, count));
@@ -92,7 +92,8 @@ static void expect(const moe_router *r, const double *z, int32_t count, const in
 }
 
 static void test_ties(void) {
-    moe_router r = {.num_experts = 16, .top_k = 4, .num_groups = 4, .topk_group = 2, .group_limit = MOE_GROUP_MAX, .routed_scaling_factor = 1};
+    moe_router r = {
+        .num_experts = 16, .top_k = 4, .num_groups = 4, .topk_group = 2, .group_limit = MOE_GROUP_MAX, .routed_scaling_factor = 1};
     double z[16] = {0};
     expect(&r, z, 4, (int32_t[]){0, 1, 2, 3}, "all equal");
     z[13] = z[6] = z[14] = 1;
@@ -106,15 +107,22 @@ static void test_ties(void) {
 /* With sigmoid scores and a negative bias every selection score is below 0: masks of 0 would let masked experts win. */
 static void test_negative_bias(void) {
     double bias[8] = {-3, -3, -3, -3, -2, -2, -2, -2}, z[8] = {5, 4, 3, 2, 1, 0, -1, -2};
-    moe_router r = {.num_experts = 8, .top_k = 2, .num_groups = 2, .topk_group = 1, .group_limit = MOE_GROUP_TOP2_SUM, .score_func = MOE_SCORE_SIGMOID,
-                    .bias = bias, .routed_scaling_factor = 1};
+    moe_router r = {.num_experts = 8,
+                    .top_k = 2,
+                    .num_groups = 2,
+                    .topk_group = 1,
+                    .group_limit = MOE_GROUP_TOP2_SUM,
+                    .score_func = MOE_SCORE_SIGMOID,
+                    .bias = bias,
+                    .routed_scaling_factor = 1};
     expect(&r, z, 2, (int32_t[]){4, 5}, "negative bias");
     r.bias = NULL;
     expect(&r, z, 2, (int32_t[]){0, 1}, "no bias");
 }
 
 static void test_disabled(void) {
-    moe_router r = {.num_experts = 8, .top_k = 4, .num_groups = 4, .topk_group = 2, .group_limit = MOE_GROUP_NONE, .routed_scaling_factor = 1};
+    moe_router r = {
+        .num_experts = 8, .top_k = 4, .num_groups = 4, .topk_group = 2, .group_limit = MOE_GROUP_NONE, .routed_scaling_factor = 1};
     double z[8] = {-INFINITY, -800, -INFINITY, 1, -INFINITY, -INFINITY, -INFINITY, -INFINITY};
     expect(&r, z, 2, (int32_t[]){3, 1}, "a score that underflows to 0 is still available, -inf is not");
     r.group_limit = MOE_GROUP_MAX;
@@ -126,7 +134,12 @@ static void test_disabled(void) {
 }
 
 static void test_groups_of_one(void) {
-    moe_router r = {.num_experts = 4, .top_k = 2, .num_groups = 4, .topk_group = 3, .group_limit = MOE_GROUP_TOP2_SUM, .score_func = MOE_SCORE_SIGMOID,
+    moe_router r = {.num_experts = 4,
+                    .top_k = 2,
+                    .num_groups = 4,
+                    .topk_group = 3,
+                    .group_limit = MOE_GROUP_TOP2_SUM,
+                    .score_func = MOE_SCORE_SIGMOID,
                     .routed_scaling_factor = 1};
     expect(&r, (double[]){1, 3, 2, 4}, 2, (int32_t[]){3, 1}, "groups of one expert");
 }
@@ -134,7 +147,8 @@ static void test_groups_of_one(void) {
 /* max, top2_sum and topk_sum disagree here: group 0 has the best expert, group 1 the best pair, group 2 the best three. */
 static void test_rules_differ(void) {
     double z[12] = {9, -9, -9, -9, 2.0, 2.0, -9, -9, 1.5, 1.5, 1.5, -9};
-    moe_router r = {.num_experts = 12, .top_k = 3, .num_groups = 3, .topk_group = 1, .score_func = MOE_SCORE_SIGMOID, .routed_scaling_factor = 1};
+    moe_router r = {
+        .num_experts = 12, .top_k = 3, .num_groups = 3, .topk_group = 1, .score_func = MOE_SCORE_SIGMOID, .routed_scaling_factor = 1};
     r.group_limit = MOE_GROUP_MAX;
     expect(&r, z, 3, (int32_t[]){0, 1, 2}, "max");
     r.group_limit = MOE_GROUP_TOP2_SUM;
@@ -152,7 +166,8 @@ static double first_weight(moe_router r) {
 }
 
 static void test_weights(void) {
-    moe_router r = {.num_experts = 4, .top_k = 2, .num_groups = 1, .topk_group = 1, .score_func = MOE_SCORE_SIGMOID, .routed_scaling_factor = 2.5};
+    moe_router r = {
+        .num_experts = 4, .top_k = 2, .num_groups = 1, .topk_group = 1, .score_func = MOE_SCORE_SIGMOID, .routed_scaling_factor = 2.5};
     double s = 1 / (1 + exp(-2.0)), s2 = 1 / (1 + exp(-1.0));
     CHECK_NEAR(first_weight(r), 2.5 * s, 1e-15);
     r.norm_topk_prob = true;
@@ -163,8 +178,13 @@ static void test_weights(void) {
     CHECK_NEAR(first_weight(r), 2.5 * s, 1e-15); /* DeepSeek's code does not normalise a single expert */
     r.norm_single = true;
     CHECK_NEAR(first_weight(r), 2.5, 1e-15);
-    r = (moe_router){.num_experts = 4, .top_k = 2, .num_groups = 1, .topk_group = 1, .score_func = MOE_SCORE_SOFTMAX_TOPK,
-                     .scale_normalized = true, .routed_scaling_factor = 1};
+    r = (moe_router){.num_experts = 4,
+                     .top_k = 2,
+                     .num_groups = 1,
+                     .topk_group = 1,
+                     .score_func = MOE_SCORE_SOFTMAX_TOPK,
+                     .scale_normalized = true,
+                     .routed_scaling_factor = 1};
     CHECK_NEAR(first_weight(r), exp(2) / (exp(2) + exp(1)), 1e-15);
 }
 
@@ -172,14 +192,22 @@ static void test_weights(void) {
 
 static void check_cells(const random_router *c, const moe_batch *batch, const moe_placement *p, const double *z, const moe_stats *stats,
                         uint64_t seed) {
-    int32_t n = c->router.num_experts, *scope = malloc((size_t)c->num_tokens * sizeof *scope), *home = malloc((size_t)c->num_tokens * sizeof *home);
+    int32_t n = c->router.num_experts, *scope = malloc((size_t)c->num_tokens * sizeof *scope),
+            *home = malloc((size_t)c->num_tokens * sizeof *home);
     for (int32_t i = 0; i < batch->num_segments; i++)
         for (int64_t t = batch->segment[i].begin; t < batch->segment[i].end; t++) {
             scope[t] = i;
             home[t] = batch->segment[i].device;
         }
-    ref_batch ref = {.router = &c->router, .devices = p->devices, .device = p->device, .num_tokens = c->num_tokens, .z = z, .home = home,
-                     .scope = scope, .num_scopes = (int32_t)batch->num_segments, .counted = batch->counted};
+    ref_batch ref = {.router = &c->router,
+                     .devices = p->devices,
+                     .device = p->device,
+                     .num_tokens = c->num_tokens,
+                     .z = z,
+                     .home = home,
+                     .scope = scope,
+                     .num_scopes = (int32_t)batch->num_segments,
+                     .counted = batch->counted};
     ref_counts *counts = ref_count(&ref);
     for (int32_t i = 0; i < batch->num_segments; i++) {
         int64_t *cell = moe_stats_cell(stats, i);
@@ -203,7 +231,8 @@ static void check_routing(const random_router *c, const double *z, const moe_rou
         same = routing->row_offset[t + 1] - routing->row_offset[t] == count;
         for (int32_t k = 0; k < count && same; k++)
             same = routing->expert[routing->row_offset[t] + k] == expert[k] &&
-                   fabs((double)routing->weight[routing->row_offset[t] + k] - weight[k]) <= 1e-6 * fabs(weight[k]) + 1e-37; /* floats below are subnormal */
+                   fabs((double)routing->weight[routing->row_offset[t] + k] - weight[k]) <=
+                       1e-6 * fabs(weight[k]) + 1e-37; /* floats below are subnormal */
     }
     CHECK_MSG(same, "seed %llu: routing", (unsigned long long)seed);
     free(s);
@@ -274,11 +303,13 @@ static void test_recorded(void) {
     for (int with_scores = 0; with_scores < 2; with_scores++) {
         moe_stats_reserve(&s, 4, 2, b.num_segments);
         moe_route_recorded(&r, &b, &p, idx, 3, weights, with_scores ? scores : NULL, &out, &s);
-        CHECK(out.num_selections == 5 && out.row_offset[1] == 2 && out.row_offset[2] == 2 && memcmp(out.expert, wanted, sizeof wanted) == 0);
+        CHECK(out.num_selections == 5 && out.row_offset[1] == 2 && out.row_offset[2] == 2 &&
+              memcmp(out.expert, wanted, sizeof wanted) == 0);
         CHECK(out.weight[0] == 5 && out.weight[1] == 3 && out.weight[2] == 9 && out.weight[3] == 4 && out.weight[4] == 2);
         int64_t *first = moe_stats_cell(&s, 0), *second = moe_stats_cell(&s, 1);
         CHECK(first[MOE_STAT_TOKENS] == 2 && second[MOE_STAT_TOKENS] == 1 && moe_stats_counts(&s, second)[1] == 1);
-        CHECK(moe_stats_device_tokens(&s, first)[0] == 0 && moe_stats_device_tokens(&s, first)[1] == 1 && moe_stats_device_tokens(&s, second)[0] == 1);
+        CHECK(moe_stats_device_tokens(&s, first)[0] == 0 && moe_stats_device_tokens(&s, first)[1] == 1 &&
+              moe_stats_device_tokens(&s, second)[0] == 1);
         double p0 = moe_exact_value01(moe_stats_score_hi(&s, first)[0], moe_stats_score_lo(&s, first)[0]);
         CHECK(p0 == (with_scores ? 0.75 : 0));
     }
@@ -291,7 +322,8 @@ static void test_recorded(void) {
 }
 
 static void test_bad_tokens(void) {
-    moe_router r = {.num_experts = 4, .top_k = 2, .num_groups = 2, .topk_group = 1, .group_limit = MOE_GROUP_MAX, .routed_scaling_factor = 1};
+    moe_router r = {
+        .num_experts = 4, .top_k = 2, .num_groups = 2, .topk_group = 1, .group_limit = MOE_GROUP_MAX, .routed_scaling_factor = 1};
     double z[] = {1, 2, 3, 4, 1, NAN, 2, 3, INFINITY, 1, 2, 3, -1e30, -1e30, -1e30, -1e30, -1e30, 4, 3, -INFINITY};
     int64_t bad, offset[] = {0, 2, 2, 2, 2, 4};
     moe_batch b = {0};
@@ -326,7 +358,8 @@ static void test_theorem(void) {
         moe_router_check_groups(&c.router, (moe_logits){.f32 = c.z}, &out, 1, &eligible, &violations);
         CHECK_MSG(violations == 0 && eligible >= 0, "seed %llu: %lld", (unsigned long long)seed, (long long)violations);
         seen += eligible;
-        if (eligible > 0 && c.router.num_groups > 1 && c.router.top_k > 1) { /* it can fail: all experts of a token in one group, or in two */
+        if (eligible > 0 && c.router.num_groups > 1 &&
+            c.router.top_k > 1) { /* it can fail: all experts of a token in one group, or in two */
             int32_t size = c.router.num_experts / c.router.num_groups, spread = c.router.topk_group > 1;
             for (int64_t t = 0; t < c.num_tokens; t++)
                 for (int64_t k = out.row_offset[t]; k < out.row_offset[t + 1]; k++)
