@@ -22,7 +22,8 @@ void moe_rmsnorm(const real *x, const real *w, int64_t tokens, int64_t width, re
     }
 }
 
-void moe_rmsnorm_backward(const real *x, const real *w, const double *inverse_rms, const real *du, int64_t tokens, int64_t width, real *dx) {
+void moe_rmsnorm_backward(const real *x, const real *w, const double *inverse_rms, const real *du, int64_t tokens, int64_t width,
+                          real *dx) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
         const real *row = x + t * width, *given = du + t * width;

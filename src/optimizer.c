@@ -42,11 +42,11 @@ void moe_optimizer_init(moe_parameters *all, const moe_config *c) {
 
 /* Scalars of one step. */
 typedef struct update {
-    real clip;                                 /* factor of the gradient */
-    real lr, decay;                            /* SGD */
-    real keep;                                 /* AdamW: 1 - lr wd */
-    real take_m, keep_v, take_v;               /* 1 - b1, b2, 1 - b2 */
-    real root, epsilon, step;                  /* sqrt(1 - b2^t), eps, lr / (1 - b1^t) */
+    real clip;                   /* factor of the gradient */
+    real lr, decay;              /* SGD */
+    real keep;                   /* AdamW: 1 - lr wd */
+    real take_m, keep_v, take_v; /* 1 - b1, b2, 1 - b2 */
+    real root, epsilon, step;    /* sqrt(1 - b2^t), eps, lr / (1 - b1^t) */
 } update;
 
 static update make_update(const moe_config *c, bool decay, int64_t step, double lr, double norm) {

@@ -23,11 +23,12 @@ enum {
 
 struct moe_tree {
     int32_t devices, num_local, first;
-    int64_t piece;             /* most elements taken at a time */
-    int32_t *local, *global;   /* [num_local], [devices]: where a device's row stands before the tree of the rank, of all; -1 = already added */
-    int64_t *rows;             /* [ranks] rows that each rank has left */
-    int64_t *send, *recv;      /* [2][ranks] counts and offsets of the Alltoallv */
-    int64_t *bytes;            /* [ranks] of the allgather */
+    int64_t piece; /* most elements taken at a time */
+    int32_t *local,
+        *global;          /* [num_local], [devices]: where a device's row stands before the tree of the rank, of all; -1 = already added */
+    int64_t *rows;        /* [ranks] rows that each rank has left */
+    int64_t *send, *recv; /* [2][ranks] counts and offsets of the Alltoallv */
+    int64_t *bytes;       /* [ranks] of the allgather */
     real *stage, *inbox, *sum; /* [num_local][piece] by slices, [rows][slice], [piece] */
 };
 
@@ -168,8 +169,9 @@ static void exchange(moe_tree *tree, const moe_comm *comm, int64_t length) {
         tree->bytes[q] = width * (int64_t)sizeof(real);
         arrived += tree->recv[q];
     }
-    moe_comm_alltoallv(comm, (moe_blocks){tree->stage, tree->send, tree->send + ranks}, (moe_blocks){tree->inbox, tree->recv, tree->recv + ranks},
-                       sizeof(real), tree->devices * (length / ranks + 1) + tree->num_local * length);
+    moe_comm_alltoallv(comm, (moe_blocks){tree->stage, tree->send, tree->send + ranks},
+                       (moe_blocks){tree->inbox, tree->recv, tree->recv + ranks}, sizeof(real),
+                       tree->devices * (length / ranks + 1) + tree->num_local * length);
     add_rows(tree, 0, tree->devices, tree->global, tree->inbox, mine);
     moe_comm_allgatherv(comm, tree->inbox, tree->sum, tree->bytes);
 }

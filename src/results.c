@@ -14,8 +14,8 @@
 #include "moesim/tensor.h"
 
 /* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers have "_layer0" and so on before .npy. */
-static const char *const own_files[] = {"config.ini",        "config.ini.tmp",   "metrics.jsonl", "metrics.jsonl.tmp",
-                                        "summary.json",      "summary.json.tmp", "report.html",   NULL};
+static const char *const own_files[] = {"config.ini",   "config.ini.tmp",   "metrics.jsonl", "metrics.jsonl.tmp",
+                                        "summary.json", "summary.json.tmp", "report.html",   NULL};
 static const char *const own_arrays[] = {"comm_matrix", "expert_load", "topk_idx", "topk_weight", "kept",   "x",
                                          "y",           "logits",      "dlogits",  "dx",          "dwgate", "dw1",
                                          "dw2",         "dw3",         "dsw1",     "dsw2",        "dsw3",   NULL};
@@ -157,21 +157,28 @@ int moe_results_open(const moe_comm *comm, const moe_config *c, const char *fold
 
 /* Going on */
 
-/* Writes beside the file and renames, so that the name never stands for half a text. */
-static void write_whole(const char *path, const char *text, moe_status *st) {
-    char beside[FILE_PATH_MAX + 8];
-    snprintf(beside, sizeof beside, "%s.tmp", path);
-    FILE *file = fopen(beside, "w");
-    bool written = file && fputs(text, file) >= 0 && fflush(file) == 0 && fsync(fileno(file)) == 0;
+/* Puts what was written beside a file on disk, then in its place, so that the name never stands for half a text. Closes `file`; when anything
+ * failed before or fails here, the file stays as it was. */
+static int replace(const char *path, const char *beside, FILE *file, moe_status *st) {
+    bool written = !ferror(file) && fflush(file) == 0 && fsync(fileno(file)) == 0;
     int reason = errno;
-    if (file && fclose(file) != 0 && written) {
+    if (fclose(file) != 0 && written) {
         written = false;
         reason = errno;
     }
-    if (written && rename(beside, path) == 0) return;
-    if (written) reason = errno;
-    moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(reason));
-    if (file) unlink(beside);
+    if (!written) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(reason));
+    if (st->code == MOE_OK && rename(beside, path) != 0) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(errno));
+    if (st->code != MOE_OK) unlink(beside);
+    return st->code;
+}
+
+static int write_whole(const char *path, const char *text, moe_status *st) {
+    char beside[FILE_PATH_MAX + 8];
+    snprintf(beside, sizeof beside, "%s.tmp", path);
+    FILE *file = fopen(beside, "w");
+    if (!file) return moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(errno));
+    fputs(text, file);
+    return replace(path, beside, file, st);
 }
 
 /* Is the line whole, and of this step? A killed run may have left a torn one. */
@@ -197,15 +204,6 @@ static int64_t copy_lines(FILE *from, FILE *to, int64_t steps) {
     return n;
 }
 
-/* Puts what was written beside a file on disk and in its place. Closes `beside_file`. */
-static int replace(const char *path, const char *beside, FILE *beside_file, moe_status *st) {
-    bool failed = ferror(beside_file) || fflush(beside_file) != 0 || fsync(fileno(beside_file)) != 0;
-    if (failed) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", beside, strerror(errno));
-    if (fclose(beside_file) != 0) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", beside, strerror(errno));
-    if (st->code == MOE_OK && rename(beside, path) != 0) moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(errno));
-    return st->code;
-}
-
 /* Cuts metrics.jsonl back to the lines of the first `steps` steps. */
 static int cut_metrics(const moe_results *r, int64_t steps, moe_status *st) {
     char path[FILE_PATH_MAX], beside[FILE_PATH_MAX];
@@ -221,11 +219,55 @@ static int cut_metrics(const moe_results *r, int64_t steps, moe_status *st) {
         if (kept < steps)
             moe_fail(st, MOE_USER, "'%s' has the lines of %lld steps, but the checkpoint was made after %lld: the run cannot go on", path,
                      (long long)kept, (long long)steps);
-        if (replace(path, beside, to, st) != MOE_OK) unlink(beside);
+        replace(path, beside, to, st);
     }
     fclose(from);
     return st->code;
 }
+/* config.ini anew: run.steps may have risen. The summary, if there is one, is of a shorter run. */
+static int renew_texts(const moe_results *r, const moe_config *c, moe_status *st) {
+    char path[FILE_PATH_MAX], *text = NULL;
+    size_t length;
+    FILE *memory = open_memstream(&text, &length);
+    if (!memory) moe_out_of_memory("the configuration's text", 0);
+    moe_config_print(c, memory);
+    if (fclose(memory) != 0) moe_out_of_memory("the configuration's text", length);
+    path_in(r, "config.ini", path);
+    write_whole(path, text, st);
+    free(text);
+    path_in(r, "summary.json", path);
+    if (st->code == MOE_OK && unlink(path) != 0 && errno != ENOENT) open_failure(st, "remove", path);
+    return st->code;
+}
+
+int moe_results_reopen(const moe_comm *comm, const moe_config *c, const char *folder, int64_t step, moe_results *r, moe_status *st) {
+    MOE_ASSERT(r->times.steps == step);
+    if (comm->rank == 0) {
+        int code = take_name(r, "--resume", folder, st);
+        if (code == MOE_OK) code = cut_metrics(r, step, st);
+        if (code == MOE_OK) code = renew_texts(r, c, st);
+        if (code == MOE_OK) open_metrics(r, "a", st);
+    }
+    if (moe_comm_agree(comm, st) != MOE_OK) return st->code;
+    moe_comm_bcast(comm, r->folder, sizeof r->folder, 0);
+    return MOE_OK;
+}
+
+bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t steps) {
+    int64_t finished = 0;
+    if (comm->rank == 0) {
+        char path[FILE_PATH_MAX];
+        json_int_t done, wanted;
+        snprintf(path, sizeof path, "%.*s/summary.json", MOE_PATH_MAX - 1, folder);
+        json_t *summary = json_load_file(path, 0, NULL);
+        if (summary && json_unpack(summary, "{s:I, s:{s:{s:I}}}", "steps", &done, "config", "run", "steps", &wanted) == 0)
+            finished = done >= (steps > 0 ? steps : wanted);
+        json_decref(summary);
+    }
+    moe_comm_bcast(comm, &finished, sizeof finished, 0);
+    return finished != 0;
+}
+
 /* Step by step */
 
 static void keep_expert_load(moe_results *r, const moe_step_record *step) {
@@ -266,6 +308,22 @@ int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, 
         keep_expert_load(r, step);
     }
     add_times(&r->times, step);
+    return moe_comm_agree(comm, st);
+}
+
+void moe_results_history(const moe_comm *comm, moe_results *r, const moe_config *c, int64_t step, moe_blob blobs[MOE_RESULTS_BLOBS]) {
+    int64_t count = step * c->model.num_layers * c->model.num_experts;
+    if (comm->rank == 0 && count > r->expert_load_capacity) {
+        MOE_ASSERT(r->times.steps == 0);
+        moe_reserve(&r->expert_load, &r->expert_load_capacity, count, sizeof *r->expert_load, "expert loads of all steps");
+    }
+    blobs[0] = (moe_blob){"results.times", &r->times, sizeof r->times};
+    blobs[1] = (moe_blob){"results.expert_load", comm->rank == 0 ? r->expert_load : NULL, count * (int64_t)sizeof *r->expert_load};
+}
+
+int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st) {
+    if (comm->rank == 0 && (fflush(r->metrics) != 0 || fsync(fileno(r->metrics)) != 0))
+        moe_fail(st, MOE_ERROR, "cannot write '%s/metrics.jsonl': %s", r->folder, strerror(errno));
     return moe_comm_agree(comm, st);
 }
 

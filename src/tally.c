@@ -7,6 +7,8 @@
 
 #include "moesim/exact.h"
 #include "moesim/status.h"
+#include "scores.h"
+#include "select.h"
 
 enum scalar {
     SELECTIONS,    /* pairs chosen by the router */
@@ -21,6 +23,7 @@ enum scalar {
     BAD_WEIGHTS,
     BAD_GROUPS,
     BAD_DEVICES,
+    UNLIMITED, /* sum over tokens of distinct devices of the greedy choice, without a group limit */
     THEOREM_TOKENS,
     THEOREM_BAD,
     COMM_BAD, /* device pairs whose rows are not the distinct tokens of f'' */
@@ -63,6 +66,21 @@ static void count_blocks(tally *t, const moe_plan *plan, const moe_inbox *in) {
     t->scalar[RECEIVED_PAIRS] = in->num_pairs;
 }
 
+/* Distinct devices among k experts; stamp [D] remembers the last `mark` (> 0, a new one each call). */
+static int64_t distinct_devices(const moe_placement *p, const int32_t *expert, int64_t k, int64_t *stamp, int64_t mark) {
+    int64_t distinct = 0;
+    for (int64_t i = 0; i < k; i++) {
+        int32_t device = p->device[expert[i]];
+        distinct += stamp[device] != mark;
+        stamp[device] = mark;
+    }
+    return distinct;
+}
+
+static bool measures_unlimited(const moe_context *context) {
+    return context->router.group_limit != MOE_GROUP_NONE && !context->input->routing;
+}
+
 /* Distinct devices of each token, from the routing alone. */
 static void count_reach(tally *t, const moe_context *context, const moe_routing *routing) {
     const moe_router *r = &context->router;
@@ -71,12 +89,10 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
     bool limited = r->group_limit != MOE_GROUP_NONE && !context->input->routing;
     int64_t *stamp = moe_alloc_zero(d, sizeof *stamp, "tally");
     for (int64_t token = 0; token < routing->num_tokens; token++) {
-        int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin, reach = 0;
+        int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
+        int64_t reach = distinct_devices(&context->placement, routing->expert + begin, k, stamp, token + 1);
         for (int64_t i = 0; i < k; i++) {
-            int32_t e = routing->expert[begin + i], device = context->placement.device[e];
-            t->counts[e]++;
-            reach += stamp[device] != token + 1;
-            stamp[device] = token + 1;
+            t->counts[routing->expert[begin + i]]++;
         }
         t->reach[reach < 64 ? reach : 64]++;
         t->scalar[SELECTIONS] += k;
@@ -151,12 +167,40 @@ static void check_comm_count(tally *t, const moe_context *context, const moe_act
     moe_free(tokens);
 }
 
-/* The theorem is checked on every token of small batches and on about 2^22 / N tokens a rank of large ones: it costs as much as routing. */
+/* method.md section 1; costs about as much as routing. */
 static void check_theorem(tally *t, const moe_layer *layer, const moe_context *context, const moe_activations *a) {
     const moe_router *r = &layer->router;
     if (r->group_limit != MOE_GROUP_MAX || context->input->routing) return;
-    int64_t stride = 1 + context->batch->num_tokens * r->num_experts / (1 << 22);
-    moe_router_check_groups(r, a->logits, &a->routing, stride, &t->scalar[THEOREM_TOKENS], &t->scalar[THEOREM_BAD]);
+    moe_router_check_groups(r, a->logits, &a->routing, 1, &t->scalar[THEOREM_TOKENS], &t->scalar[THEOREM_BAD]);
+}
+
+/* How many devices a token would reach without the group limit: what the limit saves. */
+static void count_unlimited(tally *t, const moe_layer *layer, const moe_context *context, const moe_activations *a) {
+    moe_router greedy = layer->router;
+    int32_t n = greedy.num_experts;
+    int64_t reached = 0;
+    if (!measures_unlimited(context)) return;
+    greedy.group_limit = MOE_GROUP_NONE;
+#pragma omp parallel reduction(+ : reached)
+    {
+        moe_select select;
+        moe_select_reserve(&select, &greedy);
+        double *z = moe_alloc(2 * (int64_t)n, sizeof *z, "tally"), *s = z + n;
+        int32_t *expert = moe_alloc(greedy.top_k, sizeof *expert, "tally");
+        int64_t *stamp = moe_alloc_zero(context->placement.devices, sizeof *stamp, "tally");
+#pragma omp for schedule(static)
+        for (int64_t token = 0; token < context->batch->num_tokens; token++) {
+            if (moe_scores_load(a->logits, token, n, z) & MOE_ROW_BAD) continue;
+            moe_router_scores(&greedy, z, s, NULL);
+            int32_t k = moe_select_experts(&select, &greedy, z, s, 1, expert, NULL);
+            reached += distinct_devices(&context->placement, expert, k, stamp, token + 1);
+        }
+        moe_select_free(&select);
+        moe_free(z);
+        moe_free(expert);
+        moe_free(stamp);
+    }
+    t->scalar[UNLIMITED] = reached;
 }
 
 /* --- global figures --- */
@@ -209,6 +253,7 @@ static void fill_counts(const tally *t, const moe_context *context, moe_layer_re
     }
     memcpy(out->tokens_by_reach, t->reach, sizeof out->tokens_by_reach);
     out->mean_devices = tokens ? (double)t->scalar[REACHED] / (double)tokens : 0;
+    out->mean_devices_unlimited = tokens && measures_unlimited(context) ? (double)t->scalar[UNLIMITED] / (double)tokens : NAN;
     out->selections = t->scalar[SELECTIONS];
     out->dropped = 0;
     out->output_rms = tokens ? sqrt(moe_exact_value(t->output) / (double)tokens) : 0;
@@ -264,9 +309,22 @@ static void check_values(const tally *t, const moe_context *context, const moe_l
     const char *why = moe_rows_not_tokens(context);
     moe_record_check(record, "comm_loss_from_bytes", why == NULL, t->scalar[COMM_BAD] == 0,
                      why ? "%s" : "f'' equals the rows given to MPI_Alltoallv for every device pair%s", why ? why : "");
-    bool finite = t->scalar[NONFINITE] == 0 && isfinite(out->output_rms) && (isfinite(out->total) || !context->balance.has_scores);
-    moe_record_check(record, "finite", true, finite, "%lld tokens with NaN or Inf in logits or output; total balance loss %g",
-                     (long long)t->scalar[NONFINITE], out->total);
+}
+
+/* Collective. A failure names the layer and the first rank that holds a NaN or Inf. */
+static void check_finite(const tally *t, const moe_layer *layer, const moe_context *context, int64_t not_finite_here,
+                         const moe_layer_record *out, moe_step_record *record) {
+    int64_t minus_rank = not_finite_here ? -context->comm->rank : INT64_MIN;
+    bool total = isfinite(out->total) || !context->balance.has_scores;
+    if (t->scalar[NONFINITE] == 0) {
+        moe_record_check(record, "finite", true, isfinite(out->output_rms) && total, "layer %d: output rms %g, balance losses x alpha %g",
+                         layer->index, out->output_rms, out->total);
+        return;
+    }
+    moe_comm_max_i64(context->comm, &minus_rank, 1);
+    moe_record_check(record, "finite", true, false,
+                     "layer %d: NaN, Inf or huge values in the logits or the output of %lld tokens, first on rank %lld", layer->index,
+                     (long long)t->scalar[NONFINITE], (long long)-minus_rank);
 }
 
 void moe_tally_layer(const moe_layer *layer, const moe_context *context, const moe_activations *a, const real *y, moe_step_record *record) {
@@ -279,11 +337,14 @@ void moe_tally_layer(const moe_layer *layer, const moe_context *context, const m
     check_output(&t, context, a, y);
     if (!moe_rows_not_tokens(context)) check_comm_count(&t, context, a);
     check_theorem(&t, layer, context, a);
+    count_unlimited(&t, layer, context, a);
+    int64_t not_finite_here = t.scalar[NONFINITE];
     moe_comm_sum_i64(context->comm, t.words, t.count);
     fill_counts(&t, context, out);
     fill_volume(&t, context->config, out);
     check_conservation(&t, out, d, record);
     check_limits(&t, context, record);
     check_values(&t, context, out, record);
+    check_finite(&t, layer, context, not_finite_here, out, record);
     moe_free(t.words);
 }

@@ -22,12 +22,13 @@ static int check_part(const moe_config *c, const moe_corpus *text, int32_t devic
     int64_t needed = sequence_length(c) + 1, length;
     moe_data_text_part(c, text, c->cluster.devices, device, domain, split, &length);
     if (length >= needed) return MOE_OK;
-    return moe_fail(st, MOE_USER,
-                    "data.path: text %d of %d has %lld bytes, of which device %d of %d has %lld for %s (train.validation_share = %g); a sequence and "
-                    "the byte after it need %lld: a longer text, fewer devices or a shorter data.sequence_length is needed",
-                    domain + 1, text->num_domains, (long long)(text->domain_offset[domain + 1] - text->domain_offset[domain]), device,
-                    c->cluster.devices, (long long)length, split == MOE_SPLIT_TRAIN ? "training" : "validation", c->train.validation_share,
-                    (long long)needed);
+    return moe_fail(
+        st, MOE_USER,
+        "data.path: text %d of %d has %lld bytes, of which device %d of %d has %lld for %s (train.validation_share = %g); a sequence and "
+        "the byte after it need %lld: a longer text, fewer devices or a shorter data.sequence_length is needed",
+        domain + 1, text->num_domains, (long long)(text->domain_offset[domain + 1] - text->domain_offset[domain]), device,
+        c->cluster.devices, (long long)length, split == MOE_SPLIT_TRAIN ? "training" : "validation", c->train.validation_share,
+        (long long)needed);
 }
 
 int moe_task_check(const moe_config *c, const moe_input *input, moe_status *st) {
@@ -127,8 +128,8 @@ void moe_task_input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split s
         synthetic_input(task, b, draw, split, x0);
 }
 
-int64_t moe_task_loss(moe_task *task, const moe_batch *b, const real *h, int64_t tokens_global, moe_parameters *all, int64_t *sum, int64_t *tokens,
-                      real *dh) {
+int64_t moe_task_loss(moe_task *task, const moe_batch *b, const real *h, int64_t tokens_global, moe_parameters *all, int64_t *sum,
+                      int64_t *tokens, real *dh) {
     for (int64_t t = 0; t < b->num_tokens; t++) {
         *tokens += !b->counted || b->counted[t];
     }
@@ -141,7 +142,7 @@ void moe_task_input_backward(moe_task *task, const moe_batch *b, const real *dx0
 }
 
 void moe_task_free(moe_task *task) {
-    void *owned[] = {task->next, task->position, task->domain, task->table,   task->head_norm, task->head,
+    void *owned[] = {task->next,   task->position,    task->domain, task->table,   task->head_norm, task->head,
                      task->normed, task->inverse_rms, task->logits, task->teacher, task->target};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) {
         moe_free(owned[i]);

@@ -121,7 +121,8 @@ static double cross_entropy(real *z, uint8_t next, double scale) {
 }
 
 /* Tokens begin .. end - 1 of one device: logits, their losses and gradients; returns the first bad token, or `none`. */
-static int64_t head_rows(moe_task *task, const moe_batch *b, int64_t begin, int64_t end, int64_t tokens_global, int64_t *sum, int64_t none) {
+static int64_t head_rows(moe_task *task, const moe_batch *b, int64_t begin, int64_t end, int64_t tokens_global, int64_t *sum,
+                         int64_t none) {
     int64_t h = task->hidden, bad = none;
     double most = moe_task_most(tokens_global), scale = tokens_global > 0 ? 1 / (double)tokens_global : 0;
     moe_gemm_nt(end - begin, V, h, task->normed + begin * h, task->head, task->logits + begin * V);

@@ -108,7 +108,8 @@ static void moe_text_list_free(moe_text_list *list) {
 static void moe_text_find_domain(moe_text_list *list, const char *path, moe_status *st) {
     if (path[0] == '\0') moe_fail(st, MOE_USER, "there is a ':' without a file or folder on both sides");
     if (st->code == MOE_OK) moe_text_find(list, path, true, st);
-    if (st->code == MOE_OK && list->bytes == 0) moe_fail(st, MOE_USER, "%s: it holds no text (%lld files)", path, (long long)list->num_files);
+    if (st->code == MOE_OK && list->bytes == 0)
+        moe_fail(st, MOE_USER, "%s: it holds no text (%lld files)", path, (long long)list->num_files);
 }
 
 /* Cuts `paths` at every ':'; returns the number of pieces. */
@@ -142,7 +143,8 @@ int moe_text_read(const char *paths, int64_t most_bytes, uint8_t **text, int32_t
     *domain_offset = offset;
     moe_text_find_domains(list, path, num, offset, st);
     if (st->code == MOE_OK && most_bytes >= 0 && offset[num] > most_bytes)
-        moe_fail(st, MOE_USER, "%s: it holds %lld bytes of text; memory is free for %lld", paths, (long long)offset[num], (long long)most_bytes);
+        moe_fail(st, MOE_USER, "%s: it holds %lld bytes of text; memory is free for %lld", paths, (long long)offset[num],
+                 (long long)most_bytes);
     if (st->code == MOE_OK) *text = moe_alloc(offset[num], 1, "text");
     for (int32_t i = 0; i < num; i++) {
         if (st->code == MOE_OK) moe_text_read_list(&list[i], *text + offset[i], st);

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stdio.h>
+#include "moesim/checkpoint.h"
 #include "moesim/comm.h"
 #include "moesim/config.h"
 #include "moesim/data.h"
@@ -22,12 +23,26 @@ typedef struct moe_results {
 } moe_results;
 
 /* Collective. Makes the folder (parents too). An existing non-empty folder is refused (MOE_USER) unless force; with force the files that moesim
- * writes are removed, others stay. A folder that cannot be made or written to is MOE_USER too, a full disk MOE_ERROR.
+ * writes (checkpoints too) are removed, others stay. A folder that cannot be made or written to is MOE_USER too, a full disk MOE_ERROR.
  * folder NULL: runs/<config name>-<YYYYmmdd-HHMMSS>, made unique. Writes config.ini and opens metrics.jsonl. */
 int moe_results_open(const moe_comm *comm, const moe_config *c, const char *folder, bool force, moe_results *out, moe_status *st);
 
 /* Collective. Appends the step's line to metrics.jsonl and flushes it. */
 int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *step, moe_status *st);
+
+/* Going on from a checkpoint: {0} -> moe_results_history -> moe_checkpoint_read with its blobs -> moe_results_reopen.
+ * Writing one: moe_results_sync -> moe_results_history -> moe_checkpoint_write with its blobs. */
+enum { MOE_RESULTS_BLOBS = 2 };
+/* Local. What *r knows of the first `step` steps (times, loads of experts), as blobs of a checkpoint that point into *r; makes room for what is to
+ * be read. They hold until the next step. */
+void moe_results_history(const moe_comm *comm, moe_results *r, const moe_config *c, int64_t step, moe_blob blobs[MOE_RESULTS_BLOBS]);
+/* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
+int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st);
+/* Collective. Opens the folder of a run that goes on after `step` steps; *r has its history. Cuts metrics.jsonl back to the lines of these steps (a
+ * torn line goes too; MOE_USER when one is missing), renews config.ini, removes summary.json. The folder is as it was when this fails early. */
+int moe_results_reopen(const moe_comm *comm, const moe_config *c, const char *folder, int64_t step, moe_results *r, moe_status *st);
+/* Collective. Does folder hold a run that has made `steps` steps (0: as many as its own configuration says) and written its summary? */
+bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t steps);
 
 /* Collective. Closes metrics.jsonl, writes comm_matrix.npy and expert_load.npy, and summary.json last and at once (renamed into place): a folder
  * with a summary.json is a finished run. topologies [size] is used on rank 0. Frees what *r holds, on failure too. */

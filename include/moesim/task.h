@@ -8,12 +8,12 @@
 #ifndef MOESIM_TASK_H
 #define MOESIM_TASK_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/config.h"
 #include "moesim/data.h"
 #include "moesim/input.h"
 #include "moesim/parameters.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 enum { MOE_VOCABULARY = 256 };
 
@@ -23,18 +23,18 @@ typedef struct moe_task {
     bool text;
     int64_t hidden, num_tokens;
     int32_t context;
-    uint8_t *next;            /* [T] text: the byte to predict */
-    int64_t *position;        /* [T] text: where the token stands in it */
-    int32_t *domain;          /* [T] text: which file or folder; synthetic: the topic */
-    real *table;              /* [context,256,H] */
-    real *head_norm;          /* [H] */
-    real *head;               /* [256,H] */
-    real *normed;             /* [T,H] text: input of the head */
-    double *inverse_rms;      /* [T] */
-    real *logits;             /* [T,256], then their gradient */
-    real *teacher;            /* [num_topics][2][H] synthetic: s and b of each topic */
-    real *target;             /* [T,H] synthetic */
-    int table_index, head_norm_index, head_index;   /* into the table of parameters; -1 = none */
+    uint8_t *next;                                /* [T] text: the byte to predict */
+    int64_t *position;                            /* [T] text: where the token stands in it */
+    int32_t *domain;                              /* [T] text: which file or folder; synthetic: the topic */
+    real *table;                                  /* [context,256,H] */
+    real *head_norm;                              /* [H] */
+    real *head;                                   /* [256,H] */
+    real *normed;                                 /* [T,H] text: input of the head */
+    double *inverse_rms;                          /* [T] */
+    real *logits;                                 /* [T,256], then their gradient */
+    real *teacher;                                /* [num_topics][2][H] synthetic: s and b of each topic */
+    real *target;                                 /* [T,H] synthetic */
+    int table_index, head_norm_index, head_index; /* into the table of parameters; -1 = none */
 } moe_task;
 
 /* Local. For run.mode = train, after moe_input_read: MOE_USER with one sentence when a device's share of a domain, or what is held out of it
@@ -48,8 +48,8 @@ void moe_task_input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split s
 /* Local. Adds this rank's loss to sum [MOE_EXACT_WORDS] (exact: sum over counted tokens of nats, or of squared error / H) and its counted tokens to
  * *tokens. With dh [T,H] (else NULL): gradient of (sum over the global batch / tokens_global) with respect to h; head gradients are added to the devices'
  * partials. Returns the first local token whose loss is not finite (or too large to be added up with the rest), which sum leaves out; -1 = none. */
-int64_t moe_task_loss(moe_task *task, const moe_batch *b, const real *h, int64_t tokens_global, moe_parameters *all, int64_t *sum, int64_t *tokens,
-                      real *dh);
+int64_t moe_task_loss(moe_task *task, const moe_batch *b, const real *h, int64_t tokens_global, moe_parameters *all, int64_t *sum,
+                      int64_t *tokens, real *dh);
 /* Local. Adds the gradient of the table: dx0 [T,H]. */
 void moe_task_input_backward(moe_task *task, const moe_batch *b, const real *dx0, moe_parameters *all);
 void moe_task_free(moe_task *task);

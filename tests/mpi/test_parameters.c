@@ -1,7 +1,7 @@
 /* test_parameters.c: sums over devices in their tree, reduced gradients and the norm, against a naive serial tree and against all devices on one rank.
  * ctest: f64 */
-#include "moesim/parameters.h"
 #include "check.h"
+#include "moesim/parameters.h"
 #include "moesim/rng.h"
 #include "parameters_tree.h"
 
@@ -129,8 +129,10 @@ static void check_reduce(const moe_comm *comm, int32_t devices, double scale) {
         CHECK_MSG(memcmp(p[0].gradient, q[0].gradient, LONG * sizeof(real)) == 0, "%d devices", devices);
         CHECK_MSG(memcmp(p[2].gradient, q[2].gradient, SHORT * sizeof(real)) == 0, "%d devices", devices);
         size_t experts = (size_t)p[1].size * PER_DEVICE * (size_t)local;
-        CHECK_MSG(memcmp(p[1].gradient, q[1].gradient + (int64_t)first * PER_DEVICE * EXPERT, experts * sizeof(real)) == 0, "%d devices", devices);
-        double norm = moe_parameters_gradient_norm(&here.all, comm, &worst), norm_whole = moe_parameters_gradient_norm(&whole.all, &one, &worst);
+        CHECK_MSG(memcmp(p[1].gradient, q[1].gradient + (int64_t)first * PER_DEVICE * EXPERT, experts * sizeof(real)) == 0, "%d devices",
+                  devices);
+        double norm = moe_parameters_gradient_norm(&here.all, comm, &worst),
+               norm_whole = moe_parameters_gradient_norm(&whole.all, &one, &worst);
         CHECK_MSG(norm == norm_whole && worst == NULL, "%d devices: %.17g, %.17g", devices, norm, norm_whole);
         CHECK_NEAR(norm, naive_norm(&whole.all), 1e-14);
     }
@@ -182,7 +184,7 @@ static void check_bad(const moe_comm *comm, double bad) {
 static void check_growth(void) {
     moe_parameters all;
     real value[40][3] = {{0}};
-    char name[16];
+    char name[24];
     moe_parameters_init(&all, 4, 2);
     for (int i = 0; i < 40; i++) {
         snprintf(name, sizeof name, "tensor%d", i);

@@ -1,7 +1,7 @@
 /* test_optimizer.c: SGD and AdamW against a naive double implementation and hand values, clipping, and the schedules.
  * ctest: f64 */
-#include "moesim/optimizer.h"
 #include "check.h"
+#include "moesim/optimizer.h"
 #include "moesim/rng.h"
 
 #include <math.h>
@@ -46,7 +46,9 @@ static void check_adamw_by_hand(void) {
 
 /* --- naive, in double --- */
 
-typedef struct naive { double p, m, v; } naive;
+typedef struct naive {
+    double p, m, v;
+} naive;
 
 static void naive_step(const moe_config *c, naive *x, double g, bool decay, int64_t step, double lr, double norm) {
     double wd = decay ? c->train.weight_decay : 0;
