@@ -284,6 +284,7 @@ static int damaged(const char *path, const moe_status *why, moe_status *st) {
 int moe_checkpoint_read_block(int file, const char *path, const moe_checkpoint_table *t, const moe_section *s, int64_t number, char *data,
                               moe_status *st) {
     int64_t bytes, offset = moe_section_block(s, number, &bytes);
+    MOE_ASSERT(t->checksum != NULL && number < s->num_blocks);
     if (!read_at(file, data, bytes, t->data + offset)) return cannot_read(path, st);
     if (moe_checksum(data, bytes) == t->checksum[s->first + number]) return MOE_OK;
     return moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: the checksum of block %lld of %s differs", path, (long long)number,

@@ -61,7 +61,7 @@ const moe_section *moe_section_like(const moe_checkpoint_table *t, const moe_sec
 /* Collective. Reads the table of a file; a sentence with its path when it is missing or damaged. */
 int moe_checkpoint_load(const moe_comm *comm, const char *path, moe_checkpoint_table *t, moe_status *st);
 /* Local. Reads one block of an open file into data and verifies its checksum. */
-int moe_checkpoint_read_block(int file, const char *path, const moe_checkpoint_table *t, const moe_section *s, int64_t block, char *data,
+int moe_checkpoint_read_block(int file, const char *path, const moe_checkpoint_table *t, const moe_section *s, int64_t number, char *data,
                               moe_status *st);
 
 /* Local. Steps of the checkpoints in folder, newest first; NULL and *num = 0 when there are none. Owner: the caller, moe_free. */

@@ -305,7 +305,7 @@ static void check_limits(const tally *t, const moe_context *context, moe_step_re
                      (long long)s[BAD_WEIGHTS]);
 }
 
-static void check_values(const tally *t, const moe_context *context, const moe_layer_record *out, moe_step_record *record) {
+static void check_comm_loss(const tally *t, const moe_context *context, moe_step_record *record) {
     const char *why = moe_rows_not_tokens(context);
     moe_record_check(record, "comm_loss_from_bytes", why == NULL, t->scalar[COMM_BAD] == 0,
                      why ? "%s" : "f'' equals the rows given to MPI_Alltoallv for every device pair%s", why ? why : "");
@@ -344,7 +344,7 @@ void moe_tally_layer(const moe_layer *layer, const moe_context *context, const m
     fill_volume(&t, context->config, out);
     check_conservation(&t, out, d, record);
     check_limits(&t, context, record);
-    check_values(&t, context, out, record);
+    check_comm_loss(&t, context, record);
     check_finite(&t, layer, context, not_finite_here, out, record);
     moe_free(t.words);
 }

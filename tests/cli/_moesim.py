@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 MOESIM = os.path.abspath(os.environ["MOESIM"])
@@ -22,15 +23,16 @@ atexit.register(shutil.rmtree, TEMPORARY, True)
 os.chdir(TEMPORARY)
 
 checks = failures = 0
+counting = threading.Lock()
 
 
 def check(ok, *message):
-    """Counts one check; a failure is printed and the test goes on."""
+    """Counts one check; a failure is printed and the test goes on. Threads may check too."""
     global checks, failures
-    checks += 1
-    if not ok:
-        failures += 1
-        if failures <= 40:
+    with counting:
+        checks += 1
+        failures += not ok
+        if not ok and failures <= 40:
             print("FAILED:", *message, flush=True)
     return ok
 

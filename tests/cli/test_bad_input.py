@@ -1,11 +1,15 @@
 """ctest: timeout=180
 Every mistake in the input ends all ranks with exit status 2 within seconds, with exactly one sentence on standard error, nothing on standard
 output and nothing written. test_bad_config.sh looks at the sentences about the configuration; here: files, folders, sizes, the command line."""
+import itertools
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 from _moesim import QUICKSTART, TEMPORARY, check, config, header_of, moesim, save, sets, verdict
 
+# Cases are collected, then run several at a time: most of a run that fails is waiting for mpirun.
+cases, number = [], itertools.count()
 BASE = {"model.hidden_size": 8, "model.num_experts": 4, "model.moe_intermediate_size": 4, "router.top_k": 2, "data.tokens_per_device": 4}
 NAN = float("nan")
 INFINITY = float("inf")
@@ -18,27 +22,37 @@ def tree():
 
 def refused(label, words, arguments, ranks=2):
     """words: what the sentence has to name."""
-    before = tree()
+    cases.append((label, words, arguments, ranks))
+
+
+def check_case(label, words, arguments, ranks):
     done = moesim(ranks, *arguments)
     lines = done.err.splitlines()
     check(done.code == 2, f"{label}: status {done.code}, expected 2: {done.err}")
     check(len(lines) == 1 and lines[0].startswith("moesim: "), f"{label}: {len(lines)} lines on standard error: {done.err}")
     check(done.out == "", f"{label}: standard output: {done.out[:200]}")
-    check(done.seconds < 8, f"{label}: took {done.seconds:.1f} s")
-    check(tree() == before, f"{label}: left {sorted(tree() - before)}")
+    check(done.seconds < 15, f"{label}: took {done.seconds:.1f} s")
     for word in words:
         check(word in done.err, f"{label}: the sentence does not name {word}: {done.err}")
 
 
+def check_cases():
+    before = tree()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda case: check_case(*case), cases))
+    check(tree() == before, f"something was written: {sorted(tree() - before)}")
+
+
 def refused_config(label, words, settings, ranks=2):
-    refused(label, words, ["--out", os.path.join(TEMPORARY, "results"), config("bad", {**BASE, **settings})], ranks)
+    n = next(number)
+    refused(label, words, ["--out", os.path.join(TEMPORARY, f"results{n}"), config(f"bad{n}", {**BASE, **settings})], ranks)
 
 
 # --- .npy --------------------------------------------------------------------------------------------------------------------------------
 
 
-def raw(name, content):
-    path = os.path.join(TEMPORARY, name)
+def raw(content, name=None):
+    path = os.path.join(TEMPORARY, name or f"bad{next(number)}.npy")
     with open(path, "wb") as file:
         file.write(content)
     return path
@@ -48,30 +62,30 @@ def logits(numbers=None, shape=(3, 4), dtype="<f4", fortran=False):
     count = 1
     for n in shape:
         count *= n
-    return save("bad.npy", dtype, shape, numbers or [0] * count, fortran)
+    return save(f"bad{next(number)}.npy", dtype, shape, numbers or [0] * count, fortran)
 
 
 def bad_logits(label, words, path, **more):
-    refused_config(label, ["data.path", *words], {"data.source": "logits", "data.path": path, **more})
+    refused_config(label, ["data.path", os.path.basename(path), *words], {"data.source": "logits", "data.path": path, **more})
 
 
 def check_npy_files():
     whole = header_of("<f4", (3, 4)) + bytes(48)
     bad_logits("missing .npy", ["nowhere.npy"], "nowhere.npy")
     bad_logits("a folder for a .npy", ["bad-folder"], os.path.join(TEMPORARY, "bad-folder"))
-    bad_logits("empty file", ["bad.npy"], raw("bad.npy", b""))
-    bad_logits("text for a .npy", ["bad.npy"], raw("bad.npy", b"1 2 3\n" * 50))
-    bad_logits("cut header", ["bad.npy"], raw("bad.npy", whole[:40]))
-    bad_logits("cut data", ["bad.npy"], raw("bad.npy", whole[:-1]))
-    bad_logits("bytes too many", ["bad.npy"], raw("bad.npy", whole + b"\0"))
-    bad_logits("unknown version", ["bad.npy"], raw("bad.npy", whole[:6] + b"\x09" + whole[7:]))
-    bad_logits("broken header", ["bad.npy"], raw("bad.npy", whole.replace(b"'descr'", b"'decsr'")))
-    bad_logits("big endian", ["bad.npy"], raw("bad.npy", whole.replace(b"<f4", b">f4")))
-    bad_logits("objects", ["bad.npy"], raw("bad.npy", whole.replace(b"<f4'", b"|O' ")))
-    bad_logits("negative shape", ["bad.npy"], raw("bad.npy", whole.replace(b"(3, 4)", b"(-3,4)")))
-    bad_logits("overflowing shape", ["bad.npy"], raw("bad.npy", header_of("<f4", (1 << 62, 1 << 62)) + bytes(48)))
-    bad_logits("huge header length", ["bad.npy"], raw("bad.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + bytes(100)))
-    bad_logits("Fortran order", ["bad.npy"], logits(fortran=True))
+    bad_logits("empty file", [], raw(b""))
+    bad_logits("text for a .npy", [], raw(b"1 2 3\n" * 50))
+    bad_logits("cut header", [], raw(whole[:40]))
+    bad_logits("cut data", [], raw(whole[:-1]))
+    bad_logits("bytes too many", [], raw(whole + b"\0"))
+    bad_logits("unknown version", [], raw(whole[:6] + b"\x09" + whole[7:]))
+    bad_logits("broken header", [], raw(whole.replace(b"'descr'", b"'decsr'")))
+    bad_logits("big endian", [], raw(whole.replace(b"<f4", b">f4")))
+    bad_logits("objects", [], raw(whole.replace(b"<f4'", b"|O' ")))
+    bad_logits("negative shape", [], raw(whole.replace(b"(3, 4)", b"(-3,4)")))
+    bad_logits("overflowing shape", [], raw(header_of("<f4", (1 << 62, 1 << 62)) + bytes(48)))
+    bad_logits("huge header length", [], raw(b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + bytes(100)))
+    bad_logits("Fortran order", [], logits(fortran=True))
 
 
 def check_logits():
@@ -89,7 +103,7 @@ def check_logits():
 
 def check_routing():
     def bad(label, words, numbers=(0, 1, 2, 3, 0, 1), shape=(3, 2), dtype="<i4", **more):
-        path = save("idx.npy", dtype, shape, list(numbers))
+        path = save(f"idx{next(number)}.npy", dtype, shape, list(numbers))
         refused_config(label, words, {"data.source": "routing", "data.path": path, "router.top_k": 2, **more})
 
     bad("expert too large", ["data.path", "token 1"], (0, 1, 2, 4, 0, 1))
@@ -126,7 +140,7 @@ def check_text():
 
 def check_results_folder():
     os.mkdir("full")
-    raw("full/mine.txt", b"mine")
+    raw(b"mine", "full/mine.txt")
     good = config("good", BASE)
     refused("a folder that is not empty", ["full", "--force"], ["--out", "full", good])
     refused("a file for a folder", ["full/mine.txt"], ["--out", "full/mine.txt", good])
@@ -182,4 +196,5 @@ check_results_folder()
 check_sizes()
 check_combinations()
 check_command_line()
+check_cases()
 verdict()

@@ -52,7 +52,7 @@ static void make(made *m, const moe_comm *comm, bool with_state, bool filled) {
     for (int t = 0; t < TENSORS; t++) {
         moe_parameter *p = &m->p[t];
         *p = (moe_parameter){.expert = tensors[t].expert, .size = tensors[t].size, .count = 1, .count_global = 1};
-        strcpy(p->name, tensors[t].name);
+        snprintf(p->name, sizeof p->name, "%s", tensors[t].name);
         if (p->expert) {
             p->count = held;
             p->count_global = EXPERTS;
@@ -130,7 +130,7 @@ static void flip(const moe_comm *comm, const char *path, int64_t at) {
         unsigned char byte = 0;
         int file = open(path, O_RDWR);
         CHECK(file >= 0 && pread(file, &byte, 1, at) == 1);
-        byte ^= (unsigned char)(1 << at % 8);
+        byte ^= (unsigned char)(1u << ((uint64_t)at % 8));
         CHECK(pwrite(file, &byte, 1, at) == 1 && close(file) == 0);
     }
     moe_comm_barrier(comm);
@@ -341,9 +341,9 @@ static void check_other_model(const moe_comm *comm, const char *folder) {
     m.p[3].count_global = EXPERTS + 1;
     check_refused(comm, folder, &m, 2, "layer0.experts.w2", "25 x 5");
     m.p[3].count_global = EXPERTS;
-    strcpy(m.p[1].name, "layer1.gate");
+    m.p[1].name[5] = '1';
     check_refused(comm, folder, &m, 2, "layer1.gate", "lacks");
-    strcpy(m.p[1].name, "layer0.gate");
+    m.p[1].name[5] = '0';
     m.all.num--;
     check_refused(comm, folder, &m, 2, "layer0.experts.w2", "which this run does not");
     m.all.num++;

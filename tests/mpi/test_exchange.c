@@ -2,8 +2,8 @@
  * reference from keyed global data: what its tokens must get back, and what must lie in its inbox. All exchange modes, devices folded onto
  * ranks, several nodes, ranks without tokens, scattered experts, and counts beyond what one MPI call takes.
  * ctest: f64 timeout=120 */
-#include "moesim/comm.h"
 #include "check.h"
+#include "moesim/comm.h"
 
 #include <string.h>
 
@@ -153,7 +153,8 @@ static void walk_row(const problem *p, const moe_inbox *in, walk *w, int64_t g, 
         for (int32_t c = 0; c < count; c++) {
             int64_t q = w->pair + c;
             real weight = weight_of(p, g, expert[c]);
-            w->wrong_pairs += in->pair_expert[q] != expert[c] || in->pair_row[q] != w->row || memcmp(&in->pair_weight[q], &weight, sizeof weight) != 0;
+            w->wrong_pairs +=
+                in->pair_expert[q] != expert[c] || in->pair_row[q] != w->row || memcmp(&in->pair_weight[q], &weight, sizeof weight) != 0;
         }
         for (int64_t i = 0; i < in->hidden; i++) {
             real x = x_of(p, g, i);
@@ -176,8 +177,8 @@ static int32_t experts_on(const problem *p, const moe_placement *placement, int6
 }
 
 /* Rows that source device s sends to local device j, in order. */
-static void walk_block(const problem *p, const moe_comm *comm, const moe_placement *placement, enum moe_exchange_mode mode, const moe_inbox *in,
-                       int32_t s, int32_t j, walk *w) {
+static void walk_block(const problem *p, const moe_comm *comm, const moe_placement *placement, enum moe_exchange_mode mode,
+                       const moe_inbox *in, int32_t s, int32_t j, walk *w) {
     int32_t per_rank = p->devices / comm->size, on[MAX_K];
     int64_t first_of_rank = moe_token_begin(p->tokens, p->devices, s / per_rank * per_rank), row = w->row, pair = w->pair;
     for (int64_t g = moe_token_begin(p->tokens, p->devices, s); g < moe_token_begin(p->tokens, p->devices, s + 1); g++) {
@@ -190,7 +191,8 @@ static void walk_block(const problem *p, const moe_comm *comm, const moe_placeme
     CHECK_INT(in->pairs_from[s * per_rank + j], w->pair - pair);
 }
 
-static void check_inbox(const problem *p, const moe_comm *comm, const moe_placement *placement, enum moe_exchange_mode mode, const moe_inbox *in) {
+static void check_inbox(const problem *p, const moe_comm *comm, const moe_placement *placement, enum moe_exchange_mode mode,
+                        const moe_inbox *in) {
     int32_t per_rank = p->devices / comm->size;
     walk w = {0};
     for (int32_t s = 0; s < p->devices; s++) {
@@ -238,15 +240,16 @@ typedef struct machine { /* reused from problem to problem, as the program does 
     moe_routing routing;
 } machine;
 
-static void check_y(const problem *p, const moe_placement *placement, const moe_batch *batch, int32_t devices_per_node, const real *y, const char *mode) {
+static void check_y(const problem *p, const moe_placement *placement, const moe_batch *batch, int32_t devices_per_node, const real *y,
+                    const char *mode) {
     int64_t wrong = 0;
     for (int64_t i = 0; i < batch->num_tokens * p->hidden; i++) {
         real expected = reference_y(p, placement, devices_per_node, batch->first_token + i / p->hidden, i % p->hidden);
         wrong += memcmp(&y[i], &expected, sizeof expected) != 0;
     }
     CHECK_MSG(wrong == 0, "mode %s, seed %llu, T %lld, H %lld, D %d, N %d, %d devices per node: %lld of %lld numbers differ", mode,
-              (unsigned long long)p->seed, (long long)p->tokens, (long long)p->hidden, p->devices, p->experts, devices_per_node, (long long)wrong,
-              (long long)(batch->num_tokens * p->hidden));
+              (unsigned long long)p->seed, (long long)p->tokens, (long long)p->hidden, p->devices, p->experts, devices_per_node,
+              (long long)wrong, (long long)(batch->num_tokens * p->hidden));
 }
 
 static void check_mode(const problem *p, const moe_comm *comm, int m, int64_t most_pairs, machine *here) {
@@ -310,8 +313,13 @@ int main(int argc, char **argv) {
     for (uint64_t seed = 1; seed <= 9; seed++) {
         int32_t devices = seed % 3 == 0 ? 2 * comm.size : seed % 3 == 1 ? least : comm.size;
         static const int64_t tokens[] = {61, 1, 3, 0, 24, 40, 7, 90, 5};
-        problem p = {.seed = seed, .tokens = tokens[seed - 1], .hidden = hidden[seed % 3], .devices = devices,
-                     .experts = devices * (int32_t)(1 + seed % 4), .k = (int32_t)(1 + seed % MAX_K), .scattered = seed % 2 == 0,
+        problem p = {.seed = seed,
+                     .tokens = tokens[seed - 1],
+                     .hidden = hidden[seed % 3],
+                     .devices = devices,
+                     .experts = devices * (int32_t)(1 + seed % 4),
+                     .k = (int32_t)(1 + seed % MAX_K),
+                     .scattered = seed % 2 == 0,
                      .crowded = seed == 5};
         if (p.k > p.experts) p.k = p.experts;
         machine alone = {0};

@@ -1,8 +1,8 @@
 /* test_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's routing and losses); bit for bit the same when
  * its devices are folded onto one rank, with 1 and 2 threads and in every exchange mode; and against golden layers of the public reference code.
  * ctest: f64 timeout=120 */
-#include "moesim/comm.h"
 #include "check.h"
+#include "moesim/comm.h"
 
 #include <limits.h>
 #include <omp.h>
@@ -170,8 +170,15 @@ static void check_losses(const layer_run *r, const double *z) {
     int64_t tokens = b->num_tokens, n = r->c.model.num_experts;
     int32_t *home = moe_alloc(2 * tokens, sizeof *home, "test"), *scope_of = home + tokens;
     double *dlogits = moe_alloc_zero(tokens * n, sizeof *dlogits, "test");
-    ref_batch ref = {.router = &r->context.router, .devices = b->devices, .device = r->context.placement.device, .num_tokens = tokens, .z = z,
-                     .home = home, .scope = scope_of, .comm_limit = r->c.comm_limit, .comm_count = (enum moe_comm_count)r->c.balance.comm_count,
+    ref_batch ref = {.router = &r->context.router,
+                     .devices = b->devices,
+                     .device = r->context.placement.device,
+                     .num_tokens = tokens,
+                     .z = z,
+                     .home = home,
+                     .scope = scope_of,
+                     .comm_limit = r->c.comm_limit,
+                     .comm_count = (enum moe_comm_count)r->c.balance.comm_count,
                      .device_p = (enum moe_device_p)r->c.balance.device_p};
     for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
         double loss[MOE_NUM_LOSSES];
@@ -219,19 +226,25 @@ static void check_naive(const layer_run *r, const char *settings) {
 /* --- folded and distributed -------------------------------------------------------------------------------------------------------------- */
 
 static const char *const cases[] = {
-    "model.expert_type=swiglu model.num_shared_experts=1 router.score_func=softmax router.top_k=6 router.group_limit=max router.topk_group=3 "
+    "model.expert_type=swiglu model.num_shared_experts=1 router.score_func=softmax router.top_k=6 router.group_limit=max "
+    "router.topk_group=3 "
     "balance.alpha_expert=0.003 balance.alpha_device=0.05 balance.alpha_comm=0.02 balance.scope=sequence",
-    "model.expert_type=silu model.num_shared_experts=2 router.score_func=sigmoid router.norm_topk_prob=yes router.routed_scaling_factor=2.5 "
+    "model.expert_type=silu model.num_shared_experts=2 router.score_func=sigmoid router.norm_topk_prob=yes "
+    "router.routed_scaling_factor=2.5 "
     "router.group_limit=top2_sum router.topk_group=2 router.top_k=4 balance.alpha_expert=0.1 balance.alpha_comm=0.1 balance.scope=device "
     "cluster.devices_per_node=2",
     "model.expert_type=gelu router.score_func=sqrtsoftplus router.top_k=3 balance.z_loss=0.001 balance.alpha_device=1 balance.scope=global "
     "balance.device_p=mean",
-    "model.expert_type=relu router.score_func=softmax_topk router.top_k=2 model.norm=rmsnorm model.num_shared_experts=1 balance.alpha_comm=1 "
+    "model.expert_type=relu router.score_func=softmax_topk router.top_k=2 model.norm=rmsnorm model.num_shared_experts=1 "
+    "balance.alpha_comm=1 "
     "balance.comm_count=selections data.sequence_length=0",
-    "model.expert_type=identity model.num_shared_experts=1 router.top_k=4 router.group_limit=quota router.topk_group=2 cluster.devices_per_node=2 "
+    "model.expert_type=identity model.num_shared_experts=1 router.top_k=4 router.group_limit=quota router.topk_group=2 "
+    "cluster.devices_per_node=2 "
     "balance.alpha_comm=1 balance.comm_count_local=no balance.scope=device",
-    "model.expert_type=swiglu router.top_k=5 router.group_limit=topk_sum router.topk_group=3 model.hidden_size=1 model.moe_intermediate_size=1",
-    "model.expert_type=swiglu model.hidden_size=10 model.moe_intermediate_size=6 model.num_experts=24 router.top_k=12 data.tokens_per_device=300 "
+    "model.expert_type=swiglu router.top_k=5 router.group_limit=topk_sum router.topk_group=3 model.hidden_size=1 "
+    "model.moe_intermediate_size=1",
+    "model.expert_type=swiglu model.hidden_size=10 model.moe_intermediate_size=6 model.num_experts=24 router.top_k=12 "
+    "data.tokens_per_device=300 "
     "data.sequence_length=0 model.num_shared_experts=1", /* more rows than one GEMM call takes, in experts and gate */
 };
 static const char *const mode_names[] = {"selection", "token"};
@@ -240,7 +253,8 @@ static void check_same_bits(const layer_run *folded, const layer_run *mine, cons
     int64_t h = mine->c.model.hidden_size, n = mine->c.model.num_experts, tokens = mine->batch.num_tokens, first = mine->batch.first_token;
     CHECK_MSG(memcmp(mine->y, folded->y + first * h, (size_t)(tokens * h) * sizeof(real)) == 0, "y, %s", settings);
     CHECK_MSG(memcmp(mine->dlogits, folded->dlogits + first * n, (size_t)(tokens * n) * sizeof(double)) == 0, "dlogits, %s", settings);
-    CHECK_MSG(memcmp(mine->record.layer[0].loss_by_scope, folded->record.layer[0].loss_by_scope, sizeof folded->record.layer[0].loss_by_scope) == 0,
+    CHECK_MSG(memcmp(mine->record.layer[0].loss_by_scope, folded->record.layer[0].loss_by_scope,
+                     sizeof folded->record.layer[0].loss_by_scope) == 0,
               "losses, %s", settings);
 }
 
@@ -249,10 +263,11 @@ static void check_case(const moe_comm *comm, const char *chosen, bool look_close
     moe_comm self = comm_self();
     char settings[1024];
     for (int mode = 0; mode < 2; mode++) {
-        snprintf(settings, sizeof settings,
-                 "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 data.tokens_per_device=9 data.sequence_length=13 "
-                 "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d exchange.mode=%s %s",
-                 comm->size == 3 ? 6 : 8, mode_names[mode], chosen);
+        snprintf(
+            settings, sizeof settings,
+            "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 data.tokens_per_device=9 data.sequence_length=13 "
+            "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d exchange.mode=%s %s",
+            comm->size == 3 ? 6 : 8, mode_names[mode], chosen);
         if (mode == 0) {
             set_up(&folded, &self, settings, 0);
             forward(&folded, 1);
@@ -281,11 +296,15 @@ static const golden_case golden_cases[] = {
     {"layer_1_ds2_seq",
      "model.hidden_size=6 model.moe_intermediate_size=5 model.num_experts=8 router.top_k=2 cluster.devices=4 router.topk_group=2 "
      "model.num_shared_experts=1 router.routed_scaling_factor=2 data.sequence_length=8 balance.scope=sequence",
-     4, 16, {0.12597923218590099, 0.23519827095550216, 0.32400201535223483}},
+     4,
+     16,
+     {0.12597923218590099, 0.23519827095550216, 0.32400201535223483}},
     {"layer_2_ds2_norm_batch_mse",
      "model.hidden_size=8 model.moe_intermediate_size=7 model.num_experts=6 router.top_k=3 cluster.devices=3 router.topk_group=2 "
      "model.num_shared_experts=2 router.norm_topk_prob=yes data.sequence_length=20 balance.scope=global",
-     3, 20, {0.09790222902981245, 0.20321781467197206, 0.30244753238969685}},
+     3,
+     20,
+     {0.09790222902981245, 0.20321781467197206, 0.30244753238969685}},
 };
 
 /* Array `name` of the case; caller frees. */
@@ -342,13 +361,16 @@ static double distance(const double *expected, const real *found, int64_t count)
 static void check_golden(const golden_case *c, const moe_comm *comm) {
     layer_run r;
     char settings[1024];
-    double tolerance = sizeof(real) == sizeof(float) ? 1e-4 : 1e-9, *y = golden(c, "y"), *idx = golden(c, "topk_idx"), *weight = golden(c, "topk_weight");
-    snprintf(settings, sizeof settings, "%s router.group_limit=max balance.alpha_expert=0.1 balance.alpha_device=0.2 balance.alpha_comm=0.3", c->settings);
+    double tolerance = sizeof(real) == sizeof(float) ? 1e-4 : 1e-9, *y = golden(c, "y"), *idx = golden(c, "topk_idx"),
+           *weight = golden(c, "topk_weight");
+    snprintf(settings, sizeof settings,
+             "%s router.group_limit=max balance.alpha_expert=0.1 balance.alpha_device=0.2 balance.alpha_comm=0.3", c->settings);
     set_up(&r, comm, settings, c->tokens);
     load_layer(c, &r);
     forward(&r, 1);
     int64_t h = r.c.model.hidden_size, k = r.c.router.top_k, first = r.batch.first_token, tokens = r.batch.num_tokens, wrong = 0;
-    CHECK_MSG(distance(y + first * h, r.y, tokens * h) <= tolerance, "%s: y differs by %g", c->name, distance(y + first * h, r.y, tokens * h));
+    CHECK_MSG(distance(y + first * h, r.y, tokens * h) <= tolerance, "%s: y differs by %g", c->name,
+              distance(y + first * h, r.y, tokens * h));
     CHECK_INT(r.a.routing.num_selections, tokens * k);
     CHECK_MSG(distance(weight + first * k, r.a.routing.weight, tokens * k) <= tolerance, "%s: weights", c->name);
     for (int64_t i = 0; i < tokens * k; i++) {

@@ -126,6 +126,12 @@ static void check_reduce(const moe_comm *comm, int32_t devices, double scale) {
         CHECK_INT(bytes, 5 + 2 * (devices - 1) * (int64_t)(LONG + SHORT) * (int64_t)sizeof(real));
         CHECK_INT(bytes, bytes_whole);
         const moe_parameter *p = here.all.p, *q = whole.all.p;
+        real *expected = naive_tree(devices, 1, LONG);
+        for (int64_t i = 0; i < LONG; i++) {
+            expected[i] *= (real)(round ? 1 : scale);
+        }
+        CHECK_MSG(memcmp(p[0].gradient, expected, LONG * sizeof(real)) == 0, "%d devices", devices);
+        moe_free(expected);
         CHECK_MSG(memcmp(p[0].gradient, q[0].gradient, LONG * sizeof(real)) == 0, "%d devices", devices);
         CHECK_MSG(memcmp(p[2].gradient, q[2].gradient, SHORT * sizeof(real)) == 0, "%d devices", devices);
         size_t experts = (size_t)p[1].size * PER_DEVICE * (size_t)local;
@@ -208,6 +214,9 @@ int main(int argc, char **argv) {
             check_tree(&comm, num_devices[i], count[k]);
         }
         check_reduce(&comm, num_devices[i], 0.25);
+    }
+    for (int32_t local = 1; local < 12; local++) { /* uneven numbers: subtrees end across ranks */
+        check_tree(&comm, local * comm.size, 63);
     }
     moe_comm small = comm;
     small.max_count = 100; /* several rounds of the Alltoallv, broadcasts for the allgather */

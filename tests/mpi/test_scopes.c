@@ -1,8 +1,8 @@
 /* test_scopes.c: the balance losses of random batches in all three scopes: against the naive reference over the whole global batch, and bit
  * for bit against one rank that hosts all the devices. Sequences that span devices and ranks, padding, fewer tokens than devices.
  * ctest: f64 */
-#include "moesim/comm.h"
 #include "check.h"
+#include "moesim/comm.h"
 
 #include <limits.h>
 #include <string.h>
@@ -28,11 +28,18 @@ typedef struct problem {
 static void make_router(problem *p) {
     uint64_t s = p->seed;
     int32_t n = p->devices * random_int(s, 40, 1, 4), groups = random_divisor(s, 41, n);
-    p->router = (moe_router){.num_experts = n, .top_k = random_int(s, 42, 1, n < 8 ? n : 8), .num_groups = groups,
-                             .topk_group = random_int(s, 43, 1, groups), .score_func = (enum moe_score_func)random_int(s, 44, 0, 3),
-                             .group_limit = (enum moe_group_limit)random_int(s, 45, 0, 3), .norm_topk_prob = random_int(s, 46, 0, 1),
-                             .norm_single = true, .scale_normalized = true, .routed_scaling_factor = 1,
-                             .aux_selection = (enum moe_aux_selection)random_int(s, 47, 0, 1), .comm_count_local = random_int(s, 48, 0, 1)};
+    p->router = (moe_router){.num_experts = n,
+                             .top_k = random_int(s, 42, 1, n < 8 ? n : 8),
+                             .num_groups = groups,
+                             .topk_group = random_int(s, 43, 1, groups),
+                             .score_func = (enum moe_score_func)random_int(s, 44, 0, 3),
+                             .group_limit = (enum moe_group_limit)random_int(s, 45, 0, 3),
+                             .norm_topk_prob = random_int(s, 46, 0, 1),
+                             .norm_single = true,
+                             .scale_normalized = true,
+                             .routed_scaling_factor = 1,
+                             .aux_selection = (enum moe_aux_selection)random_int(s, 47, 0, 1),
+                             .comm_count_local = random_int(s, 48, 0, 1)};
     p->bias = moe_alloc(n, sizeof *p->bias, "test");
     for (int32_t i = 0; i < n; i++) {
         p->bias[i] = random_unit(s, 49, (uint64_t)i) - 0.5;
@@ -48,8 +55,11 @@ static problem make_problem(uint64_t seed, int32_t devices) {
     make_router(&p);
     int32_t n = p.router.num_experts;
     moe_placement_block(&p.placement, n, devices);
-    p.balance = (moe_balance){.comm_limit = random_int(seed, 61, 1, devices), .comm_count = (enum moe_comm_count)random_int(seed, 62, 0, 1),
-                              .device_p = (enum moe_device_p)random_int(seed, 63, 0, 1), .has_scores = true, .has_logits = true};
+    p.balance = (moe_balance){.comm_limit = random_int(seed, 61, 1, devices),
+                              .comm_count = (enum moe_comm_count)random_int(seed, 62, 0, 1),
+                              .device_p = (enum moe_device_p)random_int(seed, 63, 0, 1),
+                              .has_scores = true,
+                              .has_logits = true};
     p.z = moe_alloc(p.tokens * n, sizeof *p.z, "test");
     for (int64_t i = 0; i < p.tokens * n; i++) {
         p.z[i] = random_logit(seed, (int)(seed % 5), (uint64_t)(i / n), (uint64_t)(i % n));
@@ -130,7 +140,8 @@ static void check_scope(const problem *p, enum moe_scope scope, ref_batch *b, in
 }
 
 static void check_reference(const problem *p, const moe_scopes *scopes) {
-    int32_t n = p->router.num_experts, *home = moe_alloc(p->tokens, sizeof *home, "test"), *scope_of = moe_alloc(p->tokens, sizeof *scope_of, "test");
+    int32_t n = p->router.num_experts, *home = moe_alloc(p->tokens, sizeof *home, "test"),
+            *scope_of = moe_alloc(p->tokens, sizeof *scope_of, "test");
     double *z = moe_alloc(p->tokens * n, sizeof *z, "test");
     for (int64_t i = 0; i < p->tokens * n; i++) {
         z[i] = p->z[i];
@@ -138,8 +149,16 @@ static void check_reference(const problem *p, const moe_scopes *scopes) {
     for (int64_t t = 0; t < p->tokens; t++) {
         home[t] = device_of(p, t);
     }
-    ref_batch b = {.router = &p->router, .devices = p->devices, .device = p->placement.device, .num_tokens = p->tokens, .z = z, .home = home,
-                   .scope = scope_of, .counted = p->counted, .comm_limit = p->balance.comm_limit, .comm_count = p->balance.comm_count,
+    ref_batch b = {.router = &p->router,
+                   .devices = p->devices,
+                   .device = p->placement.device,
+                   .num_tokens = p->tokens,
+                   .z = z,
+                   .home = home,
+                   .scope = scope_of,
+                   .counted = p->counted,
+                   .comm_limit = p->balance.comm_limit,
+                   .comm_count = p->balance.comm_count,
                    .device_p = p->balance.device_p};
     for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
         check_scope(p, (enum moe_scope)scope, &b, scope_of, scopes);

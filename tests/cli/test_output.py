@@ -1,0 +1,154 @@
+"""ctest: timeout=120
+What moesim prints and how it is asked: clean text through a pipe, --quiet, --help, --version, --keys, --check, options in any order, and a
+config.ini in the results that gives the same results again."""
+import os
+import pty
+import re
+import subprocess
+
+from _moesim import TEMPORARY, check, command, config, environment, moesim, run, same_bytes, sets, summary, verdict
+
+BASE = {
+    "run.steps": 2, "model.hidden_size": 16, "model.num_experts": 16, "model.num_shared_experts": 1, "model.moe_intermediate_size": 8,
+    "router.top_k": 3, "router.group_limit": "max", "router.topk_group": 2, "balance.alpha_expert": 0.003, "cluster.devices": 4,
+    "data.tokens_per_device": 32, "data.sequence_length": 16, "output.routing": "yes", "output.tensors": "yes",
+}
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def plain(**more):
+    """An environment without settings of colour."""
+    for name in ("NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "FORCE_COLOR", "COLUMNS"):
+        os.environ.pop(name, None)
+    return {"TERM": "xterm-256color", **more}
+
+
+def check_clean(label, text):
+    dirty = CONTROL.findall(text)
+    check(not dirty, f"{label}: {len(dirty)} control characters, such as {sorted(set(dirty))[:4]}, in {text[:160]!r}")
+
+
+def check_pipe():
+    for ranks in (1, 4):
+        for label, more in (("piped", {}), ("piped with NO_COLOR", {"NO_COLOR": "1"}), ("piped without TERM", {"TERM": "dumb"})):
+            done = moesim(ranks, "--out", f"pipe-{ranks}-{len(label)}", config("pipe", BASE), **plain(**more))
+            check(done.code == 0 and done.err == "", f"{label}: status {done.code}: {done.err}")
+            check_clean(f"{label} at np {ranks}", done.out)
+            check(all(len(line) <= 160 for line in done.out.splitlines()), f"{label}: a line of more than 160 characters")
+            for word in ("expert", "device", "communication", "dispatch", "combine", "rows_conserved", "passed", f"pipe-{ranks}"):
+                check(word in done.out, f"{label}: nothing about {word}")
+
+
+def terminal_output(*arguments, **more):
+    """What a terminal shows whose mpirun runs moesim on two ranks."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command(2, *arguments), env=environment(**more), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:   # the last process has closed the terminal
+            part = b""
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    check(process.wait() == 0, "on a terminal: status is not 0")
+    return shown.decode()
+
+
+def check_terminal():
+    """On a terminal there is colour, unless NO_COLOR says no."""
+    coloured = terminal_output("--out", "terminal", config("terminal", BASE), **plain())
+    check("\x1b[" in coloured, "no colour on a terminal")
+    uncoloured = terminal_output("--out", "terminal-plain", config("terminal", BASE), **plain(NO_COLOR="1"))
+    check(re.search(r"\x1b\[[0-9;]*m", uncoloured) is None, "colour in spite of NO_COLOR")
+
+
+def check_quiet():
+    done = moesim(2, config("quiet", BASE), "--quiet", "--out", "quiet")
+    check(done.code == 0 and done.out == "" and done.err == "", f"--quiet: status {done.code}, {done.out!r}, {done.err!r}")
+    check(os.path.exists("quiet/summary.json"), "--quiet writes no results")
+
+
+def check_talk():
+    """No configuration is needed, all ranks end with 0, one of them speaks."""
+    before = set(os.listdir(TEMPORARY))
+    for option, pattern in (("--version", r"\Amoesim \d+\.\d+\.\d+\n\Z"), ("--help", r"usage:"), ("--keys", r"\btop_k\b")):
+        done = moesim(2, option, **plain())
+        check(done.code == 0 and done.err == "", f"{option}: status {done.code}: {done.err}")
+        check(re.search(pattern, done.out) is not None, f"{option}: {done.out[:200]}")
+        check(done.out == moesim(1, option, **plain()).out, f"{option}: two ranks do not say the same as one")
+        check_clean(option, done.out)
+    check(set(os.listdir(TEMPORARY)) == before, "--help, --version or --keys wrote something")
+    keys = moesim(1, "--keys").out
+    for key in ("steps", "hidden_size", "group_limit", "alpha_comm", "devices_per_node", "tokens_per_device", "tensors"):
+        check(key in keys, f"--keys does not name {key}")
+
+
+def equal_results(first, second, label):
+    arrays = sorted(name for name in os.listdir(first) if name.endswith(".npy"))
+    check(len(arrays) >= 5 and arrays == sorted(name for name in os.listdir(second) if name.endswith(".npy")), f"{label}: arrays")
+    for name in arrays:
+        check(same_bytes(f"{first}/{name}", f"{second}/{name}"), f"{label}: {name} differs")
+    a, b = summary(first), summary(second)
+    for one in (a, b):
+        one["config"].pop("name")
+        for key in ("time", "machine", "ranks"):
+            one.pop(key)
+    check(a == b, f"{label}: summary.json differs")
+
+
+def check_reproduction():
+    """What --check prints, and the config.ini of a run, are configurations that give the same results, at another np too."""
+    first = run("first", 4, BASE)
+    checked = moesim(4, "--check", config("check", BASE), "--out", "not-made")
+    check(checked.code == 0 and not os.path.exists("not-made"), f"--check: status {checked.code}: {checked.err}")
+    check_clean("--check", checked.out)
+    with open("checked.ini", "w") as file:
+        file.write(checked.out)
+    for label, path, ranks in (("--check", "checked.ini", 4), ("config.ini", f"{first}/config.ini", 4), ("config.ini at np 2", f"{first}/config.ini", 2)):
+        done = moesim(ranks, path, "--quiet", "--out", label)
+        if first and check(done.code == 0, f"{label} does not run: {done.err}"):
+            equal_results(first, label, label)
+            check(same_bytes(f"{label}/config.ini", f"{first}/config.ini") or ranks != 4, f"{label}: its own config.ini differs")
+
+
+def check_options():
+    """Options after the configuration, both ways of giving a value, --set over the file, the last --set over the first."""
+    path = config("options", BASE)
+    done = moesim(2, "--set", "router.top_k=1", path, "--set=router.top_k=2", "--out=options-a", "--quiet")
+    check(done.code == 0 and summary("options-a")["config"]["router"]["top_k"] == 2, f"options after the configuration: {done.err}")
+    done = moesim(2, *sets({"router.top_k": 2}), "--out", "deep/er/options-b", path, "--quiet")
+    check(done.code == 0, f"a folder inside folders that are not there: {done.err}")
+    if done.code == 0:
+        equal_results("options-a", "deep/er/options-b", "options before and after")
+    done = moesim(2, path, "--quiet")
+    made = os.listdir("runs") if os.path.isdir("runs") else []
+    check(done.code == 0 and len(made) == 1 and re.fullmatch(r"options-\d{8}-\d{6}\S*", made[0]), f"default folder: {made}, {done.err}")
+
+
+def check_force():
+    """A finished run is not overwritten unless asked for; other files stay."""
+    path = config("force", BASE)
+    done = moesim(2, path, "--quiet", "--out", "force")
+    with open("force/notes.txt", "w") as file:
+        file.write("mine")
+    before = os.stat("force/summary.json").st_mtime_ns
+    done = moesim(2, path, "--quiet", "--out", "force")
+    check(done.code == 2 and os.stat("force/summary.json").st_mtime_ns == before, f"an existing run: status {done.code}: {done.err}")
+    done = moesim(2, path, "--quiet", "--out", "force", "--force", "--set", "run.steps=1", "--set", "output.tensors=no")
+    check(done.code == 0 and summary("force")["steps"] == 1, f"--force: status {done.code}: {done.err}")
+    check(os.path.exists("force/notes.txt"), "--force removed a file that moesim did not write")
+    check(not os.path.exists("force/y.npy"), "--force left an array of the run before")
+
+
+check_pipe()
+check_terminal()
+check_quiet()
+check_talk()
+check_reproduction()
+check_options()
+check_force()
+verdict()
