@@ -1,11 +1,11 @@
 /* backward.c: the gradient of one MoE layer, in the order of forward reversed. */
 #include "moesim/backward.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "moesim/gemm.h"
+#include "moesim/norm.h"
 #include "moesim/weight_gradient.h"
 
 /* --- the table of parameters --- */
@@ -111,41 +111,19 @@ static void shared_backward(const moe_layer *layer, const moe_layer_slots *slots
     }
 }
 
-/* u = w x r, r = (mean(x^2) + eps)^-1/2:  dx = r (w du) - x r^3 / H <w du, x>,  dw += sum_t du x r (in double per device, then rounded). */
-static void rmsnorm_backward(const real *x, const real *w, const real *du, int64_t tokens, int64_t h, double *dw, real *dx) {
-    for (int64_t t = 0; t < tokens; t++) {
-        const real *row = x + t * h, *d = du + t * h;
-        double squares = 0, dot = 0;
-        for (int64_t i = 0; i < h; i++) {
-            squares += (double)row[i] * row[i];
-            dot += (double)d[i] * w[i] * row[i];
-        }
-        double r = 1 / sqrt(squares / (double)h + MOE_RMSNORM_EPSILON), along = r * r * r / (double)h * dot;
-        for (int64_t i = 0; i < h; i++) {
-            dw[i] += (double)d[i] * row[i] * r;
-            dx[t * h + i] = (real)(r * w[i] * d[i] - along * row[i]);
-        }
-    }
-}
-
 static void norm_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, const moe_activations *a,
                           moe_parameters *all, const moe_backward *b, real *dx) {
-    int64_t h = context->config->model.hidden_size;
+    int64_t h = context->config->model.hidden_size, tokens = context->batch->num_tokens;
     if (!layer->norm) {
-        memcpy(dx, b->du, (size_t)(context->batch->num_tokens * h) * sizeof(real));
+        memcpy(dx, b->du, (size_t)(tokens * h) * sizeof(real));
         return;
     }
-#pragma omp parallel for schedule(dynamic)
     for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
         int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
-        double *dw = moe_alloc_zero(h, sizeof *dw, "gradient of the norm");
-        real *partial = partial_of(all, slots->norm, j);
-        rmsnorm_backward(a->layer_x + begin * h, layer->norm, b->du + begin * h, rows, h, dw, dx + begin * h);
-        for (int64_t i = 0; i < h; i++) {
-            partial[i] += (real)dw[i];
-        }
-        moe_free(dw);
+        moe_rmsnorm_weight_gradient(a->layer_x + begin * h, a->inverse_rms + begin, b->du + begin * h, rows, h,
+                                    partial_of(all, slots->norm, j));
     }
+    moe_rmsnorm_backward(a->layer_x, layer->norm, a->inverse_rms, b->du, tokens, h, dx);
 }
 
 /* Bytes of backward: dy and dx travel along the same rows as x and y; dg returns as metadata. */

@@ -157,13 +157,15 @@ static MPI_Datatype row_type(int64_t row_bytes) {
 }
 
 static void alltoallv_once(const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
-    int n = comm->size, *ints = moe_alloc(4 * n, sizeof *ints, "counts of an Alltoallv");
+    enum { FEW_RANKS = 64 };
+    int n = comm->size, few[4 * FEW_RANKS], *many = n > FEW_RANKS ? moe_alloc(4 * n, sizeof *many, "counts of an Alltoallv") : NULL;
+    int *ints = many ? many : few;
     narrow_all(send.count, ints, n, limit);
     narrow_all(send.offset, ints + n, n, limit);
     narrow_all(recv.count, ints + 2 * n, n, limit);
     narrow_all(recv.offset, ints + 3 * n, n, limit);
     MPI_Alltoallv(send.rows, ints, ints + n, type, recv.rows, ints + 2 * n, ints + 3 * n, type, comm->comm);
-    moe_free(ints);
+    moe_free(many);
 }
 
 /* Rows [done, done + step) of every block, staged without gaps: count, offset [size] describe the staging buffer; returns its rows. */

@@ -6,9 +6,11 @@
  * fused format. Rows of the own rank never enter a buffer; at 1 rank nothing is packed at all. */
 #include "moesim/exchange.h"
 
+#include <omp.h>
 #include <string.h>
 
 #include "moesim/status.h"
+#include "moesim/vector.h"
 
 enum { PAIR_WORDS = 1 + (int)(sizeof(real) / sizeof(int32_t)) };
 
@@ -71,6 +73,12 @@ static void reserve_inbox_rows(moe_inbox *in) {
     moe_reserve((same = pair_room, &in->pair_position), &same, in->num_pairs, sizeof(int64_t), "inbox");
 }
 
+/* Room for `lists` lists of one number per rank; each use is over before the next begins. */
+static int64_t *reserve_layout(moe_exchange *e, const moe_comm *comm, int64_t lists) {
+    moe_reserve(&e->layout, &e->layout_room, lists * comm->size, sizeof(int64_t), "layout of an exchange");
+    return e->layout;
+}
+
 /* --- metadata --- */
 
 static int32_t *write_words(const moe_plan *plan, int64_t begin, int64_t end, int32_t *word) {
@@ -130,8 +138,8 @@ static void read_inbox(moe_exchange *e, const moe_plan *plan, const moe_placemen
 
 static void exchange_metadata(moe_exchange *e, const moe_comm *comm, const moe_plan *plan, const moe_placement *placement) {
     moe_inbox *in = &e->inbox;
-    int64_t heads = head_words(plan->mode), *layout = moe_alloc(4 * comm->size, sizeof *layout, "metadata"), out = 0, arriving = 0;
-    int64_t *sc = layout, *so = sc + comm->size, *rc = so + comm->size, *ro = rc + comm->size,
+    int64_t heads = head_words(plan->mode), out = 0, arriving = 0;
+    int64_t *sc = reserve_layout(e, comm, 4), *so = sc + comm->size, *rc = so + comm->size, *ro = rc + comm->size,
             per = (int64_t)plan->num_local * plan->num_local;
     for (int q = 0; q < comm->size; q++) {
         sc[q] = (plan->rank_row[q + 1] - plan->rank_row[q]) * heads + (plan->rank_pair[q + 1] - plan->rank_pair[q]) * PAIR_WORDS;
@@ -151,7 +159,6 @@ static void exchange_metadata(moe_exchange *e, const moe_comm *comm, const moe_p
     moe_comm_alltoallv(comm, (moe_blocks){e->words_out, sc, so}, (moe_blocks){e->words_in, rc, ro}, sizeof(int32_t),
                        e->most_rows * (heads + PAIR_WORDS));
     read_inbox(e, plan, placement, e->words_in, arriving);
-    moe_free(layout);
 }
 
 /* Groups pairs by (local device, slot) with a counting sort, stable, so rows of a slot stay in (source device, token) order. */
@@ -180,9 +187,9 @@ typedef struct payload_layout {
 
 /* Rows for and from each other rank; none for the own. send_packed: outgoing rows stand without the own rank's block (always); receive
  * offsets likewise for x. */
-static payload_layout layout_payload(const moe_exchange *e, const moe_plan *plan) {
+static payload_layout layout_payload(moe_exchange *e, const moe_plan *plan) {
     const moe_comm *comm = e->comm;
-    int64_t *all = moe_alloc(4 * comm->size, sizeof *all, "payload"), out = 0, arriving = 0;
+    int64_t *all = reserve_layout(e, comm, 4), out = 0, arriving = 0;
     payload_layout l = {all, all + comm->size, all + 2 * comm->size, all + 3 * comm->size};
     for (int q = 0; q < comm->size; q++) {
         bool own = q == comm->rank;
@@ -216,7 +223,6 @@ static void send_rows(moe_exchange *e, const moe_plan *plan, const real *x, moe_
     payload_layout l = layout_payload(e, plan);
     moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
                        (moe_blocks){rows->remote, l.recv_count, l.recv_offset}, in->hidden * (int64_t)sizeof(real), e->most_rows);
-    moe_free(l.send_count);
 }
 
 void moe_exchange_dispatch(moe_exchange *e, const moe_comm *comm, const moe_plan *plan, const moe_placement *placement, const real *x,
@@ -244,7 +250,7 @@ void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const
 void moe_exchange_return_pairs(moe_exchange *e, const moe_plan *plan, const real *values, real *returned) {
     const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
-    int64_t *all = moe_alloc(3 * comm->size, sizeof *all, "returned pairs"), *sc = all, *so = sc + comm->size, *rc = so + comm->size;
+    int64_t *sc = reserve_layout(e, comm, 4), *so = sc + comm->size, *rc = so + comm->size;
     for (int q = 0; q < comm->size; q++) {
         so[q] = in->row_pair[in->rank_row[q]];
         sc[q] = in->row_pair[in->rank_row[q + 1]] - so[q];
@@ -254,7 +260,6 @@ void moe_exchange_return_pairs(moe_exchange *e, const moe_plan *plan, const real
     sc[comm->rank] = rc[comm->rank] = 0;
     moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)values, sc, so}, (moe_blocks){returned, rc, plan->rank_pair}, sizeof(real),
                        e->most_rows);
-    moe_free(all);
 }
 
 /* --- combine --- */
@@ -269,38 +274,44 @@ static const real *returned_row(const returned_rows *b, int64_t r) {
     return b->back + (r < b->own_begin ? r : r - (b->own_end - b->own_begin)) * b->hidden;
 }
 
-static void add(real *restrict to, const real *restrict from, int64_t n) {
+/* to = a + b; to may be a. */
+MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n) {
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        to[i] += from[i];
+        to[i] = a[i] + b[i];
     }
 }
 
-/* to = what one device returns for a token: its rows first .. (ascending experts) until the device changes; returns the row after. */
-static int64_t sum_device(const moe_plan *plan, const returned_rows *b, int64_t first, int64_t end, real *to) {
-    int32_t device = plan->row_device[plan->token_row[first]];
-    memcpy(to, returned_row(b, plan->token_row[first]), (size_t)b->hidden * sizeof(real));
-    int64_t i = first + 1;
-    for (; i < end && plan->row_device[plan->token_row[i]] == device; i++) {
-        add(to, returned_row(b, plan->token_row[i]), b->hidden);
+/* What one device returns for a token, beginning at its row *i: its only row where it stands, or the sum of its rows (ascending experts) in
+ * scratch. *i becomes the row after. */
+static const real *device_sum(const moe_plan *plan, const returned_rows *b, int64_t *i, int64_t end, real *scratch) {
+    const int64_t *row = plan->token_row;
+    int32_t device = plan->row_device[row[*i]];
+    const real *sum = returned_row(b, row[*i]);
+    for (++*i; *i < end && plan->row_device[row[*i]] == device; ++*i) {
+        sum_of(scratch, sum, returned_row(b, row[*i]), b->hidden);
+        sum = scratch;
     }
-    return i;
+    return sum;
 }
 
 /* y of one token. scratch [2, H]: the sum of a node, the sum of a device. */
 static void sum_token(const moe_plan *plan, const returned_rows *b, int64_t t, int32_t devices_per_node, real *scratch, real *y) {
-    int64_t i = plan->token_row_offset[t], end = plan->token_row_offset[t + 1], h = b->hidden;
-    real *node_sum = scratch, *device_sum = scratch + h;
-    bool first_node = true;
+    int64_t begin = plan->token_row_offset[t], end = plan->token_row_offset[t + 1], i = begin, h = b->hidden;
     if (i == end) memset(y, 0, (size_t)h * sizeof(real));
     while (i < end) {
+        bool first_node = i == begin;
         int32_t node = plan->row_device[plan->token_row[i]] / devices_per_node;
-        i = sum_device(plan, b, i, end, first_node ? y : node_sum);
+        real *to = first_node ? y : scratch;
+        const real *sum = device_sum(plan, b, &i, end, to);
         while (i < end && plan->row_device[plan->token_row[i]] / devices_per_node == node) {
-            i = sum_device(plan, b, i, end, device_sum);
-            add(first_node ? y : node_sum, device_sum, h);
+            sum_of(to, sum, device_sum(plan, b, &i, end, scratch + h), h);
+            sum = to;
         }
-        if (!first_node) add(y, node_sum, h);
-        first_node = false;
+        if (!first_node)
+            sum_of(y, y, sum, h);
+        else if (sum != y)
+            memcpy(y, sum, (size_t)h * sizeof(real));
     }
 }
 
@@ -312,24 +323,19 @@ void moe_exchange_combine(moe_exchange *e, const moe_plan *plan, const real *res
     /* results stand in inbox order with the own block among them: send straight from there */
     moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)results, l.recv_count, in->rank_row},
                        (moe_blocks){e->outgoing, l.send_count, l.send_offset}, hidden * (int64_t)sizeof(real), e->most_rows);
-    moe_free(l.send_count);
     returned_rows b = {e->outgoing, results + in->own_begin * hidden, plan->rank_row[comm->rank], plan->rank_row[comm->rank + 1], hidden};
-#pragma omp parallel
-    {
-        real *scratch = moe_alloc(2 * hidden, sizeof(real), "combine");
-#pragma omp for schedule(static)
-        for (int64_t t = 0; t < plan->num_tokens; t++) {
-            sum_token(plan, &b, t, devices_per_node, scratch, y + t * hidden);
-        }
-        moe_free(scratch);
+    moe_reserve(&e->scratch, &e->scratch_room, omp_get_max_threads() * 2 * hidden, sizeof(real), "combine");
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < plan->num_tokens; t++) {
+        sum_token(plan, &b, t, devices_per_node, e->scratch + omp_get_thread_num() * 2 * hidden, y + t * hidden);
     }
 }
 
 void moe_exchange_free(moe_exchange *e) {
     moe_inbox *in = &e->inbox;
-    void *arrays[] = {e->outgoing,  e->words_out,    e->words_in,   e->sizes,          in->rows_from,   in->pairs_from,
-                      in->rank_row, in->row_device,  in->row_token, in->row_pair,      in->pair_expert, in->pair_weight,
-                      in->pair_row, in->slot_offset, in->slot_pair, in->pair_position, in->x.remote,    in->dy.remote};
+    void *arrays[] = {e->scratch,     e->layout,       e->outgoing,    e->words_out,      e->words_in,  e->sizes,        in->rows_from,
+                      in->pairs_from, in->rank_row,    in->row_device, in->row_token,     in->row_pair, in->pair_expert, in->pair_weight,
+                      in->pair_row,   in->slot_offset, in->slot_pair,  in->pair_position, in->x.remote, in->dy.remote};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         moe_free(arrays[i]);
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "moesim/gemm.h"
+#include "moesim/norm.h"
 #include "moesim/rng.h"
 #include "moesim/status.h"
 #include "moesim/vector.h"
@@ -58,22 +59,6 @@ void moe_layer_free(moe_layer *layer) {
 }
 
 /* --- the steps before the router --- */
-
-/* u = x * w / sqrt(mean(x^2) + epsilon), the mean in double (Zhang and Sennrich 2019, RMSNorm). */
-static void rmsnorm(const real *x, const real *w, int64_t tokens, int64_t h, real *u) {
-#pragma omp parallel for schedule(static)
-    for (int64_t t = 0; t < tokens; t++) {
-        const real *row = x + t * h;
-        double sum = 0;
-        for (int64_t i = 0; i < h; i++) {
-            sum += (double)row[i] * row[i];
-        }
-        real scale = (real)(1 / sqrt(sum / (double)h + MOE_RMSNORM_EPSILON));
-        for (int64_t i = 0; i < h; i++) {
-            u[t * h + i] = row[i] * scale * w[i];
-        }
-    }
-}
 
 enum {
     GATE_ROWS = 256
@@ -194,7 +179,9 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     a->layer_x = a->x = x;
     if (layer->norm) {
         moe_reserve(&a->u, &a->u_room, b->num_tokens * h, sizeof(real), "normed x");
-        rmsnorm(x, layer->norm, b->num_tokens, h, a->u);
+        if (context->keep || context->config->run.mode == MOE_MODE_TRAIN)
+            moe_reserve(&a->inverse_rms, &a->rms_room, b->num_tokens, sizeof(double), "norms");
+        moe_rmsnorm(x, layer->norm, b->num_tokens, h, a->u, a->inverse_rms);
         a->x = a->u;
     }
     make_logits(layer, context, a);
@@ -234,6 +221,7 @@ void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const
 
 void moe_activations_free(moe_activations *a) {
     moe_free(a->u);
+    moe_free(a->inverse_rms);
     moe_free(a->gate_logits);
     moe_routing_free(&a->routing);
     moe_stats_free(&a->segments);

@@ -5,12 +5,13 @@
 
 #include "moesim/comm.h"
 #include "moesim/config.h"
+#include "moesim/results.h"
 #include "moesim/run.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 
 typedef struct arguments {
-    const char *config;
+    const char *config, *resume;
     const char **set;
     int num_set;
     moe_run_options run;
@@ -26,6 +27,7 @@ static const char *const help_text =
     "  --out DIR                where results go (default runs/<config name>-<time>)\n"
     "  --force                  overwrite the results in DIR\n"
     "  --check                  validate for this number of ranks, print the configuration resolved, stop\n"
+    "  --resume DIR             go on from the last checkpoint of that run (no CONFIG; --set run.steps=N may extend it)\n"
     "  --keys                   every key with type, default, range and one sentence\n"
     "  --quiet                  print nothing but errors\n"
     "  --version, --help\n"
@@ -37,7 +39,7 @@ static const char *const help_text =
     "exit status: 0 done, 2 a mistake in the input (one sentence says which), 3 the run failed its own checks, 1 anything else\n";
 
 static int unknown_option(const char *option, moe_status *st) {
-    static const char *const later[] = {"--resume", "--explain", "--explain-step", "--dialects", "--verify", "--calibrate"};
+    static const char *const later[] = {"--explain", "--explain-step", "--dialects", "--verify", "--calibrate"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         if (strcmp(option, later[i]) == 0) return moe_fail(st, MOE_USER, "%s is not available yet", option);
     }
@@ -65,6 +67,8 @@ static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) 
             a->set[a->num_set++] = option_value(argc, argv, &i, "--set", st);
         else if (is_option(argv[i], "--out"))
             a->run.out = option_value(argc, argv, &i, "--out", st);
+        else if (is_option(argv[i], "--resume"))
+            a->resume = option_value(argc, argv, &i, "--resume", st);
         else if (strcmp(argv[i], "--force") == 0)
             a->run.force = true;
         else if (strcmp(argv[i], "--check") == 0)
@@ -85,7 +89,10 @@ static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) 
             a->config = argv[i];
     }
     bool talks = a->help || a->version || a->keys;
-    if (st->code == MOE_OK && !a->config && !talks)
+    if (st->code == MOE_OK && a->resume && (a->config || a->run.out || a->run.force))
+        moe_fail(st, MOE_USER,
+                 "--resume %s takes its configuration and folder from that run: a CONFIG, --out and --force do not go with it", a->resume);
+    if (st->code == MOE_OK && !a->config && !talks && !a->resume)
         moe_fail(st, MOE_USER, "no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)");
     return st->code;
 }
@@ -129,6 +136,44 @@ static int load_config(const moe_comm *comm, const arguments *a, moe_config *c, 
     return st->code;
 }
 
+/* Collective. The configuration of a checkpoint with what --set changes, if that may go on. */
+static int resumed_config(const moe_comm *comm, const arguments *a, const moe_checkpoint *found, moe_config *c, moe_status *st) {
+    moe_checkpoint_config(found, c, st);
+    for (int i = 0; i < a->num_set && st->code == MOE_OK; i++) {
+        moe_config_set(c, a->set[i], st);
+    }
+    if (st->code == MOE_OK) moe_config_resolve(c, comm->size, st);
+    if (st->code == MOE_OK) moe_checkpoint_same_run(c, found->config_text, st);
+    return st->code;
+}
+
+static int already_finished(const moe_comm *comm, const arguments *a) {
+    if (comm->rank == 0 && !a->run.quiet) printf("%s is finished: there is nothing to go on with\n", a->resume);
+    return MOE_OK;
+}
+
+/* Collective. --resume DIR */
+static int resume(const moe_comm *comm, const arguments *a, moe_status *st) {
+    moe_checkpoint found = {0};
+    moe_config config;
+    moe_run_options options = a->run;
+    char word[512] = "";
+    if (a->num_set == 0 && moe_results_finished(comm, a->resume, 0)) return already_finished(comm, a);
+    if (moe_checkpoint_find(comm, a->resume, &found, word, st)) return st->code;
+    if (resumed_config(comm, a, &found, &config, st) == MOE_OK) {
+        if (moe_results_finished(comm, a->resume, config.run.steps)) {
+            already_finished(comm, a);
+        } else {
+            options.out = a->resume;
+            options.resume = &found;
+            options.word = word;
+            moe_run(comm, &config, &options, st);
+        }
+    }
+    moe_checkpoint_free(&found);
+    return st->code;
+}
+
 static int act(const moe_comm *comm, const arguments *a, moe_status *st) {
     moe_config config;
     if (a->help || a->version || a->keys) {
@@ -137,6 +182,7 @@ static int act(const moe_comm *comm, const arguments *a, moe_status *st) {
         if (comm->rank == 0 && a->keys) moe_config_print_keys(stdout);
         return MOE_OK;
     }
+    if (a->resume) return resume(comm, a, st);
     if (load_config(comm, a, &config, st)) return st->code;
     return moe_run(comm, &config, &a->run, st);
 }

@@ -118,8 +118,10 @@ static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_
         return;
     }
     int32_t chosen = moe_select_experts(&w->actual, r, w->z, w->s, flags, j->routing->expert + t * r->top_k, w->weight);
-    for (int32_t k = 0; k < chosen; k++)
+    for (int32_t k = 0; k < chosen; k++) {
         j->routing->weight[t * r->top_k + k] = (real)w->weight[k];
+        j->routing->score[t * r->top_k + k] = w->s[j->routing->expert[t * r->top_k + k]];
+    }
     j->routing->row_offset[t + 1] = chosen;
     if (is_counted(j->batch, t)) count_token(j, w, t, home, chosen, lse, flags, cell);
 }
@@ -162,6 +164,7 @@ static void close_gaps(moe_routing *r, int32_t stride) {
         if (from != total) {
             memmove(r->expert + total, r->expert + from, (size_t)count * sizeof *r->expert);
             memmove(r->weight + total, r->weight + from, (size_t)count * sizeof *r->weight);
+            memmove(r->score + total, r->score + from, (size_t)count * sizeof *r->score);
         }
         total += count;
         r->row_offset[t + 1] = total;
@@ -214,6 +217,8 @@ static int32_t record_token(const job *j, int64_t t, const int32_t *idx, int32_t
     for (int32_t i = 0; i < k; i++)
         key[i] = idx[i] < 0 ? 0 : scores ? scores[idx[i]] : weights ? (double)weights[i] : 0;
     int32_t count = order_recorded(idx, key, k, expert, from);
+    for (int32_t i = 0; i < count; i++)
+        j->routing->score[t * k + i] = key[from[i]];
     for (int32_t i = 0; i < count; i++)
         weight[i] = weights ? weights[from[i]] : scores ? (real)key[from[i]] : (real)(1.0 / count);
     return count;

@@ -10,6 +10,8 @@ void moe_routing_reserve(moe_routing *r, int64_t num_tokens, int32_t k) {
     if (selections > r->selection_capacity) {
         int64_t capacity = r->selection_capacity;
         moe_reserve(&r->expert, &capacity, selections, sizeof *r->expert, "routing");
+        capacity = r->selection_capacity;
+        moe_reserve(&r->score, &capacity, selections, sizeof *r->score, "routing");
         moe_reserve(&r->weight, &r->selection_capacity, selections, sizeof *r->weight, "routing");
     }
     r->num_tokens = num_tokens;
@@ -19,5 +21,6 @@ void moe_routing_free(moe_routing *r) {
     moe_free(r->row_offset);
     moe_free(r->expert);
     moe_free(r->weight);
+    moe_free(r->score);
     *r = (moe_routing){0};
 }

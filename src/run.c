@@ -9,6 +9,7 @@
 #include "moesim/loaded.h"
 #include "moesim/memory.h"
 #include "moesim/report.h"
+#include "moesim/restart.h"
 #include "moesim/results.h"
 #include "moesim/tally.h"
 #include "moesim/topology.h"
@@ -255,6 +256,18 @@ static int run_step(run *r, int64_t step, moe_status *st) {
 
 /* --- run --- */
 
+static moe_restart restart_of(run *r) {
+    return (moe_restart){r->comm, r->c, &r->input, r->layers, &r->training.parameters, &r->results};
+}
+
+/* Opens a new folder, or goes on in the old one. */
+static int open_results(run *r, moe_status *st) {
+    const moe_run_options *o = r->options;
+    if (!o->resume) return moe_results_open(r->comm, r->c, o->out, o->force, &r->results, st);
+    moe_restart restart = restart_of(r);
+    return moe_restart_read(&restart, o->resume, o->out, st);
+}
+
 static int prepare(run *r, moe_status *st) {
     moe_gemm_init();
     moe_topology_init(r->comm, r->c->run.threads, &r->topology);
@@ -265,11 +278,16 @@ static int prepare(run *r, moe_status *st) {
     if (moe_comm_agree(r->comm, st)) return st->code;
     if (check_memory(r, st)) return st->code;
     if (r->options->check_only) return MOE_OK;
-    if (moe_results_open(r->comm, r->c, r->options->out, r->options->force, &r->results, st)) return st->code;
-    r->screen = moe_screen_of(stdout, r->options->quiet);
-    if (r->comm->rank == 0) moe_report_header(&r->screen, r->c, r->topologies, r->comm->size, r->memory.total, moe_memory_available());
     make_context(r);
-    return make_layers(r, st);
+    if (make_layers(r, st)) return st->code;
+    if (open_results(r, st)) return st->code;
+    r->screen = moe_screen_of(stdout, r->options->quiet);
+    if (r->comm->rank != 0) return MOE_OK;
+    moe_report_header(&r->screen, r->c, r->topologies, r->comm->size, r->memory.total, moe_memory_available());
+    if (r->options->resume && !r->options->quiet)
+        printf("\n%s%sgoing on after %lld of %lld steps, from %s\n", r->options->word, r->options->word[0] ? "\n" : "",
+               (long long)r->options->resume->step, (long long)r->c->run.steps, r->options->resume->path);
+    return MOE_OK;
 }
 
 /* A failed self-check ends the loop; its step is in the results like any other. */
@@ -309,8 +327,13 @@ int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options,
             if (comm->rank == 0) moe_config_print(c, stdout);
         } else {
             r.start = moe_comm_time();
-            for (int64_t step = 0; step < c->run.steps && st->code == MOE_OK; step++) {
-                run_step(&r, step, st);
+            int64_t first = options->resume ? options->resume->step : 0;
+            for (int64_t step = first; step < c->run.steps && st->code == MOE_OK; step++) {
+                if (trains(&r)) {
+                    moe_restart restart = restart_of(&r);
+                    moe_restart_write(&restart, step, st);
+                }
+                if (st->code == MOE_OK) run_step(&r, step, st);
             }
             if (st->code == MOE_OK || st->code == MOE_RUN_FAILED) finish(&r, st);
         }

@@ -1,4 +1,4 @@
-/* scores.h: score functions of one token, inside the router. Layer 2 (decide): pure. Used by the router's own files only. */
+/* scores.h: score functions of one token, inside the router. Layer 2 (decide): pure. Used by the router's own files, the tally and the task's cross-entropy. */
 #ifndef MOESIM_SCORES_H
 #define MOESIM_SCORES_H
 

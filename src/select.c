@@ -217,7 +217,7 @@ static void order_chosen(const moe_select *w, bool in_order, int32_t count, int3
 }
 
 /* g = s of the chosen; norm_topk_prob: / (sum + 1e-20) as DeepSeek's code does; softmax_topk: / sum, always; then x routed_scaling_factor. */
-static void combine_weights(const moe_router *r, const double *s, int32_t count, double *weight) {
+void moe_select_weights(const moe_router *r, const double *s, int32_t count, double *weight) {
     bool softmax_topk = r->score_func == MOE_SCORE_SOFTMAX_TOPK;
     bool normalise = softmax_topk || (r->norm_topk_prob && (r->top_k > 1 || r->norm_single));
     double sum = 0, factor = !normalise || r->scale_normalized ? r->routed_scaling_factor : 1.0;
@@ -232,7 +232,7 @@ int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, 
                            double *weight) {
     int32_t count = 0, kept;
     fill_scores(w, r, z, s, may_be_disabled);
-    kept = choose_groups(w, r);
+    kept = w->num_kept = choose_groups(w, r);
     int32_t blocks = gather_blocks(w, kept);
     if (r->group_limit == MOE_GROUP_QUOTA)
         for (int32_t k = 0; k < kept; k++)
@@ -240,7 +240,7 @@ int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, 
     else if (blocks > 0)
         count = take_largest(w, s, 0, blocks, r->top_k, 0);
     order_chosen(w, !r->bias && r->group_limit != MOE_GROUP_QUOTA, count, expert, w->order_s);
-    if (weight) combine_weights(r, w->order_s, count, weight);
+    if (weight) moe_select_weights(r, w->order_s, count, weight);
     return count;
 }
 

@@ -16,7 +16,8 @@ typedef struct moe_select {
     int32_t *kept_block;                      /* the same, block ids */
     double *group_score;                      /* [groups] */
     int32_t *block_base;                      /* [groups * group_blocks] first expert of a block */
-    int32_t *kept;                            /* [groups] ids of kept groups, ascending */
+    int32_t *kept;                            /* [num_kept] ids of kept groups, ascending */
+    int32_t num_kept;
     double *s;                                /* [top_k] unbiased scores of the chosen */
     int32_t *expert;                          /* [top_k] before ordering */
     double *order_s;                          /* [top_k] */
@@ -30,5 +31,8 @@ void moe_select_free(moe_select *w);
 /* Local. moe_router_select with working memory. weight may be NULL (only who is chosen). may_be_disabled = 0 promises that no z is -inf. */
 int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled, int32_t *expert,
                            double *weight);
+
+/* Local. weight [count] = g of a token whose experts have the unbiased scores s [count] (method.md 1.6). */
+void moe_select_weights(const moe_router *r, const double *s, int32_t count, double *weight);
 
 #endif

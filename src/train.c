@@ -85,18 +85,27 @@ static void backward(moe_training *t, moe_step_record *record) {
     }
 }
 
-/* Global mean of what the ranks added to `sum`. */
-static double mean_loss(const moe_training *t, int64_t *sum, int64_t tokens) {
-    int64_t words[MOE_EXACT_WORDS + 1];
-    memcpy(words, sum, MOE_EXACT_WORDS * sizeof *words);
-    words[MOE_EXACT_WORDS] = tokens;
-    moe_comm_sum_i64(t->context->comm, words, MOE_EXACT_WORDS + 1);
-    return words[MOE_EXACT_WORDS] ? moe_exact_value(words) / (double)words[MOE_EXACT_WORDS] : 0;
+typedef struct loss_sum { /* of this rank; added up over ranks as integers */
+    int64_t words[MOE_EXACT_WORDS], tokens, bad;
+} loss_sum;
+
+/* dh NULL: no gradient. */
+static void add_loss(moe_training *t, loss_sum *sum, real *dh) {
+    int64_t bad =
+        moe_task_loss(&t->task, t->batch, t->x[t->num_layers], t->batch->num_tokens_global, &t->parameters, sum->words, &sum->tokens, dh);
+    sum->bad += bad >= 0;
+}
+
+/* Collective. Global mean; NaN when a token's loss is not finite. */
+static double mean_loss(const moe_training *t, loss_sum sum) {
+    moe_comm_sum_i64(t->context->comm, sum.words, sizeof sum / sizeof(int64_t));
+    if (sum.bad) return NAN;
+    return sum.tokens ? moe_exact_value(sum.words) / (double)sum.tokens : 0;
 }
 
 static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record) {
     const moe_config *c = t->context->config;
-    int64_t sum[MOE_EXACT_WORDS] = {0}, tokens = 0;
+    loss_sum sum = {.tokens = 0};
     record->num_checks = 0;
     moe_task_input(&t->task, t->batch, draw, MOE_SPLIT_TRAIN, t->x[0]);
     forward(t, record);
@@ -105,10 +114,10 @@ static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record
             t->counts[(int64_t)l * c->model.num_experts + e] += record->layer[l].counts_per_expert[e];
         }
     }
-    moe_task_loss(&t->task, t->batch, t->x[t->num_layers], t->batch->num_tokens_global, &t->parameters, sum, &tokens, t->dh);
+    add_loss(t, &sum, t->dh);
     backward(t, record);
     moe_task_input_backward(&t->task, t->batch, t->dh, &t->parameters);
-    return mean_loss(t, sum, tokens);
+    return mean_loss(t, sum);
 }
 
 /* --- between the steps --- */
@@ -143,22 +152,10 @@ static void set_alpha(moe_training *t, int64_t step) {
     }
 }
 
-/* Names the first rank whose gradients are not finite. */
 static int gradient_failed(const moe_training *t, int64_t step, const char *worst, moe_status *st) {
-    const char *here = NULL;
-    for (int i = 0; i < t->parameters.num && !here; i++) {
-        const moe_parameter *p = &t->parameters.p[i];
-        for (int64_t j = 0; j < p->count * p->size && !here; j++) {
-            if (!isfinite(p->gradient[j])) here = p->name;
-        }
-    }
-    if (here)
-        moe_fail(st, MOE_RUN_FAILED, "step %lld: the gradient of %s on rank %d is NaN or Inf", (long long)step, here,
-                 t->context->comm->rank);
-    if (moe_comm_agree(t->context->comm, st) == MOE_OK)
-        moe_fail(st, MOE_RUN_FAILED, "step %lld: the norm of the gradient overflows (%s)", (long long)step,
-                 worst ? worst : "sum of all parameters");
-    return st->code;
+    if (!worst) return moe_fail(st, MOE_RUN_FAILED, "step %lld: the norm of the gradient overflows", (long long)step);
+    return moe_fail(st, MOE_RUN_FAILED, "step %lld: the gradient of %s is NaN or Inf, first on rank %d", (long long)step, worst,
+                    t->parameters.worst_rank);
 }
 
 int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, moe_status *st) {
@@ -174,7 +171,8 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
     }
     record->task_loss = loss;
     record->learning_rate = moe_learning_rate(c, step);
-    if (!isfinite(loss)) return moe_fail(st, MOE_RUN_FAILED, "step %lld: the task's loss is NaN or Inf", (long long)step);
+    if (!isfinite(loss))
+        return moe_fail(st, MOE_RUN_FAILED, "step %lld: the loss of the task (after the last layer) is NaN or Inf", (long long)step);
     record->gradient_allreduce_bytes = 0;
     moe_parameters_reduce(&t->parameters, t->context->comm, 1.0 / c->train.accumulate, &record->gradient_allreduce_bytes);
     record->gradient_norm = moe_parameters_gradient_norm(&t->parameters, t->context->comm, &worst);
@@ -187,14 +185,14 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
 }
 
 double moe_training_validate(moe_training *t, int64_t batches) {
-    int64_t sum[MOE_EXACT_WORDS] = {0}, tokens = 0;
+    loss_sum sum = {.tokens = 0};
     bool keep = t->context->keep;
     t->context->keep = false;
     for (int64_t i = 0; i < batches; i++) {
         moe_task_input(&t->task, t->batch, i, MOE_SPLIT_VALIDATION, t->x[0]);
         forward(t, NULL);
-        moe_task_loss(&t->task, t->batch, t->x[t->num_layers], t->batch->num_tokens_global, &t->parameters, sum, &tokens, NULL);
+        add_loss(t, &sum, NULL);
     }
     t->context->keep = keep;
-    return mean_loss(t, sum, tokens);
+    return mean_loss(t, sum);
 }

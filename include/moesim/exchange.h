@@ -48,7 +48,9 @@ typedef struct moe_exchange {
     real *outgoing;                /* [rows for other ranks, H]: packed for dispatch, later what combine brought back */
     int32_t *words_out, *words_in; /* metadata */
     int64_t *sizes;                /* scratch for the sizes */
-    int64_t outgoing_room, words_out_room, words_in_room, sizes_room;
+    int64_t *layout;               /* scratch for counts and offsets by rank */
+    real *scratch;                 /* per thread [2, H]: sums of combine */
+    int64_t outgoing_room, words_out_room, words_in_room, sizes_room, layout_room, scratch_room;
     int64_t most_rows; /* T_global * K: no rank holds more rows, known to all */
     const char *wrong; /* first inconsistency found in what arrived, or NULL */
 } moe_exchange;

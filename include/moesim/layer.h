@@ -16,8 +16,6 @@
 #include "moesim/scopes.h"
 #include <stdint.h>
 
-#define MOE_RMSNORM_EPSILON 1e-6
-
 /* Parameters of one layer on this rank. */
 typedef struct moe_layer {
     int32_t index;
@@ -44,6 +42,7 @@ typedef struct moe_context {
 /* What one layer computed in a step: kept for the report, the self-checks and the gradient. Reused from step to step. */
 typedef struct moe_activations {
     real *u;             /* [T,H] normed x; NULL without norm (then x itself is used) */
+    double *inverse_rms; /* [T] of the norm, for backward */
     const real *layer_x; /* the layer's input before the norm */
     const real *x;       /* what the experts read: u or the caller's x */
     real *gate_logits;   /* [T,N] */
@@ -57,7 +56,7 @@ typedef struct moe_activations {
     real *shared_y;              /* [T,H] */
     real *shared_h1, *shared_h3; /* [T, num_shared * F] kept for backward */
     int64_t first_bad_token;     /* local token with NaN logits, -1 = none */
-    int64_t u_room, logits_room, shared_room, shared_h1_room, shared_h3_room;
+    int64_t rms_room, u_room, logits_room, shared_room, shared_h1_room, shared_h3_room;
 } moe_activations;
 
 /* Local. Keyed random parameters of layer `index`. */

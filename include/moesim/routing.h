@@ -12,6 +12,7 @@ typedef struct moe_routing {
     int64_t *row_offset;      /* [T+1] */
     int32_t *expert;          /* [num_selections] per token in falling order of the unbiased score, then index */
     real *weight;             /* [num_selections] combine weight g */
+    double *score;            /* [num_selections] unbiased score s: the affinity that dropping goes by */
     int64_t token_capacity, selection_capacity;   /* of the arrays */
 } moe_routing;
 

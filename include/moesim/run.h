@@ -2,6 +2,7 @@
 #ifndef MOESIM_RUN_H
 #define MOESIM_RUN_H
 
+#include "moesim/checkpoint.h"
 #include "moesim/comm.h"
 #include "moesim/config.h"
 #include <stdbool.h>
@@ -9,7 +10,9 @@
 typedef struct moe_run_options {
     const char *out; /* folder, or NULL for the default */
     bool force, quiet;
-    bool check_only; /* --check: validate everything, files included, print the resolved configuration, stop */
+    const moe_checkpoint *resume; /* go on from here, in folder `out`; NULL: a new run */
+    const char *word;             /* what is to be said about damaged checkpoints, "" = nothing */
+    bool check_only;              /* --check: validate everything, files included, print the resolved configuration, stop */
 } moe_run_options;
 
 /* Collective. c is resolved for comm->size ranks. Returns the exit code that all ranks agree on; the sentence is in st. */

@@ -6,6 +6,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ GOLDEN = os.environ.get("MOESIM_GOLDEN_DIR") or os.path.join(SOURCE, "tests", "g
 QUICKSTART = os.path.join(SOURCE, "configs", "quickstart.ini")
 TEMPORARY = tempfile.mkdtemp(prefix="moesim-test-")
 atexit.register(shutil.rmtree, TEMPORARY, True)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))   # clean up when a timeout ends the test
 os.chdir(TEMPORARY)
 
 checks = failures = 0

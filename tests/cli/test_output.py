@@ -108,7 +108,8 @@ def check_reproduction():
     check_clean("--check", checked.out)
     with open("checked.ini", "w") as file:
         file.write(checked.out)
-    for label, path, ranks in (("--check", "checked.ini", 4), ("config.ini", f"{first}/config.ini", 4), ("config.ini at np 2", f"{first}/config.ini", 2)):
+    for label, path, ranks in (("--check", "checked.ini", 4), ("config.ini", f"{first}/config.ini", 4),
+                               ("config.ini at np 2", f"{first}/config.ini", 2)):
         done = moesim(ranks, path, "--quiet", "--out", label)
         if first and check(done.code == 0, f"{label} does not run: {done.err}"):
             equal_results(first, label, label)

@@ -11,7 +11,7 @@ LAYERS = [
     ("decide", "placement routing stats data scores select router weight_gradient balance plan record memory"),
     ("act", "recording input exchange expert scopes checkpoint parameters optimizer task"),
     ("show", "metrics screen textgraph summary results report"),
-    ("simulate", "layer tally run train backward"),
+    ("simulate", "layer tally run train backward loaded"),
     ("program", "main"),
 ]
 LAYER_OF = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
