@@ -79,7 +79,7 @@ void moe_capacity_cut(const moe_shape *s, const int64_t *total, int64_t capacity
 
 static bool is_listed(const moe_shape *s, const moe_cut *cut, int64_t cell) {
     if (!s->has_keys || cell > cut->cell) return false;
-    return s->by_key || (cell == cut->cell && cut->room > 0);
+    return cell < cut->cell ? s->by_key : cut->room > 0;
 }
 
 int64_t moe_capacity_listed(const moe_shape *s, const moe_cut *cut, const int64_t *count) {
@@ -143,8 +143,8 @@ static int compare_entries(const void *a, const void *b) {
 
 /* What became of the listed pairs of this rank. */
 typedef struct verdicts {
-    int64_t *begin;      /* [words] of this rank's list */
-    int64_t *place;      /* [listed] place in the cell's order; -1 = gone */
+    int64_t *begin;       /* [words] of this rank's list */
+    int64_t *place;       /* [listed] place in the cell's order; -1 = gone */
     int64_t *kept_before; /* [targets] pairs that stay in earlier parts */
 } verdicts;
 
@@ -218,7 +218,8 @@ static void first_places(const moe_shape *s, const moe_parts *parts, int64_t *fi
 
 void moe_capacity_settle(const moe_shape *s, const moe_parts *parts, const moe_cut *cut, const moe_pairs *p, uint8_t *kept, int32_t *slot) {
     int64_t words = moe_shape_words(s), cells = moe_shape_cells(s);
-    int64_t *first = moe_alloc(2 * words, sizeof *first, "capacity"), *before = first + words; /* before: counts on with the pairs gone by */
+    int64_t *first = moe_alloc(2 * words, sizeof *first, "capacity"),
+            *before = first + words; /* before: counts on with the pairs gone by */
     verdicts v = settle_cells(s, parts, cut);
     first_places(s, parts, first, before);
     for (int64_t i = 0; i < p->count; i++) {

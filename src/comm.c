@@ -2,6 +2,8 @@
  * Sums are over integers only: a floating-point MPI_SUM would depend on the number of ranks (see exact.h). */
 #include "moesim/comm.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -243,6 +245,18 @@ static void write_bytes(MPI_File file, const char *path, int64_t offset, const v
     }
 }
 
+/* Rank 0: an empty file whose bytes are reserved where the file system can do that, so that a full disk is found here and not inside MPI-IO. */
+static void reserve_file(const char *path, int64_t bytes, moe_status *st) {
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file < 0) {
+        moe_fail(st, MOE_ERROR, "%s cannot be written: %m", path);
+        return;
+    }
+    if (fallocate(file, 0, 0, bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS)
+        moe_fail(st, MOE_ERROR, "%s cannot be written: %m", path);
+    close(file);
+}
+
 int moe_comm_write_npy(const moe_comm *comm, const char *path, enum moe_dtype dtype, int num_dims, const int64_t *shape,
                        const moe_npy_piece *pieces, int64_t num_pieces, moe_status *st) {
     char header[1024];
@@ -251,14 +265,14 @@ int moe_comm_write_npy(const moe_comm *comm, const char *path, enum moe_dtype dt
     for (int i = 0; i < num_dims; i++) {
         total *= shape[i];
     }
+    if (comm->rank == 0) reserve_file(path, start + total * size, st);
+    if (moe_comm_agree(comm, st)) return st->code;
     MPI_File file;
-    int error = MPI_File_open(comm->comm, path, MPI_MODE_CREATE | MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
+    int error = MPI_File_open(comm->comm, path, MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
     if (error != MPI_SUCCESS) {
         file_failed(path, error, st);
         return moe_comm_agree(comm, st);
     }
-    error = MPI_File_set_size(file, start + total * size);
-    if (error != MPI_SUCCESS) file_failed(path, error, st);
     if (comm->rank == 0) write_bytes(file, path, 0, header, start, st);
     for (int64_t i = 0; i < num_pieces; i++) {
         write_bytes(file, path, start + pieces[i].offset * size, pieces[i].data, pieces[i].count * size, st);

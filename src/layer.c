@@ -80,12 +80,12 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
     const moe_batch *b = context->batch;
     int64_t n = c->model.num_experts, offset = layer->index * b->num_tokens * n;
     a->logits = (moe_logits){NULL, NULL};
-    if (context->input->logits) {
+    if (c->data.source == MOE_SOURCE_LOGITS) {
         if (context->input->logits_dtype == MOE_F64)
             a->logits.f64 = (const double *)context->input->logits + offset;
         else
             a->logits.f32 = (const float *)context->input->logits + offset;
-    } else if (!context->input->routing) {
+    } else if (!moe_config_recorded(context->config)) {
         moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
         gate_logits(layer, b, a->x, c->model.hidden_size, n, a->gate_logits);
 #ifdef MOE_REAL_DOUBLE
@@ -103,9 +103,9 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
     const moe_input *in = context->input;
     a->first_bad_token = -1;
     moe_stats_reserve(&a->segments, context->router.num_experts, b->devices, b->num_segments);
-    if (in->routing) {
+    if (moe_config_recorded(context->config)) {
         int64_t t = layer->index * b->num_tokens;
-        moe_route_recorded(&layer->router, b, &context->placement, in->routing + t * in->routing_k, in->routing_k,
+        moe_route_recorded(&layer->router, b, &context->placement, in->routing ? in->routing + t * in->routing_k : NULL, in->routing_k,
                            in->weights ? in->weights + t * in->routing_k : NULL,
                            in->scores ? in->scores + t * context->router.num_experts : NULL, &a->routing, &a->segments);
     } else {
@@ -119,7 +119,7 @@ const char *moe_rows_not_tokens(const moe_context *context) {
     if (c->balance.comm_count != MOE_COUNT_TOKENS) return "balance.comm_count = selections counts selections, not tokens";
     if (!c->balance.comm_count_local) return "balance.comm_count_local = no leaves out rows that stay on their device";
     if (c->balance.aux_selection != MOE_AUX_ACTUAL) return "balance.aux_selection = unlimited counts a selection that is not sent";
-    if (context->batch->counted) return "padding tokens are sent but not counted";
+    if (context->config->data.mask[0]) return "padding tokens are sent but not counted";
     return NULL;
 }
 

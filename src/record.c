@@ -12,7 +12,8 @@
 
 const char *const moe_level_names[MOE_NUM_LEVELS] = {"same_device", "same_node", "across_nodes"};
 const char *const moe_direction_names[MOE_NUM_DIRECTIONS] = {"dispatch", "combine", "dispatch_backward", "combine_backward"};
-const char *const moe_phase_names[MOE_NUM_PHASES] = {"gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance", "backward"};
+const char *const moe_phase_names[MOE_NUM_PHASES] = {"gate",    "route",  "plan",    "dispatch", "expert",
+                                                     "combine", "shared", "balance", "backward"};
 
 /* All counts of a layer stand in one block, which begins at counts_per_expert. */
 static int64_t layer_words(const moe_step_record *r) {

@@ -18,9 +18,9 @@ typedef struct moe_select {
     int32_t *block_base;                      /* [groups * group_blocks] first expert of a block */
     int32_t *kept;                            /* [num_kept] ids of kept groups, ascending */
     int32_t num_kept;
-    double *s;                                /* [top_k] unbiased scores of the chosen */
-    int32_t *expert;                          /* [top_k] before ordering */
-    double *order_s;                          /* [top_k] */
+    double *s;       /* [top_k] unbiased scores of the chosen */
+    int32_t *expert; /* [top_k] before ordering */
+    double *order_s; /* [top_k] */
     void *memory;
 } moe_select;
 

@@ -78,7 +78,7 @@ static int64_t distinct_devices(const moe_placement *p, const int32_t *expert, i
 }
 
 static bool measures_unlimited(const moe_context *context) {
-    return context->router.group_limit != MOE_GROUP_NONE && !context->input->routing;
+    return context->router.group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
 }
 
 /* Distinct devices of each token, from the routing alone. */
@@ -86,7 +86,7 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
     const moe_router *r = &context->router;
     int32_t d = context->placement.devices;
     int64_t reachable = (int64_t)r->topk_group * (d / r->num_groups > 1 ? d / r->num_groups : 1);
-    bool limited = r->group_limit != MOE_GROUP_NONE && !context->input->routing;
+    bool limited = r->group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
     int64_t *stamp = moe_alloc_zero(d, sizeof *stamp, "tally");
     for (int64_t token = 0; token < routing->num_tokens; token++) {
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
@@ -108,7 +108,7 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
 /* What a token's weights must add up to: *exact (normalised), or at most *most. False: nothing is known (recorded weights). */
 static bool weight_bounds(const moe_context *context, int64_t k, double *exact, double *most) {
     const moe_router *r = &context->router;
-    if (context->input->routing) return false;
+    if (moe_config_recorded(context->config)) return false;
     bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || r->score_func == MOE_SCORE_SOFTMAX_TOPK;
     double scale = normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
     *exact = normalized ? scale : NAN;
@@ -170,7 +170,7 @@ static void check_comm_count(tally *t, const moe_context *context, const moe_act
 /* method.md section 1; costs about as much as routing. */
 static void check_theorem(tally *t, const moe_layer *layer, const moe_context *context, const moe_activations *a) {
     const moe_router *r = &layer->router;
-    if (r->group_limit != MOE_GROUP_MAX || context->input->routing) return;
+    if (r->group_limit != MOE_GROUP_MAX || moe_config_recorded(context->config)) return;
     moe_router_check_groups(r, a->logits, &a->routing, 1, &t->scalar[THEOREM_TOKENS], &t->scalar[THEOREM_BAD]);
 }
 
@@ -289,7 +289,7 @@ static void check_limits(const tally *t, const moe_context *context, moe_step_re
     moe_record_check(record, "ceilings", true, s[BAD_DEVICES] == 0 && s[BAD_GROUPS] == 0,
                      "%lld tokens reach more devices, %lld more groups than K, D and M allow", (long long)s[BAD_DEVICES],
                      (long long)s[BAD_GROUPS]);
-    if (context->input->routing)
+    if (moe_config_recorded(context->config))
         moe_record_check(record, "group_theorem", false, true, "the routing was recorded, not computed");
     else if (r->group_limit != MOE_GROUP_MAX)
         moe_record_check(record, "group_theorem", false, true, "it holds for group_limit = max only");
@@ -299,7 +299,7 @@ static void check_limits(const tally *t, const moe_context *context, moe_step_re
         moe_record_check(record, "group_theorem", true, s[THEOREM_BAD] == 0,
                          "distinct groups = min(M, distinct groups of the greedy choice): %lld tokens looked at, %lld differ",
                          (long long)s[THEOREM_TOKENS], (long long)s[THEOREM_BAD]);
-    bool known = !context->input->routing;
+    bool known = !moe_config_recorded(context->config);
     moe_record_check(record, "weight_sums", known, s[BAD_WEIGHTS] == 0,
                      known ? "%lld tokens whose combine weights have a wrong sum" : "weights were recorded (%lld)",
                      (long long)s[BAD_WEIGHTS]);

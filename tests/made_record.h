@@ -10,7 +10,7 @@
 
 enum { MADE_TOP_K = 6, MADE_LIMIT = 3, MADE_ROW_BYTES = 1024, MADE_METADATA_BYTES = 56 };
 
-static inline uint64_t made_bits(uint64_t key) {   /* splitmix64 */
+static inline uint64_t made_bits(uint64_t key) { /* splitmix64 */
     uint64_t z = key * 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
@@ -23,7 +23,8 @@ static inline void made_token(moe_layer_record *l, const moe_step_record *r, int
     uint64_t u = made_bits(seed + (uint64_t)t * 2), v = made_bits(seed + (uint64_t)t * 2 + 1);
     int32_t first = (int32_t)(u % (uint64_t)d) * (int32_t)(v % 5) / 4 % d, home = (int32_t)(t * d / r->num_tokens);
     for (int32_t i = 0; i < MADE_LIMIT; i++) {
-        int32_t device = (first + i) % d, taken = MADE_TOP_K / MADE_LIMIT, start = (int32_t)((u >> 32) % (uint64_t)(per_device - taken + 1));
+        int32_t device = (first + i) % d, taken = MADE_TOP_K / MADE_LIMIT,
+                start = (int32_t)((u >> 32) % (uint64_t)(per_device - taken + 1));
         for (int32_t j = 0; j < taken; j++)
             l->counts_per_expert[device * per_device + start + j]++;
         l->counts_per_device[device] += taken;
@@ -44,7 +45,9 @@ static inline void made_volume(moe_layer_record *l, const moe_step_record *r, in
         for (int32_t from = 0; from < r->devices; from++)
             for (int32_t to = 0; to < r->devices; to++) {
                 int64_t rows = l->matrix[(int64_t)from * r->devices + to];
-                int level = from == to ? MOE_LEVEL_DEVICE : from / devices_per_node == to / devices_per_node ? MOE_LEVEL_NODE : MOE_LEVEL_CLUSTER;
+                int level = from == to                                         ? MOE_LEVEL_DEVICE
+                            : from / devices_per_node == to / devices_per_node ? MOE_LEVEL_NODE
+                                                                               : MOE_LEVEL_CLUSTER;
                 v->rows += rows;
                 v->logical_bytes += rows * MADE_ROW_BYTES;
                 v->remote_bytes += from == to ? 0 : rows * MADE_ROW_BYTES;

@@ -2,22 +2,22 @@
 #ifndef MOESIM_BALANCE_H
 #define MOESIM_BALANCE_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/config.h"
 #include "moesim/placement.h"
 #include "moesim/stats.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 enum moe_loss { MOE_LOSS_EXPERT, MOE_LOSS_DEVICE, MOE_LOSS_COMM, MOE_LOSS_Z, MOE_NUM_LOSSES };
-extern const char *const moe_loss_names[MOE_NUM_LOSSES];   /* "expert", "device", "comm", "z" */
+extern const char *const moe_loss_names[MOE_NUM_LOSSES]; /* "expert", "device", "comm", "z" */
 
 typedef struct moe_balance {
     double alpha[MOE_NUM_LOSSES];
-    int32_t comm_limit;               /* M of f'' */
+    int32_t comm_limit; /* M of f'' */
     enum moe_comm_count comm_count;
     enum moe_device_p device_p;
-    bool has_scores;                  /* false: P unknown (recorded routing without scores): losses are NaN and reported as null */
-    bool has_logits;                  /* false: recorded routing: the z-loss is NaN */
+    bool has_scores; /* false: P unknown (recorded routing without scores): losses are NaN and reported as null */
+    bool has_logits; /* false: recorded routing: the z-loss is NaN */
 } moe_balance;
 
 /* Local. From a resolved configuration. */

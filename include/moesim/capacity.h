@@ -11,12 +11,12 @@
 #ifndef MOESIM_CAPACITY_H
 #define MOESIM_CAPACITY_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/config.h"
 #include "moesim/data.h"
 #include "moesim/placement.h"
 #include "moesim/routing.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 typedef struct moe_capacity {
     enum moe_capacity_policy policy;
@@ -72,16 +72,20 @@ void moe_capacity_order(const moe_capacity *c, const moe_routing *r, const moe_p
 
 typedef struct moe_shape {
     int32_t targets, classes, bins;
-    int shift;      /* of keys, for bins */
-    bool exempt;    /* class 0 has no limit */
-    bool has_keys;  /* false: position decides */
-    bool by_key;    /* places follow the keys (batch_priority), else the tokens */
+    int shift;     /* of keys, for bins */
+    bool exempt;   /* class 0 has no limit */
+    bool has_keys; /* false: position decides */
+    bool by_key;   /* places follow the keys (batch_priority), else the tokens */
 } moe_shape;
 
 /* Local. At most about max_words counts for a pool; how many only decides how much work is left after counting. */
 moe_shape moe_capacity_shape(const moe_capacity *c, bool exempt, int64_t max_words);
-static inline int64_t moe_shape_cells(const moe_shape *s) { return (int64_t)s->classes * s->bins; }
-static inline int64_t moe_shape_words(const moe_shape *s) { return s->targets * moe_shape_cells(s); }
+static inline int64_t moe_shape_cells(const moe_shape *s) {
+    return (int64_t)s->classes * s->bins;
+}
+static inline int64_t moe_shape_words(const moe_shape *s) {
+    return s->targets * moe_shape_cells(s);
+}
 
 /* This rank's pairs of a pool, in order of arrival: token, then choice. */
 typedef struct moe_pairs {

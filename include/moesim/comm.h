@@ -3,19 +3,19 @@
 #ifndef MOESIM_COMM_H
 #define MOESIM_COMM_H
 
+#include "moesim/npy.h"
+#include "moesim/status.h"
 #include <mpi.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include "moesim/npy.h"
-#include "moesim/status.h"
 
 typedef struct moe_comm {
     MPI_Comm comm;
     int rank, size;
-    int local_rank, local_size;   /* among the ranks of this host */
+    int local_rank, local_size; /* among the ranks of this host */
     int num_hosts;
-    int64_t max_count;            /* largest count given to one MPI call; INT_MAX, tests lower it to force several rounds */
+    int64_t max_count; /* largest count given to one MPI call; INT_MAX, tests lower it to force several rounds */
 } moe_comm;
 
 /* Collective. Sets Open MPI parameters that a program can set (yield when ranks share cores; shared memory transport on one host)
@@ -29,11 +29,11 @@ void moe_comm_abort(int code);
 /* Collective. After it every rank holds the status of the lowest rank that failed (or MOE_OK); returns the agreed code. */
 int moe_comm_agree(const moe_comm *comm, moe_status *st);
 
-void moe_comm_barrier(const moe_comm *comm);                                             /* collective */
-void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root);          /* collective; any size */
-void moe_comm_sum_i64(const moe_comm *comm, int64_t *values, int64_t count);              /* collective; in place, MPI_Allreduce(SUM) */
-void moe_comm_max_i64(const moe_comm *comm, int64_t *values, int64_t count);              /* collective; in place */
-void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count);               /* collective; in place; order-free */
+void moe_comm_barrier(const moe_comm *comm);                                     /* collective */
+void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root); /* collective; any size */
+void moe_comm_sum_i64(const moe_comm *comm, int64_t *values, int64_t count);     /* collective; in place, MPI_Allreduce(SUM) */
+void moe_comm_max_i64(const moe_comm *comm, int64_t *values, int64_t count);     /* collective; in place */
+void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count);      /* collective; in place; order-free */
 /* Collective. recv[q*n .. ) = what rank q sent to this rank: n int64 for each pair of ranks. */
 void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *recv, int64_t n);
 /* Collective. Blocks of bytes of every rank, concatenated in rank order on every rank.
@@ -41,7 +41,10 @@ void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *r
 void moe_comm_allgatherv(const moe_comm *comm, const void *send, void *recv, const int64_t *counts);
 
 /* One side of an exchange: block q starts at row offset[q] of `rows` and has count[q] rows. */
-typedef struct moe_blocks { void *rows; const int64_t *count, *offset; } moe_blocks;
+typedef struct moe_blocks {
+    void *rows;
+    const int64_t *count, *offset;
+} moe_blocks;
 /* Collective: one MPI_Alltoallv of rows of row_bytes each (a contiguous datatype, so counts stay in rows).
  * most_rows: the same number on all ranks, that no rank's sum of counts or end of a block exceeds. Where it passes max_count, all ranks go
  * through several rounds of bounded staging buffers instead: no count or offset ever overflows MPI's int. */
@@ -51,16 +54,23 @@ void moe_comm_alltoallv(const moe_comm *comm, moe_blocks send, moe_blocks recv, 
 double moe_comm_time(void);
 
 /* One rank's piece of a .npy file: `count` elements of the file's dtype, to stand at element `offset`. */
-typedef struct moe_npy_piece { const void *data; int64_t offset, count; } moe_npy_piece;
+typedef struct moe_npy_piece {
+    const void *data;
+    int64_t offset, count;
+} moe_npy_piece;
 /* Collective. Writes path with MPI-IO behind a plain header: every rank any number of pieces (they must tile the array).
  * MOE_ERROR (agreed by all) with one sentence when the disk is full or the file cannot be made. */
 int moe_comm_write_npy(const moe_comm *comm, const char *path, enum moe_dtype dtype, int num_dims, const int64_t *shape,
                        const moe_npy_piece *pieces, int64_t num_pieces, moe_status *st);
 
 /* One rank's piece of any file: `bytes` bytes, to stand at byte `offset`. */
-typedef struct moe_file_piece { const void *data; int64_t offset, bytes; } moe_file_piece;
+typedef struct moe_file_piece {
+    const void *data;
+    int64_t offset, bytes;
+} moe_file_piece;
 /* Collective. Writes a file of `bytes` bytes with MPI-IO and puts it on disk (MPI_File_sync): every rank any number of pieces (they must tile the
  * file). The file is made, or overwritten where it exists. MOE_ERROR as above. */
-int moe_comm_write_blocks(const moe_comm *comm, const char *path, int64_t bytes, const moe_file_piece *pieces, int64_t num_pieces, moe_status *st);
+int moe_comm_write_blocks(const moe_comm *comm, const char *path, int64_t bytes, const moe_file_piece *pieces, int64_t num_pieces,
+                          moe_status *st);
 
 #endif

@@ -6,14 +6,14 @@
 #ifndef MOESIM_CONFIG_H
 #define MOESIM_CONFIG_H
 
+#include "moesim/status.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include "moesim/status.h"
 
 enum { MOE_PATH_MAX = 1024, MOE_NAME_MAX = 64, MOE_MAX_KEYS = 256 };
 
-enum { MOE_PLACE_DEFAULT = 0, MOE_PLACE_SET = -1, MOE_PLACE_PRESET = -2 };   /* where a key's value came from; > 0: line of the file */
+enum { MOE_PLACE_DEFAULT = 0, MOE_PLACE_SET = -1, MOE_PLACE_PRESET = -2 }; /* where a key's value came from; > 0: line of the file */
 
 enum moe_mode { MOE_MODE_FORWARD, MOE_MODE_TRAIN, MOE_MODE_GENERATE };
 enum moe_expert_type { MOE_EXPERT_SWIGLU, MOE_EXPERT_SILU, MOE_EXPERT_GELU, MOE_EXPERT_RELU, MOE_EXPERT_LORA, MOE_EXPERT_IDENTITY };
@@ -21,8 +21,16 @@ enum moe_norm { MOE_NORM_NONE, MOE_NORM_RMSNORM };
 enum moe_attention { MOE_ATTENTION_NONE, MOE_ATTENTION_MHA, MOE_ATTENTION_MLA };
 enum moe_score_func { MOE_SCORE_SOFTMAX, MOE_SCORE_SIGMOID, MOE_SCORE_SQRTSOFTPLUS, MOE_SCORE_SOFTMAX_TOPK };
 enum moe_group_limit { MOE_GROUP_NONE, MOE_GROUP_MAX, MOE_GROUP_TOP2_SUM, MOE_GROUP_TOPK_SUM, MOE_GROUP_QUOTA };
-enum moe_router_method { MOE_METHOD_TOPK, MOE_METHOD_TOP_P, MOE_METHOD_SWITCH, MOE_METHOD_GSHARD, MOE_METHOD_SINKHORN, MOE_METHOD_HASH,
-                         MOE_METHOD_RANDOM, MOE_METHOD_ROUND_ROBIN };
+enum moe_router_method {
+    MOE_METHOD_TOPK,
+    MOE_METHOD_TOP_P,
+    MOE_METHOD_SWITCH,
+    MOE_METHOD_GSHARD,
+    MOE_METHOD_SINKHORN,
+    MOE_METHOD_HASH,
+    MOE_METHOD_RANDOM,
+    MOE_METHOD_ROUND_ROBIN
+};
 enum moe_scope { MOE_SCOPE_SEQUENCE, MOE_SCOPE_DEVICE, MOE_SCOPE_GLOBAL, MOE_NUM_SCOPES };
 enum moe_comm_count { MOE_COUNT_TOKENS, MOE_COUNT_SELECTIONS };
 enum moe_device_p { MOE_DEVICE_P_SUM, MOE_DEVICE_P_MEAN };
@@ -43,59 +51,110 @@ enum moe_schedule { MOE_SCHEDULE_CONSTANT, MOE_SCHEDULE_COSINE };
 enum moe_source { MOE_SOURCE_SYNTHETIC, MOE_SOURCE_TEXT, MOE_SOURCE_LOGITS, MOE_SOURCE_ROUTING };
 
 typedef struct moe_config {
-    char name[MOE_NAME_MAX];   /* configuration's name: the file's, without folder and .ini */
-    struct { int64_t seed, steps; int mode; int32_t threads; } run;
+    char name[MOE_NAME_MAX]; /* configuration's name: the file's, without folder and .ini */
     struct {
-        int32_t num_layers, hidden_size, num_experts, num_shared_experts, moe_intermediate_size, expert_type, lora_rank, expert_segmentation;
-        bool residual; int norm; int attention; char load[MOE_PATH_MAX];
+        int64_t seed, steps;
+        int mode;
+        int32_t threads;
+    } run;
+    struct {
+        int32_t num_layers, hidden_size, num_experts, num_shared_experts, moe_intermediate_size, expert_type, lora_rank,
+            expert_segmentation;
+        bool residual;
+        int norm;
+        int attention;
+        char load[MOE_PATH_MAX];
     } model;
     struct {
-        char preset[MOE_NAME_MAX]; int method, score_func; int32_t top_k; int group_limit; int32_t num_groups, topk_group;
-        bool norm_topk_prob; double routed_scaling_factor;
-        bool scale_normalized;      /* router.scale_normalized: no = DeepSeek-V2's own code, which normalises OR scales */
-        bool norm_single;           /* router.norm_single: no = DeepSeek's own code, which does not normalise when top_k = 1 */
-        double gate_scale;          /* router.gate_scale: standard deviation of keyed random logits for unit-variance x */
-        double noise, expert_dropout, bias_update_rate; int bias_update; bool bias_centered; double top_p, temperature; char bias_file[MOE_PATH_MAX];
+        char preset[MOE_NAME_MAX];
+        int method, score_func;
+        int32_t top_k;
+        int group_limit;
+        int32_t num_groups, topk_group;
+        bool norm_topk_prob;
+        double routed_scaling_factor;
+        bool scale_normalized; /* router.scale_normalized: no = DeepSeek-V2's own code, which normalises OR scales */
+        bool norm_single;      /* router.norm_single: no = DeepSeek's own code, which does not normalise when top_k = 1 */
+        double gate_scale;     /* router.gate_scale: standard deviation of keyed random logits for unit-variance x */
+        double noise, expert_dropout, bias_update_rate;
+        int bias_update;
+        bool bias_centered;
+        double top_p, temperature;
+        char bias_file[MOE_PATH_MAX];
     } router;
     struct {
-        double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss; int scope, comm_count, device_p;
-        bool comm_count_local; int aux_selection; int aux_form;
-        int64_t begin_step, ramp_steps;   /* schedule of the coefficients: 0 before begin_step, then a linear ramp */
+        double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss;
+        int scope, comm_count, device_p;
+        bool comm_count_local;
+        int aux_selection;
+        int aux_form;
+        int64_t begin_step, ramp_steps; /* schedule of the coefficients: 0 before begin_step, then a linear ramp */
     } balance;
     struct {
-        int policy; double capacity_factor; int drop, overflow; double exempt_sequences; int32_t expert_capacity; int capacity_scope;
+        int policy;
+        double capacity_factor;
+        int drop, overflow;
+        double exempt_sequences;
+        int32_t expert_capacity;
+        int capacity_scope;
     } capacity;
-    struct { int mode; int32_t chunks; int transport, algorithm, payload, combine_payload; } exchange;
-    struct { int32_t devices, devices_per_node; double intra_gbps, inter_gbps, intra_latency_us, inter_latency_us, device_tflops, efficiency; } cluster;
-    struct { int policy; char file[MOE_PATH_MAX]; int32_t redundant_experts, rebalance_every; } placement;
     struct {
-        int source; char path[MOE_PATH_MAX], mask[MOE_PATH_MAX], weights[MOE_PATH_MAX], scores[MOE_PATH_MAX];
+        int mode;
+        int32_t chunks;
+        int transport, algorithm, payload, combine_payload;
+    } exchange;
+    struct {
+        int32_t devices, devices_per_node;
+        double intra_gbps, inter_gbps, intra_latency_us, inter_latency_us, device_tflops, efficiency;
+    } cluster;
+    struct {
+        int policy;
+        char file[MOE_PATH_MAX];
+        int32_t redundant_experts, rebalance_every;
+    } placement;
+    struct {
+        int source;
+        char path[MOE_PATH_MAX], mask[MOE_PATH_MAX], weights[MOE_PATH_MAX], scores[MOE_PATH_MAX];
         int64_t tokens_per_device, sequence_length;
-        double skew;                /* Zipf exponent of topic popularity; 0 = all topics alike */
+        double skew; /* Zipf exponent of topic popularity; 0 = all topics alike */
         int32_t num_topics;
-        double topic_strength;      /* share of a token's vector (by variance) that comes from its topic, 0 .. 1 */
-        double topic_persistence;   /* probability that a token has its sequence's topic */
+        double topic_strength;    /* share of a token's vector (by variance) that comes from its topic, 0 .. 1 */
+        double topic_persistence; /* probability that a token has its sequence's topic */
     } data;
     struct {
-        int optimizer; double learning_rate; int64_t warmup_steps; int schedule; double weight_decay, clip_norm;
-        int32_t accumulate, context; int64_t validation_every, checkpoint_every;
-        double beta1, beta2, epsilon;     /* AdamW */
-        int32_t validation_batches; bool recompute;
-        double validation_share;          /* share of every device's part of every domain of a text that is held out */
+        int optimizer;
+        double learning_rate;
+        int64_t warmup_steps;
+        int schedule;
+        double weight_decay, clip_norm;
+        int32_t accumulate, context;
+        int64_t validation_every, checkpoint_every;
+        double beta1, beta2, epsilon; /* AdamW */
+        int32_t validation_batches;
+        bool recompute;
+        double validation_share; /* share of every device's part of every domain of a text that is held out */
     } train;
-    struct { bool routing, tensors; int64_t every; } output;
+    struct {
+        bool routing, tensors;
+        int64_t every;
+    } output;
 
-    char file[MOE_PATH_MAX];        /* file_name of moe_config_parse, for messages */
-    int32_t place[MOE_MAX_KEYS];    /* where the value of key k of the table came from */
-    uint8_t given[MOE_MAX_KEYS];    /* given[k] = 1: key k of the table came from the file or --set */
+    char file[MOE_PATH_MAX];     /* file_name of moe_config_parse, for messages */
+    int32_t place[MOE_MAX_KEYS]; /* where the value of key k of the table came from */
+    uint8_t given[MOE_MAX_KEYS]; /* given[k] = 1: key k of the table came from the file or --set */
 
     /* derived by moe_config_resolve, not keys */
-    int32_t ranks;                  /* 0 until resolved */
-    int32_t comm_limit;             /* M in f'' (method.md, 2); a token reaches at most min(top_k, comm_limit) devices */
-    struct {                        /* what expert_segmentation was derived from; parts = 1: nothing was derived */
+    int32_t ranks;      /* 0 until resolved */
+    int32_t comm_limit; /* M in f'' (method.md, 2); a token reaches at most min(top_k, comm_limit) devices */
+    struct {            /* what expert_segmentation was derived from; parts = 1: nothing was derived */
         int32_t parts, num_experts, top_k, moe_intermediate_size;
     } segmented;
 } moe_config;
+
+/* Local. Is the routing recorded (data.source = routing), not computed? */
+static inline bool moe_config_recorded(const moe_config *c) {
+    return c->data.source == MOE_SOURCE_ROUTING;
+}
 
 /* Local. Fills in every default. */
 void moe_config_defaults(moe_config *c);

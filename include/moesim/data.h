@@ -6,28 +6,31 @@
 #ifndef MOESIM_DATA_H
 #define MOESIM_DATA_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/config.h"
 #include "moesim/tensor.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 typedef struct moe_segment {
-    int64_t begin, end;       /* local token ids of this rank */
-    int64_t sequence;         /* global id */
-    int32_t device;           /* global id */
+    int64_t begin, end; /* local token ids of this rank */
+    int64_t sequence;   /* global id */
+    int32_t device;     /* global id */
 } moe_segment;
 
-typedef struct moe_logits { const float *f32; const double *f64; } moe_logits;   /* [T,N], one of the two is set */
+typedef struct moe_logits {
+    const float *f32;
+    const double *f64;
+} moe_logits; /* [T,N], one of the two is set */
 
 typedef struct moe_batch {
-    int64_t num_tokens_global, sequence_length, num_sequences;   /* sequence_length >= 1 */
+    int64_t num_tokens_global, sequence_length, num_sequences; /* sequence_length >= 1 */
     int32_t devices, first_device, num_local_devices;
-    int64_t first_token, num_tokens;      /* this rank's tokens are first_token .. first_token + num_tokens - 1 */
-    int64_t *device_offset;               /* [num_local_devices + 1] local token ids */
+    int64_t first_token, num_tokens; /* this rank's tokens are first_token .. first_token + num_tokens - 1 */
+    int64_t *device_offset;          /* [num_local_devices + 1] local token ids */
     int64_t num_segments;
-    moe_segment *segment;                 /* in token order */
-    uint8_t *counted;                     /* [T] 0 = padding; NULL = all count; not owned: the caller points it to moe_input.mask */
-    uint8_t *byte;                        /* [T] text: the token's byte; NULL otherwise; owned */
+    moe_segment *segment; /* in token order */
+    uint8_t *counted;     /* [T] 0 = padding; NULL = all count; not owned: the caller points it to moe_input.mask */
+    uint8_t *byte;        /* [T] text: the token's byte; NULL otherwise; owned */
 } moe_batch;
 
 /* Local. First global token of device d (d = devices: the total). */
@@ -47,15 +50,15 @@ typedef struct moe_corpus {
     const uint8_t *bytes;
     int64_t length;
     int32_t num_domains;
-    const int64_t *domain_offset;   /* [num_domains + 1] */
+    const int64_t *domain_offset; /* [num_domains + 1] */
 } moe_corpus;
 
 /* Which bytes of its share a device reads: all (forward only), or all but the last train.validation_share of every domain, or just those. */
 enum moe_split { MOE_SPLIT_TRAIN, MOE_SPLIT_VALIDATION, MOE_SPLIT_ALL };
 
 /* Local. First byte, and length, of what device d reads of a domain (a domain is dealt to devices like tokens). */
-int64_t moe_data_text_part(const moe_config *c, const moe_corpus *text, int32_t devices, int32_t device, int32_t domain, enum moe_split split,
-                           int64_t *length);
+int64_t moe_data_text_part(const moe_config *c, const moe_corpus *text, int32_t devices, int32_t device, int32_t domain,
+                           enum moe_split split, int64_t *length);
 
 /* Local. Draws for every sequence a stretch of the text, keyed by (seed, draw, sequence, split): a start anywhere in the parts that its home reads,
  * so that a domain comes up in proportion to its length. A sequence's home is the device of its first token. The byte after the stretch, to be

@@ -7,15 +7,19 @@
 #include "moesim/data.h"
 
 typedef struct moe_input {
-    int64_t num_tokens_global;      /* T of logits and routing; 0 for synthetic and text */
-    uint8_t *text; int64_t text_length;           /* source text: all bytes, on every rank; files of a folder in sorted path order */
-    int32_t num_domains; int64_t *domain_offset;  /* source text: domain i (a file or folder) has the bytes offset[i] .. offset[i+1] - 1 */
-    enum moe_dtype logits_dtype; void *logits;    /* source logits: [layers][T,N] of this rank, float or double (dtype kept) */
-    int32_t *routing; int32_t routing_k;          /* source routing: [layers][T,K] of this rank */
-    real *weights;                                /* [layers][T,K] or NULL */
-    double *scores;                               /* [layers][T,N] or NULL */
-    uint8_t *mask;                                /* [T] 1 = counted, or NULL */
-    double *bias;                                 /* [N] on every rank, or NULL */
+    int64_t num_tokens_global; /* T of logits and routing; 0 for synthetic and text */
+    uint8_t *text;
+    int64_t text_length; /* source text: all bytes, on every rank; files of a folder in sorted path order */
+    int32_t num_domains;
+    int64_t *domain_offset; /* source text: domain i (a file or folder) has the bytes offset[i] .. offset[i+1] - 1 */
+    enum moe_dtype logits_dtype;
+    void *logits; /* source logits: [layers][T,N] of this rank, float or double (dtype kept) */
+    int32_t *routing;
+    int32_t routing_k; /* source routing: [layers][T,K] of this rank */
+    real *weights;     /* [layers][T,K] or NULL */
+    double *scores;    /* [layers][T,N] or NULL */
+    uint8_t *mask;     /* [T] 1 = counted, or NULL */
+    double *bias;      /* [N] on every rank, or NULL */
 } moe_input;
 
 /* Collective. c is resolved. Reads and checks everything that it names (shape, dtype, NaN, ids in range, no duplicates within a token,

@@ -4,7 +4,7 @@
 
 #include "moesim/config.h"
 
-typedef struct moe_memory {      /* bytes of one rank; saturated at INT64_MAX */
+typedef struct moe_memory { /* bytes of one rank; saturated at INT64_MAX */
     int64_t weights, activations, exchange, statistics, input, total;
 } moe_memory;
 

@@ -5,21 +5,23 @@
 #include <stdint.h>
 
 typedef struct moe_metrics {
-    double max_over_mean;   /* max / mean */
-    double maxvio;          /* max / mean - 1; TensorRT-LLM's (max - mean) / mean is the same number */
-    double balancedness;    /* mean / max (SGLang, vLLM) */
-    double cv;              /* population standard deviation / mean */
-    double gini;            /* sum_i (2 i - n - 1) x_(i) / (n sum x), i = 1..n ascending */
-    double entropy;         /* -sum p ln p, p = x / sum x, nats; ln n at balance */
-    int64_t idle;           /* entries that are 0 */
-    double p50, p90, p99;   /* percentiles, linear interpolation (numpy's default) */
+    double max_over_mean; /* max / mean */
+    double maxvio;        /* max / mean - 1; TensorRT-LLM's (max - mean) / mean is the same number */
+    double balancedness;  /* mean / max (SGLang, vLLM) */
+    double cv;            /* population standard deviation / mean */
+    double gini;          /* sum_i (2 i - n - 1) x_(i) / (n sum x), i = 1..n ascending */
+    double entropy;       /* -sum p ln p, p = x / sum x, nats; ln n at balance */
+    int64_t idle;         /* entries that are 0 */
+    double p50, p90, p99; /* percentiles, linear interpolation (numpy's default) */
 } moe_metrics;
 
 /* Local. Metrics of n >= 1 loads; all zero loads give max_over_mean = 1, maxvio = 0, balancedness = 1, cv = gini = entropy = 0. */
 moe_metrics moe_metrics_of(const int64_t *load, int64_t n);
 
 /* Local. Table of (name, formula) for reports; ends with a NULL name. */
-typedef struct moe_metric_formula { const char *name, *formula; } moe_metric_formula;
+typedef struct moe_metric_formula {
+    const char *name, *formula;
+} moe_metric_formula;
 extern const moe_metric_formula moe_metric_formulas[];
 
 /* Local. E[min(limit, X)], X = number of distinct groups (of num_experts / groups experts each) among top_k experts drawn uniformly without

@@ -3,25 +3,25 @@
 #ifndef MOESIM_NPY_H
 #define MOESIM_NPY_H
 
+#include "moesim/status.h"
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include "moesim/status.h"
 
 enum moe_dtype { MOE_F32, MOE_F64, MOE_I8, MOE_U8, MOE_I16, MOE_U16, MOE_I32, MOE_U32, MOE_I64, MOE_U64, MOE_BOOL };
 enum { MOE_NPY_MAX_DIMS = 4 };
 
 typedef struct moe_npy_header {
     enum moe_dtype dtype;
-    int num_dims;                          /* 0 .. MOE_NPY_MAX_DIMS */
+    int num_dims; /* 0 .. MOE_NPY_MAX_DIMS */
     int64_t shape[MOE_NPY_MAX_DIMS];
-    int64_t count;                         /* product of the shape, checked for overflow */
-    int64_t data_offset;                   /* bytes from the start of the file to the first element */
+    int64_t count;       /* product of the shape, checked for overflow */
+    int64_t data_offset; /* bytes from the start of the file to the first element */
 } moe_npy_header;
 
 /* Local. Size of one element in bytes. */
 size_t moe_dtype_size(enum moe_dtype dtype);
-const char *moe_dtype_name(enum moe_dtype dtype);   /* "float32", ... */
+const char *moe_dtype_name(enum moe_dtype dtype); /* "float32", ... */
 
 /* Local, pure (fuzzed). Parses the header at the front of a file of file_size bytes of which the first `length` are in memory.
  * Refuses (MOE_USER): no magic, unknown version, header longer than 64 KiB, Fortran order, big endian, object or unknown dtypes,

@@ -6,43 +6,44 @@
 #ifndef MOESIM_PARAMETERS_H
 #define MOESIM_PARAMETERS_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/comm.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 typedef struct moe_parameter {
-    char name[64];          /* "layer0.experts.w1", "layer0.gate", "embedding", ... unique; keys the checkpoint */
-    bool expert;            /* expert parallel, else replicated */
-    bool decay;             /* weight decay applies (matrices, not norm weights) */
-    int64_t count;          /* blocks here: local expert slots, or 1 */
-    int64_t count_global;   /* blocks in all: num_experts, or 1 */
-    int64_t size;           /* elements of a block */
-    const int32_t *id;      /* [count] expert id of each block; NULL for replicated. Not owned */
-    real *value;            /* [count * size]. Not owned */
-    real *gradient;         /* [count * size] complete gradient of the step. Owned */
-    real *partial;          /* replicated: [num_local_devices][size]. Owned; NULL for expert parameters */
-    real *m, *v;            /* optimiser state [count * size], NULL when the optimiser has none. Owned */
+    char name[64];        /* "layer0.experts.w1", "layer0.gate", "embedding", ... unique; keys the checkpoint */
+    bool expert;          /* expert parallel, else replicated */
+    bool decay;           /* weight decay applies (matrices, not norm weights) */
+    int64_t count;        /* blocks here: local expert slots, or 1 */
+    int64_t count_global; /* blocks in all: num_experts, or 1 */
+    int64_t size;         /* elements of a block */
+    const int32_t *id;    /* [count] expert id of each block; NULL for replicated. Not owned */
+    real *value;          /* [count * size]. Not owned */
+    real *gradient;       /* [count * size] complete gradient of the step. Owned */
+    real *partial;        /* replicated: [num_local_devices][size]. Owned; NULL for expert parameters */
+    real *m, *v;          /* optimiser state [count * size], NULL when the optimiser has none. Owned */
 } moe_parameter;
 
 typedef struct moe_parameters {
     moe_parameter *p;
     int num, room;
     int32_t devices, num_local_devices;
-    struct moe_tree *tree;  /* buffers of the reduction, from the first step on */
+    struct moe_tree *tree; /* buffers of the reduction, from the first step on */
     struct moe_tree_part *parts;
     int64_t parts_room;
-    double *square;         /* sums of squares of pieces of the gradients */
+    double *square; /* sums of squares of pieces of the gradients */
     int64_t square_room;
-    int worst_rank;         /* where moe_parameters_gradient_norm found *worst */
+    int worst_rank; /* where moe_parameters_gradient_norm found *worst */
 } moe_parameters;
 
 /* Local. */
 void moe_parameters_init(moe_parameters *all, int32_t devices, int32_t num_local_devices);
 /* Local. Adds a tensor to the table; returns its index (pointers into the table move). Expert parameters always decay. */
 int moe_parameters_add(moe_parameters *all, const char *name, bool decay, int64_t size, real *value);
-int moe_parameters_add_experts(moe_parameters *all, const char *name, int64_t count, int64_t count_global, int64_t size, const int32_t *id, real *value);
+int moe_parameters_add_experts(moe_parameters *all, const char *name, int64_t count, int64_t count_global, int64_t size, const int32_t *id,
+                               real *value);
 /* Local. Clears gradients and partials before a step. */
 void moe_parameters_clear_gradients(moe_parameters *all);
 /* Collective. gradient of every replicated parameter = tree over devices of the partials; then every gradient is multiplied by `scale`

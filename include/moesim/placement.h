@@ -8,9 +8,9 @@
 typedef struct moe_placement {
     int32_t num_experts, devices;
     int32_t slots_per_device;
-    int32_t *device;      /* [N] device of expert i */
-    int32_t *slot;        /* [N] slot of expert i on its device */
-    int32_t *expert_at;   /* [D * slots_per_device] expert in a slot */
+    int32_t *device;    /* [N] device of expert i */
+    int32_t *slot;      /* [N] slot of expert i on its device */
+    int32_t *expert_at; /* [D * slots_per_device] expert in a slot */
 } moe_placement;
 
 /* Local. Contiguous blocks of N/D experts: expert i on device i / (N/D). Asserts that D divides N. Owner: the caller, moe_placement_free. */

@@ -3,76 +3,86 @@
 #ifndef MOESIM_RECORD_H
 #define MOESIM_RECORD_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/balance.h"
 #include "moesim/config.h"
 #include "moesim/status.h"
+#include <stdbool.h>
+#include <stdint.h>
 
-enum moe_level { MOE_LEVEL_DEVICE, MOE_LEVEL_NODE, MOE_LEVEL_CLUSTER, MOE_NUM_LEVELS };   /* same device, same node, across nodes */
+enum moe_level { MOE_LEVEL_DEVICE, MOE_LEVEL_NODE, MOE_LEVEL_CLUSTER, MOE_NUM_LEVELS }; /* same device, same node, across nodes */
 enum moe_direction { MOE_DISPATCH, MOE_COMBINE, MOE_DISPATCH_BACKWARD /* dy */, MOE_COMBINE_BACKWARD /* dx, dg */, MOE_NUM_DIRECTIONS };
-enum moe_phase { MOE_PHASE_GATE, MOE_PHASE_ROUTE, MOE_PHASE_PLAN, MOE_PHASE_DISPATCH, MOE_PHASE_EXPERT, MOE_PHASE_COMBINE, MOE_PHASE_SHARED,
-                 MOE_PHASE_BALANCE, MOE_PHASE_BACKWARD, MOE_NUM_PHASES };
-extern const char *const moe_level_names[MOE_NUM_LEVELS];        /* "same_device", "same_node", "across_nodes" */
+enum moe_phase {
+    MOE_PHASE_GATE,
+    MOE_PHASE_ROUTE,
+    MOE_PHASE_PLAN,
+    MOE_PHASE_DISPATCH,
+    MOE_PHASE_EXPERT,
+    MOE_PHASE_COMBINE,
+    MOE_PHASE_SHARED,
+    MOE_PHASE_BALANCE,
+    MOE_PHASE_BACKWARD,
+    MOE_NUM_PHASES
+};
+extern const char *const moe_level_names[MOE_NUM_LEVELS]; /* "same_device", "same_node", "across_nodes" */
 extern const char *const moe_direction_names[MOE_NUM_DIRECTIONS];
-extern const char *const moe_phase_names[MOE_NUM_PHASES];        /* "gate", "route", ... */
+extern const char *const moe_phase_names[MOE_NUM_PHASES]; /* "gate", "route", ... */
 
-typedef struct moe_traffic {       /* one direction, one level */
+typedef struct moe_traffic { /* one direction, one level */
     int64_t rows, bytes, metadata_bytes;
 } moe_traffic;
 
-typedef struct moe_volume {        /* one direction of one layer, or the sum over layers */
-    int64_t rows;                  /* all levels and hops */
-    int64_t logical_bytes;         /* payload, rows that stay on their device included */
-    int64_t remote_bytes;          /* payload without them */
-    int64_t selection_bytes;       /* payload that mode `selection` would have sent (logical) */
+typedef struct moe_volume {  /* one direction of one layer, or the sum over layers */
+    int64_t rows;            /* all levels and hops */
+    int64_t logical_bytes;   /* payload, rows that stay on their device included */
+    int64_t remote_bytes;    /* payload without them */
+    int64_t selection_bytes; /* payload that mode `selection` would have sent (logical) */
     int64_t selection_remote_bytes;
     int64_t metadata_bytes;
     moe_traffic by_level[MOE_NUM_LEVELS];
 } moe_volume;
 
 typedef struct moe_layer_record {
-    double loss_raw[MOE_NUM_LOSSES];                               /* alpha = 1, training scope; NaN = not defined for this run */
-    double loss[MOE_NUM_LOSSES];                                   /* times alpha */
-    double total;                                                  /* sum of the losses with a coefficient */
-    double loss_by_scope[MOE_NUM_SCOPES][MOE_NUM_LOSSES];          /* raw; z is the same in every scope */
-    double ideal[MOE_NUM_LOSSES];                                  /* value at perfect balance (alpha = 1), NaN = none */
-    int64_t *counts_per_expert;                                    /* [N] selections, before dropping, padding included */
-    int64_t *kept_per_expert;                                      /* [N] after dropping */
-    int64_t *counts_per_device;                                    /* [D] selections */
-    int64_t *distinct_tokens_per_device;                           /* [D] numerator of f'' (global) */
-    int64_t *sent_rows;                                            /* [D] dispatch rows by source device */
-    int64_t *received_rows;                                        /* [D] dispatch rows by destination device */
-    int64_t *matrix;                                               /* [D*D] dispatch rows source -> destination */
-    int64_t dropped;                                               /* token-expert pairs */
-    int64_t selections;                                            /* token-expert pairs chosen */
-    int64_t tokens_by_reach[65];                                   /* tokens that reach x distinct devices, x = 0 .. 63; [64] = 64 and more */
-    double mean_devices;                                           /* mean of X_t */
-    double mean_devices_unlimited;                                 /* mean of X_t if there were no group limit; NaN = not computed */
+    double loss_raw[MOE_NUM_LOSSES];                      /* alpha = 1, training scope; NaN = not defined for this run */
+    double loss[MOE_NUM_LOSSES];                          /* times alpha */
+    double total;                                         /* sum of the losses with a coefficient */
+    double loss_by_scope[MOE_NUM_SCOPES][MOE_NUM_LOSSES]; /* raw; z is the same in every scope */
+    double ideal[MOE_NUM_LOSSES];                         /* value at perfect balance (alpha = 1), NaN = none */
+    int64_t *counts_per_expert;                           /* [N] selections, before dropping, padding included */
+    int64_t *kept_per_expert;                             /* [N] after dropping */
+    int64_t *counts_per_device;                           /* [D] selections */
+    int64_t *distinct_tokens_per_device;                  /* [D] numerator of f'' (global) */
+    int64_t *sent_rows;                                   /* [D] dispatch rows by source device */
+    int64_t *received_rows;                               /* [D] dispatch rows by destination device */
+    int64_t *matrix;                                      /* [D*D] dispatch rows source -> destination */
+    int64_t dropped;                                      /* token-expert pairs */
+    int64_t selections;                                   /* token-expert pairs chosen */
+    int64_t tokens_by_reach[65];                          /* tokens that reach x distinct devices, x = 0 .. 63; [64] = 64 and more */
+    double mean_devices;                                  /* mean of X_t */
+    double mean_devices_unlimited;                        /* mean of X_t if there were no group limit; NaN = not computed */
     moe_volume volume[MOE_NUM_DIRECTIONS];
-    int64_t pairs_by_level[MOE_NUM_LEVELS];                        /* token-expert pairs that were sent */
-    int64_t allreduce_bytes;                                       /* payload that the devices give to MPI_Allreduce, summed over devices */
-    double output_rms;                                             /* of y, from exact sums */
-    double phase_seconds[MOE_NUM_PHASES];                          /* slowest rank */
+    int64_t pairs_by_level[MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
+    int64_t allreduce_bytes;                /* payload that the devices give to MPI_Allreduce, summed over devices */
+    double output_rms;                      /* of y, from exact sums */
+    double phase_seconds[MOE_NUM_PHASES];   /* slowest rank */
 } moe_layer_record;
 
 enum { MOE_MAX_CHECKS = 32 };
 typedef struct moe_check {
     char name[48];
-    bool made, passed;         /* made = false: not applicable here, `detail` says why */
+    bool made, passed; /* made = false: not applicable here, `detail` says why */
     char detail[160];
 } moe_check;
 
 typedef struct moe_step_record {
     int64_t step, num_tokens;
     int32_t num_layers, num_experts, devices;
-    moe_layer_record *layer;       /* [num_layers] */
+    moe_layer_record *layer; /* [num_layers] */
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
-    double seconds;                /* whole step, slowest rank */
+    double seconds; /* whole step, slowest rank */
     /* training only; NaN = not evaluated in this step */
     double task_loss, validation_loss, gradient_norm, learning_rate;
-    int64_t gradient_allreduce_bytes;   /* payload of the sum of replicated gradients, summed over devices */
+    int64_t gradient_allreduce_bytes; /* payload of the sum of replicated gradients, summed over devices */
 } moe_step_record;
 
 /* Local. Cleared record with room for num_layers layers. */

@@ -3,15 +3,16 @@
 #ifndef MOESIM_REPORT_H
 #define MOESIM_REPORT_H
 
-#include <stdbool.h>
-#include <stdio.h>
 #include "moesim/config.h"
 #include "moesim/record.h"
 #include "moesim/screen.h"
 #include "moesim/topology.h"
+#include <stdbool.h>
+#include <stdio.h>
 
 /* What runs where: model, router, exchange, data, then hosts, ranks, threads, devices per rank, cores; memory estimate; warnings. */
-void moe_report_header(const moe_screen *s, const moe_config *c, const moe_topology *topologies, int ranks, int64_t memory_bytes_per_rank, int64_t memory_available);
+void moe_report_header(const moe_screen *s, const moe_config *c, const moe_topology *topologies, int ranks, int64_t memory_bytes_per_rank,
+                       int64_t memory_available);
 /* First call prints the column heads of the table by step; then one row a step (each `output.every`-th, and the last of run.steps). */
 void moe_report_step(moe_screen *s, const moe_config *c, const moe_step_record *step);
 /* Progress on long work, on a terminal only: "step 12/200  3.1 steps/s  1 min left"; erased by the next row. */

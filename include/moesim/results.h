@@ -3,8 +3,6 @@
 #ifndef MOESIM_RESULTS_H
 #define MOESIM_RESULTS_H
 
-#include <stdbool.h>
-#include <stdio.h>
 #include "moesim/checkpoint.h"
 #include "moesim/comm.h"
 #include "moesim/config.h"
@@ -13,12 +11,14 @@
 #include "moesim/routing.h"
 #include "moesim/summary.h"
 #include "moesim/topology.h"
+#include <stdbool.h>
+#include <stdio.h>
 
 typedef struct moe_results {
     char folder[MOE_PATH_MAX];
-    FILE *metrics;               /* rank 0 only */
-    moe_run_times times;         /* of the steps written so far */
-    int64_t *expert_load;        /* rank 0: [steps][layers][N] */
+    FILE *metrics;        /* rank 0 only */
+    moe_run_times times;  /* of the steps written so far */
+    int64_t *expert_load; /* rank 0: [steps][layers][N] */
     int64_t expert_load_capacity;
 } moe_results;
 
@@ -46,14 +46,15 @@ bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t step
 
 /* Collective. Closes metrics.jsonl, writes comm_matrix.npy and expert_load.npy, and summary.json last and at once (renamed into place): a folder
  * with a summary.json is a finished run. topologies [size] is used on rank 0. Frees what *r holds, on failure too. */
-int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies,
-                      double seconds, moe_status *st);
+int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last,
+                      const moe_topology *topologies, double seconds, moe_status *st);
 
 /* Collective. topk_idx.npy int32 [layers,T,K] (-1 = none), topk_weight.npy float32, kept.npy uint8: routing [layers] of this rank. */
-int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_config *c, const moe_batch *batch, const moe_routing *routing, moe_status *st);
+int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_config *c, const moe_batch *batch, const moe_routing *routing,
+                        moe_status *st);
 
 /* Collective. name.npy [T_global, columns] from each rank's rows [T, columns], float32 or float64 by element_size. */
-int moe_results_tensor(const moe_comm *comm, const moe_results *r, const char *name, const moe_batch *batch, const void *rows, int64_t columns,
-                       size_t element_size, moe_status *st);
+int moe_results_tensor(const moe_comm *comm, const moe_results *r, const char *name, const moe_batch *batch, const void *rows,
+                       int64_t columns, size_t element_size, moe_status *st);
 
 #endif

@@ -7,13 +7,13 @@
 #ifndef MOESIM_ROUTER_H
 #define MOESIM_ROUTER_H
 
-#include <stdbool.h>
-#include <stdint.h>
 #include "moesim/config.h"
 #include "moesim/data.h"
 #include "moesim/placement.h"
 #include "moesim/routing.h"
 #include "moesim/stats.h"
+#include <stdbool.h>
+#include <stdint.h>
 
 typedef struct moe_router {
     int32_t num_experts, top_k, num_groups, topk_group;
@@ -21,10 +21,10 @@ typedef struct moe_router {
     enum moe_group_limit group_limit;
     bool norm_topk_prob, norm_single, scale_normalized;
     double routed_scaling_factor;
-    const double *bias;          /* [N] or NULL; not owned */
-    enum moe_aux_selection aux_selection;   /* which selection the stats count */
-    double alpha_z;              /* coefficient of the z-loss in moe_router_dlogits (balance.z_loss) */
-    bool comm_count_local;       /* whether a token that stays on its home device counts in device_tokens */
+    const double *bias;                   /* [N] or NULL; not owned */
+    enum moe_aux_selection aux_selection; /* which selection the stats count */
+    double alpha_z;                       /* coefficient of the z-loss in moe_router_dlogits (balance.z_loss) */
+    bool comm_count_local;                /* whether a token that stays on its home device counts in device_tokens */
 } moe_router;
 
 enum { MOE_ROUTER_MAX_LOGIT = 1 << 20 };
@@ -60,7 +60,8 @@ int32_t moe_router_distinct_groups(const moe_router *r, const int32_t *expert, i
 
 /* Local. Theorem of method.md section 1 (rule max): over this rank's tokens, how many were eligible (no ties of selection scores, no disabled
  * expert) and how many of those violate distinct groups = min(M, distinct groups of the greedy choice). Looks at every stride-th token. */
-void moe_router_check_groups(const moe_router *r, moe_logits logits, const moe_routing *routing, int64_t stride, int64_t *eligible, int64_t *violations);
+void moe_router_check_groups(const moe_router *r, moe_logits logits, const moe_routing *routing, int64_t stride, int64_t *eligible,
+                             int64_t *violations);
 
 /* Local. dlogits [T,N] (double) += d(sum of balance losses + z-loss)/dz for tokens [begin,end), given the coefficient a [N] of their scope
  * (balance.h; it holds the alphas) and inverse_tokens = 1/(counted tokens of the scope x scopes): method.md section 2. The z-loss adds

@@ -3,17 +3,17 @@
 #ifndef MOESIM_ROUTING_H
 #define MOESIM_ROUTING_H
 
-#include <stdint.h>
 #include "moesim/tensor.h"
+#include <stdint.h>
 
 typedef struct moe_routing {
-    int64_t num_tokens;       /* T */
-    int64_t num_selections;   /* row_offset[T] */
-    int64_t *row_offset;      /* [T+1] */
-    int32_t *expert;          /* [num_selections] per token in falling order of the unbiased score, then index */
-    real *weight;             /* [num_selections] combine weight g */
-    double *score;            /* [num_selections] unbiased score s: the affinity that dropping goes by */
-    int64_t token_capacity, selection_capacity;   /* of the arrays */
+    int64_t num_tokens;                         /* T */
+    int64_t num_selections;                     /* row_offset[T] */
+    int64_t *row_offset;                        /* [T+1] */
+    int32_t *expert;                            /* [num_selections] per token in falling order of the unbiased score, then index */
+    real *weight;                               /* [num_selections] combine weight g */
+    double *score;                              /* [num_selections] unbiased score s: the affinity that dropping goes by */
+    int64_t token_capacity, selection_capacity; /* of the arrays */
 } moe_routing;
 
 /* Local. Room for num_tokens tokens of at most k selections; sets num_tokens, leaves the contents undefined. */

@@ -2,17 +2,17 @@
 #ifndef MOESIM_SCREEN_H
 #define MOESIM_SCREEN_H
 
+#include "moesim/status.h"
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
-#include "moesim/status.h"
 
 typedef struct moe_screen {
     FILE *out;
     bool color, terminal, quiet;
-    bool utf8;               /* block characters can be shown; ASCII otherwise */
-    int width;               /* columns */
-    int64_t steps_seen;      /* calls of moe_report_step so far */
+    bool utf8;          /* block characters can be shown; ASCII otherwise */
+    int width;          /* columns */
+    int64_t steps_seen; /* calls of moe_report_step so far */
 } moe_screen;
 
 /* Local. Looks at the stream (isatty), NO_COLOR, TERM=dumb, the locale's character set, COLUMNS / TIOCGWINSZ (80 when piped). */
@@ -29,11 +29,13 @@ void moe_screen_heading(const moe_screen *s, const char *format, ...) MOE_PRINTF
 void moe_screen_wrapped(const moe_screen *s, int indent, const char *label, const char *format, ...) MOE_PRINTF(4, 5);
 
 /* A number as text, by value: printf("%s", moe_text_bytes(n).s). */
-typedef struct moe_text { char s[40]; } moe_text;
-moe_text moe_text_count(int64_t n);                         /* 12,345 */
-moe_text moe_text_bytes(int64_t n);                         /* 1.50 KiB */
-moe_text moe_text_seconds(double seconds);                  /* 12.3 ms, 1.24 s, 3 min 20 s */
-moe_text moe_text_number(double value, int decimals);       /* fixed point; "-" where the value is not defined */
-moe_text moe_text_glued(moe_text text);                     /* blanks become tabs: number and unit stay on one line (moe_screen_wrapped) */
+typedef struct moe_text {
+    char s[40];
+} moe_text;
+moe_text moe_text_count(int64_t n);                   /* 12,345 */
+moe_text moe_text_bytes(int64_t n);                   /* 1.50 KiB */
+moe_text moe_text_seconds(double seconds);            /* 12.3 ms, 1.24 s, 3 min 20 s */
+moe_text moe_text_number(double value, int decimals); /* fixed point; "-" where the value is not defined */
+moe_text moe_text_glued(moe_text text);               /* blanks become tabs: number and unit stay on one line (moe_screen_wrapped) */
 
 #endif

@@ -13,10 +13,10 @@
 
 typedef struct moe_stats {
     int32_t num_experts, devices;
-    int64_t words;       /* per cell */
+    int64_t words; /* per cell */
     int64_t num_cells;
-    int64_t *cell;       /* [num_cells][words] */
-    int64_t capacity;    /* words allocated */
+    int64_t *cell;    /* [num_cells][words] */
+    int64_t capacity; /* words allocated */
 } moe_stats;
 
 enum { MOE_STAT_TOKENS = 0, MOE_STAT_Z = 1, MOE_STAT_HEAD = 4 };
@@ -25,11 +25,22 @@ enum { MOE_STAT_TOKENS = 0, MOE_STAT_Z = 1, MOE_STAT_HEAD = 4 };
 void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells);
 void moe_stats_free(moe_stats *s);
 /* Local. Parts of cell i. */
-static inline int64_t *moe_stats_cell(const moe_stats *s, int64_t i) { return s->cell + i * s->words; }
-static inline int64_t *moe_stats_counts(const moe_stats *s, int64_t *cell) { (void)s; return cell + MOE_STAT_HEAD; }
-static inline int64_t *moe_stats_device_tokens(const moe_stats *s, int64_t *cell) { return cell + MOE_STAT_HEAD + s->num_experts; }
-static inline int64_t *moe_stats_score_hi(const moe_stats *s, int64_t *cell) { return cell + MOE_STAT_HEAD + s->num_experts + s->devices; }
-static inline int64_t *moe_stats_score_lo(const moe_stats *s, int64_t *cell) { return cell + MOE_STAT_HEAD + 2 * (int64_t)s->num_experts + s->devices; }
+static inline int64_t *moe_stats_cell(const moe_stats *s, int64_t i) {
+    return s->cell + i * s->words;
+}
+static inline int64_t *moe_stats_counts(const moe_stats *s, int64_t *cell) {
+    (void)s;
+    return cell + MOE_STAT_HEAD;
+}
+static inline int64_t *moe_stats_device_tokens(const moe_stats *s, int64_t *cell) {
+    return cell + MOE_STAT_HEAD + s->num_experts;
+}
+static inline int64_t *moe_stats_score_hi(const moe_stats *s, int64_t *cell) {
+    return cell + MOE_STAT_HEAD + s->num_experts + s->devices;
+}
+static inline int64_t *moe_stats_score_lo(const moe_stats *s, int64_t *cell) {
+    return cell + MOE_STAT_HEAD + 2 * (int64_t)s->num_experts + s->devices;
+}
 /* Local. to[w] += from[w] for all words of one cell. */
 void moe_stats_add(const moe_stats *s, int64_t *to, const int64_t *from);
 

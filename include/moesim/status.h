@@ -17,14 +17,14 @@
 
 enum moe_code {
     MOE_OK = 0,
-    MOE_ERROR = 1,       /* anything else: disk full, out of memory */
-    MOE_USER = 2,        /* the user's mistake */
-    MOE_RUN_FAILED = 3   /* the run failed its own checks: conservation, NaN */
+    MOE_ERROR = 1,     /* anything else: disk full, out of memory */
+    MOE_USER = 2,      /* the user's mistake */
+    MOE_RUN_FAILED = 3 /* the run failed its own checks: conservation, NaN */
 };
 
 typedef struct moe_status {
-    int code;             /* enum moe_code */
-    char message[1024];   /* one sentence, no newline at the end */
+    int code;           /* enum moe_code */
+    char message[1024]; /* one sentence, no newline at the end */
 } moe_status;
 
 /* Local. Records a failure in st unless it already holds one; returns st->code. st must not be NULL. */

@@ -3,23 +3,24 @@
 #ifndef MOESIM_SUMMARY_H
 #define MOESIM_SUMMARY_H
 
-#include <jansson.h>
-#include <stdint.h>
 #include "moesim/config.h"
 #include "moesim/record.h"
 #include "moesim/topology.h"
+#include <jansson.h>
+#include <stdint.h>
 
 typedef struct moe_run_times {
-    double seconds;                           /* the whole run */
-    double step_seconds;                      /* sum over steps */
-    double phase_seconds[MOE_NUM_PHASES];     /* sum over steps and layers, slowest rank */
+    double seconds;                       /* the whole run */
+    double step_seconds;                  /* sum over steps */
+    double phase_seconds[MOE_NUM_PHASES]; /* sum over steps and layers, slowest rank */
     int64_t steps;
 } moe_run_times;
 
 /* Local. The line of one step. Owner: the caller, json_decref. */
 json_t *moe_summary_step(const moe_config *c, const moe_step_record *step);
 /* Local. summary.json. topologies [ranks]. Everything except ranks, machine and time is independent of the number of ranks. */
-json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks, const moe_run_times *times);
+json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
+                        const moe_run_times *times);
 
 /* Local. The resolved configuration as an object of sections: {"name": .., "run": {"seed": 1, ..}, ..}; numbers and yes / no keep their type. */
 json_t *moe_summary_config(const moe_config *c);

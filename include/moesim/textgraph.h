@@ -2,12 +2,12 @@
 #ifndef MOESIM_TEXTGRAPH_H
 #define MOESIM_TEXTGRAPH_H
 
-#include <stdint.h>
 #include "moesim/screen.h"
+#include <stdint.h>
 
 enum { MOE_MOST_BLOCKS = 16 };
 
-typedef struct moe_blocks {    /* neighbouring devices shown as one line, so that there are at most 16 lines */
+typedef struct moe_blocks { /* neighbouring devices shown as one line, so that there are at most 16 lines */
     int32_t devices, size, count;
     bool by_node;
 } moe_blocks;

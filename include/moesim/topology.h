@@ -2,20 +2,20 @@
 #ifndef MOESIM_TOPOLOGY_H
 #define MOESIM_TOPOLOGY_H
 
+#include "moesim/comm.h"
 #include <stdbool.h>
 #include <stdint.h>
-#include "moesim/comm.h"
 
-typedef struct moe_topology {     /* about one rank; POD, so that it can be gathered */
+typedef struct moe_topology { /* about one rank; POD, so that it can be gathered */
     char host[64];
-    char processor[96];           /* CPU model name, "" when unknown */
-    int package, numa, core;      /* where this rank is bound (logical indices); -1 unknown or several */
-    int host_cores, host_pus;     /* usable by us on this host: the allowed cpuset and the cgroup's quota, not the launcher's binding */
-    int bound_cores;              /* cores in this rank's binding, after widening */
-    int threads;                  /* OpenMP threads this rank will use */
-    int64_t l2_bytes, l3_bytes, memory_bytes;   /* caches of that core; memory of the host (cgroup limit included) */
-    bool oversubscribed;          /* ranks x threads on this host > cores */
-    bool synthetic;               /* HWLOC_SYNTHETIC / HWLOC_XMLFILE: nothing is bound */
+    char processor[96];       /* CPU model name, "" when unknown */
+    int package, numa, core;  /* where this rank is bound (logical indices); -1 unknown or several */
+    int host_cores, host_pus; /* usable by us on this host: the allowed cpuset and the cgroup's quota, not the launcher's binding */
+    int bound_cores;          /* cores in this rank's binding, after widening */
+    int threads;              /* OpenMP threads this rank will use */
+    int64_t l2_bytes, l3_bytes, memory_bytes; /* caches of that core; memory of the host (cgroup limit included) */
+    bool oversubscribed;                      /* ranks x threads on this host > cores */
+    bool synthetic;                           /* HWLOC_SYNTHETIC / HWLOC_XMLFILE: nothing is bound */
 } moe_topology;
 
 /* Local, pure. Threads for one of local_size ranks on `cores` cores; asked > 0 wins, else max(1, cores / local_size), the first

@@ -3,6 +3,7 @@
  * Idea: any compiler and every CI run exercises the targets a little; libFuzzer (preset fuzz) does it in depth, with coverage as its guide.
  * An input that ends the process is left in ./crash-input, and its seed and number are printed: the same seed gives the same inputs. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,13 +13,15 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#include <fcntl.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { MAX_SIZE = 8192, MAX_FILES = 4096, SECONDS_PER_INPUT = 10 };
 
-typedef struct input { uint8_t *data; size_t size; } input;
+typedef struct input {
+    uint8_t *data;
+    size_t size;
+} input;
 
 static input corpus[MAX_FILES];
 static int num_files;
@@ -33,7 +36,9 @@ static uint64_t next_random(void) {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
-static size_t below(size_t n) { return n ? (size_t)(next_random() % n) : 0; }
+static size_t below(size_t n) {
+    return n ? (size_t)(next_random() % n) : 0;
+}
 
 /* Only async-signal-safe calls. */
 static void on_crash(int number) {
@@ -49,7 +54,7 @@ static void on_crash(int number) {
 }
 
 static void run_one(void) {
-    uint8_t *copy = malloc(current_size ? current_size : 1);   /* exact size: a sanitizer sees reads past the end */
+    uint8_t *copy = malloc(current_size ? current_size : 1); /* exact size: a sanitizer sees reads past the end */
     if (!copy) exit(1);
     memcpy(copy, current, current_size);
     alarm(SECONDS_PER_INPUT);
@@ -87,8 +92,28 @@ static void cut(size_t at, size_t n) {
 
 /* One small change: a flipped bit, a byte, a deleted or doubled piece, a piece of another input, a word that parsers trip over, a cut end. */
 static void mutate(void) {
-    static const char *const words[] = {"0",  "-1", "4294967296", "9223372036854775807", "-9223372036854775808", "1e309", "nan", "inf", "=",  "[",  "]",
-                                        ";",  "#",  "\n",         "\r\n",                "\xef\xbb\xbf",        "\t",    "%s",  "\\",  "''", "(,)", "18446744073709551616"};
+    static const char *const words[] = {"0",
+                                        "-1",
+                                        "4294967296",
+                                        "9223372036854775807",
+                                        "-9223372036854775808",
+                                        "1e309",
+                                        "nan",
+                                        "inf",
+                                        "=",
+                                        "[",
+                                        "]",
+                                        ";",
+                                        "#",
+                                        "\n",
+                                        "\r\n",
+                                        "\xef\xbb\xbf",
+                                        "\t",
+                                        "%s",
+                                        "\\",
+                                        "''",
+                                        "(,)",
+                                        "18446744073709551616"};
     size_t at = below(current_size + 1), n = 1 + below(16);
     uint8_t byte = (uint8_t)next_random();
     const input *other = &corpus[below((size_t)num_files)];
@@ -101,8 +126,12 @@ static void mutate(void) {
     case 1:
         if (at < current_size) current[at] = byte;
         break;
-    case 2: insert(at, &byte, 1); break;
-    case 3: cut(at, n); break;
+    case 2:
+        insert(at, &byte, 1);
+        break;
+    case 3:
+        cut(at, n);
+        break;
     case 4:
         if (n > current_size - at) n = current_size - at;
         memcpy(piece, current + at, n);
@@ -113,7 +142,9 @@ static void mutate(void) {
         insert(at, other->data + from, length < 64 ? length : 64);
         break;
     }
-    case 6: insert(at, (const uint8_t *)word, strlen(word)); break;
+    case 6:
+        insert(at, (const uint8_t *)word, strlen(word));
+        break;
     default:
         if (below(8) == 0) current_size = at;
     }
@@ -125,7 +156,9 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
+static int by_name(const struct dirent **a, const struct dirent **b) {
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
 
 static void read_corpus(const char *folder) {
     struct dirent **entries = NULL;
@@ -146,7 +179,8 @@ int main(int argc, char **argv) {
         return 1;
     }
     const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) signal(signals[i], on_crash);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        signal(signals[i], on_crash);
 
     if (!S_ISDIR(info.st_mode)) {
         if (!read_file(argv[1], &corpus[0])) return 1;
@@ -170,10 +204,12 @@ int main(int argc, char **argv) {
     for (; now() < end; inputs++) {
         state = seed * 0x100000001b3u + (uint64_t)inputs;
         use(&corpus[below((size_t)num_files)]);
-        for (size_t changes = 1 + below(6); changes > 0; changes--) mutate();
+        for (size_t changes = 1 + below(6); changes > 0; changes--)
+            mutate();
         run_one();
     }
     printf("%ld inputs\n", inputs);
-    for (int i = 0; i < num_files; i++) free(corpus[i].data);
+    for (int i = 0; i < num_files; i++)
+        free(corpus[i].data);
     return inputs == 0;
 }

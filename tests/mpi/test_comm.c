@@ -1,6 +1,6 @@
 /* test_comm.c: Alltoallv in one and in many rounds, agreement, integer sums, broadcast beyond the count limit, collective .npy files. */
-#include "moesim/comm.h"
 #include "check.h"
+#include "moesim/comm.h"
 #include "moesim/rng.h"
 #include "moesim/tensor.h"
 
@@ -20,7 +20,7 @@ static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes)
     for (int q = 0; q < n; q++) {
         sc[q] = rows_between(comm.rank, q);
         rc[q] = rows_between(q, comm.rank);
-        so[q] = out + 1;   /* a gap before each block */
+        so[q] = out + 1; /* a gap before each block */
         ro[q] = in + 2;
         out = so[q] + sc[q];
         in = ro[q] + rc[q];
@@ -92,13 +92,15 @@ static void check_npy(const moe_comm *comm) {
     void *data = NULL;
     CHECK_MSG(moe_npy_read(path, &header, &data, &st) == MOE_OK, "%s", st.message);
     for (int q = 0; q < comm->size && data; q++) {
-        CHECK(moe_npy_i64(&header, data, 3 * q) == q && moe_npy_i64(&header, data, 3 * q + 1) == 10 * q && moe_npy_i64(&header, data, 3 * q + 2) == -1);
+        CHECK(moe_npy_i64(&header, data, 3 * q) == q && moe_npy_i64(&header, data, 3 * q + 1) == 10 * q &&
+              moe_npy_i64(&header, data, 3 * q + 2) == -1);
     }
     moe_free(data);
     moe_comm_barrier(comm);
     if (comm->rank == 0) unlink(path);
     moe_status bad = {0};
-    CHECK(moe_comm_write_npy(comm, "/no/such/folder/a.npy", MOE_I64, 2, shape, pieces, 2, &bad) == MOE_ERROR && strstr(bad.message, "/no/such/folder/a.npy"));
+    CHECK(moe_comm_write_npy(comm, "/no/such/folder/a.npy", MOE_I64, 2, shape, pieces, 2, &bad) == MOE_ERROR &&
+          strstr(bad.message, "/no/such/folder/a.npy"));
 }
 
 int main(int argc, char **argv) {

@@ -270,7 +270,7 @@ static void check_mode(const problem *p, const moe_comm *comm, int m, int64_t mo
     check_groups(p, comm, &placement, &here->exchange.inbox);
     real *results = stand_in(&here->exchange.inbox);
     for (int32_t per_node = 1; per_node <= p->devices; per_node *= 2) {
-        memset(y, 0x7f, (size_t)(batch.num_tokens * p->hidden) * sizeof *y);
+        if (y) memset(y, 0x7f, (size_t)(batch.num_tokens * p->hidden) * sizeof *y);
         moe_exchange_combine(&here->exchange, &here->plan, results, per_node, y);
         check_y(p, &placement, &batch, per_node, y, modes[m].name);
     }

@@ -2,18 +2,25 @@
  * by hand or under mpirun without any environment. ASAN_OPTIONS, LSAN_OPTIONS and UBSAN_OPTIONS still win. */
 
 const char *__asan_default_options(void);
-const char *__asan_default_options(void) { return "abort_on_error=1:detect_leaks=1"; }
+const char *__asan_default_options(void) {
+    return "abort_on_error=1:detect_leaks=1";
+}
 
 const char *__ubsan_default_options(void);
-const char *__ubsan_default_options(void) { return "print_stacktrace=1"; }
+const char *__ubsan_default_options(void) {
+    return "print_stacktrace=1";
+}
 
 const char *__lsan_default_options(void);
-const char *__lsan_default_options(void) { return "print_suppressions=0:fast_unwind_on_malloc=0"; }
+const char *__lsan_default_options(void) {
+    return "print_suppressions=0:fast_unwind_on_malloc=0";
+}
 
 /* Allocations that the libraries below moesim keep until the process ends (Open MPI 4.1, PMIx, hwloc, libevent). */
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) {
-    return "leak:libmpi.so\nleak:libopen-rte.so\nleak:libopen-pal.so\nleak:mca_\nleak:libpmix\nleak:libevent\nleak:libhwloc\nleak:libltdl\nleak:libdl\n";
+    return "leak:libmpi.so\nleak:libopen-rte.so\nleak:libopen-pal.so\nleak:mca_\nleak:libpmix\nleak:libevent\nleak:libhwloc\nleak:"
+           "libltdl\nleak:libdl\n";
 }
 
 /* Open MPI unloads its plugins at the end of a run, and LeakSanitizer then no longer knows whose allocations it sees: they stay mapped. */

@@ -1,6 +1,6 @@
 /* fail_one_rank.c: a check fails on the last rank only; every rank must hear of it, and none may be left waiting. With an argument it passes. */
-#include <mpi.h>
 #include "check.h"
+#include <mpi.h>
 
 int main(int argc, char **argv) {
     MPI_Init(&argc, &argv);

@@ -9,7 +9,7 @@ static const moe_rng rng = {.seed = 11, .stream = MOE_RNG_TEST};
 /* v rounded to a multiple of 2^-60, by another way: v 2^60 is split by ldexp and rounded by nearbyint. */
 static __int128 reference(double v) {
     double whole = trunc(v), rest = ldexp(v - whole, 60);
-    return ((__int128)whole << 60) + (__int128)nearbyint(rest);
+    return (__int128)whole * ((__int128)1 << 60) + (__int128)nearbyint(rest);
 }
 
 /* A value whose size is anything from 2^-80 to 2^40, of either sign. */

@@ -7,7 +7,11 @@
 
 #include <string.h>
 
-typedef struct shape { int64_t tokens; int32_t devices, experts, k; bool ragged; } shape;
+typedef struct shape {
+    int64_t tokens;
+    int32_t devices, experts, k;
+    bool ragged;
+} shape;
 
 static uint64_t draw(uint64_t seed, uint64_t a, uint64_t b, uint64_t below) {
     return moe_rng_bits((moe_rng){seed, MOE_RNG_TEST}, a, b, 0) % below;
@@ -23,7 +27,7 @@ static void random_routing(const moe_batch *b, shape s, uint64_t seed, moe_routi
         r->row_offset[t] = at;
         int32_t first = (int32_t)draw(seed, id, 2000, (uint64_t)s.experts), step = 1 + (int32_t)draw(seed, id, 3000, 3);
         for (int32_t i = 0; i < k; i++) {
-            r->expert[at] = (first + i * step) % s.experts;   /* distinct: k * step <= experts */
+            r->expert[at] = (first + i * step) % s.experts; /* distinct: k * step <= experts */
             r->weight[at] = (real)(id % 97 + (uint64_t)i);
             at++;
         }
@@ -69,7 +73,8 @@ static void check_shape(shape s, enum moe_exchange_mode mode, uint64_t seed) {
             }
             moe_batch_free(&b);
         }
-        CHECK_MSG(memcmp(whole, parts, (size_t)cells * sizeof *whole) == 0, "seed %llu: matrix at %d ranks", (unsigned long long)seed, ranks);
+        CHECK_MSG(memcmp(whole, parts, (size_t)cells * sizeof *whole) == 0, "seed %llu: matrix at %d ranks", (unsigned long long)seed,
+                  ranks);
         memset(whole, 0, sizeof whole);
         moe_plan_free(&plan);
         moe_routing_free(&routing);
@@ -108,7 +113,8 @@ static void check_the_check(void) {
 }
 
 int main(void) {
-    const shape shapes[] = {{37, 8, 64, 6, false}, {5, 4, 16, 4, true}, {0, 2, 8, 2, false}, {3, 8, 16, 2, true}, {64, 1, 8, 2, false}, {100, 12, 120, 40, true}};
+    const shape shapes[] = {{37, 8, 64, 6, false}, {5, 4, 16, 4, true},  {0, 2, 8, 2, false},
+                            {3, 8, 16, 2, true},   {64, 1, 8, 2, false}, {100, 12, 120, 40, true}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (uint64_t seed = 0; seed < 6; seed++) {
             check_shape(shapes[i], MOE_EXCHANGE_TOKEN, seed);
