@@ -135,6 +135,11 @@ static double value_of(const moe_capacity *c, const moe_routing *r, int64_t i, i
     return (double)r->weight[i];
 }
 
+/* Choices beyond top_k (where tokens choose different numbers) are one class with the last. */
+static int32_t last_class(const moe_capacity *c, int64_t choice) {
+    return choice < c->top_k ? (int32_t)choice : c->top_k - 1;
+}
+
 void moe_capacity_order(const moe_capacity *c, const moe_routing *r, const moe_placement *p, const uint8_t *exempt, int32_t classes,
                         int32_t *group, uint64_t *key) {
     bool by_device = c->policy == MOE_CAPACITY_DEVICE;
@@ -142,7 +147,7 @@ void moe_capacity_order(const moe_capacity *c, const moe_routing *r, const moe_p
     for (int64_t t = 0; t < r->num_tokens; t++)
         for (int64_t begin = r->row_offset[t], i = begin; i < r->row_offset[t + 1]; i++) {
             int32_t target = by_device ? p->device[r->expert[i]] : r->expert[i];
-            int32_t class = (exempt != NULL) + (c->first_choices ? (int32_t)(i - begin) : 0);
+            int32_t class = (exempt != NULL) + (c->first_choices ? last_class(c, i - begin) : 0);
             if (exempt && exempt[t]) class = 0;
             group[i] = target * classes + class;
             if (key) key[i] = exempt && exempt[t] ? 0 : moe_capacity_key(value_of(c, r, i, begin));

@@ -179,8 +179,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     a->layer_x = a->x = x;
     if (layer->norm) {
         moe_reserve(&a->u, &a->u_room, b->num_tokens * h, sizeof(real), "normed x");
-        if (context->keep || context->config->run.mode == MOE_MODE_TRAIN)
-            moe_reserve(&a->inverse_rms, &a->rms_room, b->num_tokens, sizeof(double), "norms");
+        moe_reserve(&a->inverse_rms, &a->rms_room, b->num_tokens, sizeof(double), "norms");
         moe_rmsnorm(x, layer->norm, b->num_tokens, h, a->u, a->inverse_rms);
         a->x = a->u;
     }

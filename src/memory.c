@@ -1,9 +1,8 @@
-/* memory.c: bytes that a rank will need, term by term, in saturating arithmetic, so that absurd sizes come out as "too much" and never
- * wrap.
+/* memory.c: bytes that a rank will need, term by term, in saturating arithmetic, so that absurd sizes come out as "too much" and never wrap.
  *
- * Letters: L layers, H hidden, N experts, F width, D devices, T tokens of the fullest rank, S = T K selections (sent; under a balanced load
- * as many are received), R rows on the wire. Layers run one after the other and share their buffers; weights and recorded logits exist per
- * layer. */
+ * Letters: L layers, H hidden, N experts, F width, D devices, T tokens of the fullest rank, S = T K selections (sent; under a balanced load as many
+ * are received), R rows on the wire. Forward only, layers run one after the other and share their buffers; in training each layer has its own,
+ * because backward walks them the other way. Weights and recorded logits exist per layer. */
 #include "moesim/memory.h"
 
 #include "moesim/tensor.h"
@@ -28,18 +27,22 @@ static int64_t div_up(int64_t a, int64_t b) {
     return a / b + (a % b != 0);
 }
 
-/* Matrices [H,F] of one expert. */
+enum {
+    CALL_ROWS = 1024,     /* most rows of one GEMM call (MOE_GEMM_ROWS) */
+    TREE_BYTES = 4 << 20, /* of the partial gradients, at a time (parameters_tree.c) */
+    BYTE_VALUES = 256
+};
+
+typedef struct sizes { /* of the fullest rank */
+    bool train, text;
+    int64_t ranks, local_devices, tokens, selections, rows, remote; /* remote: of R rows the share 1 - 1/ranks */
+    int64_t copies;                                                 /* layers whose activations exist at the same time */
+    int64_t threads, matrices;                                      /* matrices [H,F] of one expert */
+} sizes;
+
 static int64_t matrices(int expert_type) {
     if (expert_type == MOE_EXPERT_IDENTITY) return 0;
     return expert_type == MOE_EXPERT_SWIGLU ? 3 : 2;
-}
-
-/* Per layer: gate [N,H], this rank's routed experts and every shared expert, matrices [H,F] each. */
-static int64_t weights(const moe_config *c, int64_t ranks) {
-    const int64_t experts = add(div_up(c->model.num_experts, ranks), c->model.num_shared_experts);
-    const int64_t expert = mul3(matrices(c->model.expert_type), c->model.hidden_size, c->model.moe_intermediate_size);
-    const int64_t gate = mul(c->model.num_experts, c->model.hidden_size);
-    return mul3(c->model.num_layers, add(gate, mul(experts, expert)), sizeof(real));
 }
 
 /* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per token in mode token. */
@@ -48,39 +51,122 @@ static int64_t rows_of(const moe_config *c, int64_t tokens) {
     return mul(tokens, c->exchange.mode == MOE_EXCHANGE_SELECTION ? c->router.top_k : reach);
 }
 
-/* x and y [T,H], with a norm one more; logits [T,N]; what every layer chose (expert and weight per selection, an offset per token);
- * experts: outputs [S,H], results [R,H], and for each thread the input and hidden vectors of one expert's share of S; shared expert:
- * hidden vectors [T,F] and output [T,H]. */
-static int64_t activations(const moe_config *c, int64_t tokens, int64_t ranks) {
-    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, selections = mul(tokens, c->router.top_k);
-    const int64_t hidden = matrices(c->model.expert_type) > 0 ? mul(matrices(c->model.expert_type) - 1, f) : 0;
-    const int64_t one_expert = div_up(selections, div_up(c->model.num_experts, ranks)), threads = c->run.threads > 0 ? c->run.threads : 1;
-    int64_t reals = add(mul3(c->model.norm == MOE_NORM_NONE ? 2 : 3, tokens, h), mul(tokens, c->model.num_experts));
-    reals = add(reals, mul(add(selections, rows_of(c, tokens)), h));
-    reals = add(reals, mul3(threads, one_expert, add(h, hidden)));
-    if (c->model.num_shared_experts > 0) reals = add(reals, mul(tokens, add(h, hidden)));
-    const int64_t chosen = add(mul(selections, (int64_t)(sizeof(int32_t) + sizeof(real))), mul(tokens, sizeof(int64_t)));
-    return room(add(mul(reals, sizeof(real)), mul(c->model.num_layers, chosen)));
+static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
+    const int64_t devices = c->cluster.devices > 0 ? c->cluster.devices : 1, ranks = c->ranks > 0 ? c->ranks : 1;
+    const int64_t per_device = num_tokens_global > 0 ? div_up(num_tokens_global, devices) : c->data.tokens_per_device;
+    sizes s = {.train = c->run.mode == MOE_MODE_TRAIN, .ranks = ranks, .local_devices = div_up(devices, ranks)};
+    s.text = c->data.source == MOE_SOURCE_TEXT;
+    s.tokens = mul(per_device, s.local_devices);
+    s.selections = mul(s.tokens, c->router.top_k);
+    s.rows = rows_of(c, s.tokens);
+    s.remote = s.rows - s.rows / ranks;
+    s.copies = s.train ? c->model.num_layers : 1;
+    s.threads = c->run.threads > 0 ? c->run.threads : 1;
+    s.matrices = matrices(c->model.expert_type);
+    return s;
 }
 
-/* Vectors packed for and received from other ranks (of R rows the share 1 - 1/ranks); lists of the plan and of what arrived: 12 numbers of 4
- * bytes per row and 20 per selection; offsets and sizes of each pair of a local and any device. */
-static int64_t exchange(const moe_config *c, int64_t tokens, int64_t local_devices, int64_t ranks) {
-    const int64_t rows = rows_of(c, tokens), remote = rows - rows / ranks;
-    const int64_t vectors = mul3(mul(2, remote), c->model.hidden_size, sizeof(real));
-    const int64_t lists = mul(add(mul(12, rows), mul3(20, tokens, c->router.top_k)), sizeof(int32_t));
-    return room(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), local_devices, c->cluster.devices))));
+/* --- parameters ---------------------------------------------------------------------------------------------------------------------------- */
+
+static int64_t parameters_of_expert(const moe_config *c) {
+    return mul3(matrices(c->model.expert_type), c->model.hidden_size, c->model.moe_intermediate_size);
+}
+
+/* Per layer: the routed experts; gate [N,H], norm [H] and every shared expert. Language model: embedding [context,256,H], norm [H], head [256,H]. */
+moe_parameter_counts moe_memory_parameters(const moe_config *c) {
+    const int64_t h = c->model.hidden_size, expert = parameters_of_expert(c), norm = c->model.norm == MOE_NORM_NONE ? 0 : h;
+    const int64_t layer = add(add(mul(c->model.num_experts, h), norm), mul(c->model.num_shared_experts, expert));
+    moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
+                                  .replicated = mul(c->model.num_layers, layer)};
+    if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT)
+        count.replicated = add(count.replicated, add(mul3(BYTE_VALUES, c->train.context + 1, h), h));
+    return count;
+}
+
+/* Those of this rank. */
+static int64_t local_parameters(const moe_config *c, const sizes *s) {
+    const int64_t experts = mul(c->model.num_layers, div_up(c->model.num_experts, s->ranks));
+    return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
+}
+
+/* The sum over ranks' devices; a partial one of each local device for what is replicated, and a piece of them on its way through the tree. */
+static int64_t gradients(const moe_config *c, const sizes *s) {
+    const int64_t replicated = moe_memory_parameters(c).replicated;
+    const int64_t piece = min64(replicated, TREE_BYTES / (int64_t)sizeof(real) / s->local_devices);
+    int64_t reals = add(local_parameters(c, s), mul(s->local_devices, add(replicated, piece)));
+    if (s->ranks > 1) reals = add(reals, mul(s->local_devices + 1, piece));
+    return s->train ? mul(reals, sizeof(real)) : 0;
+}
+
+/* AdamW: means of the gradient and of its square. */
+static int64_t optimizer(const moe_config *c, const sizes *s) {
+    return s->train && c->train.optimizer == MOE_OPTIMIZER_ADAMW ? mul3(2, local_parameters(c, s), sizeof(real)) : 0;
+}
+
+/* --- activations --------------------------------------------------------------------------------------------------------------------------- */
+
+/* Working memory of the GEMM calls, for each thread. Forward: input and hidden vectors of one expert's share of S. Backward: x, dy [.,H] and h1, h3
+ * (again), h, dh, dh3 [.,F] of one call, of an expert or of the shared ones; an expert may well have twice its share. */
+static int64_t scratch(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, hidden = s->matrices > 0 ? mul(s->matrices - 1, f) : 0;
+    const int64_t one_expert = div_up(s->selections, div_up(c->model.num_experts, s->ranks));
+    if (!s->train) return mul3(s->threads, one_expert, add(h, hidden));
+    const int64_t expert = mul(min64(CALL_ROWS, mul(2, one_expert)), add(mul(2, h), mul(5, f)));
+    const int64_t shared = mul(min64(CALL_ROWS, s->tokens / s->local_devices), add(mul(2, h), mul3(5, c->model.num_shared_experts, f)));
+    return mul(s->threads, expert > shared || c->model.num_shared_experts == 0 ? expert : shared);
+}
+
+/* Of one layer, without the residual stream: normed x [T,H], logits [T,N]; experts: outputs [S,H] and results [R,H]; output of the shared ones [T,H]
+ * and their hidden vectors [T,F]. For backward: h1, h3 [S,F] (unless train.recompute), those of the shared experts, and dg [S]. */
+static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, hidden = s->matrices > 0 ? mul(s->matrices - 1, f) : 0;
+    const bool keep = s->train && !c->train.recompute;
+    int64_t reals = mul(s->tokens, add(c->model.num_experts, c->model.norm == MOE_NORM_NONE ? 0 : h));
+    reals = add(reals, mul(add(s->selections, s->rows), h));
+    reals = add(reals, scratch(c, s));
+    if (s->train) reals = add(reals, s->selections);
+    if (keep) reals = add(reals, mul(s->selections, hidden));
+    if (c->model.num_shared_experts == 0) return reals;
+    if (!s->train) return add(reals, mul(s->tokens, add(h, hidden)));
+    return add(reals, mul(s->tokens, add(h, keep ? mul3(2, c->model.num_shared_experts, f) : 0)));
+}
+
+/* What backward works with, once for all layers: dlogits [T,N] (double, and rounded), dg of selections and of pairs [S], du and dx of the shared experts
+ * [T,H]; and the ends of the network: head's input [T,H], logits [T,256] and places of the text, or targets [T,H]. */
+static int64_t backward(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size, n = c->model.num_experts, per_token = (int64_t)sizeof(double) + 16;
+    int64_t reals = mul(s->tokens, add(add(n, mul(c->model.num_shared_experts > 0 ? 2 : 1, h)), mul(2, c->router.top_k)));
+    reals = add(reals, mul(s->tokens, add(h, s->text ? BYTE_VALUES : 0)));
+    if (!s->train) return 0;
+    return add(mul(reals, sizeof(real)), mul(s->tokens, add(mul(n, sizeof(double)), per_token)));
+}
+
+/* The residual stream: x and y [T,H]; training: every layer's x, the last output, y and dh. What every layer chose: expert and weight per selection,
+ * an offset per token. */
+static int64_t activations(const moe_config *c, const sizes *s) {
+    const int64_t streams = s->train ? add(c->model.num_layers, 3) : 2, stream = mul3(streams, s->tokens, c->model.hidden_size);
+    const int64_t chosen = add(mul(s->selections, (int64_t)(sizeof(int32_t) + sizeof(real))), mul(s->tokens, sizeof(int64_t)));
+    const int64_t layers = add(mul3(s->copies, reals_of_layer(c, s), sizeof(real)), mul(c->model.num_layers, chosen));
+    return add(add(mul(stream, sizeof(real)), room(layers)), backward(c, s));
+}
+
+/* Vectors packed for and received from other ranks (training: x and dy); lists of the plan and of what arrived: 12 numbers of 4 bytes per row and 20
+ * per selection; offsets and sizes of each pair of a local and any device. */
+static int64_t exchange(const moe_config *c, const sizes *s) {
+    const int64_t vectors = mul(mul3(s->train ? 3 : 2, s->remote, c->model.hidden_size), sizeof(real));
+    const int64_t lists = mul(add(mul(12, s->rows), mul(20, s->selections)), sizeof(int32_t));
+    return mul(s->copies, room(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), s->local_devices, c->cluster.devices)))));
 }
 
 /* A cell of counts and exact score sums (3N + D + 4 words) for each segment (a sequence's part on a device), each local device and the
  * batch, doubled for threads' sums; per layer the record: three vectors [N], five [D] and the matrix [D,D]. */
-static int64_t statistics(const moe_config *c, int64_t tokens, int64_t local_devices) {
+static int64_t statistics(const moe_config *c, const sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t sequences =
-        c->data.sequence_length > 0 ? add(div_up(tokens, c->data.sequence_length), mul(2, local_devices)) : local_devices;
-    const int64_t cells = mul3(2, add(add(sequences, local_devices), 1), add(mul(3, n), d + 4));
+        c->data.sequence_length > 0 ? add(div_up(s->tokens, c->data.sequence_length), mul(2, s->local_devices)) : s->local_devices;
+    const int64_t cells = mul3(2, add(add(sequences, s->local_devices), 1), add(mul(3, n), d + 4));
     const int64_t record = add(mul(3, n), add(mul(5, d), mul(d, d)));
-    return mul(add(cells, mul(c->model.num_layers, record)), sizeof(int64_t));
+    return mul(add(mul(s->copies, cells), mul(c->model.num_layers, record)), sizeof(int64_t));
 }
 
 /* What is read: recorded logits [L,T,N] (counted as double) or routing [T,K] with weights and scores [T,N]; a byte of mask per token. */
@@ -93,15 +179,15 @@ static int64_t input(const moe_config *c, int64_t tokens) {
 }
 
 moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
-    const int64_t devices = c->cluster.devices > 0 ? c->cluster.devices : 1, ranks = c->ranks > 0 ? c->ranks : 1;
-    const int64_t local_devices = div_up(devices, ranks);
-    const int64_t per_device = num_tokens_global > 0 ? div_up(num_tokens_global, devices) : c->data.tokens_per_device;
-    const int64_t tokens = mul(per_device, local_devices);
-    moe_memory m = {.weights = weights(c, ranks),
-                    .activations = activations(c, tokens, ranks),
-                    .exchange = exchange(c, tokens, local_devices, ranks),
-                    .statistics = statistics(c, tokens, local_devices),
-                    .input = input(c, tokens)};
-    m.total = add(add(add(m.weights, m.activations), add(m.exchange, m.statistics)), m.input);
+    const sizes s = sizes_of(c, num_tokens_global);
+    moe_memory m = {.weights = mul(local_parameters(c, &s), sizeof(real)),
+                    .gradients = gradients(c, &s),
+                    .optimizer = optimizer(c, &s),
+                    .activations = activations(c, &s),
+                    .exchange = exchange(c, &s),
+                    .statistics = statistics(c, &s),
+                    .input = input(c, s.tokens)};
+    const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));
+    m.total = add(add(trained, m.activations), add(add(m.exchange, m.statistics), m.input));
     return m;
 }

@@ -1,7 +1,10 @@
 /* report.c: the beginning and the middle of a run on the screen: what runs where, and the table by step. The ending stands in report_end.c. */
 #include "moesim/report.h"
 
+#include <math.h>
 #include <string.h>
+
+#include "report_parts.h"
 
 enum { LABEL = 11, MOST_PLACES = 8 };
 
@@ -219,25 +222,33 @@ static void print_step(const moe_screen *s, const moe_step_record *r) {
     moe_record_mean_losses(r, loss, raw, &total);
     moe_record_volume(r, MOE_DISPATCH, &dispatch);
     moe_record_volume(r, MOE_COMBINE, &combine);
-    fprintf(s->out, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n%s", (long long)r->step, moe_text_number(raw[MOE_LOSS_EXPERT], 4).s,
+    fprintf(s->out, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)r->step, moe_text_number(raw[MOE_LOSS_EXPERT], 4).s,
             moe_text_number(raw[MOE_LOSS_DEVICE], 4).s, moe_text_number(raw[MOE_LOSS_COMM], 4).s, moe_text_number(total, 6).s,
             moe_text_number(mean_devices(r), 3).s, moe_text_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
-            moe_text_number(device_imbalance(r), 3).s, moe_text_seconds(r->seconds).s,
-            moe_record_all_passed(r) ? "" : "       a self-check FAILED\n");
+            moe_text_number(device_imbalance(r), 3).s, moe_text_seconds(r->seconds).s);
 }
 
 void moe_report_step(moe_screen *s, const moe_config *c, const moe_step_record *step) {
+    bool train = c->run.mode == MOE_MODE_TRAIN, passed = moe_record_all_passed(step);
     int64_t every = c->output.every > 0 ? c->output.every : 1, seen = s->steps_seen++;
     if (s->quiet) return;
     erase_progress(s);
-    if (seen == 0) print_step_heads(s);
-    if (seen % every == 0 || seen + 1 == c->run.steps || !moe_record_all_passed(step)) print_step(s, step);
+    if (!isnan(step->validation_loss)) s->validation = step->validation_loss;
+    if (seen == 0 && train) moe_report_training_heads(s, c);
+    if (seen == 0 && !train) print_step_heads(s);
+    if (step->step % every == 0 || step->step + 1 == c->run.steps || !passed) {
+        if (train)
+            moe_report_training_row(s, c, step);
+        else
+            print_step(s, step);
+        if (!passed) fputs("       a self-check FAILED\n", s->out);
+    }
     fflush(s->out);
 }
 
 void moe_report_progress(const moe_screen *s, int64_t done, int64_t total, double seconds) {
     if (s->quiet || !s->terminal) return;
-    double rate = seconds > 0 ? (double)done / seconds : 0;
+    double rate = seconds > 0 ? (double)s->steps_seen / seconds : 0;
     erase_progress(s);
     if (done < total) fprintf(s->out, "step %lld/%lld  %.3g steps/s", (long long)done, (long long)total, rate);
     if (done < total && rate > 0) fprintf(s->out, "  %s left", moe_text_seconds((double)(total - done) / rate).s);

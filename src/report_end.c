@@ -25,9 +25,9 @@ static void print_checks(const moe_screen *s, const moe_step_record *r) {
 
 static void print_time(const moe_screen *s, const moe_config *c, const moe_step_record *r, double seconds) {
     char text[512];
-    int length =
-        snprintf(text, sizeof text, "%lld step%s in %s; the last one %s on the slowest rank:", (long long)c->run.steps,
-                 c->run.steps == 1 ? "" : "s", moe_text_glued(moe_text_seconds(seconds)).s, moe_text_glued(moe_text_seconds(r->seconds)).s);
+    int length = snprintf(text, sizeof text, "%lld step%s in %s; the last one %s on the slowest rank:", (long long)s->steps_seen,
+                          s->steps_seen == 1 ? "" : "s", moe_text_glued(moe_text_seconds(seconds)).s,
+                          moe_text_glued(moe_text_seconds(r->seconds)).s);
     for (int p = 0; p < (c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD); p++) {
         double phase = 0;
         for (int32_t l = 0; l < r->num_layers; l++)

@@ -1,6 +1,7 @@
 /* report_losses.c: the balance losses beside their value at perfect balance, in the three scopes, and layer by layer where there are few. */
 #include <math.h>
 
+#include "moesim/optimizer.h"
 #include "report_parts.h"
 
 enum { MOST_LAYERS = 8 };
@@ -22,7 +23,9 @@ static double mean_in_scope(const moe_step_record *r, int scope, int loss) {
 }
 
 static void print_table(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
-    const double alpha[MOE_NUM_LOSSES] = {c->balance.alpha_expert, c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss};
+    const double factor = c->run.mode == MOE_MODE_TRAIN ? moe_alpha_factor(c, r->step) : 1,
+                 alpha[MOE_NUM_LOSSES] = {factor * c->balance.alpha_expert, factor * c->balance.alpha_device,
+                                          factor * c->balance.alpha_comm, factor * c->balance.z_loss};
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(r, loss, raw, &total);
     fprintf(s->out, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance", "ratio", "alpha", "alpha x raw");

@@ -40,14 +40,31 @@ static void print_row(const moe_screen *s, const char *what, double rows, double
             remote_bytes < 0 ? "-" : moe_text_bytes(remote_bytes).s, mark);
 }
 
+/* The way back: dy along the rows of the dispatch, dx and the gradient of the weights along those of the combine. */
+static void print_backward(const moe_screen *s, const moe_step_record *r, const amounts *a) {
+    static const char *const names[2] = {"dispatch of dy, sent", "combine of dx, sent"};
+    for (int i = 0; i < 2; i++) {
+        const moe_volume *v = &a->direction[MOE_DISPATCH_BACKWARD + i];
+        print_row(s, names[i], (double)v->rows, (double)r->num_tokens * r->num_layers, (double)v->logical_bytes, v->remote_bytes, "");
+    }
+}
+
+static void print_backward_metadata(const moe_screen *s, const moe_step_record *r, const amounts *a) {
+    moe_screen_wrapped(s, 2, "", "backward: dispatch %s, combine %s; allreduce of the replicated parameters' gradients %s",
+                       moe_text_glued(moe_text_bytes(a->direction[MOE_DISPATCH_BACKWARD].metadata_bytes)).s,
+                       moe_text_glued(moe_text_bytes(a->direction[MOE_COMBINE_BACKWARD].metadata_bytes)).s,
+                       moe_text_glued(moe_text_bytes(r->gradient_allreduce_bytes)).s);
+}
+
 /* What one direction sent; the other modes and the missing limit stand below it, as what would have been. */
 static void print_table(const moe_screen *s, const moe_config *c, const moe_step_record *r, const amounts *a) {
     const moe_volume *d = &a->direction[MOE_DISPATCH], *m = &a->direction[MOE_COMBINE];
     double tokens = (double)r->num_tokens * r->num_layers;
-    bool selection = c->exchange.mode == MOE_EXCHANGE_SELECTION;
+    bool selection = c->exchange.mode == MOE_EXCHANGE_SELECTION, train = c->run.mode == MOE_MODE_TRAIN;
     fprintf(s->out, "  %-30s %11s %7s %10s %10s\n", "", "rows", "a token", "payload", "to others");
     print_row(s, "dispatch, sent", (double)d->rows, tokens, (double)d->logical_bytes, d->remote_bytes, "");
     print_row(s, "combine, sent", (double)m->rows, tokens, (double)m->logical_bytes, m->remote_bytes, "");
+    if (train) print_backward(s, r, a);
     fprintf(s->out, "  dispatch would have been\n");
     print_row(s, "  one row per selection", (double)a->selections - (double)a->dropped, tokens, (double)d->selection_bytes,
               d->selection_remote_bytes, selection ? " sent" : "");
@@ -59,6 +76,9 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
     moe_screen_wrapped(s, 2, "", "metadata: dispatch %s, combine %s; allreduce of counts and scores %s",
                        moe_text_glued(moe_text_bytes(d->metadata_bytes)).s, moe_text_glued(moe_text_bytes(m->metadata_bytes)).s,
                        moe_text_glued(moe_text_bytes(a->allreduce_bytes)).s);
+    if (train) print_backward_metadata(s, r, a);
+    if (train && c->train.accumulate > 1)
+        moe_screen_wrapped(s, 2, "", "of the last of the %d micro-batches of a step", c->train.accumulate);
     if (a->dropped > 0) fprintf(s->out, "  dropped: %s of %s selections\n", moe_text_count(a->dropped).s, moe_text_count(a->selections).s);
 }
 

@@ -308,6 +308,7 @@ int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, 
         keep_expert_load(r, step);
     }
     add_times(&r->times, step);
+    if (c->run.mode == MOE_MODE_TRAIN) moe_history_add(&r->history, step);
     return moe_comm_agree(comm, st);
 }
 
@@ -319,6 +320,7 @@ void moe_results_history(const moe_comm *comm, moe_results *r, const moe_config 
     }
     blobs[0] = (moe_blob){"results.times", &r->times, sizeof r->times};
     blobs[1] = (moe_blob){"results.expert_load", comm->rank == 0 ? r->expert_load : NULL, count * (int64_t)sizeof *r->expert_load};
+    blobs[2] = (moe_blob){"results.history", &r->history, moe_history_bytes()};
 }
 
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st) {
@@ -332,7 +334,7 @@ int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st)
 static void write_summary(const moe_results *r, const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
                           moe_status *st) {
     char path[FILE_PATH_MAX];
-    json_t *object = moe_summary_run(c, last, topologies, ranks, &r->times);
+    json_t *object = moe_summary_run(c, last, topologies, ranks, &r->times, &r->history, &r->facts);
     char *text = moe_summary_indented(object);
     path_in(r, "summary.json", path);
     write_whole(path, text, st);

@@ -10,14 +10,7 @@
 #include "moesim/metrics.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
-
-static void put(json_t *object, const char *key, json_t *value) {
-    if (json_object_set_new(object, key, value) != 0) moe_out_of_memory("the summary", 0);
-}
-
-static json_t *number(double value) {
-    return isfinite(value) ? json_real(value) : json_null();
-}
+#include "summary_parts.h"
 
 /* JSON is UTF-8: bytes that are not (a folder named in another encoding) become question marks. */
 static json_t *text(const char *value) {
@@ -203,14 +196,6 @@ static json_t *step_time(const moe_config *c, const moe_step_record *r) {
     return o;
 }
 
-static void put_training(json_t *o, const moe_step_record *step) {
-    put(o, "task_loss", number(step->task_loss));
-    if (isfinite(step->validation_loss)) put(o, "validation_loss", number(step->validation_loss));
-    put(o, "gradient_norm", number(step->gradient_norm));
-    put(o, "learning_rate", number(step->learning_rate));
-    put(o, "gradient_allreduce_bytes", json_integer(step->gradient_allreduce_bytes));
-}
-
 json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(step, loss, raw, &total);
@@ -218,7 +203,7 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
     put(with_alpha, "total", number(total));
     put(o, "step", json_integer(step->step));
     put(o, "num_tokens", json_integer(step->num_tokens));
-    if (c->run.mode == MOE_MODE_TRAIN) put_training(o, step);
+    if (c->run.mode == MOE_MODE_TRAIN) moe_summary_put_training(o, c, step);
     put(o, "loss", with_alpha);
     put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
     put(o, "volume", total_volume(c, step));
@@ -315,7 +300,7 @@ static json_t *time_object(const moe_config *c, const moe_run_times *times) {
 }
 
 json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
-                        const moe_run_times *times) {
+                        const moe_run_times *times, const moe_history *history, const moe_training_facts *facts) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(last, loss, raw, &total);
     json_t *o = json_object(), *layers = json_array();
@@ -326,6 +311,7 @@ json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const 
     put(o, "steps", json_integer(times->steps));
     put(o, "num_tokens", json_integer(last->num_tokens));
     put_checks(o, last);
+    if (c->run.mode == MOE_MODE_TRAIN) put(o, "training", moe_summary_training(c, last, history, facts));
     put(o, "loss", trained_losses(c, loss, total));
     put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
     put(o, "volume", total_volume(c, last));

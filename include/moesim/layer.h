@@ -1,7 +1,8 @@
 /* layer.h: one expert-parallel MoE layer, forward. Layer 5 (simulate). The whole method in one function: read moe_layer_forward first.
  *
- *   x [T,H] -> (rmsnorm) u -> gate: logits [T,N] -> router: experts, weights, counts -> plan -> dispatch -> experts -> combine (+ shared
- * experts) -> y [T,H] beside it the balance losses and the tally read the plan and never change it. */
+ *   x [T,H] -> (rmsnorm) u -> gate: logits [T,N] -> router: experts, weights, counts -> plan -> dispatch -> experts
+ *           -> combine (+ shared experts) -> y [T,H]
+ * beside it the balance losses and the tally read the plan and never change it. */
 #ifndef MOESIM_LAYER_H
 #define MOESIM_LAYER_H
 

@@ -7,6 +7,7 @@
 #include "moesim/comm.h"
 #include "moesim/config.h"
 #include "moesim/data.h"
+#include "moesim/history.h"
 #include "moesim/record.h"
 #include "moesim/routing.h"
 #include "moesim/summary.h"
@@ -16,9 +17,11 @@
 
 typedef struct moe_results {
     char folder[MOE_PATH_MAX];
-    FILE *metrics;        /* rank 0 only */
-    moe_run_times times;  /* of the steps written so far */
-    int64_t *expert_load; /* rank 0: [steps][layers][N] */
+    FILE *metrics;            /* rank 0 only */
+    moe_run_times times;      /* of the steps written so far */
+    moe_history history;      /* of training; the same on every rank */
+    moe_training_facts facts; /* of training; the caller sets them before moe_results_close */
+    int64_t *expert_load;     /* rank 0: [steps][layers][N] */
     int64_t expert_load_capacity;
 } moe_results;
 
@@ -32,8 +35,8 @@ int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, 
 
 /* Going on from a checkpoint: {0} -> moe_results_history -> moe_checkpoint_read with its blobs -> moe_results_reopen.
  * Writing one: moe_results_sync -> moe_results_history -> moe_checkpoint_write with its blobs. */
-enum { MOE_RESULTS_BLOBS = 2 };
-/* Local. What *r knows of the first `step` steps (times, loads of experts), as blobs of a checkpoint that point into *r; makes room for what is to
+enum { MOE_RESULTS_BLOBS = 3 };
+/* Local. What *r knows of the first `step` steps (times, loads of experts, history of training), as blobs of a checkpoint that point into *r; makes room for what is to
  * be read. They hold until the next step. */
 void moe_results_history(const moe_comm *comm, moe_results *r, const moe_config *c, int64_t step, moe_blob blobs[MOE_RESULTS_BLOBS]);
 /* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */

@@ -1,9 +1,9 @@
 /* scopes.h: the balance losses in all three scopes, completed over all devices. Layer 3 (act). method.md section 2.
  *
- *   sequence: per sequence, then the plain mean over the sequences that hold a counted token; a sequence that spans devices or ranks is
- * completed device:   per DEVICE (a rank may host several), then the plain mean over the devices that hold a counted token global:   counts
- * and score sums of all devices, then one product Sums over ranks are integer sums and the means are exact sums: the results do not depend
- * on the number of ranks. */
+ *   sequence: per sequence, then the plain mean over the sequences that hold a counted token; a sequence that spans devices is completed
+ *   device:   per DEVICE (a rank may host several), then the plain mean over the devices that hold a counted token
+ *   global:   counts and score sums of all devices, then one product
+ * Sums over ranks are integer sums and the means are exact sums: the results do not depend on the number of ranks. */
 #ifndef MOESIM_SCOPES_H
 #define MOESIM_SCOPES_H
 

@@ -13,6 +13,7 @@ typedef struct moe_screen {
     bool utf8;          /* block characters can be shown; ASCII otherwise */
     int width;          /* columns */
     int64_t steps_seen; /* calls of moe_report_step so far */
+    double validation;  /* latest validation loss that no row has shown yet, NaN = none */
 } moe_screen;
 
 /* Local. Looks at the stream (isatty), NO_COLOR, TERM=dumb, the locale's character set, COLUMNS / TIOCGWINSZ (80 when piped). */

@@ -4,6 +4,7 @@
 #define MOESIM_SUMMARY_H
 
 #include "moesim/config.h"
+#include "moesim/history.h"
 #include "moesim/record.h"
 #include "moesim/topology.h"
 #include <jansson.h>
@@ -18,9 +19,10 @@ typedef struct moe_run_times {
 
 /* Local. The line of one step. Owner: the caller, json_decref. */
 json_t *moe_summary_step(const moe_config *c, const moe_step_record *step);
-/* Local. summary.json. topologies [ranks]. Everything except ranks, machine and time is independent of the number of ranks. */
+/* Local. summary.json. topologies [ranks]; history and facts are used when run.mode = train. Everything except ranks, machine and time is independent
+ * of the number of ranks. */
 json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
-                        const moe_run_times *times);
+                        const moe_run_times *times, const moe_history *history, const moe_training_facts *facts);
 
 /* Local. The resolved configuration as an object of sections: {"name": .., "run": {"seed": 1, ..}, ..}; numbers and yes / no keep their type. */
 json_t *moe_summary_config(const moe_config *c);

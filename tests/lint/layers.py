@@ -10,7 +10,7 @@ LAYERS = [
     ("world", "comm topology host_limits"),
     ("decide", "placement routing stats data scores select router weight_gradient balance plan record memory"),
     ("act", "recording input exchange expert scopes checkpoint parameters optimizer task"),
-    ("show", "metrics screen textgraph summary results report"),
+    ("show", "metrics history screen textgraph summary results report"),
     ("simulate", "layer tally run train backward loaded"),
     ("program", "main"),
 ]

@@ -93,6 +93,7 @@ static void check_line(const moe_config *c, const json_t *o, int step) {
     CHECK(at_path(o, "volume", "dispatch", "rows") == (double)v.rows);
     CHECK_NEAR(at_path(o, "balance", "expert", "max_over_mean"), most, 1e-15);
     CHECK(at_path(o, "balance", "sent", "idle") == 0 && at_path(o, "time", NULL, "step") == r.seconds);
+    CHECK(!json_object_get(o, "task_loss") && !json_object_get(json_object_get(o, "volume"), "dispatch_backward"));
     CHECK(at_path(o, "time", "phases", "plan") == LAYERS * 0.003 && at_path(o, NULL, NULL, "allreduce_bytes") == LAYERS * 4096);
     moe_step_record_free(&r);
 }
@@ -146,7 +147,7 @@ static void check_rank_free(const moe_config *c, const moe_step_record *r, json_
     static const char *const local[] = {"ranks", "machine", "time"};
     moe_topology *t = make_topologies(1);
     moe_run_times times = {.steps = STEPS};
-    json_t *alone = moe_summary_run(c, r, t, 1, &times);
+    json_t *alone = moe_summary_run(c, r, t, 1, &times, NULL, NULL);
     for (int i = 0; i < 3; i++) {
         CHECK(json_object_del(summary, local[i]) == 0);
         json_object_del(alone, local[i]);
@@ -175,7 +176,7 @@ static void check_summary(const moe_comm *comm, const moe_config *c, const moe_s
     CHECK((int)json_array_size(ranks) == comm->size && at_path(json_array_get(ranks, 0), NULL, NULL, "threads") == 1);
     CHECK(json_is_null(json_object_get(json_array_get(ranks, 0), "core")));
     CHECK((int)json_array_size(json_object_get(json_object_get(o, "machine"), "hosts")) == (comm->size + 1) / 2);
-    CHECK(at_path(o, "time", NULL, "total") == 3.25);
+    CHECK(at_path(o, "time", NULL, "total") == 3.25 && !json_object_get(o, "training"));
     CHECK_NEAR(at_path(o, "time", "measured", "step_mean"), 1.5123, 1e-14);
     CHECK_NEAR(at_path(json_object_get(json_object_get(o, "time"), "measured"), "phases", NULL, "route"), STEPS * LAYERS * 0.002, 1e-14);
     check_rank_free(c, r, o);
@@ -224,6 +225,108 @@ static void check_written(const moe_comm *comm, const moe_config *c) {
         CHECK(exists(in_base("deep/er/run/config.ini")) && !exists(in_base("deep/er/run/summary.json.tmp")));
     }
     moe_step_record_free(&r);
+}
+
+/* Training */
+
+enum { TRAINED = 25, DIVERGES = 24 }; /* the loss of the last step is no number in the run that diverges */
+
+static void train(const moe_comm *comm, const moe_config *c, moe_step_record *r, const char *folder, bool diverges) {
+    moe_results results;
+    moe_status st = {0};
+    CHECK_MSG(moe_results_open(comm, c, folder, false, &results, &st) == MOE_OK, "%s", st.message);
+    results.facts = moe_training_facts_of(c, (const uint8_t *)"a text of a few words", 21, 1);
+    for (int64_t step = 0; step < TRAINED; step++) {
+        made_record(r, c, step, 100);
+        if (diverges && step == DIVERGES) r->task_loss = NAN;
+        CHECK_MSG(moe_results_step(comm, &results, c, r, &st) == MOE_OK, "%s", st.message);
+    }
+    CHECK(results.history.steps == TRAINED);
+    moe_topology *t = make_topologies(comm->size);
+    CHECK_MSG(moe_results_close(comm, &results, c, r, t, 1, &st) == MOE_OK, "%s", st.message);
+    moe_free(t);
+}
+
+static void check_training_line(const moe_config *c, const json_t *o, int64_t step, bool diverges) {
+    moe_step_record r;
+    moe_step_record_init(&r, LAYERS, EXPERTS, DEVICES);
+    made_record(&r, c, step, 100);
+    bool none = diverges && step == DIVERGES, validated = !isnan(r.validation_loss), text = c->data.source == MOE_SOURCE_TEXT;
+    CHECK(none ? json_is_null(json_object_get(o, "task_loss")) : at_path(o, NULL, NULL, "task_loss") == r.task_loss);
+    if (text && !none) CHECK(at_path(o, NULL, NULL, "lm_loss") == r.task_loss);
+    if (text && !none) CHECK_NEAR(at_path(o, NULL, NULL, "bits_per_byte"), r.task_loss / log(2), 1e-15);
+    CHECK((json_object_get(o, "lm_loss") != NULL) == text && (json_object_get(o, "bits_per_byte") != NULL) == text);
+    CHECK((json_object_get(o, "validation_loss") != NULL) == validated);
+    CHECK((json_object_get(o, "validation_bits_per_byte") != NULL) == (validated && text));
+    if (validated) CHECK(at_path(o, NULL, NULL, "validation_loss") == r.validation_loss);
+    CHECK(at_path(o, NULL, NULL, "gradient_norm") == r.gradient_norm && at_path(o, NULL, NULL, "learning_rate") == 0.003);
+    CHECK(at_path(o, NULL, NULL, "gradient_allreduce_bytes") == 1 << 20);
+    for (int d = 0; d < MOE_NUM_DIRECTIONS; d++) {
+        moe_volume v;
+        moe_record_volume(&r, (enum moe_direction)d, &v);
+        CHECK(at_path(o, "volume", moe_direction_names[d], "remote_bytes") == (double)v.remote_bytes);
+    }
+    CHECK(at_path(o, "time", "phases", "backward") > 0);
+    moe_step_record_free(&r);
+}
+
+static void check_training_lines(const moe_config *c, const char *path, bool diverges) {
+    char line[65536];
+    int64_t step = 0;
+    FILE *file = fopen(path, "r");
+    CHECK(file != NULL);
+    while (file && fgets(line, sizeof line, file)) {
+        json_t *o = json_loads(line, 0, NULL);
+        CHECK(o != NULL);
+        check_training_line(c, o, step++, diverges);
+        json_decref(o);
+    }
+    CHECK_INT(step, TRAINED);
+    if (file) fclose(file);
+}
+
+static void check_training_summary(const moe_config *c, const char *path, bool diverges) {
+    moe_step_record r;
+    moe_history h = {.steps = 0};
+    json_t *o = json_load_file(path, 0, NULL), *t = json_object_get(o, "training");
+    bool text = c->data.source == MOE_SOURCE_TEXT;
+    moe_step_record_init(&r, LAYERS, EXPERTS, DEVICES);
+    for (int64_t step = 0; step < TRAINED; step++) {
+        made_record(&r, c, step, 100);
+        moe_history_add(&h, &r);
+    }
+    CHECK(json_is_object(t) && at_path(t, NULL, NULL, "steps") == TRAINED && at_path(t, NULL, NULL, "window") == MOE_HISTORY_WINDOW);
+    CHECK(json_is_boolean(json_object_get(t, "diverged")) && json_is_true(json_object_get(t, "diverged")) == diverges);
+    CHECK(at_path(t, "task_loss", NULL, "first") == moe_history_first(&h, MOE_FIGURE_TASK_LOSS));
+    if (!diverges) CHECK(at_path(t, "task_loss", NULL, "mean_last_20") == moe_history_mean(&h, MOE_FIGURE_TASK_LOSS));
+    if (diverges) CHECK(json_is_null(json_object_get(json_object_get(t, "task_loss"), "mean_last_20")));
+    CHECK(at_path(t, "maxvio", "device", "mean_last_20") == moe_history_mean(&h, MOE_FIGURE_DEVICE_MAXVIO));
+    CHECK(at_path(t, "loss_raw", "comm", "first") == moe_history_first(&h, MOE_FIGURE_RAW + MOE_LOSS_COMM));
+    CHECK(at_path(t, "dispatch_remote_bytes", NULL, "last") == moe_history_last(&h, MOE_FIGURE_DISPATCH_BYTES));
+    CHECK(at_path(t, "validation_loss", NULL, "best") == h.validation.best && at_path(t, "validation_loss", NULL, "last_step") == 24);
+    CHECK((json_object_get(t, "lm_loss") != NULL) == text && (json_object_get(t, "unigram_entropy") != NULL) == text);
+    if (text) CHECK(at_path(t, NULL, NULL, "unigram_entropy") > 2 && at_path(t, NULL, NULL, "text_bytes") == 21);
+    CHECK(at_path(t, "parameters", NULL, "total") ==
+          at_path(t, "parameters", NULL, "expert") + at_path(t, "parameters", NULL, "replicated"));
+    CHECK(at_path(o, "volume", "combine_backward", "rows") == at_path(o, "volume", "combine", "rows"));
+    moe_step_record_free(&r);
+    json_decref(o);
+}
+
+static void check_training(const moe_comm *comm, moe_config c, const char *name, bool text, bool diverges) {
+    moe_step_record r;
+    char folder[256], path[300];
+    c.run.mode = MOE_MODE_TRAIN;
+    c.data.source = text ? MOE_SOURCE_TEXT : MOE_SOURCE_SYNTHETIC;
+    snprintf(folder, sizeof folder, "%s", in_base(name));
+    moe_step_record_init(&r, LAYERS, EXPERTS, DEVICES);
+    train(comm, &c, &r, folder, diverges);
+    moe_step_record_free(&r);
+    if (comm->rank != 0) return;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    check_training_lines(&c, path, diverges);
+    snprintf(path, sizeof path, "%s/summary.json", folder);
+    check_training_summary(&c, path, diverges);
 }
 
 /* Folders that are refused */
@@ -405,6 +508,9 @@ int main(int argc, char **argv) {
     moe_comm_bcast(&comm, base, sizeof base, 0);
     made_config(&c, LAYERS, EXPERTS, DEVICES, 4);
     check_written(&comm, &c);
+    check_training(&comm, c, "text", true, false);
+    check_training(&comm, c, "regression", false, false);
+    check_training(&comm, c, "diverged", true, true);
     check_refusals(&comm, &c);
     check_default_folder(&comm, &c);
     check_tokens(&comm, c, 5);

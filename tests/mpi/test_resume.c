@@ -183,6 +183,7 @@ int main(int argc, char **argv) {
     moe_comm_bcast(&comm, base, sizeof base, 0);
     made_config(&c, LAYERS, EXPERTS, DEVICES, DEVICES);
     c.run.steps = STEPS;
+    c.run.mode = MOE_MODE_TRAIN;
     moe_step_record_init(&r, LAYERS, EXPERTS, DEVICES);
     whole_run(&comm, &c, &r, "whole", false);
     killed_run(&comm, &c, &r, "killed");

@@ -22,9 +22,9 @@ static void test_by_hand(void) {
     const int64_t r = sizeof(real), t = 20, s = 40; /* 2 ranks with 2 devices each */
     const moe_memory m = estimate(SMALL, 2, 0);
     CHECK(m.weights == r * (8 * 16 + 4 * 3 * 16 * 4));
-    const int64_t activations = r * (2 * t * 16 + t * 8 + (s + s) * 16 + s / 4 * (16 + 2 * 4)) + s * (4 + r) + t * 8;
+    const int64_t streams = r * 2 * t * 16, layer = r * (t * 8 + (s + s) * 16 + s / 4 * (16 + 2 * 4)) + s * (4 + r) + t * 8;
     const int64_t exchange = r * 2 * (s / 2) * 16 + 4 * (12 * s + 20 * s) + 12 * 8 * 2 * 4;
-    CHECK(m.activations == activations + activations / 4);
+    CHECK(m.activations == streams + layer + layer / 4 && m.gradients == 0 && m.optimizer == 0);
     CHECK(m.exchange == exchange + exchange / 4);
     CHECK(m.input == 0);
     CHECK(m.total == m.weights + m.activations + m.exchange + m.statistics + m.input);
@@ -42,6 +42,28 @@ static void test_growth(void) {
     CHECK(estimate("[data]\nsource = logits\npath = x\n", 2, 100).input == 50 * 64 * 8 + 50);
 }
 
+#define TRAIN SMALL "[model]\nnum_layers = 3\n[run]\nmode = train\n"
+
+/* Gate, norm and experts of three layers on 2 ranks; a partial gradient of each of the two devices, and pieces of them on their way. */
+static void test_training(void) {
+    const int64_t r = sizeof(real), replicated = 3 * (8 * 16 + 16), local = replicated + 3 * 4 * 3 * 16 * 4;
+    const moe_memory m = estimate(TRAIN, 2, 0), forward = estimate(SMALL "[model]\nnum_layers = 3\n", 2, 0);
+    CHECK(m.weights == r * local && forward.weights == m.weights && m.optimizer == 2 * m.weights);
+    CHECK(m.gradients == r * (local + 2 * 2 * replicated + 3 * replicated));
+    CHECK(m.exchange > 3 * forward.exchange && m.activations > 2 * forward.activations && m.statistics > forward.statistics);
+    CHECK(m.total == m.weights + m.gradients + m.optimizer + m.activations + m.exchange + m.statistics + m.input);
+    CHECK(estimate(TRAIN "[train]\noptimizer = sgd\n", 2, 0).optimizer == 0);
+    CHECK(estimate(TRAIN "[train]\nrecompute = yes\n", 2, 0).activations < m.activations);
+    moe_config c;
+    moe_config_defaults(&c);
+    c.run.mode = MOE_MODE_TRAIN;
+    c.data.source = MOE_SOURCE_TEXT;
+    c.model.num_shared_experts = 1;
+    const int64_t h = c.model.hidden_size, expert = 3 * h * c.model.moe_intermediate_size, n = c.model.num_experts;
+    CHECK(moe_memory_parameters(&c).expert == n * expert);
+    CHECK(moe_memory_parameters(&c).replicated == n * h + expert + 256 * h * (c.train.context + 1) + h + (c.model.norm ? h : 0));
+}
+
 /* Far more than any machine has: the estimate saturates, it does not wrap. */
 static void test_saturation(void) {
     moe_config c;
@@ -51,11 +73,15 @@ static void test_saturation(void) {
     const moe_memory m = moe_memory_estimate(&c, INT64_MAX);
     CHECK(m.weights == INT64_MAX && m.activations == INT64_MAX && m.exchange == INT64_MAX && m.total == INT64_MAX);
     CHECK(m.statistics > 0);
+    c.run.mode = MOE_MODE_TRAIN;
+    const moe_memory t = moe_memory_estimate(&c, INT64_MAX);
+    CHECK(t.gradients == INT64_MAX && t.optimizer == INT64_MAX && t.activations == INT64_MAX && t.total == INT64_MAX);
 }
 
 int main(void) {
     test_by_hand();
     test_growth();
+    test_training();
     test_saturation();
     return check_verdict();
 }

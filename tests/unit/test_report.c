@@ -2,6 +2,7 @@
  * the screen are the record's. */
 #include "check.h"
 #include "made_record.h"
+#include "moesim/memory.h"
 #include "moesim/metrics.h"
 #include "moesim/report.h"
 
@@ -227,6 +228,138 @@ static void check_odd(int32_t devices, int32_t layers, bool empty) {
     moe_step_record_free(&r);
 }
 
+/* Training */
+
+static const moe_training_facts text_facts = {
+    .text_bytes = 1234567, .domains = 3, .unigram_entropy = 3.2, .expert_parameters = 1000000, .replicated_parameters = 234567};
+
+/* Header, `steps` steps and the outcome. The loss falls, or is multiplied by `growth` from step to step. */
+static page render_training(moe_screen s, const moe_config *c, const moe_training_facts *facts, int64_t steps, double growth) {
+    moe_step_record r;
+    moe_history h = {.steps = 0};
+    moe_memory memory = moe_memory_estimate(c, 0);
+    page p = {NULL, 0};
+    moe_step_record_init(&r, c->model.num_layers, c->model.num_experts, c->cluster.devices);
+    s.out = open_memstream(&p.text, &p.length);
+    moe_report_training(&s, c, facts, &memory);
+    for (int64_t step = 0; step < steps; step++) {
+        made_record(&r, c, step, 400);
+        if (growth > 1) r.task_loss = 5.5 * pow(growth, (double)step);
+        moe_report_step(&s, c, &r);
+        moe_report_progress(&s, step + 1, steps, 2.0 * (double)(step + 1));
+        moe_history_add(&h, &r);
+    }
+    moe_report_outcome(&s, c, &h, facts);
+    moe_report_end(&s, c, &r, "runs/made_up", 1.5);
+    fclose(s.out);
+    moe_step_record_free(&r);
+    return p;
+}
+
+static void training_config(moe_config *c, bool text) {
+    made_config(c, 2, 48, 8, 8);
+    c->run.mode = MOE_MODE_TRAIN;
+    c->run.steps = 30;
+    c->output.every = 4;
+    c->data.source = text ? MOE_SOURCE_TEXT : MOE_SOURCE_SYNTHETIC;
+}
+
+static moe_screen plain_screen(void) {
+    moe_screen s = moe_screen_of(stdout, false);
+    s.terminal = s.color = s.utf8 = false;
+    s.width = 80;
+    return s;
+}
+
+/* Rows 0, 4, 8 .. 28 and the last, 29; a validation (steps 4, 9, 14 ..) stands in the first row after it. */
+static void check_training_table(const page *p, const moe_config *c, bool text) {
+    moe_step_record r;
+    double f[MOE_NUM_FIGURES];
+    moe_step_record_init(&r, 2, 48, 8);
+    for (int64_t step = 0; step < 30; step++) {
+        char label[32];
+        bool row = step % 4 == 0 || step == 29, validated = row && step != 0 && step != 8 && step != 28;
+        made_record(&r, c, step, 400);
+        moe_history_figures(&r, f);
+        snprintf(label, sizeof label, "\n%6lld ", (long long)step);
+        CHECK_MSG((strstr(p->text, label) != NULL) == row, "row of step %lld", (long long)step);
+        if (!row) continue;
+        const char *at = strstr(p->text, label) + strlen(label);
+        CHECK(fabs(next_number(&at) - r.task_loss) <= 5e-5);
+        if (text) CHECK(fabs(next_number(&at) - r.task_loss / log(2)) <= 5e-4);
+        if (validated) {
+            made_record(&r, c, step - (step + 1) % 5, 400);
+            CHECK_MSG(fabs(next_number(&at) - r.validation_loss) <= 5e-5, "validation in the row of step %lld", (long long)step);
+        }
+        CHECK(fabs(next_number(&at) - f[MOE_FIGURE_RAW + MOE_LOSS_EXPERT]) <= 5e-4);
+        CHECK(fabs(next_number(&at) - f[MOE_FIGURE_RAW + MOE_LOSS_DEVICE]) <= 5e-4 && next_number(&at) > 0 && next_number(&at) > 0);
+        CHECK(fabs(next_number(&at) - f[MOE_FIGURE_EXPERT_MAXVIO]) <= 5e-4 && fabs(next_number(&at) - f[MOE_FIGURE_DEVICE_MAXVIO]) <= 5e-4);
+    }
+    moe_step_record_free(&r);
+}
+
+static void check_training(bool text) {
+    moe_config c;
+    training_config(&c, text);
+    moe_training_facts none = {.expert_parameters = 1000000, .replicated_parameters = 234567};
+    page p = render_training(plain_screen(), &c, text ? &text_facts : &none, 30, 1);
+    check_clean(&p, true, 100);
+    check_training_table(&p, &c, text);
+    CHECK(strstr(p.text, "1,234,567: 1,000,000 of the experts") && strstr(p.text, "optimiser state"));
+    CHECK((strstr(p.text, "unigram entropy 3.200") != NULL) == text && (strstr(p.text, "bits per byte") != NULL) == text);
+    const char *at = line_of(&p, "Training: 30 steps", text ? "quality  lm loss, nats" : "quality  task loss");
+    CHECK(fabs(next_number(&at) - 5.5452) <= 5e-5);
+    double mean = next_number(&at);
+    CHECK(mean > 1.5 && mean < 3);
+    CHECK(strstr(p.text, "expert MaxVio") && !strstr(p.text, "rose") && !strstr(p.text, "above"));
+    at = line_of(&p, "Volume", "dispatch of dy, sent");
+    CHECK(next_number(&at) == 2 * 400 * MADE_LIMIT);
+    at = line_of(&p, "Volume", "combine of dx, sent");
+    CHECK(next_number(&at) == 2 * 400 * MADE_LIMIT);
+    CHECK(strstr(p.text, "parameters' gradients 1.00 MiB") && !strstr(p.text, "nan"));
+    if (getenv("MOESIM_SHOW")) fputs(p.text, stdout);
+    free(p.text);
+}
+
+/* A loss that rose, ended as no number, or is still above the unigram entropy is said to be so. */
+static void check_verdicts(void) {
+    moe_config c;
+    training_config(&c, true);
+    page p = render_training(plain_screen(), &c, &text_facts, 30, 1.5);
+    CHECK(strstr(p.text, "the loss rose from 5.5000 to 105431:") && strstr(p.text, "train.learning_rate = 0.003 may"));
+    check_clean(&p, true, 100);
+    free(p.text);
+    p = render_training(plain_screen(), &c, &text_facts, 30, 1e30);
+    CHECK(strstr(p.text, "no finite number") && !strstr(p.text, "inf") && !strstr(p.text, "nan"));
+    free(p.text);
+    p = render_training(plain_screen(), &c, &text_facts, 3, 1);
+    CHECK(strstr(p.text, "still above the text's unigram entropy") && strstr(p.text, "mean of the last 3"));
+    free(p.text);
+}
+
+/* Forward only: nothing of training. */
+static void check_forward_has_none(void) {
+    moe_config c;
+    moe_step_record r;
+    made_config(&c, 1, 48, 8, 8);
+    moe_step_record_init(&r, 1, 48, 8);
+    made_record(&r, &c, 1, 100);
+    page p = render(plain_screen(), &c, &r, 8, false);
+    CHECK(!strstr(p.text, "dispatch of dy") && !strstr(p.text, "gradient") && !strstr(p.text, "Training") && !strstr(p.text, "grad."));
+    free(p.text);
+    moe_step_record_free(&r);
+}
+
+static void check_progress(void) {
+    moe_config c;
+    training_config(&c, true);
+    moe_screen s = plain_screen();
+    s.terminal = true;
+    page p = render_training(s, &c, &text_facts, 30, 1);
+    CHECK(strstr(p.text, "step 3/30  0.5 steps/s  54 s left"));
+    free(p.text);
+}
+
 static void check_quiet_and_color(void) {
     moe_config c;
     moe_step_record r;
@@ -275,6 +408,11 @@ int main(void) {
     check_odd(13, 3, false);
     check_odd(100, 9, true);
     check_odd(100, 2, false);
+    check_training(true);
+    check_training(false);
+    check_verdicts();
+    check_forward_has_none();
+    check_progress();
     check_quiet_and_color();
     check_numbers();
     return check_verdict();
