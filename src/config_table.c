@@ -85,13 +85,20 @@ const moe_key moe_keys[] = {
 
     ENUM(capacity, policy, NAMES("none", "device", "expert", "sequence"), "none",
           "What has a capacity, beyond which token-expert pairs are dropped.")
-    DOUBLE(capacity, capacity_factor, 1e-6, 1e6, "1", "Capacity as a multiple of the balanced load.")
-    ENUM(capacity, drop, NAMES("probs", "position"), "probs", "Who is dropped first: the lowest weight, or the last to come.")
+    DOUBLE(capacity, capacity_factor, 0, 1e6, "1", "Capacity as a multiple of the balanced load; 0 is as much as is needed (Tutel).")
+    ENUM(capacity, rounding, NAMES("ceil", "megatron", "deepspeed", "fastmoe", "tutel"), "ceil",
+          "How the capacity becomes a whole number: upwards, or as a system's own code does it.")
+    INT32(capacity, min_capacity, 0, 1e9, "0", "Smallest capacity, whatever the factor (DeepSpeed: 4).")
+    ENUM(capacity, drop, NAMES("probs", "position", "scores", "batch_priority"), "probs",
+          "Who is dropped first: the lowest weight (of a device: score), the last to come, the lowest score, the token whose best score is lowest (Tutel).")
+    BOOL(capacity, first_choices, "no", "Whether first choices take their places before second choices, and so on.")
     ENUM(capacity, overflow, NAMES("drop", "next_choice"), "drop",
           "What happens to an overflowing pair: dropped, or given to the next expert with room.")
     DOUBLE(capacity, exempt_sequences, 0, 1, "0", "Share of the sequences from which nothing is dropped.")
     INT32(capacity, expert_capacity, 0, 1e9, "0",
-          "Capacity of an expert in pairs for policy = sequence; 0 derives it from capacity_factor.")
+          "Capacity of an expert in pairs for policy = sequence or expert; 0 derives it from capacity_factor.")
+    BOOL(capacity, renormalize, "no", "Whether normalised weights are normalised again over the experts that are left.")
+    BOOL(capacity, pad_to_capacity, "no", "Whether buffers are filled up to the capacity; the rows that this wastes are counted.")
     ENUM(capacity, capacity_scope, NAMES("global", "device"), "global",
           "Whether a capacity is of the global batch or of each device's tokens.")
 

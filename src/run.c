@@ -69,11 +69,11 @@ static int check_memory(run *r, moe_status *st) {
     if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) needed = INT64_MAX;
     if (available >= 0 && needed > available)
         moe_fail(st, MOE_USER,
-                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, activations %.3g, exchange %.3g), and "
-                 "%.3g GiB are "
-                 "available: lower model.num_experts, model.hidden_size, model.moe_intermediate_size or data.tokens_per_device",
-                 gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights), gib(r->memory.activations),
-                 gib(r->memory.exchange), gib(available));
+                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, gradients and optimiser %.3g, activations %.3g, "
+                 "exchange %.3g), and %.3g GiB are available: lower model.num_experts, model.hidden_size, model.moe_intermediate_size or "
+                 "data.tokens_per_device",
+                 gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
+                 gib(r->memory.gradients + r->memory.optimizer), gib(r->memory.activations), gib(r->memory.exchange), gib(available));
     return moe_comm_agree(r->comm, st);
 }
 
@@ -281,9 +281,11 @@ static int prepare(run *r, moe_status *st) {
     make_context(r);
     if (make_layers(r, st)) return st->code;
     if (open_results(r, st)) return st->code;
+    if (trains(r)) r->results.facts = moe_training_facts_of(r->c, r->input.text, r->input.text_length, r->input.num_domains);
     r->screen = moe_screen_of(stdout, r->options->quiet);
     if (r->comm->rank != 0) return MOE_OK;
     moe_report_header(&r->screen, r->c, r->topologies, r->comm->size, r->memory.total, moe_memory_available());
+    if (trains(r)) moe_report_training(&r->screen, r->c, &r->results.facts, &r->memory);
     if (r->options->resume && !r->options->quiet)
         printf("\n%s%sgoing on after %lld of %lld steps, from %s\n", r->options->word, r->options->word[0] ? "\n" : "",
                (long long)r->options->resume->step, (long long)r->c->run.steps, r->options->resume->path);
@@ -296,6 +298,7 @@ static int finish(run *r, moe_status *st) {
     double seconds = moe_comm_time() - r->start;
     if (r->c->output.routing && st->code == MOE_OK) moe_results_routing(r->comm, &r->results, r->c, &r->batch, r->routing, &writing);
     if (writing.code == MOE_OK) moe_results_close(r->comm, &r->results, r->c, &r->record, r->topologies, seconds, &writing);
+    if (r->comm->rank == 0 && trains(r)) moe_report_outcome(&r->screen, r->c, &r->results.history, &r->results.facts);
     if (r->comm->rank == 0) moe_report_end(&r->screen, r->c, &r->record, r->results.folder, seconds);
     if (writing.code) moe_fail(st, writing.code, "%s", writing.message);
     return st->code;

@@ -96,8 +96,9 @@ typedef struct moe_config {
         double capacity_factor;
         int drop, overflow;
         double exempt_sequences;
-        int32_t expert_capacity;
-        int capacity_scope;
+        int32_t expert_capacity, min_capacity;
+        int capacity_scope, rounding;
+        bool first_choices, renormalize, pad_to_capacity;
     } capacity;
     struct {
         int mode;

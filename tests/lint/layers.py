@@ -8,10 +8,10 @@ from pathlib import Path
 LAYERS = [
     ("base", "status tensor vector exact rng npy activation gemm config config_table presets text norm"),
     ("world", "comm topology host_limits"),
-    ("decide", "placement routing stats data scores select router weight_gradient balance plan record memory"),
-    ("act", "recording input exchange expert scopes checkpoint parameters optimizer task"),
+    ("decide", "placement routing stats data scores select router weight_gradient balance capacity plan record memory"),
+    ("act", "recording input exchange expert scopes checkpoint parameters optimizer task drop"),
     ("show", "metrics history screen textgraph summary results report"),
-    ("simulate", "layer tally run train backward loaded"),
+    ("simulate", "layer tally run train backward loaded restart"),
     ("program", "main"),
 ]
 LAYER_OF = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}

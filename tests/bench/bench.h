@@ -1,0 +1,161 @@
+/* bench.h: what the programs of tests/bench share: two versions of the same work timed in turns, and one line of the table for each.
+ *
+ * A and B alternate (A B, B A, ...) with a barrier before each; the slowest rank counts. The ratio is the median over repetitions of bare / moesim, so
+ * noise that lasts longer than a repetition falls out; quartiles say what is left of it. */
+#ifndef MOESIM_BENCH_H
+#define MOESIM_BENCH_H
+
+#include <mpi.h>
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "moesim/comm.h"
+#include "moesim/gemm.h"
+#include "moesim/layer.h"
+#include "moesim/memory.h"
+#include "moesim/tensor.h"
+
+enum { BENCH_MOST_REPEATS = 201, BENCH_LEAST_REPEATS = 11 };
+#define BENCH_SECONDS 3.0 /* for one line of the table */
+
+typedef void (*bench_function)(void *);
+
+typedef struct bench_times { /* seconds, medians; ratio = bare / measured with its quartiles */
+    double measured, bare, ratio, low, high;
+    int repeats;
+} bench_times;
+
+static inline int bench_ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* x [n] comes back sorted. share 0.5: the median. */
+static inline double bench_quantile(double *x, int n, double share) {
+    qsort(x, (size_t)n, sizeof *x, bench_ascending);
+    return x[(int)(share * (n - 1) + 0.5)];
+}
+
+/* Collective. Seconds of one call on the slowest rank. */
+static inline double bench_once(const moe_comm *comm, bench_function f, void *argument) {
+    MPI_Barrier(comm->comm);
+    double seconds = MPI_Wtime();
+    f(argument);
+    seconds = MPI_Wtime() - seconds;
+    moe_comm_max_f64(comm, &seconds, 1);
+    return seconds;
+}
+
+/* Collective. Repetitions that take about BENCH_SECONDS, from one that took `seconds` (the same number on all ranks). */
+static inline int bench_repeats(double seconds) {
+    double n = BENCH_SECONDS / seconds;
+    return n < BENCH_LEAST_REPEATS ? BENCH_LEAST_REPEATS : n > BENCH_MOST_REPEATS ? BENCH_MOST_REPEATS : (int)n;
+}
+
+/* Collective. */
+static inline bench_times bench_pair(const moe_comm *comm, bench_function measured, bench_function bare, void *argument) {
+    double a[BENCH_MOST_REPEATS], b[BENCH_MOST_REPEATS], ratio[BENCH_MOST_REPEATS], warm = 0;
+    for (int i = 0; i < 3; i++) {
+        warm = bench_once(comm, measured, argument) + bench_once(comm, bare, argument);
+    }
+    int n = bench_repeats(warm);
+    for (int i = 0; i < n; i++) {
+        if (i % 2) b[i] = bench_once(comm, bare, argument);
+        a[i] = bench_once(comm, measured, argument);
+        if (i % 2 == 0) b[i] = bench_once(comm, bare, argument);
+        ratio[i] = b[i] / a[i];
+    }
+    return (bench_times){.measured = bench_quantile(a, n, 0.5),
+                         .bare = bench_quantile(b, n, 0.5),
+                         .ratio = bench_quantile(ratio, n, 0.5),
+                         .low = bench_quantile(ratio, n, 0.25),
+                         .high = bench_quantile(ratio, n, 0.75),
+                         .repeats = n};
+}
+
+/* Collective. Median seconds of one version alone. */
+static inline double bench_alone(const moe_comm *comm, bench_function f, void *argument) {
+    double t[BENCH_MOST_REPEATS];
+    bench_once(comm, f, argument);
+    int n = bench_repeats(bench_once(comm, f, argument));
+    for (int i = 0; i < n; i++) {
+        t[i] = bench_once(comm, f, argument);
+    }
+    return bench_quantile(t, n, 0.5);
+}
+
+/* Rank 0 prints a line of the table: what, measured, bare, unit, ratio, quartiles, aim. */
+static inline void bench_row(const moe_comm *comm, const char *what, bench_times t, const char *aim) {
+    if (comm->rank != 0) return;
+    printf("%s\t%.3f\t%.3f\tms\t%.2f\t%.2f-%.2f\t%s\n", what, 1e3 * t.measured, 1e3 * t.bare, t.ratio, t.low, t.high, aim);
+    fflush(stdout);
+}
+
+/* True where `threads` per rank do not ask for more than there is; one thread is always tried. */
+static inline bool bench_fits(const moe_comm *comm, int threads) {
+    return threads == 1 || (long)threads * comm->size <= sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+/* --- a layer as the program would make it ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct bench_layer {
+    moe_config config;
+    moe_batch batch;
+    moe_input input;
+    moe_context context;
+    moe_layer layer;
+    moe_activations activations;
+    moe_step_record record;
+    real *x, *y; /* [T,H] */
+} bench_layer;
+
+/* settings: "section.key=value" separated by blanks. */
+static inline void bench_configure(moe_config *c, const char *settings, int ranks) {
+    char copy[1024], *rest = copy;
+    moe_status st = {0};
+    moe_config_defaults(c);
+    snprintf(copy, sizeof copy, "%s", settings);
+    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
+        moe_config_set(c, word, &st);
+    }
+    moe_config_resolve(c, ranks, &st);
+    if (st.code == MOE_OK) return;
+    fprintf(stderr, "%s: %s\n", settings, st.message);
+    moe_comm_abort(1);
+}
+
+static inline void bench_layer_init(bench_layer *b, const moe_comm *comm, const char *settings) {
+    *b = (bench_layer){0};
+    bench_configure(&b->config, settings, comm->size);
+    const moe_config *c = &b->config;
+    moe_batch_layout(&b->batch, c->data.tokens_per_device * c->cluster.devices, c->data.sequence_length, c->cluster.devices, comm->rank,
+                     comm->size);
+    b->context = (moe_context){.comm = comm, .config = c, .batch = &b->batch, .input = &b->input};
+    moe_placement_block(&b->context.placement, c->model.num_experts, c->cluster.devices);
+    moe_router_init(&b->context.router, c, NULL);
+    moe_balance_init(&b->context.balance, c);
+    moe_layer_init(&b->layer, &b->context, 0);
+    moe_step_record_init(&b->record, 1, c->model.num_experts, c->cluster.devices);
+    b->x = moe_alloc(b->batch.num_tokens * c->model.hidden_size, sizeof(real), "bench");
+    b->y = moe_alloc(b->batch.num_tokens * c->model.hidden_size, sizeof(real), "bench");
+    moe_data_synthetic(c, &b->batch, 0, b->x, NULL);
+}
+
+static inline void bench_layer_forward(bench_layer *b) {
+    moe_layer_forward(&b->layer, &b->context, b->x, b->y, &b->activations, &b->record.layer[0]);
+}
+
+static inline void bench_layer_free(bench_layer *b) {
+    moe_layer_free(&b->layer);
+    moe_activations_free(&b->activations);
+    moe_step_record_free(&b->record);
+    moe_placement_free(&b->context.placement);
+    moe_batch_free(&b->batch);
+    moe_free(b->x);
+    moe_free(b->y);
+}
+
+#endif
