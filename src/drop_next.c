@@ -161,8 +161,8 @@ static int64_t list_dropped(const moe_dropping *w, bool shared, asking *list) {
 }
 
 void moe_drop_next_choice(moe_dropping *w) {
-    int64_t n = w->num_pools * w->targets, *asked = moe_alloc(n, sizeof *asked, "capacity"),
-            *before = moe_alloc(n, sizeof *before, "capacity");
+    int64_t n = w->num_pools * w->targets, *asked = moe_alloc(n + 1, sizeof *asked, "capacity"),
+            *before = moe_alloc(n + 1, sizeof *before, "capacity");
     asking *list = moe_alloc(w->job->routing->num_selections, sizeof *list, "capacity");
     chooser c;
     chooser_reserve(&c, w->job->router);

@@ -113,6 +113,24 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
     }
 }
 
+/* Who of the routing is sent (method.md section 3). Everything that balance sees was counted before. */
+static void drop(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+    a->drop.on = false;
+    if (context->capacity.policy == MOE_CAPACITY_NONE) return;
+    moe_drop_decide(&a->drop, &(moe_drop_job){.comm = context->comm,
+                                              .capacity = &context->capacity,
+                                              .batch = context->batch,
+                                              .placement = &context->placement,
+                                              .router = &layer->router,
+                                              .logits = a->logits,
+                                              .routing = &a->routing,
+                                              .step = context->step});
+}
+
+const moe_routing *moe_sent_routing(const moe_activations *a) {
+    return a->drop.on ? &a->drop.sent : &a->routing;
+}
+
 const char *moe_rows_not_tokens(const moe_context *context) {
     const moe_config *c = context->config;
     if (c->exchange.mode != MOE_EXCHANGE_TOKEN) return "exchange.mode is not token: rows are selections, not tokens";
@@ -123,9 +141,22 @@ const char *moe_rows_not_tokens(const moe_context *context) {
     return NULL;
 }
 
+/* [num_local][D] rows given to MPI_Alltoallv + rows removed by dropping: the numerator of f'' from what is really sent (method.md section 2).
+ * Owner: the caller. */
+static int64_t *rows_before_dropping(const moe_batch *b, const moe_placement *p, const moe_activations *a) {
+    int64_t n = (int64_t)b->num_local_devices * b->devices, *rows = moe_alloc(n, sizeof *rows, "balance losses");
+    memset(rows, 0, (size_t)n * sizeof *rows);
+    if (a->drop.on) moe_capacity_removed(b, p, &a->routing, &a->drop.sent, rows);
+    for (int64_t i = 0; i < n; i++) {
+        rows[i] += a->plan.rows_to[i];
+    }
+    return rows;
+}
+
 static void balance_losses(const moe_context *context, moe_activations *a, moe_layer_record *record) {
-    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement, context->batch, &a->segments,
-                      moe_rows_not_tokens(context) ? NULL : a->plan.rows_to);
+    int64_t *tokens_to = moe_rows_not_tokens(context) ? NULL : rows_before_dropping(context->batch, &context->placement, a);
+    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement, context->batch, &a->segments, tokens_to);
+    moe_free(tokens_to);
     record->total = 0;
     memcpy(record->loss_by_scope, a->scopes.loss, sizeof record->loss_by_scope);
     memcpy(record->ideal, a->scopes.ideal, sizeof record->ideal);
@@ -186,8 +217,9 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     make_logits(layer, context, a);
     phase(record, MOE_PHASE_GATE, &clock);
     route(layer, context, a);
+    drop(layer, context, a);
     phase(record, MOE_PHASE_ROUTE, &clock);
-    moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement, context->comm->size, &a->routing);
+    moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement, context->comm->size, moe_sent_routing(a));
     phase(record, MOE_PHASE_PLAN, &clock);
     moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h, b->num_tokens_global * c->router.top_k);
     phase(record, MOE_PHASE_DISPATCH, &clock);
@@ -223,6 +255,7 @@ void moe_activations_free(moe_activations *a) {
     moe_free(a->inverse_rms);
     moe_free(a->gate_logits);
     moe_routing_free(&a->routing);
+    moe_drop_free(&a->drop);
     moe_stats_free(&a->segments);
     moe_scopes_free(&a->scopes);
     moe_plan_free(&a->plan);

@@ -18,7 +18,7 @@ const char *const moe_phase_names[MOE_NUM_PHASES] = {"gate",    "route",  "plan"
 /* All counts of a layer stand in one block, which begins at counts_per_expert. */
 static int64_t layer_words(const moe_step_record *r) {
     int64_t n = r->num_experts, d = r->devices;
-    return 2 * n + 4 * d + d * d;
+    return 3 * n + 5 * d + d * d;
 }
 
 static void layer_slice(moe_layer_record *l, int64_t *block, int64_t n, int64_t d) {
@@ -28,12 +28,16 @@ static void layer_slice(moe_layer_record *l, int64_t *block, int64_t n, int64_t 
     l->distinct_tokens_per_device = l->counts_per_device + d;
     l->sent_rows = l->distinct_tokens_per_device + d;
     l->received_rows = l->sent_rows + d;
-    l->matrix = l->received_rows + d;
+    l->dropped_per_expert = l->received_rows + d;
+    l->dropped_per_device = l->dropped_per_expert + n;
+    l->matrix = l->dropped_per_device + d;
 }
 
 static void layer_clear(const moe_step_record *r, moe_layer_record *l) {
     int64_t *block = l->counts_per_expert;
+    moe_capacity_record room = {.dropped_per_sequence = l->capacity.dropped_per_sequence, .sequence_room = l->capacity.sequence_room};
     memset(l, 0, sizeof *l);
+    l->capacity = room;
     memset(block, 0, (size_t)layer_words(r) * sizeof *block);
     layer_slice(l, block, r->num_experts, r->devices);
     l->mean_devices_unlimited = NAN;
@@ -57,8 +61,10 @@ void moe_step_record_init(moe_step_record *r, int32_t num_layers, int32_t num_ex
 }
 
 void moe_step_record_free(moe_step_record *r) {
-    for (int32_t i = 0; i < r->num_layers; i++)
+    for (int32_t i = 0; i < r->num_layers; i++) {
         moe_free(r->layer[i].counts_per_expert);
+        moe_free(r->layer[i].capacity.dropped_per_sequence);
+    }
     moe_free(r->layer);
     memset(r, 0, sizeof *r);
 }

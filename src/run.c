@@ -69,7 +69,8 @@ static int check_memory(run *r, moe_status *st) {
     if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) needed = INT64_MAX;
     if (available >= 0 && needed > available)
         moe_fail(st, MOE_USER,
-                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, gradients and optimiser %.3g, activations %.3g, "
+                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, gradients and optimiser %.3g, activations "
+                 "%.3g, "
                  "exchange %.3g), and %.3g GiB are available: lower model.num_experts, model.hidden_size, model.moe_intermediate_size or "
                  "data.tokens_per_device",
                  gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
@@ -86,6 +87,7 @@ static void make_context(run *r) {
     moe_placement_block(&r->context.placement, c->model.num_experts, c->cluster.devices);
     moe_router_init(&r->context.router, c, r->input.bias);
     moe_balance_init(&r->context.balance, c);
+    moe_capacity_init(&r->context.capacity, c);
     if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) r->context.balance.has_scores = false;
 }
 
@@ -237,7 +239,7 @@ static int run_step(run *r, int64_t step, moe_status *st) {
     double begin = moe_comm_time(), writing = 0;
     moe_status result = {0};
     moe_step_record_clear(&r->record);
-    r->record.step = step;
+    r->record.step = r->context.step = step;
     r->record.num_tokens = r->batch.num_tokens_global;
     if (trains(r))
         train_step(r, step, &result);

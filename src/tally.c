@@ -7,6 +7,7 @@
 
 #include "moesim/exact.h"
 #include "moesim/status.h"
+#include "tally_parts.h"
 #include "scores.h"
 #include "select.h"
 
@@ -19,6 +20,7 @@ enum scalar {
     OWN_ROWS,  /* that stay inside a rank */
     RECEIVED_ROWS,
     RECEIVED_PAIRS,
+    ALL_ROWS, /* that would be sent if nothing were dropped */
     NONFINITE, /* tokens with a NaN or Inf in logits or output */
     BAD_WEIGHTS,
     BAD_GROUPS,
@@ -97,10 +99,21 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
         t->reach[reach < 64 ? reach : 64]++;
         t->scalar[SELECTIONS] += k;
         t->scalar[REACHED] += reach;
-        t->scalar[EXPECTED_ROWS] += context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
+        t->scalar[ALL_ROWS] += context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
         t->scalar[BAD_DEVICES] += reach > k || reach > d || (limited && reach > reachable);
         t->scalar[BAD_GROUPS] +=
             limited && moe_router_distinct_groups(r, routing->expert + begin, (int32_t)k) > (k < r->topk_group ? k : r->topk_group);
+    }
+    moe_free(stamp);
+}
+
+/* Rows that the routing after dropping asks for. */
+static void count_rows(tally *t, const moe_context *context, const moe_routing *sent) {
+    int64_t *stamp = moe_alloc_zero(context->placement.devices, sizeof *stamp, "tally");
+    for (int64_t token = 0; token < sent->num_tokens; token++) {
+        int64_t begin = sent->row_offset[token], k = sent->row_offset[token + 1] - begin;
+        int64_t reach = distinct_devices(&context->placement, sent->expert + begin, k, stamp, token + 1);
+        t->scalar[EXPECTED_ROWS] += context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
     }
     moe_free(stamp);
 }
@@ -151,7 +164,7 @@ static void check_output(tally *t, const moe_context *context, const moe_activat
     t->scalar[NONFINITE] += a->first_bad_token >= 0;
 }
 
-/* f'' of every device pair, by its definition (counted by the router), against the rows given to MPI_Alltoallv. */
+/* f'' of every device pair, by its definition (counted by the router), against the rows given to MPI_Alltoallv and those removed by dropping. */
 static void check_comm_count(tally *t, const moe_context *context, const moe_activations *a) {
     const moe_batch *b = context->batch;
     int64_t *tokens = moe_alloc_zero((int64_t)b->num_local_devices * b->devices, sizeof *tokens, "tally");
@@ -161,9 +174,12 @@ static void check_comm_count(tally *t, const moe_context *context, const moe_act
             tokens[(int64_t)(b->segment[i].device - b->first_device) * b->devices + d] += cell[d];
         }
     }
+    int64_t *removed = moe_alloc_zero((int64_t)b->num_local_devices * b->devices, sizeof *removed, "tally");
+    if (a->drop.on) moe_capacity_removed(b, &context->placement, &a->routing, &a->drop.sent, removed);
     for (int64_t i = 0; i < (int64_t)b->num_local_devices * b->devices; i++) {
-        t->scalar[COMM_BAD] += tokens[i] != a->plan.rows_to[i];
+        t->scalar[COMM_BAD] += tokens[i] != a->plan.rows_to[i] + removed[i];
     }
+    moe_free(removed);
     moe_free(tokens);
 }
 
@@ -239,7 +255,6 @@ static void fill_volume(const tally *t, const moe_config *c, moe_layer_record *o
 static void fill_counts(const tally *t, const moe_context *context, moe_layer_record *out) {
     int64_t n = context->placement.num_experts, d = context->placement.devices, tokens = context->batch->num_tokens_global;
     memcpy(out->counts_per_expert, t->counts, (size_t)n * sizeof(int64_t));
-    memcpy(out->kept_per_expert, t->counts, (size_t)n * sizeof(int64_t));
     memcpy(out->matrix, t->sent, (size_t)(d * d) * sizeof(int64_t));
     memset(out->counts_per_device, 0, (size_t)d * sizeof(int64_t));
     memset(out->sent_rows, 0, (size_t)d * sizeof(int64_t));
@@ -255,7 +270,6 @@ static void fill_counts(const tally *t, const moe_context *context, moe_layer_re
     out->mean_devices = tokens ? (double)t->scalar[REACHED] / (double)tokens : 0;
     out->mean_devices_unlimited = tokens && measures_unlimited(context) ? (double)t->scalar[UNLIMITED] / (double)tokens : NAN;
     out->selections = t->scalar[SELECTIONS];
-    out->dropped = 0;
     out->output_rms = tokens ? sqrt(moe_exact_value(t->output) / (double)tokens) : 0;
 }
 
@@ -266,8 +280,9 @@ static void check_conservation(const tally *t, const moe_layer_record *out, int6
     bool rows = s[PLANNED_ROWS] == s[EXPECTED_ROWS] && s[RECEIVED_ROWS] == s[PLANNED_ROWS];
     moe_record_check(record, "rows_conserved", true, rows, "%lld rows expected from the routing, %lld sent, %lld received",
                      (long long)s[EXPECTED_ROWS], (long long)s[PLANNED_ROWS], (long long)s[RECEIVED_ROWS]);
-    moe_record_check(record, "selections_conserved", true, s[RECEIVED_PAIRS] == s[SELECTIONS],
-                     "%lld selections, %lld arrived at their experts", (long long)s[SELECTIONS], (long long)s[RECEIVED_PAIRS]);
+    moe_record_check(record, "selections_conserved", true, s[RECEIVED_PAIRS] + out->dropped == s[SELECTIONS],
+                     "%lld selections, %lld arrived at their experts, %lld were dropped", (long long)s[SELECTIONS],
+                     (long long)s[RECEIVED_PAIRS], (long long)out->dropped);
     int64_t by_source = 0, by_destination = 0, same = 0;
     for (int64_t i = 0; i < d; i++) {
         by_source += out->sent_rows[i];

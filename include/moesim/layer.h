@@ -9,6 +9,7 @@
 #include "moesim/comm.h"
 #include "moesim/config.h"
 #include "moesim/data.h"
+#include "moesim/drop.h"
 #include "moesim/expert.h"
 #include "moesim/input.h"
 #include "moesim/plan.h"
@@ -37,7 +38,9 @@ typedef struct moe_context {
     moe_placement placement;
     moe_router router;
     moe_balance balance;
-    bool keep; /* keep what backward needs (pre-activations of the experts) */
+    moe_capacity capacity;
+    int64_t step; /* keys what is drawn anew in every step */
+    bool keep;    /* keep what backward needs (pre-activations of the experts) */
 } moe_context;
 
 /* What one layer computed in a step: kept for the report, the self-checks and the gradient. Reused from step to step. */
@@ -48,7 +51,8 @@ typedef struct moe_activations {
     const real *x;       /* what the experts read: u or the caller's x */
     real *gate_logits;   /* [T,N] */
     moe_logits logits;   /* gate_logits, or the recorded ones; both NULL for recorded routing */
-    moe_routing routing;
+    moe_routing routing; /* before dropping */
+    moe_drop drop;       /* who of it is sent, where there is a capacity */
     moe_stats segments;
     moe_scopes scopes;
     moe_plan plan;
@@ -68,6 +72,9 @@ void moe_layer_free(moe_layer *layer);
  * x must stay unchanged as long as the activations are used. */
 void moe_layer_forward(const moe_layer *layer, const moe_context *context, const real *x, real *y, moe_activations *a,
                        moe_layer_record *record);
+
+/* Local. The routing that the plan was built from: without what was dropped. */
+const moe_routing *moe_sent_routing(const moe_activations *a);
 
 /* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts (method.md section 2), else why they are not. */
 const char *moe_rows_not_tokens(const moe_context *context);
