@@ -21,7 +21,6 @@ static const struct {
     {"router.temperature", "1", "a temperature"},
     {"balance.importance_loss", "0", "the importance loss"},
     {"balance.aux_form", "deepseek", "a form of the expert loss other than deepseek"},
-    {"capacity.policy", "none", "dropping at a capacity"},
     {"exchange.mode", "selection token", "the two-level exchange"},
     {"exchange.chunks", "1", "exchange in chunks"},
     {"exchange.transport", "alltoallv", "a transport other than alltoallv"},
@@ -206,13 +205,48 @@ static int check_data(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
+/* Of a capacity.* key and the key it does not go with, both named. */
+static int fail_capacity(const moe_config *c, int k, const char *needs, const char *other, moe_status *st) {
+    const int o = moe_key_find_full(other, strlen(other));
+    char value[MOE_VALUE_TEXT_MAX], quoted[68];
+    moe_key_format(c, o, value);
+    moe_text_quote(value, quoted);
+    return fail_key(c, k, st, "it needs %s (here %s = %s)", needs, other, quoted);
+}
+
+static int check_capacity(const moe_config *c, moe_status *st) {
+    const char *policy = "capacity.policy";
+    const int p = c->capacity.policy, scope = KEY(capacity, capacity_scope), drop = KEY(capacity, drop);
+    const bool sequence = p == MOE_CAPACITY_SEQUENCE, recorded = c->data.source == MOE_SOURCE_ROUTING;
+    const bool normalised = c->router.norm_topk_prob || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    if (p == MOE_CAPACITY_NONE) return MOE_OK;
+    if (p == MOE_CAPACITY_DEVICE && c->capacity.expert_capacity > 0)
+        return fail_capacity(c, KEY(capacity, expert_capacity), "policy expert or sequence: a device has a capacity_factor", policy, st);
+    if (sequence && c->capacity.exempt_sequences > 0)
+        return fail_capacity(c, KEY(capacity, exempt_sequences), "policy device or expert: there sequences share a budget", policy, st);
+    if (sequence && c->capacity.capacity_scope == MOE_CAPACITY_PER_DEVICE)
+        return fail_capacity(c, scope, "policy device or expert: a sequence has its budget wherever its tokens are", policy, st);
+    if (sequence && c->given[drop] && c->capacity.drop != MOE_DROP_POSITION)
+        return fail_capacity(c, drop, "policy device or expert: of a sequence the later tokens go (drop = position)", policy, st);
+    if (c->capacity.pad_to_capacity && p != MOE_CAPACITY_EXPERT)
+        return fail_capacity(c, KEY(capacity, pad_to_capacity), "policy expert: one buffer an expert", policy, st);
+    if (c->capacity.renormalize && !normalised)
+        return fail_capacity(c, KEY(capacity, renormalize), "normalised weights: norm_topk_prob = yes or score_func = softmax_topk",
+                             "router.norm_topk_prob", st);
+    if (c->capacity.renormalize && recorded)
+        return fail_capacity(c, KEY(capacity, renormalize), "a router that makes the weights", "data.source", st);
+    if (c->capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE && recorded)
+        return fail_capacity(c, KEY(capacity, overflow), "logits, which tell the next choice", "data.source", st);
+    return MOE_OK;
+}
+
 static int check(const moe_config *c, moe_status *st) {
     if (check_devices(c, st) != MOE_OK) return st->code;
     if (c->router.top_k > c->model.num_experts) {
         const int k = written(c, KEY(router, top_k), KEY(model, num_experts));
         return fail_key(c, k, st, "router.top_k may be at most model.num_experts (here %d and %d)", c->router.top_k, c->model.num_experts);
     }
-    if (check_group_limit(c, st) != MOE_OK || check_data(c, st) != MOE_OK) return st->code;
+    if (check_group_limit(c, st) != MOE_OK || check_data(c, st) != MOE_OK || check_capacity(c, st) != MOE_OK) return st->code;
     return check_sizes(c, st);
 }
 

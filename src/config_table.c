@@ -153,6 +153,7 @@ const moe_key moe_keys[] = {
     INT64(train, validation_every, 0, 1e12, "0", "Steps between two validations; 0 is never.")
     INT32(train, validation_batches, 1, 1e6, "4", "Global batches of a validation.")
     DOUBLE(train, validation_share, 0.001, 0.9, "0.1", "Share of a text that is held out for validation: the end of each device's part.")
+    BOOL(train, specialization, "no", "Whether specialisation is measured after training: losses without each token's best experts, load by domain.")
     BOOL(train, recompute, "no", "Whether backward computes the experts' activations again instead of keeping them.")
     INT64(train, checkpoint_every, 0, 1e12, "0", "Steps between two checkpoints; 0 is never.")
 

@@ -44,6 +44,7 @@ void moe_report_end(const moe_screen *s, const moe_config *c, const moe_step_rec
     if (s->terminal) fputs("\r\033[K", s->out);
     moe_report_losses(s, c, last);
     moe_report_volume(s, c, last);
+    moe_report_capacity(s, c, last);
     moe_report_load(s, c, last);
     print_checks(s, last);
     print_time(s, c, last, seconds);

@@ -13,6 +13,8 @@ void moe_report_training_row(moe_screen *s, const moe_config *c, const moe_step_
 void moe_report_losses(const moe_screen *s, const moe_config *c, const moe_step_record *r);
 /* report_volume.c */
 void moe_report_volume(const moe_screen *s, const moe_config *c, const moe_step_record *r);
+/* report_capacity.c: nothing without a capacity */
+void moe_report_capacity(const moe_screen *s, const moe_config *c, const moe_step_record *r);
 /* report_load.c: metrics, bars, matrix */
 void moe_report_load(const moe_screen *s, const moe_config *c, const moe_step_record *r);
 

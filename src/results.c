@@ -14,11 +14,12 @@
 #include "moesim/tensor.h"
 
 /* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers have "_layer0" and so on before .npy. */
-static const char *const own_files[] = {"config.ini",   "config.ini.tmp",   "metrics.jsonl", "metrics.jsonl.tmp",
-                                        "summary.json", "summary.json.tmp", "report.html",   NULL};
-static const char *const own_arrays[] = {"comm_matrix", "expert_load", "topk_idx", "topk_weight", "kept",   "x",
-                                         "y",           "logits",      "dlogits",  "dx",          "dwgate", "dw1",
-                                         "dw2",         "dw3",         "dsw1",     "dsw2",        "dsw3",   NULL};
+static const char *const own_files[] = {"config.ini",        "config.ini.tmp",      "metrics.jsonl",
+                                        "metrics.jsonl.tmp", "specialization.json", "summary.json",
+                                        "summary.json.tmp",  "report.html",         NULL};
+static const char *const own_arrays[] = {"comm_matrix", "expert_load", "domain_load", "topk_idx", "topk_weight", "kept",   "served_idx",
+                                         "x",           "y",           "logits",      "dlogits",  "dx",          "dwgate", "dw1",
+                                         "dw2",         "dw3",         "dsw1",        "dsw2",     "dsw3",        NULL};
 
 enum { FILE_PATH_MAX = MOE_PATH_MAX + MOE_NAME_MAX + 8 };
 

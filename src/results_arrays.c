@@ -22,15 +22,16 @@ static int write_by_token(const moe_comm *comm, const moe_results *r, const char
     return st->code;
 }
 
-/* Rows of a layer spread to k columns; tokens with fewer experts are filled up with -1, 0, 0. */
-static void spread(const moe_routing *routing, int64_t k, int32_t *idx, float *weight, uint8_t *kept) {
+/* Rows of a layer spread to k columns; tokens with fewer experts are filled up with -1, 0, 0, -1. */
+static void spread(const moe_routing *routing, int64_t k, int32_t *idx, float *weight, uint8_t *kept, int32_t *server) {
     for (int64_t t = 0; t < routing->num_tokens; t++) {
         int64_t begin = routing->row_offset[t], count = routing->row_offset[t + 1] - begin;
         MOE_ASSERT(count <= k);
         for (int64_t j = 0; j < k; j++) {
             idx[t * k + j] = j < count ? routing->expert[begin + j] : -1;
             weight[t * k + j] = j < count ? (float)routing->weight[begin + j] : 0;
-            kept[t * k + j] = j < count;
+            server[t * k + j] = j >= count ? -1 : routing->server ? routing->server[begin + j] : routing->expert[begin + j];
+            kept[t * k + j] = server[t * k + j] >= 0;
         }
     }
 }
@@ -41,15 +42,19 @@ int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_co
     int32_t *idx = moe_alloc(shape[0] * words, sizeof *idx, "topk_idx");
     float *weight = moe_alloc(shape[0] * words, sizeof *weight, "topk_weight");
     uint8_t *kept = moe_alloc(shape[0] * words, sizeof *kept, "kept");
+    int32_t *server = moe_alloc(shape[0] * words, sizeof *server, "served_idx");
     for (int64_t l = 0; l < shape[0]; l++)
-        spread(&routing[l], shape[2], idx + l * words, weight + l * words, kept + l * words);
+        spread(&routing[l], shape[2], idx + l * words, weight + l * words, kept + l * words, server + l * words);
 
     int code = write_by_token(comm, r, "topk_idx.npy", MOE_I32, shape, batch, idx, st);
     if (code == MOE_OK) code = write_by_token(comm, r, "topk_weight.npy", MOE_F32, shape, batch, weight, st);
     if (code == MOE_OK) code = write_by_token(comm, r, "kept.npy", MOE_U8, shape, batch, kept, st);
     moe_free(idx);
     moe_free(weight);
+    if (code == MOE_OK && c->capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE)
+        code = write_by_token(comm, r, "served_idx.npy", MOE_I32, shape, batch, server, st);
     moe_free(kept);
+    moe_free(server);
     return code;
 }
 

@@ -22,5 +22,6 @@ void moe_routing_free(moe_routing *r) {
     moe_free(r->expert);
     moe_free(r->weight);
     moe_free(r->score);
+    moe_free(r->server);
     *r = (moe_routing){0};
 }

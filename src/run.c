@@ -11,6 +11,7 @@
 #include "moesim/report.h"
 #include "moesim/restart.h"
 #include "moesim/results.h"
+#include "moesim/specialize.h"
 #include "moesim/tally.h"
 #include "moesim/topology.h"
 #include "moesim/train.h"
@@ -184,13 +185,17 @@ static int write_layer_tensors(run *r, int32_t l, moe_status *st) {
     return st->code;
 }
 
-static void keep_routing(moe_routing *to, const moe_routing *from, int32_t k) {
+static void keep_routing(moe_routing *to, const moe_activations *a, int32_t k) {
+    const moe_routing *from = &a->routing;
     moe_routing_reserve(to, from->num_tokens, k);
     to->num_selections = from->num_selections;
     memcpy(to->row_offset, from->row_offset, (size_t)(from->num_tokens + 1) * sizeof *to->row_offset);
     if (from->num_selections == 0) return;
     memcpy(to->expert, from->expert, (size_t)from->num_selections * sizeof *to->expert);
     memcpy(to->weight, from->weight, (size_t)from->num_selections * sizeof *to->weight);
+    if (!a->drop.on) return;
+    moe_reserve(&to->server, &to->server_capacity, from->num_selections, sizeof *to->server, "routing");
+    memcpy(to->server, a->drop.server, (size_t)from->num_selections * sizeof *to->server);
 }
 
 /* Layers one after the other; *writing gets the seconds spent on files. */
@@ -201,7 +206,7 @@ static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
         moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, &r->activations, &r->record.layer[l]);
         moe_tally_layer(&r->layers[l], &r->context, &r->activations, r->y, &r->record);
         double pause = moe_comm_time();
-        if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations.routing, r->c->router.top_k);
+        if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations, r->c->router.top_k);
         if (last && r->c->output.tensors && write_layer_tensors(r, l, st)) return st->code;
         *writing += moe_comm_time() - pause;
         if (r->loaded.dy &&
@@ -217,7 +222,7 @@ static int train_step(run *r, int64_t step, moe_status *st) {
     bool last = step + 1 == c->run.steps;
     if (moe_training_step(&r->training, step, &r->record, st)) return st->code;
     for (int32_t l = 0; last && c->output.routing && l < c->model.num_layers; l++) {
-        keep_routing(&r->routing[l], &r->training.activations[l].routing, c->router.top_k);
+        keep_routing(&r->routing[l], &r->training.activations[l], c->router.top_k);
     }
     if (c->train.validation_every && ((step + 1) % c->train.validation_every == 0 || last) && moe_record_all_passed(&r->record))
         r->record.validation_loss = moe_training_validate(&r->training, c->train.validation_batches);
@@ -294,11 +299,20 @@ static int prepare(run *r, moe_status *st) {
     return MOE_OK;
 }
 
+/* Measured, written and shown. */
+static void specialize(run *r, moe_status *st) {
+    moe_specialization s = moe_specialize(&r->training, r->c->train.validation_batches);
+    moe_specialize_write(r->comm, &s, r->c, r->results.folder, st);
+    if (r->comm->rank == 0 && st->code == MOE_OK) moe_specialize_show(&r->screen, &s, r->c);
+    moe_specialization_free(&s);
+}
+
 /* A failed self-check ends the loop; its step is in the results like any other. */
 static int finish(run *r, moe_status *st) {
     moe_status writing = {0};
     double seconds = moe_comm_time() - r->start;
     if (r->c->output.routing && st->code == MOE_OK) moe_results_routing(r->comm, &r->results, r->c, &r->batch, r->routing, &writing);
+    if (trains(r) && r->c->train.specialization && st->code == MOE_OK && writing.code == MOE_OK) specialize(r, &writing);
     if (writing.code == MOE_OK) moe_results_close(r->comm, &r->results, r->c, &r->record, r->topologies, seconds, &writing);
     if (r->comm->rank == 0 && trains(r)) moe_report_outcome(&r->screen, r->c, &r->results.history, &r->results.facts);
     if (r->comm->rank == 0) moe_report_end(&r->screen, r->c, &r->record, r->results.folder, seconds);

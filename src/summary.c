@@ -231,6 +231,7 @@ static json_t *layer_object(const moe_config *c, const moe_step_record *r, const
     put(o, "received_rows", integers(l->received_rows, devices));
     put(o, "selections", json_integer(l->selections));
     put(o, "dropped", json_integer(l->dropped));
+    if (l->capacity.on) put(o, "capacity", moe_summary_capacity(c, r, l));
     put(o, "mean_devices_per_token", number(l->mean_devices));
     put(o, "mean_devices_per_token_unlimited", number(l->mean_devices_unlimited));
     put(o, "tokens_by_reach", integers(l->tokens_by_reach, reach + 1));

@@ -24,4 +24,8 @@ void moe_summary_put_training(json_t *line, const moe_config *c, const moe_step_
 /* Local. The summary's object `training`. */
 json_t *moe_summary_training(const moe_config *c, const moe_step_record *last, const moe_history *h, const moe_training_facts *f);
 
+/* summary_capacity.c */
+/* Local. A layer's object `capacity`. */
+json_t *moe_summary_capacity(const moe_config *c, const moe_step_record *r, const moe_layer_record *l);
+
 #endif

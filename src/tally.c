@@ -7,9 +7,9 @@
 
 #include "moesim/exact.h"
 #include "moesim/status.h"
-#include "tally_parts.h"
 #include "scores.h"
 #include "select.h"
+#include "tally_parts.h"
 
 enum scalar {
     SELECTIONS,    /* pairs chosen by the router */
@@ -20,7 +20,7 @@ enum scalar {
     OWN_ROWS,  /* that stay inside a rank */
     RECEIVED_ROWS,
     RECEIVED_PAIRS,
-    ALL_ROWS, /* that would be sent if nothing were dropped */
+    ALL_ROWS,  /* that would be sent if nothing were dropped */
     NONFINITE, /* tokens with a NaN or Inf in logits or output */
     BAD_WEIGHTS,
     BAD_GROUPS,
@@ -34,11 +34,12 @@ enum scalar {
 
 typedef struct tally {
     int64_t *words, count;
-    int64_t *counts, *sent, *received, *pairs, *reach, *output, *scalar; /* [N], [D*D] x 3, [65], exact, [NUM_SCALARS] */
+    int64_t *counts, *sent, *received, *pairs, *reach, *output, *scalar,
+        *drop; /* [N], [D*D] x 3, [65], exact, [NUM_SCALARS], tally_drop.c's */
 } tally;
 
-static tally tally_new(int64_t n, int64_t d) {
-    tally t = {.count = n + 3 * d * d + 65 + MOE_EXACT_WORDS + NUM_SCALARS};
+static tally tally_new(int64_t n, int64_t d, int64_t drop_words) {
+    tally t = {.count = n + 3 * d * d + 65 + MOE_EXACT_WORDS + NUM_SCALARS + drop_words};
     t.words = moe_alloc_zero(t.count, sizeof *t.words, "tally");
     t.counts = t.words;
     t.sent = t.counts + n;
@@ -47,6 +48,7 @@ static tally tally_new(int64_t n, int64_t d) {
     t.reach = t.pairs + d * d;
     t.output = t.reach + 65;
     t.scalar = t.output + MOE_EXACT_WORDS;
+    t.drop = t.scalar + NUM_SCALARS;
     return t;
 }
 
@@ -323,7 +325,8 @@ static void check_limits(const tally *t, const moe_context *context, moe_step_re
 static void check_comm_loss(const tally *t, const moe_context *context, moe_step_record *record) {
     const char *why = moe_rows_not_tokens(context);
     moe_record_check(record, "comm_loss_from_bytes", why == NULL, t->scalar[COMM_BAD] == 0,
-                     why ? "%s" : "f'' equals the rows given to MPI_Alltoallv for every device pair%s", why ? why : "");
+                     why ? "%s" : "f'' equals the rows given to MPI_Alltoallv and those removed by dropping, for every device pair%s",
+                     why ? why : "");
 }
 
 /* Collective. A failure names the layer and the first rank that holds a NaN or Inf. */
@@ -345,9 +348,11 @@ static void check_finite(const tally *t, const moe_layer *layer, const moe_conte
 void moe_tally_layer(const moe_layer *layer, const moe_context *context, const moe_activations *a, const real *y, moe_step_record *record) {
     int64_t d = context->placement.devices;
     moe_layer_record *out = &record->layer[layer->index];
-    tally t = tally_new(context->placement.num_experts, d);
+    tally t = tally_new(context->placement.num_experts, d, moe_tally_drop_words(context));
     count_blocks(&t, &a->plan, &a->exchange.inbox);
     count_reach(&t, context, &a->routing);
+    count_rows(&t, context, moe_sent_routing(a));
+    moe_tally_drop_count(context, a, t.drop);
     check_weights(&t, context, &a->routing);
     check_output(&t, context, a, y);
     if (!moe_rows_not_tokens(context)) check_comm_count(&t, context, a);
@@ -356,10 +361,12 @@ void moe_tally_layer(const moe_layer *layer, const moe_context *context, const m
     int64_t not_finite_here = t.scalar[NONFINITE];
     moe_comm_sum_i64(context->comm, t.words, t.count);
     fill_counts(&t, context, out);
+    moe_tally_drop_fill(context, a, t.drop, t.scalar[ALL_ROWS] - t.scalar[EXPECTED_ROWS], out);
     fill_volume(&t, context->config, out);
     check_conservation(&t, out, d, record);
     check_limits(&t, context, record);
     check_comm_loss(&t, context, record);
+    moe_tally_drop_check(context, out, record);
     check_finite(&t, layer, context, not_finite_here, out, record);
     moe_free(t.words);
 }

@@ -63,17 +63,12 @@ static void leave_layer(const moe_training *t, const real *y, const real *x, rea
     }
 }
 
-/* record NULL: validation, nothing is tallied. */
 static void forward(moe_training *t, moe_step_record *record) {
-    moe_layer_record unused = {.total = 0};
-    int64_t *tokens = record ? NULL : moe_alloc(t->batch->devices, sizeof *tokens, "validation");
-    unused.distinct_tokens_per_device = tokens;
     for (int32_t l = 0; l < t->num_layers; l++) {
-        moe_layer_forward(&t->layers[l], t->context, t->x[l], t->y, &t->activations[l], record ? &record->layer[l] : &unused);
-        if (record) moe_tally_layer(&t->layers[l], t->context, &t->activations[l], t->y, record);
+        moe_layer_forward(&t->layers[l], t->context, t->x[l], t->y, &t->activations[l], &record->layer[l]);
+        moe_tally_layer(&t->layers[l], t->context, &t->activations[l], t->y, record);
         leave_layer(t, t->y, t->x[l], t->x[l + 1]);
     }
-    moe_free(tokens);
 }
 
 /* dh: gradient of the last layer's output on entry, of the first layer's input on return. */
@@ -184,15 +179,31 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
     return MOE_OK;
 }
 
-double moe_training_validate(moe_training *t, int64_t batches) {
+/* --- validation: nothing is tallied, nothing is kept for a gradient --- */
+
+static void run_layer(void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_record *record) {
+    const moe_training *t = user;
+    moe_layer_forward(&t->layers[l], t->context, x, y, a, record);
+}
+
+double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *run, void *user) {
     loss_sum sum = {.tokens = 0};
     bool keep = t->context->keep;
+    moe_layer_record unused = {.distinct_tokens_per_device = moe_alloc(t->batch->devices, sizeof(int64_t), "validation")};
     t->context->keep = false;
     for (int64_t i = 0; i < batches; i++) {
         moe_task_input(&t->task, t->batch, i, MOE_SPLIT_VALIDATION, t->x[0]);
-        forward(t, NULL);
+        for (int32_t l = 0; l < t->num_layers; l++) {
+            run(user, l, t->x[l], t->y, &t->activations[l], &unused);
+            leave_layer(t, t->y, t->x[l], t->x[l + 1]);
+        }
         add_loss(t, &sum, NULL);
     }
     t->context->keep = keep;
+    moe_free(unused.distinct_tokens_per_device);
     return mean_loss(t, sum);
+}
+
+double moe_training_validate(moe_training *t, int64_t batches) {
+    return moe_training_evaluate(t, batches, run_layer, t);
 }

@@ -57,7 +57,7 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
 
 /* Local. May a run with configuration `now` (resolved) go on from a checkpoint with this configuration? Refuses (MOE_USER, the first difference with
  * both values) whatever changes results; run.steps may rise (not under the cosine schedule, which ends at run.steps); run.threads, output.*,
- * checkpoint_every, validation_every, the way rows travel and the figures of the cluster's links are free. */
+ * checkpoint_every, validation_every, specialization, the way rows travel and the figures of the cluster's links are free. */
 int moe_checkpoint_same_run(const moe_config *now, const char *config_text, moe_status *st);
 
 /* Collective. Loads values, m, v and blobs from path; every rank reads the blocks that it holds and verifies them. Refuses (MOE_USER, the first

@@ -135,6 +135,7 @@ typedef struct moe_config {
         int32_t validation_batches;
         bool recompute;
         double validation_share; /* share of every device's part of every domain of a text that is held out */
+        bool specialization;
     } train;
     struct {
         bool routing, tensors;

@@ -73,12 +73,12 @@ typedef struct moe_layer_record {
     int64_t *dropped_per_expert;                          /* [N] pairs that nobody serves, by the expert that was chosen */
     int64_t *dropped_per_device;                          /* [D] the same by its device */
     moe_capacity_record capacity;
-    int64_t *matrix;                                      /* [D*D] dispatch rows source -> destination */
-    int64_t dropped;                                      /* token-expert pairs */
-    int64_t selections;                                   /* token-expert pairs chosen */
-    int64_t tokens_by_reach[65];                          /* tokens that reach x distinct devices, x = 0 .. 63; [64] = 64 and more */
-    double mean_devices;                                  /* mean of X_t */
-    double mean_devices_unlimited;                        /* mean of X_t if there were no group limit; NaN = not computed */
+    int64_t *matrix;               /* [D*D] dispatch rows source -> destination */
+    int64_t dropped;               /* token-expert pairs */
+    int64_t selections;            /* token-expert pairs chosen */
+    int64_t tokens_by_reach[65];   /* tokens that reach x distinct devices, x = 0 .. 63; [64] = 64 and more */
+    double mean_devices;           /* mean of X_t */
+    double mean_devices_unlimited; /* mean of X_t if there were no group limit; NaN = not computed */
     moe_volume volume[MOE_NUM_DIRECTIONS];
     int64_t pairs_by_level[MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
     int64_t allreduce_bytes;                /* payload that the devices give to MPI_Allreduce, summed over devices */

@@ -7,12 +7,14 @@
 #include <stdint.h>
 
 typedef struct moe_routing {
-    int64_t num_tokens;                         /* T */
-    int64_t num_selections;                     /* row_offset[T] */
-    int64_t *row_offset;                        /* [T+1] */
-    int32_t *expert;                            /* [num_selections] per token in falling order of the unbiased score, then index */
-    real *weight;                               /* [num_selections] combine weight g */
-    double *score;                              /* [num_selections] unbiased score s: the affinity that dropping goes by */
+    int64_t num_tokens;     /* T */
+    int64_t num_selections; /* row_offset[T] */
+    int64_t *row_offset;    /* [T+1] */
+    int32_t *expert;        /* [num_selections] per token in falling order of the unbiased score, then index */
+    real *weight;           /* [num_selections] combine weight g */
+    double *score;          /* [num_selections] unbiased score s: the affinity that dropping goes by */
+    int32_t *server;        /* [num_selections] after dropping: the expert that serves it, -1 = dropped; NULL: every selection is served */
+    int64_t server_capacity;
     int64_t token_capacity, selection_capacity; /* of the arrays */
 } moe_routing;
 

@@ -41,4 +41,8 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
 /* Collective. Mean task loss over `batches` fixed held-out batches; nothing is updated. */
 double moe_training_validate(moe_training *t, int64_t batches);
 
+/* Collective. The same with `run` in place of moe_layer_forward for layer l (specialize.h). */
+typedef void moe_run_layer(void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_record *record);
+double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *run, void *user);
+
 #endif

@@ -76,17 +76,6 @@ static inline bench_times bench_pair(const moe_comm *comm, bench_function measur
                          .repeats = n};
 }
 
-/* Collective. Median seconds of one version alone. */
-static inline double bench_alone(const moe_comm *comm, bench_function f, void *argument) {
-    double t[BENCH_MOST_REPEATS];
-    bench_once(comm, f, argument);
-    int n = bench_repeats(bench_once(comm, f, argument));
-    for (int i = 0; i < n; i++) {
-        t[i] = bench_once(comm, f, argument);
-    }
-    return bench_quantile(t, n, 0.5);
-}
-
 /* Rank 0 prints a line of the table: what, measured, bare, unit, ratio, quartiles, aim. */
 static inline void bench_row(const moe_comm *comm, const char *what, bench_times t, const char *aim) {
     if (comm->rank != 0) return;

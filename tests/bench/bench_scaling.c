@@ -8,45 +8,68 @@ static void run(void *argument) {
     bench_layer_forward(argument);
 }
 
-static double milliseconds(const moe_comm *comm, int64_t tokens, int n) {
-    bench_layer b;
+enum { POINTS = 4, ROUNDS = 15 };
+
+typedef struct point {
+    int64_t tokens;
+    int32_t experts;
+    bench_layer layer;
+    double ms[ROUNDS];
+} point;
+
+static void prepare(point *p, const moe_comm *comm) {
     char settings[512];
     snprintf(settings, sizeof settings,
              "cluster.devices=8 model.hidden_size=256 model.moe_intermediate_size=128 router.top_k=6 model.num_experts=%d "
              "data.tokens_per_device=%lld",
-             n, (long long)(tokens / 8));
-    bench_layer_init(&b, comm, settings);
-    double seconds = bench_alone(comm, run, &b);
-    bench_layer_free(&b);
-    return 1e3 * seconds;
+             p->experts, (long long)(p->tokens / 8));
+    bench_layer_init(&p->layer, comm, settings);
+    bench_once(comm, run, &p->layer);
 }
 
-/* linear: factor by which the line before would grow. */
-static double row(const moe_comm *comm, int64_t tokens, int n, double before, double linear) {
-    double ms = milliseconds(comm, tokens, n);
-    if (comm->rank != 0) return ms;
-    printf("%lld tokens, %d experts\t%.3f\t", (long long)tokens, n, ms);
-    if (before > 0)
-        printf("%.3f\tms\t%.2f\t-\t1\n", before * linear, before * linear / ms);
+/* before: the point of half the size, NULL for the first. growth: what linear cost would multiply it by. */
+static void print_row(const point *p, const point *before, double growth) {
+    double ms[ROUNDS], linear[ROUNDS], ratio[ROUNDS];
+    for (int i = 0; i < ROUNDS; i++) {
+        ms[i] = p->ms[i];
+        linear[i] = before ? before->ms[i] * growth : 0;
+        ratio[i] = linear[i] / ms[i];
+    }
+    printf("%lld tokens, %d experts\t%.3f\t", (long long)p->tokens, p->experts, bench_quantile(ms, ROUNDS, 0.5));
+    if (before)
+        printf("%.3f\tms\t%.2f\t%.2f-%.2f\t1\n", bench_quantile(linear, ROUNDS, 0.5), bench_quantile(ratio, ROUNDS, 0.5),
+               bench_quantile(ratio, ROUNDS, 0.25), bench_quantile(ratio, ROUNDS, 0.75));
     else
         printf("-\tms\t-\t-\t-\n");
     fflush(stdout);
-    return ms;
+}
+
+/* All points in turns, so that each round compares times of the same moment. */
+static void sweep(const moe_comm *comm, int64_t tokens, int32_t experts, int64_t token_step, int32_t expert_step) {
+    static point p[POINTS];
+    for (int i = 0; i < POINTS; i++, tokens *= token_step, experts *= expert_step) {
+        p[i].tokens = tokens;
+        p[i].experts = experts;
+        prepare(&p[i], comm);
+    }
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < POINTS; i++) {
+            p[i].ms[round] = 1e3 * bench_once(comm, run, &p[i].layer);
+        }
+    }
+    for (int i = 0; i < POINTS; i++) {
+        if (comm->rank == 0) print_row(&p[i], i ? &p[i - 1] : NULL, (double)token_step);
+        bench_layer_free(&p[i].layer);
+    }
 }
 
 int main(int argc, char **argv) {
     moe_comm comm;
-    double before = 0;
     moe_comm_init(&comm, &argc, &argv);
     moe_gemm_init();
     omp_set_num_threads(1);
-    for (int64_t tokens = 512; tokens <= 4096; tokens *= 2) {
-        before = row(&comm, tokens, 64, before, 2);
-    }
-    before = 0;
-    for (int n = 32; n <= 256; n *= 2) { /* the same rows over more experts: the same arithmetic, more weights and scores */
-        before = row(&comm, 2048, n, before, 1);
-    }
+    sweep(&comm, 512, 64, 2, 1);
+    sweep(&comm, 2048, 32, 1, 2); /* the same rows over more experts: the same arithmetic, more weights and scores, smaller GEMMs */
     moe_comm_finalize(&comm);
     return 0;
 }

@@ -1,0 +1,182 @@
+"""What the page's charts draw, as one JSON object per run: series over steps, load per expert, traffic matrix, volume. Figures are the files'
+own; where there are too many to draw, steps are thinned, or cells added up, and the object says so (`every`, `per_bin`)."""
+import numpy
+
+from folder import at, number, numbers, whole
+
+LOADS = ("expert", "device", "received", "sent", "node", "node_received")
+METRICS = ("max_over_mean", "cv", "gini", "idle")
+LEVELS = ("same_device", "same_node", "across_nodes")
+DIRECTIONS = ("dispatch", "combine", "dispatch_backward", "combine_backward")
+
+
+class Room:
+    """How much one run may put on the page. Shrunk until the page is small enough."""
+
+    def __init__(self, share=1.0):
+        self.points = max(int(1200 * share), 50)      # of a line
+        self.columns = max(int(250 * share), 40)      # of a heat map over steps
+        self.cells = max(int(260_000 * share), 4096)  # of all layers' heat maps
+
+
+# --- over steps --------------------------------------------------------------------------------------------------------------------------
+
+
+def thinned(count, points):
+    """Indices that stay of `count` steps: every n-th, and the last."""
+    every = max(1, -(-count // points))
+    kept = list(range(0, count, every))
+    if count and kept[-1] != count - 1:
+        kept.append(count - 1)
+    return kept, every
+
+
+def series_paths(metrics):
+    """Names of everything that is drawn over steps, as paths into a line of metrics.jsonl."""
+    fixed = ["task_loss", "lm_loss", "gradient_norm", "learning_rate", "time.step", "dropped"]
+    for group in ("loss", "loss_raw", "time.phases"):
+        names = {name: None for step in (metrics[0], metrics[-1]) for name in at(step, group, {})}
+        fixed += [f"{group}.{name}" for name in names]
+    fixed += [f"balance.{load}.{metric}" for load in LOADS for metric in METRICS]
+    fixed += [f"volume.{direction}.{what}" for direction in DIRECTIONS for what in ("logical_bytes", "remote_bytes")]
+    return fixed
+
+
+def steps_of(folder, room):
+    """{"step": [...], "every": n, "count": all steps, "series": {path: [...]}}; series without a value are left out."""
+    if not folder.metrics:
+        return {"step": [], "every": 1, "count": 0, "series": {}}
+    kept, every = thinned(len(folder.metrics), room.points)
+    lines, series = [folder.metrics[index] for index in kept], {}
+    for path in series_paths(folder.metrics):
+        values = [number(at(line, path)) for line in lines]
+        if any(value is not None for value in values):
+            series[path] = values
+    return {"step": [line["step"] for line in lines], "every": every, "count": len(folder.metrics), "series": series}
+
+
+def validation_of(folder, room):
+    """Validation runs on few steps: a list of its own."""
+    made = [(line["step"], line["validation_loss"]) for line in folder.metrics if number(line.get("validation_loss")) is not None]
+    kept, _ = thinned(len(made), room.points)
+    return {"step": [made[index][0] for index in kept], "loss": [made[index][1] for index in kept]}
+
+
+# --- load and traffic --------------------------------------------------------------------------------------------------------------------
+
+
+def bins(count, most):
+    """(size, first index of each bin): `count` entries in at most `most` bins of equal size, the last perhaps smaller."""
+    size = max(1, -(-count // max(most, 1)))
+    return size, list(range(0, count, size))
+
+
+def load_of(folder, room):
+    """Selections per expert and step, added up in bins; `sum` is [layer][expert bin][step bin]."""
+    if folder.load is None:
+        return None
+    steps, layers, experts = folder.load.shape
+    rows = min(experts, 256, max(room.cells // (8 * layers), 8))
+    columns = max(min(room.columns, room.cells // (layers * rows)), 8)
+    step_bin, step_first = bins(steps, columns)
+    expert_bin, expert_first = bins(experts, rows)
+    total = numpy.add.reduceat(folder.load, step_first, axis=0).astype(numpy.int64)
+    total = numpy.add.reduceat(total, expert_first, axis=2)
+    return {"steps": steps, "experts": experts, "steps_per_bin": step_bin, "experts_per_bin": expert_bin,
+            "sum": total.transpose(1, 2, 0).tolist()}
+
+
+def matrix_of(folder, room):
+    """Dispatch rows of the last step from device to device, [layer][from][to]; devices added up in blocks where there are very many."""
+    if folder.matrix is None:
+        return None
+    layers, devices, _ = folder.matrix.shape
+    size, first = bins(devices, min(devices, 128, max(int((room.cells / layers) ** 0.5), 8)))
+    rows = numpy.add.reduceat(numpy.add.reduceat(folder.matrix, first, axis=1), first, axis=2)
+    return {"devices": devices, "devices_per_bin": size, "rows": rows.tolist()}
+
+
+# --- layers ------------------------------------------------------------------------------------------------------------------------------
+
+
+def ratio(above, below):
+    return above / below if below else None
+
+
+def layer_of(layer):
+    """The arrays of one layer of summary.json, and the bytes of one row of its dispatch."""
+    dispatch = at(layer, "volume.dispatch", {})
+    names = ("counts_per_expert", "kept_per_expert", "counts_per_device", "distinct_tokens_per_device", "sent_rows", "received_rows", "tokens_by_reach")
+    return {**{name: numbers(layer.get(name)) for name in names},
+            "row_bytes": ratio(number(dispatch.get("logical_bytes")) or 0, number(dispatch.get("rows")) or 0)}
+
+
+def waterfall_of(folder):
+    """Stages of the dispatch volume of the last step, [{"name", "bytes", "rows", "sent"}]: what was left out at each. Sums over layers."""
+    layers, tokens = folder.layers, number(at(folder.summary, "num_tokens"))
+    if not layers or not tokens:
+        return []
+    mode = folder.get("exchange", "mode", "token")
+    paths = {"pairs": "selections", "free": "mean_devices_per_token_unlimited", "reach": "mean_devices_per_token", "dropped": "dropped",
+             "rows": "volume.dispatch.rows", "bytes": "volume.dispatch.logical_bytes", "remote": "volume.dispatch.remote_bytes",
+             "selection": "volume.dispatch.selection_bytes"}
+    figures = [{name: number(at(layer, path)) for name, path in paths.items()} for layer in layers]
+    if any(figure["rows"] in (None, 0) or figure["bytes"] is None or figure["pairs"] is None for figure in figures):
+        return []
+    size = [figure["bytes"] / figure["rows"] for figure in figures]
+
+    def stage(name, rows, in_bytes=None):
+        weighed = sum(count * row for count, row in zip(rows, size)) if in_bytes is None else in_bytes
+        return {"name": name, "rows": sum(rows), "bytes": weighed, "sent": False}
+
+    dropped = sum(figure["dropped"] or 0 for figure in figures)
+    exact = None if dropped else sum(figure["selection"] or 0 for figure in figures)
+    stages = [stage("one row per selection", [figure["pairs"] for figure in figures], exact)]
+    limited = folder.get("router", "group_limit", "none") != "none"
+    if limited and all(figure["free"] is not None for figure in figures):
+        stages.append(stage("one row per token and device", [figure["free"] * tokens for figure in figures]))
+    if all(figure["reach"] is not None for figure in figures):
+        name = f"with the limit M = {folder.get('router', 'topk_group', '?')}" if limited else "one row per token and device"
+        stages.append(stage(name, [figure["reach"] * tokens for figure in figures]))
+    sent = {"rows": sum(figure["rows"] for figure in figures), "bytes": sum(figure["bytes"] for figure in figures), "sent": True}
+    if mode == "selection":
+        stages[0]["sent"] = not dropped
+    if mode != "selection" or dropped:
+        same = mode != "selection" and not dropped and abs(stages[-1]["rows"] - sent["rows"]) < 0.5
+        if same:
+            stages[-1].update(sent)
+        else:
+            stages.append({"name": "after dropping" if dropped else f"sent in mode {mode}", **sent})
+    if all(figure["remote"] is not None for figure in figures):
+        local = sum(at(layer, "volume.dispatch.by_level.same_device.rows", 0) for layer in layers)
+        stages.append({"name": "to other devices", "rows": sent["rows"] - local, "bytes": sum(figure["remote"] for figure in figures), "sent": True})
+    return stages
+
+
+def mean_of(layers, path):
+    values = [number(at(layer, path)) for layer in layers]
+    return sum(values) / len(values) if values and None not in values else None
+
+
+def ideals_of(folder):
+    """Value of each loss at perfect balance, mean over layers; only where every layer has one."""
+    names = {name: None for layer in folder.layers for name in at(layer, "loss_ideal", {})}
+    means = {name: mean_of(folder.layers, f"loss_ideal.{name}") for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def digest(folder, room):
+    """All of a run that charts draw."""
+    per_node = whole(folder.get("cluster", "devices_per_node")) or folder.devices
+    levels = {direction: [{"rows": at(v, "rows", 0), "bytes": at(v, "bytes", 0), "metadata_bytes": at(v, "metadata_bytes", 0)}
+                          for v in (at(folder.last, f"volume.{direction}.by_level.{level}", {}) for level in LEVELS)]
+              for direction in DIRECTIONS if at(folder.last, f"volume.{direction}.by_level")}
+    return {
+        "name": folder.name, "devices": folder.devices, "experts": folder.num_experts, "layers": folder.num_layers, "per_node": per_node,
+        "block": folder.get("placement", "policy", "block") == "block",
+        "mode": folder.get("run", "mode", "forward"), "steps": steps_of(folder, room), "validation": validation_of(folder, room),
+        "ideal": ideals_of(folder), "load": load_of(folder, room), "matrix": matrix_of(folder, room),
+        "layer": [layer_of(layer) for layer in folder.layers], "waterfall": waterfall_of(folder), "levels": levels,
+        "step_mean": number(at(folder.summary, "time.measured.step_mean")), "num_steps": whole(at(folder.summary, "steps")),
+        "phases": {name: number(value) for name, value in at(folder.summary, "time.measured.phases", {}).items()},
+    }

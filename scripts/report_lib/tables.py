@@ -1,0 +1,257 @@
+"""The page's tables and key figures, as text: one function for each, all of one run. The comparison puts them side by side."""
+from folder import at, number, numbers, whole
+
+LOSS_NAMES = {"expert": "expert", "device": "device", "comm": "communication", "z": "z (logits)"}
+FORMULAS = {"max_over_mean": ("max / mean", "largest over mean"), "maxvio": ("MaxVio", "max / mean − 1"), "balancedness": ("balancedness", "mean / max"),
+            "cv": ("CV", "standard deviation / mean"), "gini": ("Gini", "Σ (2i − n − 1) x₍ᵢ₎ / (n Σ x)"),
+            "entropy": ("entropy (nats)", "−Σ p ln p, p = x / Σ x"), "idle": ("idle", "entries that are 0"), "p50": ("p50", "median"),
+            "p90": ("p90", "90th percentile"), "p99": ("p99", "99th percentile")}
+LOAD_NAMES = {"expert": "selections by expert", "device": "selections by device", "received": "rows received by device", "sent": "rows sent by device",
+              "node": "selections by node", "node_received": "rows received by node", "node_sent": "rows sent by node"}
+DIRECTION_NAMES = {"dispatch": "dispatch", "combine": "combine", "dispatch_backward": "dispatch of dy (backward)", "combine_backward": "combine of dx (backward)"}
+NONE = "–"
+
+
+# --- figures as text -----------------------------------------------------------------------------------------------------------------------
+
+
+def count_text(value):
+    return NONE if value is None else f"{round(value):,}".replace(",", "\u2009")
+
+
+def real_text(value, digits=6):
+    if value is None:
+        return NONE
+    return f"{value:.{digits}g}".replace("-", "−") if value else "0"
+
+
+def bytes_text(value):
+    """Binary units, as on moesim's screen."""
+    if value is None:
+        return NONE
+    sign, value, unit = "−" if value < 0 else "", abs(value), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        if value < 1023.95:
+            break
+        value, unit = value / 1024, larger
+    return f"{sign}{value:.0f} B" if unit == "B" else f"{sign}{value:.{2 if value < 9.995 else 1}f} {unit}"
+
+
+def seconds_text(value):
+    if value is None:
+        return NONE
+    sign, value = "−" if value < 0 else "", abs(value)
+    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= scale or unit == "µs":
+            return f"{sign}{value / scale:.3g} {unit}"
+
+
+def share_text(value):
+    return NONE if value is None else f"{100 * value:.1f} %".replace("-", "−")
+
+
+def value_text(value):
+    """A configuration's value as in config.ini."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NONE if value is None or value == "" else str(value)
+
+
+# --- key figures ---------------------------------------------------------------------------------------------------------------------------
+
+
+def mean(values):
+    return sum(values) / len(values) if values and None not in values else None
+
+
+def saving(folder):
+    """Share of the payload that one row per selection would have sent and this run did not."""
+    sent, all_rows = (number(at(folder.last, f"volume.dispatch.{name}")) for name in ("logical_bytes", "selection_bytes"))
+    return 1 - sent / all_rows if sent is not None and all_rows else None
+
+
+def step_seconds(folder):
+    measured = number(at(folder.summary, "time.measured.step_mean"))
+    return measured if measured is not None else mean([number(at(line, "time.step")) for line in folder.metrics])
+
+
+def last_validation(folder):
+    made = [number(line.get("validation_loss")) for line in folder.metrics]
+    return next((value for value in reversed(made) if value is not None), None)
+
+
+def dropped_share(folder):
+    chosen, dropped = (sum(number(layer.get(name)) or 0 for layer in folder.layers) for name in ("selections", "dropped"))
+    return dropped / chosen if chosen else None
+
+
+def all_figures(folder):
+    """[(name, unit or explanation, value or None, text of a value)], of the last step; the same rows for every run."""
+    last, layers = folder.last, folder.layers
+    trained = folder.metrics[-1] if folder.metrics else {}
+    return [
+        ("tokens", "in a step", number(last.get("num_tokens")), count_text),
+        ("task loss", "last step, nats", number(trained.get("task_loss")), real_text),
+        ("validation loss", "latest, nats", last_validation(folder), real_text),
+        ("balance losses", "Σ α × raw, last step", number(at(last, "loss.total")), real_text),
+        ("expert loss", "raw, last step", number(at(last, "loss_raw.expert")), real_text),
+        ("device loss", "raw, last step", number(at(last, "loss_raw.device")), real_text),
+        ("communication loss", "raw, last step", number(at(last, "loss_raw.comm")), real_text),
+        ("devices per token", "mean", mean([number(layer.get("mean_devices_per_token")) for layer in layers]), real_text),
+        ("dispatch payload", "a step, local rows included", number(at(last, "volume.dispatch.logical_bytes")), bytes_text),
+        ("to other devices", "dispatch payload, a step", number(at(last, "volume.dispatch.remote_bytes")), bytes_text),
+        ("saved", "against one row per selection", saving(folder), share_text),
+        ("expert load", "max / mean", number(at(last, "balance.expert.max_over_mean")), real_text),
+        ("device load", "max / mean", number(at(last, "balance.device.max_over_mean")), real_text),
+        ("received rows", "max / mean", number(at(last, "balance.received.max_over_mean")), real_text),
+        ("dropped", "of the selections", dropped_share(folder) if has_capacity(folder) else None, share_text),
+        ("time", "of a step, mean, slowest rank", step_seconds(folder), seconds_text),
+    ]
+
+
+def figures(folder):
+    return [row for row in all_figures(folder) if row[2] is not None]
+
+
+def facts(folder):
+    """What ran, on what: [(name, text)]."""
+    get, summary = folder.get, folder.summary or {}
+    limit = get("router", "group_limit", "none")
+    experts = f"{folder.num_experts} routed"
+    if whole(get("model", "num_shared_experts")):
+        experts += f" + {get('model', 'num_shared_experts')} shared"
+    per_node = whole(get("cluster", "devices_per_node")) or folder.devices
+    hosts = [f"{host.get('name')} ({host.get('processor')}, {host.get('cores')} cores, {bytes_text(number(host.get('memory_bytes')))})"
+             for host in at(summary, "machine.hosts", []) if isinstance(host, dict)]
+    ranks = summary.get("ranks")
+    rows = [
+        ("run", f"{at(summary, 'config.name', folder.name)}, mode {get('run', 'mode', '?')}, seed {get('run', 'seed', '?')}"),
+        ("steps", f"{len(folder.metrics) or summary.get('steps')} of {get('run', 'steps', '?')}"),
+        ("model", f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size {get('model', 'hidden_size', '?')}, experts: {experts}, "
+                  f"{get('model', 'expert_type', '?')}, width {get('model', 'moe_intermediate_size', '?')}"),
+        ("router", f"{get('router', 'score_func', '?')}, K = {get('router', 'top_k', '?')}"
+                   + (f", limit {limit}: M = {get('router', 'topk_group', '?')} of {get('router', 'num_groups', '?')} groups" if limit != "none" else ", no device limit")
+                   + (f", preset {get('router', 'preset')}" if get("router", "preset") else "")),
+        ("devices", f"{folder.devices}, {per_node} on each node" + (f", on {ranks} ranks" if ranks else "")),
+        ("exchange", f"mode {get('exchange', 'mode', '?')}, payload {get('exchange', 'payload', '?')}, back {get('exchange', 'combine_payload', '?')}"),
+        ("data", f"{get('data', 'source', '?')}, {count_text(number(folder.last.get('num_tokens')))} tokens a step"),
+        ("machine", "; ".join(hosts)),
+        ("moesim", str(summary.get("version", "")) and f"version {summary.get('version')}"),
+        ("time", f"{seconds_text(number(at(summary, 'time.total')))} in all" if at(summary, "time.total") is not None else ""),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+# --- tables --------------------------------------------------------------------------------------------------------------------------------
+
+
+def layer_mean(folder, path):
+    return mean([number(at(layer, path)) for layer in folder.layers])
+
+
+def losses(folder):
+    """[(loss, raw, at balance, ratio, alpha x raw)] of the last step, mean over layers."""
+    rows = []
+    for name, raw in at(folder.last, "loss_raw", {}).items():
+        raw, ideal = number(raw), layer_mean(folder, f"loss_ideal.{name}")
+        over = raw / ideal if raw is not None and ideal else None
+        rows.append((LOSS_NAMES.get(name, name), *map(real_text, (raw, ideal)), real_text(over, 4), real_text(number(at(folder.last, f"loss.{name}")))))
+    return rows
+
+
+def scopes(folder):
+    """(names of losses, [(scope, values..., trains)]), mean over layers."""
+    names = list(at(folder.layers[0], "loss_by_scope.global", {})) if folder.layers else []
+    rows = [(scope, [real_text(layer_mean(folder, f"loss_by_scope.{scope}.{name}")) for name in names], scope == folder.get("balance", "scope"))
+            for scope in ("sequence", "device", "global")]
+    return [LOSS_NAMES.get(name, name) for name in names], rows if names else []
+
+
+def balance(folder):
+    """(metrics with formulas, [(load, values)]) of the last step, mean over layers."""
+    one_node = whole(folder.get("cluster", "devices_per_node")) in (0, folder.devices)
+    rows = [(LOAD_NAMES.get(load, load), [real_text(number(values.get(name)), 4) for name in FORMULAS])
+            for load, values in at(folder.last, "balance", {}).items() if isinstance(values, dict) and not (one_node and load.startswith("node"))]
+    return list(FORMULAS.values()), rows
+
+
+def volumes(folder):
+    """[(direction, rows, payload, to other devices, metadata)] of the last step."""
+    rows = []
+    for name, volume in at(folder.last, "volume", {}).items():
+        values = [number(at(volume, key)) for key in ("rows", "logical_bytes", "remote_bytes", "metadata_bytes")]
+        rows.append((DIRECTION_NAMES.get(name, name), count_text(values[0]), *map(bytes_text, values[1:])))
+    return rows
+
+
+def checks(folder):
+    """[(name, state, detail)]: passed, FAILED or not made."""
+    states = {True: "passed", False: "FAILED", None: "not made"}
+    details = at(folder.summary, "check_details", {})
+    return [(name, states.get(passed, "not made"), details.get(name) if isinstance(details.get(name), str) else "")
+            for name, passed in at(folder.summary, "checks", {}).items()]
+
+
+def has_capacity(folder):
+    limited = folder.get("capacity", "policy", "none") != "none" or any("capacity" in layer for layer in folder.layers)
+    return limited or any(number(layer.get("dropped")) for layer in folder.layers)
+
+
+def capacity(folder):
+    """(columns, [values by layer]): dropped pairs, and the plain figures of each layer's `capacity` object."""
+    if not has_capacity(folder) or not folder.layers:
+        return [], []
+    keys = {key: None for layer in folder.layers for key, value in at(layer, "capacity", {}).items() if not isinstance(value, (list, dict))}
+    rows = []
+    for index, layer in enumerate(folder.layers):
+        chosen, dropped = number(layer.get("selections")), number(layer.get("dropped"))
+        share = dropped / chosen if chosen and dropped is not None else None
+        rows.append([str(index), count_text(chosen), count_text(dropped), share_text(share), *[plain(at(layer, f"capacity.{key}")) for key in keys]])
+    return ["layer", "selections", "dropped", "share", *(key.replace("_", " ") for key in keys)], rows
+
+
+def plain(value):
+    return real_text(value, 8) if number(value) is not None else value_text(value)
+
+
+def config(folder):
+    """[(section, [(key, text)])]."""
+    return [(section, [(key, value_text(value)) for key, value in keys.items()]) for section, keys in folder.config.items()]
+
+
+def ranks(folder):
+    """[(rank, host, devices, threads, package, numa, core)]."""
+    keys = ("rank", "host", "devices", "threads", "package", "numa", "core")
+    return [[value_text(rank.get(key)) for key in keys] for rank in at(folder.summary, "machine.ranks", []) if isinstance(rank, dict)]
+
+
+# --- several runs --------------------------------------------------------------------------------------------------------------------------
+
+
+def compared_figures(folders):
+    """[(name, unit, [text], [difference to the first])]; a figure stands here when any run has it."""
+    rows = []
+    for same in zip(*map(all_figures, folders)):
+        (name, unit, base, text), values = same[0], [row[2] for row in same]
+        if any(value is not None for value in values):
+            rows.append((name, unit, [text(value) for value in values], [difference(value, base, text) for value in values[1:]]))
+    return rows
+
+
+def difference(value, base, text):
+    """"+1.5 KiB (+20.0 %)"."""
+    if value is None or base is None:
+        return NONE
+    if value == base:
+        return "="
+    sign = "+" if value > base else ""
+    part = f" ({sign}{share_text((value - base) / abs(base))})" if base and text is not share_text else ""
+    return f"{sign}{text(value - base)}{' points' if text is share_text else ''}{part}"
+
+
+def compared_config(folders):
+    """[(section.key, [text])] of the keys that are not the same in all runs."""
+    flat = [{f"{section}.{key}": value_text(value) for section, keys in folder.config.items() for key, value in keys.items()} for folder in folders]
+    names = {name: None for run in flat for name in run}
+    rows = [(name, [run.get(name, NONE) for run in flat]) for name in names]
+    return [row for row in rows if len(set(row[1])) > 1]

@@ -1,0 +1,193 @@
+/* specialize_results.c: the measurements of specialize.c as files and as a section on the screen. */
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "moesim/specialize.h"
+#include "moesim/summary.h"
+
+/* --- names --- */
+
+/* A text's domains are the parts of data.path between colons, topics have numbers. `length` bytes from *name; NULL: a number. */
+static const char *domain_name(const moe_config *c, int32_t domain, int *length) {
+    const char *name = c->data.path;
+    if (c->data.source != MOE_SOURCE_TEXT) return NULL;
+    for (; domain > 0 && name; domain--) {
+        name = strchr(name, ':');
+        name = name ? name + 1 : NULL;
+    }
+    *length = name ? (int)strcspn(name, ":") : 0;
+    return name;
+}
+
+static const int64_t *load_of(const moe_specialization *s, int32_t layer, int32_t domain) {
+    return s->domain_load + ((int64_t)layer * s->num_domains + domain) * s->num_experts;
+}
+
+static moe_domain_score score_of(const moe_specialization *s, int32_t layer) {
+    return moe_domain_score_of(load_of(s, layer, 0), s->num_domains, s->num_experts, s->top_k);
+}
+
+/* --- files --- */
+
+static json_t *number(double value) {
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *disabled(const moe_specialization *s) {
+    json_t *all = json_array();
+    for (int32_t i = 0; i < s->num_disabled; i++) {
+        json_t *one = json_object();
+        json_object_set_new(one, "experts", json_integer(s->disabled[i]));
+        json_object_set_new(one, "task_loss", number(s->loss[i]));
+        json_object_set_new(one, "rise", number(s->loss[i] - s->loss[0]));
+        json_array_append_new(all, one);
+    }
+    return all;
+}
+
+static json_t *without_shared(const moe_specialization *s) {
+    json_t *one = json_object();
+    if (!isfinite(s->loss_without_shared)) {
+        json_decref(one);
+        return json_null();
+    }
+    json_object_set_new(one, "routed_experts", json_integer(s->top_k + s->num_shared));
+    json_object_set_new(one, "task_loss", number(s->loss_without_shared));
+    json_object_set_new(one, "rise", number(s->loss_without_shared - s->loss[0]));
+    return one;
+}
+
+static json_t *domains(const moe_specialization *s, const moe_config *c) {
+    json_t *all = json_array();
+    for (int32_t d = 0; d < s->num_domains; d++) {
+        int length;
+        const char *name = domain_name(c, d, &length);
+        json_t *text = name ? json_stringn(name, (size_t)length) : json_integer(d);
+        json_array_append_new(all, text ? text : json_integer(d)); /* a name that is no UTF-8 */
+    }
+    return all;
+}
+
+static json_t *layers(const moe_specialization *s) {
+    json_t *all = json_array();
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_domain_score score = score_of(s, l);
+        json_t *one = json_object();
+        json_object_set_new(one, "mutual_information", number(score.information));
+        json_object_set_new(one, "score", number(score.score));
+        json_object_set_new(one, "chance", number(score.chance));
+        json_array_append_new(all, one);
+    }
+    return all;
+}
+
+static char *text_of(const moe_specialization *s, const moe_config *c) {
+    json_t *all = json_object();
+    json_object_set_new(all, "validation_batches", json_integer(s->batches));
+    json_object_set_new(all, "disabled", disabled(s));
+    json_object_set_new(all, "shared_replaced", without_shared(s));
+    json_object_set_new(all, "domains", domains(s, c));
+    json_object_set_new(all, "layers", layers(s));
+    char *text = moe_summary_indented(all);
+    json_decref(all);
+    return text;
+}
+
+static void write_text(const char *path, const char *text, moe_status *st) {
+    FILE *file = fopen(path, "w");
+    bool written = file && fputs(text, file) >= 0;
+    if (file && fclose(file) != 0) written = false;
+    if (!written) moe_fail(st, MOE_ERROR, "cannot write '%s': %m", path);
+}
+
+int moe_specialize_write(const moe_comm *comm, const moe_specialization *s, const moe_config *c, const char *folder, moe_status *st) {
+    char path[MOE_PATH_MAX + 32];
+    int64_t shape[3] = {s->num_layers, s->num_domains, s->num_experts};
+    moe_npy_piece all = {s->domain_load, 0, shape[0] * shape[1] * shape[2]};
+    if (comm->rank == 0) {
+        char *text = text_of(s, c);
+        snprintf(path, sizeof path, "%s/specialization.json", folder);
+        write_text(path, text, st);
+        free(text);
+    }
+    if (moe_comm_agree(comm, st)) return st->code;
+    snprintf(path, sizeof path, "%s/domain_load.npy", folder);
+    return moe_comm_write_npy(comm, path, MOE_I64, 3, shape, &all, comm->rank == 0, st);
+}
+
+/* --- screen --- */
+
+enum { LABEL = 14, NAME = 36 /* columns */, SHOWN_DOMAINS = 12, SHOWN_EXPERTS = 3 };
+
+static void show_disabled(const moe_screen *screen, const moe_specialization *s) {
+    fprintf(screen->out, "%-*s%10s %10s\n", NAME, "routed experts taken away", "loss", "rise");
+    for (int32_t i = 0; i < s->num_disabled; i++) {
+        fprintf(screen->out, "  each token's best %-*d%10s %10s\n", NAME - 20, s->disabled[i], moe_text_number(s->loss[i], 4).s,
+                moe_text_number(s->loss[i] - s->loss[0], 4).s);
+    }
+    if (s->num_shared == 0) return;
+    fprintf(screen->out, "  shared, for %-*d%10s %10s\n", NAME - 14, s->num_shared, moe_text_number(s->loss_without_shared, 4).s,
+            moe_text_number(s->loss_without_shared - s->loss[0], 4).s);
+}
+
+/* Index of the largest of n loads, which becomes -1. */
+static int32_t take_largest(int64_t *load, int32_t n, int64_t *value) {
+    int32_t best = 0;
+    for (int32_t e = 1; e < n; e++) {
+        best = load[e] > load[best] ? e : best;
+    }
+    *value = load[best];
+    load[best] = -1;
+    return best;
+}
+
+/* The experts that a domain chose most often, with their share of its selections. */
+static void show_domain(const moe_screen *screen, const moe_specialization *s, const moe_config *c, int32_t domain) {
+    int64_t *load = moe_alloc(s->num_experts, sizeof *load, "report"), total = 0, most;
+    int length;
+    const char *name = domain_name(c, domain, &length);
+    memcpy(load, load_of(s, 0, domain), (size_t)s->num_experts * sizeof *load);
+    for (int32_t e = 0; e < s->num_experts; e++) {
+        total += load[e];
+    }
+    if (name)
+        fprintf(screen->out, "  %-*.*s", NAME, length, name);
+    else
+        fprintf(screen->out, "  topic %-*d", NAME - 6, domain);
+    for (int shown = 0; shown < SHOWN_EXPERTS && shown < s->num_experts; shown++) {
+        int32_t expert = take_largest(load, s->num_experts, &most);
+        if (most > 0) fprintf(screen->out, "%s%d (%.1f %%)", shown ? ", " : " ", expert, 100.0 * (double)most / (double)total);
+    }
+    fputc('\n', screen->out);
+    moe_free(load);
+}
+
+static void show_domains(const moe_screen *screen, const moe_specialization *s, const moe_config *c) {
+    int32_t shown = s->num_domains < SHOWN_DOMAINS ? s->num_domains : SHOWN_DOMAINS;
+    if (s->num_domains < 2) return;
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_domain_score score = score_of(s, l);
+        char label[32];
+        snprintf(label, sizeof label, "layer %d", l);
+        moe_screen_wrapped(screen, LABEL, label, "score %s of 1 (by chance %s): how much the choice says of the %s",
+                           moe_text_number(score.score, 3).s, moe_text_number(score.chance, 3).s,
+                           domain_name(c, 0, &(int){0}) ? "text" : "topic");
+    }
+    fprintf(screen->out, "%-*s %s\n", NAME + 2, c->data.source == MOE_SOURCE_TEXT ? "text" : "topic", "most chosen experts (layer 0)");
+    for (int32_t d = 0; d < shown; d++) {
+        show_domain(screen, s, c, d);
+    }
+    if (shown < s->num_domains) fprintf(screen->out, "  and %d more: domain_load.npy\n", s->num_domains - shown);
+}
+
+void moe_specialize_show(const moe_screen *screen, const moe_specialization *s, const moe_config *c) {
+    if (screen->quiet) return;
+    moe_screen_heading(screen, "Specialisation, on %lld held-out batches", (long long)s->batches);
+    show_disabled(screen, s);
+    show_domains(screen, s, c);
+    fputs("  more in specialization.json and domain_load.npy\n", screen->out);
+    fflush(screen->out);
+}
