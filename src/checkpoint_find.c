@@ -112,10 +112,20 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
 }
 
 /* Keys, or beginnings of keys, that leave the results alone; router.preset only stands in for keys that are compared one by one. */
-static const char *const may_differ[] = {
-    "run.steps",      "run.threads",    "router.preset",         "exchange.mode",      "exchange.transport",     "exchange.algorithm",
-    "cluster.intra_", "cluster.inter_", "cluster.device_tflops", "cluster.efficiency", "train.checkpoint_every", "train.validation_every", "train.specialization",
-    "output."};
+static const char *const may_differ[] = {"run.steps",
+                                         "run.threads",
+                                         "router.preset",
+                                         "exchange.mode",
+                                         "exchange.transport",
+                                         "exchange.algorithm",
+                                         "cluster.intra_",
+                                         "cluster.inter_",
+                                         "cluster.device_tflops",
+                                         "cluster.efficiency",
+                                         "train.checkpoint_every",
+                                         "train.validation_every",
+                                         "train.specialization",
+                                         "output."};
 
 static bool is_free(const moe_key *key) {
     char full[MOE_KEY_TEXT_MAX];
