@@ -17,24 +17,34 @@ static int add_replicated(moe_parameters *all, int32_t layer, const char *what, 
     return moe_parameters_add(all, name, decay, size, value);
 }
 
-static int add_experts(moe_parameters *all, int32_t layer, const char *what, const moe_ffn *f, const moe_context *context, real *value) {
+/* A matrix [rows, columns] of each local expert. */
+static int add_experts(moe_parameters *all, int32_t layer, const char *what, int64_t rows, int64_t columns, const moe_ffn *f,
+                       const moe_context *context, real *value) {
     char name[64];
     const moe_placement *p = &context->placement;
     if (!value) return -1;
     snprintf(name, sizeof name, "layer%d.experts.%s", layer, what);
-    return moe_parameters_add_experts(all, name, f->count, p->num_experts, f->hidden * f->width,
+    return moe_parameters_add_experts(all, name, f->count, p->num_experts, rows * columns,
                                       p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
 }
 
 moe_layer_slots moe_layer_register(const moe_layer *layer, const moe_context *context, moe_parameters *all) {
     int32_t i = layer->index;
-    int64_t h = context->config->model.hidden_size, shared = layer->shared.hidden * layer->shared.width;
+    const moe_ffn *e = &layer->experts;
+    int64_t h = e->hidden, f = e->width, r = e->rank, shared = layer->shared.hidden * layer->shared.width;
+    bool frozen = r > 0;
     return (moe_layer_slots){
         .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts, layer->gate),
         .norm = add_replicated(all, i, "norm", false, h, layer->norm),
-        .w1 = add_experts(all, i, "w1", &layer->experts, context, layer->experts.w1),
-        .w2 = add_experts(all, i, "w2", &layer->experts, context, layer->experts.w2),
-        .w3 = add_experts(all, i, "w3", &layer->experts, context, layer->experts.w3),
+        .w1 = add_experts(all, i, "w1", f, h, e, context, frozen ? NULL : e->w1),
+        .w2 = add_experts(all, i, "w2", h, f, e, context, frozen ? NULL : e->w2),
+        .w3 = add_experts(all, i, "w3", f, h, e, context, frozen ? NULL : e->w3),
+        .a1 = add_experts(all, i, "a1", r, h, e, context, e->a1),
+        .a2 = add_experts(all, i, "a2", r, f, e, context, e->a2),
+        .a3 = add_experts(all, i, "a3", r, h, e, context, e->a3),
+        .b1 = add_experts(all, i, "b1", f, r, e, context, e->b1),
+        .b2 = add_experts(all, i, "b2", h, r, e, context, e->b2),
+        .b3 = add_experts(all, i, "b3", f, r, e, context, e->b3),
         .shared_w1 = add_replicated(all, i, "shared.w1", true, shared, layer->shared.w1),
         .shared_w2 = add_replicated(all, i, "shared.w2", true, shared, layer->shared.w2),
         .shared_w3 = add_replicated(all, i, "shared.w3", true, shared, layer->shared.w3),
@@ -58,7 +68,15 @@ static const moe_routing *weights_of(const moe_activations *a) {
 
 static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
                             moe_parameters *all, const real *dy, moe_backward *b) {
-    moe_ffn_gradient g = {gradient_of(all, slots->w1), gradient_of(all, slots->w3), gradient_of(all, slots->w2)};
+    moe_ffn_gradient g = {.w1 = gradient_of(all, slots->w1),
+                          .w3 = gradient_of(all, slots->w3),
+                          .w2 = gradient_of(all, slots->w2),
+                          .a1 = gradient_of(all, slots->a1),
+                          .a3 = gradient_of(all, slots->a3),
+                          .a2 = gradient_of(all, slots->a2),
+                          .b1 = gradient_of(all, slots->b1),
+                          .b3 = gradient_of(all, slots->b3),
+                          .b2 = gradient_of(all, slots->b2)};
     moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy);
     moe_experts_backward(&layer->experts, &g, &a->exchange.inbox, &a->buffers, context->keep);
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, context->config->cluster.devices_per_node, b->du);
@@ -111,8 +129,9 @@ static void shared_backward(const moe_layer *layer, const moe_layer_slots *slots
     moe_reserve(&b->shared_dx, &b->shared_room, n, sizeof(real), "gradient of the shared experts");
     for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
         int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
-        moe_ffn_gradient g = {partial_of(all, slots->shared_w1, j), partial_of(all, slots->shared_w3, j),
-                              partial_of(all, slots->shared_w2, j)};
+        moe_ffn_gradient g = {.w1 = partial_of(all, slots->shared_w1, j),
+                              .w3 = partial_of(all, slots->shared_w3, j),
+                              .w2 = partial_of(all, slots->shared_w2, j)};
         moe_ffn_backward_all(&layer->shared, &g, rows, a->x + begin * h, context->keep ? a->shared_h1 + begin * f : NULL,
                              context->keep ? a->shared_h3 + begin * f : NULL, dy + begin * h, &a->buffers, b->shared_dx + begin * h);
     }

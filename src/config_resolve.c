@@ -13,7 +13,6 @@ static const struct {
     const char *what;
 } not_yet[] = {
     {"run.mode", "forward train", "generating"},
-    {"model.expert_type", "swiglu silu gelu relu identity", "a LoRA expert"},
     {"model.attention", "none", "attention"},
     {"router.method", "topk", "a method other than topk"},
     {"router.noise", "0", "noise on the logits"},
@@ -269,6 +268,10 @@ static int32_t comm_limit(const moe_config *c) {
     if (c->router.num_groups == devices) return c->router.topk_group;
     const int64_t limit = (int64_t)c->router.topk_group * devices_of_a_group(c);
     return (int32_t)(limit < reach ? limit : reach);
+}
+
+int32_t moe_config_most_experts(const moe_config *c) {
+    return c->router.method == MOE_METHOD_EXPERT_CHOICE ? c->model.num_experts : c->router.top_k;
 }
 
 int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {

@@ -31,6 +31,7 @@ const moe_key moe_keys[] = {
     INT32(model, moe_intermediate_size, 1, MAX_SIZE, "128", "Width F of an expert (before expert_segmentation).")
     ENUM(model, expert_type, NAMES("swiglu", "silu", "gelu", "relu", "lora", "identity"), "swiglu",
           "An expert's FFN: swiglu has three matrices, silu, gelu and relu two, identity none.")
+    DOUBLE(model, lora_alpha, 0, 1e6, "32", "Scale of the adapters of expert_type = lora: their product counts lora_alpha / lora_rank times.")
     INT32(model, lora_rank, 1, 65536, "16", "Rank of the adapters of expert_type = lora.")
     INT32(model, expert_segmentation, 1, 4096, "1",
           "m > 1 cuts each expert into m: mN - N_s routed and mK - N_s chosen experts of width F/m.")
@@ -41,8 +42,8 @@ const moe_key moe_keys[] = {
     PATH(model, load, "Folder of .npy weights to use instead of random ones.")
 
     PRESET(router, preset, "A published system whose settings stand in for keys that are not given.")
-    ENUM(router, method, NAMES("topk", "top_p", "switch", "gshard", "sinkhorn", "hash", "random", "round_robin"), "topk",
-          "How experts are chosen.")
+    ENUM(router, method, NAMES("topk", "top_p", "switch", "gshard", "sinkhorn", "hash", "random", "round_robin", "expert_choice"),
+          "topk", "How experts are chosen; hash, random and round_robin look at no score, with expert_choice experts choose tokens of their device.")
     ENUM(router, score_func, NAMES("softmax", "sigmoid", "sqrtsoftplus", "softmax_topk"), "softmax",
           "From logits to scores; softmax_topk renormalises the weights over the chosen experts.")
     INT32(router, top_k, 1, 65536, "6", "Routed experts K of each token (before expert_segmentation).")
@@ -63,7 +64,13 @@ const moe_key moe_keys[] = {
     BOOL(router, bias_centered, "no", "Whether the mean of the changes of the bias is taken off.")
     PATH(router, bias_file, ".npy [N] added to the scores when experts are chosen, not to the weights.")
     DOUBLE(router, top_p, 1e-6, 1, "0.8", "Cumulative score that method = top_p stops at.")
-    DOUBLE(router, temperature, 1e-6, 1e6, "1", "Divisor of the logits for method = top_p.")
+    DOUBLE(router, temperature, 1e-6, 1e6, "1", "Divisor for method = top_p; 1 changes nothing.")
+    ENUM(router, temperature_on, NAMES("logits", "probabilities"), "logits",
+          "What the temperature divides: logits (the usual sense), or probabilities (MixLoRA's public code; weights grow with it).")
+    ENUM(router, second_choice, NAMES("best", "random", "sampled"), "best",
+          "For method = gshard: the second best, the same but kept with probability 2g only, or drawn by probability.")
+    DOUBLE(router, sinkhorn_tolerance, 1e-12, 1, "0.0001", "Mean change of the experts' factors at which method = sinkhorn stops.")
+    INT32(router, sinkhorn_iterations, 1, 1e6, "1000", "Iterations after which method = sinkhorn counts as not converging.")
 
     DOUBLE(balance, alpha_expert, 0, 1e6, "0", "Coefficient of the expert-level balance loss (alpha 1).")
     DOUBLE(balance, alpha_device, 0, 1e6, "0", "Coefficient of the device-level balance loss (alpha 2).")
@@ -71,6 +78,11 @@ const moe_key moe_keys[] = {
     DOUBLE(balance, z_loss, 0, 1e6, "0", "Coefficient of the router z-loss: the mean square of logsumexp of the logits.")
     DOUBLE(balance, importance_loss, 0, 1e6, "0",
           "Coefficient of the importance loss: the squared variation of the experts' summed weights.")
+    ENUM(balance, importance_of, NAMES("weights", "scores"), "weights",
+          "What importance sums over tokens: combine weights of the chosen (Shazeer et al.), or all scores (Tutel).")
+    DOUBLE(balance, load_loss, 0, 1e6, "0", "Coefficient of the load loss: the squared variation of the experts' smooth load.")
+    ENUM(balance, load_form, NAMES("selections", "tutel"), "selections",
+          "Load of an expert: selections (no gradient), or Tutel's smooth load, which needs router.noise.")
     ENUM(balance, scope, NAMES("sequence", "device", "global"), "sequence",
           "Which tokens' averages the losses that count are made of; all three are reported.")
     ENUM(balance, comm_count, NAMES("tokens", "selections"), "tokens",
@@ -79,7 +91,8 @@ const moe_key moe_keys[] = {
     ENUM(balance, device_p, NAMES("sum", "mean"), "sum", "P' of a device: sum of its experts' P, or (a circulating misreading) their mean.")
     ENUM(balance, aux_selection, NAMES("actual", "unlimited"), "actual",
           "Which selection the losses count: the actual one, or plain top-K without bias and groups.")
-    ENUM(balance, aux_form, NAMES("deepseek", "switch", "gshard", "mixtral"), "deepseek", "Which system's form the expert-level loss has.")
+    ENUM(balance, aux_form, NAMES("deepseek", "switch", "gshard", "mixtral"), "deepseek",
+          "Form of the loss that alpha_expert trains: all choices (1 at balance), first choices (switch, gshard), or mixtral's (K at balance).")
     INT64(balance, begin_step, 0, 1e12, "0", "Training step before which the coefficients of the losses are 0.")
     INT64(balance, ramp_steps, 0, 1e12, "0", "Steps over which the coefficients then rise to their values.")
 

@@ -9,115 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "moesim/activation.h"
-#include "moesim/gemm.h"
-#include "moesim/rng.h"
-#include "moesim/status.h"
 #include "moesim/vector.h"
-
-/* --- weights --- */
-
-void moe_ffn_init(moe_ffn *f, enum moe_expert_type type, int64_t count, int64_t hidden, int64_t width, int64_t seed, int32_t layer,
-                  const int32_t *id, const uint32_t stream[3]) {
-    *f = (moe_ffn){.type = type, .count = count, .hidden = hidden, .width = width};
-    if (type == MOE_EXPERT_IDENTITY || count == 0) return;
-    int64_t size = hidden * width;
-    double in_scale = 1 / sqrt((double)hidden), out_scale = 1 / sqrt((double)width);
-    f->w1 = moe_alloc(count * size, sizeof(real), "expert weights");
-    f->w2 = moe_alloc(count * size, sizeof(real), "expert weights");
-    if (type == MOE_EXPERT_SWIGLU) f->w3 = moe_alloc(count * size, sizeof(real), "expert weights");
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        moe_rng_normal((moe_rng){(uint64_t)seed, stream[0]}, (uint64_t)layer, (uint64_t)id[i], in_scale, f->w1 + i * size, size);
-        moe_rng_normal((moe_rng){(uint64_t)seed, stream[1]}, (uint64_t)layer, (uint64_t)id[i], out_scale, f->w2 + i * size, size);
-        if (f->w3) moe_rng_normal((moe_rng){(uint64_t)seed, stream[2]}, (uint64_t)layer, (uint64_t)id[i], in_scale, f->w3 + i * size, size);
-    }
-}
-
-void moe_ffn_free(moe_ffn *f) {
-    moe_free(f->w1);
-    moe_free(f->w2);
-    moe_free(f->w3);
-    *f = (moe_ffn){0};
-}
-
-/* --- one FFN --- */
-
-/* h = act(h1) (* h3) */
-static void activate(const moe_ffn *f, const real *h1, const real *h3, real *h, int64_t n) {
-    switch (f->type) {
-    case MOE_EXPERT_SWIGLU:
-        moe_swiglu(h1, h3, h, n);
-        break;
-    case MOE_EXPERT_SILU:
-        moe_silu(h1, h, n);
-        break;
-    case MOE_EXPERT_GELU:
-        moe_gelu(h1, h, n);
-        break;
-    case MOE_EXPERT_RELU:
-        moe_relu(h1, h, n);
-        break;
-    default:
-        MOE_ASSERT(!"an expert type without a forward");
-    }
-}
-
-/* dh becomes dh1; dh3 is written for swiglu. */
-static void activate_backward(const moe_ffn *f, const real *h1, const real *h3, real *dh, real *dh3, int64_t n) {
-    switch (f->type) {
-    case MOE_EXPERT_SWIGLU:
-        moe_swiglu_backward(h1, h3, dh, dh, dh3, n);
-        break;
-    case MOE_EXPERT_SILU:
-        moe_silu_backward(h1, dh, dh, n);
-        break;
-    case MOE_EXPERT_GELU:
-        moe_gelu_backward(h1, dh, dh, n);
-        break;
-    case MOE_EXPERT_RELU:
-        moe_relu_backward(h1, dh, dh, n);
-        break;
-    default:
-        MOE_ASSERT(!"an expert type without a backward");
-    }
-}
-
-static void pre_activations(const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *h1, real *h3) {
-    int64_t size = f->hidden * f->width;
-    moe_gemm_nt(rows, f->width, f->hidden, x, f->w1 + i * size, h1);
-    if (f->w3) moe_gemm_nt(rows, f->width, f->hidden, x, f->w3 + i * size, h3);
-}
-
-void moe_ffn_forward(const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *h1, real *h3, real *h, real *y) {
-    if (f->type == MOE_EXPERT_IDENTITY) {
-        memcpy(y, x, (size_t)(rows * f->hidden) * sizeof(real));
-        return;
-    }
-    pre_activations(f, i, rows, x, h1, h3);
-    activate(f, h1, h3, h, rows * f->width);
-    moe_gemm_nt(rows, f->hidden, f->width, h, f->w2 + i * f->hidden * f->width, y);
-}
-
-/* y = W2 h, h = act(W1 x, W3 x):  dW2 += dy^T h, dh = dy W2, (dh1, dh3) = act'(dh), dW1 += dh1^T x, dW3 += dh3^T x, dx = dh1 W1 + dh3 W3 */
-void moe_ffn_backward(const moe_ffn *f, const moe_ffn_gradient *g, int64_t i, int64_t rows, const real *x, const real *h1, const real *h3,
-                      const real *dy, real *scratch, real *dx) {
-    int64_t hidden = f->hidden, width = f->width, at = i * hidden * width, n = rows * width;
-    if (f->type == MOE_EXPERT_IDENTITY) {
-        memmove(dx, dy, (size_t)(rows * hidden) * sizeof(real));
-        return;
-    }
-    real *h = scratch, *dh = h + n, *dh3 = dh + n;
-    activate(f, h1, h3, h, n);
-    moe_gemm_tn(hidden, width, rows, dy, h, 1, g->w2 + at);
-    moe_gemm_nn(rows, width, hidden, dy, f->w2 + at, 0, dh);
-    activate_backward(f, h1, h3, dh, dh3, n);
-    moe_gemm_tn(width, hidden, rows, dh, x, 1, g->w1 + at);
-    moe_gemm_nn(rows, hidden, width, dh, f->w1 + at, 0, dx);
-    if (!f->w3) return;
-    moe_gemm_tn(width, hidden, rows, dh3, x, 1, g->w3 + at);
-    moe_gemm_nn(rows, hidden, width, dh3, f->w3 + at, 1, dx);
-}
 
 /* --- scratch --- */
 
@@ -126,9 +18,9 @@ static int64_t min64(int64_t a, int64_t b) {
 }
 
 /* Scratch of one thread for calls of c = min(MOE_GEMM_ROWS, most rows) rows: forward x [c,H] and h1, h3 [c,F]; backward x, dy [c,H], and h1, h3
- * (computed again), h, dh, dh3 [c,F]. */
+ * (computed again), h, dh, dh3 [c,F]; with LoRA 2 [c,r] more. */
 static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
-    return min64(most_rows, MOE_GEMM_ROWS) * (backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width);
+    return min64(most_rows, MOE_GEMM_ROWS) * ((backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width) + 2 * f->rank);
 }
 
 static void reserve_scratch(const moe_ffn *f, int64_t most_rows, bool backward, moe_expert_buffers *b) {
@@ -145,7 +37,8 @@ void moe_ffn_forward_all(const moe_ffn *f, int64_t rows, const real *x, moe_expe
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
         real *h = b->scratch + omp_get_thread_num() * per_thread;
         int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width;
-        moe_ffn_forward(f, 0, n, x + begin * f->hidden, h1 ? h1 + at : h, h1 ? h3 + at : h + n * f->width, h, y + begin * f->hidden);
+        moe_ffn_forward(f, 0, n, x + begin * f->hidden, h + 2 * n * f->width, h1 ? h1 + at : h, h1 ? h3 + at : h + n * f->width, h,
+                        y + begin * f->hidden);
     }
 }
 
@@ -154,8 +47,8 @@ void moe_ffn_backward_all(const moe_ffn *f, const moe_ffn_gradient *g, int64_t r
     reserve_scratch(f, rows, true, b);
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
         int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width, row = begin * f->hidden;
-        real *again = b->scratch + 3 * n * f->width;
-        if (!h1 && f->w1) pre_activations(f, 0, n, x + row, again, again + n * f->width);
+        real *low = b->scratch + 3 * n * f->width, *again = low + 2 * n * f->rank;
+        if (!h1) moe_ffn_pre_activations(f, 0, n, x + row, low, again, again + n * f->width);
         moe_ffn_backward(f, g, 0, n, x + row, h1 ? h1 + at : again, h1 ? h3 + at : again + n * f->width, dy + row, b->scratch, dx + row);
     }
 }
@@ -198,7 +91,7 @@ static void forward_slot(const moe_ffn *f, const moe_inbox *in, int64_t slot, mo
         int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
         real *h = scratch + n * f->hidden;
         gather(in, &in->x, begin, n, scratch);
-        moe_ffn_forward(f, slot, n, scratch, keep ? b->h1 + at : h, keep && f->w3 ? b->h3 + at : h + n * f->width, h,
+        moe_ffn_forward(f, slot, n, scratch, h + 2 * n * f->width, keep ? b->h1 + at : h, keep && f->w3 ? b->h3 + at : h + n * f->width, h,
                         b->out + begin * f->hidden);
     }
 }
@@ -227,7 +120,7 @@ static void backward_slot(const moe_ffn *f, const moe_ffn_gradient *g, const moe
                 dy[i * hidden + j] *= in->pair_weight[p];
             }
         }
-        if (!kept && f->w1) pre_activations(f, slot, n, x, again, again + n * f->width);
+        if (!kept) moe_ffn_pre_activations(f, slot, n, x, work + 3 * n * f->width, again, again + n * f->width);
         moe_ffn_backward(f, g, slot, n, x, kept ? b->h1 + at : again, kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
     }
 }

@@ -35,6 +35,11 @@ void moe_gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, const real *b, 
     GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(m), narrow(n), narrow(k), 1, a, narrow(k), b, narrow(k), 0, c, narrow(n));
 }
 
+void moe_gemm_nt_add(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c) {
+    if (m == 0 || n == 0) return;
+    GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(m), narrow(n), narrow(k), 1, a, narrow(k), b, narrow(k), 1, c, narrow(n));
+}
+
 void moe_gemm_nn(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c) {
     if (m == 0 || n == 0) return;
     GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, narrow(m), narrow(n), narrow(k), 1, a, narrow(k), b, narrow(n), beta, c, narrow(n));

@@ -238,14 +238,16 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
 void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits) {
     const moe_batch *b = context->batch;
     int64_t n = context->router.num_experts;
-    double *coefficient = moe_alloc(n, sizeof *coefficient, "loss coefficients");
+    double *coefficient = moe_alloc(MOE_COEFFICIENTS * n, sizeof *coefficient, "loss coefficients");
+    int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
     memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
     for (int64_t i = 0; i < b->num_segments; i++) {
         double divisor;
         int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope, b, i, &divisor);
         if (divisor == 0) continue;
         moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, coefficient);
-        moe_router_dlogits(&layer->router, b, a->logits, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor, dlogits);
+        moe_router_dlogits(&layer->router, b, a->logits, &a->routing, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor,
+                           1 / (double)counted, dlogits);
     }
     moe_free(coefficient);
 }

@@ -6,7 +6,8 @@
 
 enum { MOST_LAYERS = 8 };
 
-static const char *const long_names[MOE_NUM_LOSSES] = {"expert", "device", "communication", "z (logits)"};
+static const char *const long_names[MOE_NUM_LOSSES] = {"expert",  "device",     "communication", "z (logits)",     "switch",  "gshard",
+                                                       "mixtral", "importance", "load",          "usage variance", "entropy", "entropy z"};
 
 static double mean_ideal(const moe_step_record *r, int loss) {
     double mean = 0;
@@ -23,16 +24,19 @@ static double mean_in_scope(const moe_step_record *r, int scope, int loss) {
 }
 
 static void print_table(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
-    const double factor = c->run.mode == MOE_MODE_TRAIN ? moe_alpha_factor(c, r->step) : 1,
-                 alpha[MOE_NUM_LOSSES] = {factor * c->balance.alpha_expert, factor * c->balance.alpha_device,
-                                          factor * c->balance.alpha_comm, factor * c->balance.z_loss};
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    const double factor = c->run.mode == MOE_MODE_TRAIN ? moe_alpha_factor(c, r->step) : 1;
+    double alpha[MOE_NUM_LOSSES], loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    moe_balance_alphas(c, alpha);
     moe_record_mean_losses(r, loss, raw, &total);
     fprintf(s->out, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance", "ratio", "alpha", "alpha x raw");
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         double ideal = mean_ideal(r, i);
-        fprintf(s->out, "  %-15s %10s %12s %10s %10g %14s\n", long_names[i], moe_text_number(raw[i], 6).s, moe_text_number(ideal, 6).s,
-                moe_text_number(raw[i] / ideal, 3).s, alpha[i], alpha[i] != 0 ? moe_text_number(loss[i], 8).s : "-");
+        fprintf(s->out, "  %-15s %10s %12s %10s ", long_names[i], moe_text_number(raw[i], 6).s, moe_text_number(ideal, 6).s,
+                ideal != 0 ? moe_text_number(raw[i] / ideal, 3).s : "-");
+        if (i < MOE_LOSS_USAGE_VARIANCE)
+            fprintf(s->out, "%10g %14s\n", factor * alpha[i], factor * alpha[i] != 0 ? moe_text_number(loss[i], 8).s : "-");
+        else
+            fprintf(s->out, "%25s\n", "diagnostic only");
     }
     fprintf(s->out, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "", moe_text_number(total, 8).s);
 }
@@ -46,6 +50,12 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
         "expert: sum over experts of f P, f = share of the selections x N / K, P = mean score; device: the same by device; communication: "
         "f'' counts the %s sent to a device, x D / (M T); at balance it is devices per token / M = %.3f / %d.",
         c->balance.comm_count == MOE_COUNT_TOKENS ? "tokens" : "selections", devices, c->comm_limit);
+    moe_screen_wrapped(
+        s, 2, "",
+        "switch, gshard: like expert, f from first choices; mixtral: like expert, without 1/K; importance, load: squared variation over "
+        "experts "
+        "of the summed weights and of the load; usage variance: of the shares of selections; entropy: of a token's scores, in nats; "
+        "entropy z: -entropy / N.");
     if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT]))
         moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
 }

@@ -94,7 +94,7 @@ static void add_losses(const moe_balance *balance, const moe_placement *placemen
 static void mean_losses(const moe_balance *balance, const int64_t *sum, double *loss, int64_t *population) {
     *population = sum[MEAN_WORDS - 1];
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
-        bool defined = balance->has_scores;
+        bool defined = moe_balance_defined(balance, (enum moe_loss)i);
         loss[i] = !defined ? NAN : *population ? moe_exact_value(sum + i * MOE_EXACT_WORDS) / (double)*population : 0;
     }
 }
@@ -103,6 +103,14 @@ static void mean_losses(const moe_balance *balance, const int64_t *sum, double *
 static bool owns(const moe_batch *b, int64_t sequence) {
     int64_t first = sequence * b->sequence_length;
     return first >= b->first_token && first < b->first_token + b->num_tokens;
+}
+
+/* These have no product in them: the mean over all counted tokens is what they are in every scope. */
+static void use_means_over_tokens(moe_scopes *s) {
+    static const enum moe_loss means[] = {MOE_LOSS_Z, MOE_LOSS_ENTROPY, MOE_LOSS_ENTROPY_Z};
+    for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++)
+        for (int i = 0; i < 3; i++)
+            s->loss[scope][means[i]] = s->loss[MOE_SCOPE_GLOBAL][means[i]];
 }
 
 void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
@@ -124,6 +132,7 @@ void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *b
     }
     s->population[MOE_SCOPE_GLOBAL] = 1;
     moe_balance_losses(balance, placement, &s->global, s->global.cell, s->loss[MOE_SCOPE_GLOBAL]);
+    use_means_over_tokens(s);
     moe_balance_ideal(balance, &s->global, s->global.cell, s->ideal);
     int64_t words = (1 + cut_sequences(batch, 1, NULL)) * s->global.words + 2 * MEAN_WORDS;
     s->allreduce_bytes = words * (int64_t)sizeof(int64_t) * batch->devices;

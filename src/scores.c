@@ -170,6 +170,65 @@ static void softmax(const double *z, double *s, int32_t n, double *lse) {
     if (lse) *lse = m + log(sum);
 }
 
+/* s = softmax(z / divisor): a temperature. */
+static void softmax_tempered(const double *z, double divisor, double *s, int32_t n) {
+    double most = maximum(z, n) / divisor, scaled[CHUNK];
+    if (most == -INFINITY) {
+        memset(s, 0, (size_t)n * sizeof *s);
+        return;
+    }
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++)
+            scaled[i] = z[begin + i] / divisor;
+        moe_scores_exp(scaled, most, s + begin, count);
+    }
+    scale(s, 1.0 / moe_scores_sum(s, n), n);
+}
+
+/* log x for normal x > 0: x = 2^k m, m in [sqrt(1/2), sqrt 2), f = m - 1, q = f / (2 + f); log m = f - (f^2/2 - q (f^2/2 + R(q^2))), the
+ * polynomial of Sun's fdlibm (e_log.c): below 1 ulp. */
+static inline double log_normal(double x) {
+    const double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
+    int64_t bits, half;
+    double m;
+    memcpy(&bits, &x, sizeof x);
+    int64_t k = (bits - 0x3fe6a09e667f3bcd) >> 52;
+    half = bits - k * ((int64_t)1 << 52);
+    memcpy(&m, &half, sizeof half);
+    double f = m - 1, q = f / (2 + f), z = q * q, w = z * z, h = 0.5 * f * f;
+    double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
+    double odd =
+        z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
+    return (double)k * ln2_hi - ((h - (q * (h + (even + odd)) + (double)k * ln2_lo)) - f);
+}
+
+MOE_CLONES double moe_scores_entropy(const double *p, int32_t n) {
+    double lane[LANES] = {0}, term[CHUNK];
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++) {
+            double x = p[begin + i] > 0x1p-1022 ? p[begin + i] : 1;
+            term[i] = -x * log_normal(x);
+        }
+        add_lanes(lane, term, count);
+    }
+    return lanes_total(lane);
+}
+
+MOE_CLONES double moe_scores_softmax_entropy(const double *z, const double *s, int32_t n) {
+    double lane[LANES] = {0}, term[CHUNK], most = maximum(z, n);
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++) {
+            double product = s[begin + i] * (most - z[begin + i]);
+            term[i] = s[begin + i] > 0 ? product : 0;
+        }
+        add_lanes(lane, term, count);
+    }
+    return lanes_total(lane) - log(maximum(s, n));
+}
+
 /* s = 1 / (1 + exp(-z)) (DeepSeek-V3 Eq. 15) */
 MOE_CLONES static void sigmoid(const double *restrict z, double *restrict s, int32_t n) {
     uint64_t seen = 0;
@@ -186,12 +245,15 @@ static void sqrtsoftplus(const double *z, double *s, int32_t n) {
 }
 
 void moe_router_scores(const moe_router *r, const double *z, double *s, double *lse) {
-    if (moe_scores_sum_to_one(r)) {
+    double divisor = moe_router_logit_divisor(r);
+    if (moe_scores_sum_to_one(r) && divisor == 1) {
         softmax(z, s, r->num_experts, lse);
         return;
     }
     if (lse) *lse = moe_scores_lse(z, r->num_experts);
-    if (r->score_func == MOE_SCORE_SIGMOID)
+    if (moe_scores_sum_to_one(r))
+        softmax_tempered(z, divisor, s, r->num_experts);
+    else if (r->score_func == MOE_SCORE_SIGMOID)
         sigmoid(z, s, r->num_experts);
     else
         sqrtsoftplus(z, s, r->num_experts);

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "router_keyed.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 
@@ -22,22 +23,24 @@ static double smaller(double a, double b) {
 }
 
 void moe_select_reserve(moe_select *w, const moe_router *r) {
+    int64_t most = moe_router_most(r);
     w->groups = r->group_limit == MOE_GROUP_NONE ? 1 : r->num_groups;
     MOE_ASSERT(w->groups > 0 && r->num_experts % w->groups == 0 && r->top_k > 0);
     w->group_size = r->num_experts / w->groups;
     w->group_blocks = (w->group_size + BLOCK - 1) / BLOCK;
-    int64_t blocks = (int64_t)w->groups * w->group_blocks, doubles = blocks * (BLOCK + 2) + w->groups + 2 * (int64_t)r->top_k;
-    double *d = w->memory = moe_alloc(doubles + 2 * blocks + w->groups + r->top_k, sizeof(double), "router's working memory");
+    int64_t blocks = (int64_t)w->groups * w->group_blocks, doubles = blocks * (BLOCK + 2) + w->groups + 2 * most;
+    double *d = w->memory = moe_alloc(doubles + 2 * blocks + w->groups + most + r->num_experts, sizeof(double), "router's working memory");
     w->score = d;
     w->block_max = w->score + blocks * BLOCK;
     w->kept_max = w->block_max + blocks;
     w->group_score = w->kept_max + blocks;
     w->s = w->group_score + w->groups;
-    w->order_s = w->s + r->top_k;
-    w->kept_block = (int32_t *)(w->order_s + r->top_k);
+    w->order_s = w->s + most;
+    w->kept_block = (int32_t *)(w->order_s + most);
     w->block_base = w->kept_block + blocks;
     w->kept = w->block_base + blocks;
     w->expert = w->kept + w->groups;
+    w->enabled = w->expert + most;
     for (int64_t i = 0; i < blocks * BLOCK; i++)
         w->score[i] = -INFINITY;
     for (int32_t b = 0; b < blocks; b++)
@@ -54,16 +57,17 @@ static double block_maximum(const double *x) {
     return larger(larger(a, c), larger(b, d));
 }
 
-/* Selection score s + b; -inf where the logit is. */
+/* Selection score s + b, -inf where the logit is; sinkhorn: z + log of the expert's factor, which orders like exp(z) times the factor. */
 static void fill_scores(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
+    const double *from = w->factor ? z : s, *add = w->factor ? w->factor : r->bias;
     int32_t n = w->group_size, stride = w->group_blocks * BLOCK;
     for (int32_t g = 0; g < w->groups; g++) {
         double *to = w->score + g * stride;
-        if (r->bias)
+        if (add)
             for (int32_t i = 0; i < n; i++)
-                to[i] = s[g * n + i] + r->bias[g * n + i];
+                to[i] = from[g * n + i] + add[g * n + i];
         else
-            memcpy(to, s + g * n, (size_t)n * sizeof *to);
+            memcpy(to, from + g * n, (size_t)n * sizeof *to);
         if (may_be_disabled)
             for (int32_t i = 0; i < n; i++)
                 to[i] = z[g * n + i] == -INFINITY ? -INFINITY : to[i];
@@ -216,36 +220,99 @@ static void order_chosen(const moe_select *w, bool in_order, int32_t count, int3
     }
 }
 
-/* g = s of the chosen; norm_topk_prob: / (sum + 1e-20) as DeepSeek's code does; softmax_topk: / sum, always; then x routed_scaling_factor. */
+/* top_p (MixLoRA dynamic): falling s, up to and including the first at which the sum exceeds p; at most top_k. */
+static int32_t take_top_p(moe_select *w, const moe_router *r, const double *s, int32_t blocks) {
+    double sum = 0, divisor = moe_router_probability_divisor(r);
+    int32_t count = 0;
+    while (count < r->top_k && sum <= r->top_p) {
+        if (take_largest(w, s, 0, blocks, 1, count) == count) break;
+        sum += w->s[count++] / divisor;
+    }
+    return count;
+}
+
+/* A second expert drawn among the others with probability s_i / sum of their s: what DeepSpeed's Gumbel noise on the logits amounts to. */
+static int32_t take_sampled(moe_select *w, const moe_router *r, const double *s, const double *z) {
+    int32_t first = w->expert[0], last = -1;
+    double total = 0, sum = 0;
+    for (int32_t i = 0; i < r->num_experts; i++)
+        total += i == first ? 0 : s[i];
+    double until = moe_keyed_second(r, w->token) * total;
+    for (int32_t i = 0; i < r->num_experts && sum <= until; i++) {
+        if (i == first || z[i] == -INFINITY) continue;
+        sum += s[i];
+        last = i;
+    }
+    if (last < 0) return 1;
+    w->expert[1] = last;
+    w->s[1] = s[last];
+    return 2;
+}
+
+/* GShard's random second choice: kept with probability min(1, 2 g2), g2 = s2 / (s1 + s2) (2006.16668, Algorithm 1). */
+static bool second_is_left_out(const moe_select *w, const moe_router *r, int32_t count) {
+    if (r->method != MOE_METHOD_GSHARD || r->second_choice != MOE_SECOND_RANDOM || count < 2) return false;
+    return !(moe_keyed_second(r, w->token) * (w->order_s[0] + w->order_s[1]) < 2 * w->order_s[1]);
+}
+
+/* g = s of the chosen; norm_topk_prob: / (sum + 1e-20) as DeepSeek's code does; softmax_topk: / sum, always; then x the factor. */
 void moe_select_weights(const moe_router *r, const double *s, int32_t count, double *weight) {
-    bool softmax_topk = r->score_func == MOE_SCORE_SOFTMAX_TOPK;
-    bool normalise = softmax_topk || (r->norm_topk_prob && (r->top_k > 1 || r->norm_single));
-    double sum = 0, factor = !normalise || r->scale_normalized ? r->routed_scaling_factor : 1.0;
+    double sum = 0, factor = moe_weights_factor(r);
     for (int32_t k = 0; k < count; k++)
         sum += s[k];
-    double divisor = !normalise ? 1.0 : softmax_topk ? (sum > 0 ? sum : 1.0) : sum + 1e-20;
+    double divisor = !moe_weights_normalized(r) ? 1.0 : r->score_func == MOE_SCORE_SOFTMAX_TOPK ? (sum > 0 ? sum : 1.0) : sum + 1e-20;
     for (int32_t k = 0; k < count; k++)
         weight[k] = s[k] / divisor * factor;
 }
 
-int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled, int32_t *expert,
-                           double *weight) {
+/* By score: the best of the kept groups, into w->expert and w->s. */
+static int32_t choose_ranked(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
     int32_t count = 0, kept;
     fill_scores(w, r, z, s, may_be_disabled);
     kept = w->num_kept = choose_groups(w, r);
     int32_t blocks = gather_blocks(w, kept);
-    if (r->group_limit == MOE_GROUP_QUOTA)
+    if (r->group_limit == MOE_GROUP_QUOTA) {
         for (int32_t k = 0; k < kept; k++)
             count = take_largest(w, s, k * w->group_blocks, (k + 1) * w->group_blocks, r->top_k / r->topk_group, count);
-    else if (blocks > 0)
-        count = take_largest(w, s, 0, blocks, r->top_k, 0);
-    order_chosen(w, !r->bias && r->group_limit != MOE_GROUP_QUOTA, count, expert, w->order_s);
-    if (weight) moe_select_weights(r, w->order_s, count, weight);
+        return count;
+    }
+    if (blocks == 0) return 0;
+    if (r->method == MOE_METHOD_TOP_P) return take_top_p(w, r, s, blocks);
+    bool sampled = r->method == MOE_METHOD_GSHARD && r->second_choice == MOE_SECOND_SAMPLED && r->top_k > 1;
+    count = take_largest(w, s, 0, blocks, sampled ? 1 : r->top_k, 0);
+    return sampled && count == 1 ? take_sampled(w, r, s, z) : count;
+}
+
+static int32_t choose_keyed(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
+    int32_t count = moe_keyed_choice(r, w->token, z, may_be_disabled, w->enabled, w->expert);
+    for (int32_t k = 0; k < count; k++)
+        w->s[k] = s[w->expert[k]];
     return count;
 }
 
-int32_t moe_router_select(const moe_router *r, const double *z, const double *s, int32_t *expert, double *weight) {
-    moe_select w = {0};
+int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled, int32_t *expert,
+                           double *weight) {
+    bool keyed = moe_method_is_keyed(r->method);
+    int32_t count = keyed ? choose_keyed(w, r, z, s, may_be_disabled) : choose_ranked(w, r, z, s, may_be_disabled);
+    order_chosen(w, !keyed && !r->bias && !w->factor && r->group_limit != MOE_GROUP_QUOTA, count, expert, w->order_s);
+    if (weight) moe_select_weights(r, w->order_s, count, weight);
+    return second_is_left_out(w, r, count) ? 1 : count;
+}
+
+int32_t moe_select_given(moe_select *w, const moe_router *r, const double *s, const uint8_t *chosen, int32_t *expert, double *weight) {
+    int32_t count = 0;
+    for (int32_t i = 0; i < r->num_experts; i++) { /* count <= i */
+        w->expert[count] = i;
+        w->s[count] = s[i];
+        count += chosen[i];
+    }
+    order_chosen(w, false, count, expert, w->order_s);
+    moe_select_weights(r, w->order_s, count, weight);
+    return count;
+}
+
+int32_t moe_router_select(const moe_router *r, int64_t token, const double *z, const double *s, int32_t *expert, double *weight) {
+    moe_select w = {.token = token};
     moe_select_reserve(&w, r);
     int32_t count = moe_select_experts(&w, r, z, s, 1, expert, weight);
     moe_select_free(&w);

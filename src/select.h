@@ -18,9 +18,12 @@ typedef struct moe_select {
     int32_t *block_base;                      /* [groups * group_blocks] first expert of a block */
     int32_t *kept;                            /* [num_kept] ids of kept groups, ascending */
     int32_t num_kept;
-    double *s;       /* [top_k] unbiased scores of the chosen */
-    int32_t *expert; /* [top_k] before ordering */
-    double *order_s; /* [top_k] */
+    double *s;            /* [top_k] unbiased scores of the chosen */
+    int32_t *expert;      /* [top_k] before ordering */
+    double *order_s;      /* [top_k] */
+    int32_t *enabled;     /* [N] for keyed choices */
+    int64_t token;        /* set by the caller: what keyed choices are keyed by */
+    const double *factor; /* set by the caller: sinkhorn, [N] what to add to the logits; else NULL */
     void *memory;
 } moe_select;
 
@@ -31,6 +34,21 @@ void moe_select_free(moe_select *w);
 /* Local. moe_router_select with working memory. weight may be NULL (only who is chosen). may_be_disabled = 0 promises that no z is -inf. */
 int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled, int32_t *expert,
                            double *weight);
+
+/* Local. The same for a token whose experts are known: those with chosen [N] = 1 (expert_choice). expert and weight have room for N. */
+int32_t moe_select_given(moe_select *w, const moe_router *r, const double *s, const uint8_t *chosen, int32_t *expert, double *weight);
+
+/* Local. Whether the weights of the chosen are divided by their sum. */
+static inline bool moe_weights_normalized(const moe_router *r) {
+    return r->score_func == MOE_SCORE_SOFTMAX_TOPK || (r->norm_topk_prob && (r->top_k > 1 || r->norm_single));
+}
+
+/* Local. What they are then multiplied by; a temperature on the probabilities stays where nothing is normalised. */
+static inline double moe_weights_factor(const moe_router *r) {
+    bool normalized = moe_weights_normalized(r);
+    double factor = !normalized || r->scale_normalized ? r->routed_scaling_factor : 1.0;
+    return normalized ? factor : factor / moe_router_probability_divisor(r);
+}
 
 /* Local. weight [count] = g of a token whose experts have the unbiased scores s [count] (method.md 1.6). */
 void moe_select_weights(const moe_router *r, const double *s, int32_t count, double *weight);

@@ -7,7 +7,7 @@
 #include "moesim/tensor.h"
 
 void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells) {
-    int64_t words = MOE_STAT_HEAD + 3 * (int64_t)num_experts + devices, total;
+    int64_t words = MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * (int64_t)num_experts + devices, total;
     MOE_ASSERT(num_experts > 0 && devices > 0 && num_cells >= 0 && !__builtin_mul_overflow(words, num_cells, &total));
     moe_reserve(&s->cell, &s->capacity, total, sizeof *s->cell, "statistics");
     s->num_experts = num_experts;

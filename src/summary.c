@@ -165,8 +165,9 @@ static json_t *losses_object(const double values[MOE_NUM_LOSSES], int count) {
 }
 
 static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOSSES], double total) {
-    const double alpha[MOE_NUM_LOSSES] = {c->balance.alpha_expert, c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss};
+    double alpha[MOE_NUM_LOSSES];
     json_t *o = json_object();
+    moe_balance_alphas(c, alpha);
     for (int i = 0; i < MOE_NUM_LOSSES; i++)
         if (alpha[i] != 0) put(o, moe_loss_names[i], number(loss[i]));
     put(o, "total", number(total));

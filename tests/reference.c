@@ -181,6 +181,7 @@ static int32_t select_for_loss(const ref_batch *b, int64_t t, int32_t *expert) {
 static void count_token(const ref_batch *b, int64_t t, ref_counts *c) {
     int32_t *expert = malloc((size_t)b->router->top_k * sizeof *expert), count = select_for_loss(b, t, expert);
     c->tokens++;
+    if (count > 0) c->first[expert[0]]++;
     for (int32_t k = 0; k < count; k++)
         c->expert[expert[k]]++;
     for (int32_t d = 0; d < b->devices; d++) {
@@ -192,11 +193,28 @@ static void count_token(const ref_batch *b, int64_t t, ref_counts *c) {
     free(expert);
 }
 
+/* chosen [T,K] */
+static int32_t *all_choices(const ref_batch *b) {
+    int32_t n = b->router->num_experts, most = b->router->top_k;
+    int32_t *chosen = malloc((size_t)(b->num_tokens * most) * sizeof *chosen);
+    double *s = malloc(2 * (size_t)n * sizeof *s), lse;
+    for (int64_t t = 0; t < b->num_tokens; t++) {
+        ref_scores(b->router, b->z + t * n, s, &lse);
+        int32_t count = ref_select(b->router, b->z + t * n, s, chosen + t * most, s + n);
+        for (int32_t k = count; k < most; k++)
+            chosen[t * most + k] = -1;
+    }
+    free(s);
+    return chosen;
+}
+
 ref_counts *ref_count(const ref_batch *b) {
     ref_counts *c = calloc((size_t)b->num_scopes, sizeof *c);
+    c[0].chosen = all_choices(b);
     for (int32_t i = 0; i < b->num_scopes; i++) {
         c[i].expert = calloc((size_t)b->router->num_experts, sizeof(int64_t));
         c[i].device = calloc((size_t)b->devices, sizeof(int64_t));
+        c[i].first = calloc((size_t)b->router->num_experts, sizeof(int64_t));
     }
     for (int64_t t = 0; t < b->num_tokens; t++)
         if (is_counted(b, t)) count_token(b, t, &c[b->scope[t]]);
@@ -207,6 +225,8 @@ void ref_counts_free(ref_counts *c, int32_t num_scopes) {
     for (int32_t i = 0; i < num_scopes; i++) {
         free(c[i].expert);
         free(c[i].device);
+        free(c[i].first);
+        free(c[i].chosen);
     }
     free(c);
 }
@@ -234,11 +254,10 @@ static void frequencies(const ref_batch *b, const ref_counts *c, double *f, doub
     }
 }
 
-/* P [N] of scope `scope` and its mean of lse^2. */
-static void mean_scores(const ref_batch *b, int32_t scope, int64_t tokens, double *p, double *z_loss) {
+/* P [N] of scope `scope`. */
+static void mean_scores(const ref_batch *b, int32_t scope, int64_t tokens, double *p) {
     int32_t n = b->router->num_experts;
     double *s = malloc((size_t)n * sizeof *s), lse;
-    *z_loss = 0;
     for (int32_t i = 0; i < n; i++)
         p[i] = 0;
     for (int64_t t = 0; t < b->num_tokens; t++) {
@@ -247,9 +266,75 @@ static void mean_scores(const ref_batch *b, int32_t scope, int64_t tokens, doubl
         ref_normalized(b->router, s, s);
         for (int32_t i = 0; i < n; i++)
             p[i] += s[i] / (double)tokens;
-        if (lse != -INFINITY) *z_loss += lse * lse / (double)tokens;
     }
     free(s);
+}
+
+/* Means over all counted tokens: of lse^2, and the entropy. */
+static void token_means(const ref_batch *b, double loss[MOE_NUM_LOSSES]) {
+    int32_t n = b->router->num_experts;
+    double *s = malloc((size_t)n * sizeof *s), lse, squares = 0, entropy = 0, tokens = 0;
+    for (int64_t t = 0; t < b->num_tokens; t++) {
+        if (!is_counted(b, t)) continue;
+        ref_scores(b->router, b->z + t * n, s, &lse);
+        squares += lse == -INFINITY ? 0 : lse * lse;
+        ref_normalized(b->router, s, s);
+        for (int32_t i = 0; i < n; i++)
+            entropy -= s[i] > 0 ? s[i] * log(s[i]) : 0;
+        tokens++;
+    }
+    free(s);
+    if (tokens == 0) return;
+    loss[MOE_LOSS_Z] = squares / tokens;
+    loss[MOE_LOSS_ENTROPY] = entropy / tokens;
+    loss[MOE_LOSS_ENTROPY_Z] = -entropy / tokens / n;
+}
+
+/* variance (N - 1) and CV^2 of x [n] */
+static double variance(const double *x, int32_t n, double *squared_variation) {
+    double mean = 0, sum = 0;
+    for (int32_t i = 0; i < n; i++)
+        mean += x[i] / n;
+    for (int32_t i = 0; i < n; i++)
+        sum += (x[i] - mean) * (x[i] - mean);
+    sum = n > 1 ? sum / (n - 1) : 0;
+    *squared_variation = mean != 0 ? sum / (mean * mean) : 0;
+    return sum;
+}
+
+/* Adds to x [N] what token t adds to the importance (of weights) or to Tutel's smooth load of each expert. */
+static void add_token_sums(const ref_batch *b, int64_t t, const int32_t *chosen, double *importance, double *load) {
+    const moe_router *r = b->router;
+    int32_t n = r->num_experts, count = 0;
+    const double *z = b->z + t * n;
+    double *s = malloc((size_t)(n + r->top_k) * sizeof *s), *weight = s + n, lse;
+    while (count < r->top_k && chosen[count] >= 0)
+        count++;
+    ref_scores(r, z, s, &lse);
+    weigh(r, s, chosen, count, weight);
+    for (int32_t k = 0; k < count; k++)
+        importance[chosen[k]] += weight[k];
+    for (int32_t i = 0; i < n && count > 0 && r->noise > 0; i++)
+        load[i] += 0.5 * (1 + erf((s[i] - z[chosen[count - 1]]) / (r->noise * sqrt(2))));
+    free(s);
+}
+
+/* importance, load and usage variance of one scope; p [N] its mean scores. */
+static void variation_losses(const ref_batch *b, const ref_counts *all, int32_t scope, const double *p, double *loss) {
+    int32_t n = b->router->num_experts;
+    double *x = calloc(3 * (size_t)n, sizeof *x), *smooth = x + n, *count = smooth + n, selections = 0, ignored;
+    for (int64_t t = 0; t < b->num_tokens; t++)
+        if (b->scope[t] == scope && is_counted(b, t)) add_token_sums(b, t, all[0].chosen + t * b->router->top_k, x, smooth);
+    for (int32_t i = 0; i < n; i++) {
+        count[i] = (double)all[scope].expert[i];
+        selections += count[i];
+    }
+    variance(b->importance_of == MOE_IMPORTANCE_SCORES ? p : x, n, &loss[MOE_LOSS_IMPORTANCE]);
+    variance(b->router->load_form == MOE_LOAD_TUTEL ? smooth : count, n, &loss[MOE_LOSS_LOAD]);
+    for (int32_t i = 0; i < n && selections > 0; i++)
+        count[i] /= selections;
+    loss[MOE_LOSS_USAGE_VARIANCE] = variance(count, n, &ignored);
+    free(x);
 }
 
 static double experts_on(const ref_batch *b, int32_t d) {
@@ -259,14 +344,29 @@ static double experts_on(const ref_batch *b, int32_t d) {
     return count;
 }
 
-static void scope_losses(const ref_batch *b, const ref_counts *c, int32_t scope, double loss[MOE_NUM_LOSSES]) {
+/* N F_i: by first choices. */
+static double first_frequency(const ref_batch *b, const ref_counts *c, int32_t i) {
+    double total = 0;
+    for (int32_t j = 0; j < b->router->num_experts; j++)
+        total += (double)c->first[j];
+    return total > 0 ? b->router->num_experts * (double)c->first[i] / total : 0;
+}
+
+static void scope_losses(const ref_batch *b, const ref_counts *all, int32_t scope, double loss[MOE_NUM_LOSSES]) {
+    const ref_counts *c = &all[scope];
     int32_t n = b->router->num_experts;
     double *p = malloc((size_t)(2 * n + 2 * b->devices) * sizeof *p), *f = p + n, *f_device = f + n, *f_comm = f_device + b->devices;
+    for (int l = 0; l < MOE_NUM_LOSSES; l++)
+        loss[l] = 0;
     frequencies(b, c, f, f_device, f_comm);
-    mean_scores(b, scope, c->tokens, p, &loss[MOE_LOSS_Z]);
-    loss[MOE_LOSS_EXPERT] = loss[MOE_LOSS_DEVICE] = loss[MOE_LOSS_COMM] = 0;
-    for (int32_t i = 0; i < n; i++)
+    mean_scores(b, scope, c->tokens, p);
+    variation_losses(b, all, scope, p, loss);
+    for (int32_t i = 0; i < n; i++) {
         loss[MOE_LOSS_EXPERT] += f[i] * p[i];
+        loss[MOE_LOSS_SWITCH] += first_frequency(b, c, i) * p[i];
+        loss[MOE_LOSS_MIXTRAL] += n * ((double)c->expert[i] / (double)c->tokens) * p[i];
+    }
+    loss[MOE_LOSS_GSHARD] = loss[MOE_LOSS_SWITCH];
     for (int32_t d = 0; d < b->devices; d++) {
         double p_device = 0;
         for (int32_t i = 0; i < n; i++)
@@ -292,10 +392,11 @@ void ref_losses(const ref_batch *b, const ref_counts *counts, double loss[MOE_NU
     for (int32_t i = 0; i < b->num_scopes; i++) {
         double of_scope[MOE_NUM_LOSSES];
         if (counts[i].tokens == 0) continue;
-        scope_losses(b, &counts[i], i, of_scope);
+        scope_losses(b, counts, i, of_scope);
         for (int l = 0; l < MOE_NUM_LOSSES; l++)
             loss[l] += of_scope[l] / used;
     }
+    token_means(b, loss);
 }
 
 static double derivative(const moe_router *r, double z) {
@@ -304,19 +405,22 @@ static double derivative(const moe_router *r, double z) {
     return r->score_func == MOE_SCORE_SIGMOID ? sigmoid / (1 + exp(z)) : sigmoid / (2 * sqrt(log1p(exp(z))));
 }
 
-/* a_i = alpha1 f_i + alpha2 f'_d(i) + alpha3 f''_d(i). */
+/* a_i = alpha1 f_i + alpha2 f'_d(i) + alpha3 f''_d(i) + the other forms. */
 static void coefficients(const ref_batch *b, const ref_counts *c, const double *alpha, double *a) {
     double *f_device = malloc(2 * (size_t)b->devices * sizeof *f_device), *f_comm = f_device + b->devices;
     frequencies(b, c, a, f_device, f_comm);
     for (int32_t i = 0; i < b->router->num_experts; i++) {
         int32_t d = b->device[i];
         double share = b->device_p == MOE_DEVICE_P_MEAN ? experts_on(b, d) : 1;
-        a[i] = alpha[MOE_LOSS_EXPERT] * a[i] + (alpha[MOE_LOSS_DEVICE] * f_device[d] + alpha[MOE_LOSS_COMM] * f_comm[d]) / share;
+        a[i] = alpha[MOE_LOSS_EXPERT] * a[i] + (alpha[MOE_LOSS_SWITCH] + alpha[MOE_LOSS_GSHARD]) * first_frequency(b, c, i) +
+               alpha[MOE_LOSS_MIXTRAL] * b->router->num_experts * (double)c->expert[i] / (double)c->tokens +
+               (alpha[MOE_LOSS_DEVICE] * f_device[d] + alpha[MOE_LOSS_COMM] * f_comm[d]) / share;
     }
     free(f_device);
 }
 
-static void token_gradient(const moe_router *r, const double *z, const double *a, double alpha_z, double divisor, double *dz) {
+static void token_gradient(const moe_router *r, const double *z, const double *a, double alpha_z, double divisor, double counted,
+                           double *dz) {
     int32_t n = r->num_experts;
     double *s = malloc(2 * (size_t)n * sizeof *s), *normalized = s + n, lse, sum = 0, mean = 0;
     ref_scores(r, z, s, &lse);
@@ -327,20 +431,22 @@ static void token_gradient(const moe_router *r, const double *z, const double *a
     }
     for (int32_t i = 0; i < n && lse != -INFINITY; i++) {
         double slope = softmax_family(r) ? s[i] : derivative(r, z[i]) / sum;
-        dz[i] += slope * (a[i] - mean) / divisor + alpha_z * 2 * lse * exp(z[i] - lse) / divisor;
+        dz[i] += slope * (a[i] - mean) / divisor + alpha_z * 2 * lse * exp(z[i] - lse) / counted;
     }
     free(s);
 }
 
 void ref_dlogits(const ref_batch *b, const ref_counts *counts, const double alpha[MOE_NUM_LOSSES], double *dlogits) {
     int32_t n = b->router->num_experts, used = scopes_with_tokens(b, counts);
-    double *a = malloc((size_t)n * sizeof *a);
+    double *a = malloc((size_t)n * sizeof *a), counted = 0;
+    for (int32_t i = 0; i < b->num_scopes; i++)
+        counted += (double)counts[i].tokens;
     for (int32_t i = 0; i < b->num_scopes; i++) {
         if (counts[i].tokens == 0) continue;
         coefficients(b, &counts[i], alpha, a);
         for (int64_t t = 0; t < b->num_tokens; t++)
             if (b->scope[t] == i && is_counted(b, t))
-                token_gradient(b->router, b->z + t * n, a, alpha[MOE_LOSS_Z], (double)counts[i].tokens * used, dlogits + t * n);
+                token_gradient(b->router, b->z + t * n, a, alpha[MOE_LOSS_Z], (double)counts[i].tokens * used, counted, dlogits + t * n);
     }
     free(a);
 }

@@ -21,6 +21,7 @@ typedef struct ref_batch {
     int32_t comm_limit;     /* M of f'' */
     enum moe_comm_count comm_count;
     enum moe_device_p device_p;
+    enum moe_importance_of importance_of;
 } ref_batch;
 
 /* Counts of one scope. */
@@ -28,6 +29,8 @@ typedef struct ref_counts {
     int64_t tokens;
     int64_t *expert; /* [N] selections */
     int64_t *device; /* [D] distinct tokens */
+    int64_t *first;  /* [N] first choices */
+    int32_t *chosen; /* in the first scope: [T,K] the actual experts of every token, -1 = none; else NULL */
 } ref_counts;
 
 /* s [N] of one token; *lse = log sum exp z. */
@@ -42,9 +45,10 @@ int32_t ref_distinct_groups(const moe_router *r, const int32_t *expert, int32_t 
 /* Counts of every scope: array of num_scopes, free with ref_counts_free. */
 ref_counts *ref_count(const ref_batch *b);
 void ref_counts_free(ref_counts *c, int32_t num_scopes);
-/* Raw losses: mean over the scopes that hold a counted token, of the loss inside each; counts are given, P comes from b->z. */
+/* Raw losses: mean over the scopes that hold a counted token, of the loss inside each (z: mean over all counted tokens); counts and choices are
+ * given, scores and weights come from b->z. */
 void ref_losses(const ref_batch *b, const ref_counts *counts, double loss[MOE_NUM_LOSSES]);
-/* dlogits [T,N] += d(sum_l alpha_l L_l)/dz with the counts fixed, from the closed form. */
+/* dlogits [T,N] += d(sum_l alpha_l L_l)/dz with the counts fixed, from the closed form; without importance and load. */
 void ref_dlogits(const ref_batch *b, const ref_counts *counts, const double alpha[MOE_NUM_LOSSES], double *dlogits);
 
 #endif

@@ -12,6 +12,7 @@
 /* Where a layer's parameters stand in the table; -1 = the layer has none. */
 typedef struct moe_layer_slots {
     int gate, norm, w1, w2, w3, shared_w1, shared_w2, shared_w3;
+    int a1, a2, a3, b1, b2, b3; /* adapters; then w1, w2, w3 are frozen and not in the table */
 } moe_layer_slots;
 
 typedef struct moe_backward { /* working memory of backward, shared by all layers */

@@ -29,8 +29,13 @@ enum moe_router_method {
     MOE_METHOD_SINKHORN,
     MOE_METHOD_HASH,
     MOE_METHOD_RANDOM,
-    MOE_METHOD_ROUND_ROBIN
+    MOE_METHOD_ROUND_ROBIN,
+    MOE_METHOD_EXPERT_CHOICE
 };
+enum moe_temperature_on { MOE_TEMPERATURE_LOGITS, MOE_TEMPERATURE_PROBABILITIES };
+enum moe_second_choice { MOE_SECOND_BEST, MOE_SECOND_RANDOM, MOE_SECOND_SAMPLED };
+enum moe_importance_of { MOE_IMPORTANCE_WEIGHTS, MOE_IMPORTANCE_SCORES };
+enum moe_load_form { MOE_LOAD_SELECTIONS, MOE_LOAD_TUTEL };
 enum moe_scope { MOE_SCOPE_SEQUENCE, MOE_SCOPE_DEVICE, MOE_SCOPE_GLOBAL, MOE_NUM_SCOPES };
 enum moe_comm_count { MOE_COUNT_TOKENS, MOE_COUNT_SELECTIONS };
 enum moe_device_p { MOE_DEVICE_P_SUM, MOE_DEVICE_P_MEAN };
@@ -59,6 +64,7 @@ typedef struct moe_config {
         int32_t threads;
     } run;
     struct {
+        double lora_alpha;
         int32_t num_layers, hidden_size, num_experts, num_shared_experts, moe_intermediate_size, expert_type, lora_rank,
             expert_segmentation;
         bool residual;
@@ -81,11 +87,14 @@ typedef struct moe_config {
         int bias_update;
         bool bias_centered;
         double top_p, temperature;
+        int temperature_on, second_choice;
+        double sinkhorn_tolerance;
+        int32_t sinkhorn_iterations;
         char bias_file[MOE_PATH_MAX];
     } router;
     struct {
-        double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss;
-        int scope, comm_count, device_p;
+        double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss, load_loss;
+        int importance_of, load_form, scope, comm_count, device_p;
         bool comm_count_local;
         int aux_selection;
         int aux_form;
@@ -180,6 +189,9 @@ int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st);
 /* Local. For a resolved configuration whose recorded routing has k experts per token: takes k over as top_k when router.top_k was not given,
  * else demands equality; checks the combination again and derives comm_limit from it. */
 int moe_config_recorded_top_k(moe_config *c, int32_t k, moe_status *st);
+
+/* Local. The most experts that one token of a resolved configuration may have: top_k, or all where experts choose tokens. */
+int32_t moe_config_most_experts(const moe_config *c);
 
 /* Local. Prints the resolved configuration as INI; running it again gives the same results. Keys that differ from their preset are marked. */
 void moe_config_print(const moe_config *c, FILE *out);

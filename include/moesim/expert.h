@@ -1,27 +1,14 @@
-/* expert.h: the experts of a rank's devices: weights and the grouped FFN. Layer 3 (act). method.md section 5.
- *   swiglu: W2 (silu(W1 u) * W3 u)     silu, gelu, relu: W2 act(W1 u)     identity: u
- * Weights are keyed by expert id, not by rank or slot: an expert is the same wherever it lives. */
+/* expert.h: the experts of a rank's devices over the rows that arrived: grouped forward and backward. Layer 3 (act). method.md section 5. */
 #ifndef MOESIM_EXPERT_H
 #define MOESIM_EXPERT_H
 
 #include "moesim/config.h"
 #include "moesim/exchange.h"
+#include "moesim/ffn.h"
 #include "moesim/placement.h"
 #include "moesim/tensor.h"
 #include <stdbool.h>
 #include <stdint.h>
-
-typedef struct moe_ffn { /* `count` FFNs of equal shape */
-    enum moe_expert_type type;
-    int64_t count, hidden, width;
-    real *w1, *w3; /* [count,F,H]; w3 for swiglu only */
-    real *w2;      /* [count,H,F] */
-} moe_ffn;
-
-/* Gradients of a moe_ffn, same shapes; NULL where the FFN has no such matrix. Not owned: they stand in the table of parameters. */
-typedef struct moe_ffn_gradient {
-    real *w1, *w3, *w2;
-} moe_ffn_gradient;
 
 /* What a rank needs to run its experts; reused from step to step. */
 typedef struct moe_expert_buffers {
@@ -36,20 +23,6 @@ typedef struct moe_expert_buffers {
 
 /* Rows of one GEMM call. A constant, so that the calls an expert makes depend on its number of rows only. */
 enum { MOE_GEMM_ROWS = 1024 };
-
-/* Local. Keyed random weights: W1, W3 with variance 1/H, W2 with variance 1/F, for expert ids id[0..count). layer keys them too. */
-void moe_ffn_init(moe_ffn *f, enum moe_expert_type type, int64_t count, int64_t hidden, int64_t width, int64_t seed, int32_t layer,
-                  const int32_t *id, const uint32_t stream[3]);
-void moe_ffn_free(moe_ffn *f);
-
-/* Local. y [rows,H] = FFN_i(x [rows,H]). h1, h3 [rows,F] get the pre-activations, h [rows,F] the activation (h may be h1). One call of each GEMM:
- * rows <= MOE_GEMM_ROWS is the caller's business. */
-void moe_ffn_forward(const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *h1, real *h3, real *h, real *y);
-
-/* Local. From dy [rows,H]: adds the gradients of FFN i into g (block i), dx [rows,H] = gradient of x. x, h1, h3 are forward's; scratch holds
- * 3 * rows * F. dx may be dy's array only for identity. */
-void moe_ffn_backward(const moe_ffn *f, const moe_ffn_gradient *g, int64_t i, int64_t rows, const real *x, const real *h1, const real *h3,
-                      const real *dy, real *scratch, real *dx);
 
 /* Local. y [rows,H] = FFN_0(x) in calls of MOE_GEMM_ROWS rows, OpenMP over the calls (the shared experts). h1, h3 [rows,F]: kept pre-activations, or
  * NULL when there will be no backward. */

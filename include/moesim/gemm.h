@@ -11,6 +11,8 @@ void moe_gemm_init(void);
 
 /* Local. c [m,n] = a [m,k] * b [n,k]^T   (y = x W^T: forward) */
 void moe_gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c);
+/* Local. c [m,n] += a [m,k] * b [n,k]^T */
+void moe_gemm_nt_add(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c);
 /* Local. c [m,n] = a [m,k] * b [k,n] + beta * c, beta 0 or 1   (dx = dy W: backward) */
 void moe_gemm_nn(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c);
 /* Local. c [m,n] = a [k,m]^T * b [k,n] + beta * c, beta 0 or 1   (dW = dy^T x: backward) */

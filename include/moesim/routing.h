@@ -15,6 +15,7 @@ typedef struct moe_routing {
     double *score;          /* [num_selections] unbiased score s: the affinity that dropping goes by */
     int32_t *server;        /* [num_selections] after dropping: the expert that serves it, -1 = dropped; NULL: every selection is served */
     int64_t server_capacity;
+    int32_t unconverged_device; /* method = sinkhorn: smallest device of this rank whose iteration did not converge, else -1 */
     int64_t token_capacity, selection_capacity; /* of the arrays */
 } moe_routing;
 

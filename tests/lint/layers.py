@@ -9,7 +9,7 @@ LAYERS = [
     ("base", "status tensor vector exact rng npy activation gemm config config_table presets text norm"),
     ("world", "comm topology host_limits"),
     ("decide", "placement routing stats data scores select router weight_gradient balance capacity plan record memory"),
-    ("act", "recording input exchange expert scopes checkpoint parameters optimizer task drop"),
+    ("act", "recording input exchange expert ffn scopes checkpoint parameters optimizer task drop"),
     ("show", "metrics history screen textgraph summary results report"),
     ("simulate", "layer tally run train backward loaded restart specialize"),
     ("program", "main"),

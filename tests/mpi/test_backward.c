@@ -207,6 +207,8 @@ int main(int argc, char **argv) {
         "exchange.mode=selection train.recompute=yes model.num_shared_experts=1 balance.comm_count_local=no",
         "balance.aux_selection=unlimited router.group_limit=max router.topk_group=1 cluster.devices_per_node=2",
         "router.top_k=1 router.norm_topk_prob=yes router.norm_single=no balance.scope=device",
+        "model.expert_type=lora model.lora_rank=2 model.lora_alpha=3",
+        "model.expert_type=lora model.lora_rank=3 train.recompute=yes model.num_shared_experts=1",
         "router.num_groups=8 router.topk_group=3 router.group_limit=topk_sum",
     };
     moe_comm comm;

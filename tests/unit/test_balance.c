@@ -44,6 +44,9 @@ static fixture fixture_make(uint64_t seed) {
     int32_t n = f.c.router.num_experts;
     int64_t bad;
     f.c.router.alpha_z = 0.3;
+    f.c.router.noise = 0.8;
+    f.c.router.load_form =
+        f.c.router.score_func == MOE_SCORE_SOFTMAX ? (enum moe_load_form)random_int(seed, 57, 0, 1) : MOE_LOAD_SELECTIONS;
     f.z = random_router_wide(&f.c);
     f.home = malloc((size_t)f.c.num_tokens * sizeof *f.home);
     f.scope = malloc((size_t)f.c.num_tokens * sizeof *f.scope);
@@ -56,7 +59,15 @@ static fixture fixture_make(uint64_t seed) {
     }
     moe_stats_reserve(&f.segments, n, f.c.devices, f.batch.num_segments);
     moe_route(&f.c.router, &f.batch, &f.placement, (moe_logits){.f64 = f.z}, &f.routing, &f.segments, &bad);
-    f.balance = (moe_balance){.alpha = {0.7, 0.5, 1.1, 0.3},
+    f.balance = (moe_balance){.alpha = {[MOE_LOSS_EXPERT] = 0.7,
+                                        [MOE_LOSS_DEVICE] = 0.5,
+                                        [MOE_LOSS_COMM] = 1.1,
+                                        [MOE_LOSS_Z] = 0.3,
+                                        [MOE_LOSS_SWITCH] = 0.2,
+                                        [MOE_LOSS_GSHARD] = 0.4,
+                                        [MOE_LOSS_MIXTRAL] = 0.6},
+                              .importance_of = (enum moe_importance_of)random_int(seed, 56, 0, 1),
+                              .load_form = f.c.router.load_form,
                               .comm_limit = random_int(seed, 53, 1, f.c.devices),
                               .comm_count = (enum moe_comm_count)random_int(seed, 54, 0, 1),
                               .device_p = (enum moe_device_p)random_int(seed, 55, 0, 1),
@@ -71,7 +82,8 @@ static fixture fixture_make(uint64_t seed) {
                         .counted = f.batch.counted,
                         .comm_limit = f.balance.comm_limit,
                         .comm_count = f.balance.comm_count,
-                        .device_p = f.balance.device_p};
+                        .device_p = f.balance.device_p,
+                        .importance_of = f.balance.importance_of};
     return f;
 }
 
@@ -88,7 +100,14 @@ static void fixture_free(fixture *f) {
     random_router_free(&f->c);
 }
 
-/* Mean over the cells that hold a token. */
+static double counted_tokens(const fixture *f) {
+    double counted = 0;
+    for (int64_t i = 0; i < f->cells.num_cells; i++)
+        counted += (double)moe_stats_cell(&f->cells, i)[MOE_STAT_TOKENS];
+    return counted;
+}
+
+/* Mean over the cells that hold a token; z and entropy: over the tokens. */
 static int64_t mean_losses(const fixture *f, double mean[MOE_NUM_LOSSES]) {
     int64_t used = 0;
     memset(mean, 0, MOE_NUM_LOSSES * sizeof *mean);
@@ -97,21 +116,22 @@ static int64_t mean_losses(const fixture *f, double mean[MOE_NUM_LOSSES]) {
     for (int64_t i = 0; i < f->cells.num_cells; i++) {
         double loss[MOE_NUM_LOSSES];
         moe_balance_losses(&f->balance, &f->placement, &f->cells, moe_stats_cell(&f->cells, i), loss);
+        double tokens = (double)moe_stats_cell(&f->cells, i)[MOE_STAT_TOKENS];
         for (int l = 0; l < MOE_NUM_LOSSES && used > 0; l++)
-            mean[l] += loss[l] / (double)used;
+            mean[l] += l == MOE_LOSS_Z || l >= MOE_LOSS_ENTROPY ? loss[l] * tokens / counted_tokens(f) : loss[l] / (double)used;
     }
     return used;
 }
 
 static void gradient(const fixture *f, int64_t used, double *dlogits) {
-    double *a = malloc((size_t)f->c.router.num_experts * sizeof *a);
+    double *a = malloc(MOE_COEFFICIENTS * (size_t)f->c.router.num_experts * sizeof *a), counted = counted_tokens(f);
     for (int64_t i = 0; i < f->batch.num_segments; i++) {
         const moe_segment *s = &f->batch.segment[i];
         int64_t *cell = moe_stats_cell(&f->cells, f->scope[s->begin]);
         if (cell[MOE_STAT_TOKENS] == 0) continue;
         moe_balance_coefficients(&f->balance, &f->placement, &f->cells, cell, a);
-        moe_router_dlogits(&f->c.router, &f->batch, (moe_logits){.f64 = f->z}, s->begin, s->end, a,
-                           1 / ((double)cell[MOE_STAT_TOKENS] * (double)used), dlogits);
+        moe_router_dlogits(&f->c.router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, s->begin, s->end, a,
+                           1 / ((double)cell[MOE_STAT_TOKENS] * (double)used), 1 / counted, dlogits);
     }
     free(a);
 }
@@ -141,7 +161,7 @@ static void check_differences(const fixture *f, const double *dlogits, double sc
     }
 }
 
-static void check_gradient(const fixture *f, int64_t used, uint64_t seed) {
+static void check_gradient(fixture *f, int64_t used, uint64_t seed) {
     int64_t count = f->c.num_tokens * f->c.router.num_experts;
     double *mine = calloc((size_t)count, sizeof *mine), *wanted = calloc((size_t)count, sizeof *wanted), scale = 1e-3, worst = 0;
     gradient(f, used, mine);
@@ -151,7 +171,12 @@ static void check_gradient(const fixture *f, int64_t used, uint64_t seed) {
     for (int64_t i = 0; i < count; i++)
         worst = fmax(worst, fabs(mine[i] - wanted[i]) / scale);
     CHECK_MSG(worst < 1e-12, "seed %llu: gradient off by %g", (unsigned long long)seed, worst);
+    f->balance.alpha[MOE_LOSS_IMPORTANCE] = 0.9;
+    f->balance.alpha[MOE_LOSS_LOAD] = f->balance.load_form == MOE_LOAD_TUTEL ? 0.8 : 0;
+    memset(mine, 0, (size_t)count * sizeof *mine);
+    gradient(f, used, mine);
     check_differences(f, mine, fmax(scale, 1), seed);
+    f->balance.alpha[MOE_LOSS_IMPORTANCE] = f->balance.alpha[MOE_LOSS_LOAD] = 0;
     free(mine);
     free(wanted);
 }
@@ -166,8 +191,8 @@ static void test_random(uint64_t seed) {
         int64_t used = mean_losses(&f, mean);
         ref_losses(&f.ref, f.counts, wanted);
         for (int l = 0; l < MOE_NUM_LOSSES; l++)
-            CHECK_MSG(fabs(mean[l] - wanted[l]) <= 1e-12 * fmax(fabs(wanted[l]), 1e-3), "seed %llu, scope %d, loss %s: %.17g, %.17g",
-                      (unsigned long long)seed, scope, moe_loss_names[l], mean[l], wanted[l]);
+            CHECK_MSG(fabs(mean[l] - wanted[l]) <= (l < MOE_LOSS_ENTROPY ? 1e-12 : 1e-11) * fmax(fabs(wanted[l]), 1e-3),
+                      "seed %llu, scope %d, loss %s: %.17g, %.17g", (unsigned long long)seed, scope, moe_loss_names[l], mean[l], wanted[l]);
         if (used > 0) check_gradient(&f, used, seed);
         ref_counts_free(f.counts, f.ref.num_scopes);
     }
@@ -188,7 +213,7 @@ static moe_stats cell_of(const int64_t c[4], const int64_t x[2], const double p[
 
 static void test_by_hand(void) {
     moe_placement p = {0};
-    double loss[MOE_NUM_LOSSES], ideal[MOE_NUM_LOSSES], a[4];
+    double loss[MOE_NUM_LOSSES], ideal[MOE_NUM_LOSSES], a[MOE_COEFFICIENTS * 4];
     moe_balance b = {.alpha = {1, 10, 100, 0}, .comm_limit = 1, .has_scores = true, .has_logits = true};
     moe_placement_block(&p, 4, 2);
     moe_stats s = cell_of((int64_t[]){2, 1, 1, 0}, (int64_t[]){2, 1}, (double[]){1, 0.5, 0.25, 0.25}); /* K-bar = 2 */

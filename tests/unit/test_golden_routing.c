@@ -199,7 +199,7 @@ static void check_weights_f64(const golden *g) {
         for (int32_t i = 0; i < n; i++)
             z[i] = moe_npy_f64(&g->logits.header, g->logits.data, t * n + i);
         moe_router_scores(&g->router, z, s, &lse);
-        int32_t count = moe_router_select(&g->router, z, s, expert, weight);
+        int32_t count = moe_router_select(&g->router, t, z, s, expert, weight);
         for (int32_t j = 0; j < count; j++) {
             double wanted = moe_npy_f64(&g->weight_f64.header, g->weight_f64.data, t * k + j);
             worst = fmax(worst, fabs(weight[j] - wanted) / fmax(fabs(wanted), 1e-300));
@@ -342,15 +342,15 @@ static void check_gradient_of(const golden *g, enum moe_loss which, const char *
     const moe_stats *s = per_sequence ? &g->sequence : &g->global;
     moe_balance b = balance_of(g, false, false);
     array wanted = load_array(g, file);
-    double *dlogits = moe_alloc_zero(count, sizeof *dlogits, "test"), *a = moe_alloc(g->router.num_experts, sizeof *a, "test"), largest = 0,
-           worst = 0;
+    double *dlogits = moe_alloc_zero(count, sizeof *dlogits, "test"),
+           *a = moe_alloc(MOE_COEFFICIENTS * (int64_t)g->router.num_experts, sizeof *a, "test"), largest = 0, worst = 0;
     b.alpha[which] = json_number_value(json_object_get(g->settings, alpha));
     for (int64_t i = 0; i < g->batch.num_segments; i++) {
         const moe_segment *segment = &g->batch.segment[i];
         int64_t *cell = moe_stats_cell(s, per_sequence ? segment->sequence : 0);
         moe_balance_coefficients(&b, &g->placement, s, cell, a);
-        moe_router_dlogits(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, segment->begin, segment->end, a,
-                           1 / ((double)cell[MOE_STAT_TOKENS] * (double)s->num_cells), dlogits);
+        moe_router_dlogits(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, &g->routing, segment->begin, segment->end, a,
+                           1 / ((double)cell[MOE_STAT_TOKENS] * (double)s->num_cells), 0, dlogits);
     }
     CHECK_MSG(wanted.header.count == count, "%s: %s", g->name, file);
     for (int64_t i = 0; i < count && wanted.header.count == count; i++) {

@@ -43,13 +43,13 @@ static void test_routing(void) {
 static void test_stats(void) {
     moe_stats s = {0};
     moe_stats_reserve(&s, 5, 3, 4);
-    CHECK(s.words == MOE_STAT_HEAD + 5 + 3 + 5 + 5 && s.num_cells == 4);
+    CHECK(s.words == MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * 5 + 3 && s.num_cells == 4);
     for (int64_t i = 0; i < 4 * s.words; i++)
         CHECK(s.cell[i] == 0);
     int64_t *cell = moe_stats_cell(&s, 1), *other = moe_stats_cell(&s, 2);
     CHECK(moe_stats_counts(&s, cell) + 5 == moe_stats_device_tokens(&s, cell) &&
           moe_stats_device_tokens(&s, cell) + 3 == moe_stats_score_hi(&s, cell));
-    CHECK(moe_stats_score_hi(&s, cell) + 5 == moe_stats_score_lo(&s, cell) && moe_stats_score_lo(&s, cell) + 5 == other);
+    CHECK(moe_stats_score_hi(&s, cell) + 5 == moe_stats_score_lo(&s, cell) && moe_stats_load_lo(&s, cell) + 5 == other);
     for (int64_t w = 0; w < s.words; w++) {
         cell[w] = w;
         other[w] = 100 * w;

@@ -59,7 +59,7 @@ static void check_token(uint64_t seed, const moe_router *r, const double *z) {
     CHECK_MSG(worst < 1e-14, "seed %llu: score off by %g", (unsigned long long)seed, worst);
     CHECK_MSG(lse == ref_lse || fabs(lse - ref_lse) <= 1e-14 * fmax(1, fabs(ref_lse)), "seed %llu: lse %g, %g", (unsigned long long)seed,
               lse, ref_lse);
-    int32_t count = moe_router_select(r, z, s, expert, weight), ref_count_ = ref_select(r, z, s, wanted, ref_weight);
+    int32_t count = moe_router_select(r, 0, z, s, expert, weight), ref_count_ = ref_select(r, z, s, wanted, ref_weight);
     bool same = count == ref_count_ && memcmp(expert, wanted, (size_t)count * sizeof *expert) == 0;
     CHECK_MSG(same, "seed %llu: another selection (%d of %d, rule %d, scores %d)", (unsigned long long)seed, count, ref_count_,
               (int)r->group_limit, (int)r->score_func);
@@ -86,7 +86,7 @@ static void expect(const moe_router *r, const double *z, int32_t count, const in
     double s[64], weight[64], lse;
     int32_t expert[64];
     moe_router_scores(r, z, s, &lse);
-    int32_t got = moe_router_select(r, z, s, expert, weight);
+    int32_t got = moe_router_select(r, 0, z, s, expert, weight);
     CHECK_MSG(got == count && memcmp(expert, wanted, (size_t)count * sizeof *wanted) == 0, "%s: %d experts, first %d", what, got,
               got ? expert[0] : -1);
 }
@@ -161,7 +161,7 @@ static double first_weight(moe_router r) {
     double z[4] = {2, 1, 0, -1}, s[4], weight[4], lse;
     int32_t expert[4];
     moe_router_scores(&r, z, s, &lse);
-    moe_router_select(&r, z, s, expert, weight);
+    moe_router_select(&r, 0, z, s, expert, weight);
     return weight[0];
 }
 
