@@ -22,8 +22,6 @@ static void init_gate(moe_layer *layer, const moe_config *c) {
 }
 
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index) {
-    static const uint32_t routed_stream[3] = {MOE_RNG_EXPERT_W1, MOE_RNG_EXPERT_W2, MOE_RNG_EXPERT_W3};
-    static const uint32_t shared_stream[3] = {MOE_RNG_SHARED_W1, MOE_RNG_SHARED_W2, MOE_RNG_SHARED_W3};
     const moe_config *c = context->config;
     const moe_placement *p = &context->placement;
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
@@ -40,13 +38,24 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
             layer->norm[i] = 1;
         }
     }
-    const int32_t *ids = p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device;
-    moe_ffn_init(&layer->experts, (enum moe_expert_type)c->model.expert_type,
-                 (int64_t)context->batch->num_local_devices * p->slots_per_device, h, f, c->run.seed, index, ids, routed_stream);
-    int32_t zero = 0;
-    if (c->model.num_shared_experts > 0)
-        moe_ffn_init(&layer->shared, (enum moe_expert_type)c->model.expert_type, 1, h, f * c->model.num_shared_experts, c->run.seed, index,
-                     &zero, shared_stream);
+    moe_ffn_shape shape = {.type = (enum moe_expert_type)c->model.expert_type,
+                           .count = (int64_t)context->batch->num_local_devices * p->slots_per_device,
+                           .hidden = h,
+                           .width = f,
+                           .rank = c->model.lora_rank,
+                           .lora_alpha = c->model.lora_alpha,
+                           .zero_b = c->run.mode == MOE_MODE_TRAIN,
+                           .seed = c->run.seed,
+                           .layer = index,
+                           .id = p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device};
+    moe_ffn_init(&layer->experts, &shape);
+    if (c->model.num_shared_experts == 0) return;
+    shape.shared = true;
+    shape.count = 1;
+    shape.width = f * c->model.num_shared_experts;
+    shape.id = NULL;
+    if (shape.type == MOE_EXPERT_LORA) shape.type = MOE_EXPERT_SWIGLU;
+    moe_ffn_init(&layer->shared, &shape);
 }
 
 void moe_layer_free(moe_layer *layer) {

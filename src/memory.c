@@ -42,7 +42,7 @@ typedef struct sizes { /* of the fullest rank */
 
 static int64_t matrices(int expert_type) {
     if (expert_type == MOE_EXPERT_IDENTITY) return 0;
-    return expert_type == MOE_EXPERT_SWIGLU ? 3 : 2;
+    return expert_type == MOE_EXPERT_SWIGLU || expert_type == MOE_EXPERT_LORA ? 3 : 2;
 }
 
 /* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per token in mode token. */
@@ -68,14 +68,25 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
 
 /* --- parameters ---------------------------------------------------------------------------------------------------------------------------- */
 
-static int64_t parameters_of_expert(const moe_config *c) {
+static int64_t parameters_of_ffn(const moe_config *c) {
     return mul3(matrices(c->model.expert_type), c->model.hidden_size, c->model.moe_intermediate_size);
+}
+
+/* What an expert has of its own: its FFN, or with LoRA its adapters of the three matrices. */
+static int64_t parameters_of_expert(const moe_config *c) {
+    if (c->model.expert_type != MOE_EXPERT_LORA) return parameters_of_ffn(c);
+    return mul3(matrices(c->model.expert_type), c->model.lora_rank, add(c->model.hidden_size, c->model.moe_intermediate_size));
+}
+
+/* The frozen base of LoRA experts, on every rank. */
+static int64_t frozen_parameters(const moe_config *c) {
+    return c->model.expert_type == MOE_EXPERT_LORA ? mul(c->model.num_layers, parameters_of_ffn(c)) : 0;
 }
 
 /* Per layer: the routed experts; gate [N,H], norm [H] and every shared expert. Language model: embedding [context,256,H], norm [H], head [256,H]. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t h = c->model.hidden_size, expert = parameters_of_expert(c), norm = c->model.norm == MOE_NORM_NONE ? 0 : h;
-    const int64_t layer = add(add(mul(c->model.num_experts, h), norm), mul(c->model.num_shared_experts, expert));
+    const int64_t layer = add(add(mul(c->model.num_experts, h), norm), mul(c->model.num_shared_experts, parameters_of_ffn(c)));
     moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
                                   .replicated = mul(c->model.num_layers, layer)};
     if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT)
@@ -180,7 +191,7 @@ static int64_t input(const moe_config *c, int64_t tokens) {
 
 moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
     const sizes s = sizes_of(c, num_tokens_global);
-    moe_memory m = {.weights = mul(local_parameters(c, &s), sizeof(real)),
+    moe_memory m = {.weights = mul(add(local_parameters(c, &s), frozen_parameters(c)), sizeof(real)),
                     .gradients = gradients(c, &s),
                     .optimizer = optimizer(c, &s),
                     .activations = activations(c, &s),

@@ -26,7 +26,7 @@ def real_text(value, digits=6):
 
 
 def bytes_text(value):
-    """Binary units, as on moesim's screen."""
+    """Binary units, as on moesim's screen; four digits, as in the charts."""
     if value is None:
         return NONE
     sign, value, unit = "−" if value < 0 else "", abs(value), "B"
@@ -34,7 +34,7 @@ def bytes_text(value):
         if value < 1023.95:
             break
         value, unit = value / 1024, larger
-    return f"{sign}{value:.0f} B" if unit == "B" else f"{sign}{value:.{2 if value < 9.995 else 1}f} {unit}"
+    return f"{sign}{value:.0f} B" if unit == "B" else f"{sign}{value:.4g} {unit}"
 
 
 def seconds_text(value):
@@ -246,7 +246,8 @@ def difference(value, base, text):
         return "="
     sign = "+" if value > base else ""
     part = f" ({sign}{share_text((value - base) / abs(base))})" if base and text is not share_text else ""
-    return f"{sign}{text(value - base)}{' points' if text is share_text else ''}{part}"
+    amount = text(value - base).replace(" %", " points") if text is share_text else text(value - base)
+    return f"{sign}{amount}{part}"
 
 
 def compared_config(folders):

@@ -11,7 +11,12 @@ const state = {layer: -1, heat: "count", metric: "max_over_mean", unit: "rows", 
 
 const LOSS_NAMES = {expert: "expert", device: "device", comm: "communication", z: "z (logits)"};
 const LEVEL_NAMES = {same_device: "same device", same_node: "same node", across_nodes: "across nodes"};
-const DIRECTION_NAMES = {dispatch: "dispatch", combine: "combine", dispatch_backward: "dispatch, backward", combine_backward: "combine, backward"};
+const DIRECTION_NAMES = {
+  dispatch: "dispatch",
+  combine: "combine",
+  dispatch_backward: "dispatch, backward",
+  combine_backward: "combine, backward",
+};
 
 /* --- numbers as text --- */
 
@@ -28,7 +33,8 @@ function realText(value, digits = 6) {
 }
 
 function scaledText(value, base, units, digits) {
-  let size = Math.abs(value), unit = 0;
+  let size = Math.abs(value),
+    unit = 0;
   for (; unit < units.length - 1 && size >= base - 0.05; unit++) size /= base;
   return `${value < 0 ? MINUS : ""}${unit === 0 ? Math.round(size) : Number(size.toPrecision(digits))} ${units[unit]}`;
 }
@@ -47,13 +53,19 @@ function secondsText(value) {
   return value >= 1e-3 ? `${Number((value * 1e3).toPrecision(3))} ms` : `${Number((value * 1e6).toPrecision(3))} \u00b5s`;
 }
 
-const share = (part, whole) => (whole ? `${Number((100 * part / whole).toPrecision(3))} %` : "\u2013");
+const share = (part, whole) => (whole ? `${Number(((100 * part) / whole).toPrecision(3))} %` : "\u2013");
+/* Largest absolute value of several matrices; null counts as 0. */
+const largest = (matrices) =>
+  matrices
+    .filter(Boolean)
+    .flat(2)
+    .reduce((most, value) => Math.max(most, Math.abs(value ?? 0)), 0);
 const sum = (values) => values.reduce((total, value) => total + value, 0);
-const plural = (count, word) => `${countText(count)} ${word}${count === 1 ? "" : "s"}`;
 
 /* Steps of whole binary units: d3's "k" and "M" would be decimal. */
 function bytesAxis(values, title) {
-  const largest = Math.max(1, ...values), smallest = Math.min(0, ...values);
+  const largest = Math.max(1, ...values),
+    smallest = Math.min(0, ...values);
   let step = 1;
   while ((largest - smallest) / step > 6) step *= 2;
   const ticks = [];
@@ -72,18 +84,45 @@ const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "x", "star"];
 const HATCHES = ["", "/", ".", "x", "\\", "+"];
 
+/* Bars tell apart without colour too. */
+function barMarker(index) {
+  return {
+    color: series(index),
+    pattern: {shape: HATCHES[index % HATCHES.length], fillmode: "overlay", fgcolor: colour("paper"), fgopacity: 0.55, size: 6},
+  };
+}
+
 /* Around 0: blue below, vermilion above, the paper's colour between. */
 function diverging() {
-  return [[0, colour("c0")], [0.5, colour("grid")], [1, colour("c1")]];
+  return [
+    [0, colour("c0")],
+    [0.5, colour("grid")],
+    [1, colour("c1")],
+  ];
 }
 
 function baseLayout() {
-  const axis = () => ({gridcolor: colour("grid"), linecolor: colour("line"), zerolinecolor: colour("line"), automargin: true, ticks: "outside", tickcolor: colour("line"),
-                       title: {font: {size: 12}, standoff: 8}});
+  const axis = () => ({
+    gridcolor: colour("grid"),
+    linecolor: colour("line"),
+    zeroline: false,
+    automargin: true,
+    ticks: "outside",
+    tickcolor: colour("line"),
+    title: {font: {size: 12}, standoff: 8},
+  });
   return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: {color: colour("ink"), family: "system-ui, 'Noto Sans', 'DejaVu Sans', sans-serif", size: 12},
-    margin: {l: 60, r: 20, t: 24, b: 44}, xaxis: axis(), yaxis: axis(), hoverlabel: {bgcolor: colour("panel"), bordercolor: colour("line"), font: {color: colour("ink")}},
-    legend: {orientation: "h", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)"}, bargap: 0.15, dragmode: "zoom",
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: {color: colour("ink"), family: "system-ui, 'Noto Sans', 'DejaVu Sans', sans-serif", size: 12},
+    margin: {l: 60, r: 20, t: 24, b: 44},
+    xaxis: axis(),
+    yaxis: axis(),
+    hoverlabel: {bgcolor: colour("panel"), bordercolor: colour("line"), font: {color: colour("ink")}},
+    modebar: {bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("ink")},
+    legend: {orientation: "h", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)"},
+    bargap: 0.15,
+    dragmode: "zoom",
   };
 }
 
@@ -99,8 +138,15 @@ function merged(base, extra) {
 
 /* --- charts --- */
 
-const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
-const charts = new Map();   // id -> {build, uses}
+/* Buttons that stay on this machine only: by default there is one that would send the chart to Plotly's site. */
+const CONFIG = {
+  responsive: true,
+  displaylogo: false,
+  showSendToCloud: false,
+  plotlyServerURL: "",
+  modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "resetScale2d"]],
+};
+const charts = new Map(); // id -> {build, uses}
 
 /* `uses`: which entries of `state` change the chart. A chart without an element on this page, or without anything to draw (null), is left out. */
 function chart(id, uses, build) {
@@ -108,13 +154,15 @@ function chart(id, uses, build) {
 }
 
 function withoutChart(element) {
-  const figure = element.closest("figure") ?? element, heading = element.previousElementSibling;
+  const figure = element.closest("figure") ?? element,
+    heading = element.previousElementSibling;
   figure.hidden = true;
   if (heading?.tagName === "H3") heading.hidden = true;
 }
 
 function draw(id, width) {
-  const element = document.getElementById(id), built = charts.get(id).build();
+  const element = document.getElementById(id),
+    built = charts.get(id).build();
   if (!built) {
     withoutChart(element);
     charts.delete(id);
@@ -141,16 +189,32 @@ function lineMode(count) {
 function stepLine(run, path, name, index, text = realText) {
   const values = run.steps.series[path];
   if (!values) return null;
-  return {type: "scatter", mode: lineMode(values.length), name, x: run.steps.step, y: values, line: {color: series(index), width: 2, dash: DASHES[Math.floor(index / 9) % 5]},
-          marker: {symbol: SYMBOLS[index % 6], size: 6, color: series(index)}, customdata: values.map((value) => text(value)),
-          hovertemplate: `step %{x}<br>${name}: %{customdata}<extra></extra>`};
+  return {
+    type: "scatter",
+    mode: lineMode(values.length),
+    name,
+    x: run.steps.step,
+    y: values,
+    line: {color: series(index), width: 2, dash: DASHES[Math.floor(index / 9) % 5]},
+    marker: {symbol: SYMBOLS[index % 6], size: 6, color: series(index)},
+    customdata: values.map((value) => text(value)),
+    hovertemplate: `step %{x}<br>${name}: %{customdata}<extra></extra>`,
+  };
 }
 
 /* A dashed level across the steps of a run. */
 function levelLine(run, value, name, index) {
-  const steps = run.steps.step, ends = steps.length > 1 ? [steps[0], steps[steps.length - 1]] : [steps[0] - 0.5, steps[0] + 0.5];
-  return {type: "scatter", mode: "lines", name, x: ends, y: [value, value], line: {color: series(index), width: 1.5, dash: "dash"},
-          hovertemplate: `${name}: ${realText(value)}<extra></extra>`};
+  const steps = run.steps.step,
+    ends = steps.length > 1 ? [steps[0], steps[steps.length - 1]] : [steps[0] - 0.5, steps[0] + 0.5];
+  return {
+    type: "scatter",
+    mode: "lines",
+    name,
+    x: ends,
+    y: [value, value],
+    line: {color: series(index), width: 1.5, dash: "dash"},
+    hovertemplate: `${name}: ${realText(value)}<extra></extra>`,
+  };
 }
 
 const stepAxis = () => ({title: {text: "step"}, tickformat: "d", rangemode: "normal"});

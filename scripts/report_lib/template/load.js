@@ -21,65 +21,174 @@ function deviceOf(expert) {
 chart("chart-heat", ["layer", "heat"], () => {
   const load = RUN.load;
   if (!load) return null;
-  const means = heatMeans(load), columns = means[0].length, ratio = state.heat === "ratio";
+  const means = heatMeans(load),
+    columns = means[0].length,
+    ratio = state.heat === "ratio";
   const column = means[0].map((_, step) => sum(means.map((row) => row[step])) / means.length);
   const relative = means.map((row) => row.map((value, step) => (column[step] ? value / column[step] : 0)));
-  const text = means.map((row, expert) => row.map((value, step) =>
-    `step ${span(step, load.steps_per_bin, load.steps)}<br>expert ${span(expert, load.experts_per_bin, load.experts)}${load.experts_per_bin === 1 ? deviceOf(expert) : ""}` +
-    `<br>${countText(value)} selections${load.steps_per_bin * load.experts_per_bin > 1 ? " (mean)" : ""}<br>${realText(relative[expert][step], 3)} × mean`));
-  const trace = {type: "heatmap", z: ratio ? relative : means, x: Array.from({length: columns}, (_, step) => step * load.steps_per_bin + (load.steps_per_bin - 1) / 2),
-                 y: means.map((_, expert) => expert * load.experts_per_bin + (load.experts_per_bin - 1) / 2), colorscale: "Cividis", zmin: 0, hoverinfo: "text", text, hovertemplate: "%{text}<extra></extra>",
-                 colorbar: {title: {text: ratio ? "× mean" : "selections<br>a step", side: "top"}, thickness: 14, outlinewidth: 0}};
-  return {traces: [trace], layout: {xaxis: {...stepAxis(), showgrid: false, zeroline: false}, yaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false, zeroline: false, autorange: "reversed", tickformat: "d"}}};
+  const text = means.map((row, expert) =>
+    row.map(
+      (value, step) =>
+        `step ${span(step, load.steps_per_bin, load.steps)}<br>expert ${span(expert, load.experts_per_bin, load.experts)}${load.experts_per_bin === 1 ? deviceOf(expert) : ""}` +
+        `<br>${countText(value)} selections${load.steps_per_bin * load.experts_per_bin > 1 ? " (mean)" : ""}<br>${realText(relative[expert][step], 3)} × mean`,
+    ),
+  );
+  const trace = {
+    type: "heatmap",
+    z: ratio ? relative : means,
+    x: Array.from({length: columns}, (_, step) => step * load.steps_per_bin + (load.steps_per_bin - 1) / 2),
+    y: means.map((_, expert) => expert * load.experts_per_bin + (load.experts_per_bin - 1) / 2),
+    colorscale: "Cividis",
+    zmin: 0,
+    zmax: largest([ratio ? relative : means]) || 1,
+    hoverinfo: "text",
+    text,
+    hovertemplate: "%{text}<extra></extra>",
+    colorbar: {title: {text: ratio ? "× mean" : "selections<br>a step", side: "top"}, thickness: 14, outlinewidth: 0},
+  };
+  return {
+    traces: [trace],
+    layout: {
+      xaxis: {...stepAxis(), showgrid: false, zeroline: false},
+      yaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false, zeroline: false, autorange: "reversed", tickformat: "d"},
+    },
+  };
 });
 
 /* Thin lines where a device's experts end, if there are few. */
 function deviceEdges() {
   if (!RUN.block || RUN.devices < 2 || RUN.devices > 32) return [];
-  return Array.from({length: RUN.devices - 1}, (_, device) => ({type: "line", xref: "x", yref: "paper", x0: (device + 1) * RUN.experts / RUN.devices - 0.5,
-                                                                 x1: (device + 1) * RUN.experts / RUN.devices - 0.5, y0: 0, y1: 1, line: {color: colour("line"), width: 1, dash: "dot"}}));
+  return Array.from({length: RUN.devices - 1}, (_, device) => ({
+    type: "line",
+    xref: "x",
+    yref: "paper",
+    x0: ((device + 1) * RUN.experts) / RUN.devices - 0.5,
+    x1: ((device + 1) * RUN.experts) / RUN.devices - 0.5,
+    y0: 0,
+    y1: 1,
+    line: {color: colour("line"), width: 1, dash: "dot"},
+  }));
 }
 
 function expertBars(name, values, index, mean) {
-  return {type: "bar", name, x: values.map((_, expert) => expert), y: values, marker: {color: series(index), pattern: {shape: HATCHES[index % 6], fgcolor: colour("paper"), size: 5}},
-          customdata: values.map((value, expert) => [countText(value), deviceOf(expert), mean ? `<br>${realText(value / mean, 3)} × mean` : ""]),
-          hovertemplate: `expert %{x}%{customdata[1]}<br>${name}: %{customdata[0]}%{customdata[2]}<extra></extra>`};
+  return {
+    type: "bar",
+    name,
+    x: values.map((_, expert) => expert),
+    y: values,
+    marker: barMarker(index),
+    customdata: values.map((value, expert) => [countText(value), deviceOf(expert), mean ? `<br>${realText(value / mean, 3)} × mean` : ""]),
+    hovertemplate: `expert %{x}%{customdata[1]}<br>${name}: %{customdata[0]}%{customdata[2]}<extra></extra>`,
+  };
 }
 
 chart("chart-experts", ["layer"], () => {
   const values = ofLayer(RUN, "counts_per_expert");
   if (!values.length) return null;
   const mean = sum(values) / values.length;
-  const level = {type: "scatter", mode: "lines", name: `mean ${countText(mean)}`, x: [-0.5, values.length - 0.5], y: [mean, mean], line: {color: series(8), width: 1.5, dash: "dash"}, hoverinfo: "skip"};
-  return {traces: [expertBars("selections", values, 0, mean), level],
-          layout: {bargap: values.length > 64 ? 0 : 0.15, xaxis: {title: {text: `expert${layerText(RUN)}${RUN.block && RUN.devices <= 32 ? "; dotted: devices" : ""}`}, showgrid: false}, yaxis: {title: {text: "selections"}}, shapes: deviceEdges()}};
+  const level = {
+    type: "scatter",
+    mode: "lines",
+    name: `mean ${countText(mean)}`,
+    x: [-0.5, values.length - 0.5],
+    y: [mean, mean],
+    line: {color: series(8), width: 1.5, dash: "dash"},
+    hoverinfo: "skip",
+  };
+  return {
+    traces: [expertBars("selections", values, 0, mean), level],
+    layout: {
+      bargap: values.length > 64 ? 0 : 0.15,
+      xaxis: {title: {text: `expert${layerText(RUN)}${RUN.block && RUN.devices <= 32 ? "; dotted: devices" : ""}`}, showgrid: false},
+      yaxis: {title: {text: "selections"}},
+      shapes: deviceEdges(),
+    },
+  };
 });
 
 chart("chart-devices", ["layer"], () => {
-  const kinds = [["counts_per_device", "selections"], ["distinct_tokens_per_device", "distinct tokens (f'')"], ["received_rows", "rows received"], ["sent_rows", "rows sent"]];
-  const traces = kinds.map(([key, name], index) => [name, ofLayer(RUN, key), index]).filter(([, values]) => values.length).map(([name, values, index]) => {
-    const mean = sum(values) / values.length;
-    return {type: "bar", name, x: values.map((_, device) => device), y: values, marker: {color: series(index), pattern: {shape: HATCHES[index], fgcolor: colour("paper"), size: 5}},
-            customdata: values.map((value) => [countText(value), mean ? realText(value / mean, 3) : "\u2013"]), hovertemplate: `device %{x}<br>${name}: %{customdata[0]}, %{customdata[1]} × mean<extra></extra>`};
-  });
+  const kinds = [
+    ["counts_per_device", "selections"],
+    ["distinct_tokens_per_device", "distinct tokens (f'')"],
+    ["received_rows", "rows received"],
+    ["sent_rows", "rows sent"],
+  ];
+  const traces = kinds
+    .map(([key, name], index) => [name, ofLayer(RUN, key), index])
+    .filter(([, values]) => values.length)
+    .map(([name, values, index]) => {
+      const mean = sum(values) / values.length;
+      return {
+        type: "bar",
+        name,
+        x: values.map((_, device) => device),
+        y: values,
+        marker: barMarker(index),
+        customdata: values.map((value) => [countText(value), mean ? realText(value / mean, 3) : "\u2013"]),
+        hovertemplate: `device %{x}<br>${name}: %{customdata[0]}, %{customdata[1]} × mean<extra></extra>`,
+      };
+    });
   if (!traces.length) return null;
-  return {traces, layout: {barmode: "group", xaxis: {title: {text: `device${layerText(RUN)}`}, showgrid: false, dtick: RUN.devices <= 16 ? 1 : undefined}, yaxis: {title: {text: "selections, tokens, rows"}}}};
+  return {
+    traces,
+    layout: {
+      barmode: "group",
+      xaxis: {title: {text: `device${layerText(RUN)}`}, showgrid: false, dtick: RUN.devices <= 16 ? 1 : undefined},
+      yaxis: {title: {text: "selections, tokens, rows"}},
+    },
+  };
 });
 
 chart("chart-reach", ["layer"], () => {
-  const values = ofLayer(RUN, "tokens_by_reach"), all = sum(values);
+  const values = ofLayer(RUN, "tokens_by_reach"),
+    all = sum(values);
   if (!all) return null;
-  const last = values.reduce((most, value, devices) => (value ? devices : most), 0), shown = values.slice(0, Math.max(last, 3) + 1);
-  return {traces: [{type: "bar", name: "tokens", x: shown.map((_, devices) => (devices === 64 ? "64+" : `${devices}`)), y: shown, marker: {color: series(5)}, text: shown.map((value) => (value ? share(value, all) : "")),
-                    textposition: "auto", customdata: shown.map(countText), hovertemplate: "%{x} devices: %{customdata} tokens<extra></extra>"}],
-          layout: {xaxis: {title: {text: `devices per token${layerText(RUN)}`}, type: "category", showgrid: false}, yaxis: {title: {text: "tokens"}}}};
+  const last = values.reduce((most, value, devices) => (value ? devices : most), 0),
+    shown = values.slice(0, Math.max(last, 3) + 1);
+  return {
+    traces: [
+      {
+        type: "bar",
+        name: "tokens",
+        x: shown.map((_, devices) => (devices === 64 ? "64+" : `${devices}`)),
+        y: shown,
+        marker: {color: series(5)},
+        text: shown.map((value) => (value ? share(value, all) : "")),
+        textposition: "auto",
+        customdata: shown.map(countText),
+        hovertemplate: "%{x} devices: %{customdata} tokens<extra></extra>",
+      },
+    ],
+    layout: {xaxis: {title: {text: `devices per token${layerText(RUN)}`}, type: "category", showgrid: false}, yaxis: {title: {text: "tokens"}}},
+  };
 });
 
 chart("chart-drops", ["layer"], () => {
-  const chosen = ofLayer(RUN, "counts_per_expert"), kept = ofLayer(RUN, "kept_per_expert");
+  const chosen = ofLayer(RUN, "counts_per_expert"),
+    kept = ofLayer(RUN, "kept_per_expert");
   if (!chosen.length || !kept.length) return null;
-  const dropped = chosen.map((count, expert) => count - kept[expert]), moved = dropped.map((count) => Math.max(-count, 0));
-  const traces = [expertBars("kept", kept.map((count, expert) => count - moved[expert]), 0), expertBars("dropped", dropped.map((count) => Math.max(count, 0)), 1)];
+  const dropped = chosen.map((count, expert) => count - kept[expert]),
+    moved = dropped.map((count) => Math.max(-count, 0));
+  const traces = [
+    expertBars(
+      "kept",
+      kept.map((count, expert) => count - moved[expert]),
+      0,
+    ),
+    expertBars(
+      "dropped",
+      dropped.map((count) => Math.max(count, 0)),
+      1,
+    ),
+  ];
   if (sum(moved)) traces.push(expertBars("taken over (next choice)", moved, 2));
-  return {traces, layout: {barmode: "stack", bargap: chosen.length > 64 ? 0 : 0.15, xaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false}, yaxis: {title: {text: "selections"}}}};
+  return {
+    traces,
+    layout: {
+      barmode: "stack",
+      bargap: chosen.length > 64 ? 0 : 0.15,
+      xaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false},
+      yaxis: {title: {text: "selections"}},
+    },
+  };
 });

@@ -1,16 +1,26 @@
 /* losses.js: losses, quality, balance and phases over steps, of one run. */
 
 function lossNames(group) {
-  return Object.keys(RUN.steps.series).filter((path) => path.startsWith(`${group}.`)).map((path) => path.slice(group.length + 1));
+  return Object.keys(RUN.steps.series)
+    .filter((path) => path.startsWith(`${group}.`))
+    .map((path) => path.slice(group.length + 1));
 }
 
 const lossName = (name) => LOSS_NAMES[name] ?? name.replaceAll("_", " ");
+
+/* Losses by their value at balance: [[value, names]]. */
+function levels(names) {
+  const byValue = new Map();
+  for (const name of names) byValue.set(RUN.ideal[name], [...(byValue.get(RUN.ideal[name]) ?? []), name]);
+  return [...byValue];
+}
 
 chart("chart-loss-raw", [], () => {
   const names = lossNames("loss_raw").filter((name) => RUN.ideal[name] !== undefined);
   if (!names.length) return null;
   const traces = names.map((name, index) => stepLine(RUN, `loss_raw.${name}`, lossName(name), index));
-  names.forEach((name, index) => traces.push(levelLine(RUN, RUN.ideal[name], `${lossName(name)} at balance`, index)));
+  for (const [value, which] of levels(names))
+    traces.push(levelLine(RUN, value, `${which.map(lossName).join(", ")} at balance`, names.indexOf(which[0])));
   return {traces, layout: {xaxis: stepAxis(), yaxis: {title: {text: "loss, raw (α = 1)"}}}};
 });
 
@@ -25,18 +35,31 @@ chart("chart-loss-weighted", [], () => {
   const names = lossNames("loss").filter((name) => name === "total" || RUN.steps.series[`loss.${name}`].some((value) => value));
   if (!names.length) return null;
   const order = ["expert", "device", "comm", "z"];
-  const traces = names.map((name, index) => stepLine(RUN, `loss.${name}`, lossName(name), name === "total" ? 8 : order.includes(name) ? order.indexOf(name) : index));
+  const traces = names.map((name, index) =>
+    stepLine(RUN, `loss.${name}`, lossName(name), name === "total" ? 8 : order.includes(name) ? order.indexOf(name) : index),
+  );
   return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "α × raw"}, rangemode: "tozero"}}};
 });
 
 chart("chart-quality", [], () => {
   const both = RUN.steps.series.lm_loss && RUN.steps.series.task_loss;
   const same = both && RUN.steps.series.lm_loss.every((value, index) => value === RUN.steps.series.task_loss[index]);
-  const traces = [stepLine(RUN, "task_loss", same ? "task loss (language model)" : "task loss", 0), same ? null : stepLine(RUN, "lm_loss", "language model loss", 3)].filter(Boolean);
+  const traces = [
+    stepLine(RUN, "task_loss", same ? "task loss (language model)" : "task loss", 0),
+    same ? null : stepLine(RUN, "lm_loss", "language model loss", 3),
+  ].filter(Boolean);
   if (RUN.validation.step.length)
-    traces.push({type: "scatter", mode: "lines+markers", name: "validation loss", x: RUN.validation.step, y: RUN.validation.loss,
-                 line: {color: series(1), width: 2, dash: "dot"}, marker: {symbol: "diamond", size: 7, color: series(1)},
-                 customdata: RUN.validation.loss.map((value) => realText(value)), hovertemplate: "step %{x}<br>validation loss: %{customdata} nats<extra></extra>"});
+    traces.push({
+      type: "scatter",
+      mode: "lines+markers",
+      name: "validation loss",
+      x: RUN.validation.step,
+      y: RUN.validation.loss,
+      line: {color: series(1), width: 2, dash: "dot"},
+      marker: {symbol: "diamond", size: 7, color: series(1)},
+      customdata: RUN.validation.loss.map((value) => realText(value)),
+      hovertemplate: "step %{x}<br>validation loss: %{customdata} nats<extra></extra>",
+    });
   if (!traces.length) return null;
   return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "loss (nats)"}}}};
 });
@@ -53,16 +76,33 @@ single("chart-rate", "learning_rate", "learning rate", 4);
 
 /* --- balance --- */
 
-const METRIC_TITLES = {max_over_mean: "max / mean", cv: "CV (standard deviation / mean)", gini: "Gini coefficient", idle: "idle (mean number over layers)"};
-const LOAD_NAMES = {expert: "selections by expert", device: "selections by device", received: "rows received by device", sent: "rows sent by device",
-                    node: "selections by node", node_received: "rows received by node"};
+const METRIC_TITLES = {
+  max_over_mean: "max / mean",
+  cv: "CV (standard deviation / mean)",
+  gini: "Gini coefficient",
+  idle: "idle (mean number over layers)",
+};
+const LOAD_NAMES = {
+  expert: "selections by expert",
+  device: "selections by device",
+  received: "rows received by device",
+  sent: "rows sent by device",
+  node: "selections by node",
+  node_received: "rows received by node",
+};
 
 chart("chart-balance", ["metric"], () => {
   const several = RUN.per_node < RUN.devices;
   const loads = Object.keys(LOAD_NAMES).filter((load) => several || !load.startsWith("node"));
   const traces = loads.map((load, index) => stepLine(RUN, `balance.${load}.${state.metric}`, LOAD_NAMES[load], index)).filter(Boolean);
   if (!traces.length) return null;
-  return {traces, layout: {xaxis: stepAxis(), yaxis: {title: {text: METRIC_TITLES[state.metric]}, rangemode: state.metric === "max_over_mean" ? "normal" : "tozero"}}};
+  return {
+    traces,
+    layout: {
+      xaxis: stepAxis(),
+      yaxis: {title: {text: METRIC_TITLES[state.metric]}, rangemode: state.metric === "max_over_mean" ? "normal" : "tozero"},
+    },
+  };
 });
 
 /* --- phases --- */
@@ -77,11 +117,18 @@ function phaseParts(phases, whole) {
 function phaseBars(runs) {
   const parts = runs.map((run) => {
     const steps = Math.max(run.num_steps, 1);
-    return Object.fromEntries(phaseParts(Object.fromEntries(Object.entries(run.phases).map(([name, seconds]) => [name, seconds / steps])), run.step_mean));
+    return Object.fromEntries(
+      phaseParts(Object.fromEntries(Object.entries(run.phases).map(([name, seconds]) => [name, seconds / steps])), run.step_mean),
+    );
   });
   const names = [...new Set(parts.flatMap((part) => Object.keys(part)))];
   return names.map((name, index) => ({
-    type: "bar", orientation: "h", name, y: runs.map((run) => run.name), x: parts.map((part) => part[name] ?? 0), marker: {color: series(index), pattern: {shape: HATCHES[Math.floor(index / 9)]}},
+    type: "bar",
+    orientation: "h",
+    name,
+    y: runs.map((run) => run.name),
+    x: parts.map((part) => part[name] ?? 0),
+    marker: {color: series(index), pattern: {shape: HATCHES[Math.floor(index / 9)]}},
     customdata: parts.map((part) => [secondsText(part[name] ?? 0), share(part[name] ?? 0, sum(Object.values(part)))]),
     hovertemplate: `%{y}<br>${name}: %{customdata[0]}, %{customdata[1]} of a step<extra></extra>`,
   }));
@@ -89,7 +136,10 @@ function phaseBars(runs) {
 
 chart("chart-phases", [], () => {
   if (!Object.keys(RUN.phases).length) return null;
-  return {traces: phaseBars([RUN]), layout: {barmode: "stack", xaxis: {title: {text: "mean step (s)"}}, yaxis: {showticklabels: false}, legend: {traceorder: "normal"}}};
+  return {
+    traces: phaseBars([RUN]),
+    layout: {barmode: "stack", xaxis: {title: {text: "mean step (s)"}}, yaxis: {showticklabels: false}, legend: {traceorder: "normal"}},
+  };
 });
 
 chart("chart-phases-steps", [], () => {
@@ -98,9 +148,14 @@ chart("chart-phases-steps", [], () => {
   const bars = RUN.steps.step.length <= 60;
   const traces = names.map((name, index) => {
     const line = stepLine(RUN, `time.phases.${name}`, name, index, secondsText);
-    return bars ? {...line, type: "bar", mode: undefined, line: undefined, marker: {color: series(index)}} : {...line, mode: "lines", line: {color: series(index), width: 1}, stackgroup: "phases"};
+    return bars
+      ? {...line, type: "bar", mode: undefined, line: undefined, marker: {color: series(index)}}
+      : {...line, mode: "lines", line: {color: series(index), width: 1}, stackgroup: "phases"};
   });
   const whole = stepLine(RUN, "time.step", "whole step", 8, secondsText);
   if (whole) traces.push({...whole, mode: "lines", line: {color: series(8), width: 1.2, dash: "dot"}});
-  return {traces, layout: {barmode: "stack", xaxis: stepAxis(), yaxis: {title: {text: "seconds"}, rangemode: "tozero"}, legend: {traceorder: "normal"}}};
+  return {
+    traces,
+    layout: {barmode: "stack", xaxis: stepAxis(), yaxis: {title: {text: "seconds"}, rangemode: "tozero"}, legend: {traceorder: "normal"}},
+  };
 });

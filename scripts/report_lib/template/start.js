@@ -3,8 +3,10 @@
 
 function showState() {
   for (const input of document.querySelectorAll("input[data-state]")) input.value = state[input.dataset.state];
-  for (const output of document.querySelectorAll("output[data-show]")) output.value = state[output.dataset.show] < 0 ? "all" : state[output.dataset.show];
-  for (const button of document.querySelectorAll("button[data-state]")) button.setAttribute("aria-pressed", state[button.dataset.state] === button.dataset.value);
+  for (const output of document.querySelectorAll("output[data-show]"))
+    output.value = state[output.dataset.show] < 0 ? "all" : state[output.dataset.show];
+  for (const button of document.querySelectorAll("button[data-state]"))
+    button.setAttribute("aria-pressed", state[button.dataset.state] === button.dataset.value);
 }
 
 function choose(name, value) {
@@ -17,7 +19,8 @@ function choose(name, value) {
 function chooseTheme(theme) {
   if (theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme;
-  for (const button of document.querySelectorAll("[data-theme-choice]")) button.setAttribute("aria-pressed", button.dataset.themeChoice === theme);
+  for (const button of document.querySelectorAll("[data-theme-choice]"))
+    button.setAttribute("aria-pressed", button.dataset.themeChoice === theme);
   redraw();
 }
 
@@ -31,7 +34,7 @@ function listSections() {
   }
 }
 
-const PAPER_WIDTH = 695;   // CSS pixels between the margins of an A4 page
+const PAPER_WIDTH = 695; // CSS pixels between the margins of an A4 page
 
 /* On paper everything is light and as wide as the page. */
 function toPaper() {
@@ -47,9 +50,12 @@ function fromPaper() {
 }
 
 function start() {
-  for (const input of document.querySelectorAll("input[data-state]")) input.addEventListener("input", () => choose(input.dataset.state, Number(input.value)));
-  for (const button of document.querySelectorAll("button[data-state]")) button.addEventListener("click", () => choose(button.dataset.state, button.dataset.value));
-  for (const button of document.querySelectorAll("[data-theme-choice]")) button.addEventListener("click", () => chooseTheme(button.dataset.themeChoice));
+  for (const input of document.querySelectorAll("input[data-state]"))
+    input.addEventListener("input", () => choose(input.dataset.state, Number(input.value)));
+  for (const button of document.querySelectorAll("button[data-state]"))
+    button.addEventListener("click", () => choose(button.dataset.state, button.dataset.value));
+  for (const button of document.querySelectorAll("[data-theme-choice]"))
+    button.addEventListener("click", () => chooseTheme(button.dataset.themeChoice));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
   addEventListener("beforeprint", toPaper);
   addEventListener("afterprint", fromPaper);

@@ -9,45 +9,72 @@ function levelOf(run, from, to) {
 function matrixOf(run) {
   const layers = state.layer >= 0 ? [state.layer] : run.matrix.rows.map((_, layer) => layer);
   if (layers[0] >= run.matrix.rows.length) return null;
-  const bytes = state.unit === "bytes", factor = layers.map((layer) => (bytes ? run.layer[layer]?.row_bytes ?? 0 : 1));
-  return run.matrix.rows[layers[0]].map((row, from) => row.map((_, to) => {
-    if (run.matrix.devices_per_bin === 1 && state.level !== "all" && levelOf(run, from, to) !== state.level) return null;
-    return sum(layers.map((layer, index) => run.matrix.rows[layer][from][to] * factor[index]));
-  }));
+  const bytes = state.unit === "bytes",
+    factor = layers.map((layer) => (bytes ? (run.layer[layer]?.row_bytes ?? 0) : 1));
+  return run.matrix.rows[layers[0]].map((row, from) =>
+    row.map((_, to) => {
+      if (run.matrix.devices_per_bin === 1 && state.level !== "all" && levelOf(run, from, to) !== state.level) return null;
+      return sum(layers.map((layer, index) => run.matrix.rows[layer][from][to] * factor[index]));
+    }),
+  );
 }
 
 function matrixText(run, cells, from, to) {
-  const size = run.matrix.devices_per_bin, value = cells[from][to];
+  const size = run.matrix.devices_per_bin,
+    value = cells[from][to];
   if (value === null) return "";
   const level = size === 1 ? ` (${LEVEL_NAMES[levelOf(run, from, to)]})` : "";
   return `device ${span(from, size, run.devices)} → ${span(to, size, run.devices)}${level}<br>${amountText(value, state.unit)}`;
 }
 
 function matrixTrace(run, cells, extra) {
-  const size = run.matrix.devices_per_bin, places = cells.map((_, index) => index * size + (size - 1) / 2);
-  return {type: "heatmap", z: cells, x: places, y: places, colorscale: "Viridis", zmin: 0, text: cells.map((row, from) => row.map((_, to) => matrixText(run, cells, from, to))),
-          hovertemplate: "%{text}<extra></extra>", hoverongaps: false, colorbar: matrixBar(cells), ...extra};
+  const size = run.matrix.devices_per_bin,
+    places = cells.map((_, index) => index * size + (size - 1) / 2);
+  return {
+    type: "heatmap",
+    z: cells,
+    x: places,
+    y: places,
+    colorscale: "Viridis",
+    zmin: 0,
+    zmax: largest([cells]) || 1,
+    text: cells.map((row, from) => row.map((_, to) => matrixText(run, cells, from, to))),
+    hovertemplate: "%{text}<extra></extra>",
+    hoverongaps: false,
+    colorbar: matrixBar(cells),
+    ...extra,
+  };
 }
 
 function matrixBar(cells) {
-  const values = cells.flat().filter((value) => value !== null), bar = {title: {text: state.unit === "bytes" ? "payload" : "rows", side: "top"}, thickness: 14, outlinewidth: 0};
+  const values = cells.flat().filter((value) => value !== null),
+    bar = {title: {text: state.unit === "bytes" ? "payload" : "rows", side: "top"}, thickness: 14, outlinewidth: 0};
   return state.unit === "bytes" ? {...bar, ...merged(bytesAxis(values, "payload"), {title: {side: "top"}})} : bar;
 }
 
 /* White lines where nodes end. */
 function nodeEdges(run) {
-  const nodes = Math.ceil(run.devices / run.per_node), lines = [];
+  const nodes = Math.ceil(run.devices / run.per_node),
+    lines = [];
   if (nodes < 2 || nodes > 32 || run.matrix.devices_per_bin > 1) return lines;
   for (let node = 1; node < nodes; node++) {
-    const at = node * run.per_node - 0.5, line = {color: "#ffffff", width: 1};
-    lines.push({type: "line", x0: at, x1: at, y0: -0.5, y1: run.devices - 0.5, line}, {type: "line", y0: at, y1: at, x0: -0.5, x1: run.devices - 0.5, line});
+    const at = node * run.per_node - 0.5,
+      line = {color: "#ffffff", width: 1};
+    lines.push(
+      {type: "line", x0: at, x1: at, y0: -0.5, y1: run.devices - 0.5, line},
+      {type: "line", y0: at, y1: at, x0: -0.5, x1: run.devices - 0.5, line},
+    );
   }
   return lines;
 }
 
 function matrixLayout(run) {
   const axis = {showgrid: false, zeroline: false, constrain: "domain", tickformat: "d", dtick: run.devices <= 16 ? 1 : undefined};
-  return {xaxis: {...axis, title: {text: `to device${layerText(run)}`}}, yaxis: {...axis, title: {text: "from device"}, autorange: "reversed", scaleanchor: "x"}, shapes: nodeEdges(run)};
+  return {
+    xaxis: {...axis, title: {text: `to device${layerText(run)}`}},
+    yaxis: {...axis, title: {text: "from device"}, autorange: "reversed", scaleanchor: "x"},
+    shapes: nodeEdges(run),
+  };
 }
 
 chart("chart-matrix", ["layer", "unit", "level"], () => {
@@ -60,23 +87,58 @@ chart("chart-matrix", ["layer", "unit", "level"], () => {
 chart("chart-waterfall", [], () => {
   const stages = RUN.waterfall;
   if (!stages.length) return null;
-  const names = stages.map((stage) => `${stage.sent ? "\u25a0 " : ""}${stage.name}`), first = stages[0].bytes;
-  const bars = {type: "bar", name: "payload", x: names, y: stages.map((stage) => stage.bytes), marker: {color: stages.map((stage) => series(stage.sent ? 2 : 0))}, text: stages.map((stage) => `${bytesText(stage.bytes)}<br>${share(stage.bytes, first)}`),
-                textposition: "auto", customdata: stages.map((stage) => [bytesText(stage.bytes), countText(stage.rows), share(stage.bytes, first)]),
-                hovertemplate: "%{x}<br>%{customdata[0]} in %{customdata[1]} rows<br>%{customdata[2]} of one row per selection<extra></extra>"};
+  const names = stages.map((stage) => `${stage.sent ? "\u25a0 " : ""}${stage.name}`),
+    first = stages[0].bytes;
+  const bars = {
+    type: "bar",
+    name: "payload",
+    x: names,
+    y: stages.map((stage) => stage.bytes),
+    marker: {color: stages.map((stage) => series(stage.sent ? 2 : 0))},
+    text: stages.map((stage) => `${bytesText(stage.bytes)}<br>${share(stage.bytes, first)}`),
+    textposition: "auto",
+    customdata: stages.map((stage) => [bytesText(stage.bytes), countText(stage.rows), share(stage.bytes, first)]),
+    hovertemplate: "%{x}<br>%{customdata[0]} in %{customdata[1]} rows<br>%{customdata[2]} of one row per selection<extra></extra>",
+  };
   const saved = stages.map((stage, index) => (index ? stages[index - 1].bytes - stage.bytes : 0));
-  const steps = {type: "bar", name: "left out", x: names, y: saved.map(Math.abs), base: stages.map((stage, index) => (saved[index] >= 0 ? stage.bytes : stage.bytes + saved[index])), marker: {color: series(4), opacity: 0.45, pattern: {shape: "/", fgcolor: colour("c4")}},
-                 customdata: saved.map((value) => bytesText(-value)), text: saved.map((value) => (value ? bytesText(-value) : "")), textposition: "auto", hovertemplate: "%{x}<br>%{customdata} against the stage before<extra></extra>"};
-  return {traces: [bars, steps], layout: {barmode: "overlay", xaxis: {showgrid: false, type: "category"}, yaxis: bytesAxis(stages.map((stage) => stage.bytes), "payload of the dispatch, a step")}};
+  const steps = {
+    type: "bar",
+    name: "left out",
+    x: names,
+    y: saved.map(Math.abs),
+    base: stages.map((stage, index) => (saved[index] >= 0 ? stage.bytes : stage.bytes + saved[index])),
+    marker: {color: series(4), opacity: 0.45, pattern: {shape: "/", fgcolor: colour("c4")}},
+    customdata: saved.map((value) => bytesText(-value)),
+    text: saved.map((value) => (value ? bytesText(-value) : "")),
+    textposition: "auto",
+    hovertemplate: "%{x}<br>%{customdata} against the stage before<extra></extra>",
+  };
+  return {
+    traces: [bars, steps],
+    layout: {
+      barmode: "overlay",
+      xaxis: {showgrid: false, type: "category"},
+      yaxis: bytesAxis(
+        stages.map((stage) => stage.bytes),
+        "payload of the dispatch, a step",
+      ),
+    },
+  };
 });
 
 chart("chart-levels", [], () => {
   const directions = Object.keys(RUN.levels);
   if (!directions.length) return null;
   const traces = Object.entries(LEVEL_NAMES).map(([, name], level) => ({
-    type: "bar", name, x: directions.map((direction) => DIRECTION_NAMES[direction] ?? direction), y: directions.map((direction) => RUN.levels[direction][level].bytes),
-    marker: {color: series(level), pattern: {shape: HATCHES[level], fgcolor: colour("paper"), size: 5}},
-    customdata: directions.map((direction) => { const one = RUN.levels[direction][level]; return [bytesText(one.bytes), countText(one.rows), bytesText(one.metadata_bytes)]; }),
+    type: "bar",
+    name,
+    x: directions.map((direction) => DIRECTION_NAMES[direction] ?? direction),
+    y: directions.map((direction) => RUN.levels[direction][level].bytes),
+    marker: barMarker(level),
+    customdata: directions.map((direction) => {
+      const one = RUN.levels[direction][level];
+      return [bytesText(one.bytes), countText(one.rows), bytesText(one.metadata_bytes)];
+    }),
     hovertemplate: `%{x}, ${name}<br>%{customdata[0]} payload in %{customdata[1]} rows<br>metadata %{customdata[2]}<extra></extra>`,
   }));
   const stacked = directions.map((direction) => sum(RUN.levels[direction].map((one) => one.bytes)));
@@ -84,10 +146,27 @@ chart("chart-levels", [], () => {
 });
 
 chart("chart-volume", [], () => {
-  const lines = ["dispatch", "combine"].flatMap((direction, index) => [
-    stepLine(RUN, `volume.${direction}.logical_bytes`, `${direction}, all`, index * 2, bytesText),
-    stepLine(RUN, `volume.${direction}.remote_bytes`, `${direction}, to other devices`, index * 2 + 1, bytesText)]).filter(Boolean);
+  const lines = ["dispatch", "combine"]
+    .flatMap((direction, index) => [
+      stepLine(RUN, `volume.${direction}.logical_bytes`, `${direction}, all`, index * 2, bytesText),
+      stepLine(RUN, `volume.${direction}.remote_bytes`, `${direction}, to other devices`, index * 2 + 1, bytesText),
+    ])
+    .filter(Boolean);
   if (!lines.length) return null;
-  lines.forEach((line, index) => { line.line.dash = DASHES[index % 5]; });
-  return {traces: lines, layout: {xaxis: stepAxis(), yaxis: {...bytesAxis(lines.flatMap((line) => line.y), "payload a step"), rangemode: "tozero"}}};
+  lines.forEach((line, index) => {
+    line.line.dash = DASHES[index % 5];
+  });
+  return {
+    traces: lines,
+    layout: {
+      xaxis: stepAxis(),
+      yaxis: {
+        ...bytesAxis(
+          lines.flatMap((line) => line.y),
+          "payload a step",
+        ),
+        rangemode: "tozero",
+      },
+    },
+  };
 });
