@@ -14,12 +14,6 @@ static const struct {
 } not_yet[] = {
     {"run.mode", "forward train", "generating"},
     {"model.attention", "none", "attention"},
-    {"router.method", "topk", "a method other than topk"},
-    {"router.noise", "0", "noise on the logits"},
-    {"router.expert_dropout", "0", "expert dropout"},
-    {"router.temperature", "1", "a temperature"},
-    {"balance.importance_loss", "0", "the importance loss"},
-    {"balance.aux_form", "deepseek", "a form of the expert loss other than deepseek"},
     {"exchange.mode", "selection token", "the two-level exchange"},
     {"exchange.chunks", "1", "exchange in chunks"},
     {"exchange.transport", "alltoallv", "a transport other than alltoallv"},
@@ -122,6 +116,32 @@ static int derive_segmentation(moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
+static bool ignores_scores(const moe_config *c) {
+    return c->router.method == MOE_METHOD_HASH || c->router.method == MOE_METHOD_RANDOM || c->router.method == MOE_METHOD_ROUND_ROBIN;
+}
+
+/* Experts that a token can choose among. */
+static int32_t most_in_kept_groups(const moe_config *c) {
+    const int64_t kept = (int64_t)c->router.topk_group * (c->model.num_experts / c->router.num_groups);
+    return c->router.group_limit == MOE_GROUP_NONE || kept > c->model.num_experts ? c->model.num_experts : (int32_t)kept;
+}
+
+/* Does the value of key k stand beside a method? A default does not, nor does a file's or a preset's beside --set router.method. */
+static bool stands(const moe_config *c, int k) {
+    return c->place[k] == MOE_PLACE_SET || (c->place[k] != MOE_PLACE_DEFAULT && c->place[KEY(router, method)] != MOE_PLACE_SET);
+}
+
+/* What a method implies where a key does not stand. */
+static void derive_method(moe_config *c) {
+    const bool chose_k = stands(c, KEY(router, top_k));
+    if (!chose_k && c->router.method == MOE_METHOD_SWITCH) c->router.top_k = 1;
+    if (!chose_k && c->router.method == MOE_METHOD_GSHARD) c->router.top_k = 2;
+    if (!chose_k && c->router.method == MOE_METHOD_TOP_P) c->router.top_k = most_in_kept_groups(c);
+    if (ignores_scores(c) && !stands(c, KEY(router, group_limit))) c->router.group_limit = MOE_GROUP_NONE;
+    if (c->router.method == MOE_METHOD_SINKHORN && c->place[KEY(router, score_func)] == MOE_PLACE_DEFAULT)
+        c->router.score_func = c->router.top_k == 1 ? MOE_SCORE_SIGMOID : MOE_SCORE_SOFTMAX; /* as Megatron-Core */
+}
+
 /* Zeros and keys not given become what they stand for. */
 static void derive_defaults(moe_config *c) {
     const bool loaded = c->model.load[0] != '\0';
@@ -134,6 +154,7 @@ static void derive_defaults(moe_config *c) {
     if (!c->given[KEY(model, norm)])
         c->model.norm = !loaded && (c->model.num_layers > 1 || c->run.mode == MOE_MODE_TRAIN) ? MOE_NORM_RMSNORM : MOE_NORM_NONE;
     if (recorded) c->run.steps = 1;
+    derive_method(c);
 }
 
 static int check_devices(const moe_config *c, moe_status *st) {
@@ -166,6 +187,61 @@ static int check_group_limit(const moe_config *c, moe_status *st) {
     if (c->router.group_limit == MOE_GROUP_TOP2_SUM && size < 2)
         return fail_key(c, k_limit, st, "it needs groups of at least 2 experts (here model.num_experts = %d in router.num_groups = %d)",
                         c->model.num_experts, groups);
+    return MOE_OK;
+}
+
+/* Two keys that do not go together: names both, and what would. */
+static int fail_pair(const moe_config *c, int k, int other, const char *consistent, moe_status *st) {
+    char value[MOE_VALUE_TEXT_MAX];
+    const int shown = written(c, k, other), beside = shown == k ? other : k;
+    moe_key_format(c, beside, value);
+    return fail_key(c, shown, st, "it does not go with %s.%s = %.60s: %s", moe_keys[beside].section, moe_keys[beside].name, value,
+                    consistent);
+}
+
+/* Keys that only some methods know. */
+static int check_method(const moe_config *c, moe_status *st) {
+    const int method = c->router.method, k = KEY(router, method), top_k = KEY(router, top_k);
+    const bool one = method == MOE_METHOD_SWITCH, ranked = method == MOE_METHOD_TOPK || one || method == MOE_METHOD_GSHARD;
+    const bool sampled = method == MOE_METHOD_GSHARD && c->router.second_choice == MOE_SECOND_SAMPLED;
+    if (c->router.group_limit != MOE_GROUP_NONE && (ignores_scores(c) || method == MOE_METHOD_EXPERT_CHOICE))
+        return fail_pair(c, k, KEY(router, group_limit), "it ranks no experts of a token: method = topk, or group_limit = none", st);
+    if (c->router.group_limit != MOE_GROUP_NONE && sampled)
+        return fail_pair(c, KEY(router, second_choice), KEY(router, group_limit), "second_choice = best or random, or group_limit = none",
+                         st);
+    if (one && c->router.top_k != 1) return fail_pair(c, k, top_k, "switch takes one expert: top_k = 1, or method = topk", st);
+    if (one && c->router.norm_topk_prob)
+        return fail_pair(c, k, KEY(router, norm_topk_prob), "switch's weight is the largest score: norm_topk_prob = no, or method = topk",
+                         st);
+    if (method == MOE_METHOD_GSHARD && c->router.top_k != 2)
+        return fail_pair(c, k, top_k, "gshard takes two experts: top_k = 2, or method = topk", st);
+    if (c->router.second_choice != MOE_SECOND_BEST && method != MOE_METHOD_GSHARD)
+        return fail_pair(c, KEY(router, second_choice), k, "a second choice by chance goes with method = gshard", st);
+    if (c->router.temperature != 1 && method != MOE_METHOD_TOP_P)
+        return fail_pair(c, KEY(router, temperature), k, "a temperature goes with method = top_p", st);
+    if (c->router.bias_file[0] != '\0' && !ranked)
+        return fail_pair(c, KEY(router, bias_file), k, "a bias moves choices by score: method = topk, switch or gshard", st);
+    if (c->router.bias_update_rate > 0 && !ranked)
+        return fail_pair(c, KEY(router, bias_update_rate), k, "a bias moves choices by score: method = topk, switch or gshard", st);
+    return MOE_OK;
+}
+
+/* Scores that a method or a loss needs. */
+static int check_router(const moe_config *c, moe_status *st) {
+    const bool sums_to_one = c->router.score_func == MOE_SCORE_SOFTMAX || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    const int score = KEY(router, score_func), form = KEY(balance, load_form);
+    if (check_method(c, st) != MOE_OK) return st->code;
+    if (c->router.method == MOE_METHOD_TOP_P && !sums_to_one)
+        return fail_pair(c, KEY(router, method), score, "top_p adds up probabilities: score_func = softmax or softmax_topk", st);
+    if (c->balance.load_form == MOE_LOAD_TUTEL && c->router.noise <= 0)
+        return fail_pair(c, form, KEY(router, noise), "Tutel's smooth load is as wide as the noise: router.noise above 0", st);
+    if (c->balance.load_form == MOE_LOAD_TUTEL && !sums_to_one)
+        return fail_pair(c, form, score, "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk", st);
+    if (c->balance.load_loss > 0 && c->balance.load_form == MOE_LOAD_SELECTIONS)
+        return fail_pair(c, KEY(balance, load_loss), form, "a count has no gradient: load_form = tutel, or load_loss = 0", st);
+    if (c->data.source == MOE_SOURCE_ROUTING && c->router.method != MOE_METHOD_TOPK && c->given[KEY(router, method)])
+        return fail_pair(c, KEY(router, method), KEY(data, source),
+                         "a recorded routing is taken as it is: data.source = logits, or no method", st);
     return MOE_OK;
 }
 
@@ -245,7 +321,9 @@ static int check(const moe_config *c, moe_status *st) {
         const int k = written(c, KEY(router, top_k), KEY(model, num_experts));
         return fail_key(c, k, st, "router.top_k may be at most model.num_experts (here %d and %d)", c->router.top_k, c->model.num_experts);
     }
-    if (check_group_limit(c, st) != MOE_OK || check_data(c, st) != MOE_OK || check_capacity(c, st) != MOE_OK) return st->code;
+    if (check_router(c, st) != MOE_OK || check_group_limit(c, st) != MOE_OK || check_data(c, st) != MOE_OK ||
+        check_capacity(c, st) != MOE_OK)
+        return st->code;
     return check_sizes(c, st);
 }
 
@@ -262,7 +340,7 @@ static int32_t devices_of_a_group(const moe_config *c) {
 
 /* M of f'' (method.md, 2). */
 static int32_t comm_limit(const moe_config *c) {
-    const int32_t k = c->router.top_k, devices = c->cluster.devices;
+    const int32_t k = moe_config_most_experts(c), devices = c->cluster.devices;
     const int64_t reach = k < devices ? k : devices;
     if (c->router.group_limit == MOE_GROUP_NONE) return (int32_t)reach;
     if (c->router.num_groups == devices) return c->router.topk_group;

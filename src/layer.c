@@ -84,6 +84,14 @@ static void gate_logits(const moe_layer *layer, const moe_batch *b, const real *
     }
 }
 
+/* The layer's router with the keys of this step. In training outside a training step (validation) it evaluates. */
+static moe_router router_of_step(const moe_layer *layer, const moe_context *context) {
+    moe_router r = layer->router;
+    moe_router_set_step(&r, context->trains ? context->draw : context->step, layer->index, context->trains);
+    r.evaluating = context->config->run.mode == MOE_MODE_TRAIN && !context->trains;
+    return r;
+}
+
 static void make_logits(const moe_layer *layer, const moe_context *context, moe_activations *a) {
     const moe_config *c = context->config;
     const moe_batch *b = context->batch;
@@ -97,6 +105,8 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
     } else if (!moe_config_recorded(context->config)) {
         moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
         gate_logits(layer, b, a->x, c->model.hidden_size, n, a->gate_logits);
+        moe_router router = router_of_step(layer, context);
+        moe_router_perturb(&router, b, a->gate_logits);
 #ifdef MOE_REAL_DOUBLE
         a->logits.f64 = a->gate_logits;
 #else
@@ -118,7 +128,8 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
                            in->weights ? in->weights + t * in->routing_k : NULL,
                            in->scores ? in->scores + t * context->router.num_experts : NULL, &a->routing, &a->segments);
     } else {
-        moe_route(&layer->router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
+        moe_router router = router_of_step(layer, context);
+        moe_route(&router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
     }
 }
 
@@ -230,7 +241,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     phase(record, MOE_PHASE_ROUTE, &clock);
     moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement, context->comm->size, moe_sent_routing(a));
     phase(record, MOE_PHASE_PLAN, &clock);
-    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h, b->num_tokens_global * c->router.top_k);
+    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h, b->num_tokens_global * moe_config_most_experts(c));
     phase(record, MOE_PHASE_DISPATCH, &clock);
     moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);
     phase(record, MOE_PHASE_EXPERT, &clock);

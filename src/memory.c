@@ -47,8 +47,8 @@ static int64_t matrices(int expert_type) {
 
 /* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per token in mode token. */
 static int64_t rows_of(const moe_config *c, int64_t tokens) {
-    const int64_t reach = c->comm_limit > 0 ? min64(c->router.top_k, c->comm_limit) : c->router.top_k;
-    return mul(tokens, c->exchange.mode == MOE_EXCHANGE_SELECTION ? c->router.top_k : reach);
+    const int64_t reach = c->comm_limit > 0 ? min64(moe_config_most_experts(c), c->comm_limit) : moe_config_most_experts(c);
+    return mul(tokens, c->exchange.mode == MOE_EXCHANGE_SELECTION ? moe_config_most_experts(c) : reach);
 }
 
 static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
@@ -57,7 +57,7 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
     sizes s = {.train = c->run.mode == MOE_MODE_TRAIN, .ranks = ranks, .local_devices = div_up(devices, ranks)};
     s.text = c->data.source == MOE_SOURCE_TEXT;
     s.tokens = mul(per_device, s.local_devices);
-    s.selections = mul(s.tokens, c->router.top_k);
+    s.selections = mul(s.tokens, moe_config_most_experts(c));
     s.rows = rows_of(c, s.tokens);
     s.remote = s.rows - s.rows / ranks;
     s.copies = s.train ? c->model.num_layers : 1;
@@ -146,7 +146,7 @@ static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
  * [T,H]; and the ends of the network: head's input [T,H], logits [T,256] and places of the text, or targets [T,H]. */
 static int64_t backward(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts, per_token = (int64_t)sizeof(double) + 16;
-    int64_t reals = mul(s->tokens, add(add(n, mul(c->model.num_shared_experts > 0 ? 2 : 1, h)), mul(2, c->router.top_k)));
+    int64_t reals = mul(s->tokens, add(add(n, mul(c->model.num_shared_experts > 0 ? 2 : 1, h)), mul(2, moe_config_most_experts(c))));
     reals = add(reals, mul(s->tokens, add(h, s->text ? BYTE_VALUES : 0)));
     if (!s->train) return 0;
     return add(mul(reals, sizeof(real)), mul(s->tokens, add(mul(n, sizeof(double)), per_token)));
@@ -185,7 +185,8 @@ static int64_t input(const moe_config *c, int64_t tokens) {
     const int64_t scores = mul3(tokens, c->model.num_experts, sizeof(double));
     if (c->data.source == MOE_SOURCE_LOGITS) return add(mul(c->model.num_layers, scores), tokens);
     if (c->data.source == MOE_SOURCE_ROUTING)
-        return add(add(mul3(tokens, c->router.top_k, sizeof(int32_t) + sizeof(real)), c->data.scores[0] != '\0' ? scores : 0), tokens);
+        return add(add(mul3(tokens, moe_config_most_experts(c), sizeof(int32_t) + sizeof(real)), c->data.scores[0] != '\0' ? scores : 0),
+                   tokens);
     return c->data.source == MOE_SOURCE_TEXT ? tokens : 0;
 }
 

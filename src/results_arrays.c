@@ -38,7 +38,7 @@ static void spread(const moe_routing *routing, int64_t k, int32_t *idx, float *w
 
 int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_config *c, const moe_batch *batch, const moe_routing *routing,
                         moe_status *st) {
-    int64_t shape[3] = {c->model.num_layers, batch->num_tokens_global, c->router.top_k}, words = batch->num_tokens * shape[2];
+    int64_t shape[3] = {c->model.num_layers, batch->num_tokens_global, moe_config_most_experts(c)}, words = batch->num_tokens * shape[2];
     int32_t *idx = moe_alloc(shape[0] * words, sizeof *idx, "topk_idx");
     float *weight = moe_alloc(shape[0] * words, sizeof *weight, "topk_weight");
     uint8_t *kept = moe_alloc(shape[0] * words, sizeof *kept, "kept");

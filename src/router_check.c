@@ -43,7 +43,8 @@ void moe_router_check_groups(const moe_router *r, moe_logits logits, const moe_r
                              int64_t *violations) {
     int32_t n = r->num_experts, k = r->top_k;
     *eligible = *violations = 0;
-    if (r->group_limit != MOE_GROUP_MAX || (int64_t)r->topk_group * (n / r->num_groups) < k) return;
+    bool by_score = r->method == MOE_METHOD_TOPK || r->method == MOE_METHOD_SWITCH;
+    if (!by_score || r->group_limit != MOE_GROUP_MAX || (int64_t)r->topk_group * (n / r->num_groups) < k) return;
     double *z = moe_alloc(2 * (int64_t)n, sizeof *z, "check of groups"), *s = z + n;
     ranked *order = moe_alloc(n, sizeof *order, "check of groups");
     int32_t *greedy = moe_alloc(k, sizeof *greedy, "check of groups");

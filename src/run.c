@@ -198,6 +198,19 @@ static void keep_routing(moe_routing *to, const moe_activations *a, int32_t k) {
     memcpy(to->server, a->drop.server, (size_t)from->num_selections * sizeof *to->server);
 }
 
+/* router.method = sinkhorn: names the first device whose factors did not settle in layer l. */
+static int check_sinkhorn(const run *r, const moe_activations *a, int32_t l, moe_status *st) {
+    const moe_config *c = r->c;
+    if (c->router.method != MOE_METHOD_SINKHORN || moe_config_recorded(c)) return MOE_OK;
+    int64_t from_end = a->routing.unconverged_device < 0 ? 0 : c->cluster.devices - a->routing.unconverged_device;
+    moe_comm_max_i64(r->comm, &from_end, 1);
+    if (from_end == 0) return MOE_OK;
+    return moe_fail(st, MOE_USER,
+                    "router.method = sinkhorn does not converge to router.sinkhorn_tolerance = %g within router.sinkhorn_iterations = %d (layer %d, "
+                    "device %d): raise either, or lower the spread of the logits (router.gate_scale)",
+                    c->router.sinkhorn_tolerance, c->router.sinkhorn_iterations, l, (int)(c->cluster.devices - from_end));
+}
+
 /* Layers one after the other; *writing gets the seconds spent on files. */
 static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
     bool last = step + 1 == r->c->run.steps;
@@ -205,8 +218,9 @@ static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
     for (int32_t l = 0; l < r->c->model.num_layers; l++) {
         moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, &r->activations, &r->record.layer[l]);
         moe_tally_layer(&r->layers[l], &r->context, &r->activations, r->y, &r->record);
+        if (check_sinkhorn(r, &r->activations, l, st)) return st->code;
         double pause = moe_comm_time();
-        if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations, r->c->router.top_k);
+        if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations, moe_config_most_experts(r->c));
         if (last && r->c->output.tensors && write_layer_tensors(r, l, st)) return st->code;
         *writing += moe_comm_time() - pause;
         if (r->loaded.dy &&
@@ -221,8 +235,11 @@ static int train_step(run *r, int64_t step, moe_status *st) {
     const moe_config *c = r->c;
     bool last = step + 1 == c->run.steps;
     if (moe_training_step(&r->training, step, &r->record, st)) return st->code;
+    for (int32_t l = 0; l < c->model.num_layers; l++) {
+        if (check_sinkhorn(r, &r->training.activations[l], l, st)) return st->code;
+    }
     for (int32_t l = 0; last && c->output.routing && l < c->model.num_layers; l++) {
-        keep_routing(&r->routing[l], &r->training.activations[l], c->router.top_k);
+        keep_routing(&r->routing[l], &r->training.activations[l], moe_config_most_experts(c));
     }
     if (c->train.validation_every && ((step + 1) % c->train.validation_every == 0 || last) && moe_record_all_passed(&r->record))
         r->record.validation_loss = moe_training_validate(&r->training, c->train.validation_batches);

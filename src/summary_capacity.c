@@ -40,7 +40,5 @@ json_t *moe_summary_capacity(const moe_config *c, const moe_step_record *r, cons
     put(o, "bytes_saved", json_integer(k->bytes_saved));
     put(o, "padding_rows", json_integer(k->padding_rows));
     put(o, "padding_bytes", json_integer(k->padding_bytes));
-    put(o, "collectives", json_integer(k->collectives));
-    put(o, "collective_bytes", json_integer(k->collective_bytes));
     return o;
 }

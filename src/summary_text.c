@@ -40,10 +40,11 @@ char *moe_summary_line(const json_t *value) {
     return text;
 }
 
-static bool is_plain_array(const json_t *value) {
+/* What stays on one line however long: strings and numbers, and arrays of them. */
+static bool is_plain(const json_t *value) {
     for (size_t i = 0; i < json_array_size(value); i++)
         if (json_is_object(json_array_get(value, i)) || json_is_array(json_array_get(value, i))) return false;
-    return json_is_array(value);
+    return !json_is_object(value);
 }
 
 static void write_indented(FILE *out, const json_t *value, int depth) {
@@ -51,7 +52,7 @@ static void write_indented(FILE *out, const json_t *value, int depth) {
     const char *key;
     json_t *item, *object = (json_t *)value;
     size_t i = 0;
-    if (strlen(line) <= SHORT_LINE || is_plain_array(value))
+    if (strlen(line) <= SHORT_LINE || is_plain(value))
         fputs(line, out);
     else if (json_is_array(value)) {
         fputs("[", out);

@@ -125,8 +125,10 @@ static bool weight_bounds(const moe_context *context, int64_t k, double *exact, 
     const moe_router *r = &context->router;
     if (moe_config_recorded(context->config)) return false;
     bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || r->score_func == MOE_SCORE_SOFTMAX_TOPK;
+    bool second_left_out = r->method == MOE_METHOD_GSHARD && r->second_choice == MOE_SECOND_RANDOM; /* after normalising */
     double scale = normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
-    *exact = normalized ? scale : NAN;
+    if (!normalized) scale /= moe_router_probability_divisor(r);
+    *exact = normalized && !second_left_out ? scale : NAN;
     *most = r->score_func == MOE_SCORE_SOFTMAX ? scale : r->score_func == MOE_SCORE_SIGMOID ? scale * (double)k : INFINITY;
     return true;
 }
@@ -201,7 +203,7 @@ static void count_unlimited(tally *t, const moe_layer *layer, const moe_context 
     greedy.group_limit = MOE_GROUP_NONE;
 #pragma omp parallel reduction(+ : reached)
     {
-        moe_select select;
+        moe_select select = {0};
         moe_select_reserve(&select, &greedy);
         double *z = moe_alloc(2 * (int64_t)n, sizeof *z, "tally"), *s = z + n;
         int32_t *expert = moe_alloc(greedy.top_k, sizeof *expert, "tally");

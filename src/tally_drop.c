@@ -4,7 +4,7 @@
 #include "moesim/status.h"
 #include "tally_parts.h"
 
-enum scalar { REASSIGNED, DROPPED_TOKENS, FULLY_DROPPED, EXEMPT_OVERFLOW, PADDING_ROWS, BYTES, DROPPED_SEQUENCES, NUM_SCALARS };
+enum scalar { REASSIGNED, DROPPED_TOKENS, FULLY_DROPPED, EXEMPT_OVERFLOW, PADDING_ROWS, DROPPED_SEQUENCES, NUM_SCALARS };
 
 /* Sequences whose drops are summed over ranks; more than that are only counted, a sequence that spans ranks once for each. */
 static int64_t listed_sequences(const moe_context *context) {
@@ -47,7 +47,6 @@ void moe_tally_drop_count(const moe_context *context, const moe_activations *a, 
     }
     scalar[EXEMPT_OVERFLOW] = a->drop.exempt_overflow;
     scalar[PADDING_ROWS] = a->drop.padding_rows;
-    scalar[BYTES] = a->drop.collective_bytes;
 }
 
 static void fill_sequences(const int64_t *by_sequence, int64_t listed, moe_capacity_record *c) {
@@ -86,8 +85,6 @@ void moe_tally_drop_fill(const moe_context *context, const moe_activations *a, c
     c->padding_rows = scalar[PADDING_ROWS];
     c->padding_bytes = c->padding_rows * row_bytes;
     c->dropped_sequences = scalar[DROPPED_SEQUENCES];
-    c->collectives = a->drop.collectives;
-    c->collective_bytes = scalar[BYTES];
     fill_sequences(scalar + NUM_SCALARS, listed_sequences(context), c);
 }
 

@@ -91,10 +91,16 @@ static void add_loss(moe_training *t, loss_sum *sum, real *dh) {
     sum->bad += bad >= 0;
 }
 
-/* Collective. Global mean; NaN when a token's loss is not finite. */
-static double mean_loss(const moe_training *t, loss_sum sum) {
-    moe_comm_sum_i64(t->context->comm, sum.words, sizeof sum / sizeof(int64_t));
-    if (sum.bad) return NAN;
+/* Collective. Global mean; NaN when a token's loss is not finite: then bad_rank is the lowest rank with such a token. */
+static double mean_loss(moe_training *t, loss_sum sum) {
+    const moe_comm *comm = t->context->comm;
+    int64_t from_end = sum.bad ? comm->size - comm->rank : 0;
+    moe_comm_sum_i64(comm, sum.words, sizeof sum / sizeof(int64_t));
+    if (sum.bad) {
+        moe_comm_max_i64(comm, &from_end, 1);
+        t->bad_rank = (int)(comm->size - from_end);
+        return NAN;
+    }
     return sum.tokens ? moe_exact_value(sum.words) / (double)sum.tokens : 0;
 }
 
@@ -102,6 +108,8 @@ static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record
     const moe_config *c = t->context->config;
     loss_sum sum = {.tokens = 0};
     record->num_checks = 0;
+    t->context->draw = draw;
+    t->context->trains = true;
     moe_task_input(&t->task, t->batch, draw, MOE_SPLIT_TRAIN, t->x[0]);
     forward(t, record);
     for (int32_t l = 0; l < t->num_layers; l++) {
@@ -112,6 +120,7 @@ static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record
     add_loss(t, &sum, t->dh);
     backward(t, record);
     moe_task_input_backward(&t->task, t->batch, t->dh, &t->parameters);
+    t->context->trains = false;
     return mean_loss(t, sum);
 }
 
@@ -167,7 +176,8 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
     record->task_loss = loss;
     record->learning_rate = moe_learning_rate(c, step);
     if (!isfinite(loss))
-        return moe_fail(st, MOE_RUN_FAILED, "step %lld: the loss of the task (after the last layer) is NaN or Inf", (long long)step);
+        return moe_fail(st, MOE_RUN_FAILED, "step %lld: the loss of the task (after the last layer) is NaN or Inf, first on rank %d",
+                        (long long)step, t->bad_rank);
     record->gradient_allreduce_bytes = 0;
     moe_parameters_reduce(&t->parameters, t->context->comm, 1.0 / c->train.accumulate, &record->gradient_allreduce_bytes);
     record->gradient_norm = moe_parameters_gradient_norm(&t->parameters, t->context->comm, &worst);

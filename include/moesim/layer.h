@@ -40,6 +40,8 @@ typedef struct moe_context {
     moe_balance balance;
     moe_capacity capacity;
     int64_t step; /* keys what is drawn anew in every step */
+    int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */
+    bool trains;  /* a gradient will be taken: noise and expert dropout act */
     bool keep;    /* keep what backward needs (pre-activations of the experts) */
 } moe_context;
 

@@ -44,17 +44,16 @@ typedef struct moe_volume {  /* one direction of one layer, or the sum over laye
 enum { MOE_MAX_LISTED_SEQUENCES = 4096 };
 typedef struct moe_capacity_record { /* what a capacity did to a layer */
     bool on;
-    int64_t capacity;                      /* pairs per target; INT64_MAX: as much as is needed */
-    int64_t reassigned;                    /* pairs that another expert serves (next_choice) */
-    int64_t dropped_tokens;                /* tokens that lost one pair or more */
-    int64_t fully_dropped_tokens;          /* tokens that lost all */
-    int64_t exempt_overflow;               /* pairs of exempt sequences that are kept beyond a capacity */
-    int64_t rows_saved, bytes_saved;       /* not sent: dispatch rows; payload of dispatch and combine */
-    int64_t padding_rows, padding_bytes;   /* wasted by pad_to_capacity: rows; payload of dispatch and combine */
-    int64_t dropped_sequences;             /* sequences that lost a pair */
-    int64_t collectives, collective_bytes; /* extra collectives; bytes that all ranks gave to them */
-    int64_t num_sequences;                 /* listed; 0 when there are more than MOE_MAX_LISTED_SEQUENCES */
-    int64_t *dropped_per_sequence;         /* [num_sequences] pairs */
+    int64_t capacity;                    /* pairs per target; INT64_MAX: as much as is needed */
+    int64_t reassigned;                  /* pairs that another expert serves (next_choice) */
+    int64_t dropped_tokens;              /* tokens that lost one pair or more */
+    int64_t fully_dropped_tokens;        /* tokens that lost all */
+    int64_t exempt_overflow;             /* pairs of exempt sequences that are kept beyond a capacity */
+    int64_t rows_saved, bytes_saved;     /* not sent: dispatch rows; payload of dispatch and combine */
+    int64_t padding_rows, padding_bytes; /* wasted by pad_to_capacity: rows; payload of dispatch and combine */
+    int64_t dropped_sequences;           /* sequences that lost a pair */
+    int64_t num_sequences;               /* listed; 0 when there are more than MOE_MAX_LISTED_SEQUENCES */
+    int64_t *dropped_per_sequence;       /* [num_sequences] pairs */
     int64_t sequence_room;
 } moe_capacity_record;
 

@@ -27,6 +27,7 @@ typedef struct moe_training {
     moe_task task;
     moe_backward backward;
     int64_t *counts;              /* [layers][N] selections of the step, over its micro-batches (bias balancing) */
+    int bad_rank;                 /* lowest rank whose last loss was not finite, where it was not */
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; the context's are these times the schedule */
 } moe_training;
 

@@ -2,13 +2,15 @@
 from folder import at, number, numbers, whole
 
 LOSS_NAMES = {"expert": "expert", "device": "device", "comm": "communication", "z": "z (logits)"}
-FORMULAS = {"max_over_mean": ("max / mean", "largest over mean"), "maxvio": ("MaxVio", "max / mean − 1"), "balancedness": ("balancedness", "mean / max"),
+FORMULAS = {"max_over_mean": ("max / mean", "largest over mean"), "maxvio": ("MaxVio", "max / mean − 1"),
+            "balancedness": ("balancedness", "mean / max"),
             "cv": ("CV", "standard deviation / mean"), "gini": ("Gini", "Σ (2i − n − 1) x₍ᵢ₎ / (n Σ x)"),
             "entropy": ("entropy (nats)", "−Σ p ln p, p = x / Σ x"), "idle": ("idle", "entries that are 0"), "p50": ("p50", "median"),
             "p90": ("p90", "90th percentile"), "p99": ("p99", "99th percentile")}
-LOAD_NAMES = {"expert": "selections by expert", "device": "selections by device", "received": "rows received by device", "sent": "rows sent by device",
-              "node": "selections by node", "node_received": "rows received by node", "node_sent": "rows sent by node"}
-DIRECTION_NAMES = {"dispatch": "dispatch", "combine": "combine", "dispatch_backward": "dispatch of dy (backward)", "combine_backward": "combine of dx (backward)"}
+LOAD_NAMES = {"expert": "selections by expert", "device": "selections by device", "received": "rows received by device",
+              "sent": "rows sent by device", "node": "selections by node", "node_received": "rows received by node", "node_sent": "rows sent by node"}
+DIRECTION_NAMES = {"dispatch": "dispatch", "combine": "combine", "dispatch_backward": "dispatch of dy (backward)",
+                   "combine_backward": "combine of dx (backward)"}
 NONE = "–"
 
 
@@ -54,6 +56,8 @@ def value_text(value):
     """A configuration's value as in config.ini."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float) and value == int(value):
+        return f"{value:g}"
     return NONE if value is None or value == "" else str(value)
 
 
@@ -113,10 +117,17 @@ def figures(folder):
     return [row for row in all_figures(folder) if row[2] is not None]
 
 
+def router_text(folder):
+    limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
+    text = f"{folder.get('router', 'score_func', '?')}, K = {folder.get('router', 'top_k', '?')}, "
+    text += "no device limit" if limit == "none" else \
+        f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of {folder.get('router', 'num_groups', '?')} groups"
+    return text + (f", preset {preset}" if preset else "")
+
+
 def facts(folder):
     """What ran, on what: [(name, text)]."""
     get, summary = folder.get, folder.summary or {}
-    limit = get("router", "group_limit", "none")
     experts = f"{folder.num_experts} routed"
     if whole(get("model", "num_shared_experts")):
         experts += f" + {get('model', 'num_shared_experts')} shared"
@@ -127,13 +138,12 @@ def facts(folder):
     rows = [
         ("run", f"{at(summary, 'config.name', folder.name)}, mode {get('run', 'mode', '?')}, seed {get('run', 'seed', '?')}"),
         ("steps", f"{len(folder.metrics) or summary.get('steps')} of {get('run', 'steps', '?')}"),
-        ("model", f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size {get('model', 'hidden_size', '?')}, experts: {experts}, "
-                  f"{get('model', 'expert_type', '?')}, width {get('model', 'moe_intermediate_size', '?')}"),
-        ("router", f"{get('router', 'score_func', '?')}, K = {get('router', 'top_k', '?')}"
-                   + (f", limit {limit}: M = {get('router', 'topk_group', '?')} of {get('router', 'num_groups', '?')} groups" if limit != "none" else ", no device limit")
-                   + (f", preset {get('router', 'preset')}" if get("router", "preset") else "")),
+        ("model", f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size {get('model', 'hidden_size', '?')}, "
+                  f"experts: {experts}, {get('model', 'expert_type', '?')}, width {get('model', 'moe_intermediate_size', '?')}"),
+        ("router", router_text(folder)),
         ("devices", f"{folder.devices}, {per_node} on each node" + (f", on {ranks} ranks" if ranks else "")),
-        ("exchange", f"mode {get('exchange', 'mode', '?')}, payload {get('exchange', 'payload', '?')}, back {get('exchange', 'combine_payload', '?')}"),
+        ("exchange", f"mode {get('exchange', 'mode', '?')}, payload {get('exchange', 'payload', '?')}, "
+                     f"back {get('exchange', 'combine_payload', '?')}"),
         ("data", f"{get('data', 'source', '?')}, {count_text(number(folder.last.get('num_tokens')))} tokens a step"),
         ("machine", "; ".join(hosts)),
         ("moesim", str(summary.get("version", "")) and f"version {summary.get('version')}"),
@@ -155,8 +165,15 @@ def losses(folder):
     for name, raw in at(folder.last, "loss_raw", {}).items():
         raw, ideal = number(raw), layer_mean(folder, f"loss_ideal.{name}")
         over = raw / ideal if raw is not None and ideal else None
-        rows.append((LOSS_NAMES.get(name, name), *map(real_text, (raw, ideal)), real_text(over, 4), real_text(number(at(folder.last, f"loss.{name}")))))
+        trained = number(at(folder.last, f"loss.{name}"))
+        rows.append((LOSS_NAMES.get(name, name.replace("_", " ")), real_text(raw), real_text(ideal), real_text(over, 4), real_text(trained)))
     return rows
+
+
+def other_losses(series):
+    """[(name, text)] of the losses over steps that are none of DeepSeek's three."""
+    names = [path.split(".", 1)[1] for path in series if path.startswith("loss_raw.")]
+    return [(name, LOSS_NAMES.get(name, name.replace("_", " "))) for name in names if name not in ("expert", "device", "comm")]
 
 
 def scopes(folder):
@@ -197,21 +214,27 @@ def has_capacity(folder):
     return limited or any(number(layer.get("dropped")) for layer in folder.layers)
 
 
+SAID = ("policy", "scope", "drop", "overflow", "dropped")   # of a capacity object: stand above its table, or in it anyway
+
+
 def capacity(folder):
-    """(columns, [values by layer]): dropped pairs, and the plain figures of each layer's `capacity` object."""
+    """(columns, [values by layer]): dropped pairs, and the figures of each layer's `capacity` object that are not 0 everywhere."""
     if not has_capacity(folder) or not folder.layers:
         return [], []
-    keys = {key: None for layer in folder.layers for key, value in at(layer, "capacity", {}).items() if not isinstance(value, (list, dict))}
+    objects = [at(layer, "capacity", {}) for layer in folder.layers]
+    keys = {key: None for one in objects for key, value in one.items() if value and not isinstance(value, (list, dict)) and key not in SAID}
     rows = []
-    for index, layer in enumerate(folder.layers):
+    for index, (layer, one) in enumerate(zip(folder.layers, objects)):
         chosen, dropped = number(layer.get("selections")), number(layer.get("dropped"))
         share = dropped / chosen if chosen and dropped is not None else None
-        rows.append([str(index), count_text(chosen), count_text(dropped), share_text(share), *[plain(at(layer, f"capacity.{key}")) for key in keys]])
+        rows.append([str(index), count_text(chosen), count_text(dropped), share_text(share), *[capacity_text(key, one.get(key)) for key in keys]])
     return ["layer", "selections", "dropped", "share", *(key.replace("_", " ") for key in keys)], rows
 
 
-def plain(value):
-    return real_text(value, 8) if number(value) is not None else value_text(value)
+def capacity_text(key, value):
+    if number(value) is None:
+        return value_text(value)
+    return bytes_text(value) if "bytes" in key else count_text(value) if isinstance(value, int) else real_text(value)
 
 
 def config(folder):
@@ -252,7 +275,7 @@ def difference(value, base, text):
 
 def compared_config(folders):
     """[(section.key, [text])] of the keys that are not the same in all runs."""
-    flat = [{f"{section}.{key}": value_text(value) for section, keys in folder.config.items() for key, value in keys.items()} for folder in folders]
+    flat = [{f"{section}.{key}": text for section, keys in config(folder) for key, text in keys} for folder in folders]
     names = {name: None for run in flat for name in run}
     rows = [(name, [run.get(name, NONE) for run in flat]) for name in names]
     return [row for row in rows if len(set(row[1])) > 1]

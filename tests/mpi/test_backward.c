@@ -55,6 +55,7 @@ static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     moe_placement_block(&f->context.placement, f->c.model.num_experts, f->c.cluster.devices);
     moe_router_init(&f->context.router, &f->c, NULL);
     moe_balance_init(&f->context.balance, &f->c);
+    moe_capacity_init(&f->context.capacity, &f->c);
     moe_layer_init(&f->layer, &f->context, 0);
     moe_parameters_init(&f->all, f->batch.devices, f->batch.num_local_devices);
     f->slots = moe_layer_register(&f->layer, &f->context, &f->all);
@@ -105,6 +106,9 @@ static double total(fixture *f, int64_t *selection) {
     *selection = 0;
     for (int64_t i = 0; i < f->a.routing.num_selections; i++) {
         *selection = (*selection * 31 + f->a.routing.expert[i]) % 1000003;
+    }
+    for (int64_t i = 0; f->a.drop.on && i < f->a.routing.num_selections; i++) {
+        *selection = (*selection * 31 + f->a.drop.server[i] + 1) % 1000003;
     }
     moe_comm_sum_i64(f->context.comm, selection, 1);
     return sum + f->record.layer[0].total;
@@ -210,6 +214,12 @@ int main(int argc, char **argv) {
         "model.expert_type=lora model.lora_rank=2 model.lora_alpha=3",
         "model.expert_type=lora model.lora_rank=3 train.recompute=yes model.num_shared_experts=1",
         "router.num_groups=8 router.topk_group=3 router.group_limit=topk_sum",
+        "capacity.policy=device router.group_limit=max router.topk_group=2 capacity.capacity_factor=0.8 capacity.exempt_sequences=0.3",
+        "capacity.policy=expert router.norm_topk_prob=yes capacity.drop=position capacity.first_choices=yes",
+        "capacity.policy=expert router.norm_topk_prob=yes capacity.renormalize=yes exchange.mode=selection",
+        "capacity.policy=expert router.score_func=sigmoid router.norm_topk_prob=yes capacity.overflow=next_choice model.norm=rmsnorm",
+        "capacity.policy=sequence capacity.expert_capacity=2 router.score_func=softmax_topk model.num_shared_experts=1",
+        "capacity.policy=expert capacity.capacity_scope=device capacity.overflow=next_choice router.group_limit=max router.topk_group=2",
     };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);

@@ -261,6 +261,31 @@ static void test_not_yet(void) {
     }
 }
 
+/* A capacity that does not go with another key: both are named. */
+static void test_capacity(void) {
+    expect_resolve("capacity.policy=device capacity.expert_capacity=3", 1,
+                   "--set: capacity.expert_capacity = 3: it needs policy expert or sequence: a device has a capacity_factor (here "
+                   "capacity.policy = device)");
+    expect_resolve(
+        "capacity.policy=sequence capacity.drop=probs", 1,
+        "--set: capacity.drop = probs: it needs policy device or expert: of a sequence the later tokens go (drop = position) (here "
+        "capacity.policy = sequence)");
+    static const char *const pairs[][3] = {
+        {"capacity.policy=sequence capacity.exempt_sequences=0.1", "capacity.exempt_sequences", "capacity.policy"},
+        {"capacity.policy=sequence capacity.capacity_scope=device", "capacity.capacity_scope", "capacity.policy"},
+        {"capacity.policy=device capacity.pad_to_capacity=yes", "capacity.pad_to_capacity", "capacity.policy"},
+        {"capacity.policy=expert capacity.renormalize=yes", "capacity.renormalize", "router.norm_topk_prob"},
+        {"capacity.policy=expert capacity.overflow=next_choice data.source=routing data.path=r.npy", "capacity.overflow", "data.source"},
+        {"capacity.policy=expert capacity.renormalize=yes router.norm_topk_prob=yes data.source=routing data.path=r.npy",
+         "capacity.renormalize", "data.source"}};
+    for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
+        moe_config c;
+        moe_status st;
+        const char *said = resolve(&c, "", pairs[i][0], 1, &st);
+        CHECK_MSG(st.code == MOE_USER && strstr(said, pairs[i][1]) && strstr(said, pairs[i][2]), "%s: %s", pairs[i][0], said);
+    }
+}
+
 static int32_t limit_of(const char *assignments) {
     moe_config c;
     moe_status st;
@@ -500,6 +525,7 @@ int main(void) {
     test_distance();
     test_combinations();
     test_not_yet();
+    test_capacity();
     test_comm_limit();
     test_derived();
     test_segmentation();

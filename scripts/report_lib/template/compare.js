@@ -160,10 +160,7 @@ chart("chart-c-volume", ["diff"], () => {
       showlegend: true,
       barmode: "group",
       xaxis: {showgrid: false, type: "category"},
-      yaxis: bytesAxis(
-        traces.flatMap((trace) => trace.y),
-        "payload of the dispatch, a step",
-      ),
+      yaxis: stageAxis(traces.flatMap((trace) => trace.y)),
     },
   };
 });

@@ -7,15 +7,24 @@ const RUNS = DATA.runs;
 const RUN = RUNS[0];
 
 /* What the controls choose; layer -1 = all layers. */
-const state = {layer: -1, heat: "count", metric: "max_over_mean", unit: "rows", level: "all", diff: "no", amount: "counts_per_device"};
+const state = {
+  layer: -1,
+  heat: "count",
+  metric: "max_over_mean",
+  unit: "rows",
+  level: "all",
+  diff: "no",
+  amount: "counts_per_device",
+  loss: "z",
+};
 
 const LOSS_NAMES = {expert: "expert", device: "device", comm: "communication", z: "z (logits)"};
 const LEVEL_NAMES = {same_device: "same device", same_node: "same node", across_nodes: "across nodes"};
 const DIRECTION_NAMES = {
   dispatch: "dispatch",
   combine: "combine",
-  dispatch_backward: "dispatch, backward",
-  combine_backward: "combine, backward",
+  dispatch_backward: "dispatch<br>backward",
+  combine_backward: "combine<br>backward",
 };
 
 /* --- numbers as text --- */
@@ -90,6 +99,13 @@ function barMarker(index) {
     color: series(index),
     pattern: {shape: HATCHES[index % HATCHES.length], fillmode: "overlay", fgcolor: colour("paper"), fgopacity: 0.55, size: 6},
   };
+}
+
+/* More kinds than colours: the ninth on are hatched. */
+function manyMarker(index) {
+  return index < 8
+    ? {color: series(index)}
+    : {color: series(index - 8), pattern: {shape: "/", fillmode: "overlay", fgcolor: colour("paper"), size: 6}};
 }
 
 /* Around 0: blue below, vermilion above, the paper's colour between. */
@@ -217,7 +233,11 @@ function levelLine(run, value, name, index) {
   };
 }
 
-const stepAxis = () => ({title: {text: "step"}, tickformat: "d", rangemode: "normal"});
+/* Few steps: a tick at each, and none between. */
+function stepAxis() {
+  const count = Math.max(...RUNS.map((run) => run.steps.count));
+  return {title: {text: "step"}, tickformat: "d", rangemode: "normal", ...(count <= 12 ? {dtick: 1} : {})};
+}
 
 /* The chosen layer's arrays, or the sum of all layers'. */
 function ofLayer(run, name) {

@@ -163,32 +163,76 @@ chart("chart-reach", ["layer"], () => {
   };
 });
 
-chart("chart-drops", ["layer"], () => {
-  const chosen = ofLayer(RUN, "counts_per_expert"),
-    kept = ofLayer(RUN, "kept_per_expert");
-  if (!chosen.length || !kept.length) return null;
-  const dropped = chosen.map((count, expert) => count - kept[expert]),
-    moved = dropped.map((count) => Math.max(-count, 0));
-  const traces = [
-    expertBars(
-      "kept",
-      kept.map((count, expert) => count - moved[expert]),
-      0,
-    ),
-    expertBars(
-      "dropped",
-      dropped.map((count) => Math.max(count, 0)),
-      1,
-    ),
+/* --- drops --- */
+
+/* Capacity of one expert or device, as a level: where budgets are of the whole batch. */
+function capacityLevel(policy, count) {
+  const layers = state.layer >= 0 ? [RUN.layer[state.layer]] : RUN.layer,
+    capacities = layers.map((layer) => layer?.capacity);
+  if (capacities.some((one) => !one || one.policy !== policy || one.scope !== "global" || !(one.capacity > 0))) return [];
+  const level = sum(capacities.map((one) => one.capacity));
+  return [
+    {
+      type: "scatter",
+      mode: "lines",
+      name: `capacity ${countText(level)}`,
+      x: [-0.5, count - 0.5],
+      y: [level, level],
+      line: {color: series(8), width: 1.5, dash: "dash"},
+      hovertemplate: `capacity: ${countText(level)}<extra></extra>`,
+    },
   ];
-  if (sum(moved)) traces.push(expertBars("taken over (next choice)", moved, 2));
+}
+
+/* Pairs kept and dropped of each expert or device; pairs that moved to a next choice are kept where they went. */
+function dropBars(kind, chosen, kept, dropped, policy) {
+  if (!chosen.length || !kept.length) return null;
+  const bars = (name, values, index) => ({
+    type: "bar",
+    name,
+    x: values.map((_, place) => place),
+    y: values,
+    marker: barMarker(index),
+    customdata: values.map(countText),
+    hovertemplate: `${kind} %{x}<br>${name}: %{customdata}<extra></extra>`,
+  });
+  const traces = [bars("kept", kept, 0), bars("dropped", dropped, 1)];
+  if (chosen.some((count, place) => count !== kept[place] + dropped[place]))
+    traces.push({
+      type: "scatter",
+      mode: "markers",
+      name: "chosen by the router",
+      x: chosen.map((_, place) => place),
+      y: chosen,
+      marker: {symbol: "line-ew-open", size: 9, color: series(8), line: {width: 2}},
+      customdata: chosen.map(countText),
+      hovertemplate: `${kind} %{x}<br>chosen by the router: %{customdata}<extra></extra>`,
+    });
+  traces.push(...capacityLevel(policy, chosen.length));
   return {
     traces,
     layout: {
       barmode: "stack",
       bargap: chosen.length > 64 ? 0 : 0.15,
-      xaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false},
-      yaxis: {title: {text: "selections"}},
+      xaxis: {title: {text: `${kind}${layerText(RUN)}`}, showgrid: false},
+      yaxis: {title: {text: "pairs of token and expert"}},
     },
   };
+}
+
+chart("chart-drops", ["layer"], () => {
+  const chosen = ofLayer(RUN, "counts_per_expert"),
+    kept = ofLayer(RUN, "kept_per_expert"),
+    dropped = ofLayer(RUN, "dropped_per_expert");
+  return dropBars("expert", chosen, kept, dropped.length ? dropped : chosen.map((count, expert) => Math.max(count - kept[expert], 0)), "expert");
+});
+
+chart("chart-drops-device", ["layer"], () => {
+  const chosen = ofLayer(RUN, "counts_per_device"),
+    experts = ofLayer(RUN, "kept_per_expert"),
+    dropped = ofLayer(RUN, "dropped_per_device");
+  if (!dropped.length || !RUN.block) return null;
+  const each = experts.length / RUN.devices,
+    kept = chosen.map((_, device) => sum(experts.slice(device * each, (device + 1) * each)));
+  return dropBars("device", chosen, kept, dropped, "device");
 });

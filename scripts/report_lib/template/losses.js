@@ -8,28 +8,29 @@ function lossNames(group) {
 
 const lossName = (name) => LOSS_NAMES[name] ?? name.replaceAll("_", " ");
 
+const MAIN_LOSSES = ["expert", "device", "comm"];
+
 /* Losses by their value at balance: [[value, names]]. */
 function levels(names) {
   const byValue = new Map();
-  for (const name of names) byValue.set(RUN.ideal[name], [...(byValue.get(RUN.ideal[name]) ?? []), name]);
+  for (const name of names.filter((one) => RUN.ideal[one] !== undefined))
+    byValue.set(RUN.ideal[name], [...(byValue.get(RUN.ideal[name]) ?? []), name]);
   return [...byValue];
 }
 
-chart("chart-loss-raw", [], () => {
-  const names = lossNames("loss_raw").filter((name) => RUN.ideal[name] !== undefined);
-  if (!names.length) return null;
-  const traces = names.map((name, index) => stepLine(RUN, `loss_raw.${name}`, lossName(name), index));
+function rawLosses(names, first) {
+  const traces = names.map((name, index) => stepLine(RUN, `loss_raw.${name}`, lossName(name), first + index));
   for (const [value, which] of levels(names))
-    traces.push(levelLine(RUN, value, `${which.map(lossName).join(", ")} at balance`, names.indexOf(which[0])));
-  return {traces, layout: {xaxis: stepAxis(), yaxis: {title: {text: "loss, raw (α = 1)"}}}};
+    traces.push(levelLine(RUN, value, `${which.map(lossName).join(", ")} at balance`, first + names.indexOf(which[0])));
+  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "loss, raw (α = 1)"}}}};
+}
+
+chart("chart-loss-raw", [], () => {
+  const names = lossNames("loss_raw").filter((name) => MAIN_LOSSES.includes(name));
+  return names.length ? rawLosses(names, 0) : null;
 });
 
-chart("chart-loss-other", [], () => {
-  const names = lossNames("loss_raw").filter((name) => RUN.ideal[name] === undefined);
-  if (!names.length) return null;
-  const traces = names.map((name, index) => stepLine(RUN, `loss_raw.${name}`, lossName(name), index + 3));
-  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "loss, raw (α = 1)"}}}};
-});
+chart("chart-loss-other", ["loss"], () => (lossNames("loss_raw").includes(state.loss) ? rawLosses([state.loss], 3) : null));
 
 chart("chart-loss-weighted", [], () => {
   const names = lossNames("loss").filter((name) => name === "total" || RUN.steps.series[`loss.${name}`].some((value) => value));
@@ -128,7 +129,7 @@ function phaseBars(runs) {
     name,
     y: runs.map((run) => run.name),
     x: parts.map((part) => part[name] ?? 0),
-    marker: {color: series(index), pattern: {shape: HATCHES[Math.floor(index / 9)]}},
+    marker: manyMarker(index),
     customdata: parts.map((part) => [secondsText(part[name] ?? 0), share(part[name] ?? 0, sum(Object.values(part)))]),
     hovertemplate: `%{y}<br>${name}: %{customdata[0]}, %{customdata[1]} of a step<extra></extra>`,
   }));
@@ -149,8 +150,8 @@ chart("chart-phases-steps", [], () => {
   const traces = names.map((name, index) => {
     const line = stepLine(RUN, `time.phases.${name}`, name, index, secondsText);
     return bars
-      ? {...line, type: "bar", mode: undefined, line: undefined, marker: {color: series(index)}}
-      : {...line, mode: "lines", line: {color: series(index), width: 1}, stackgroup: "phases"};
+      ? {...line, type: "bar", mode: undefined, line: undefined, marker: manyMarker(index)}
+      : {...line, mode: "lines", line: {color: series(index % 8), width: 0.5}, fillpattern: {shape: index < 8 ? "" : "/"}, stackgroup: "phases"};
   });
   const whole = stepLine(RUN, "time.step", "whole step", 8, secondsText);
   if (whole) traces.push({...whole, mode: "lines", line: {color: series(8), width: 1.2, dash: "dot"}});

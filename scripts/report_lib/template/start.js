@@ -3,6 +3,7 @@
 
 function showState() {
   for (const input of document.querySelectorAll("input[data-state]")) input.value = state[input.dataset.state];
+  for (const select of document.querySelectorAll("select[data-state]")) select.value = state[select.dataset.state];
   for (const output of document.querySelectorAll("output[data-show]"))
     output.value = state[output.dataset.show] < 0 ? "all" : state[output.dataset.show];
   for (const button of document.querySelectorAll("button[data-state]"))
@@ -49,7 +50,16 @@ function fromPaper() {
   chooseTheme(before || "auto");
 }
 
+/* What a list shows first is what its chart shows first. */
+function listenToLists() {
+  for (const select of document.querySelectorAll("select[data-state]")) {
+    state[select.dataset.state] = select.value;
+    select.addEventListener("change", () => choose(select.dataset.state, select.value));
+  }
+}
+
 function start() {
+  listenToLists();
   for (const input of document.querySelectorAll("input[data-state]"))
     input.addEventListener("input", () => choose(input.dataset.state, Number(input.value)));
   for (const button of document.querySelectorAll("button[data-state]"))

@@ -84,6 +84,11 @@ chart("chart-matrix", ["layer", "unit", "level"], () => {
 
 /* --- volume --- */
 
+/* Room for a text above the highest bar. */
+function stageAxis(values) {
+  return {...bytesAxis(values, "payload of the dispatch, a step"), range: [1.12 * Math.min(...values, 0), 1.12 * Math.max(...values, 1)]};
+}
+
 chart("chart-waterfall", [], () => {
   const stages = RUN.waterfall;
   if (!stages.length) return null;
@@ -118,10 +123,7 @@ chart("chart-waterfall", [], () => {
     layout: {
       barmode: "overlay",
       xaxis: {showgrid: false, type: "category"},
-      yaxis: bytesAxis(
-        stages.map((stage) => stage.bytes),
-        "payload of the dispatch, a step",
-      ),
+      yaxis: stageAxis(stages.map((stage) => stage.bytes)),
     },
   };
 });
