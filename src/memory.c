@@ -152,13 +152,23 @@ static int64_t backward(const moe_config *c, const sizes *s) {
     return add(mul(reals, sizeof(real)), mul(s->tokens, add(mul(n, sizeof(double)), per_token)));
 }
 
-/* The residual stream: x and y [T,H]; training: every layer's x, the last output, y and dh. What every layer chose: expert and weight per selection,
- * an offset per token. */
+/* With a capacity, per selection: whether it is kept, slot, server, and the routing that is sent with its way back; while deciding also group, key
+ * and score. */
+static int64_t dropping(const moe_config *c, const sizes *s) {
+    const int64_t kept = 1 + 3 * (int64_t)sizeof(int32_t) + (int64_t)(sizeof(int64_t) + sizeof(real) + sizeof(double));
+    const int64_t deciding = (int64_t)(sizeof(int32_t) + sizeof(uint64_t) + sizeof(double));
+    if (c->capacity.policy == MOE_CAPACITY_NONE) return 0;
+    return room(mul(s->selections, add(mul(s->copies, kept), deciding)));
+}
+
+/* The residual stream: x and y [T,H]; training: every layer's x, the last output, y and dh. What every layer chose: expert, weight and score per
+ * selection, an offset per token. */
 static int64_t activations(const moe_config *c, const sizes *s) {
     const int64_t streams = s->train ? add(c->model.num_layers, 3) : 2, stream = mul3(streams, s->tokens, c->model.hidden_size);
-    const int64_t chosen = add(mul(s->selections, (int64_t)(sizeof(int32_t) + sizeof(real))), mul(s->tokens, sizeof(int64_t)));
+    const int64_t chosen =
+        add(mul(s->selections, (int64_t)(sizeof(int32_t) + sizeof(real) + sizeof(double))), mul(s->tokens, sizeof(int64_t)));
     const int64_t layers = add(mul3(s->copies, reals_of_layer(c, s), sizeof(real)), mul(c->model.num_layers, chosen));
-    return add(add(mul(stream, sizeof(real)), room(layers)), backward(c, s));
+    return add(add(add(mul(stream, sizeof(real)), room(layers)), backward(c, s)), dropping(c, s));
 }
 
 /* Vectors packed for and received from other ranks (training: x and dy); lists of the plan and of what arrived: 12 numbers of 4 bytes per row and 20

@@ -1,5 +1,5 @@
 /* scopes.c: adds segment cells up to devices, sequences and the global batch, and makes the three kinds of loss from them.
- * Two integer allreduces per layer: cells (the global one and those of sequences that several ranks share), then exact sums of the losses.
+ * One integer allreduce per layer, or two where a sequence spans ranks: cells, then exact sums of the losses.
  */
 #include "moesim/scopes.h"
 
@@ -53,30 +53,6 @@ static void use_sent_rows(moe_scopes *s, const moe_batch *b, const int64_t *rows
     }
 }
 
-/* First allreduce: cells [global | shared sequences]. Afterwards local sequences that are shared hold the complete sums. */
-static void complete_cells(moe_scopes *s, const moe_comm *comm, const moe_batch *b) {
-    int64_t num_shared = cut_sequences(b, b->num_local_devices, NULL);
-    int64_t *list = moe_alloc(num_shared + 1, sizeof *list, "shared sequences");
-    cut_sequences(b, b->num_local_devices, list);
-    moe_stats_reserve(&s->shared, s->device.num_experts, s->device.devices, num_shared + 1);
-    for (int32_t j = 0; j < b->num_local_devices; j++) {
-        moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
-    }
-    for (int64_t i = 0; i < num_shared; i++) {
-        int64_t local = list[i] - s->first_sequence;
-        if (local >= 0 && local < s->sequence.num_cells)
-            memcpy(moe_stats_cell(&s->shared, i + 1), moe_stats_cell(&s->sequence, local), (size_t)s->sequence.words * sizeof(int64_t));
-    }
-    moe_comm_sum_i64(comm, s->shared.cell, (num_shared + 1) * s->shared.words);
-    memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
-    for (int64_t i = 0; i < num_shared; i++) {
-        int64_t local = list[i] - s->first_sequence;
-        if (local >= 0 && local < s->sequence.num_cells)
-            memcpy(moe_stats_cell(&s->sequence, local), moe_stats_cell(&s->shared, i + 1), (size_t)s->sequence.words * sizeof(int64_t));
-    }
-    moe_free(list);
-}
-
 /* --- losses --- */
 
 enum { MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1 }; /* exact sums of the losses, and how many were added */
@@ -105,6 +81,60 @@ static bool owns(const moe_batch *b, int64_t sequence) {
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
 
+/* This rank's sums of the losses of its sequences (complete ones) and devices. */
+static void sum_losses(const moe_scopes *s, const moe_balance *balance, const moe_placement *placement, const moe_batch *b,
+                       int64_t sum[2][MEAN_WORDS]) {
+    for (int64_t i = 0; i < s->sequence.num_cells; i++) {
+        if (owns(b, s->first_sequence + i))
+            add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
+    }
+    for (int64_t j = 0; j < s->device.num_cells; j++) {
+        add_losses(balance, placement, &s->device, moe_stats_cell(&s->device, j), sum[MOE_SCOPE_DEVICE]);
+    }
+}
+
+/* --- over all ranks --- */
+
+/* Copies the sequences that several ranks hold into their places behind the global cell of the vector, or back from there. */
+static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, bool back) {
+    size_t bytes = (size_t)s->sequence.words * sizeof(int64_t);
+    for (int64_t i = 0; i < num_shared; i++) {
+        int64_t local = list[i] - s->first_sequence;
+        if (local < 0 || local >= s->sequence.num_cells) continue;
+        int64_t *ours = moe_stats_cell(&s->sequence, local), *vector = moe_stats_cell(&s->shared, i + 1);
+        memcpy(back ? ours : vector, back ? vector : ours, bytes);
+    }
+}
+
+/* The vector of the allreduce: [global cell | shared sequences | sums of losses]. Where no sequence spans ranks, the sums go along at once and there is
+ * one allreduce; else they follow when the shared sequences are complete. */
+static void reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement, const moe_batch *b,
+                   int64_t sum[2][MEAN_WORDS]) {
+    int64_t num_shared = cut_sequences(b, b->num_local_devices, NULL), sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
+    moe_reserve(&s->list, &s->list_room, num_shared + 1, sizeof *s->list, "shared sequences");
+    cut_sequences(b, b->num_local_devices, s->list);
+    moe_stats_reserve(&s->shared, s->device.num_experts, s->device.devices, num_shared + 1 + sum_cells);
+    int64_t *tail = moe_stats_cell(&s->shared, num_shared + 1), words = (num_shared + 1) * s->shared.words;
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
+    }
+    copy_shared(s, s->list, num_shared, false);
+    if (num_shared == 0) {
+        sum_losses(s, balance, placement, b, sum);
+        memcpy(tail, sum, 2 * MEAN_WORDS * sizeof(int64_t));
+        words += 2 * MEAN_WORDS;
+    }
+    moe_comm_sum_i64(comm, s->shared.cell, words);
+    memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
+    if (num_shared == 0) {
+        memcpy(sum, tail, 2 * MEAN_WORDS * sizeof(int64_t));
+        return;
+    }
+    copy_shared(s, s->list, num_shared, true);
+    sum_losses(s, balance, placement, b, sum);
+    moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
+}
+
 /* These have no product in them: the mean over all counted tokens is what they are in every scope. */
 static void use_means_over_tokens(moe_scopes *s) {
     static const enum moe_loss means[] = {MOE_LOSS_Z, MOE_LOSS_ENTROPY, MOE_LOSS_ENTROPY_Z};
@@ -117,16 +147,8 @@ void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *b
                        const moe_batch *batch, const moe_stats *segments, const int64_t *rows_to) {
     add_segments(s, batch, segments);
     if (rows_to) use_sent_rows(s, batch, rows_to);
-    complete_cells(s, comm, batch);
     int64_t sum[2][MEAN_WORDS] = {{0}};
-    for (int64_t i = 0; i < s->sequence.num_cells; i++) {
-        if (owns(batch, s->first_sequence + i))
-            add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
-    }
-    for (int64_t j = 0; j < s->device.num_cells; j++) {
-        add_losses(balance, placement, &s->device, moe_stats_cell(&s->device, j), sum[MOE_SCOPE_DEVICE]);
-    }
-    moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
+    reduce(s, comm, balance, placement, batch, sum);
     for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {
         mean_losses(balance, sum[scope], s->loss[scope], &s->population[scope]);
     }
@@ -152,4 +174,5 @@ void moe_scopes_free(moe_scopes *s) {
     moe_stats_free(&s->device);
     moe_stats_free(&s->global);
     moe_stats_free(&s->shared);
+    moe_free(s->list);
 }

@@ -153,8 +153,9 @@ static void show_domain(const moe_screen *screen, const moe_specialization *s, c
     for (int32_t e = 0; e < s->num_experts; e++) {
         total += load[e];
     }
+    int cut = length > NAME ? length - NAME : 0; /* the end of a long path tells more than its beginning */
     if (name)
-        fprintf(screen->out, "  %-*.*s", NAME, length, name);
+        fprintf(screen->out, "  %-*.*s", NAME, length - cut, name + cut);
     else
         fprintf(screen->out, "  topic %-*d", NAME - 6, domain);
     for (int shown = 0; shown < SHOWN_EXPERTS && shown < s->num_experts; shown++) {

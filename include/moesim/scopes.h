@@ -19,8 +19,10 @@ typedef struct moe_scopes {
     int64_t population[MOE_NUM_SCOPES];          /* sequences, devices with a counted token; 1 */
     int64_t first_sequence;                      /* of this rank */
     moe_stats sequence, device, global;          /* cells: local sequences (complete), local devices, one */
-    moe_stats shared;                            /* cells of the sequences that several ranks hold */
-    int64_t allreduce_bytes;                     /* payload given to MPI_Allreduce, as if every device were a rank, summed over devices */
+    moe_stats shared;                            /* the allreduce's vector: global, sequences that several ranks hold, sums */
+    int64_t *list;                               /* ids of those sequences */
+    int64_t list_room;
+    int64_t allreduce_bytes; /* payload given to MPI_Allreduce, as if every device were a rank, summed over devices */
 } moe_scopes;
 
 /* Collective. segments: one cell per segment of the batch (moe_route). rows_to [num_local][D] or NULL: the rows that this rank's devices

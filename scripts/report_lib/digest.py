@@ -106,7 +106,8 @@ def ratio(above, below):
 def layer_of(layer):
     """The arrays of one layer of summary.json, and the bytes of one row of its dispatch."""
     dispatch = at(layer, "volume.dispatch", {})
-    names = ("counts_per_expert", "kept_per_expert", "counts_per_device", "distinct_tokens_per_device", "sent_rows", "received_rows", "tokens_by_reach")
+    names = ("counts_per_expert", "kept_per_expert", "counts_per_device", "distinct_tokens_per_device", "sent_rows", "received_rows",
+             "tokens_by_reach")
     capacity = {name: at(layer, f"capacity.{name}") for name in ("policy", "scope", "capacity")} if at(layer, "capacity") else None
     return {**{name: numbers(layer.get(name)) for name in names}, "capacity": capacity,
             **{name: numbers(at(layer, f"capacity.{name}")) for name in ("dropped_per_expert", "dropped_per_device")},

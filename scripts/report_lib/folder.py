@@ -115,7 +115,8 @@ class Folder:
         fits = array.ndim == len(shape) and all(want in (None, 0, have) for want, have in zip(shape, array.shape))
         if array.dtype.kind not in "iu" or not fits or array.size == 0:
             wanted = " x ".join("any" if not n else str(n) for n in shape)
-            self.problems.append(f"{name} holds {array.dtype} of shape {' x '.join(map(str, array.shape))}, not integers of shape {wanted}: left out.")
+            shape = " x ".join(map(str, array.shape))
+            self.problems.append(f"{name} holds {array.dtype} of shape {shape}, not integers of shape {wanted}: left out.")
             return None
         return array
 
@@ -145,7 +146,8 @@ class Folder:
         wanted, done = whole(self.get("run", "steps")), len(self.metrics)
         if self.summary is None and not any("summary.json" in problem for problem in self.problems):
             of = f" of {wanted}" if wanted else ""
-            self.problems.insert(0, f"This run has not finished: {done}{of} steps are there. moesim --resume goes on from its last checkpoint, if it has one.")
+            self.problems.insert(0, f"This run has not finished: {done}{of} steps are there. "
+                                    "moesim --resume goes on from its last checkpoint, if it has one.")
         if self.summary is not None:
             for name in FILES[1:]:
                 if not (self.path / name).is_file() and name != "metrics.jsonl":

@@ -14,7 +14,7 @@ SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "compare.js", "start
 
 def in_script(value):
     """JSON that may stand inside <script>: no "<", and no value that is not JSON."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", " ").replace("\u2029", " ")
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def thinned_text(run):

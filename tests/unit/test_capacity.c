@@ -5,6 +5,7 @@
 #include "moesim/status.h"
 
 static const moe_comm alone = {.size = 1};
+static int64_t next_choices; /* cases in which they were compared */
 
 /* --- sort and cut, written from method.md alone --- */
 
@@ -137,7 +138,7 @@ static void check_slots(const capacity_case *c, uint64_t seed) {
         }
 }
 
-/* A pair that next_choice could not place has no admitted expert with room left; those it placed are in their token's groups. */
+/* Those that next_choice placed are in their token's groups. */
 static void check_groups(const capacity_case *c, uint64_t seed) {
     const moe_router *r = &c->r.router;
     if (r->group_limit == MOE_GROUP_NONE) return;
@@ -146,6 +147,90 @@ static void check_groups(const capacity_case *c, uint64_t seed) {
         int32_t groups = moe_router_distinct_groups(r, c->drop.sent.expert + begin, (int32_t)(c->drop.sent.row_offset[t + 1] - begin));
         CHECK_MSG(groups <= r->topk_group, "seed %llu: token %lld in %d groups", (unsigned long long)seed, (long long)t, groups);
     }
+}
+
+/* --- next_choice, by its definition in drop.h, for routers without groups --- */
+
+static int64_t pool_of(const capacity_case *c, int64_t t) {
+    if (c->rule.policy == MOE_CAPACITY_SEQUENCE) return t / c->batch.sequence_length;
+    return c->rule.scope == MOE_CAPACITY_PER_DEVICE ? device_of(c, t) : 0;
+}
+
+static int32_t target_of(const capacity_case *c, int32_t e) {
+    return c->rule.policy == MOE_CAPACITY_DEVICE ? c->placement.device[e] : e;
+}
+
+/* room [pools][N]: places that are free. */
+static int64_t *free_places(const capacity_case *c, const uint8_t *kept) {
+    int64_t n = c->r.router.num_experts, pools = c->batch.num_tokens_global + c->batch.devices;
+    int64_t *room = calloc((size_t)(pools * n), sizeof *room), *selections = calloc((size_t)pools, sizeof *selections);
+    for (int64_t t = 0; t < c->routing.num_tokens; t++)
+        selections[pool_of(c, t)] += c->routing.row_offset[t + 1] - c->routing.row_offset[t];
+    for (int64_t t = 0; t < c->routing.num_tokens; t++) /* every pool has a token */
+        for (int32_t e = 0; e < n; e++)
+            room[pool_of(c, t) * n + e] = moe_capacity_pairs(&c->rule, pool_tokens(c, pool_of(c, t)), selections[pool_of(c, t)]);
+    for (int64_t t = 0; t < c->routing.num_tokens; t++)
+        for (int64_t i = c->routing.row_offset[t]; i < c->routing.row_offset[t + 1]; i++)
+            room[pool_of(c, t) * n + target_of(c, c->routing.expert[i])] -= kept[i];
+    free(selections);
+    return room;
+}
+
+static int32_t favourite(const capacity_case *c, int64_t t, const int32_t *server, const int32_t *asked, const int64_t *room) {
+    const moe_router *r = &c->r.router;
+    int64_t n = r->num_experts, begin = c->routing.row_offset[t], end = c->routing.row_offset[t + 1];
+    double *z = calloc((size_t)n * 2, sizeof *z), *s = z + n, highest = -INFINITY;
+    int32_t best = -1;
+    for (int64_t e = 0; e < n; e++)
+        z[e] = c->r.z[t * n + e];
+    moe_router_scores(r, z, s, NULL);
+    for (int32_t e = 0; e < n; e++) {
+        bool taken = z[e] == -INFINITY || room[pool_of(c, t) * n + target_of(c, e)] <= 0;
+        for (int64_t i = begin; i < end; i++)
+            taken |= c->routing.expert[i] == e || server[i] == e || asked[i] == e;
+        double score = s[e] + (r->bias ? r->bias[e] : 0);
+        if (taken || (best >= 0 && score <= highest)) continue;
+        best = e;
+        highest = score;
+    }
+    free(z);
+    return best;
+}
+
+/* One round; returns how many found a place. */
+static int64_t naive_round(const capacity_case *c, int32_t *server, int64_t *room) {
+    int64_t n = c->routing.num_selections, found = 0;
+    int32_t *asked = malloc(((size_t)n + 1) * sizeof *asked);
+    for (int64_t i = 0; i < n; i++)
+        asked[i] = -1;
+    for (int64_t t = 0; t < c->routing.num_tokens; t++)
+        for (int64_t i = c->routing.row_offset[t]; i < c->routing.row_offset[t + 1]; i++)
+            if (server[i] < 0) asked[i] = favourite(c, t, server, asked, room);
+    for (int64_t t = 0; t < c->routing.num_tokens; t++)
+        for (int64_t i = c->routing.row_offset[t]; i < c->routing.row_offset[t + 1]; i++) {
+            if (asked[i] < 0 || room[pool_of(c, t) * c->r.router.num_experts + target_of(c, asked[i])]-- <= 0) continue;
+            server[i] = asked[i];
+            found++;
+        }
+    free(asked);
+    return found;
+}
+
+static void check_next_choice(const capacity_case *c, const uint8_t *kept, uint64_t seed) {
+    int64_t n = c->routing.num_selections, wrong = 0, *room;
+    if (c->r.router.group_limit != MOE_GROUP_NONE) return;
+    int32_t *server = malloc(((size_t)n + 1) * sizeof *server);
+    for (int64_t i = 0; i < n; i++)
+        server[i] = kept[i] ? c->routing.expert[i] : -1;
+    room = free_places(c, kept);
+    while (naive_round(c, server, room) > 0)
+        ;
+    for (int64_t i = 0; i < n; i++)
+        wrong += server[i] != c->drop.server[i];
+    CHECK_MSG(wrong == 0, "seed %llu: %lld pairs have another next choice", (unsigned long long)seed, (long long)wrong);
+    next_choices += n > 0;
+    free(server);
+    free(room);
 }
 
 static void check_against_naive(capacity_case *c, uint64_t seed) {
@@ -169,6 +254,7 @@ static void check_against_naive(capacity_case *c, uint64_t seed) {
     check_sent(c, seed);
     check_slots(c, seed);
     check_groups(c, seed);
+    check_next_choice(c, kept, seed);
     free(kept);
 }
 
@@ -267,5 +353,6 @@ int main(void) {
         check_idempotent(&c, seed);
         capacity_case_free(&c);
     }
+    CHECK_MSG(next_choices > 40, "%lld cases of next_choice", (long long)next_choices);
     return check_verdict();
 }

@@ -18,6 +18,13 @@ function deviceOf(expert) {
   return RUN.block && RUN.devices ? ` (device ${Math.floor(expert / (RUN.experts / RUN.devices))})` : "";
 }
 
+function heatText(load, expert, step, value, relative) {
+  const one = load.experts_per_bin === 1,
+    mean = one && load.steps_per_bin === 1 ? "" : " (mean)";
+  const who = `expert ${span(expert, load.experts_per_bin, load.experts)}${one ? deviceOf(expert) : ""}`;
+  return `step ${span(step, load.steps_per_bin, load.steps)}<br>${who}<br>${countText(value)} selections${mean}<br>${realText(relative, 3)} × mean`;
+}
+
 chart("chart-heat", ["layer", "heat"], () => {
   const load = RUN.load;
   if (!load) return null;
@@ -26,13 +33,7 @@ chart("chart-heat", ["layer", "heat"], () => {
     ratio = state.heat === "ratio";
   const column = means[0].map((_, step) => sum(means.map((row) => row[step])) / means.length);
   const relative = means.map((row) => row.map((value, step) => (column[step] ? value / column[step] : 0)));
-  const text = means.map((row, expert) =>
-    row.map(
-      (value, step) =>
-        `step ${span(step, load.steps_per_bin, load.steps)}<br>expert ${span(expert, load.experts_per_bin, load.experts)}${load.experts_per_bin === 1 ? deviceOf(expert) : ""}` +
-        `<br>${countText(value)} selections${load.steps_per_bin * load.experts_per_bin > 1 ? " (mean)" : ""}<br>${realText(relative[expert][step], 3)} × mean`,
-    ),
-  );
+  const text = means.map((row, expert) => row.map((value, step) => heatText(load, expert, step, value, relative[expert][step])));
   const trace = {
     type: "heatmap",
     z: ratio ? relative : means,

@@ -1,0 +1,354 @@
+"""ctest: timeout=120
+scripts/report without a browser: pages of made-up runs hold the figures of their files, load nothing, and say what is damaged; bad folders
+and versions are refused with a sentence. A stand-in takes the place of the charts' library."""
+import http.server
+import json
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+
+from _moesim import SOURCE, TEMPORARY, Array, check, load, metrics, summary, verdict
+from _report import LIMIT, REPORT, ROW_BYTES, TOKENS, Page, made_run, report, write_json, write_npy
+
+LIBRARY = os.path.join(TEMPORARY, "stand-in.js")
+with open(LIBRARY, "w") as file:
+    file.write('var Plotly = {react() {}}; // "</script>" must not end the page\n')
+OPTION = ("--plotly", LIBRARY)
+
+
+def page_of(label, *arguments):
+    """The page, after checking that it was written without a complaint; None otherwise."""
+    done = report(*arguments, *OPTION)
+    target = done.stdout.strip()
+    good = check(done.returncode == 0 and done.stderr == "" and os.path.isfile(target), f"{label}: status {done.returncode}: {done.stdout}{done.stderr}")
+    return Page(target) if good else None
+
+
+def check_refused(label, words, *arguments):
+    done = report(*arguments, *OPTION)
+    check(done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr, f"{label}: status {done.returncode}: {done.stderr}")
+
+
+def blocks(array, *indices):
+    """Flat index into an Array of three dimensions."""
+    a, b, c = indices
+    return array.data[(a * array.shape[1] + b) * array.shape[2] + c]
+
+
+# --- figures -----------------------------------------------------------------------------------------------------------------------------
+
+
+def check_load(run, folder):
+    """Bins of the heat map are sums of the file's; without bins, its very numbers."""
+    array, shown = load(os.path.join(folder, "expert_load.npy")), run["load"]
+    steps, layers, experts = array.shape
+    by, of = shown["steps_per_bin"], shown["experts_per_bin"]
+    bad = 0
+    for layer in range(layers):
+        for row, expert in enumerate(range(0, experts, of)):
+            for column, step in enumerate(range(0, steps, by)):
+                cells = [blocks(array, s, layer, e) for s in range(step, min(step + by, steps)) for e in range(expert, min(expert + of, experts))]
+                bad += shown["sum"][layer][row][column] != sum(cells)
+    check(bad == 0, f"{folder}: {bad} cells of the load differ")
+
+
+def check_series(run, folder):
+    lines = {line["step"]: line for line in metrics(folder)}
+    shown = run["steps"]
+    check(shown["count"] == len(lines) and shown["step"][-1] == max(lines), f"{folder}: {shown['count']} steps, the last {shown['step'][-1]}")
+    for path in ("loss_raw.expert", "loss.total", "balance.device.max_over_mean", "volume.dispatch.remote_bytes", "time.phases.expert"):
+        values = []
+        for step in shown["step"]:
+            value = lines[step]
+            for key in path.split("."):
+                value = value[key]
+            values.append(value)
+        check(shown["series"].get(path) == values, f"{folder}: {path} differs from metrics.jsonl")
+
+
+def check_layers(run, folder):
+    layers = summary(folder)["layers"]
+    for name in ("counts_per_expert", "kept_per_expert", "counts_per_device", "sent_rows", "received_rows", "tokens_by_reach"):
+        check([one[name] for one in run["layer"]] == [layer[name] for layer in layers], f"{folder}: {name} differs")
+    matrix, devices = load(os.path.join(folder, "comm_matrix.npy")), run["devices"]
+    rows = [[[blocks(matrix, l, s, d) for d in range(devices)] for s in range(devices)] for l in range(len(layers))]
+    check(run["matrix"]["rows"] == rows and run["matrix"]["devices_per_bin"] == 1, f"{folder}: the matrix differs")
+
+
+def check_waterfall(run, folder):
+    layers = summary(folder)["layers"]
+    sent = sum(layer["volume"]["dispatch"]["rows"] for layer in layers)
+    free = sum(layer["mean_devices_per_token_unlimited"] for layer in layers) * TOKENS * ROW_BYTES
+    dispatch = summary(folder)["volume"]["dispatch"]
+    wanted = [("one row per selection", dispatch["selection_bytes"], False), ("one row per token and device", free, False),
+              (f"with the limit M = {LIMIT}", dispatch["logical_bytes"], True), ("to other devices", dispatch["remote_bytes"], True)]
+    got = [(stage["name"], stage["bytes"], stage["sent"]) for stage in run["waterfall"]]
+    check(len(got) == 4 and all(a[0] == b[0] and abs(a[1] - b[1]) < 1e-6 * b[1] and a[2] == b[2] for a, b in zip(got, wanted)), f"{folder}: waterfall {got}")
+    check(run["waterfall"][2]["rows"] == sent, f"{folder}: {run['waterfall'][2]['rows']} rows sent")
+
+
+def check_figures():
+    for name, shape in (("small", {}), ("one step", {"steps": 1, "layers": 1}), ("train", {"train": True, "steps": 120, "layers": 1})):
+        folder = made_run(name, **shape)
+        page = page_of(name, folder)
+        if not page:
+            continue
+        run = page.runs[0]
+        check_load(run, folder)
+        check_series(run, folder)
+        check_layers(run, folder)
+        check_waterfall(run, folder)
+        check(not page.banners, f"{name}: {page.banners}")
+        for words in ("8 routed + 1 shared", "limit max: M = 2 of 4 groups", "✓ passed", "– not made", "as many rows as planned", "num_experts", "host (CPU, 2 cores"):
+            check(words in page.words, f"{name}: '{words}' is not on the page")
+        for stated in ("small, " if name == "never" else "To keep this page small",):
+            check(stated not in page.words, f"{name}: says that it was thinned")
+        validation = [(line["step"], line["validation_loss"]) for line in metrics(folder) if "validation_loss" in line]
+        check(list(zip(run["validation"]["step"], run["validation"]["loss"])) == validation and ("Quality" in page.words) == (name == "train"), f"{name}: quality")
+
+
+def check_thinning():
+    """A long run is thinned, says so, and its bins still add up."""
+    folder = made_run("long", devices=2, experts=4, layers=1, steps=3001)
+    page = page_of("long", folder)
+    if page:
+        run = page.runs[0]
+        check(run["steps"]["every"] > 1 and run["load"]["steps_per_bin"] > 1 and len(run["steps"]["step"]) <= 1201, f"long: every {run['steps']['every']}")
+        check_load(run, folder)
+        check_series(run, folder)
+        check("To keep this page small" in page.words and f"every {run['steps']['every']}. step" in page.words, "long: does not say what was left out")
+        check(page.size < 6_000_000, f"long: {page.size} bytes")
+
+
+# --- the page itself ---------------------------------------------------------------------------------------------------------------------
+
+
+def check_closed(label, page):
+    """Only links lead outside; names from the folder cannot become markup."""
+    loads = re.findall(r'\b(?:src|srcset|action|data|poster)\s*=\s*"([^"]*)"', page.markup)
+    check(not loads, f"{label}: loads {loads}")
+    check(all(link.startswith("data:") for link in re.findall(r'<link[^>]*href="([^"]*)"', page.markup)), f"{label}: a <link> leads outside")
+    check("default-src 'none'" in page.text and "url(" not in page.text and "@import" not in page.text, f"{label}: not closed")
+    check(page.text.count("</script>") == 3 and page.text.count("<script") == 3, f"{label}: scripts do not end where they should")
+    check("<!DOCTYPE html>" in page.text[:200] and page.text.rstrip().endswith("</html>"), f"{label}: not a whole page")
+
+
+def check_page():
+    folder = made_run("na<me> & 'quotes'")
+    changed = summary(folder)
+    changed["config"]["data"]["path"] = "</script><b>bold</b>"
+    changed["checks"]["<i>check</i>"] = False
+    changed["check_details"]["matrix_sums"] = {}
+    write_json(folder, "summary.json", changed)
+    page = page_of("odd names", folder)
+    if page:
+        check_closed("odd names", page)
+        check("<b>bold" not in page.text and "<i>check" not in page.text and "<me>" not in page.text, "odd names: markup came through")
+        check(len(page.banners) == 1 and "failed its own checks" in page.banners[0] and "✗ FAILED" in page.words, f"odd names: {page.banners}")
+
+
+# --- bad folders -------------------------------------------------------------------------------------------------------------------------
+
+
+def spoil_unfinished(folder):
+    for name in ("summary.json", "comm_matrix.npy", "expert_load.npy"):
+        os.remove(os.path.join(folder, name))
+    with open(os.path.join(folder, "metrics.jsonl")) as file:
+        lines = file.readlines()
+    with open(os.path.join(folder, "metrics.jsonl"), "w") as file:
+        file.write(lines[0] + lines[1][:100])
+
+
+def cut(name, size):
+    def spoil(folder):
+        os.truncate(os.path.join(folder, name), size)
+    return spoil
+
+
+def text(name, content):
+    def spoil(folder):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+    return spoil
+
+
+def gone(name):
+    return lambda folder: os.remove(os.path.join(folder, name))
+
+
+def only(name):
+    def spoil(folder):
+        for other in os.listdir(folder):
+            if other != name:
+                os.remove(os.path.join(folder, other))
+    return spoil
+
+
+DAMAGE = {   # what is wrong -> (how, words of the banner, what is still on the page)
+    "unfinished": (spoil_unfinished, ("has not finished: 1 of 3 steps", "line 2 of metrics.jsonl is damaged"), "Balance losses"),
+    "cut summary": (cut("summary.json", 700), ("summary.json is damaged",), "Balance losses"),
+    "empty summary": (cut("summary.json", 0), ("summary.json is damaged",), "Balance losses"),
+    "summary is a list": (text("summary.json", b"[1]"), ("not the summary of a run",), "Balance losses"),
+    "summary without layers": (text("summary.json", b'{"version": "0.1.0"}'), ("not the summary of a run",), "Balance losses"),
+    "no version": (text("summary.json", b'{"layers": [], "config": {}}'), ("does not say which version",), "Balance losses"),
+    "layers of nonsense": (text("summary.json", b'{"version": "0.1.0", "layers": [{"volume": 3, "counts_per_expert": "x"}], "checks": [], "time": 1}'), (), "Balance losses"),
+    "no metrics": (gone("metrics.jsonl"), ("metrics.jsonl is missing",), "Traffic from device to device"),
+    "metrics of bytes": (text("metrics.jsonl", b"\xff\xfe\x00\n{}\n{\"step\": 0}\n"), ("2 lines of metrics.jsonl",), "Traffic from device to device"),
+    "cut matrix": (cut("comm_matrix.npy", 200), ("comm_matrix.npy is damaged",), "Volume"),
+    "empty load": (cut("expert_load.npy", 0), ("expert_load.npy is damaged",), "Volume"),
+    "matrix of text": (text("comm_matrix.npy", b"not an array"), ("comm_matrix.npy is damaged",), "Volume"),
+    "matrix of another shape": (lambda folder: write_npy(os.path.join(folder, "comm_matrix.npy"), (1, 2, 2), [1, 2, 3, 4]), ("shape 1 x 2 x 2",), "Volume"),
+    "matrix of another run": (lambda folder: write_npy(os.path.join(folder, "comm_matrix.npy"), (2, 4, 4), [1] * 32), ("disagree about the rows sent in layer 0",), "Volume"),
+    "no matrix": (gone("comm_matrix.npy"), ("comm_matrix.npy is missing",), "Volume"),
+    "no config": (gone("config.ini"), ("config.ini is missing",), "Volume"),
+    "only a configuration": (only("config.ini"), ("has not finished", "metrics.jsonl is missing"), "Configuration"),
+    "only an array": (only("expert_load.npy"), ("has not finished",), "Load"),
+    "bad configuration, alone": (lambda folder: (only("config.ini")(folder), text("config.ini", b"no section = 1\n\x00")(folder)), ("config.ini is damaged",), ""),
+}
+
+
+def check_damage():
+    for label, (spoil, wanted, still) in DAMAGE.items():
+        folder = made_run(label)
+        spoil(folder)
+        page = page_of(label, folder)
+        if page:
+            banner = " ".join(page.banners)
+            check(page.banners and all(words in banner for words in wanted), f"{label}: banner '{banner}'")
+            check(still in page.words, f"{label}: '{still}' is not on the page")
+            check_closed(label, page)
+    folder = made_run("damaged beside a good one")
+    spoil_unfinished(folder)
+    page = page_of("damaged in a comparison", folder, made_run("good"), "-o", "damaged.html")
+    check(page and any("damaged beside a good one: Unfinished" in banner for banner in page.banners), "a comparison does not name the damaged run")
+
+
+def check_mistakes():
+    folder = made_run("mistakes")
+    newer = summary(folder)
+    check_refused("no folder", "'nowhere' is no folder", "nowhere")
+    check_refused("a file", "is no folder", os.path.join(folder, "summary.json"))
+    check_refused("not a run", "is not the folder of a run", TEMPORARY)
+    check_refused("no run", "which run?")
+    check_refused("twice", "given twice", folder, folder + "/.")
+    check_refused("target", "cannot be written", folder, "-o", os.path.join(folder, "no", "where.html"))
+    done = report(folder, "--plotly", "nowhere.js")
+    check(done.returncode == 2 and "nowhere.js" in done.stderr, f"no library: status {done.returncode}: {done.stderr}")
+    for version in ("0.2.0", "1.0.0", "10.0"):
+        write_json(folder, "summary.json", {**newer, "version": version})
+        check_refused(f"version {version}", f"written by moesim {version}", folder)
+    check(not os.path.exists(os.path.join(folder, "report.html")), "a refused folder got a report")
+    write_json(folder, "summary.json", {**newer, "version": "0.1.99"})
+    check(page_of("a later patch", folder), "a later patch release is refused")
+
+
+def check_version():
+    """The report knows the files of the moesim beside it: whoever raises the version looks at the report too."""
+    with open(os.path.join(SOURCE, "CMakeLists.txt")) as file:
+        version = re.search(r"project\(moesim VERSION (\d+)\.(\d+)", file.read())
+    with open(os.path.join(SOURCE, "scripts", "report_lib", "folder.py")) as file:
+        known = re.search(r"^VERSION = \((\d+), (\d+)\)", file.read(), re.M)
+    check(version.groups() == known.groups(), f"moesim is {version.groups()}, scripts/report_lib/folder.py knows {known.groups()}: does summary.json still mean the same?")
+
+
+# --- several runs, and the end of a run --------------------------------------------------------------------------------------------------
+
+
+def check_comparison():
+    first, second, wider = made_run("first", seed=2), made_run("second", seed=3), made_run("wider", devices=8, experts=16, layers=1)
+    page = page_of("comparison", first, second, wider, "-o", "all.html")
+    if page:
+        check_closed("comparison", page)
+        check([run["name"] for run in page.runs] == ["first", "second", "wider"], "comparison: the runs' names")
+        for run, folder in zip(page.runs, (first, second, wider)):
+            check_series(run, folder)
+            check_layers(run, folder)
+        rows = [summary(folder)["volume"]["dispatch"]["remote_bytes"] for folder in (first, second)]
+        cells = re.search(r'<tr data-figure="to other devices">(.*?)</tr>', page.text, re.S)[1]
+        share = f"{abs(100 * (rows[1] - rows[0]) / rows[0]):.1f} %"
+        check(share in cells, f"comparison: {share} is not in {cells}")
+        check("cluster.devices" in page.words and "router.score_func" not in page.words, "comparison: the settings that differ")
+    done = report(first, second, *OPTION)
+    check(done.stdout == "comparison.html\n" and os.path.isfile(os.path.join(TEMPORARY, "comparison.html")), f"comparison: {done.stdout}{done.stderr}")
+
+
+def check_after_run():
+    begin, runs = time.time() - 5, os.path.join(TEMPORARY, "runs")
+    older, newer = made_run("runs/older"), made_run("runs/newer")
+    os.utime(os.path.join(older, "metrics.jsonl"), (begin + 1, begin + 1))
+    done = report("--after-run", f"{begin:.0f}", runs, *OPTION)
+    check(done.returncode == 0 and done.stdout.strip() == os.path.join(newer, "report.html"), f"after a run: {done.returncode} {done.stdout}{done.stderr}")
+    done = report("--after-run", f"{begin:.0f}", older, *OPTION)
+    check(done.returncode == 0 and done.stdout.strip() == os.path.join(older, "report.html"), f"after a run into a folder: {done.stdout}{done.stderr}")
+    for place, since in ((runs, begin + 1000), ("nowhere", begin)):
+        done = report("--after-run", f"{since:.0f}", place, *OPTION)
+        check((done.returncode, done.stdout, done.stderr) == (0, "", ""), f"nothing new in {place}: {done}")
+    done = report("--after-run", f"{begin:.0f}", runs, XDG_CACHE_HOME=os.path.join(TEMPORARY, "empty cache"))
+    check(done.returncode == 0 and "no report.html" in done.stdout and "scripts/report" in done.stdout, f"without the library: {done}")
+
+
+def check_without_python():
+    """The script alone, where no interpreter has what it needs."""
+    alone = os.path.join(TEMPORARY, "scripts")
+    os.makedirs(alone)
+    with open(REPORT) as source, open(os.path.join(alone, "report"), "w") as file:
+        file.write(source.read().replace("/usr/bin/python3", "/nonexistent/python3"))
+    os.makedirs(os.path.join(alone, "bin"))
+    for tool in ("sh", "dirname"):
+        os.symlink(shutil.which(tool), os.path.join(alone, "bin", tool))
+    for arguments, code in ((["run"], 1), (["--after-run", "0"], 0)):
+        done = report_with(os.path.join(alone, "report"), arguments, PATH=os.path.join(alone, "bin"), MOESIM_PYTHON="")
+        said = done.stdout if code == 0 else done.stderr
+        check(done.returncode == code and "NumPy and Jinja2" in said and "python3-jinja2" in said, f"without Python: {done}")
+
+
+def report_with(script, arguments, **more):
+    import subprocess
+    return subprocess.run(["/bin/sh", script, *arguments], env={**os.environ, **more}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """Gives 200 and a wrong archive, whatever is asked."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"not the archive that was pinned")
+
+    def log_message(self, *_):
+        pass
+
+
+def check_integrity():
+    """What a registry or the cache gives is compared with the pin; there is no npm here, so that the archive comes from the registry itself."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), Registry)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tools, cache = os.path.join(TEMPORARY, "tools"), os.path.join(TEMPORARY, "cache", "moesim")
+    os.makedirs(tools)
+    os.makedirs(cache)
+    for tool in ("sh", "dirname"):
+        os.symlink(shutil.which(tool), os.path.join(tools, tool))
+    with open(os.path.join(SOURCE, "scripts", "report_lib", "plotly.py")) as source:
+        pinned = source.read()
+    archive = re.search(r'PACKAGE = "(.*)"', pinned)[1] + "-" + re.search(r'VERSION = "(.*)"', pinned)[1] + ".tgz"
+    with open(os.path.join(cache, archive), "w") as file:
+        file.write("spoilt in the cache")
+    around = {"PATH": tools, "XDG_CACHE_HOME": os.path.dirname(cache), "npm_config_registry": f"http://127.0.0.1:{server.server_port}", "no_proxy": "127.0.0.1"}
+    done = report("--setup", **around)
+    check(done.returncode == 1 and "sha512" in done.stderr and len(done.stderr.splitlines()) == 1, f"a wrong archive: {done}")
+    server.shutdown()
+    server.server_close()
+    done = report("--setup", **around)
+    check(done.returncode == 1 and "could not be fetched" in done.stderr and "--plotly FILE" in done.stderr, f"no registry: {done}")
+    check(os.listdir(cache) == [archive], f"something stayed in the cache: {os.listdir(cache)}")
+
+
+if report("--help").returncode != 0:
+    print("SKIPPED, NOTHING WAS TESTED: scripts/report needs python3-numpy and python3-jinja2 (scripts/setup --test installs them)")
+    sys.exit(0)
+for part in (check_figures, check_thinning, check_page, check_damage, check_mistakes, check_version, check_comparison, check_after_run, check_without_python, check_integrity):
+    part()
+verdict()
