@@ -133,7 +133,7 @@ static double loss_without_shared(moe_training *t, int64_t batches) {
 
 static bool chooses_by_score(const moe_config *c) {
     int method = c->router.method;
-    return method != MOE_METHOD_HASH && method != MOE_METHOD_RANDOM && method != MOE_METHOD_ROUND_ROBIN && method != MOE_METHOD_SINKHORN;
+    return method != MOE_METHOD_HASH && method != MOE_METHOD_RANDOM && method != MOE_METHOD_ROUND_ROBIN;
 }
 
 static moe_specialization prepared(const moe_training *t, int64_t batches) {
@@ -141,7 +141,7 @@ static moe_specialization prepared(const moe_training *t, int64_t batches) {
     moe_specialization s = {.num_layers = t->num_layers,
                             .num_domains = t->task.text ? t->task.corpus.num_domains : c->data.num_topics,
                             .num_experts = c->model.num_experts,
-                            .top_k = c->router.top_k,
+                            .top_k = c->router.method == MOE_METHOD_TOP_P ? 1 : c->router.top_k,
                             .num_shared = c->model.num_shared_experts,
                             .batches = batches,
                             .num_disabled = 1};

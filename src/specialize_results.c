@@ -10,9 +10,10 @@
 
 /* --- names --- */
 
-/* A text's domains are the parts of data.path between colons, topics have numbers. `length` bytes from *name; NULL: a number. */
+/* A text's domains are the parts of data.path between colons, topics have numbers. Not NUL-terminated: *length bytes; NULL: a number. */
 static const char *domain_name(const moe_config *c, int32_t domain, int *length) {
     const char *name = c->data.path;
+    *length = 0;
     if (c->data.source != MOE_SOURCE_TEXT) return NULL;
     for (; domain > 0 && name; domain--) {
         name = strchr(name, ':');

@@ -110,6 +110,6 @@ void moe_tally_drop_check(const moe_context *context, const moe_layer_record *ou
     }
     int64_t most = fullest(context, out), capacity = out->capacity.capacity;
     moe_record_check(record, "capacity", true, most <= capacity || most - capacity <= out->capacity.exempt_overflow,
-                     "layer budgets of %lld pairs, %lld in the fullest, %lld of exempt sequences beyond budgets", (long long)capacity,
+                     "budgets of %lld pairs, %lld in the fullest, %lld pairs of exempt sequences beyond budgets", (long long)capacity,
                      (long long)most, (long long)out->capacity.exempt_overflow);
 }

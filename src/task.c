@@ -37,7 +37,8 @@ int moe_task_check(const moe_config *c, const moe_input *input, moe_status *st) 
     for (int32_t domain = 0; domain < text.num_domains; domain++) {
         for (int32_t d = 0; d < c->cluster.devices; d++) {
             if (check_part(c, &text, d, domain, MOE_SPLIT_TRAIN, st)) return st->code;
-            if ((c->train.validation_every > 0 || c->train.specialization) && check_part(c, &text, d, domain, MOE_SPLIT_VALIDATION, st)) return st->code;
+            if ((c->train.validation_every > 0 || c->train.specialization) && check_part(c, &text, d, domain, MOE_SPLIT_VALIDATION, st))
+                return st->code;
         }
     }
     return MOE_OK;

@@ -26,7 +26,8 @@
 enum { MOE_MAX_DISABLED = 24 }; /* 0, 1, 2, 4 .. of at most 2^20 experts */
 
 typedef struct moe_specialization {
-    int32_t num_layers, num_domains, num_experts, top_k, num_shared;
+    int32_t num_layers, num_domains, num_experts, num_shared;
+    int32_t top_k; /* K: the fewest experts that a token chooses, 1 for router.method = top_p */
     int64_t batches;
     int32_t num_disabled, disabled[MOE_MAX_DISABLED]; /* n = 0, 1, 2, 4 .. <= N - K; 0 alone where experts are not chosen by score */
     double loss[MOE_MAX_DISABLED];                    /* mean task loss; [0] is that of the network as it is */

@@ -2,7 +2,7 @@
 own; where there are too many to draw, steps are thinned, or cells added up, and the object says so (`every`, `per_bin`)."""
 import numpy
 
-from folder import at, number, numbers, whole
+from folder import amount, at, items, number, numbers, whole
 
 LOADS = ("expert", "device", "received", "sent", "node", "node_received")
 METRICS = ("max_over_mean", "cv", "gini", "idle")
@@ -35,7 +35,7 @@ def series_paths(metrics):
     """Names of everything that is drawn over steps, as paths into a line of metrics.jsonl."""
     fixed = ["task_loss", "lm_loss", "gradient_norm", "learning_rate", "time.step", "dropped"]
     for group in ("loss", "loss_raw", "time.phases"):
-        names = {name: None for step in (metrics[0], metrics[-1]) for name in at(step, group, {})}
+        names = {name: None for step in (metrics[0], metrics[-1]) for name in items(step, group)}
         fixed += [f"{group}.{name}" for name in names]
     fixed += [f"balance.{load}.{metric}" for load in LOADS for metric in METRICS]
     fixed += [f"volume.{direction}.{what}" for direction in DIRECTIONS for what in ("logical_bytes", "remote_bytes")]
@@ -105,7 +105,7 @@ def ratio(above, below):
 
 def layer_of(layer):
     """The arrays of one layer of summary.json, and the bytes of one row of its dispatch."""
-    dispatch = at(layer, "volume.dispatch", {})
+    dispatch = items(layer, "volume.dispatch")
     names = ("counts_per_expert", "kept_per_expert", "counts_per_device", "distinct_tokens_per_device", "sent_rows", "received_rows",
              "tokens_by_reach")
     capacity = {name: at(layer, f"capacity.{name}") for name in ("policy", "scope", "capacity")} if at(layer, "capacity") else None
@@ -151,7 +151,7 @@ def waterfall_of(folder):
         else:
             stages.append({"name": "after dropping" if dropped else f"sent in mode {mode}", **sent})
     if all(figure["remote"] is not None for figure in figures):
-        local = sum(at(layer, "volume.dispatch.by_level.same_device.rows", 0) for layer in layers)
+        local = sum(amount(layer, "volume.dispatch.by_level.same_device.rows") for layer in layers)
         stages.append({"name": "to other devices", "rows": sent["rows"] - local, "bytes": sum(figure["remote"] for figure in figures), "sent": True})
     return stages
 
@@ -163,7 +163,7 @@ def mean_of(layers, path):
 
 def ideals_of(folder):
     """Value of each loss at perfect balance, mean over layers; only where every layer has one."""
-    names = {name: None for layer in folder.layers for name in at(layer, "loss_ideal", {})}
+    names = {name: None for layer in folder.layers for name in items(layer, "loss_ideal")}
     means = {name: mean_of(folder.layers, f"loss_ideal.{name}") for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}
 
@@ -171,8 +171,8 @@ def ideals_of(folder):
 def digest(folder, room):
     """All of a run that charts draw."""
     per_node = whole(folder.get("cluster", "devices_per_node")) or folder.devices
-    levels = {direction: [{"rows": at(v, "rows", 0), "bytes": at(v, "bytes", 0), "metadata_bytes": at(v, "metadata_bytes", 0)}
-                          for v in (at(folder.last, f"volume.{direction}.by_level.{level}", {}) for level in LEVELS)]
+    levels = {direction: [{name: amount(v, name) for name in ("rows", "bytes", "metadata_bytes")}
+                          for v in (items(folder.last, f"volume.{direction}.by_level.{level}") for level in LEVELS)]
               for direction in DIRECTIONS if at(folder.last, f"volume.{direction}.by_level")}
     return {
         "name": folder.name, "devices": folder.devices, "experts": folder.num_experts, "layers": folder.num_layers, "per_node": per_node,
@@ -181,5 +181,5 @@ def digest(folder, room):
         "ideal": ideals_of(folder), "load": load_of(folder, room), "matrix": matrix_of(folder, room),
         "layer": [layer_of(layer) for layer in folder.layers], "waterfall": waterfall_of(folder), "levels": levels,
         "step_mean": number(at(folder.summary, "time.measured.step_mean")), "num_steps": whole(at(folder.summary, "steps")),
-        "phases": {name: number(value) for name, value in at(folder.summary, "time.measured.phases", {}).items()},
+        "phases": {name: number(value) for name, value in items(folder.summary, "time.measured.phases").items()},
     }

@@ -33,6 +33,10 @@ class Folder:
         self.num_layers, self.num_experts, self.devices = self._shape()
         self.matrix = self._array("comm_matrix.npy", (self.num_layers, self.devices, self.devices))
         self.load = self._array("expert_load.npy", (None, self.num_layers, self.num_experts))
+        if self.matrix is not None:
+            self.num_layers, self.devices = self.matrix.shape[:2]
+        if self.load is not None:
+            self.num_layers, self.num_experts = self.load.shape[1:]
         self._unfinished()
         self._agreement()
 
@@ -56,14 +60,13 @@ class Folder:
         except (ValueError, RecursionError) as error:
             self.problems.append(f"summary.json is damaged ({error}): the page shows what the other files hold.")
             return None
-        if not isinstance(summary, dict) or not isinstance(summary.get("layers"), list):
-            self.problems.append("summary.json is not the summary of a run: the page shows what the other files hold.")
-            summary = summary if isinstance(summary, dict) and "version" in summary else None
-        if summary is not None:
+        if isinstance(summary, dict):
             self._refuse_newer(summary)
-            if not isinstance(summary.get("layers"), list) or not all(isinstance(layer, dict) for layer in summary["layers"]):
-                return None
-        return summary
+            layers = summary.get("layers")
+            if isinstance(layers, list) and layers and all(isinstance(layer, dict) for layer in layers):
+                return summary
+        self.problems.append("summary.json is not the summary of a run: the page shows what the other files hold.")
+        return None
 
     def _refuse_newer(self, summary):
         version = re.match(r"(\d+)\.(\d+)", str(summary.get("version")))
@@ -75,8 +78,8 @@ class Folder:
 
     def _config(self):
         """Sections of keys: the summary's, with types, else the text of config.ini."""
-        config = (self.summary or {}).get("config")
-        if isinstance(config, dict):
+        config = items(self.summary, "config")
+        if config:
             return {section: keys for section, keys in config.items() if isinstance(keys, dict)}
         parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(";", "#"), strict=False)
         try:
@@ -193,6 +196,23 @@ def number(value):
 def numbers(value):
     """A list of numbers, else an empty list."""
     return value if isinstance(value, list) and all(number(item) is not None for item in value) else []
+
+
+def items(record, path):
+    """The object at a path, as a dictionary; empty where there is none."""
+    value = at(record, path)
+    return value if isinstance(value, dict) else {}
+
+
+def objects(record, path):
+    """The objects of the list at a path."""
+    value = at(record, path)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def amount(record, path):
+    """The number at a path, 0 where there is none."""
+    return number(at(record, path)) or 0
 
 
 def at(record, path, default=None):

@@ -1,5 +1,5 @@
 """The page's tables and key figures, as text: one function for each, all of one run. The comparison puts them side by side."""
-from folder import at, number, numbers, whole
+from folder import at, items, number, objects, whole
 
 LOSS_NAMES = {"expert": "expert", "device": "device", "comm": "communication", "z": "z (logits)"}
 FORMULAS = {"max_over_mean": ("max / mean", "largest over mean"), "maxvio": ("MaxVio", "max / mean − 1"),
@@ -133,7 +133,7 @@ def facts(folder):
         experts += f" + {get('model', 'num_shared_experts')} shared"
     per_node = whole(get("cluster", "devices_per_node")) or folder.devices
     hosts = [f"{host.get('name')} ({host.get('processor')}, {host.get('cores')} cores, {bytes_text(number(host.get('memory_bytes')))})"
-             for host in at(summary, "machine.hosts", []) if isinstance(host, dict)]
+             for host in objects(summary, "machine.hosts")]
     ranks = summary.get("ranks")
     rows = [
         ("run", f"{at(summary, 'config.name', folder.name)}, mode {get('run', 'mode', '?')}, seed {get('run', 'seed', '?')}"),
@@ -162,7 +162,7 @@ def layer_mean(folder, path):
 def losses(folder):
     """[(loss, raw, at balance, ratio, alpha x raw)] of the last step, mean over layers."""
     rows = []
-    for name, raw in at(folder.last, "loss_raw", {}).items():
+    for name, raw in items(folder.last, "loss_raw").items():
         raw, ideal = number(raw), layer_mean(folder, f"loss_ideal.{name}")
         over = raw / ideal if raw is not None and ideal else None
         trained = number(at(folder.last, f"loss.{name}"))
@@ -178,7 +178,7 @@ def other_losses(series):
 
 def scopes(folder):
     """(names of losses, [(scope, values..., trains)]), mean over layers."""
-    names = list(at(folder.layers[0], "loss_by_scope.global", {})) if folder.layers else []
+    names = list(items(folder.layers[0], "loss_by_scope.global")) if folder.layers else []
     rows = [(scope, [real_text(layer_mean(folder, f"loss_by_scope.{scope}.{name}")) for name in names], scope == folder.get("balance", "scope"))
             for scope in ("sequence", "device", "global")]
     return [LOSS_NAMES.get(name, name) for name in names], rows if names else []
@@ -188,14 +188,14 @@ def balance(folder):
     """(metrics with formulas, [(load, values)]) of the last step, mean over layers."""
     one_node = whole(folder.get("cluster", "devices_per_node")) in (0, folder.devices)
     rows = [(LOAD_NAMES.get(load, load), [real_text(number(values.get(name)), 4) for name in FORMULAS])
-            for load, values in at(folder.last, "balance", {}).items() if isinstance(values, dict) and not (one_node and load.startswith("node"))]
+            for load, values in items(folder.last, "balance").items() if isinstance(values, dict) and not (one_node and load.startswith("node"))]
     return list(FORMULAS.values()), rows
 
 
 def volumes(folder):
     """[(direction, rows, payload, to other devices, metadata)] of the last step."""
     rows = []
-    for name, volume in at(folder.last, "volume", {}).items():
+    for name, volume in items(folder.last, "volume").items():
         values = [number(at(volume, key)) for key in ("rows", "logical_bytes", "remote_bytes", "metadata_bytes")]
         rows.append((DIRECTION_NAMES.get(name, name), count_text(values[0]), *map(bytes_text, values[1:])))
     return rows
@@ -203,10 +203,9 @@ def volumes(folder):
 
 def checks(folder):
     """[(name, state, detail)]: passed, FAILED or not made."""
-    states = {True: "passed", False: "FAILED", None: "not made"}
-    details = at(folder.summary, "check_details", {})
-    return [(name, states.get(passed, "not made"), details.get(name) if isinstance(details.get(name), str) else "")
-            for name, passed in at(folder.summary, "checks", {}).items()]
+    details = items(folder.summary, "check_details")
+    return [(name, "passed" if passed is True else "FAILED" if passed is False else "not made", details.get(name) if isinstance(details.get(name), str) else "")
+            for name, passed in items(folder.summary, "checks").items()]
 
 
 def has_capacity(folder):
@@ -221,10 +220,10 @@ def capacity(folder):
     """(columns, [values by layer]): dropped pairs, and the figures of each layer's `capacity` object that are not 0 everywhere."""
     if not has_capacity(folder) or not folder.layers:
         return [], []
-    objects = [at(layer, "capacity", {}) for layer in folder.layers]
-    keys = {key: None for one in objects for key, value in one.items() if value and not isinstance(value, (list, dict)) and key not in SAID}
+    found = [items(layer, "capacity") for layer in folder.layers]
+    keys = {key: None for one in found for key, value in one.items() if value and not isinstance(value, (list, dict)) and key not in SAID}
     rows = []
-    for index, (layer, one) in enumerate(zip(folder.layers, objects)):
+    for index, (layer, one) in enumerate(zip(folder.layers, found)):
         chosen, dropped = number(layer.get("selections")), number(layer.get("dropped"))
         share = dropped / chosen if chosen and dropped is not None else None
         rows.append([str(index), count_text(chosen), count_text(dropped), share_text(share), *[capacity_text(key, one.get(key)) for key in keys]])
@@ -245,7 +244,7 @@ def config(folder):
 def ranks(folder):
     """[(rank, host, devices, threads, package, numa, core)]."""
     keys = ("rank", "host", "devices", "threads", "package", "numa", "core")
-    return [[value_text(rank.get(key)) for key in keys] for rank in at(folder.summary, "machine.ranks", []) if isinstance(rank, dict)]
+    return [[value_text(rank.get(key)) for key in keys] for rank in objects(folder.summary, "machine.ranks")]
 
 
 # --- several runs --------------------------------------------------------------------------------------------------------------------------

@@ -271,6 +271,22 @@ static void check_failed_step(const moe_comm *comm) {
     tear_down(&f);
 }
 
+/* --- memory: after some steps nothing grows but the room for rows, which follows the routing by steps of a quarter --- */
+
+static void check_memory(const moe_comm *comm) {
+    fixture f;
+    moe_status st = {0};
+    int64_t live[3] = {0};
+    set_up(&f, comm, "exchange.mode=selection"); /* a fixed number of rows in all; only their split over ranks moves */
+    for (int64_t step = 0; step < 60; step++) {
+        CHECK_MSG(step_once(&f, step, &st) == MOE_OK, "%s", st.message);
+        live[step / 20] = moe_alloc_live_bytes();
+    }
+    CHECK_MSG(live[2] - live[1] <= (comm->size > 1 ? live[1] / 4 : 0), "%lld bytes are live after 40 steps, %lld after 60",
+              (long long)live[1], (long long)live[2]);
+    tear_down(&f);
+}
+
 /* --- specialisation --- */
 
 /* Loss 0 is the validation loss; nothing that training needs is changed; taking all but K experts away costs most. */
@@ -324,6 +340,7 @@ int main(int argc, char **argv) {
         check_bias(&comm, i & 1, i & 2);
     }
     check_failed_step(&comm);
+    check_memory(&comm);
     check_specialize(&comm);
     check_score();
     int verdict = check_verdict_mpi(comm.comm);

@@ -40,7 +40,7 @@ static const documented systems[] = {
      1.25},
     {"gshard", 128, 0, 2, 128, MOE_SCORE_SOFTMAX, true, 1, MOE_LOSS_GSHARD, 0.01, 0, 0, 0, MOE_SCOPE_DEVICE, MOE_CAPACITY_EXPERT, 2},
     {"mixlora", 8, 0, 2, 8, MOE_SCORE_SOFTMAX, true, 1, MOE_LOSS_MIXTRAL, 0.001, 0, 0, 0, MOE_SCOPE_GLOBAL, MOE_CAPACITY_NONE, 0},
-    {"mixlora_switch", 8, 0, 1, 8, MOE_SCORE_SOFTMAX, false, 1, MOE_LOSS_SWITCH, 0.001, 0, 0, 0.001, MOE_SCOPE_SEQUENCE,
+    {"mixlora_switch", 8, 0, 1, 8, MOE_SCORE_SOFTMAX, false, 1, MOE_LOSS_SWITCH, 0.001, 0, 0, 0.001, MOE_SCOPE_GLOBAL,
      MOE_CAPACITY_SEQUENCE, 1},
     {"mixlora_dynamic", 8, 0, 8, 8, MOE_SCORE_SOFTMAX, false, 1, MOE_LOSS_MIXTRAL, 0.001, 0, 0, 0, MOE_SCOPE_GLOBAL, MOE_CAPACITY_NONE, 0},
     {"megatron", 0, 0, 2, 8, MOE_SCORE_SOFTMAX_TOPK, false, 1, MOE_LOSS_EXPERT, 0.01, 0, 0, 0.001, MOE_SCOPE_GLOBAL, MOE_CAPACITY_NONE, 0},
