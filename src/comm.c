@@ -56,12 +56,6 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
 }
 
-void moe_comm_finalize(moe_comm *comm) {
-    comm->comm = MPI_COMM_NULL;
-    moe_set_abort_hook(NULL);
-    MPI_Finalize();
-}
-
 double moe_comm_time(void) {
     return MPI_Wtime();
 }
@@ -150,12 +144,30 @@ void moe_comm_allgatherv(const moe_comm *comm, const void *send, void *recv, con
 
 /* --- Alltoallv --- */
 
-static MPI_Datatype row_type(int64_t row_bytes) {
+/* Row types in use, made once: a run has a few row sizes, and a step many exchanges. */
+enum { MAX_ROW_TYPES = 16 };
+static struct {
+    int64_t bytes;
     MPI_Datatype type;
+} row_types[MAX_ROW_TYPES];
+static int num_row_types;
+
+static void free_row_types(void) {
+    while (num_row_types > 0) {
+        MPI_Type_free(&row_types[--num_row_types].type);
+    }
+}
+
+static MPI_Datatype row_type(int64_t row_bytes) {
     MOE_ASSERT(row_bytes > 0 && row_bytes <= INT_MAX);
-    MPI_Type_contiguous((int)row_bytes, MPI_BYTE, &type);
-    MPI_Type_commit(&type);
-    return type;
+    for (int i = 0; i < num_row_types; i++) {
+        if (row_types[i].bytes == row_bytes) return row_types[i].type;
+    }
+    if (num_row_types == MAX_ROW_TYPES) free_row_types();
+    row_types[num_row_types].bytes = row_bytes;
+    MPI_Type_contiguous((int)row_bytes, MPI_BYTE, &row_types[num_row_types].type);
+    MPI_Type_commit(&row_types[num_row_types].type);
+    return row_types[num_row_types++].type;
 }
 
 static void alltoallv_once(const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
@@ -218,7 +230,13 @@ void moe_comm_alltoallv(const moe_comm *comm, moe_blocks send, moe_blocks recv, 
         alltoallv_once(comm, send, recv, type, comm->max_count);
     else
         alltoallv_in_rounds(comm, send, recv, row_bytes, type);
-    MPI_Type_free(&type);
+}
+
+void moe_comm_finalize(moe_comm *comm) {
+    comm->comm = MPI_COMM_NULL;
+    free_row_types();
+    moe_set_abort_hook(NULL);
+    MPI_Finalize();
 }
 
 /* --- collective .npy files --- */

@@ -189,18 +189,21 @@ static void softmax_tempered(const double *z, double divisor, double *s, int32_t
 /* log x for normal x > 0: x = 2^k m, m in [sqrt(1/2), sqrt 2), f = m - 1, q = f / (2 + f); log m = f - (f^2/2 - q (f^2/2 + R(q^2))), the
  * polynomial of Sun's fdlibm (e_log.c): below 1 ulp. */
 static inline double log_normal(double x) {
-    const double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
-    int64_t bits, half;
-    double m;
+    const double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33, magic = 0x1.8p52;
+    uint64_t bits, k_bits;
+    double m, k;
     memcpy(&bits, &x, sizeof x);
-    int64_t k = (bits - 0x3fe6a09e667f3bcd) >> 52;
-    half = bits - k * ((int64_t)1 << 52);
-    memcpy(&m, &half, sizeof half);
+    uint64_t above = (bits - 0x3fe6a09e667f3bcd + ((uint64_t)1024 << 52)) >> 52; /* k + 1024 */
+    bits -= (above - 1024) << 52;
+    memcpy(&m, &bits, sizeof bits);
+    k_bits = 0x4338000000000000 + above; /* magic + k + 1024 as a double */
+    memcpy(&k, &k_bits, sizeof k);
+    k = k - magic - 1024;
     double f = m - 1, q = f / (2 + f), z = q * q, w = z * z, h = 0.5 * f * f;
     double even = w * (3.999999999940941908e-01 + w * (2.222219843214978396e-01 + w * 1.531383769920937332e-01));
     double odd =
         z * (6.666666666666735130e-01 + w * (2.857142874366239149e-01 + w * (1.818357216161805012e-01 + w * 1.479819860511658591e-01)));
-    return (double)k * ln2_hi - ((h - (q * (h + (even + odd)) + (double)k * ln2_lo)) - f);
+    return k * ln2_hi - ((h - (q * (h + (even + odd)) + k * ln2_lo)) - f);
 }
 
 MOE_CLONES double moe_scores_entropy(const double *p, int32_t n) {
