@@ -166,6 +166,7 @@ static int32_t moe_data_device_of(const moe_batch *b, int64_t token) {
 
 int64_t moe_data_text_part(const moe_config *c, const moe_corpus *text, int32_t devices, int32_t device, int32_t domain,
                            enum moe_split split, int64_t *length) {
+    MOE_ASSERT(domain >= 0 && domain < text->num_domains);
     int64_t offset = text->domain_offset[domain], size = text->domain_offset[domain + 1] - offset;
     int64_t begin = moe_token_begin(size, devices, device), end = moe_token_begin(size, devices, device + 1);
     int64_t held_out = split == MOE_SPLIT_ALL ? 0 : (int64_t)(c->train.validation_share * (double)(end - begin) + 0.5);

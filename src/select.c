@@ -9,9 +9,9 @@
 #include <math.h>
 #include <string.h>
 
-#include "router_keyed.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
+#include "router_keyed.h"
 
 enum { BLOCK = 8 };
 

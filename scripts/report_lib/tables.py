@@ -141,7 +141,7 @@ def facts(folder):
         ("model", f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size {get('model', 'hidden_size', '?')}, "
                   f"experts: {experts}, {get('model', 'expert_type', '?')}, width {get('model', 'moe_intermediate_size', '?')}"),
         ("router", router_text(folder)),
-        ("devices", f"{folder.devices}, {per_node} on each node" + (f", on {ranks} ranks" if ranks else "")),
+        ("devices", f"{folder.devices}, {per_node} on each node" + (f", on {ranks} rank{'s' if ranks != 1 else ''}" if ranks else "")),
         ("exchange", f"mode {get('exchange', 'mode', '?')}, payload {get('exchange', 'payload', '?')}, "
                      f"back {get('exchange', 'combine_payload', '?')}"),
         ("data", f"{get('data', 'source', '?')}, {count_text(number(folder.last.get('num_tokens')))} tokens a step"),

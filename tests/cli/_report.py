@@ -17,8 +17,8 @@ PHASES = ("gate", "route", "plan", "dispatch", "expert", "combine", "shared", "b
 ROW_BYTES, TOKENS, TOP_K, LIMIT = 64, 512, 4, 2
 
 
-def report(*arguments, **more):
-    return subprocess.run([REPORT, *map(str, arguments)], env={**os.environ, **more}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+def report(*arguments, script=REPORT, **more):
+    return subprocess.run([script, *map(str, arguments)], env={**os.environ, **more}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
 def write_npy(path, shape, numbers):
@@ -62,11 +62,13 @@ def layer_object(draw, devices, experts, matrix, counts):
     sent, received = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix)]
     dispatch, each = volume(sum(sent), sum(matrix[d][d] for d in range(devices))), experts // devices
     raw = {name: draw.uniform(1, 2) for name in LOSSES}
-    return {"loss": {"expert": 0.01 * raw["expert"], "total": 0.01 * raw["expert"]}, "loss_raw": raw, "loss_ideal": {"expert": 1.0, "device": 1.0, "comm": 0.95, "z": None},
+    return {"loss": {"expert": 0.01 * raw["expert"], "total": 0.01 * raw["expert"]}, "loss_raw": raw,
+            "loss_ideal": {"expert": 1.0, "device": 1.0, "comm": 0.95, "z": None},
             "loss_by_scope": {scope: {name: draw.uniform(1, 2) for name in LOSSES[:3]} for scope in ("sequence", "device", "global")},
             "counts_per_expert": counts, "kept_per_expert": counts, "counts_per_device": [sum(counts[d * each:(d + 1) * each]) for d in range(devices)],
             "distinct_tokens_per_device": received, "sent_rows": sent, "received_rows": received, "selections": sum(counts), "dropped": 0,
-            "mean_devices_per_token": sum(sent) / TOKENS, "mean_devices_per_token_unlimited": sum(sent) / TOKENS + 1.25, "tokens_by_reach": [0, 12, TOKENS - 12],
+            "mean_devices_per_token": sum(sent) / TOKENS, "mean_devices_per_token_unlimited": sum(sent) / TOKENS + 1.25,
+            "tokens_by_reach": [0, 12, TOKENS - 12],
             "volume": {"dispatch": dispatch, "combine": dispatch}, "balance": {load: {metric: 1.0 for metric in METRICS} for load in LOADS}}
 
 
@@ -89,10 +91,13 @@ def made_run(name, devices=4, experts=8, layers=2, steps=3, train=False, seed=1)
     dispatch = summed([one["volume"]["dispatch"] for one in objects])
     lines = [step_line(draw, step, layers, dispatch, train) for step in range(steps)]
     config = config_of(devices, experts, layers, steps, train)
-    summary = {"version": "0.1.0", "config": config, "devices": devices, "ranks": 1, "steps": steps, "num_tokens": TOKENS, "checks": {"rows_conserved": True, "group_theorem": None},
-               "check_details": {"rows_conserved": "as many rows as planned", "group_theorem": "not made here"}, "loss": lines[-1]["loss"], "loss_raw": lines[-1]["loss_raw"],
+    summary = {"version": "0.1.0", "config": config, "devices": devices, "ranks": 1, "steps": steps, "num_tokens": TOKENS,
+               "checks": {"rows_conserved": True, "group_theorem": None},
+               "check_details": {"rows_conserved": "as many rows as planned", "group_theorem": "not made here"},
+               "loss": lines[-1]["loss"], "loss_raw": lines[-1]["loss_raw"],
                "volume": lines[-1]["volume"], "balance": lines[-1]["balance"], "layers": objects,
-               "machine": {"hosts": [{"name": "host", "processor": "CPU", "cores": 2, "memory_bytes": 2**33}], "ranks": [{"rank": 0, "host": "host", "devices": devices}]},
+               "machine": {"hosts": [{"name": "host", "processor": "CPU", "cores": 2, "memory_bytes": 2**33}],
+                           "ranks": [{"rank": 0, "host": "host", "devices": devices}]},
                "time": {"total": 1.5, "measured": {"steps": 0.01 * steps, "step_mean": 0.01, "phases": {phase: 0.001 * steps for phase in PHASES}}}}
     write_json(folder, "summary.json", summary)
     with open(os.path.join(folder, "metrics.jsonl"), "w") as file:

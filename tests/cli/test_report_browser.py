@@ -56,8 +56,8 @@ class Drawn:
     def choose(self, state, value):
         """As a reader would: presses the button, or moves the slider."""
         if isinstance(value, int):
-            self.browser.run("const slider = document.querySelector(`input[data-state=${arguments[0]}]`); slider.value = arguments[1]; slider.dispatchEvent(new Event('input'))",
-                             state, value)
+            self.browser.run("const slider = document.querySelector(`input[data-state=${arguments[0]}]`); slider.value = arguments[1];"
+                             "slider.dispatchEvent(new Event('input'))", state, value)
         else:
             self.browser.run("document.querySelector(`button[data-state=${arguments[0]}][data-value=${arguments[1]}]`).click()", state, value)
 
@@ -115,7 +115,8 @@ def check_load(drawn, folder, step_bin):
         check(len(heat) == len(wanted) and all(near(a, b, 1e-12) for a, b in zip(heat, wanted)), f"{drawn.label}: heat map, layer {chosen}")
         for chart, trace, key in (("chart-experts", "selections", "counts_per_expert"), ("chart-devices", "selections", "counts_per_device"),
                                   ("chart-devices", "rows received", "received_rows"), ("chart-devices", "rows sent", "sent_rows")):
-            drawn.equal(f"{trace} of {chart}, layer {chosen}", drawn.traces(chart)[trace]["y"], [sum(column) for column in zip(*(layers[l][key] for l in which))])
+            counts = [sum(column) for column in zip(*(layers[l][key] for l in which))]
+            drawn.equal(f"{trace} of {chart}, layer {chosen}", drawn.traces(chart)[trace]["y"], counts)
 
 
 def check_matrix(drawn, folder):
@@ -141,13 +142,15 @@ def check_matrix(drawn, folder):
 def check_volume(drawn, folder):
     dispatch, layers = summary(folder)["volume"]["dispatch"], summary(folder)["layers"]
     bars = drawn.traces("chart-waterfall")["payload"]
-    drawn.equal("first and last two stages", [bars["y"][0], *bars["y"][-2:]], [dispatch["selection_bytes"], dispatch["logical_bytes"], dispatch["remote_bytes"]])
+    known = [dispatch[key] for key in ("selection_bytes", "logical_bytes", "remote_bytes")]
+    drawn.equal("first and last two stages", [bars["y"][0], *bars["y"][-2:]], known)
     size = dispatch["logical_bytes"] / dispatch["rows"]
     free = sum(layer["mean_devices_per_token_unlimited"] for layer in layers) * summary(folder)["num_tokens"] * size
     check(abs(bars["y"][1] - free) < 1e-9 * free, f"{drawn.label}: without the limit {bars['y'][1]}, in the files {free}")
     levels = drawn.traces("chart-levels")
     for name, key in (("same device", "same_device"), ("same node", "same_node"), ("across nodes", "across_nodes")):
-        drawn.equal(f"payload, {name}", levels[name]["y"][:2], [summary(folder)["volume"][direction]["by_level"][key]["bytes"] for direction in ("dispatch", "combine")])
+        counts = [summary(folder)["volume"][direction]["by_level"][key]["bytes"] for direction in ("dispatch", "combine")]
+        drawn.equal(f"payload, {name}", levels[name]["y"][:2], counts)
 
 
 def check_quality(drawn, folder):

@@ -200,8 +200,8 @@ int main(int argc, char **argv) {
     static const char *const settings[] = {
         "router.group_limit=max router.topk_group=2",
         "router.group_limit=max router.topk_group=2 model.num_shared_experts=2 model.norm=rmsnorm balance.scope=device",
-        "router.score_func=sigmoid router.group_limit=top2_sum router.topk_group=2 router.norm_topk_prob=yes "
-        "router.routed_scaling_factor=2.5",
+        ("router.score_func=sigmoid router.group_limit=top2_sum router.topk_group=2 router.norm_topk_prob=yes "
+         "router.routed_scaling_factor=2.5"),
         "router.score_func=sigmoid balance.scope=global model.expert_type=silu",
         "router.score_func=sqrtsoftplus router.norm_topk_prob=yes model.expert_type=gelu balance.scope=global",
         "router.score_func=sqrtsoftplus model.norm=rmsnorm",

@@ -1,6 +1,7 @@
 /* losses.js: losses, quality, balance and phases over steps, of one run. */
 
-function lossNames(group) {
+/* Names of the series of a group: loss, loss_raw, time.phases. */
+function seriesOf(group) {
   return Object.keys(RUN.steps.series)
     .filter((path) => path.startsWith(`${group}.`))
     .map((path) => path.slice(group.length + 1));
@@ -26,14 +27,14 @@ function rawLosses(names, first) {
 }
 
 chart("chart-loss-raw", [], () => {
-  const names = lossNames("loss_raw").filter((name) => MAIN_LOSSES.includes(name));
+  const names = seriesOf("loss_raw").filter((name) => MAIN_LOSSES.includes(name));
   return names.length ? rawLosses(names, 0) : null;
 });
 
-chart("chart-loss-other", ["loss"], () => (lossNames("loss_raw").includes(state.loss) ? rawLosses([state.loss], 3) : null));
+chart("chart-loss-other", ["loss"], () => (seriesOf("loss_raw").includes(state.loss) ? rawLosses([state.loss], 3) : null));
 
 chart("chart-loss-weighted", [], () => {
-  const names = lossNames("loss").filter((name) => name === "total" || RUN.steps.series[`loss.${name}`].some((value) => value));
+  const names = seriesOf("loss").filter((name) => name === "total" || RUN.steps.series[`loss.${name}`].some((value) => value));
   if (!names.length) return null;
   const order = ["expert", "device", "comm", "z"];
   const traces = names.map((name, index) =>
@@ -143,20 +144,36 @@ chart("chart-phases", [], () => {
   };
 });
 
+/* The axis ends a little above nearly all steps: one slow step in a thousand would press the others flat. */
+function usualSeconds(names) {
+  const totals = RUN.steps.step.map((_, index) => sum(names.map((name) => RUN.steps.series[`time.phases.${name}`][index] ?? 0)));
+  totals.sort((one, other) => one - other);
+  const usual = 1.25 * totals[Math.floor(0.98 * (totals.length - 1))],
+    most = totals[totals.length - 1];
+  return totals.length > 60 && usual > 0 && most > usual
+    ? {range: [0, usual], title: {text: "seconds (double-click: slowest steps too)"}}
+    : {rangemode: "tozero", title: {text: "seconds"}};
+}
+
+function phaseOverSteps(name, index, bars) {
+  const line = stepLine(RUN, `time.phases.${name}`, name, index, secondsText);
+  if (bars) return {...line, type: "bar", mode: undefined, line: undefined, marker: manyMarker(index)};
+  const pattern = {shape: index < 8 ? "" : "/", fillmode: "overlay", fgcolor: colour("paper"), size: 6};
+  return {
+    ...line,
+    mode: "lines",
+    line: {color: series(index % 8), width: 0},
+    fillcolor: series(index % 8),
+    fillpattern: pattern,
+    stackgroup: "phases",
+  };
+}
+
 chart("chart-phases-steps", [], () => {
-  const names = lossNames("time.phases");
+  const names = seriesOf("time.phases");
   if (!names.length) return null;
-  const bars = RUN.steps.step.length <= 60;
-  const traces = names.map((name, index) => {
-    const line = stepLine(RUN, `time.phases.${name}`, name, index, secondsText);
-    return bars
-      ? {...line, type: "bar", mode: undefined, line: undefined, marker: manyMarker(index)}
-      : {...line, mode: "lines", line: {color: series(index % 8), width: 0.5}, fillpattern: {shape: index < 8 ? "" : "/"}, stackgroup: "phases"};
-  });
+  const traces = names.map((name, index) => phaseOverSteps(name, index, RUN.steps.step.length <= 60));
   const whole = stepLine(RUN, "time.step", "whole step", 8, secondsText);
   if (whole) traces.push({...whole, mode: "lines", line: {color: series(8), width: 1.2, dash: "dot"}});
-  return {
-    traces,
-    layout: {barmode: "stack", xaxis: stepAxis(), yaxis: {title: {text: "seconds"}, rangemode: "tozero"}, legend: {traceorder: "normal"}},
-  };
+  return {traces, layout: {barmode: "stack", xaxis: stepAxis(), yaxis: usualSeconds(names), legend: {traceorder: "normal"}}};
 });
