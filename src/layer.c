@@ -260,7 +260,7 @@ void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const
     int64_t n = context->router.num_experts;
     double *coefficient = moe_alloc(MOE_COEFFICIENTS * n, sizeof *coefficient, "loss coefficients");
     int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
-    memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
+    if (b->num_tokens > 0) memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
     for (int64_t i = 0; i < b->num_segments; i++) {
         double divisor;
         int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope, b, i, &divisor);

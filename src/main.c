@@ -5,17 +5,19 @@
 
 #include "moesim/comm.h"
 #include "moesim/config.h"
+#include "moesim/dialects.h"
 #include "moesim/results.h"
 #include "moesim/run.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
+#include "moesim/verify.h"
 
 typedef struct arguments {
     const char *config, *resume;
     const char **set;
     int num_set;
     moe_run_options run;
-    bool help, version, keys;
+    bool help, version, keys, verify, dialects;
 } arguments;
 
 static const char *const help_text =
@@ -30,6 +32,8 @@ static const char *const help_text =
     "  --resume DIR             go on from the last checkpoint of that run (no CONFIG; --set run.steps=N may extend it)\n"
     "  --keys                   every key with type, default, range and one sentence\n"
     "  --quiet                  print nothing but errors\n"
+    "  --dialects               the same tokens through every preset: choices, losses, drops and bytes side by side; writes nothing\n"
+    "  --verify                 figures that are known exactly, computed again and compared (no CONFIG)\n"
     "  --version, --help\n"
     "\n"
     "examples:\n"
@@ -39,7 +43,7 @@ static const char *const help_text =
     "exit status: 0 done, 2 a mistake in the input (one sentence says which), 3 the run failed its own checks, 1 anything else\n";
 
 static int unknown_option(const char *option, moe_status *st) {
-    static const char *const later[] = {"--explain", "--explain-step", "--dialects", "--verify", "--calibrate"};
+    static const char *const later[] = {"--explain", "--explain-step", "--calibrate"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         if (strcmp(option, later[i]) == 0) return moe_fail(st, MOE_USER, "%s is not available yet", option);
     }
@@ -75,6 +79,10 @@ static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) 
             a->run.check_only = true;
         else if (strcmp(argv[i], "--quiet") == 0)
             a->run.quiet = true;
+        else if (strcmp(argv[i], "--verify") == 0)
+            a->verify = true;
+        else if (strcmp(argv[i], "--dialects") == 0)
+            a->dialects = true;
         else if (strcmp(argv[i], "--keys") == 0)
             a->keys = true;
         else if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
@@ -88,10 +96,12 @@ static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) 
         else
             a->config = argv[i];
     }
-    bool talks = a->help || a->version || a->keys;
+    bool talks = a->help || a->version || a->keys || a->verify;
     if (st->code == MOE_OK && a->resume && (a->config || a->run.out || a->run.force))
         moe_fail(st, MOE_USER,
                  "--resume %s takes its configuration and folder from that run: a CONFIG, --out and --force do not go with it", a->resume);
+    if (st->code == MOE_OK && a->dialects && a->resume)
+        moe_fail(st, MOE_USER, "--dialects takes a CONFIG and does not go on with a run: leave --resume out");
     if (st->code == MOE_OK && !a->config && !talks && !a->resume)
         moe_fail(st, MOE_USER, "no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)");
     return st->code;
@@ -182,8 +192,10 @@ static int act(const moe_comm *comm, const arguments *a, moe_status *st) {
         if (comm->rank == 0 && a->keys) moe_config_print_keys(stdout);
         return MOE_OK;
     }
+    if (a->verify) return moe_verify(comm, st);
     if (a->resume) return resume(comm, a, st);
     if (load_config(comm, a, &config, st)) return st->code;
+    if (a->dialects) return moe_dialects(comm, &config, st);
     return moe_run(comm, &config, &a->run, st);
 }
 

@@ -110,7 +110,7 @@ const moe_preset moe_presets[] = {
     {"deepspeed_topk",
      "router.top_k=4 router.score_func=softmax" NO_GROUPS " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.aux_form=deepseek"
      " balance.alpha_expert=0.01 balance.scope=device capacity.policy=expert capacity.capacity_factor=1 capacity.min_capacity=4"
-     " capacity.rounding=deepspeed capacity.capacity_scope=device capacity.drop=probs capacity.renormalize=yes",
+     " capacity.rounding=deepspeed capacity.capacity_scope=device capacity.drop=scores capacity.renormalize=yes",
      "DeepSpeed's topkgating: K of the user (here 4), capacity factor 1.0, at least 4, lowest probabilities dropped, alpha 0.01; its loss is 1 at\n"
      "balance. " REMEMBERED},
     {"tutel",

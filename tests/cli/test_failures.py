@@ -106,7 +106,7 @@ def on_full_disk(label, settings):
         written = lines(f"{disk}/results")
         check(all(json.loads(line) for line in written if line.endswith("\n")), f"{label}: metrics.jsonl")
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
     return True
 
 

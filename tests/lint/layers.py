@@ -11,7 +11,7 @@ LAYERS = [
     ("decide", "placement routing stats data scores select router weight_gradient balance capacity plan record memory"),
     ("act", "recording input exchange expert ffn scopes checkpoint parameters optimizer task drop"),
     ("show", "metrics history screen textgraph summary results report"),
-    ("simulate", "layer tally run train backward loaded restart specialize"),
+    ("simulate", "layer tally run train backward loaded restart specialize verify dialects"),
     ("program", "main"),
 ]
 LAYER_OF = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}

@@ -1,0 +1,173 @@
+/* dialects_show.c: what --dialects prints: two tables, what could not be had, and a sentence where rows disagree by definition. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "dialects_parts.h"
+#include "moesim/config_table.h"
+#include "moesim/screen.h"
+
+static bool ran(const moe_dialect *row) {
+    return row->reason[0] == 0;
+}
+
+static double share(int64_t part, int64_t all) {
+    return all ? (double)part / (double)all : 0;
+}
+
+/* --- tables --- */
+
+static void print_choices(const moe_dialect *row, int num_rows) {
+    printf("  %-24s %-9s %-12s %-8s %5s %7s %10s %8s %12s %15s\n", "", "method", "scores", "limit", "top_k", "common", "selections",
+           "dropped", "devices/token", "dispatch bytes");
+    for (int i = 0; i < num_rows; i++) {
+        const moe_dialect *r = &row[i];
+        if (!ran(r)) continue;
+        printf("  %-24s %-9.9s %-12s %-8s %5d %6.1f%% %10lld %8lld %13.4f %15lld\n", r->name,
+               moe_config_enum_name("router.method", r->c.router.method), moe_config_enum_name("router.score_func", r->c.router.score_func),
+               moe_config_enum_name("router.group_limit", r->c.router.group_limit), r->c.router.top_k,
+               100 * share(r->common, r->selections), (long long)r->selections, (long long)r->dropped, r->mean_devices,
+               (long long)r->dispatch_bytes);
+    }
+}
+
+/* The loss that alpha_expert of this row trains. */
+static enum moe_loss trained_form(const moe_config *c) {
+    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
+                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
+                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
+                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
+    return form[c->balance.aux_form];
+}
+
+/* Raw, and divided by its value at balance. */
+static void print_loss(const moe_dialect *r, enum moe_loss loss) {
+    double ideal = r->ideal[loss];
+    printf(" %10.6f %7s", r->loss[loss], ideal != 0 ? moe_text_number(r->loss[loss] / ideal, 3).s : "-");
+}
+
+static void print_losses(const moe_dialect *row, int num_rows) {
+    printf("  %-24s %-8s %10s %7s %10s %7s %10s %7s  %-8s %10s %7s\n", "", "scope", "expert", "ratio", "device", "ratio", "comm", "ratio",
+           "form", "its loss", "ratio");
+    for (int i = 0; i < num_rows; i++) {
+        const moe_dialect *r = &row[i];
+        if (!ran(r)) continue;
+        printf("  %-24s %-8s", r->name, moe_config_enum_name("balance.scope", r->c.balance.scope));
+        print_loss(r, MOE_LOSS_EXPERT);
+        print_loss(r, MOE_LOSS_DEVICE);
+        print_loss(r, MOE_LOSS_COMM);
+        printf("  %-8s", moe_config_enum_name("balance.aux_form", r->c.balance.aux_form));
+        print_loss(r, trained_form(&r->c));
+        printf("\n");
+    }
+}
+
+static void print_reasons(const moe_screen *s, const moe_dialect *row, int num_rows) {
+    bool first = true;
+    for (int i = 0; i < num_rows; i++) {
+        if (ran(&row[i])) continue;
+        if (first) moe_screen_heading(s, "Not with this configuration");
+        first = false;
+        char label[MOE_NAME_MAX + 2];
+        snprintf(label, sizeof label, "  %s", row[i].name);
+        moe_screen_wrapped(s, 27, label, "%s", row[i].reason);
+    }
+}
+
+/* --- where rows disagree by definition --- */
+
+/* A key, and what its values mean where rows have several of them. */
+static const struct {
+    const char *key, *sentence;
+} definitions[] = {
+    {"router.score_func",
+     "softmax and softmax_topk rank experts alike; their weights differ (softmax_topk renormalises over the chosen). sigmoid "
+     "scores do not compete, and P divides them by their sum first."},
+    {"router.group_limit",
+     "groups are ranked by their best score (max), by the sum of their best two (top2_sum) or of their best K/M (topk_sum): one "
+     "very good expert wins for max, several good ones for the sums. min(M, greedy) holds for max only."},
+    {"balance.aux_form",
+     "deepseek divides f by K (1 at balance); mixtral does not (K at balance, so its loss is K times the expert loss); switch and "
+     "gshard count first choices only (1 at balance)."},
+    {"balance.scope",
+     "averages within a sequence, within a device or over the global batch are three different losses: the smaller the set, the "
+     "larger the value, by the covariance of f and P."},
+    {"balance.device_p",
+     "P' of a device is the SUM of its experts' P (1 at balance); the mean makes the device and the communication loss too small "
+     "by the number of experts of a device."},
+    {"balance.comm_count",
+     "f'' counts distinct TOKENS sent to a device; with selections it is (K/M) f', and the third loss says nothing that the "
+     "second does not."},
+    {"balance.aux_selection",
+     "f is of the experts that were chosen (actual), or of plain top-K before bias and group limit (unlimited): the choice "
+     "is the same, the loss is not."},
+    {"capacity.policy",
+     "a capacity is of a device, of an expert or of an expert and sequence: who is dropped differs, f and P are taken before it "
+     "everywhere here."},
+};
+
+/* Names of the rows that have the value, "" when none; the configuration comes first. */
+static void list_rows(const moe_dialect *row, int num_rows, int k, const char *value, char *text, size_t room) {
+    char own[MOE_VALUE_TEXT_MAX];
+    size_t used = 0;
+    text[0] = 0;
+    for (int i = 0; i < num_rows && used < room; i++) {
+        if (!ran(&row[i]) || (i > 0 && !row[i].is_preset)) continue;
+        moe_key_format(&row[i].c, k, own);
+        if (strcmp(own, value) == 0) used += (size_t)snprintf(text + used, room - used, "%s%s", used ? ", " : "", row[i].name);
+    }
+}
+
+static bool disagree(const moe_dialect *row, int num_rows, int k) {
+    char first[MOE_VALUE_TEXT_MAX], other[MOE_VALUE_TEXT_MAX];
+    moe_key_format(&row[0].c, k, first);
+    for (int i = 1; i < num_rows; i++) {
+        if (!ran(&row[i])) continue;
+        moe_key_format(&row[i].c, k, other);
+        if (strcmp(first, other) != 0) return true;
+    }
+    return false;
+}
+
+static void print_definition(const moe_screen *s, const moe_dialect *row, int num_rows, int k, const char *sentence) {
+    char who[2048] = "", rows[1024];
+    size_t used = 0;
+    for (int value = 0; moe_key_enum_name(k, value); value++) {
+        list_rows(row, num_rows, k, moe_key_enum_name(k, value), rows, sizeof rows);
+        if (rows[0])
+            used += (size_t)snprintf(who + used, sizeof who - used, "%s%s: %s", used ? "; " : "", moe_key_enum_name(k, value), rows);
+    }
+    moe_screen_wrapped(s, 2, "", "%s.%s: %s [%s]", moe_keys[k].section, moe_keys[k].name, sentence, who);
+}
+
+static void print_definitions(const moe_screen *s, const moe_dialect *row, int num_rows) {
+    bool limited = false;
+    moe_screen_heading(s, "Where they disagree by definition");
+    for (size_t i = 0; i < sizeof definitions / sizeof definitions[0]; i++) {
+        int k = moe_key_find_full(definitions[i].key, strlen(definitions[i].key));
+        MOE_ASSERT(k >= 0);
+        if (disagree(row, num_rows, k)) print_definition(s, row, num_rows, k, definitions[i].sentence);
+    }
+    for (int i = 0; i < num_rows; i++)
+        limited |= ran(&row[i]) && row[i].c.router.group_limit != MOE_GROUP_NONE;
+    if (limited)
+        moe_screen_wrapped(
+            s, 2, "",
+            "masks: groups left out are masked with -inf here; a mask of 0, as in several public codes, lets their experts win as "
+            "soon as score + bias of a kept expert is below 0. Without a negative bias both choose the same.");
+}
+
+void moe_dialects_show(const moe_dialect *row, int num_rows, int64_t num_tokens) {
+    moe_screen s = moe_screen_of(stdout, false);
+    const moe_config *c = &row[0].c;
+    moe_screen_heading(&s, "Choices: %s tokens, %d experts on %d devices, first layer, the same logits for all",
+                       moe_text_count(num_tokens).s, c->model.num_experts, c->cluster.devices);
+    print_choices(row, num_rows);
+    moe_screen_wrapped(&s, 2, "",
+                       "common: share of the row's selections that the configuration's own router chooses too. dispatch bytes: payload, "
+                       "rows that stay on their device included.");
+    moe_screen_heading(&s, "Losses: raw in the row's own scope; ratio: divided by the value at perfect balance");
+    print_losses(row, num_rows);
+    print_reasons(&s, row, num_rows);
+    print_definitions(&s, row, num_rows);
+}
