@@ -11,6 +11,7 @@
 #include "moesim/gemm.h"
 #include "moesim/memory.h"
 #include "moesim/tally.h"
+#include "moesim/topology.h"
 
 /* The configuration with one key read in another way. */
 static const char *const readings[] = {
@@ -222,7 +223,8 @@ int moe_dialects(const moe_comm *comm, const moe_config *c, moe_status *st) {
     dialects d = {.comm = comm, .c = quick(c)};
     if (refuse(c, st)) return st->code;
     moe_gemm_init();
-    if (moe_input_read(comm, &d.c, &d.input, st)) return st->code;
+    moe_config whole = *c; /* recorded logits have all its layers; the first one is looked at */
+    if (moe_input_read(comm, &whole, &d.input, st)) return st->code;
     add_rows(&d);
     if (check_memory(&d, st) == MOE_OK && run_rows(&d, st) == MOE_OK && comm->rank == 0)
         moe_dialects_show(d.row, d.num_rows, d.batch.num_tokens_global);

@@ -90,8 +90,8 @@ static const struct {
      "deepseek divides f by K (1 at balance); mixtral does not (K at balance, so its loss is K times the expert loss); switch and "
      "gshard count first choices only (1 at balance)."},
     {"balance.scope",
-     "averages within a sequence, within a device or over the global batch are three different losses: the smaller the set, the "
-     "larger the value, by the covariance of f and P."},
+     "averages within a sequence, within a device or over the global batch are three different losses: the mean over sets exceeds "
+     "the global one by the covariance of f and P over the sets."},
     {"balance.device_p",
      "P' of a device is the SUM of its experts' P (1 at balance); the mean makes the device and the communication loss too small "
      "by the number of experts of a device."},
@@ -129,15 +129,32 @@ static bool disagree(const moe_dialect *row, int num_rows, int k) {
     return false;
 }
 
+/* How many presets have this value. */
+static int count_presets(const moe_dialect *row, int num_rows, int k, int value) {
+    char own[MOE_VALUE_TEXT_MAX];
+    int count = 0;
+    for (int i = 0; i < num_rows; i++) {
+        if (!ran(&row[i]) || !row[i].is_preset) continue;
+        moe_key_format(&row[i].c, k, own);
+        count += strcmp(own, moe_key_enum_name(k, value)) == 0;
+    }
+    return count;
+}
+
+/* The value that most presets have is said without their names. */
 static void print_definition(const moe_screen *s, const moe_dialect *row, int num_rows, int k, const char *sentence) {
     char who[2048] = "", rows[1024];
+    int most = 0;
     size_t used = 0;
+    for (int value = 0; moe_key_enum_name(k, value); value++)
+        if (count_presets(row, num_rows, k, value) > count_presets(row, num_rows, k, most)) most = value;
     for (int value = 0; moe_key_enum_name(k, value); value++) {
         list_rows(row, num_rows, k, moe_key_enum_name(k, value), rows, sizeof rows);
-        if (rows[0])
-            used += (size_t)snprintf(who + used, sizeof who - used, "%s%s: %s", used ? "; " : "", moe_key_enum_name(k, value), rows);
+        if (value == most || !rows[0]) continue;
+        used += (size_t)snprintf(who + used, sizeof who - used, "%s: %s; ", moe_key_enum_name(k, value), rows);
     }
-    moe_screen_wrapped(s, 2, "", "%s.%s: %s [%s]", moe_keys[k].section, moe_keys[k].name, sentence, who);
+    moe_screen_wrapped(s, 2, "", "%s.%s: %s [%s%s: %s]", moe_keys[k].section, moe_keys[k].name, sentence, who, moe_key_enum_name(k, most),
+                       used ? "the others" : "all presets");
 }
 
 static void print_definitions(const moe_screen *s, const moe_dialect *row, int num_rows) {
