@@ -241,7 +241,8 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     phase(record, MOE_PHASE_ROUTE, &clock);
     moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement, context->comm->size, moe_sent_routing(a));
     phase(record, MOE_PHASE_PLAN, &clock);
-    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h, b->num_tokens_global * moe_config_most_experts(c));
+    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h,
+                          b->num_tokens_global * moe_config_most_experts(c));
     phase(record, MOE_PHASE_DISPATCH, &clock);
     moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);
     phase(record, MOE_PHASE_EXPERT, &clock);

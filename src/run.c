@@ -205,10 +205,11 @@ static int check_sinkhorn(const run *r, const moe_activations *a, int32_t l, moe
     int64_t from_end = a->routing.unconverged_device < 0 ? 0 : c->cluster.devices - a->routing.unconverged_device;
     moe_comm_max_i64(r->comm, &from_end, 1);
     if (from_end == 0) return MOE_OK;
-    return moe_fail(st, MOE_USER,
-                    "router.method = sinkhorn does not converge to router.sinkhorn_tolerance = %g within router.sinkhorn_iterations = %d (layer %d, "
-                    "device %d): raise either, or lower the spread of the logits (router.gate_scale)",
-                    c->router.sinkhorn_tolerance, c->router.sinkhorn_iterations, l, (int)(c->cluster.devices - from_end));
+    return moe_fail(
+        st, MOE_USER,
+        "router.method = sinkhorn does not converge to router.sinkhorn_tolerance = %g within router.sinkhorn_iterations = %d (layer %d, "
+        "device %d): raise either, or lower the spread of the logits (router.gate_scale)",
+        c->router.sinkhorn_tolerance, c->router.sinkhorn_iterations, l, (int)(c->cluster.devices - from_end));
 }
 
 /* Layers one after the other; *writing gets the seconds spent on files. */

@@ -42,7 +42,7 @@ enum moe_rng_stream { /* never renumber: results are keyed by these */
                       MOE_RNG_LORA_B2,
                       MOE_RNG_LORA_B3,
                       MOE_RNG_HASH_ROUTER,
-    MOE_RNG_TEST = 1000
+                      MOE_RNG_TEST = 1000
 };
 
 typedef struct moe_rng {

@@ -76,7 +76,7 @@ def same_as_run(name, choice, loss, folder):
     check(int(choice[8]) == layer["volume"]["dispatch"]["logical_bytes"], f"{name}: dispatch bytes", choice)
     check(near(float(choice[7]), layer["mean_devices_per_token"], 1e-4), f"{name}: devices per token", choice)
     for at, key in ((1, "expert"), (3, "device"), (5, "comm")):
-        check(abs(float(loss[at]) - layer["losses"][key]["raw"]) < 1e-6, f"{name}: {key} loss", loss, layer["losses"][key])
+        check(abs(float(loss[at]) - layer["loss_raw"][key]) < 1e-6, f"{name}: {key} loss", loss, layer["loss_raw"][key])
 
 
 def check_reasons():

@@ -123,8 +123,9 @@ static void check_scope(const problem *p, enum moe_scope scope, ref_batch *b, in
     ref_counts *counts = ref_count(b);
     ref_losses(b, counts, loss);
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
-        CHECK_MSG(fabs(loss[l] - scopes->loss[scope][l]) <= 1e-11 * fmax(fabs(loss[l]), 1e-3), "seed %llu, D %d, scope %s, loss %s: %.17g, reference %.17g",
-                  (unsigned long long)p->seed, p->devices, names[scope], moe_loss_names[l], scopes->loss[scope][l], loss[l]);
+        CHECK_MSG(fabs(loss[l] - scopes->loss[scope][l]) <= 1e-11 * fmax(fabs(loss[l]), 1e-3),
+                  "seed %llu, D %d, scope %s, loss %s: %.17g, reference %.17g", (unsigned long long)p->seed, p->devices, names[scope],
+                  moe_loss_names[l], scopes->loss[scope][l], loss[l]);
     }
     for (int32_t i = 0; i < b->num_scopes; i++) {
         used += counts[i].tokens > 0;
