@@ -222,7 +222,9 @@ static int run_rows(dialects *d, moe_status *st) {
 int moe_dialects(const moe_comm *comm, const moe_config *c, moe_status *st) {
     dialects d = {.comm = comm, .c = quick(c)};
     if (refuse(c, st)) return st->code;
+    moe_topology topology;
     moe_gemm_init();
+    moe_topology_init(comm, c->run.threads, &topology);
     moe_config whole = *c; /* recorded logits have all its layers; the first one is looked at */
     if (moe_input_read(comm, &whole, &d.input, st)) return st->code;
     add_rows(&d);

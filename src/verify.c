@@ -18,6 +18,7 @@
 #include "moesim/router.h"
 #include "moesim/scopes.h"
 #include "moesim/tensor.h"
+#include "moesim/topology.h"
 
 /* --- lines --- */
 
@@ -318,6 +319,8 @@ static void verify_adamw(verification *v) {
 
 int moe_verify(const moe_comm *comm, moe_status *st) {
     verification v = {.comm = comm};
+    moe_topology topology;
+    moe_topology_init(comm, 0, &topology);
     verify_reach(&v);
     verify_sums(&v);
     verify_balance(&v);

@@ -80,7 +80,7 @@ def same_as_run(name, choice, loss, folder):
 
 
 def check_reasons():
-    text = dialects(1, QUICKSTART, *sets({"model.num_experts": 6, "cluster.devices": 6, "router.num_groups": 6, "data.tokens_per_device": 20}))
+    text = dialects(1, QUICKSTART, *sets({"model.num_experts": 6, "cluster.devices": 6, "router.top_k": 3, "data.tokens_per_device": 20}))
     choices, _, reasons = tables(text)
     check("mixtral" in choices and "deepseek_moe_2b" in reasons and "deepseek_v3" in reasons, "reasons:", reasons)
     for words in (("--dialects",), ("--dialects", QUICKSTART, "--set", "data.source=routing", "--set", "data.path=x.npy"),
