@@ -169,8 +169,8 @@ def short(key, keys):
 def folder_name(values, seed, keys):
     """A name for people, unique and fit for a file system: values that are neither get a sum of theirs."""
     parts = [f"{short(key, keys)}={value}" for key, value in values] + ([f"seed={seed}"] if seed else [])
-    plain = ",".join(parts)
-    fit = re.sub(r"[^A-Za-z0-9_.,=+-]", "_", plain)
+    plain = "__".join(parts)
+    fit = re.sub(r"[^A-Za-z0-9_.=+-]", "_", plain)
     if fit != plain or len(fit) > 150:
         fit = f"{fit[:150]}-{hashlib.sha256(plain.encode()).hexdigest()[:10]}"
     return fit or "run"

@@ -1,0 +1,189 @@
+"""scripts/sweep: from the command line to sweep.csv and sweep.html. Exit status: 0 every run is done; 1 some failed (their rows say why);
+2 the user's mistake, one sentence, nothing was run; 130 interrupted."""
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keys_table
+from sweep_lib import check, page, plan, runner, table
+from sweep_lib.plan import Refused
+from sweep_lib.progress import Progress
+
+HELP = """Runs a configuration once for each combination of values, and writes one table of what came out.
+
+  scripts/sweep CONFIG.ini --vary section.key=values [--vary ...] [--seeds N] [-np D] [moesim options]
+
+  --vary KEY=VALUES  a list 0,0.02,0.2, a range 1:8 (inclusive), 0:100:20 (steps of 20) or 1:64:*2 (doubling), or a mixture of them;
+                     several --vary make a grid
+  --zip              take the lists in parallel instead: first with first, second with second
+  --seeds N          seeds 1 to N for each combination; or a list, 3,5,8
+  -np D              ranks of each run; default 8, or the largest number up to 8 that divides every cluster.devices
+  -j JOBS            runs at once; default: as many as have D cores for themselves, at least one
+  --out DIR          where everything goes; default runs/sweep-<config name>
+  --force            run again what has finished before
+  --quiet            say nothing but errors
+  --set KEY=VALUE    for moesim, in every run; repeatable
+
+Go on after an interruption, or add values and seeds, by giving the same --out again: what has finished is not run twice. DIR/sweep.csv has one
+row a run (sweep.parquet too, where pandas can), DIR/sweep.html the plots, DIR/runs/ the runs themselves, which scripts/report shows.
+
+examples:
+  scripts/sweep configs/quickstart.ini --vary balance.alpha_comm=0,0.02,0.2 --vary router.topk_group=1:8 --seeds 3
+  scripts/sweep configs/quickstart.ini --vary cluster.devices=8:64:*2 -np 8 --set run.steps=1
+
+exit status: 0 every run is done, 1 some failed (the table says why), 2 a mistake in the command (nothing was run), 130 interrupted
+"""
+
+SCRIPTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def environment():
+    """That of scripts/env: more ranks than cores, also as root; and mpirun adds no lines of its own to a sentence."""
+    done = subprocess.run(["bash", "-c", '. "$0" && env -0', os.path.join(SCRIPTS, "env")], stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    pairs = (os.fsdecode(entry).partition("=") for entry in done.stdout.split(b"\0") if entry)
+    return {"OMPI_MCA_orte_execute_quiet": "1", **{name: value for name, _, value in pairs}}
+
+
+def program():
+    """The moesim to run: $MOESIM, the repository's build, or the one that is installed."""
+    if os.environ.get("MOESIM"):
+        return os.path.abspath(os.environ["MOESIM"])
+    if os.path.exists(os.path.join(SCRIPTS, "build-if-needed")):
+        subprocess.run([os.path.join(SCRIPTS, "build-if-needed")], check=True)
+        return os.path.join(os.path.dirname(SCRIPTS), "build", "moesim")
+    beside = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(SCRIPTS))), "bin", "moesim")
+    found = beside if os.path.exists(beside) else shutil.which("moesim")
+    if not found:
+        raise Refused("moesim was not found: build it (scripts/run does), or name it in the environment variable MOESIM")
+    return found
+
+
+def claim(options):
+    """OUT belongs to one configuration, number of ranks and set of --set: rows of different ones would not be comparable."""
+    with open(options.config, "rb") as file:
+        mine = {"config": hashlib.sha256(file.read()).hexdigest(), "ranks": options.ranks, "set": options.sets}
+    path = os.path.join(options.out, "sweep.json")
+    held = table.read_json(path)
+    if held is not None and {name: held.get(name) for name in mine} != mine and not options.force:
+        other = next(name for name in mine if held.get(name) != mine[name])
+        what = {"config": "another configuration file", "ranks": f"{held.get('ranks')} ranks", "set": "other --set options"}[other]
+        raise Refused(f"{options.out} holds a sweep with {what}: give another --out, or --force to begin anew")
+    if held is not None and options.force and {name: held.get(name) for name in mine} != mine:
+        shutil.rmtree(os.path.join(options.out, "runs"), ignore_errors=True)
+    os.makedirs(os.path.join(options.out, "runs"), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump({**mine, "config_name": os.path.basename(options.config), "vary": options.vary, "zip": options.zipped, "seeds": options.seeds},
+                  file, indent=1)
+
+
+class Sweep:
+    """The runs, how each ended so far, and the table, which is written while the sweep goes on (at most once a second)."""
+
+    def __init__(self, options, runs):
+        self.options, self.runs, self.rows, self.written = options, runs, {}, 0.0
+        self.outcomes = {run: None if options.force else runner.previous(self.folder(run)) for run in runs}
+        self.progress = None
+
+    def folder(self, run):
+        return os.path.join(self.options.out, "runs", run.name)
+
+    def waiting(self):
+        return [run for run in self.runs if self.outcomes[run] is None]
+
+    def ended(self, run, outcome):
+        self.outcomes[run] = outcome
+        self.progress.ended(run, outcome)
+        if time.monotonic() - self.written > 1:
+            self.write()
+
+    def write(self):
+        for run in self.runs:
+            outcome = self.outcomes[run]
+            if run not in self.rows and outcome:
+                self.rows[run] = table.row_of(run, outcome, self.folder(run))
+        missing = runner.Outcome("not run")
+        table.write_csv(self.csv(), [self.rows.get(run) or table.row_of(run, missing, self.folder(run)) for run in self.runs])
+        self.written = time.monotonic()
+
+    def csv(self):
+        return os.path.join(self.options.out, "sweep.csv")
+
+    def finish(self):
+        """The last table, its plots, and a word about both."""
+        self.write()
+        written = [self.csv()]
+        if table.write_parquet(self.csv(), os.path.join(self.options.out, "sweep.parquet")):
+            written.append(os.path.join(self.options.out, "sweep.parquet"))
+        ok = [row for row in self.rows.values() if row["status"] in ("ok", "failed checks")]
+        if ok:
+            written.append(page.write(os.path.join(self.options.out, "sweep.html"), list(self.rows.values()), list(self.options.vary),
+                                      os.path.basename(self.options.config)))
+        self.progress.clear()
+        counts = {}
+        for outcome in self.outcomes.values():
+            status = outcome.status if outcome else "not run"
+            counts[status] = counts.get(status, 0) + 1
+        self.progress.say(f"{len(self.runs)} runs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        self.progress.say("\n".join(written))
+        return all(outcome and outcome.status == "ok" for outcome in self.outcomes.values())
+
+
+def prepare(options):
+    """Everything that may be refused; returns (sweep, its runner)."""
+    moesim, variables = program(), environment()
+    if not os.path.isfile(options.config):
+        raise Refused(f"{options.config} cannot be read: it is no file")
+    check.check_alone(options, keys_table.read(moesim))
+    in_file = check.devices_in(options.config)
+    options.ranks = options.ranks or check.default_ranks(check.all_devices(options, in_file))
+    options.jobs = options.jobs or plan.default_jobs(options.ranks)
+    options.out = options.out or os.path.join("runs", "sweep-" + os.path.splitext(os.path.basename(options.config))[0])
+    sweep = Sweep(options, plan.runs_of(options))
+    waiting = sweep.waiting()
+    finished = [run for run in sweep.runs if sweep.outcomes[run]]
+    refused = check.check_together(options, waiting, finished, moesim, in_file, variables)
+    claim(options)
+    sweep.progress = Progress(len(sweep.runs), len(sweep.runs) - len(waiting), options.quiet)
+    for run in waiting:
+        if run.values in refused:
+            sweep.ended(run, runner.Outcome("refused", refused[run.values]))
+    sweep.progress.already = sweep.progress.done
+    return sweep, runner.Runner(options, moesim, variables, sweep.ended)
+
+
+def sweep_all(options):
+    sweep, running = prepare(options)
+    waiting = sweep.waiting()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, running.interrupt)
+    sweep.progress.say(f"{len(sweep.runs)} runs on {options.ranks} ranks, {options.jobs} at once"
+                       + (f"; {len(sweep.runs) - len(waiting)} are done" if len(waiting) < len(sweep.runs) else ""))
+    sweep.progress.draw()
+    try:
+        running.all(waiting)
+    except runner.Interrupted:
+        sweep.finish()
+        print(f"interrupted; the same command goes on with the {len(sweep.waiting())} runs that are left", file=sys.stderr)
+        return 130
+    return 0 if sweep.finish() else 1
+
+
+def main(arguments):
+    if "--help" in arguments or "-h" in arguments or not arguments:
+        print(HELP, end="")
+        return 0 if arguments else 2
+    try:
+        return sweep_all(plan.parse(arguments))
+    except Refused as error:
+        print(f"scripts/sweep: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"scripts/sweep: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,136 @@
+"""Small charts as SVG text: points and lines over a linear or an ordinal x axis. Colours are safe for the colour-blind (Okabe and Ito) and
+every series has a marker of its own; the text takes the page's colour, so that light and dark both work. Hovering shows the numbers."""
+import html
+import math
+from dataclasses import dataclass, field
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
+MARKERS = ("circle", "square", "triangle", "diamond")
+WIDTH, HEIGHT = 560, 340
+LEFT, RIGHT, TOP, BOTTOM = 70, 14, 34, 52
+
+
+@dataclass
+class Point:
+    """Where a point stands and what hovering says; `mark` makes it large and ringed."""
+    x: float
+    y: float
+    text: str = ""
+    mark: bool = False
+
+
+@dataclass
+class Series:
+    """Points of one name; `line` joins them, or joins `path` where that is given."""
+    name: str
+    points: list
+    line: bool = True
+    path: list = field(default_factory=list)
+
+
+@dataclass
+class Chart:
+    """Title, axes with their units, series; `labels` makes x ordinal: position i has the text labels[i]."""
+    title: str
+    x_title: str
+    y_title: str
+    series: list
+    labels: list = field(default_factory=list)
+    note: str = ""
+
+
+def short(value):
+    """Four digits, thousands as k, M, G."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[letter]:.4g}{letter}"
+    return f"{value:.4g}"
+
+
+def ticks(low, high, about=5):
+    """Round numbers from low to high."""
+    step = (high - low) / about
+    power = 10 ** math.floor(math.log10(step))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def limits(values):
+    """A range with some room around it; from 0 where that costs little."""
+    low, high = min(values), max(values)
+    if 0 < low < 0.4 * high:
+        low = 0
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1
+    return (low - room if low else 0 if high > 0 else -room), high + room
+
+
+def marker(shape, x, y, size, colour):
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'
+    turned = {"square": [(-1, -1), (1, -1), (1, 1), (-1, 1)], "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
+              "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)]}[shape]
+    points = " ".join(f"{x + dx * size:.1f},{y + dy * size:.1f}" for dx, dy in turned)
+    return f'<polygon points="{points}" fill="{colour}"/>'
+
+
+class Canvas:
+    """From data to pixels, and the parts of the drawing so far."""
+
+    def __init__(self, chart):
+        points = [point for series in chart.series for point in [*series.points, *series.path]]
+        self.chart, self.parts = chart, []
+        self.x_range = (-0.5, len(chart.labels) - 0.5) if chart.labels else limits([point.x for point in points])
+        self.y_range = limits([point.y for point in points])
+
+    def x(self, value):
+        low, high = self.x_range
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value):
+        low, high = self.y_range
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def text(self, x, y, words, anchor="middle", kind="", more=""):
+        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}"{more}>{html.escape(words)}</text>')
+
+    def axes(self):
+        bottom = HEIGHT - BOTTOM
+        for value in ticks(*self.y_range):
+            self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" class="grid"/>')
+            self.text(LEFT - 6, self.y(value) + 4, short(value), "end")
+        labels = list(enumerate(self.chart.labels)) or [(value, short(value)) for value in ticks(*self.x_range)]
+        every = math.ceil(len(labels) / 12)
+        for value, words in labels[::every]:
+            self.text(self.x(value), bottom + 17, words[:14])
+        self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}" class="axis"/>')
+        self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, self.chart.x_title)
+        middle = (TOP + bottom) / 2
+        self.text(14, middle, self.chart.y_title, more=f' transform="rotate(-90 14 {middle:.1f})"')
+        self.text(LEFT, 18, self.chart.title, "start", "title")
+
+    def draw(self, number, series):
+        colour, shape = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+        path = series.path or (series.points if series.line else [])
+        if len(path) > 1:
+            points = " ".join(f"{self.x(point.x):.1f},{self.y(point.y):.1f}" for point in path)
+            self.parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        for point in series.points:
+            x, y = self.x(point.x), self.y(point.y)
+            ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="{colour}" stroke-width="1.6" class="front"/>' if point.mark else ""
+            self.parts.append(f'<g>{ring}{marker(shape, x, y, 4, colour)}<title>{html.escape(point.text)}</title></g>')
+
+
+def svg(chart):
+    """The chart with its legend underneath, as HTML."""
+    canvas = Canvas(chart)
+    canvas.axes()
+    for number, series in enumerate(chart.series):
+        canvas.draw(number, series)
+    keys = ""
+    if len(chart.series) > 1:
+        keys = "".join(f'<span><svg width="14" height="12" aria-hidden="true">{marker(MARKERS[i % len(MARKERS)], 6, 6, 4, COLOURS[i % len(COLOURS)])}'
+                       f"</svg>{html.escape(series.name)}</span>" for i, series in enumerate(chart.series))
+    note = f"<p>{html.escape(chart.note)}</p>" if chart.note else ""
+    return (f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}">{"".join(canvas.parts)}</svg>'
+            f'<figcaption>{keys}{note}</figcaption></figure>')

@@ -1,0 +1,139 @@
+"""Runs the runs: some at once, each in a folder of its own under OUT/runs, and remembers how each ended. A run whose summary.json is there
+is not run again. When the sweep is interrupted, the runs that are under way are ended and count as not run."""
+import json
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+
+from sweep_lib import table
+from sweep_lib.check import sentence
+
+STATE = "sweep-run.json"   # in a run's folder: how it ended, and how long it took, start-up included
+POLL_SECONDS = 0.01
+PATIENCE_SECONDS = 5
+
+
+@dataclass
+class Outcome:
+    """status: ok, failed checks, failed, refused, not run."""
+    status: str
+    error: str = ""
+    seconds: float = None
+
+
+def previous(folder):
+    """Outcome of a run that finished earlier; None when it has to run (again)."""
+    summary, state = table.read_json(os.path.join(folder, "summary.json")), table.read_json(os.path.join(folder, STATE)) or {}
+    if summary is None or state.get("status", "ok") == "failed":
+        return None
+    wrong = table.failed_checks(summary)
+    return Outcome("failed checks" if wrong else "ok", wrong, state.get("seconds"))
+
+
+def remember(folder, outcome):
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, STATE), "w", encoding="utf-8") as file:
+        json.dump(vars(outcome), file)
+
+
+class Process:
+    """One mpirun under way, in a session of its own: a Ctrl-C at the terminal reaches the sweep only."""
+
+    def __init__(self, run, folder, line, environment):
+        self.run, self.folder, self.begin = run, folder, time.monotonic()
+        self.errors = tempfile.TemporaryFile()
+        self.child = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
+                                      start_new_session=True)
+
+    def outcome(self):
+        """How it ended; None while it runs."""
+        status = self.child.poll()
+        if status is None:
+            return None
+        seconds = round(time.monotonic() - self.begin, 3)
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace")
+        self.errors.close()
+        if status == 0:
+            return Outcome("ok", "", seconds)
+        summary = table.read_json(os.path.join(self.folder, "summary.json"))
+        if status == 3 and summary is not None:
+            return Outcome("failed checks", sentence(said, status) if said.strip() else table.failed_checks(summary), seconds)
+        return Outcome("failed", sentence(said, status), seconds)
+
+    def stop(self):
+        """mpirun passes the end on to its ranks."""
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+
+    def reap(self, deadline):
+        try:
+            self.child.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait()
+        self.errors.close()
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+class Runner:
+    """Starts runs while there is room, tells `ended` about each, and ends what is under way when it is interrupted."""
+
+    def __init__(self, options, program, environment, ended):
+        self.options, self.program, self.environment, self.ended = options, program, environment, ended
+        self.under_way, self.interrupted = [], False
+
+    def interrupt(self, _number=None, _frame=None):
+        """Signal handler: the loop sees to it, so that no process is lost between being started and being known."""
+        self.interrupted = True
+
+    def line(self, run, folder):
+        words = [word for key, value in [*self.options.sets.items(), *run.settings()] for word in ("--set", f"{key}={value}")]
+        mpirun = shlex.split(os.environ.get("MPIRUN") or "mpirun -np")
+        return [*mpirun, str(self.options.ranks), self.program, "--quiet", "--force", "--out", folder, *words, self.options.config]
+
+    def start(self, run):
+        folder = os.path.join(self.options.out, "runs", run.name)
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        for name in (STATE, "summary.json"):
+            if os.path.exists(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
+        self.under_way.append(Process(run, folder, self.line(run, folder), self.environment))
+
+    def collect(self):
+        """Takes up what has ended since the last look; returns whether anything had."""
+        done = [(process, outcome) for process in self.under_way if (outcome := process.outcome())]
+        for process, outcome in done:
+            self.under_way.remove(process)
+            remember(process.folder, outcome)
+            self.ended(process.run, outcome)
+        return bool(done)
+
+    def stop(self):
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        for process in self.under_way:
+            process.stop()
+        for process in self.under_way:
+            process.reap(deadline)
+        self.under_way.clear()
+
+    def all(self, runs):
+        """Runs them; Interrupted comes out only when everything has ended."""
+        waiting = list(runs)
+        try:
+            while waiting or self.under_way:
+                if self.interrupted:
+                    raise Interrupted
+                while waiting and len(self.under_way) < self.options.jobs:
+                    self.start(waiting.pop(0))
+                if not self.collect():
+                    time.sleep(POLL_SECONDS)
+        finally:
+            self.stop()
