@@ -379,8 +379,14 @@ int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c,
         if (comm->rank == 0) write_summary(r, c, last, topologies, comm->size, st);
         code = moe_comm_agree(comm, st);
     }
+    moe_results_free(r);
+    return code;
+}
+
+void moe_results_free(moe_results *r) {
+    if (r->metrics) fclose(r->metrics);
+    r->metrics = NULL;
     moe_free(r->expert_load);
     r->expert_load = NULL;
     r->expert_load_capacity = 0;
-    return code;
 }

@@ -343,6 +343,7 @@ static void free_run(run *r) {
         moe_layer_free(&r->layers[l]);
         moe_routing_free(&r->routing[l]);
     }
+    moe_results_free(&r->results);
     moe_activations_free(&r->activations);
     moe_training_free(&r->training);
     moe_loaded_free(&r->loaded);

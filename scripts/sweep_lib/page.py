@@ -78,7 +78,7 @@ def cost_chart(rows, keys):
     points = []
     for group in grouped(known(rows, name, "remote_bytes"), keys).values():
         x, y = mean([row["remote_bytes"] for row in group]), mean([row[name] for row in group])
-        points.append(Point(x, y, f"{combination(group[0], keys)}\n{title} {y:.5g}\n{short(x)}B a step, {len(group)} seeds"))
+        points.append(Point(x, y, f"{combination(group[0], keys)}\n{title} {y:.5g}\n{short(x)}B a step; {len(group)} run{'s' if len(group) > 1 else ''}"))
     best = front(points)
     for point in best:
         point.mark = True
@@ -94,7 +94,8 @@ def key_chart(rows, key, others, name, title, y_title):
     if len(labels) < 2:
         return None
     lines = grouped(usable, others)
-    averaged = len(lines) > MOST_SERIES
+    in_parallel = all(len({row[key] for row in group}) == 1 for group in lines.values())   # --zip: the keys change together
+    averaged = in_parallel or len(lines) > MOST_SERIES
     if averaged:
         lines = {(): usable}
     series = []
@@ -106,8 +107,10 @@ def key_chart(rows, key, others, name, title, y_title):
                 spread = f" (from {min(here):.5g} to {max(here):.5g} in {len(here)} runs)" if len(here) > 1 else ""
                 points.append(Point(i, mean(here), f"{key} {label}\n{y_title} {mean(here):.5g}{spread}"))
         series.append(Series("" if averaged else combination(group[0], others), points))
-    note = "Mean over " + ("all other keys and seeds." if averaged else "seeds.") if len(usable) > sum(len(one.points) for one in series) else ""
-    return Chart(f"{title} against {key.split('.')[1]}", key, y_title, series, labels, note)
+    note = f"{', '.join(others)} change with it." if in_parallel and others else ""
+    if len(usable) > sum(len(one.points) for one in series):
+        note += " Mean over " + ("all other keys and seeds." if averaged and not in_parallel else "seeds.")
+    return Chart(f"{title} against {key.split('.')[1]}", key, y_title, series, labels, note.strip())
 
 
 def charts(rows, keys):
