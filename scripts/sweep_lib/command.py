@@ -26,6 +26,7 @@ HELP = """Runs a configuration once for each combination of values, and writes o
   -j JOBS            runs at once; default: as many as have D cores for themselves, at least one
   --out DIR          where everything goes; default runs/sweep-<config name>
   --force            run again what has finished before
+  --report           also scripts/report's comparison of the runs, DIR/comparison.html (up to 8 runs)
   --quiet            say nothing but errors
   --set KEY=VALUE    for moesim, in every run; repeatable
 
@@ -39,6 +40,7 @@ examples:
 exit status: 0 every run is done, 1 some failed (the table says why), 2 a mistake in the command (nothing was run), 130 interrupted
 """
 
+MOST_COMPARED = 8
 SCRIPTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -86,7 +88,7 @@ class Sweep:
 
     def __init__(self, options, runs):
         self.options, self.runs, self.rows, self.written = options, runs, {}, 0.0
-        self.outcomes = {run: None if options.force else runner.previous(self.folder(run)) for run in runs}
+        self.outcomes = {run: None if options.force else runner.previous(run, self.folder(run)) for run in runs}
         self.progress = None
 
     def folder(self, run):
@@ -113,6 +115,15 @@ class Sweep:
     def csv(self):
         return os.path.join(self.options.out, "sweep.csv")
 
+    def compare(self):
+        """scripts/report over the finished runs; whether its page was written. It says itself what it lacks."""
+        folders = [self.folder(run) for run, row in self.rows.items() if row["status"] in ("ok", "failed checks")]
+        if not 2 <= len(folders) <= MOST_COMPARED:
+            self.progress.say(f"no comparison of {len(folders)} runs: scripts/report compares 2 to {MOST_COMPARED}; name yours, scripts/report RUN RUN...")
+            return False
+        line = [os.path.join(SCRIPTS, "report"), *folders, "-o", os.path.join(self.options.out, "comparison.html")]
+        return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
     def finish(self):
         """The last table, its plots, and a word about both."""
         self.write()
@@ -123,6 +134,8 @@ class Sweep:
         if ok:
             written.append(page.write(os.path.join(self.options.out, "sweep.html"), list(self.rows.values()), list(self.options.vary),
                                       os.path.basename(self.options.config)))
+        if self.options.report and self.compare():
+            written.append(os.path.join(self.options.out, "comparison.html"))
         self.progress.clear()
         counts = {}
         for outcome in self.outcomes.values():

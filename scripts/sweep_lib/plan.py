@@ -1,4 +1,5 @@
 """What a sweep runs: the command line, the values of each varied key, and the list of runs that they make."""
+import collections
 import hashlib
 import itertools
 import os
@@ -24,6 +25,7 @@ class Options:
     out: str = ""
     jobs: int = 0                                 # 0: as many runs at once as fit on the cores
     force: bool = False
+    report: bool = False
     quiet: bool = False
     sets: dict = field(default_factory=dict)      # --set of every run
 
@@ -73,9 +75,11 @@ def values_of(text, what):
         if not part:
             raise Refused(f"{what}: a value is missing in '{text}'")
         values += span(part) or [part]
-    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
-    if twice is not None:
-        raise Refused(f"{what}: the value {twice} is given twice")
+    if len(values) > MOST_RUNS:
+        raise Refused(f"{what}: {text} has more than {MOST_RUNS} values: at most that many runs are allowed")
+    twice = [value for value, count in collections.Counter(values).items() if count > 1]
+    if twice:
+        raise Refused(f"{what}: the value {twice[0]} is given twice")
     return values
 
 
@@ -130,6 +134,8 @@ def parse(arguments):
             options.zipped = True
         elif word == "--force":
             options.force = True
+        elif word == "--report":
+            options.report = True
         elif word == "--quiet":
             options.quiet = True
         elif name in MODES:

@@ -19,25 +19,30 @@ PATIENCE_SECONDS = 5
 
 @dataclass
 class Outcome:
-    """status: ok, failed checks, failed, refused, not run."""
+    """status: ok, failed checks, failed, refused, not run; in a folder also under way."""
     status: str
     error: str = ""
     seconds: float = None
 
 
-def previous(folder):
-    """Outcome of a run that finished earlier; None when it has to run (again)."""
-    summary, state = table.read_json(os.path.join(folder, "summary.json")), table.read_json(os.path.join(folder, STATE)) or {}
-    if summary is None or state.get("status", "ok") == "failed":
+def settings_of(run):
+    """As they come back from JSON."""
+    return [list(pair) for pair in run.settings()]
+
+
+def previous(run, folder):
+    """Outcome of a run that finished earlier with the same settings; None when it has to run (again)."""
+    summary, state = table.read_json(os.path.join(folder, "summary.json")), table.read_json(os.path.join(folder, STATE))
+    if summary is None or state is None or state.get("status") == "failed" or state.get("settings") != settings_of(run):
         return None
     wrong = table.failed_checks(summary)
     return Outcome("failed checks" if wrong else "ok", wrong, state.get("seconds"))
 
 
-def remember(folder, outcome):
+def remember(run, folder, outcome):
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, STATE), "w", encoding="utf-8") as file:
-        json.dump(vars(outcome), file)
+        json.dump({**vars(outcome), "settings": settings_of(run)}, file)
 
 
 class Process:
@@ -101,10 +106,9 @@ class Runner:
 
     def start(self, run):
         folder = os.path.join(self.options.out, "runs", run.name)
-        os.makedirs(os.path.dirname(folder), exist_ok=True)
-        for name in (STATE, "summary.json"):
-            if os.path.exists(os.path.join(folder, name)):
-                os.remove(os.path.join(folder, name))
+        if os.path.exists(os.path.join(folder, "summary.json")):
+            os.remove(os.path.join(folder, "summary.json"))
+        remember(run, folder, Outcome("under way"))
         self.under_way.append(Process(run, folder, self.line(run, folder), self.environment))
 
     def collect(self):
@@ -112,7 +116,7 @@ class Runner:
         done = [(process, outcome) for process in self.under_way if (outcome := process.outcome())]
         for process, outcome in done:
             self.under_way.remove(process)
-            remember(process.folder, outcome)
+            remember(process.run, process.folder, outcome)
             self.ended(process.run, outcome)
         return bool(done)
 
