@@ -187,7 +187,8 @@ static int64_t statistics(const moe_config *c, const sizes *s) {
         c->data.sequence_length > 0 ? add(div_up(s->tokens, c->data.sequence_length), mul(2, s->local_devices)) : s->local_devices;
     const int64_t cells = mul3(2, add(add(sequences, s->local_devices), 1), add(mul(3, n), d + 4));
     const int64_t record = add(mul(3, n), add(mul(5, d), mul(d, d)));
-    return mul(add(mul(s->copies, cells), mul(c->model.num_layers, record)), sizeof(int64_t));
+    const int64_t records = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1; /* a step's and a micro-batch's */
+    return mul(add(mul(s->copies, cells), mul3(records, c->model.num_layers, record)), sizeof(int64_t));
 }
 
 /* What is read: recorded logits [L,T,N] (counted as double) or routing [T,K] with weights and scores [T,N]; a byte of mask per token. */

@@ -108,22 +108,24 @@ bool moe_record_all_passed(const moe_step_record *r) {
     return true;
 }
 
+static void add_volume(moe_volume *sum, const moe_volume *v) {
+    sum->rows += v->rows;
+    sum->logical_bytes += v->logical_bytes;
+    sum->remote_bytes += v->remote_bytes;
+    sum->selection_bytes += v->selection_bytes;
+    sum->selection_remote_bytes += v->selection_remote_bytes;
+    sum->metadata_bytes += v->metadata_bytes;
+    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
+        sum->by_level[level].rows += v->by_level[level].rows;
+        sum->by_level[level].bytes += v->by_level[level].bytes;
+        sum->by_level[level].metadata_bytes += v->by_level[level].metadata_bytes;
+    }
+}
+
 void moe_record_volume(const moe_step_record *r, enum moe_direction direction, moe_volume *sum) {
     memset(sum, 0, sizeof *sum);
-    for (int32_t i = 0; i < r->num_layers; i++) {
-        const moe_volume *v = &r->layer[i].volume[direction];
-        sum->rows += v->rows;
-        sum->logical_bytes += v->logical_bytes;
-        sum->remote_bytes += v->remote_bytes;
-        sum->selection_bytes += v->selection_bytes;
-        sum->selection_remote_bytes += v->selection_remote_bytes;
-        sum->metadata_bytes += v->metadata_bytes;
-        for (int level = 0; level < MOE_NUM_LEVELS; level++) {
-            sum->by_level[level].rows += v->by_level[level].rows;
-            sum->by_level[level].bytes += v->by_level[level].bytes;
-            sum->by_level[level].metadata_bytes += v->by_level[level].metadata_bytes;
-        }
-    }
+    for (int32_t i = 0; i < r->num_layers; i++)
+        add_volume(sum, &r->layer[i].volume[direction]);
 }
 
 void moe_record_mean_losses(const moe_step_record *r, double loss[MOE_NUM_LOSSES], double raw[MOE_NUM_LOSSES], double *total) {
@@ -136,5 +138,74 @@ void moe_record_mean_losses(const moe_step_record *r, double loss[MOE_NUM_LOSSES
             raw[i] += r->layer[l].loss_raw[i] / r->num_layers;
         }
         *total += r->layer[l].total / r->num_layers;
+    }
+}
+
+/* --- micro-batches ------------------------------------------------------------------------------------------------------------------------- */
+
+static void join_losses(moe_layer_record *to, const moe_layer_record *from, bool first, int32_t of) {
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        to->loss_raw[i] = (first ? 0 : to->loss_raw[i]) + from->loss_raw[i] / of;
+        to->ideal[i] = (first ? 0 : to->ideal[i]) + from->ideal[i] / of;
+        to->loss[i] += from->loss[i] / of;
+        for (int scope = 0; scope < MOE_NUM_SCOPES; scope++)
+            to->loss_by_scope[scope][i] = (first ? 0 : to->loss_by_scope[scope][i]) + from->loss_by_scope[scope][i] / of;
+    }
+    to->total += from->total / of;
+}
+
+/* Sequences are listed as long as those of all micro-batches fit. */
+static void join_sequences(moe_capacity_record *to, const moe_capacity_record *from, bool first, int32_t of) {
+    to->dropped_sequences += from->dropped_sequences;
+    if (from->num_sequences == 0 || from->num_sequences > MOE_MAX_LISTED_SEQUENCES / of) return;
+    if (first)
+        moe_reserve(&to->dropped_per_sequence, &to->sequence_room, of * from->num_sequences, sizeof(int64_t), "the record of a step");
+    memcpy(to->dropped_per_sequence + to->num_sequences, from->dropped_per_sequence, (size_t)from->num_sequences * sizeof(int64_t));
+    to->num_sequences += from->num_sequences;
+}
+
+static void join_capacity(moe_capacity_record *to, const moe_capacity_record *from, bool first, int32_t of) {
+    to->on = from->on;
+    to->capacity = from->capacity;
+    to->reassigned += from->reassigned;
+    to->dropped_tokens += from->dropped_tokens;
+    to->fully_dropped_tokens += from->fully_dropped_tokens;
+    to->exempt_overflow += from->exempt_overflow;
+    to->rows_saved += from->rows_saved;
+    to->bytes_saved += from->bytes_saved;
+    to->padding_rows += from->padding_rows;
+    to->padding_bytes += from->padding_bytes;
+    join_sequences(to, from, first, of);
+}
+
+static void join_layer(moe_layer_record *to, const moe_layer_record *from, int64_t words, bool first, int32_t of) {
+    join_losses(to, from, first, of);
+    join_capacity(&to->capacity, &from->capacity, first, of);
+    for (int64_t i = 0; i < words; i++)
+        to->counts_per_expert[i] += from->counts_per_expert[i]; /* all counts: see layer_words */
+    to->dropped += from->dropped;
+    to->selections += from->selections;
+    for (int x = 0; x < 65; x++)
+        to->tokens_by_reach[x] += from->tokens_by_reach[x];
+    to->mean_devices += from->mean_devices / of;
+    to->mean_devices_unlimited = (first ? 0 : to->mean_devices_unlimited) + from->mean_devices_unlimited / of;
+    for (int i = 0; i < MOE_NUM_DIRECTIONS; i++)
+        add_volume(&to->volume[i], &from->volume[i]);
+    for (int level = 0; level < MOE_NUM_LEVELS; level++)
+        to->pairs_by_level[level] += from->pairs_by_level[level];
+    to->allreduce_bytes += from->allreduce_bytes;
+    to->output_rms = sqrt(to->output_rms * to->output_rms + from->output_rms * from->output_rms / of);
+    for (int i = 0; i < MOE_NUM_PHASES; i++)
+        to->phase_seconds[i] += from->phase_seconds[i];
+}
+
+void moe_step_record_join(moe_step_record *step, const moe_step_record *micro, int32_t number, int32_t of) {
+    bool first = number == 0;
+    if (first) step->num_checks = 0;
+    for (int i = 0; i < micro->num_checks; i++)
+        moe_record_check(step, micro->check[i].name, micro->check[i].made, micro->check[i].passed, "%s", micro->check[i].detail);
+    for (int32_t l = 0; l < step->num_layers; l++) {
+        if (first) layer_clear(step, &step->layer[l]);
+        join_layer(&step->layer[l], &micro->layer[l], layer_words(step), first, of);
     }
 }

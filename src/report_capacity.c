@@ -30,14 +30,15 @@ static sums sum_layers(const moe_step_record *r) {
 }
 
 static void print_dropped(const moe_screen *s, const moe_config *c, const moe_step_record *r, const sums *a) {
-    char capacity[80];
+    char capacity[112];
     if (a->c.capacity == INT64_MAX)
         snprintf(capacity, sizeof capacity, "as much as is needed");
     else
-        snprintf(capacity, sizeof capacity, "%s pairs per %s", moe_text_glued(moe_text_count(a->c.capacity)).s,
+        snprintf(capacity, sizeof capacity, "%s pairs per %s%s", moe_text_glued(moe_text_count(a->c.capacity)).s,
                  c->capacity.policy == MOE_CAPACITY_DEVICE     ? "device"
                  : c->capacity.policy == MOE_CAPACITY_SEQUENCE ? "expert and sequence"
-                                                               : "expert");
+                                                               : "expert",
+                 c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? " and micro-batch" : "");
     moe_screen_wrapped(s, 2, "", "%s: dropped %s of %s pairs (%s %%); %s tokens lost a pair, %s of %s all of them", capacity,
                        moe_text_glued(moe_text_count(a->dropped)).s, moe_text_glued(moe_text_count(a->selections)).s,
                        moe_text_number(a->selections ? 100.0 * (double)a->dropped / (double)a->selections : 0, 2).s,

@@ -77,8 +77,7 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
                        moe_text_glued(moe_text_bytes(d->metadata_bytes)).s, moe_text_glued(moe_text_bytes(m->metadata_bytes)).s,
                        moe_text_glued(moe_text_bytes(a->allreduce_bytes)).s);
     if (train) print_backward_metadata(s, r, a);
-    if (train && c->train.accumulate > 1)
-        moe_screen_wrapped(s, 2, "", "of the last of the %d micro-batches of a step", c->train.accumulate);
+    if (train && c->train.accumulate > 1) moe_screen_wrapped(s, 2, "", "of all %d micro-batches of the step", c->train.accumulate);
     if (a->dropped > 0) fprintf(s->out, "  dropped: %s of %s selections\n", moe_text_count(a->dropped).s, moe_text_count(a->selections).s);
 }
 

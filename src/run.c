@@ -263,7 +263,7 @@ static int run_step(run *r, int64_t step, moe_status *st) {
     moe_status result = {0};
     moe_step_record_clear(&r->record);
     r->record.step = r->context.step = step;
-    r->record.num_tokens = r->batch.num_tokens_global;
+    r->record.num_tokens = r->batch.num_tokens_global * (trains(r) ? r->c->train.accumulate : 1);
     if (trains(r))
         train_step(r, step, &result);
     else

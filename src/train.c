@@ -19,7 +19,7 @@ void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, 
     t->slots = moe_alloc(t->num_layers, sizeof *t->slots, "training");
     t->activations = moe_alloc_zero(t->num_layers, sizeof *t->activations, "training");
     t->x = moe_alloc(t->num_layers + 1, sizeof *t->x, "training");
-    t->counts = moe_alloc_zero((int64_t)t->num_layers * c->model.num_experts, sizeof *t->counts, "training");
+    if (c->train.accumulate > 1) moe_step_record_init(&t->micro, t->num_layers, c->model.num_experts, batch->devices);
     t->y = moe_alloc(n, sizeof(real), "activations");
     t->dh = moe_alloc(n, sizeof(real), "activations");
     for (int32_t l = 0; l <= t->num_layers; l++) {
@@ -42,9 +42,9 @@ void moe_training_free(moe_training *t) {
     moe_free(t->slots);
     moe_free(t->activations);
     moe_free(t->x);
-    moe_free(t->counts);
     moe_free(t->y);
     moe_free(t->dh);
+    moe_step_record_free(&t->micro);
     moe_task_free(&t->task);
     moe_parameters_free(&t->parameters);
     moe_backward_free(&t->backward);
@@ -105,18 +105,12 @@ static double mean_loss(moe_training *t, loss_sum sum) {
 }
 
 static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record) {
-    const moe_config *c = t->context->config;
     loss_sum sum = {.tokens = 0};
     record->num_checks = 0;
     t->context->draw = draw;
     t->context->trains = true;
     moe_task_input(&t->task, t->batch, draw, MOE_SPLIT_TRAIN, t->x[0]);
     forward(t, record);
-    for (int32_t l = 0; l < t->num_layers; l++) {
-        for (int32_t e = 0; e < c->model.num_experts; e++) {
-            t->counts[(int64_t)l * c->model.num_experts + e] += record->layer[l].counts_per_expert[e];
-        }
-    }
     add_loss(t, &sum, t->dh);
     backward(t, record);
     moe_task_input_backward(&t->task, t->batch, t->dh, &t->parameters);
@@ -168,9 +162,10 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
     double loss = 0;
     set_alpha(t, step);
     moe_parameters_clear_gradients(&t->parameters);
-    memset(t->counts, 0, (size_t)t->num_layers * (size_t)c->model.num_experts * sizeof *t->counts);
     for (int32_t i = 0; i < c->train.accumulate; i++) {
-        loss += micro_batch(t, step * c->train.accumulate + i, record) / c->train.accumulate;
+        bool several = c->train.accumulate > 1;
+        loss += micro_batch(t, step * c->train.accumulate + i, several ? &t->micro : record) / c->train.accumulate;
+        if (several) moe_step_record_join(record, &t->micro, i, c->train.accumulate);
         if (!moe_record_all_passed(record)) return MOE_OK; /* the self-check says where; nothing is updated */
     }
     record->task_loss = loss;
@@ -184,7 +179,7 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
     if (!isfinite(record->gradient_norm)) return gradient_failed(t, step, worst, st);
     moe_optimizer_step(&t->parameters, c, step, record->learning_rate, record->gradient_norm);
     for (int32_t l = 0; l < t->num_layers; l++) {
-        if (t->layers[l].bias) update_bias(c, t->counts + (int64_t)l * c->model.num_experts, t->layers[l].bias);
+        if (t->layers[l].bias) update_bias(c, record->layer[l].counts_per_expert, t->layers[l].bias);
     }
     return MOE_OK;
 }

@@ -109,6 +109,11 @@ void moe_step_record_init(moe_step_record *r, int32_t num_layers, int32_t num_ex
 void moe_step_record_free(moe_step_record *r);
 /* Local. Clears figures, keeps room: counts become 0, loss_raw, loss_by_scope, ideal and mean_devices_unlimited NaN. */
 void moe_step_record_clear(moe_step_record *r);
+/* Local. Joins micro-batch `number` (0, 1, ...) of a step of `of` micro-batches to the record of the step: counts, rows, bytes and times add up, and so do
+ * their matrices; losses, their values at balance and the mean number of devices are means (a step trains with the mean of its micro-batches' losses);
+ * the output's rms is that of all tokens; sequences are listed one micro-batch after the other; a check passed if it passed in each. `number` 0 starts the
+ * step's layers and checks anew; what is not of a layer (step, losses of the task) is left alone. */
+void moe_step_record_join(moe_step_record *step, const moe_step_record *micro, int32_t number, int32_t of);
 /* Local. Adds (or merges, if the name exists: made |=, passed &=, first failing detail stays) a check. `detail` is a printf format. */
 void moe_record_check(moe_step_record *r, const char *name, bool made, bool passed, const char *detail, ...) MOE_PRINTF(5, 6);
 /* Local. True when every check that was made passed. */

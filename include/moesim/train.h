@@ -26,7 +26,7 @@ typedef struct moe_training {
     moe_parameters parameters;
     moe_task task;
     moe_backward backward;
-    int64_t *counts;              /* [layers][N] selections of the step, over its micro-batches (bias balancing) */
+    moe_step_record micro;        /* of one micro-batch, where a step has several */
     int bad_rank;                 /* lowest rank whose last loss was not finite, where it was not */
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; the context's are these times the schedule */
 } moe_training;
@@ -35,7 +35,7 @@ typedef struct moe_training {
 void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, moe_layer *layers);
 void moe_training_free(moe_training *t);
 
-/* Collective. One step: record gets losses, traffic of the last micro-batch, task_loss, gradient_norm, learning_rate. MOE_RUN_FAILED (agreed by all) names step,
+/* Collective. One step: record gets losses and traffic of all micro-batches (moe_step_record_join), task_loss, gradient_norm, learning_rate. MOE_RUN_FAILED (agreed by all) names step,
  * layer and rank when a loss or gradient is not finite; then nothing is updated. */
 int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, moe_status *st);
 

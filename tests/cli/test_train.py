@@ -75,7 +75,7 @@ def check_modes():
     folders = {mode: run(mode, 2, {**SMALL, "exchange.mode": mode, "cluster.devices_per_node": 4}) for mode in ("selection", "token")}
     check(pick(folders["selection"], *keys) == pick(folders["token"], *keys), "exchange modes: other losses")
     rows = {mode: metrics(folder)[-1]["volume"]["dispatch"]["rows"] for mode, folder in folders.items()}
-    check(rows["token"] < rows["selection"] == 8 * 20 * 3 * 2, f"exchange modes: rows {rows}")
+    check(rows["token"] < rows["selection"] == 8 * 20 * 3 * 2 * 2, f"exchange modes: rows {rows}")
 
 
 def check_precision():

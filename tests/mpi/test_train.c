@@ -53,6 +53,7 @@ static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     moe_placement_block(&f->context.placement, c->model.num_experts, c->cluster.devices);
     moe_router_init(&f->context.router, c, NULL);
     moe_balance_init(&f->context.balance, c);
+    moe_capacity_init(&f->context.capacity, c);
     f->layers = moe_alloc_zero(c->model.num_layers, sizeof *f->layers, "test");
     for (int32_t l = 0; l < c->model.num_layers; l++) {
         moe_layer_init(&f->layers[l], &f->context, l);
@@ -109,13 +110,42 @@ static double gap(const real *a, const real *b, const real *c, int64_t n) {
 
 /* --- accumulation through moe_training_step: the mean of the gradients of the draws --- */
 
+/* What one layer's record says, as numbers: integers that add up, then reals that are means. */
+enum { NUM_SUMS = 12, NUM_MEANS = 6 };
+
+static void figures(const moe_step_record *r, int64_t sums[NUM_SUMS], double means[NUM_MEANS]) {
+    const moe_layer_record *l = &r->layer[1];
+    const moe_volume *v = l->volume;
+    const int64_t sum[NUM_SUMS] = {l->counts_per_expert[5],
+                                   l->distinct_tokens_per_device[1],
+                                   l->matrix[1],
+                                   l->kept_per_expert[2],
+                                   l->selections,
+                                   l->dropped,
+                                   l->tokens_by_reach[2],
+                                   l->capacity.dropped_tokens,
+                                   v[MOE_DISPATCH].rows,
+                                   v[MOE_COMBINE].remote_bytes,
+                                   v[MOE_DISPATCH_BACKWARD].by_level[MOE_LEVEL_NODE].bytes,
+                                   v[MOE_COMBINE_BACKWARD].metadata_bytes};
+    const double mean[NUM_MEANS] = {l->loss_raw[MOE_LOSS_EXPERT],
+                                    l->loss_by_scope[MOE_SCOPE_SEQUENCE][MOE_LOSS_COMM],
+                                    l->ideal[MOE_LOSS_COMM],
+                                    l->mean_devices,
+                                    l->total,
+                                    l->output_rms * l->output_rms};
+    memcpy(sums, sum, sizeof sum);
+    memcpy(means, mean, sizeof mean);
+}
+
 static void check_accumulate(const moe_comm *comm) {
     enum { STEP = 3 };
-    const char *common = "train.optimizer=sgd train.learning_rate=0 balance.alpha_expert=0.1 balance.scope=global model.num_layers=2";
+    const char *common = "train.optimizer=sgd train.learning_rate=0 balance.alpha_expert=0.1 balance.scope=global model.num_layers=2 "
+                         "capacity.policy=device capacity.capacity_factor=0.6";
     char settings[256];
     real *gradient[3];
-    double loss[3];
-    int64_t n = 0, counts[3] = {0};
+    double loss[3], means[3][NUM_MEANS];
+    int64_t n = 0, sums[3][NUM_SUMS], sequences[3];
     moe_status st = {0};
     for (int i = 0; i < 3; i++) { /* draws 2 STEP and 2 STEP + 1 alone, then both */
         fixture f;
@@ -125,13 +155,23 @@ static void check_accumulate(const moe_comm *comm) {
         gradient[i] = flat(&f.training.parameters, false);
         n = num_values(&f.training.parameters);
         loss[i] = f.record.task_loss;
-        counts[i] = f.training.counts[5];
+        figures(&f.record, sums[i], means[i]);
+        sequences[i] = f.record.layer[1].capacity.num_sequences;
+        CHECK(moe_record_all_passed(&f.record) && f.record.num_checks > 5);
         tear_down(&f);
     }
     double distance = gap(gradient[0], gradient[1], gradient[2], n);
     CHECK_MSG(distance <= rounding, "accumulated gradients are off by %g", distance);
     CHECK_NEAR((loss[0] + loss[1]) / 2, loss[2], 1e-14);
-    CHECK_INT(counts[0] + counts[1], counts[2]);
+    for (int j = 0; j < NUM_SUMS; j++) {
+        CHECK_MSG(sums[0][j] + sums[1][j] == sums[2][j], "figure %d: %lld + %lld, not %lld", j, (long long)sums[0][j],
+                  (long long)sums[1][j], (long long)sums[2][j]);
+    }
+    CHECK_MSG(sums[2][5] > 0 && sums[2][7] > 0, "nothing is dropped: %lld", (long long)sums[2][5]);
+    for (int j = 0; j < NUM_MEANS; j++) {
+        CHECK_NEAR((means[0][j] + means[1][j]) / 2, means[2][j], 1e-12);
+    }
+    CHECK_INT(sequences[0] + sequences[1], sequences[2]);
     for (int i = 0; i < 3; i++) {
         moe_free(gradient[i]);
     }
@@ -237,7 +277,7 @@ static void check_bias(const moe_comm *comm, bool proportional, bool centered) {
     set_up(&f, comm, settings);
     CHECK_MSG(step_once(&f, 0, &st) == MOE_OK, "%s", st.message);
     int32_t n = f.c.model.num_experts;
-    const int64_t *counts = f.training.counts;
+    const int64_t *counts = f.record.layer[0].counts_per_expert;
     for (int32_t e = 0; e < n; e++) {
         mean += (double)counts[e] / n;
     }
