@@ -2,7 +2,8 @@
 own; where there are too many to draw, steps are thinned, or cells added up, and the object says so (`every`, `per_bin`)."""
 import numpy
 
-from folder import amount, at, items, number, numbers, whole
+import tables
+from folder import amount, at, items, number, numbers, objects, whole
 
 LOADS = ("expert", "device", "received", "sent", "node", "node_received")
 METRICS = ("max_over_mean", "cv", "gini", "idle")
@@ -96,6 +97,31 @@ def matrix_of(folder, room):
     return {"devices": devices, "devices_per_bin": size, "rows": rows.tolist()}
 
 
+# --- specialisation ----------------------------------------------------------------------------------------------------------------------
+
+
+def domain_names(found):
+    """As texts; of a path the last part, where that tells all apart."""
+    names = [str(name) for name in found.get("domains") or []]
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    return short if len(set(short)) == len(short) else names
+
+
+def specialization_of(folder, room):
+    """Losses without each token's best experts, and how often each domain chose each expert, [layer][domain][expert bin]."""
+    found = folder.specialization
+    if found is None:
+        return None
+    losses = [{"experts": one.get("experts"), "loss": number(one.get("task_loss"))} for one in objects(found, "disabled")]
+    made = {"disabled": losses, "domains": domain_names(found),
+            "shared": {"routed": at(found, "shared_replaced.routed_experts"), "loss": number(at(found, "shared_replaced.task_loss"))}}
+    if folder.domain_load is None:
+        return {**made, "load": None, "experts_per_bin": 1}
+    layers, domains, experts = folder.domain_load.shape
+    size, first = bins(experts, min(experts, 256, max(room.cells // (4 * layers * domains), 8)))
+    return {**made, "load": numpy.add.reduceat(folder.domain_load, first, axis=2).tolist(), "experts_per_bin": size}
+
+
 # --- layers ------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -103,12 +129,15 @@ def ratio(above, below):
     return above / below if below else None
 
 
-def layer_of(layer):
-    """The arrays of one layer of summary.json, and the bytes of one row of its dispatch."""
+def layer_of(layer, batches):
+    """The arrays of one layer of summary.json, and the bytes of one row of its dispatch. Counts are of all micro-batches of a step, and so is the
+    capacity here."""
     dispatch = items(layer, "volume.dispatch")
     names = ("counts_per_expert", "kept_per_expert", "counts_per_device", "distinct_tokens_per_device", "sent_rows", "received_rows",
              "tokens_by_reach")
-    capacity = {name: at(layer, f"capacity.{name}") for name in ("policy", "scope", "capacity")} if at(layer, "capacity") else None
+    capacity = {name: at(layer, f"capacity.{name}") for name in ("policy", "scope")} if at(layer, "capacity") else None
+    if capacity:
+        capacity["capacity"] = amount(layer, "capacity.capacity") * batches
     return {**{name: numbers(layer.get(name)) for name in names}, "capacity": capacity,
             **{name: numbers(at(layer, f"capacity.{name}")) for name in ("dropped_per_expert", "dropped_per_device")},
             "row_bytes": ratio(number(dispatch.get("logical_bytes")) or 0, number(dispatch.get("rows")) or 0)}
@@ -171,6 +200,7 @@ def ideals_of(folder):
 def digest(folder, room):
     """All of a run that charts draw."""
     per_node = whole(folder.get("cluster", "devices_per_node")) or folder.devices
+    batches = whole(folder.get("train", "accumulate")) if folder.get("run", "mode") == "train" else 1
     levels = {direction: [{name: amount(v, name) for name in ("rows", "bytes", "metadata_bytes")}
                           for v in (items(folder.last, f"volume.{direction}.by_level.{level}") for level in LEVELS)]
               for direction in DIRECTIONS if at(folder.last, f"volume.{direction}.by_level")}
@@ -178,8 +208,10 @@ def digest(folder, room):
         "name": folder.name, "devices": folder.devices, "experts": folder.num_experts, "layers": folder.num_layers, "per_node": per_node,
         "block": folder.get("placement", "policy", "block") == "block",
         "mode": folder.get("run", "mode", "forward"), "steps": steps_of(folder, room), "validation": validation_of(folder, room),
+        "task_unit": tables.task_unit(folder), "unigram": number(at(folder.summary, "training.unigram_entropy")),
         "ideal": ideals_of(folder), "load": load_of(folder, room), "matrix": matrix_of(folder, room),
-        "layer": [layer_of(layer) for layer in folder.layers], "waterfall": waterfall_of(folder), "levels": levels,
+        "layer": [layer_of(layer, batches) for layer in folder.layers], "waterfall": waterfall_of(folder), "levels": levels,
+        "specialization": specialization_of(folder, room),
         "step_mean": number(at(folder.summary, "time.measured.step_mean")), "num_steps": whole(at(folder.summary, "steps")),
         "phases": {name: number(value) for name, value in items(folder.summary, "time.measured.phases").items()},
     }

@@ -37,6 +37,7 @@ class Folder:
             self.num_layers, self.devices = self.matrix.shape[:2]
         if self.load is not None:
             self.num_layers, self.num_experts = self.load.shape[1:]
+        self.specialization, self.domain_load = self._specialization()
         self._unfinished()
         self._agreement()
 
@@ -122,6 +123,21 @@ class Folder:
             self.problems.append(f"{name} holds {array.dtype} of shape {shape}, not integers of shape {wanted}: left out.")
             return None
         return array
+
+    def _specialization(self):
+        """(specialization.json, domain_load.npy) of a training that measured it; (None, None) where there is none."""
+        text = self._text("specialization.json")
+        if text is None:
+            return None, None
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            self.problems.append("specialization.json is damaged: left out.")
+            return None, None
+        domains = found.get("domains")
+        return found, self._array("domain_load.npy", (self.num_layers, len(domains) if isinstance(domains, list) else None, self.num_experts))
 
     # --- what is known -----------------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import tables
 
 HERE = Path(__file__).parent / "template"
 LARGEST = 6_000_000   # bytes of a page
-SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "compare.js", "start.js")
+SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "specialization.js", "compare.js", "start.js")
 
 
 def in_script(value):

@@ -89,14 +89,20 @@ def dropped_share(folder):
     return dropped / chosen if chosen else None
 
 
+def task_unit(folder):
+    """Unit of the task's loss: of the text task cross-entropy in nats, else the mean squared error of the regression."""
+    return "nats" if folder.get("data", "source") == "text" else "mean squared error"
+
+
 def all_figures(folder):
     """[(name, unit or explanation, value or None, text of a value)], of the last step; the same rows for every run."""
     last, layers = folder.last, folder.layers
     trained = folder.metrics[-1] if folder.metrics else {}
     return [
         ("tokens", "in a step", number(last.get("num_tokens")), count_text),
-        ("task loss", "last step, nats", number(trained.get("task_loss")), real_text),
-        ("validation loss", "latest, nats", last_validation(folder), real_text),
+        ("task loss", f"last step, {task_unit(folder)}", number(trained.get("task_loss")), real_text),
+        ("bits per byte", "last step", number(trained.get("bits_per_byte")), real_text),
+        ("validation loss", f"latest, {task_unit(folder)}", last_validation(folder), real_text),
         ("balance losses", "Σ α × raw, last step", number(at(last, "loss.total")), real_text),
         ("expert loss", "raw, last step", number(at(last, "loss_raw.expert")), real_text),
         ("device loss", "raw, last step", number(at(last, "loss_raw.device")), real_text),
@@ -190,6 +196,12 @@ def balance(folder):
     rows = [(LOAD_NAMES.get(load, load), [real_text(number(values.get(name)), 4) for name in FORMULAS])
             for load, values in items(folder.last, "balance").items() if isinstance(values, dict) and not (one_node and load.startswith("node"))]
     return list(FORMULAS.values()), rows
+
+
+def specialization(folder):
+    """(layer, mutual information, score, by chance) of each layer."""
+    layers = objects(folder.specialization, "layers")
+    return [(str(index), *(real_text(number(layer.get(name)), 4) for name in ("mutual_information", "score", "chance"))) for index, layer in enumerate(layers)]
 
 
 def volumes(folder):

@@ -122,6 +122,36 @@ def check_thinning():
         check(page.size < 6_000_000, f"long: {page.size} bytes")
 
 
+def specialized(name):
+    """A training run that measured its specialisation: 3 domains, 2 layers, 8 experts."""
+    folder, domains = made_run(name, train=True), ["/texts/one.txt", "/texts/two.txt", "/texts/<three>.txt"]
+    write_json(folder, "specialization.json", {
+        "validation_batches": 4, "disabled": [{"experts": 0, "task_loss": 1.5, "rise": 0}, {"experts": 1, "task_loss": 2.25, "rise": 0.75}],
+        "shared_replaced": {"routed_experts": 5, "task_loss": 1.625, "rise": 0.125}, "domains": domains,
+        "layers": [{"mutual_information": 0.5, "score": 0.3125, "chance": 0.002}, {"mutual_information": 0.25, "score": 0.1875, "chance": 0.003}]})
+    write_npy(os.path.join(folder, "domain_load.npy"), (2, 3, 8), range(48))
+    return folder
+
+
+def check_specialization():
+    page = page_of("specialised", specialized("specialised"))
+    if page:
+        shown = page.runs[0]["specialization"]
+        check(shown["load"] == [[[l * 24 + d * 8 + e for e in range(8)] for d in range(3)] for l in range(2)], f"specialised: load {shown['load']}")
+        check(shown["domains"] == ["one.txt", "two.txt", "<three>.txt"] and "<three>" not in page.text, f"specialised: {shown['domains']}")
+        check(shown["disabled"] == [{"experts": 0, "loss": 1.5}, {"experts": 1, "loss": 2.25}], f"specialised: {shown['disabled']}")
+        check(shown["shared"] == {"routed": 5, "loss": 1.625}, f"specialised: {shown['shared']}")
+        check(all(words in page.words for words in ("Specialisation", "0.3125", "0.1875")) and not page.banners, f"specialised: {page.banners}")
+    folder = specialized("specialised, damaged")
+    os.truncate(os.path.join(folder, "specialization.json"), 40)
+    page = page_of("specialised, damaged", folder)
+    check(page and "specialization.json is damaged" in " ".join(page.banners) and page.runs[0]["specialization"] is None, "damaged: specialisation")
+    folder = specialized("specialised, other experts")
+    write_npy(os.path.join(folder, "domain_load.npy"), (2, 3, 4), range(24))
+    page = page_of("specialised, other experts", folder)
+    check(page and page.runs[0]["specialization"]["load"] is None and "domain_load.npy" in " ".join(page.banners), "another number of experts")
+
+
 # --- the page itself ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -349,7 +379,7 @@ def check_integrity():
 if "NumPy and Jinja2" in report("--help").stderr:
     print("SKIPPED, NOTHING WAS TESTED: scripts/report needs python3-numpy and python3-jinja2 (scripts/setup --test installs them)")
     sys.exit(0)
-for part in (check_figures, check_thinning, check_page, check_damage, check_mistakes, check_version, check_comparison, check_after_run,
+for part in (check_figures, check_thinning, check_specialization, check_page, check_damage, check_mistakes, check_version, check_comparison, check_after_run,
              check_without_python, check_integrity):
     part()
 verdict()

@@ -60,10 +60,11 @@ chart("chart-quality", [], () => {
       line: {color: series(1), width: 2, dash: "dot"},
       marker: {symbol: "diamond", size: 7, color: series(1)},
       customdata: RUN.validation.loss.map((value) => realText(value)),
-      hovertemplate: "step %{x}<br>validation loss: %{customdata} nats<extra></extra>",
+      hovertemplate: `step %{x}<br>validation loss: %{customdata} ${RUN.task_unit}<extra></extra>`,
     });
   if (!traces.length) return null;
-  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "loss (nats)"}}}};
+  if (RUN.unigram !== null) traces.push(levelLine(RUN, RUN.unigram, "unigram entropy of the text", 8));
+  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: `loss (${RUN.task_unit})`}}}};
 });
 
 function single(id, path, title, index) {
