@@ -77,8 +77,13 @@ static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots
                           .b1 = gradient_of(all, slots->b1),
                           .b3 = gradient_of(all, slots->b3),
                           .b2 = gradient_of(all, slots->b2)};
+    moe_timeline *t = context->timeline;
+    moe_span_rows rows = moe_layer_rows(a);
+    double start = moe_comm_time(), sent, computed;
     moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy);
+    moe_timeline_add(t, MOE_SPAN_DISPATCH_BACKWARD, layer->index, start, sent = moe_comm_time(), &rows);
     moe_experts_backward(&layer->experts, &g, &a->exchange.inbox, &a->buffers, context->keep);
+    moe_timeline_add(t, MOE_SPAN_EXPERT_BACKWARD, layer->index, sent, computed = moe_comm_time(), &rows);
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, context->config->cluster.devices_per_node, b->du);
     moe_reserve(&b->pairs, &b->pairs_room, a->plan.num_pairs, sizeof(real), "gradients of the weights");
     moe_reserve(&b->dg, &b->dg_room, weights_of(a)->num_selections, sizeof(real), "gradients of the weights");
@@ -91,6 +96,7 @@ static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots
         int64_t i = a->plan.pair_selection[p];
         b->dg[apart ? a->drop.selection[i] : i] = b->pairs[p];
     }
+    moe_timeline_add(t, MOE_SPAN_COMBINE_BACKWARD, layer->index, computed, moe_comm_time(), &rows);
 }
 
 /* --- router and gate --- */
@@ -172,15 +178,21 @@ static void backward_volume(moe_layer_record *record) {
 void moe_layer_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
                         moe_parameters *all, const real *dy, moe_backward *b, real *dx, moe_layer_record *record) {
     int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
-    double start = moe_comm_time();
+    moe_timeline *t = context->timeline;
+    double start = moe_comm_time(), routed, gated, end;
+    int64_t whole = moe_timeline_begin(t, MOE_PHASE_BACKWARD, layer->index, start);
     moe_reserve(&b->du, &b->du_room, n, sizeof(real), "gradient of the layer's input");
     routed_backward(layer, slots, context, a, all, dy, b);
+    routed = moe_comm_time();
     logits_gradient(layer, context, a, b);
     gate_backward(layer, slots, context, a, all, b);
+    moe_timeline_add(t, MOE_SPAN_ROUTER_BACKWARD, layer->index, routed, gated = moe_comm_time(), NULL);
     shared_backward(layer, slots, context, a, all, dy, b);
     norm_backward(layer, slots, context, a, all, b, dx);
     backward_volume(record);
-    record->phase_seconds[MOE_PHASE_BACKWARD] = moe_comm_time() - start;
+    moe_timeline_add(t, MOE_SPAN_SHARED_BACKWARD, layer->index, gated, end = moe_comm_time(), NULL);
+    moe_timeline_end(t, whole, end);
+    record->phase_seconds[MOE_PHASE_BACKWARD] = end - start;
 }
 
 void moe_backward_free(moe_backward *b) {

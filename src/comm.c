@@ -7,6 +7,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "moesim/tensor.h"
@@ -56,8 +57,49 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
 }
 
+/* MPI_Wtime may count from another moment in each process. */
 double moe_comm_time(void) {
-    return MPI_Wtime();
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Rank 0 asks, rank q answers with its time; rank 0's time at that moment is taken to be the middle between question and answer. Of several
+ * rounds the quickest counts: its error is at most half its duration (F. Cristian, Probabilistic clock synchronization, 1989). */
+static double offset_of(const moe_comm *comm, int q) {
+    enum { ROUNDS = 16, TAG = 1 };
+    double offset = 0, shortest = -1;
+    for (int i = 0; i < ROUNDS; i++) {
+        double theirs = 0, asked = moe_comm_time();
+        if (comm->rank == 0) {
+            MPI_Send(NULL, 0, MPI_BYTE, q, TAG, comm->comm);
+            MPI_Recv(&theirs, 1, MPI_DOUBLE, q, TAG, comm->comm, MPI_STATUS_IGNORE);
+            double answered = moe_comm_time();
+            if (shortest < 0 || answered - asked < shortest) {
+                shortest = answered - asked;
+                offset = theirs - (asked + answered) / 2;
+            }
+        } else {
+            MPI_Recv(NULL, 0, MPI_BYTE, 0, TAG, comm->comm, MPI_STATUS_IGNORE);
+            theirs = moe_comm_time();
+            MPI_Send(&theirs, 1, MPI_DOUBLE, 0, TAG, comm->comm);
+        }
+    }
+    return offset;
+}
+
+double moe_comm_clock_offset(const moe_comm *comm) {
+    double offset = 0, theirs = 0;
+    if (comm->num_hosts == 1) return 0;
+    for (int q = 1; q < comm->size; q++) {
+        if (comm->rank != 0 && comm->rank != q) continue;
+        offset = offset_of(comm, q);
+        if (comm->rank == 0)
+            MPI_Send(&offset, 1, MPI_DOUBLE, q, 2, comm->comm);
+        else
+            MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, 2, comm->comm, MPI_STATUS_IGNORE);
+    }
+    return theirs;
 }
 
 /* --- agreement, broadcast, integer reductions --- */

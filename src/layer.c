@@ -214,11 +214,25 @@ static void add_shared(const moe_layer *layer, const moe_context *context, moe_a
     }
 }
 
-/* Adds the time since *clock to a phase. */
-static void phase(moe_layer_record *record, enum moe_phase which, double *clock) {
+moe_span_rows moe_layer_rows(const moe_activations *a) {
+    const moe_inbox *in = &a->exchange.inbox;
+    return (moe_span_rows){a->plan.num_rows, in->num_rows, in->own_end - in->own_begin, in->num_pairs};
+}
+
+typedef struct stopwatch {
+    moe_timeline *timeline;
+    moe_layer_record *record;
+    int32_t layer;
+    double time; /* when the last phase ended */
+} stopwatch;
+
+/* The time since the last phase is this one's. rows: NULL where it moves none. */
+static void phase(stopwatch *w, enum moe_phase which, const moe_activations *rows) {
     double now = moe_comm_time();
-    record->phase_seconds[which] = now - *clock;
-    *clock = now;
+    moe_span_rows moved = rows ? moe_layer_rows(rows) : (moe_span_rows){0};
+    w->record->phase_seconds[which] = now - w->time;
+    moe_timeline_add(w->timeline, which, w->layer, w->time, now, &moved);
+    w->time = now;
 }
 
 void moe_layer_forward(const moe_layer *layer, const moe_context *context, const real *x, real *y, moe_activations *a,
@@ -226,7 +240,7 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     const moe_config *c = context->config;
     const moe_batch *b = context->batch;
     int64_t h = c->model.hidden_size;
-    double clock = moe_comm_time();
+    stopwatch watch = {context->timeline, record, layer->index, moe_comm_time()};
     a->layer_x = a->x = x;
     if (layer->norm) {
         moe_reserve(&a->u, &a->u_room, b->num_tokens * h, sizeof(real), "normed x");
@@ -235,23 +249,23 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
         a->x = a->u;
     }
     make_logits(layer, context, a);
-    phase(record, MOE_PHASE_GATE, &clock);
+    phase(&watch, MOE_PHASE_GATE, NULL);
     route(layer, context, a);
     drop(layer, context, a);
-    phase(record, MOE_PHASE_ROUTE, &clock);
+    phase(&watch, MOE_PHASE_ROUTE, NULL);
     moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement, context->comm->size, moe_sent_routing(a));
-    phase(record, MOE_PHASE_PLAN, &clock);
+    phase(&watch, MOE_PHASE_PLAN, NULL);
     moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h,
                           b->num_tokens_global * moe_config_most_experts(c));
-    phase(record, MOE_PHASE_DISPATCH, &clock);
+    phase(&watch, MOE_PHASE_DISPATCH, a);
     moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);
-    phase(record, MOE_PHASE_EXPERT, &clock);
+    phase(&watch, MOE_PHASE_EXPERT, a);
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, c->cluster.devices_per_node, y);
-    phase(record, MOE_PHASE_COMBINE, &clock);
+    phase(&watch, MOE_PHASE_COMBINE, a);
     add_shared(layer, context, a, y);
-    phase(record, MOE_PHASE_SHARED, &clock);
+    phase(&watch, MOE_PHASE_SHARED, NULL);
     balance_losses(context, a, record);
-    phase(record, MOE_PHASE_BALANCE, &clock);
+    phase(&watch, MOE_PHASE_BALANCE, NULL);
 }
 
 /* --- gradient of the losses with respect to the logits --- */

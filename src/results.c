@@ -12,14 +12,24 @@
 #include <unistd.h>
 
 #include "moesim/tensor.h"
+#include "results_parts.h"
 
 /* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers have "_layer0" and so on before .npy. */
-static const char *const own_files[] = {"config.ini",        "config.ini.tmp",      "metrics.jsonl",
-                                        "metrics.jsonl.tmp", "specialization.json", "summary.json",
-                                        "summary.json.tmp",  "report.html",         NULL};
-static const char *const own_arrays[] = {"comm_matrix", "expert_load", "domain_load", "topk_idx", "topk_weight", "kept",   "served_idx",
-                                         "x",           "y",           "logits",      "dlogits",  "dx",          "dwgate", "dw1",
-                                         "dw2",         "dw3",         "dsw1",        "dsw2",     "dsw3",        NULL};
+static const char *const own_files[] = {"config.ini",
+                                        "config.ini.tmp",
+                                        "metrics.jsonl",
+                                        "metrics.jsonl.tmp",
+                                        "specialization.json",
+                                        "summary.json",
+                                        "summary.json.tmp",
+                                        "timeline.json",
+                                        "timeline.json.tmp",
+                                        "report.html",
+                                        NULL};
+static const char *const own_arrays[] = {
+    "comm_matrix", "comm_matrix_steps", "expert_load", "domain_load", "topk_idx", "topk_weight", "kept", "served_idx", "x",    "y",
+    "logits",      "dlogits",           "dx",          "dwgate",      "dw1",      "dw2",         "dw3",  "dsw1",       "dsw2", "dsw3",
+    NULL};
 
 enum { FILE_PATH_MAX = MOE_PATH_MAX + MOE_NAME_MAX + 8 };
 
@@ -173,7 +183,7 @@ static int replace(const char *path, const char *beside, FILE *file, moe_status 
     return st->code;
 }
 
-static int write_whole(const char *path, const char *text, moe_status *st) {
+int moe_results_write_whole(const char *path, const char *text, moe_status *st) {
     char beside[FILE_PATH_MAX + 8];
     snprintf(beside, sizeof beside, "%s.tmp", path);
     FILE *file = fopen(beside, "w");
@@ -234,7 +244,7 @@ static int renew_texts(const moe_results *r, const moe_config *c, moe_status *st
     moe_config_print(c, memory);
     if (fclose(memory) != 0) moe_out_of_memory("the configuration's text", length);
     path_in(r, "config.ini", path);
-    write_whole(path, text, st);
+    moe_results_write_whole(path, text, st);
     free(text);
     path_in(r, "summary.json", path);
     if (st->code == MOE_OK && unlink(path) != 0 && errno != ENOENT) open_failure(st, "remove", path);
@@ -307,6 +317,7 @@ int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, 
     if (comm->rank == 0) {
         write_step(r, c, step, st);
         keep_expert_load(r, step);
+        moe_matrices_add(&r->matrices, step, r->times.steps);
     }
     add_times(&r->times, step);
     if (c->run.mode == MOE_MODE_TRAIN) moe_history_add(&r->history, step);
@@ -319,9 +330,13 @@ void moe_results_history(const moe_comm *comm, moe_results *r, const moe_config 
         MOE_ASSERT(r->times.steps == 0);
         moe_reserve(&r->expert_load, &r->expert_load_capacity, count, sizeof *r->expert_load, "expert loads of all steps");
     }
+    int32_t layers = c->model.num_layers, devices = c->cluster.devices;
+    int64_t stride, matrices = moe_matrices_kept(layers, devices, step, &stride) * layers * devices * devices;
+    if (comm->rank == 0) moe_matrices_reserve(&r->matrices, layers, devices, step);
     blobs[0] = (moe_blob){"results.times", &r->times, sizeof r->times};
     blobs[1] = (moe_blob){"results.expert_load", comm->rank == 0 ? r->expert_load : NULL, count * (int64_t)sizeof *r->expert_load};
     blobs[2] = (moe_blob){"results.history", &r->history, moe_history_bytes()};
+    blobs[3] = (moe_blob){"results.matrices", comm->rank == 0 ? r->matrices.rows : NULL, matrices * (int64_t)sizeof *r->matrices.rows};
 }
 
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st) {
@@ -338,7 +353,7 @@ static void write_summary(const moe_results *r, const moe_config *c, const moe_s
     json_t *object = moe_summary_run(c, last, topologies, ranks, &r->times, &r->history, &r->facts);
     char *text = moe_summary_indented(object);
     path_in(r, "summary.json", path);
-    write_whole(path, text, st);
+    moe_results_write_whole(path, text, st);
     free(text);
     json_decref(object);
 }
@@ -351,6 +366,26 @@ static int write_matrix(const moe_comm *comm, const moe_results *r, const moe_st
         pieces[mine++] = (moe_npy_piece){last->layer[l].matrix, l * devices * devices, devices * devices};
     path_in(r, "comm_matrix.npy", path);
     moe_comm_write_npy(comm, path, MOE_I64, 3, shape, pieces, mine, st);
+    moe_free(pieces);
+    return st->code;
+}
+
+/* comm_matrix_steps.npy: what was kept, and the last step where it is not among it. */
+static int write_matrices(const moe_comm *comm, const moe_results *r, const moe_step_record *last, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    int32_t layers = last->num_layers, devices = last->devices;
+    int64_t step[MOE_MATRICES + 1], stride, written = moe_matrices_steps(layers, devices, r->times.steps, step);
+    int64_t kept = moe_matrices_kept(layers, devices, r->times.steps, &stride), layer = (int64_t)devices * devices, size = layers * layer;
+    int64_t shape[4] = {written, layers, devices, devices}, num = 0;
+    if (written == 0) return MOE_OK;
+    moe_npy_piece *pieces = moe_alloc(layers + 1, sizeof *pieces, "pieces of the matrices");
+    if (comm->rank == 0) {
+        pieces[num++] = (moe_npy_piece){r->matrices.rows, 0, kept * size};
+        for (int32_t l = 0; written > kept && l < layers; l++)
+            pieces[num++] = (moe_npy_piece){last->layer[l].matrix, kept * size + l * layer, layer};
+    }
+    path_in(r, "comm_matrix_steps.npy", path);
+    moe_comm_write_npy(comm, path, MOE_I64, 4, shape, pieces, num, st);
     moe_free(pieces);
     return st->code;
 }
@@ -374,6 +409,7 @@ int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c,
     if (comm->rank == 0) close_metrics(r, st);
     int code = moe_comm_agree(comm, st);
     if (code == MOE_OK) code = write_matrix(comm, r, last, st);
+    if (code == MOE_OK) code = write_matrices(comm, r, last, st);
     if (code == MOE_OK) code = write_expert_load(comm, r, last, st);
     if (code == MOE_OK) {
         if (comm->rank == 0) write_summary(r, c, last, topologies, comm->size, st);
@@ -389,4 +425,5 @@ void moe_results_free(moe_results *r) {
     moe_free(r->expert_load);
     r->expert_load = NULL;
     r->expert_load_capacity = 0;
+    moe_matrices_free(&r->matrices);
 }

@@ -32,6 +32,7 @@ typedef struct run {
     real *x, *y;           /* [T,H] forward only */
     moe_training training; /* mode train only */
     moe_step_record record;
+    moe_timeline timeline;
     moe_results results;
     moe_screen screen;
     double start;
@@ -85,6 +86,7 @@ static void make_context(run *r) {
     moe_batch_layout(&r->batch, tokens, c->data.sequence_length, c->cluster.devices, r->comm->rank, r->comm->size);
     r->batch.counted = r->input.mask;
     r->context = (moe_context){.comm = r->comm, .config = c, .batch = &r->batch, .input = &r->input};
+    r->context.timeline = r->c->output.timeline ? &r->timeline : NULL;
     moe_placement_block(&r->context.placement, c->model.num_experts, c->cluster.devices);
     moe_router_init(&r->context.router, c, r->input.bias);
     moe_balance_init(&r->context.balance, c);
@@ -215,10 +217,16 @@ static int check_sinkhorn(const run *r, const moe_activations *a, int32_t l, moe
 /* Layers one after the other; *writing gets the seconds spent on files. */
 static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
     bool last = step + 1 == r->c->run.steps;
+    moe_timeline *line = r->context.timeline;
+    double start = moe_comm_time();
     make_x(r, step);
+    moe_timeline_add(line, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
     for (int32_t l = 0; l < r->c->model.num_layers; l++) {
+        int64_t whole = moe_timeline_begin(line, MOE_SPAN_LAYER, l, moe_comm_time());
         moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, &r->activations, &r->record.layer[l]);
+        start = moe_comm_time();
         moe_tally_layer(&r->layers[l], &r->context, &r->activations, r->y, &r->record);
+        moe_timeline_add(line, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
         if (check_sinkhorn(r, &r->activations, l, st)) return st->code;
         double pause = moe_comm_time();
         if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations, moe_config_most_experts(r->c));
@@ -228,6 +236,7 @@ static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
             moe_loaded_backward(&r->context, &r->layers[l], &r->loaded, &r->activations, &r->results, &r->record.layer[l], st))
             return st->code;
         pass_on(r);
+        moe_timeline_end(line, whole, moe_comm_time());
     }
     return MOE_OK;
 }
@@ -264,10 +273,13 @@ static int run_step(run *r, int64_t step, moe_status *st) {
     moe_step_record_clear(&r->record);
     r->record.step = r->context.step = step;
     r->record.num_tokens = r->batch.num_tokens_global * (trains(r) ? r->c->train.accumulate : 1);
+    moe_timeline_start(&r->timeline, r->comm->size);
+    int64_t whole = moe_timeline_begin(r->context.timeline, MOE_SPAN_STEP, -1, begin);
     if (trains(r))
         train_step(r, step, &result);
     else
         forward_step(r, step, &writing, &result);
+    moe_timeline_end(r->context.timeline, whole, moe_comm_time());
     if (result.code && result.code != MOE_RUN_FAILED) return moe_fail(st, result.code, "%s", result.message);
     agree_times(r, moe_comm_time() - begin - writing);
     if (moe_results_step(r->comm, &r->results, r->c, &r->record, st)) return st->code;
@@ -329,8 +341,11 @@ static void specialize(run *r, moe_status *st) {
 static int finish(run *r, moe_status *st) {
     moe_status writing = {0};
     double seconds = moe_comm_time() - r->start;
+    r->context.timeline = NULL; /* the steps are over */
     if (r->c->output.routing && st->code == MOE_OK) moe_results_routing(r->comm, &r->results, r->c, &r->batch, r->routing, &writing);
     if (trains(r) && r->c->train.specialization && st->code == MOE_OK && writing.code == MOE_OK) specialize(r, &writing);
+    if (writing.code == MOE_OK && r->c->output.timeline)
+        moe_timeline_write(r->comm, &r->timeline, r->c, r->topologies, r->record.step, r->results.folder, &writing);
     if (writing.code == MOE_OK) moe_results_close(r->comm, &r->results, r->c, &r->record, r->topologies, seconds, &writing);
     if (r->comm->rank == 0 && trains(r)) moe_report_outcome(&r->screen, r->c, &r->results.history, &r->results.facts);
     if (r->comm->rank == 0) moe_report_end(&r->screen, r->c, &r->record, r->results.folder, seconds);
@@ -345,6 +360,7 @@ static void free_run(run *r) {
     }
     moe_results_free(&r->results);
     moe_activations_free(&r->activations);
+    moe_timeline_free(&r->timeline);
     moe_training_free(&r->training);
     moe_loaded_free(&r->loaded);
     moe_placement_free(&r->context.placement);

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moesim/matrices.h"
 #include "moesim/metrics.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
@@ -301,6 +302,12 @@ static json_t *time_object(const moe_config *c, const moe_run_times *times) {
     return o;
 }
 
+/* Which steps comm_matrix_steps.npy holds. */
+static json_t *matrix_steps(const moe_step_record *last, int64_t steps) {
+    int64_t step[MOE_MATRICES + 1];
+    return integers(step, steps > 0 ? moe_matrices_steps(last->num_layers, last->devices, steps, step) : 0);
+}
+
 json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const moe_topology *topologies, int ranks,
                         const moe_run_times *times, const moe_history *history, const moe_training_facts *facts) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
@@ -312,6 +319,7 @@ json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const 
     put(o, "ranks", json_integer(ranks));
     put(o, "steps", json_integer(times->steps));
     put(o, "num_tokens", json_integer(last->num_tokens));
+    put(o, "comm_matrix_steps", matrix_steps(last, times->steps));
     put_checks(o, last);
     if (c->run.mode == MOE_MODE_TRAIN) put(o, "training", moe_summary_training(c, last, history, facts));
     put(o, "loss", trained_losses(c, loss, total));

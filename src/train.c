@@ -64,10 +64,15 @@ static void leave_layer(const moe_training *t, const real *y, const real *x, rea
 }
 
 static void forward(moe_training *t, moe_step_record *record) {
+    moe_timeline *line = t->context->timeline;
     for (int32_t l = 0; l < t->num_layers; l++) {
+        int64_t whole = moe_timeline_begin(line, MOE_SPAN_LAYER, l, moe_comm_time());
         moe_layer_forward(&t->layers[l], t->context, t->x[l], t->y, &t->activations[l], &record->layer[l]);
+        double start = moe_comm_time();
         moe_tally_layer(&t->layers[l], t->context, &t->activations[l], t->y, record);
+        moe_timeline_add(line, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
         leave_layer(t, t->y, t->x[l], t->x[l + 1]);
+        moe_timeline_end(line, whole, moe_comm_time());
     }
 }
 
@@ -105,15 +110,22 @@ static double mean_loss(moe_training *t, loss_sum sum) {
 }
 
 static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record) {
+    moe_timeline *line = t->context->timeline;
     loss_sum sum = {.tokens = 0};
+    double start = moe_comm_time();
     record->num_checks = 0;
     t->context->draw = draw;
     t->context->trains = true;
     moe_task_input(&t->task, t->batch, draw, MOE_SPLIT_TRAIN, t->x[0]);
+    moe_timeline_add(line, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
     forward(t, record);
+    start = moe_comm_time();
     add_loss(t, &sum, t->dh);
+    moe_timeline_add(line, MOE_SPAN_LOSS, -1, start, moe_comm_time(), NULL);
     backward(t, record);
+    start = moe_comm_time();
     moe_task_input_backward(&t->task, t->batch, t->dh, &t->parameters);
+    moe_timeline_add(line, MOE_SPAN_INPUT_BACKWARD, -1, start, moe_comm_time(), NULL);
     t->context->trains = false;
     return mean_loss(t, sum);
 }
@@ -174,13 +186,16 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
         return moe_fail(st, MOE_RUN_FAILED, "step %lld: the loss of the task (after the last layer) is NaN or Inf, first on rank %d",
                         (long long)step, t->bad_rank);
     record->gradient_allreduce_bytes = 0;
+    double start = moe_comm_time(), reduced;
     moe_parameters_reduce(&t->parameters, t->context->comm, 1.0 / c->train.accumulate, &record->gradient_allreduce_bytes);
+    moe_timeline_add(t->context->timeline, MOE_SPAN_REDUCE, -1, start, reduced = moe_comm_time(), NULL);
     record->gradient_norm = moe_parameters_gradient_norm(&t->parameters, t->context->comm, &worst);
     if (!isfinite(record->gradient_norm)) return gradient_failed(t, step, worst, st);
     moe_optimizer_step(&t->parameters, c, step, record->learning_rate, record->gradient_norm);
     for (int32_t l = 0; l < t->num_layers; l++) {
         if (t->layers[l].bias) update_bias(c, record->layer[l].counts_per_expert, t->layers[l].bias);
     }
+    moe_timeline_add(t->context->timeline, MOE_SPAN_OPTIMIZER, -1, reduced, moe_comm_time(), NULL);
     return MOE_OK;
 }
 
@@ -194,8 +209,11 @@ static void run_layer(void *user, int32_t l, const real *x, real *y, moe_activat
 double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *run, void *user) {
     loss_sum sum = {.tokens = 0};
     bool keep = t->context->keep;
+    moe_timeline *line = t->context->timeline;
+    double start = moe_comm_time();
     moe_layer_record unused = {.distinct_tokens_per_device = moe_alloc(t->batch->devices, sizeof(int64_t), "validation")};
     t->context->keep = false;
+    t->context->timeline = NULL; /* one span for all of it */
     for (int64_t i = 0; i < batches; i++) {
         moe_task_input(&t->task, t->batch, i, MOE_SPLIT_VALIDATION, t->x[0]);
         for (int32_t l = 0; l < t->num_layers; l++) {
@@ -205,6 +223,8 @@ double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *ru
         add_loss(t, &sum, NULL);
     }
     t->context->keep = keep;
+    t->context->timeline = line;
+    moe_timeline_add(line, MOE_SPAN_VALIDATION, -1, start, moe_comm_time(), NULL);
     moe_free(unused.distinct_tokens_per_device);
     return mean_loss(t, sum);
 }

@@ -50,8 +50,11 @@ typedef struct moe_blocks {
  * through several rounds of bounded staging buffers instead: no count or offset ever overflows MPI's int. */
 void moe_comm_alltoallv(const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, int64_t most_rows);
 
-/* Local. Seconds (MPI_Wtime), for differences only. */
+/* Local. Seconds of a clock that only runs forward and that the ranks of a host share; for differences only. */
 double moe_comm_time(void);
+/* Collective. Seconds by which this rank's moe_comm_time is ahead of rank 0's: 0 where all ranks share a host, else measured with messages (better
+ * than half the time of one there and back). */
+double moe_comm_clock_offset(const moe_comm *comm);
 
 /* One rank's piece of a .npy file: `count` elements of the file's dtype, to stand at element `offset`. */
 typedef struct moe_npy_piece {

@@ -147,7 +147,7 @@ typedef struct moe_config {
         bool specialization;
     } train;
     struct {
-        bool routing, tensors;
+        bool routing, tensors, timeline;
         int64_t every;
     } output;
 

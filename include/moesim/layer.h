@@ -16,6 +16,7 @@
 #include "moesim/record.h"
 #include "moesim/router.h"
 #include "moesim/scopes.h"
+#include "moesim/timeline.h"
 #include <stdint.h>
 
 /* Parameters of one layer on this rank. */
@@ -39,10 +40,11 @@ typedef struct moe_context {
     moe_router router;
     moe_balance balance;
     moe_capacity capacity;
-    int64_t step; /* keys what is drawn anew in every step */
-    int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */
-    bool trains;  /* a gradient will be taken: noise and expert dropout act */
-    bool keep;    /* keep what backward needs (pre-activations of the experts) */
+    int64_t step;           /* keys what is drawn anew in every step */
+    int64_t draw;           /* of a training step's micro-batch: keys noise and expert dropout */
+    bool trains;            /* a gradient will be taken: noise and expert dropout act */
+    bool keep;              /* keep what backward needs (pre-activations of the experts) */
+    moe_timeline *timeline; /* of the step; NULL: not recorded */
 } moe_context;
 
 /* What one layer computed in a step: kept for the report, the self-checks and the gradient. Reused from step to step. */
@@ -74,6 +76,9 @@ void moe_layer_free(moe_layer *layer);
  * x must stay unchanged as long as the activations are used. */
 void moe_layer_forward(const moe_layer *layer, const moe_context *context, const real *x, real *y, moe_activations *a,
                        moe_layer_record *record);
+
+/* Local. Rows of this rank in the plan and the exchange, for the timeline. */
+moe_span_rows moe_layer_rows(const moe_activations *a);
 
 /* Local. The routing that the plan was built from: without what was dropped. */
 const moe_routing *moe_sent_routing(const moe_activations *a);

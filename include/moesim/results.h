@@ -8,6 +8,7 @@
 #include "moesim/config.h"
 #include "moesim/data.h"
 #include "moesim/history.h"
+#include "moesim/matrices.h"
 #include "moesim/record.h"
 #include "moesim/routing.h"
 #include "moesim/summary.h"
@@ -23,6 +24,7 @@ typedef struct moe_results {
     moe_training_facts facts; /* of training; the caller sets them before moe_results_close */
     int64_t *expert_load;     /* rank 0: [steps][layers][N] */
     int64_t expert_load_capacity;
+    moe_matrices matrices; /* rank 0: of some steps */
 } moe_results;
 
 /* Collective. Makes the folder (parents too). An existing non-empty folder is refused (MOE_USER) unless force; with force the files that moesim
@@ -35,8 +37,8 @@ int moe_results_step(const moe_comm *comm, moe_results *r, const moe_config *c, 
 
 /* Going on from a checkpoint: {0} -> moe_results_history -> moe_checkpoint_read with its blobs -> moe_results_reopen.
  * Writing one: moe_results_sync -> moe_results_history -> moe_checkpoint_write with its blobs. */
-enum { MOE_RESULTS_BLOBS = 3 };
-/* Local. What *r knows of the first `step` steps (times, loads of experts, history of training), as blobs of a checkpoint that point into *r; makes room for what is to
+enum { MOE_RESULTS_BLOBS = 4 };
+/* Local. What *r knows of the first `step` steps (times, loads of experts, history of training, device matrices), as blobs of a checkpoint that point into *r; makes room for what is to
  * be read. They hold until the next step. */
 void moe_results_history(const moe_comm *comm, moe_results *r, const moe_config *c, int64_t step, moe_blob blobs[MOE_RESULTS_BLOBS]);
 /* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
@@ -47,7 +49,7 @@ int moe_results_reopen(const moe_comm *comm, const moe_config *c, const char *fo
 /* Collective. Does folder hold a run that has made `steps` steps (0: as many as its own configuration says) and written its summary? */
 bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t steps);
 
-/* Collective. Closes metrics.jsonl, writes comm_matrix.npy and expert_load.npy, and summary.json last and at once (renamed into place): a folder
+/* Collective. Closes metrics.jsonl, writes comm_matrix.npy, comm_matrix_steps.npy and expert_load.npy, and summary.json last and at once (renamed into place): a folder
  * with a summary.json is a finished run. topologies [size] is used on rank 0. Frees what *r holds, on failure too. */
 int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c, const moe_step_record *last,
                       const moe_topology *topologies, double seconds, moe_status *st);

@@ -113,6 +113,7 @@ def on_full_disk(label, settings):
 def check_full_disk():
     cases = (("the disk is full of steps", {}),
              ("the disk is too small for an array", {"run.steps": 1, "data.tokens_per_device": 4096, "output.tensors": "yes"}),
+             ("the disk is too small for the timeline", {"run.steps": 1, "model.num_layers": 60}),
              ("the disk is too small for the choices", {"run.steps": 1, "data.tokens_per_device": 4096, "output.routing": "yes"}),
              ("the disk is too small for the loads", {"run.steps": 12, "model.num_layers": 2, "model.num_experts": 512}))
     for label, settings in cases:

@@ -45,7 +45,7 @@ def compare(first, second, keys, label):
     arrays = sorted(name for name in os.listdir(first) if name.endswith(".npy"))
     check(arrays == sorted(name for name in os.listdir(second) if name.endswith(".npy")), f"{label}: other .npy files")
     for name in arrays:
-        if name == "comm_matrix.npy" and "volume" in keys:
+        if name.startswith("comm_matrix") and "volume" in keys:
             continue
         check(same_bytes(f"{first}/{name}", f"{second}/{name}"), f"{label}: {name} differs")
     return arrays
@@ -61,7 +61,7 @@ for mode in ("token", "selection"):
                 continue
             first = reference.setdefault(mode, folder)
             arrays = compare(first, folder, RUN_KEYS, f"{os.path.basename(first)} and {label}")
-            written = {"topk_idx.npy", "topk_weight.npy", "comm_matrix.npy", "expert_load.npy"}
+            written = {"topk_idx.npy", "topk_weight.npy", "comm_matrix.npy", "comm_matrix_steps.npy", "expert_load.npy"}
             check(written <= set(arrays) and any(a.startswith("y") for a in arrays), f"{label}: only {arrays} were written")
             check(all(passed is not False for passed in summary(folder)["checks"].values()), f"{label}: a self-check failed")
 if len(reference) == 2:

@@ -58,7 +58,7 @@ def check_folded():
     for ranks, threads in ((1, 2), (2, 2), (4, 1), (8, 1)):
         folder = run(f"np{ranks}-{threads}", ranks, {**SMALL, "run.threads": threads})
         check(without_time(folder) == lines, f"np {ranks}, {threads} threads: other metrics")
-        for name in ("specialization.json", "domain_load.npy", "expert_load.npy", "comm_matrix.npy"):
+        for name in ("specialization.json", "domain_load.npy", "expert_load.npy", "comm_matrix.npy", "comm_matrix_steps.npy"):
             check(same_bytes(f"{folder}/{name}", f"{first}/{name}"), f"np {ranks}, {threads} threads: another {name}")
 
 
@@ -140,7 +140,8 @@ def check_killed():
     done = moesim(8, "--resume", folder)
     check(done.code == 0, f"killed at {moments}, resumed: status {done.code}: {done.err}")
     check(without_time(folder) == without_time(whole), f"killed at {moments}: other metrics than those of the run that was not")
-    check(same_bytes(f"{folder}/expert_load.npy", f"{whole}/expert_load.npy"), f"killed at {moments}: another expert_load.npy")
+    for name in ("expert_load.npy", "comm_matrix_steps.npy"):
+        check(same_bytes(f"{folder}/{name}", f"{whole}/{name}"), f"killed at {moments}: another {name}")
     done = moesim(1, "--resume", folder)
     check(done.code == 0 and "finished" in done.out, f"a finished run: {done.code} {done.out}")
     return whole, copy

@@ -10,7 +10,7 @@ LAYERS = [
     ("world", "comm topology host_limits"),
     ("decide", "placement routing stats data scores select router weight_gradient balance capacity plan record memory"),
     ("act", "recording input exchange expert ffn scopes checkpoint parameters optimizer task drop"),
-    ("show", "metrics history screen textgraph summary results report"),
+    ("show", "metrics history screen textgraph matrices summary results report timeline"),
     ("simulate", "layer tally run train backward loaded restart specialize verify dialects"),
     ("program", "main"),
 ]

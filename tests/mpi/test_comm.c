@@ -4,6 +4,7 @@
 #include "moesim/rng.h"
 #include "moesim/tensor.h"
 
+#include <math.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -103,6 +104,17 @@ static void check_npy(const moe_comm *comm) {
           strstr(bad.message, "/no/such/folder/a.npy"));
 }
 
+/* On one host the clock is shared; measured all the same, as between hosts, the offset is within what messages take. */
+static void check_clock(moe_comm comm) {
+    CHECK(moe_comm_clock_offset(&comm) == 0);
+    double before = moe_comm_time();
+    comm.num_hosts = 2;
+    double offset = moe_comm_clock_offset(&comm), took = moe_comm_time() - before;
+    CHECK_MSG(fabs(offset) <= took / 2, "offset %g s, measured in %g s", offset, took);
+    CHECK(comm.rank != 0 || offset == 0);
+    CHECK(comm.rank == 0 || comm.size == 1 || offset != 0);
+}
+
 int main(int argc, char **argv) {
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
@@ -113,6 +125,7 @@ int main(int argc, char **argv) {
     check_agreement(&comm);
     check_sums(comm);
     check_npy(&comm);
+    check_clock(comm);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

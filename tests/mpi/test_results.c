@@ -170,6 +170,7 @@ static void check_summary(const moe_comm *comm, const moe_config *c, const moe_s
     const json_t *checks = json_object_get(o, "checks");
     CHECK(json_is_true(json_object_get(checks, "rows_conserved")) && json_is_null(json_object_get(checks, "groups_theorem")));
     CHECK(json_array_size(json_object_get(o, "layers")) == LAYERS);
+    check_integers(json_object_get(o, "comm_matrix_steps"), (int64_t[]){0, 1}, STEPS);
     for (int l = 0; l < LAYERS; l++)
         check_layer(json_array_get(json_object_get(o, "layers"), (size_t)l), r, l);
     const json_t *ranks = json_object_get(json_object_get(o, "machine"), "ranks");
@@ -197,8 +198,9 @@ static void check_array(const char *path, enum moe_dtype dtype, int dims, const 
     moe_free(data);
 }
 
-static void check_arrays(const moe_config *c, const moe_step_record *last, const char *matrix_path, const char *load_path) {
-    int64_t matrix[LAYERS * DEVICES * DEVICES], load[STEPS * LAYERS * EXPERTS];
+static void check_arrays(const moe_config *c, const moe_step_record *last, const char *matrix_path, const char *steps_path,
+                         const char *load_path) {
+    int64_t matrix[LAYERS * DEVICES * DEVICES], steps[STEPS][LAYERS * DEVICES * DEVICES], load[STEPS * LAYERS * EXPERTS];
     moe_step_record r;
     moe_step_record_init(&r, LAYERS, EXPERTS, DEVICES);
     for (int l = 0; l < LAYERS; l++)
@@ -206,9 +208,12 @@ static void check_arrays(const moe_config *c, const moe_step_record *last, const
     for (int step = 1; step <= STEPS; step++) {
         made_record(&r, c, step, 500);
         for (int l = 0; l < LAYERS; l++)
+            memcpy(steps[step - 1] + l * DEVICES * DEVICES, r.layer[l].matrix, DEVICES * DEVICES * sizeof *matrix);
+        for (int l = 0; l < LAYERS; l++)
             memcpy(load + ((step - 1) * LAYERS + l) * EXPERTS, r.layer[l].counts_per_expert, EXPERTS * sizeof *load);
     }
     check_array(matrix_path, MOE_I64, 3, (int64_t[]){LAYERS, DEVICES, DEVICES}, matrix);
+    check_array(steps_path, MOE_I64, 4, (int64_t[]){STEPS, LAYERS, DEVICES, DEVICES}, steps);
     check_array(load_path, MOE_I64, 3, (int64_t[]){STEPS, LAYERS, EXPERTS}, load);
     moe_step_record_free(&r);
 }
@@ -221,7 +226,10 @@ static void check_written(const moe_comm *comm, const moe_config *c) {
     if (comm->rank == 0) {
         check_metrics(c, in_base("deep/er/run/metrics.jsonl"));
         check_summary(comm, c, &r, in_base("deep/er/run/summary.json"));
-        check_arrays(c, &r, in_base("deep/er/run/comm_matrix.npy"), in_base("deep/er/run/expert_load.npy"));
+        char matrix[300], steps[300];
+        snprintf(matrix, sizeof matrix, "%s", in_base("deep/er/run/comm_matrix.npy"));
+        snprintf(steps, sizeof steps, "%s", in_base("deep/er/run/comm_matrix_steps.npy"));
+        check_arrays(c, &r, matrix, steps, in_base("deep/er/run/expert_load.npy"));
         CHECK(exists(in_base("deep/er/run/config.ini")) && !exists(in_base("deep/er/run/summary.json.tmp")));
     }
     moe_step_record_free(&r);

@@ -98,7 +98,8 @@ static void killed_run(const moe_comm *comm, const moe_config *c, moe_step_recor
         fputs("{\"step\": 4, \"num_tok", results.metrics);
         fclose(results.metrics);
     }
-    moe_free(results.expert_load);
+    results.metrics = NULL;
+    moe_results_free(&results);
     moe_comm_barrier(comm);
 }
 
@@ -119,7 +120,8 @@ static int64_t go_on(const moe_comm *comm, const moe_config *c, const char *name
 }
 
 static void check_resumed(const moe_comm *comm, const moe_config *c, moe_step_record *r) {
-    static const char *const files[] = {"metrics.jsonl", "config.ini", "summary.json", "expert_load.npy", "comm_matrix.npy"};
+    static const char *const files[] = {"metrics.jsonl",   "config.ini",      "summary.json",
+                                        "expert_load.npy", "comm_matrix.npy", "comm_matrix_steps.npy"};
     moe_results results;
     moe_status st = {0};
     char folder[256];
@@ -167,7 +169,7 @@ static void check_lost_lines(const moe_comm *comm, const moe_config *c) {
     CHECK(stat(path, &about) == 0 && about.st_size == 100);
     path_of("killed", "metrics.jsonl.tmp", path);
     CHECK(access(path, F_OK) != 0);
-    moe_free(results.expert_load);
+    moe_results_free(&results);
     moe_comm_barrier(comm);
 }
 
