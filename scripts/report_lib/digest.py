@@ -3,6 +3,7 @@ own; where there are too many to draw, steps are thinned, or cells added up, and
 import numpy
 
 import tables
+import timeline
 from folder import amount, at, items, number, numbers, objects, whole
 
 LOADS = ("expert", "device", "received", "sent", "node", "node_received")
@@ -17,7 +18,8 @@ class Room:
     def __init__(self, share=1.0):
         self.points = max(int(1200 * share), 50)      # of a line
         self.columns = max(int(250 * share), 40)      # of a heat map over steps
-        self.cells = max(int(260_000 * share), 4096)  # of all layers' heat maps
+        self.cells = max(int(260_000 * share), 4096)  # of all layers' heat maps; as many again of traffic matrices before the last step
+        self.spans = max(int(32_000 * share), 400)    # of the timeline
 
 
 # --- over steps --------------------------------------------------------------------------------------------------------------------------
@@ -87,14 +89,22 @@ def load_of(folder, room):
             "sum": total.transpose(1, 2, 0).tolist()}
 
 
+def in_blocks(matrices, first):
+    """The last two dimensions added up in blocks."""
+    return numpy.add.reduceat(numpy.add.reduceat(matrices, first, axis=-2), first, axis=-1)
+
+
 def matrix_of(folder, room):
-    """Dispatch rows of the last step from device to device, [layer][from][to]; devices added up in blocks where there are very many."""
+    """Dispatch rows from device to device, [layer][from][to], of the last step, and of some `steps` before it (`earlier`); devices added up in blocks where
+    there are very many."""
     if folder.matrix is None:
         return None
     layers, devices, _ = folder.matrix.shape
     size, first = bins(devices, min(devices, 128, max(int((room.cells / layers) ** 0.5), 8)))
-    rows = numpy.add.reduceat(numpy.add.reduceat(folder.matrix, first, axis=1), first, axis=2)
-    return {"devices": devices, "devices_per_bin": size, "rows": rows.tolist()}
+    kept = timeline.spread(list(range(len(folder.matrix_steps) - 1)), room.cells // (layers * len(first) ** 2)) if folder.matrices is not None else []
+    return {"devices": devices, "devices_per_bin": size, "rows": in_blocks(folder.matrix, first).tolist(),
+            "steps": [folder.matrix_steps[index] for index in [*kept, -1]] if folder.matrix_steps else [],
+            "earlier": [in_blocks(folder.matrices[index], first).tolist() for index in kept]}
 
 
 # --- specialisation ----------------------------------------------------------------------------------------------------------------------
@@ -211,7 +221,7 @@ def digest(folder, room):
         "task_unit": tables.task_unit(folder), "unigram": number(at(folder.summary, "training.unigram_entropy")),
         "ideal": ideals_of(folder), "load": load_of(folder, room), "matrix": matrix_of(folder, room),
         "layer": [layer_of(layer, batches) for layer in folder.layers], "waterfall": waterfall_of(folder), "levels": levels,
-        "specialization": specialization_of(folder, room),
+        "specialization": specialization_of(folder, room), "timeline": timeline.digest(folder.timeline, room),
         "step_mean": number(at(folder.summary, "time.measured.step_mean")), "num_steps": whole(at(folder.summary, "steps")),
         "phases": {name: number(value) for name, value in items(folder.summary, "time.measured.phases").items()},
     }

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy
 
+import timeline
+
 VERSION = (0, 1)   # the newest major.minor of summary.json that this report knows; tests/cli/test_report.py compares it with CMakeLists.txt
 FILES = ("summary.json", "metrics.jsonl", "config.ini", "comm_matrix.npy", "expert_load.npy")
 
@@ -33,6 +35,9 @@ class Folder:
         self.num_layers, self.num_experts, self.devices = self._shape()
         self.matrix = self._array("comm_matrix.npy", (self.num_layers, self.devices, self.devices))
         self.load = self._array("expert_load.npy", (None, self.num_layers, self.num_experts))
+        self.matrices = self._array("comm_matrix_steps.npy", (None, self.num_layers, self.devices, self.devices))
+        self.matrix_steps = numbers(at(self.summary, "comm_matrix_steps"))
+        self.timeline = timeline.read(self._text("timeline.json"), self.problems)
         if self.matrix is not None:
             self.num_layers, self.devices = self.matrix.shape[:2]
         if self.load is not None:
@@ -171,6 +176,10 @@ class Folder:
             for name in FILES[1:]:
                 if not (self.path / name).is_file() and name != "metrics.jsonl":
                     self.problems.append(f"{name} is missing.")
+            if self.matrix_steps and not (self.path / "comm_matrix_steps.npy").is_file():
+                self.problems.append("comm_matrix_steps.npy is missing: traffic is shown of the last step only.")
+            if self.get("output", "timeline") is True and not (self.path / "timeline.json").is_file():
+                self.problems.append("timeline.json is missing.")
 
     def _agreement(self):
         """Files of two different runs in one folder show up here."""
@@ -178,6 +187,7 @@ class Folder:
             return
         if self.metrics and self.metrics[-1].get("volume") != self.summary.get("volume"):
             self.problems.append("summary.json and the last line of metrics.jsonl disagree about the volume: they may be of different runs.")
+        self._agreement_of_matrices()
         for index, layer in enumerate(self.layers):
             sent = numbers(layer.get("sent_rows"))
             if self.matrix is not None and sent and self.matrix[index].sum(axis=1).tolist() != sent:
@@ -185,6 +195,16 @@ class Folder:
             counts = numbers(layer.get("counts_per_expert"))
             if self.load is not None and counts and self.load[-1, index].tolist() != counts:
                 self.problems.append(f"expert_load.npy and summary.json disagree about the load of layer {index}.")
+
+    def _agreement_of_matrices(self):
+        """Matrices of steps that nobody knows, or of another run, are not shown."""
+        if self.matrices is None:
+            return
+        rows = {line["step"]: number(at(line, "volume.dispatch.rows")) for line in self.metrics}
+        same = len(self.matrices) == len(self.matrix_steps) and (self.matrix is None or (self.matrices[-1] == self.matrix).all())
+        if not same or any(rows.get(step) not in (None, matrix.sum()) for step, matrix in zip(self.matrix_steps, self.matrices)):
+            self.problems.append("comm_matrix_steps.npy does not agree with the other files: traffic is shown of the last step only.")
+            self.matrices = None
 
 
 def typed(value):

@@ -9,7 +9,7 @@ import tables
 
 HERE = Path(__file__).parent / "template"
 LARGEST = 6_000_000   # bytes of a page
-SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "specialization.js", "compare.js", "start.js")
+SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "timeline.js", "specialization.js", "compare.js", "start.js")
 
 
 def in_script(value):
@@ -28,6 +28,8 @@ def thinned_text(run):
         texts.append(f"the heat map over steps shows means of {load['experts_per_bin']} neighbouring experts")
     if matrix and matrix["devices_per_bin"] > 1:
         texts.append(f"the traffic matrix shows sums over blocks of {matrix['devices_per_bin']} devices")
+    if run["timeline"] and len(run["timeline"]["ranks"]) < run["timeline"]["all"]:
+        texts.append(f"the timeline shows {len(run['timeline']['ranks'])} of {run['timeline']['all']} ranks")
     return "; ".join(texts)
 
 

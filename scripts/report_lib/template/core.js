@@ -13,6 +13,7 @@ const state = {
   metric: "max_over_mean",
   unit: "rows",
   level: "all",
+  matrix: RUNS.length === 1 ? (RUN.matrix?.earlier.length ?? 0) : -1, // which of the matrix's steps; the one after the earlier ones is the last
   diff: "no",
   amount: "counts_per_device",
   loss: "z",

@@ -5,16 +5,18 @@ function levelOf(run, from, to) {
   return Math.floor(from / run.per_node) === Math.floor(to / run.per_node) ? "same_node" : "across_nodes";
 }
 
-/* [from][to] in rows or bytes, of the chosen layer or summed over layers; null where the chosen level has no cell. */
-function matrixOf(run) {
-  const layers = state.layer >= 0 ? [state.layer] : run.matrix.rows.map((_, layer) => layer);
-  if (layers[0] >= run.matrix.rows.length) return null;
+/* [from][to] in rows or bytes, of the chosen layer or summed over layers; null where the chosen level has no cell. Of the chosen step: the last one, or one
+ * of those before it that were kept. */
+function matrixOf(run, step = state.matrix) {
+  const rows = run.matrix.earlier[step] ?? run.matrix.rows,
+    layers = state.layer >= 0 ? [state.layer] : rows.map((_, layer) => layer);
+  if (layers[0] >= rows.length) return null;
   const bytes = state.unit === "bytes",
     factor = layers.map((layer) => (bytes ? (run.layer[layer]?.row_bytes ?? 0) : 1));
-  return run.matrix.rows[layers[0]].map((row, from) =>
+  return rows[layers[0]].map((row, from) =>
     row.map((_, to) => {
       if (run.matrix.devices_per_bin === 1 && state.level !== "all" && levelOf(run, from, to) !== state.level) return null;
-      return sum(layers.map((layer, index) => run.matrix.rows[layer][from][to] * factor[index]));
+      return sum(layers.map((layer, index) => rows[layer][from][to] * factor[index]));
     }),
   );
 }
@@ -68,18 +70,25 @@ function nodeEdges(run) {
   return lines;
 }
 
+function stepText(run) {
+  return run.matrix.earlier.length && RUNS.length === 1 ? `, step ${run.matrix.steps[state.matrix]}` : "";
+}
+
 function matrixLayout(run) {
   const axis = {showgrid: false, zeroline: false, constrain: "domain", tickformat: "d", dtick: run.devices <= 16 ? 1 : undefined};
   return {
-    xaxis: {...axis, title: {text: `to device${layerText(run)}`}},
+    xaxis: {...axis, title: {text: `to device${layerText(run)}${stepText(run)}`}},
     yaxis: {...axis, title: {text: "from device"}, autorange: "reversed", scaleanchor: "x"},
     shapes: nodeEdges(run),
   };
 }
 
-chart("chart-matrix", ["layer", "unit", "level"], () => {
+chart("chart-matrix", ["layer", "unit", "level", "matrix"], () => {
   const cells = RUN.matrix && matrixOf(RUN);
-  return cells && {traces: [matrixTrace(RUN, cells)], layout: matrixLayout(RUN)};
+  if (!cells) return null;
+  const steps = [...RUN.matrix.earlier.keys(), RUN.matrix.earlier.length],
+    most = largest(steps.map((step) => matrixOf(RUN, step))) || 1; // one colour scale for all steps
+  return {traces: [matrixTrace(RUN, cells, {zmax: most, colorbar: matrixBar([[0, most]])})], layout: matrixLayout(RUN)};
 });
 
 /* --- volume --- */
