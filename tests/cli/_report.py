@@ -72,6 +72,34 @@ def layer_object(draw, devices, experts, matrix, counts):
             "volume": {"dispatch": dispatch, "combine": dispatch}, "balance": {load: {metric: 1.0 for metric in METRICS} for load in LOADS}}
 
 
+def matrix_steps(steps):
+    """As moesim keeps them: multiples of a power of two that leaves at most 32, and the last."""
+    stride = 1
+    while -(-steps // stride) > 32:
+        stride *= 2
+    return sorted({*range(0, steps, stride), steps - 1})
+
+
+def timeline(draw, ranks, layers, step):
+    """Trace events: each rank goes through its phases without a pause."""
+    events = [{"ph": "M", "pid": 1, "tid": q + 1, "name": "thread_name", "args": {"name": f"rank {q}: device {q}"}} for q in range(ranks)]
+    for q in range(ranks):
+        spans, at = [], draw.uniform(0, 50)
+        for layer in range(layers):
+            begin, own = at, []
+            for phase in PHASES:
+                span = {"ph": "X", "pid": 1, "tid": q + 1, "ts": round(at, 3), "dur": round(draw.uniform(1, 200), 3), "name": phase, "args": {"layer": layer}}
+                if phase == "dispatch":
+                    span["args"].update(rows_sent=draw.randrange(100), rows_received=draw.randrange(100), rows_own=1)
+                if phase == "expert":
+                    span["args"].update(rows=draw.randrange(100), selections=draw.randrange(100))
+                own.append(span)
+                at += span["dur"]
+            spans += [{**own[0], "ts": round(begin, 3), "dur": round(at - begin, 3), "name": f"layer {layer}", "args": {"layer": layer}}, *own]
+        events += [{**spans[0], "dur": round(at - spans[0]["ts"], 3), "name": "step", "args": {"step": step, "first_device": q, "devices": 1}}, *spans]
+    return {"displayTimeUnit": "ms", "otherData": {"step": step}, "traceEvents": events}
+
+
 def config_of(devices, experts, layers, steps, train):
     return {"name": "made up", "run": {"seed": 1, "steps": steps, "mode": "train" if train else "forward"},
             "model": {"num_layers": layers, "hidden_size": 16, "num_experts": experts, "num_shared_experts": 1},
@@ -92,7 +120,7 @@ def made_run(name, devices=4, experts=8, layers=2, steps=3, train=False, seed=1)
     lines = [step_line(draw, step, layers, dispatch, train) for step in range(steps)]
     config = config_of(devices, experts, layers, steps, train)
     summary = {"version": "0.1.0", "config": config, "devices": devices, "ranks": 1, "steps": steps, "num_tokens": TOKENS,
-               "checks": {"rows_conserved": True, "group_theorem": None},
+               "comm_matrix_steps": matrix_steps(steps), "checks": {"rows_conserved": True, "group_theorem": None},
                "check_details": {"rows_conserved": "as many rows as planned", "group_theorem": "not made here"},
                "loss": lines[-1]["loss"], "loss_raw": lines[-1]["loss_raw"],
                "volume": lines[-1]["volume"], "balance": lines[-1]["balance"], "layers": objects,
@@ -106,7 +134,12 @@ def made_run(name, devices=4, experts=8, layers=2, steps=3, train=False, seed=1)
         for section, keys in config.items():
             if isinstance(keys, dict):
                 file.write(f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items()))
-    write_npy(os.path.join(folder, "comm_matrix.npy"), (layers, devices, devices), [cell for matrix in matrices for row in matrix for cell in row])
+    cells = [cell for matrix in matrices for row in matrix for cell in row]
+    write_npy(os.path.join(folder, "comm_matrix.npy"), (layers, devices, devices), cells)
+    kept = matrix_steps(steps)   # those before the last: the same numbers at other places
+    write_npy(os.path.join(folder, "comm_matrix_steps.npy"), (len(kept), layers, devices, devices),
+              [cell for step in kept for cell in cells[steps - 1 - step:] + cells[:steps - 1 - step]])
+    write_json(folder, "timeline.json", timeline(draw, devices, layers, steps - 1))
     write_npy(os.path.join(folder, "expert_load.npy"), (steps, layers, experts), load)
     return folder
 

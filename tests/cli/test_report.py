@@ -2,6 +2,7 @@
 scripts/report without a browser: pages of made-up runs hold the figures of their files, load nothing, and say what is damaged; bad folders
 and versions are refused with a sentence. A stand-in takes the place of the charts' library."""
 import http.server
+import json
 import os
 import re
 import shutil
@@ -74,6 +75,28 @@ def check_layers(run, folder):
     matrix, devices = load(os.path.join(folder, "comm_matrix.npy")), run["devices"]
     rows = [[[cell(matrix, l, s, d) for d in range(devices)] for s in range(devices)] for l in range(len(layers))]
     check(run["matrix"]["rows"] == rows and run["matrix"]["devices_per_bin"] == 1, f"{folder}: the matrix differs")
+    steps, size = summary(folder)["comm_matrix_steps"], len(matrix.data)
+    check(run["matrix"]["steps"] == steps and len(run["matrix"]["earlier"]) == len(steps) - 1, f"{folder}: steps of the matrix {run['matrix']['steps']}")
+    all_steps = load(os.path.join(folder, "comm_matrix_steps.npy")).data.tolist()
+    for index, earlier in enumerate(run["matrix"]["earlier"]):
+        cells = [value for layer in earlier for row in layer for value in row]
+        check(cells == all_steps[index * size:(index + 1) * size], f"{folder}: the matrix of step {steps[index]} differs")
+
+
+def check_timeline(run, folder):
+    """Every span that has no other inside it, with its rows."""
+    with open(os.path.join(folder, "timeline.json")) as file:
+        events = json.load(file)["traceEvents"]
+    shown, wanted = run["timeline"], []
+    for event in events:
+        if event["ph"] == "X" and event["name"] not in ("step", "backward") and not event["name"].startswith("layer "):
+            args = event["args"]
+            rows = [None, args["rows"], args["selections"]] if "rows" in args else [args["rows_sent"], args["rows_received"]] if "rows_sent" in args else []
+            wanted.append([event["tid"] - 1, event["name"], args.get("layer", -1), event["ts"], event["dur"], *rows])
+    got = [[span[0], shown["kinds"][span[1]], *span[2:]] for span in shown["spans"]]
+    check(got == wanted and wanted, f"{folder}: the timeline differs")
+    names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+    check(shown["ranks"] == names and shown["all"] == len(names), f"{folder}: the timeline's ranks {shown['ranks']}")
 
 
 def check_waterfall(run, folder):
@@ -98,6 +121,7 @@ def check_figures():
         check_load(run, folder)
         check_series(run, folder)
         check_layers(run, folder)
+        check_timeline(run, folder)
         check_waterfall(run, folder)
         check(not page.banners, f"{name}: {page.banners}")
         for words in ("8 routed + 1 shared", "limit max: M = 2 of 4 groups", "✓ passed", "– not made", "as many rows as planned", "num_experts",
@@ -208,6 +232,10 @@ def gone(name):
     return lambda folder: os.remove(os.path.join(folder, name))
 
 
+def both(first, second):
+    return lambda folder: (first(folder), second(folder))
+
+
 def only(name):
     def spoil(folder):
         for other in os.listdir(folder):
@@ -235,6 +263,14 @@ DAMAGE = {   # what is wrong -> (how, words of the banner, what is still on the 
     "matrix of another run": (lambda folder: write_npy(os.path.join(folder, "comm_matrix.npy"), (2, 4, 4), [1] * 32),
                               ("disagree about the rows sent in layer 0",), "Volume"),
     "no matrix": (gone("comm_matrix.npy"), ("comm_matrix.npy is missing",), "Volume"),
+    "no matrices of steps, cut timeline": (both(gone("comm_matrix_steps.npy"), cut("timeline.json", 1000)),
+                                           ("comm_matrix_steps.npy is missing", "timeline.json is damaged"), "Dispatch of the last step"),
+    "cut matrices of steps, no timeline's": (
+        both(cut("comm_matrix_steps.npy", 300), text("timeline.json", b'{"traceEvents": [{"ph": "X", "ts": "x", "dur": 1, "args": {}, "tid": 1}]}')),
+        ("comm_matrix_steps.npy is damaged", "timeline.json is damaged"), "Dispatch of the last step"),
+    "matrices of another run, empty timeline": (
+        both(lambda folder: write_npy(os.path.join(folder, "comm_matrix_steps.npy"), (3, 2, 4, 4), [1] * 96), text("timeline.json", b'{"traceEvents": []}')),
+        ("comm_matrix_steps.npy does not agree", "timeline.json is damaged"), "Dispatch of the last step"),
     "no config": (gone("config.ini"), ("config.ini is missing",), "Volume"),
     "only a configuration": (only("config.ini"), ("has not finished", "metrics.jsonl is missing"), "Configuration"),
     "only an array": (only("expert_load.npy"), ("has not finished",), "Load"),
@@ -300,6 +336,7 @@ def check_comparison():
         for run, folder in zip(page.runs, (first, second, wider)):
             check_series(run, folder)
             check_layers(run, folder)
+            check_timeline(run, folder)
         rows = [summary(folder)["volume"]["dispatch"]["remote_bytes"] for folder in (first, second)]
         cells = re.search(r'<tr data-figure="to other devices">(.*?)</tr>', page.text, re.S)[1]
         share = f"{abs(100 * (rows[1] - rows[0]) / rows[0]):.1f} %"

@@ -2,6 +2,7 @@
 The report in a real browser: headless Chromium opens the pages of four runs (8 devices; 64 devices and 256 experts; training with 1000 steps;
 a comparison) and of a made-up one of 1000 steps with 256 experts. No message on its console, nothing loaded, first paint within 2 s; the numbers
 that are drawn are read back and equal those of the files. MOESIM_SCREENSHOTS=FOLDER keeps pictures and prints of the pages."""
+import json
 import os
 import sys
 
@@ -137,6 +138,41 @@ def check_matrix(drawn, folder):
         cells = [cell for cell in sum(drawn.traces("chart-matrix")[0]["z"], []) if cell is not None]
         drawn.equal(f"matrix, {level}", sum(cells), counts["rows"])
     drawn.choose("level", "all")
+    check_matrix_steps(drawn, folder, layer)
+
+
+def check_matrix_steps(drawn, folder, layer):
+    """The slider goes through the steps that the page has, on one colour scale; the number beside it is the step's."""
+    every, steps = load(os.path.join(folder, "comm_matrix_steps.npy")), summary(folder)["comm_matrix_steps"]
+    size = every.shape[2] ** 2
+    shown = drawn.browser.run("return RUN.matrix.steps")
+    check(shown and set(shown) <= set(steps) and shown[-1] == steps[-1] and len(shown) >= min(len(steps), 5), f"{drawn.label}: steps {shown} of {steps}")
+    scales = set()
+    for place in {0, len(shown) // 2, len(shown) - 1}:
+        drawn.choose("matrix", place)
+        begin = (steps.index(shown[place]) * every.shape[1] + layer) * size
+        drawn.equal(f"matrix of step {shown[place]}", sum(drawn.traces("chart-matrix")[0]["z"], []), every.data[begin:begin + size].tolist())
+        drawn.equal("number beside the slider", drawn.browser.run("return document.querySelector('output[data-show=matrix]').value"), str(shown[place]))
+        scales.add(drawn.browser.run("return document.getElementById('chart-matrix').data[0].zmax"))
+    check(len(scales) == 1, f"{drawn.label}: colour scales {scales} of the matrix's steps")
+
+
+def check_timeline(drawn, folder):
+    """Begin and duration of every drawn bar, and the line it is on."""
+    with open(os.path.join(folder, "timeline.json")) as file:
+        events = json.load(file)["traceEvents"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    layers = len(summary(folder)["layers"])
+    for layer in ([-1, layers - 1] if layers > 1 else [None]):
+        if layer is not None:
+            drawn.choose("layer", layer)
+        bars = drawn.browser.run("return document.getElementById('chart-timeline').data.map((one) => [one.name, Array.from(one.y), Array.from(one.base), Array.from(one.x)])")
+        for name in ("gate", "dispatch", "expert", "tally", "combine dx", "optimizer"):
+            own = [event for event in events if event["name"] == name and event["ph"] == "X" and layer in (None, -1, event["args"].get("layer"))]
+            got = next((rest for kind, *rest in bars if kind == name), [[], [], []])
+            drawn.equal(f"lines of {name}, layer {layer}", got[0], [names[event["tid"]] for event in own])
+            drawn.equal(f"begin of {name}, layer {layer}", got[1], [event["ts"] / 1000 for event in own])
+            drawn.equal(f"duration of {name}, layer {layer}", got[2], [event["dur"] / 1000 for event in own])
 
 
 def check_volume(drawn, folder):
@@ -238,7 +274,7 @@ def main():
                 continue
             step_bin = Page(report_path(folder)).runs[0]["load"]["steps_per_bin"]
             parts = [lambda drawn: check_lines(drawn, folder), lambda drawn: check_load(drawn, folder, step_bin), lambda drawn: check_matrix(drawn, folder),
-                     lambda drawn: check_volume(drawn, folder)]
+                     lambda drawn: check_volume(drawn, folder), lambda drawn: check_timeline(drawn, folder)]
             if label == "training":
                 parts.append(lambda drawn: check_quality(drawn, folder))
             check_page(browser, label, [folder], *parts)
