@@ -60,9 +60,7 @@ static real *partial_of(const moe_parameters *all, int slot, int32_t j) {
 
 /* --- experts: dW, dx of the routed path, dg --- */
 
-/* The routing whose weights were made from the scores: the one before dropping, where a dropped pair has dg = 0 but its score is still in the
- * others' normalisation; or the one that is sent, where weights were made for those that are left. */
-static const moe_routing *weights_of(const moe_activations *a) {
+const moe_routing *moe_weights_routing(const moe_activations *a) {
     return a->drop.on && a->drop.reweighted ? &a->drop.sent : &a->routing;
 }
 
@@ -86,10 +84,10 @@ static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots
     moe_timeline_add(t, MOE_SPAN_EXPERT_BACKWARD, layer->index, sent, computed = moe_comm_time(), &rows);
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, context->config->cluster.devices_per_node, b->du);
     moe_reserve(&b->pairs, &b->pairs_room, a->plan.num_pairs, sizeof(real), "gradients of the weights");
-    moe_reserve(&b->dg, &b->dg_room, weights_of(a)->num_selections, sizeof(real), "gradients of the weights");
+    moe_reserve(&b->dg, &b->dg_room, moe_weights_routing(a)->num_selections, sizeof(real), "gradients of the weights");
     moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, b->pairs);
-    bool apart = weights_of(a) != moe_sent_routing(a);
-    for (int64_t i = 0; i < weights_of(a)->num_selections; i++) {
+    bool apart = moe_weights_routing(a) != moe_sent_routing(a);
+    for (int64_t i = 0; i < moe_weights_routing(a)->num_selections; i++) {
         b->dg[i] = 0;
     }
     for (int64_t p = 0; p < a->plan.num_pairs; p++) {
@@ -107,7 +105,7 @@ static void logits_gradient(const moe_layer *layer, const moe_context *context, 
     moe_reserve(&b->dlogits, &b->dlogits_room, n, sizeof(double), "gradient of the logits");
     moe_reserve(&b->dz, &b->dz_room, n, sizeof(real), "gradient of the logits");
     moe_layer_dlogits(layer, context, a, b->dlogits);
-    moe_weight_gradient(&layer->router, a->logits, weights_of(a), b->dg, b->dlogits);
+    moe_weight_gradient(&layer->router, a->logits, moe_weights_routing(a), b->dg, b->dlogits);
     for (int64_t i = 0; i < n; i++) {
         b->dz[i] = (real)b->dlogits[i];
     }

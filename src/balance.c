@@ -195,6 +195,18 @@ static void count_losses(const moe_balance *b, const moe_stats *s, int64_t *cell
     if (moe_balance_defined(b, MOE_LOSS_LOAD)) loss[MOE_LOSS_LOAD] = squared_variation(variation_of(load, b, s, cell));
 }
 
+double moe_balance_mean_score(const moe_stats *s, int64_t *cell, int32_t i) {
+    return score_sum(s, cell, i) / (double)cell[MOE_STAT_TOKENS];
+}
+
+void moe_balance_variation(const moe_balance *b, const moe_stats *s, int64_t *cell, enum moe_loss loss, double *mean, double *variance) {
+    moe_balance counts = {.load_form = MOE_LOAD_SELECTIONS};
+    variation v = loss == MOE_LOSS_IMPORTANCE ? variation_of(importance, b, s, cell)
+                                              : variation_of(load, loss == MOE_LOSS_LOAD ? b : &counts, s, cell);
+    *mean = v.mean;
+    *variance = v.variance;
+}
+
 bool moe_balance_defined(const moe_balance *b, enum moe_loss loss) {
     switch (loss) {
     case MOE_LOSS_USAGE_VARIANCE:

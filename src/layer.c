@@ -84,8 +84,7 @@ static void gate_logits(const moe_layer *layer, const moe_batch *b, const real *
     }
 }
 
-/* The layer's router with the keys of this step. In training outside a training step (validation) it evaluates. */
-static moe_router router_of_step(const moe_layer *layer, const moe_context *context) {
+moe_router moe_layer_router(const moe_layer *layer, const moe_context *context) {
     moe_router r = layer->router;
     moe_router_set_step(&r, context->trains ? context->draw : context->step, layer->index, context->trains);
     r.evaluating = context->config->run.mode == MOE_MODE_TRAIN && !context->trains;
@@ -105,7 +104,7 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
     } else if (!moe_config_recorded(context->config)) {
         moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
         gate_logits(layer, b, a->x, c->model.hidden_size, n, a->gate_logits);
-        moe_router router = router_of_step(layer, context);
+        moe_router router = moe_layer_router(layer, context);
         moe_router_perturb(&router, b, a->gate_logits);
 #ifdef MOE_REAL_DOUBLE
         a->logits.f64 = a->gate_logits;
@@ -128,7 +127,7 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
                            in->weights ? in->weights + t * in->routing_k : NULL,
                            in->scores ? in->scores + t * context->router.num_experts : NULL, &a->routing, &a->segments);
     } else {
-        moe_router router = router_of_step(layer, context);
+        moe_router router = moe_layer_router(layer, context);
         moe_route(&router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
     }
 }

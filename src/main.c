@@ -1,4 +1,5 @@
 /* main.c: arguments, configuration, run. Rank 0 speaks; all ranks end with the same code. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,8 @@ static const char *const help_text =
     "  --resume DIR             go on from the last checkpoint of that run (no CONFIG; --set run.steps=N may extend it)\n"
     "  --keys                   every key with type, default, range and one sentence\n"
     "  --quiet                  print nothing but errors\n"
+    "  --explain TOKEN          the way of one token through the last step, in numbers (TOKEN: its place in the batch, from 0 on)\n"
+    "  --explain-step           every figure of the last step derived: the formula, with its values, and whether it agrees\n"
     "  --dialects               the same tokens through every preset: choices, losses, drops and bytes side by side; writes nothing\n"
     "  --verify                 figures that are known exactly, computed again and compared (no CONFIG)\n"
     "  --version, --help\n"
@@ -43,10 +46,7 @@ static const char *const help_text =
     "exit status: 0 done, 2 a mistake in the input (one sentence says which), 3 the run failed its own checks, 1 anything else\n";
 
 static int unknown_option(const char *option, moe_status *st) {
-    static const char *const later[] = {"--explain", "--explain-step", "--calibrate"};
-    for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
-        if (strcmp(option, later[i]) == 0) return moe_fail(st, MOE_USER, "%s is not available yet", option);
-    }
+    if (strcmp(option, "--calibrate") == 0) return moe_fail(st, MOE_USER, "%s is not available yet", option);
     return moe_fail(st, MOE_USER, "unknown option %s: moesim --help lists them", option);
 }
 
@@ -64,15 +64,40 @@ static bool is_option(const char *argument, const char *name) {
     return strncmp(argument, name, length) == 0 && (argument[length] == 0 || argument[length] == '=');
 }
 
+/* The value of --explain: a token id. */
+static int parse_token(arguments *a, const char *value, moe_status *st) {
+    char *end;
+    errno = 0;
+    a->run.explain_token = strtoll(value, &end, 10);
+    bool digits = value[0] >= '0' && value[0] <= '9' && *end == 0;
+    if (!digits || errno) return moe_fail(st, MOE_USER, "--explain %s: the number of a token is expected, from 0 on", value);
+    a->run.explains_token = true;
+    return MOE_OK;
+}
+
+/* What looks at a run's last step goes with a run only. */
+static int check_explain(const arguments *a, moe_status *st) {
+    const char *other = a->run.check_only ? "--check" : a->dialects ? "--dialects" : a->verify ? "--verify" : a->keys ? "--keys" : NULL;
+    bool explains = a->run.explains_token || a->run.explains_step;
+    if (!explains || !other) return MOE_OK;
+    return moe_fail(st, MOE_USER, "%s looks at the last step of a run, and %s makes none: leave one of them out",
+                    a->run.explains_token ? "--explain" : "--explain-step", other);
+}
+
 static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) {
+    const char *explain = NULL;
     a->set = moe_alloc(argc, sizeof *a->set, "arguments");
     for (int i = 1; i < argc && st->code == MOE_OK; i++) {
         if (is_option(argv[i], "--set"))
             a->set[a->num_set++] = option_value(argc, argv, &i, "--set", st);
         else if (is_option(argv[i], "--out"))
             a->run.out = option_value(argc, argv, &i, "--out", st);
+        else if (is_option(argv[i], "--explain"))
+            explain = option_value(argc, argv, &i, "--explain", st);
         else if (is_option(argv[i], "--resume"))
             a->resume = option_value(argc, argv, &i, "--resume", st);
+        else if (strcmp(argv[i], "--explain-step") == 0)
+            a->run.explains_step = true;
         else if (strcmp(argv[i], "--force") == 0)
             a->run.force = true;
         else if (strcmp(argv[i], "--check") == 0)
@@ -96,6 +121,8 @@ static int parse_arguments(int argc, char **argv, arguments *a, moe_status *st) 
         else
             a->config = argv[i];
     }
+    if (st->code == MOE_OK && explain) parse_token(a, explain, st);
+    if (st->code == MOE_OK) check_explain(a, st);
     bool talks = a->help || a->version || a->keys || a->verify;
     if (st->code == MOE_OK && a->resume && (a->config || a->run.out || a->run.force))
         moe_fail(st, MOE_USER,

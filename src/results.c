@@ -15,17 +15,9 @@
 #include "results_parts.h"
 
 /* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers have "_layer0" and so on before .npy. */
-static const char *const own_files[] = {"config.ini",
-                                        "config.ini.tmp",
-                                        "metrics.jsonl",
-                                        "metrics.jsonl.tmp",
-                                        "specialization.json",
-                                        "summary.json",
-                                        "summary.json.tmp",
-                                        "timeline.json",
-                                        "timeline.json.tmp",
-                                        "report.html",
-                                        NULL};
+static const char *const own_files[] = {"config.ini",          "config.ini.tmp",    "metrics.jsonl", "metrics.jsonl.tmp",
+                                        "specialization.json", "explain.json",      "summary.json",  "summary.json.tmp",
+                                        "timeline.json",       "timeline.json.tmp", "report.html",   NULL};
 static const char *const own_arrays[] = {
     "comm_matrix", "comm_matrix_steps", "expert_load", "domain_load", "topk_idx", "topk_weight", "kept", "served_idx", "x",    "y",
     "logits",      "dlogits",           "dx",          "dwgate",      "dw1",      "dw2",         "dw3",  "dsw1",       "dsw2", "dsw3",
@@ -190,6 +182,13 @@ int moe_results_write_whole(const char *path, const char *text, moe_status *st) 
     if (!file) return moe_fail(st, MOE_ERROR, "cannot write '%s': %s", path, strerror(errno));
     fputs(text, file);
     return replace(path, beside, file, st);
+}
+
+int moe_results_text(const moe_comm *comm, const moe_results *r, const char *name, const char *text, moe_status *st) {
+    char path[FILE_PATH_MAX];
+    path_in(r, name, path);
+    if (comm->rank == 0) moe_results_write_whole(path, text, st);
+    return moe_comm_agree(comm, st);
 }
 
 /* Is the line whole, and of this step? A killed run may have left a torn one. */

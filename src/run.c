@@ -2,8 +2,12 @@
 #include "moesim/run.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "moesim/explain.h"
+#include "moesim/explain_json.h"
+#include "moesim/explain_show.h"
 #include "moesim/gemm.h"
 #include "moesim/layer.h"
 #include "moesim/loaded.h"
@@ -31,6 +35,7 @@ typedef struct run {
     moe_routing *routing;  /* [layers] of the last step, with output.routing */
     real *x, *y;           /* [T,H] forward only */
     moe_training training; /* mode train only */
+    moe_explainer explainer;
     moe_step_record record;
     moe_timeline timeline;
     moe_results results;
@@ -78,6 +83,18 @@ static int check_memory(run *r, moe_status *st) {
                  gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
                  gib(r->memory.gradients + r->memory.optimizer), gib(r->memory.activations), gib(r->memory.exchange), gib(available));
     return moe_comm_agree(r->comm, st);
+}
+
+/* --explain, --explain-step */
+static int prepare_explainer(run *r, moe_status *st) {
+    int64_t token = r->options->explain_token, tokens = num_tokens(r);
+    if (r->options->explains_token && token >= tokens)
+        return moe_fail(st, MOE_USER, "--explain %lld: there is no such token, a step has %lld (0 to %lld)", (long long)token,
+                        (long long)tokens, (long long)tokens - 1);
+    r->explainer.token = r->options->explains_token;
+    r->explainer.step = r->options->explains_step;
+    if (r->explainer.token) moe_explanation_init(&r->explainer.explanation, token, r->c->model.num_layers);
+    return MOE_OK;
 }
 
 static void make_context(run *r) {
@@ -227,6 +244,7 @@ static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
         start = moe_comm_time();
         moe_tally_layer(&r->layers[l], &r->context, &r->activations, r->y, &r->record);
         moe_timeline_add(line, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
+        if (last) moe_explain_forward(&r->explainer, &r->layers[l], &r->context, &r->activations, r->y, &r->record.layer[l]);
         if (check_sinkhorn(r, &r->activations, l, st)) return st->code;
         double pause = moe_comm_time();
         if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations, moe_config_most_experts(r->c));
@@ -244,6 +262,7 @@ static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
 static int train_step(run *r, int64_t step, moe_status *st) {
     const moe_config *c = r->c;
     bool last = step + 1 == c->run.steps;
+    if (last) r->training.explainer = &r->explainer;
     if (moe_training_step(&r->training, step, &r->record, st)) return st->code;
     for (int32_t l = 0; l < c->model.num_layers; l++) {
         if (check_sinkhorn(r, &r->training.activations[l], l, st)) return st->code;
@@ -315,6 +334,7 @@ static int prepare(run *r, moe_status *st) {
     if (moe_comm_agree(r->comm, st)) return st->code;
     if (check_memory(r, st)) return st->code;
     if (r->options->check_only) return MOE_OK;
+    if (prepare_explainer(r, st)) return st->code;
     make_context(r);
     if (make_layers(r, st)) return st->code;
     if (open_results(r, st)) return st->code;
@@ -337,6 +357,21 @@ static void specialize(run *r, moe_status *st) {
     moe_specialization_free(&s);
 }
 
+/* Collective. explain.json; a derivation that does not agree is the run's failure. */
+static void explain(run *r, moe_status *writing, moe_status *st) {
+    const moe_explainer *x = &r->explainer;
+    if (!x->token && !x->step) return;
+    moe_explain_finish(&r->explainer, &r->context, &r->record, st);
+    char *text = r->comm->rank == 0 ? moe_explain_json(r->c, x->token ? &x->explanation : NULL, x->step ? &x->derivation : NULL) : NULL;
+    moe_results_text(r->comm, &r->results, "explain.json", text, writing);
+    free(text);
+}
+
+static void show_explanations(const run *r) {
+    if (r->explainer.token) moe_explain_show(&r->screen, r->c, &r->explainer.explanation);
+    if (r->explainer.step) moe_derive_show(&r->screen, &r->explainer.derivation);
+}
+
 /* A failed self-check ends the loop; its step is in the results like any other. */
 static int finish(run *r, moe_status *st) {
     moe_status writing = {0};
@@ -346,8 +381,10 @@ static int finish(run *r, moe_status *st) {
     if (trains(r) && r->c->train.specialization && st->code == MOE_OK && writing.code == MOE_OK) specialize(r, &writing);
     if (writing.code == MOE_OK && r->c->output.timeline)
         moe_timeline_write(r->comm, &r->timeline, r->c, r->topologies, r->record.step, r->results.folder, &writing);
+    if (st->code == MOE_OK && writing.code == MOE_OK) explain(r, &writing, st);
     if (writing.code == MOE_OK) moe_results_close(r->comm, &r->results, r->c, &r->record, r->topologies, seconds, &writing);
     if (r->comm->rank == 0 && trains(r)) moe_report_outcome(&r->screen, r->c, &r->results.history, &r->results.facts);
+    if (r->comm->rank == 0) show_explanations(r);
     if (r->comm->rank == 0) moe_report_end(&r->screen, r->c, &r->record, r->results.folder, seconds);
     if (writing.code) moe_fail(st, writing.code, "%s", writing.message);
     return st->code;
@@ -359,6 +396,7 @@ static void free_run(run *r) {
         moe_routing_free(&r->routing[l]);
     }
     moe_results_free(&r->results);
+    moe_explainer_free(&r->explainer);
     moe_activations_free(&r->activations);
     moe_timeline_free(&r->timeline);
     moe_training_free(&r->training);

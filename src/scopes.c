@@ -75,8 +75,7 @@ static void mean_losses(const moe_balance *balance, const int64_t *sum, double *
     }
 }
 
-/* A sequence is counted by the rank that holds its first token. */
-static bool owns(const moe_batch *b, int64_t sequence) {
+bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
     int64_t first = sequence * b->sequence_length;
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
@@ -85,7 +84,7 @@ static bool owns(const moe_batch *b, int64_t sequence) {
 static void sum_losses(const moe_scopes *s, const moe_balance *balance, const moe_placement *placement, const moe_batch *b,
                        int64_t sum[2][MEAN_WORDS]) {
     for (int64_t i = 0; i < s->sequence.num_cells; i++) {
-        if (owns(b, s->first_sequence + i))
+        if (moe_scopes_owns(b, s->first_sequence + i))
             add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
     }
     for (int64_t j = 0; j < s->device.num_cells; j++) {

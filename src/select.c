@@ -311,6 +311,24 @@ int32_t moe_select_given(moe_select *w, const moe_router *r, const double *s, co
     return count;
 }
 
+void moe_select_reasons(const moe_router *r, const double *z, const double *s, const double *factor, double *selection, double *of_group,
+                        double *admitted) {
+    moe_select w = {.factor = factor};
+    moe_select_reserve(&w, r);
+    fill_scores(&w, r, z, s, 1);
+    for (int32_t i = 0; i < r->num_experts; i++)
+        selection[i] = w.score[i / w.group_size * w.group_blocks * BLOCK + i % w.group_size];
+    if (r->group_limit != MOE_GROUP_NONE) {
+        for (int32_t g = 0; g < w.groups; g++) {
+            of_group[g] = group_score(&w, r, g);
+            admitted[g] = 0;
+        }
+        for (int32_t k = 0, count = choose_groups(&w, r); k < count; k++)
+            admitted[w.kept[k]] = 1;
+    }
+    moe_select_free(&w);
+}
+
 int32_t moe_router_select(const moe_router *r, int64_t token, const double *z, const double *s, int32_t *expert, double *weight) {
     moe_select w = {.token = token};
     moe_select_reserve(&w, r);

@@ -38,6 +38,11 @@ int32_t moe_select_experts(moe_select *w, const moe_router *r, const double *z, 
 /* Local. The same for a token whose experts are known: those with chosen [N] = 1 (expert_choice). expert and weight have room for N. */
 int32_t moe_select_given(moe_select *w, const moe_router *r, const double *s, const uint8_t *chosen, int32_t *expert, double *weight);
 
+/* Local. Why: selection [N] = what the experts of one token are ranked by (-inf = disabled); with a group limit, of_group [groups] = the groups'
+ * scores and admitted [groups] = 1 where the token may go. factor [N] as in moe_select, or NULL. */
+void moe_select_reasons(const moe_router *r, const double *z, const double *s, const double *factor, double *selection, double *of_group,
+                        double *admitted);
+
 /* Local. Whether the weights of the chosen are divided by their sum. */
 static inline bool moe_weights_normalized(const moe_router *r) {
     return r->score_func == MOE_SCORE_SOFTMAX_TOPK || (r->norm_topk_prob && (r->top_k > 1 || r->norm_single));

@@ -225,11 +225,6 @@ static void count_unlimited(tally *t, const moe_layer *layer, const moe_context 
 
 /* --- global figures --- */
 
-static enum moe_level level_of(int64_t source, int64_t destination, int64_t devices_per_node) {
-    if (source == destination) return MOE_LEVEL_DEVICE;
-    return source / devices_per_node == destination / devices_per_node ? MOE_LEVEL_NODE : MOE_LEVEL_CLUSTER;
-}
-
 static void add_volume(moe_volume *v, enum moe_level level, int64_t rows, int64_t pairs, int64_t row_bytes, int64_t metadata_bytes) {
     v->rows += rows;
     v->logical_bytes += rows * row_bytes;
@@ -249,7 +244,7 @@ static void fill_volume(const tally *t, const moe_config *c, moe_layer_record *o
     memset(out->volume, 0, sizeof out->volume);
     memset(out->pairs_by_level, 0, sizeof out->pairs_by_level);
     for (int64_t i = 0; i < d * d; i++) {
-        enum moe_level level = level_of(i / d, i % d, c->cluster.devices_per_node);
+        enum moe_level level = moe_level_of(i / d, i % d, c->cluster.devices_per_node);
         out->pairs_by_level[level] += t->pairs[i];
         add_volume(&out->volume[MOE_DISPATCH], level, t->sent[i], t->pairs[i], row_bytes, t->sent[i] * head + t->pairs[i] * pair);
         add_volume(&out->volume[MOE_COMBINE], level, t->sent[i], t->pairs[i], row_bytes, 0);

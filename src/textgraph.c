@@ -37,8 +37,7 @@ moe_text moe_block_name(const moe_blocks *b, int32_t block) {
     return text;
 }
 
-/* A bar of `share` of `width` columns, padded with blanks to width. */
-static void print_bar(const moe_screen *s, double share, int width) {
+void moe_textgraph_bar(const moe_screen *s, double share, int width) {
     static const char *const eighths[] = {"", "\u258f", "\u258e", "\u258d", "\u258c", "\u258b", "\u258a", "\u2589"};
     int parts = (int)lround(fmin(fmax(share, 0), 1) * width * 8);
     int full = s->utf8 ? parts / 8 : (parts + 4) / 8, rest = s->utf8 ? parts % 8 : 0;
@@ -70,7 +69,7 @@ static void bar_line(const moe_screen *s, const moe_blocks *b, int32_t block, co
                      double top, int width) {
     double value = block_mean(b, block, load);
     fprintf(s->out, "  %-*s", NAME_WIDTH - 2, moe_block_name(b, block).s);
-    print_bar(s, top > 0 ? value / top : 0, width);
+    moe_textgraph_bar(s, top > 0 ? value / top : 0, width);
     fprintf(s->out, " %13s %7.3f", moe_text_count(llround(value)).s, mean > 0 ? value / mean : 1);
     if (b->size > 1) {
         int32_t most = fullest(load, block_begin(b, block), block_end(b, block));

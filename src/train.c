@@ -71,6 +71,7 @@ static void forward(moe_training *t, moe_step_record *record) {
         double start = moe_comm_time();
         moe_tally_layer(&t->layers[l], t->context, &t->activations[l], t->y, record);
         moe_timeline_add(line, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
+        if (t->explainer) moe_explain_forward(t->explainer, &t->layers[l], t->context, &t->activations[l], t->y, &record->layer[l]);
         leave_layer(t, t->y, t->x[l], t->x[l + 1]);
         moe_timeline_end(line, whole, moe_comm_time());
     }
@@ -79,8 +80,10 @@ static void forward(moe_training *t, moe_step_record *record) {
 /* dh: gradient of the last layer's output on entry, of the first layer's input on return. */
 static void backward(moe_training *t, moe_step_record *record) {
     for (int32_t l = t->num_layers - 1; l >= 0; l--) {
+        if (t->explainer) moe_explain_upstream(t->explainer, &t->layers[l], t->context, t->dh);
         moe_layer_backward(&t->layers[l], &t->slots[l], t->context, &t->activations[l], &t->parameters, t->dh, &t->backward, t->y,
                            &record->layer[l]);
+        if (t->explainer) moe_explain_backward(t->explainer, &t->layers[l], t->context, &t->activations[l], &t->backward);
         leave_layer(t, t->y, t->dh, t->dh);
     }
 }
@@ -176,6 +179,7 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_record *record, mo
     moe_parameters_clear_gradients(&t->parameters);
     for (int32_t i = 0; i < c->train.accumulate; i++) {
         bool several = c->train.accumulate > 1;
+        if (t->explainer) t->explainer->micro_batch = i;
         loss += micro_batch(t, step * c->train.accumulate + i, several ? &t->micro : record) / c->train.accumulate;
         if (several) moe_step_record_join(record, &t->micro, i, c->train.accumulate);
         if (!moe_record_all_passed(record)) return MOE_OK; /* the self-check says where; nothing is updated */

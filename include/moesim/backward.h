@@ -32,6 +32,10 @@ moe_layer_slots moe_layer_register(const moe_layer *layer, const moe_context *co
 void moe_layer_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, moe_activations *a,
                         moe_parameters *all, const real *dy, moe_backward *b, real *dx, moe_layer_record *record);
 
+/* Local. The routing whose weights were made from the scores, and whose order dg has: the one before dropping, where a dropped pair has dg = 0 but its
+ * score is still in the others' normalisation; or the one that is sent, where weights were made for those that are left. */
+const moe_routing *moe_weights_routing(const moe_activations *a);
+
 void moe_backward_free(moe_backward *b);
 
 #endif

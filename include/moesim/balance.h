@@ -50,6 +50,12 @@ bool moe_balance_defined(const moe_balance *b, enum moe_loss loss);
 /* Local. loss [MOE_NUM_LOSSES] raw (alpha = 1) of one cell, NaN where not defined. A cell without tokens gives 0. */
 void moe_balance_losses(const moe_balance *b, const moe_placement *p, const moe_stats *s, int64_t *cell, double loss[MOE_NUM_LOSSES]);
 
+/* Local. P_i = (1/T) sum_t s'_{i,t} of a cell with tokens. */
+double moe_balance_mean_score(const moe_stats *s, int64_t *cell, int32_t i);
+
+/* Local. Mean and sample variance over the experts of what importance, load or usage_variance (selections) look at. */
+void moe_balance_variation(const moe_balance *b, const moe_stats *s, int64_t *cell, enum moe_loss loss, double *mean, double *variance);
+
 enum { MOE_COEFFICIENTS = 3 }; /* doubles per expert */
 
 /* Local. a [3N], for moe_router_dlogits, which divides all of it by the cell's tokens (and the number of scopes):

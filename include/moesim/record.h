@@ -23,6 +23,12 @@ enum moe_phase {
     MOE_PHASE_BACKWARD,
     MOE_NUM_PHASES
 };
+/* Local. The level of a row between two devices. */
+static inline enum moe_level moe_level_of(int64_t source, int64_t destination, int64_t devices_per_node) {
+    if (source == destination) return MOE_LEVEL_DEVICE;
+    return source / devices_per_node == destination / devices_per_node ? MOE_LEVEL_NODE : MOE_LEVEL_CLUSTER;
+}
+
 extern const char *const moe_level_names[MOE_NUM_LEVELS]; /* "same_device", "same_node", "across_nodes" */
 extern const char *const moe_direction_names[MOE_NUM_DIRECTIONS];
 extern const char *const moe_phase_names[MOE_NUM_PHASES]; /* "gate", "route", ... */

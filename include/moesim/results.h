@@ -57,6 +57,9 @@ int moe_results_close(const moe_comm *comm, moe_results *r, const moe_config *c,
 /* Local. Frees what *r holds when a run ends without moe_results_close (a step that could not be written); safe after it. */
 void moe_results_free(moe_results *r);
 
+/* Collective. Writes a text (rank 0's) into the folder, whole or not at all. */
+int moe_results_text(const moe_comm *comm, const moe_results *r, const char *name, const char *text, moe_status *st);
+
 /* Collective. topk_idx.npy int32 [layers,T,K] (-1 = none), topk_weight.npy float32, kept.npy uint8 (1 = an expert serves it): routing [layers] of this rank. With
  * overflow = next_choice also served_idx.npy int32: the expert that serves it, -1 = dropped. */
 int moe_results_routing(const moe_comm *comm, const moe_results *r, const moe_config *c, const moe_batch *batch, const moe_routing *routing,

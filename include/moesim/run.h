@@ -8,7 +8,9 @@
 #include <stdbool.h>
 
 typedef struct moe_run_options {
-    const char *out; /* folder, or NULL for the default */
+    bool explains_token, explains_step; /* of the last step: shown, and written to explain.json */
+    int64_t explain_token;              /* global id */
+    const char *out;                    /* folder, or NULL for the default */
     bool force, quiet;
     const moe_checkpoint *resume; /* go on from here, in folder `out`; NULL: a new run */
     const char *word;             /* what is to be said about damaged checkpoints, "" = nothing */

@@ -34,6 +34,9 @@ void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *b
 /* Local. The cell that holds segment i of the batch in a scope, and by what its gradient is divided: tokens of the cell x population. */
 int64_t *moe_scopes_cell(const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor);
 
+/* Local. Whether this rank counts a sequence: it holds its first token. */
+bool moe_scopes_owns(const moe_batch *b, int64_t sequence);
+
 void moe_scopes_free(moe_scopes *s);
 
 #endif

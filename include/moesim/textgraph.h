@@ -5,6 +5,9 @@
 #include "moesim/screen.h"
 #include <stdint.h>
 
+/* Local. A bar of `share` (0 .. 1) of `width` columns, padded with blanks to width. */
+void moe_textgraph_bar(const moe_screen *s, double share, int width);
+
 enum { MOE_MOST_BLOCKS = 16 };
 
 typedef struct moe_blocks { /* neighbouring devices shown as one line, so that there are at most 16 lines */

@@ -7,6 +7,7 @@
 #define MOESIM_TRAIN_H
 
 #include "moesim/backward.h"
+#include "moesim/explain.h"
 #include "moesim/layer.h"
 #include "moesim/optimizer.h"
 #include "moesim/parameters.h"
@@ -28,6 +29,7 @@ typedef struct moe_training {
     moe_backward backward;
     moe_step_record micro;        /* of one micro-batch, where a step has several */
     int bad_rank;                 /* lowest rank whose last loss was not finite, where it was not */
+    moe_explainer *explainer;     /* watches the next step; NULL = nobody does; not owned */
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; the context's are these times the schedule */
 } moe_training;
 
