@@ -152,6 +152,7 @@ static json_t *token_object(const moe_config *c, const moe_explanation *e) {
     put(o, "position", json_integer(e->position));
     put(o, "device", json_integer(e->device));
     put(o, "rank", json_integer(e->rank));
+    put(o, "num_devices", json_integer(e->num_devices));
     put(o, "micro_batches", json_integer(e->micro_batches));
     put(o, "text", e->has_text ? text_object(e) : json_null());
     put(o, "layers", layers);

@@ -3,6 +3,7 @@ own; where there are too many to draw, steps are thinned, or cells added up, and
 import numpy
 
 import tables
+import explain
 import timeline
 from folder import amount, at, items, number, numbers, objects, whole
 
@@ -222,6 +223,7 @@ def digest(folder, room):
         "ideal": ideals_of(folder), "load": load_of(folder, room), "matrix": matrix_of(folder, room),
         "layer": [layer_of(layer, batches) for layer in folder.layers], "waterfall": waterfall_of(folder), "levels": levels,
         "specialization": specialization_of(folder, room), "timeline": timeline.digest(folder.timeline, room),
+        "explain": explain.digest(folder.explanation),
         "step_mean": number(at(folder.summary, "time.measured.step_mean")), "num_steps": whole(at(folder.summary, "steps")),
         "phases": {name: number(value) for name, value in items(folder.summary, "time.measured.phases").items()},
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy
 
+import explain
 import timeline
 
 VERSION = (0, 1)   # the newest major.minor of summary.json that this report knows; tests/cli/test_report.py compares it with CMakeLists.txt
@@ -37,6 +38,7 @@ class Folder:
         self.load = self._array("expert_load.npy", (None, self.num_layers, self.num_experts))
         self.matrices = self._array("comm_matrix_steps.npy", (None, self.num_layers, self.devices, self.devices))
         self.matrix_steps = numbers(at(self.summary, "comm_matrix_steps"))
+        self.explanation = explain.read(self._text("explain.json"), self.problems)
         self.timeline = timeline.read(self._text("timeline.json"), self.problems)
         if self.matrix is not None:
             self.num_layers, self.devices = self.matrix.shape[:2]

@@ -5,11 +5,12 @@ from pathlib import Path
 import jinja2
 
 import digest
+import explain
 import tables
 
 HERE = Path(__file__).parent / "template"
 LARGEST = 6_000_000   # bytes of a page
-SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "timeline.js", "specialization.js", "compare.js", "start.js")
+SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "timeline.js", "specialization.js", "explain.js", "compare.js", "start.js")
 
 
 def in_script(value):
@@ -36,7 +37,7 @@ def thinned_text(run):
 def environment():
     made = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
                               undefined=jinja2.StrictUndefined)
-    made.globals.update(tables=tables)
+    made.globals.update(tables=tables, explain=explain)
     return made
 
 

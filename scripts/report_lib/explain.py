@@ -1,0 +1,162 @@
+"""explain.json (--explain TOKEN, --explain-step) as what the page shows: bars of one token's scores, outputs, losses and gradients, and tables."""
+import json
+
+import tables
+
+BARS = 32   # experts whose scores are drawn
+SHOWN = 12  # experts whose gradients are drawn
+LEVELS = {"same_device": "stays on its device", "same_node": "same node", "across_nodes": "across nodes"}
+LIMITS = {"max": "its best expert", "top2_sum": "the sum of its two best", "topk_sum": "the sum of its top_k / topk_group best",
+          "quota": "its best expert"}
+
+
+def read(text, problems):
+    """What the file holds, or None; a damaged one is a problem."""
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+        if found["token"] is not None:
+            for layer in found["token"]["layers"]:
+                layer_of(layer, found["token"])
+        for one in found["step"] or []:
+            derived_row(one)
+        return found
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        problems.append(f"explain.json is damaged ({type(error).__name__}: {error}).")
+        return None
+
+
+# --- what charts draw --------------------------------------------------------------------------------------------------------------------
+
+
+def ranked(layer):
+    """Experts by what they are ranked by, falling, then index; a disabled one (null) last."""
+    values = layer["selection"] or layer["score"]
+    return sorted(range(len(values)), key=lambda expert: (values[expert] is None, -(values[expert] or 0), expert))
+
+
+def shown(layer, count):
+    """The chosen experts and the best others, `count` of them, in falling order."""
+    order, chosen = ranked(layer), {choice["expert"] for choice in layer["choices"]}
+    kept = set([expert for expert in order if expert in chosen] + [expert for expert in order if expert not in chosen][:max(count - len(chosen), 2)])
+    return [expert for expert in order if expert in kept]
+
+
+def kind_of(layer, expert, experts):
+    choice = next((choice for choice in layer["choices"] if choice["expert"] == expert), None)
+    if choice:
+        return "chosen" if choice["served_by"] is not None else "dropped"
+    groups = layer["groups"]
+    return "not admitted" if groups and expert // (experts // len(groups["score"])) not in groups["admitted"] else "not chosen"
+
+
+def scores_of(layer, per_device):
+    if layer["score"] is None:
+        return None
+    logit, selection, experts = layer["logit"], layer["selection"], len(layer["score"])
+    return [{"expert": expert, "device": expert // per_device, "logit": logit and logit[expert], "score": layer["score"][expert],
+             "selection": selection and selection[expert], "kind": kind_of(layer, expert, experts)} for expert in shown(layer, BARS)]
+
+
+def outputs_of(layer):
+    """[{"name", "norm", "part"}] of what comes back, the shared experts last."""
+    parts = [{"name": f"expert {choice['served_by']}", "norm": choice["contribution_norm"], "part": choice["part_of_y"]}
+             for choice in layer["choices"] if choice["served_by"] is not None]
+    if layer["output"]["shared_norm"] is not None:
+        parts.append({"name": "shared experts", "norm": layer["output"]["shared_norm"], "part": layer["output"]["shared_part_of_y"]})
+    return parts
+
+
+def loss_name(name):
+    return tables.LOSS_NAMES.get(name, name.replace("_", " "))
+
+
+def gradient_of(layer):
+    """{"expert": [...], "parts": [{"name", "value"}]}; the losses with a coefficient, the task, and their sum."""
+    gradient = layer["gradient"]
+    if not gradient:
+        return None
+    experts = shown(layer, SHOWN)
+    named = [(name, values) for name, values in gradient.items() if name not in ("balance", "task", "total", "output_norm")]
+    if len(named) > 1 or "task" in gradient:
+        named.append(("all balance losses", gradient["balance"]))
+    named += [(name, gradient[key]) for key, name in (("task", "task"), ("total", "total")) if key in gradient]
+    return {"expert": experts, "parts": [{"name": loss_name(name), "value": [values[expert] for expert in experts]} for name, values in named]}
+
+
+def layer_of(layer, token):
+    experts = len(layer["score"] or layer["logit"] or [])
+    return {"scores": scores_of(layer, max(experts // token["num_devices"], 1)), "outputs": outputs_of(layer), "gradient": gradient_of(layer),
+            "groups": layer["groups"] and {"score": layer["groups"]["score"], "admitted": layer["groups"]["admitted"],
+                                           "unit": "device" if layer["groups"]["are_devices"] else "group"}}
+
+
+def digest(found):
+    """What the charts draw of a token, or None."""
+    token = found and found["token"]
+    return token and {"token": token["token"], "layers": [layer_of(layer, token) for layer in token["layers"]]}
+
+
+# --- tables ------------------------------------------------------------------------------------------------------------------------------
+
+
+def place_text(token):
+    text = (f"Token {tables.count_text(token['token'])} of {tables.count_text(token['num_tokens'])} in step {token['step']}, at home on device {token['device']}; "
+            f"sequence {tables.count_text(token['sequence'])}, place {tables.count_text(token['position'])} in it.")
+    return text + (f" It is one of the last of the step's {token['micro_batches']} micro-batches." if token["micro_batches"] > 1 else "")
+
+
+def group_text(layer):
+    groups = layer["groups"]
+    unit = "device" if groups["are_devices"] else "group"
+    return f"A {unit}'s score is {LIMITS.get(groups['rule'], groups['rule'])}; the best {groups['limit']} of {len(groups['score'])} are admitted."
+
+
+def choice_rows(layer):
+    """(columns, rows); with a capacity also what each choice met."""
+    limited = any("wanted" in choice for choice in layer["choices"])
+    columns = ["expert", "device", "score s", "ranked by", "weight g", "sent with", "|FFN(u)|", "|g FFN(u)|", "part of y"]
+    rows = []
+    for choice in layer["choices"]:
+        row = [str(choice["expert"]), str(choice["device"]), *(tables.real_text(choice[key]) for key in ("score", "selection", "weight", "sent_weight",
+               "output_norm", "contribution_norm")), tables.share_text(choice["part_of_y"])]
+        if limited:
+            room = "all" if choice["room"] is None else tables.count_text(choice["room"])
+            served = "dropped" if choice["served_by"] is None else "kept" if choice["served_by"] == choice["expert"] else f"moved to expert {choice['served_by']}"
+            row.append(f"no. {tables.count_text(choice['place'])} of {tables.count_text(choice['wanted'])}, room for {room}: {served}")
+        rows.append(row)
+    return columns + ["its place in the order"] * limited, rows
+
+
+def row_rows(layer):
+    return [[str(row["device"]), str(row["rank"]), LEVELS.get(row["level"], row["level"]), str(row["pairs"]), tables.bytes_text(row["bytes"]),
+             tables.bytes_text(row["metadata_bytes"])] for row in layer["rows"]]
+
+
+def loss_rows(layer):
+    """Losses of which a token has a share, first those that are trained."""
+    rows, tokens = [], layer["counted_tokens"]
+    for name, loss in (layer["loss"] or {}).items():
+        if loss["share"] is None or loss["batch"] is None:
+            continue
+        own = loss["share"] * tokens
+        rows.append([loss_name(name), tables.real_text(loss["batch"]), tables.real_text(loss["share"]), tables.real_text(own),
+                     tables.real_text(own / loss["batch"], 3) if loss["batch"] else tables.NONE, tables.real_text(loss["alpha"]),
+                     tables.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else tables.NONE])
+    return rows
+
+
+def derived_row(one, layers=1):
+    """(figure, formula with its values, value, does it agree)."""
+    where = [f"{what.replace('_', '-')} {one[what]}" for what in ("layer", "micro_batch") if one[what] is not None and (what != "layer" or layers > 1)]
+    filled = f"{one['formula']} = {one['filled']}" if one["filled"] else one["formula"]
+    return one["name"] + (f" ({', '.join(where)})" if where else ""), filled, tables.real_text(one["value"], 10), "✓" if one["agrees"] else f"✗ reported: {one['reported']}"
+
+
+def derived_parts(found):
+    """[(heading, rows)] of a step's derivation."""
+    parts, layers = {}, 1 + max([one["layer"] or 0 for one in found["step"]], default=0)
+    for one in found["step"]:
+        parts.setdefault(one["part"], []).append(derived_row(one, layers))
+    return list(parts.items())
