@@ -17,17 +17,22 @@ static double share(int64_t part, int64_t all) {
 
 /* --- tables --- */
 
-static void print_choices(const moe_dialect *row, int num_rows) {
-    printf("  %-24s %-9s %-12s %-8s %5s %7s %10s %8s %12s %15s\n", "", "method", "scores", "limit", "top_k", "common", "selections",
-           "dropped", "devices/token", "dispatch bytes");
+/* On a narrow terminal without scores, method, limit, selections, then top_k, dropped, common. */
+static const moe_table choice_table = {121, {{36, 13}, {26, 10}, {49, 9}, {72, 11}, {58, 6}, {83, 9}, {64, 8}}};
+/* Without the ratios and the scope, then without form and its loss. */
+static const moe_table loss_table = {121, {{46, 8}, {65, 8}, {84, 8}, {113, 8}, {26, 9}, {92, 10}, {102, 11}}};
+
+static void print_choices(const moe_screen *s, const moe_dialect *row, int num_rows) {
+    moe_screen_row(s, &choice_table, "  %-24s %-9s %-12s %-8s %5s %7s %10s %8s %12s %15s\n", "", "method", "scores", "limit", "top_k",
+                   "common", "selections", "dropped", "devices/token", "dispatch bytes");
     for (int i = 0; i < num_rows; i++) {
         const moe_dialect *r = &row[i];
         if (!ran(r)) continue;
-        printf("  %-24s %-9.9s %-12s %-8s %5d %6.1f%% %10lld %8lld %13.4f %15lld\n", r->name,
-               moe_config_enum_name("router.method", r->c.router.method), moe_config_enum_name("router.score_func", r->c.router.score_func),
-               moe_config_enum_name("router.group_limit", r->c.router.group_limit), r->c.router.top_k,
-               100 * share(r->common, r->selections), (long long)r->selections, (long long)r->dropped, r->mean_devices,
-               (long long)r->dispatch_bytes);
+        moe_screen_row(
+            s, &choice_table, "  %-24s %-9.9s %-12s %-8s %5d %6.1f%% %10lld %8lld %13.4f %15lld\n", r->name,
+            moe_config_enum_name("router.method", r->c.router.method), moe_config_enum_name("router.score_func", r->c.router.score_func),
+            moe_config_enum_name("router.group_limit", r->c.router.group_limit), r->c.router.top_k, 100 * share(r->common, r->selections),
+            (long long)r->selections, (long long)r->dropped, r->mean_devices, (long long)r->dispatch_bytes);
     }
 }
 
@@ -40,25 +45,28 @@ static enum moe_loss trained_form(const moe_config *c) {
     return form[c->balance.aux_form];
 }
 
+typedef struct two_cells {
+    char s[64];
+} two_cells;
+
 /* Raw, and divided by its value at balance. */
-static void print_loss(const moe_dialect *r, enum moe_loss loss) {
+static two_cells loss_text(const moe_dialect *r, enum moe_loss loss) {
+    two_cells text;
     double ideal = r->ideal[loss];
-    printf(" %10.6f %7s", r->loss[loss], ideal != 0 ? moe_text_number(r->loss[loss] / ideal, 3).s : "-");
+    snprintf(text.s, sizeof text.s, "%10.6f %7s", r->loss[loss], ideal != 0 ? moe_text_number(r->loss[loss] / ideal, 3).s : "-");
+    return text;
 }
 
-static void print_losses(const moe_dialect *row, int num_rows) {
-    printf("  %-24s %-8s %10s %7s %10s %7s %10s %7s  %-8s %10s %7s\n", "", "scope", "expert", "ratio", "device", "ratio", "comm", "ratio",
-           "form", "its loss", "ratio");
+static void print_losses(const moe_screen *s, const moe_dialect *row, int num_rows) {
+    moe_screen_row(s, &loss_table, "  %-24s %-8s %10s %7s %10s %7s %10s %7s  %-8s %10s %7s\n", "", "scope", "expert", "ratio", "device",
+                   "ratio", "comm", "ratio", "form", "its loss", "ratio");
     for (int i = 0; i < num_rows; i++) {
         const moe_dialect *r = &row[i];
         if (!ran(r)) continue;
-        printf("  %-24s %-8s", r->name, moe_config_enum_name("balance.scope", r->c.balance.scope));
-        print_loss(r, MOE_LOSS_EXPERT);
-        print_loss(r, MOE_LOSS_DEVICE);
-        print_loss(r, MOE_LOSS_COMM);
-        printf("  %-8s", moe_config_enum_name("balance.aux_form", r->c.balance.aux_form));
-        print_loss(r, trained_form(&r->c));
-        printf("\n");
+        moe_screen_row(s, &loss_table, "  %-24s %-8s %s %s %s  %-8s %s\n", r->name,
+                       moe_config_enum_name("balance.scope", r->c.balance.scope), loss_text(r, MOE_LOSS_EXPERT).s,
+                       loss_text(r, MOE_LOSS_DEVICE).s, loss_text(r, MOE_LOSS_COMM).s,
+                       moe_config_enum_name("balance.aux_form", r->c.balance.aux_form), loss_text(r, trained_form(&r->c)).s);
     }
 }
 
@@ -179,12 +187,12 @@ void moe_dialects_show(const moe_dialect *row, int num_rows, int64_t num_tokens)
     const moe_config *c = &row[0].c;
     moe_screen_heading(&s, "Choices: %s tokens, %d experts on %d devices, first layer, the same logits for all",
                        moe_text_count(num_tokens).s, c->model.num_experts, c->cluster.devices);
-    print_choices(row, num_rows);
+    print_choices(&s, row, num_rows);
     moe_screen_wrapped(&s, 2, "",
                        "common: share of the row's selections that the configuration's own router chooses too. dispatch bytes: payload, "
                        "rows that stay on their device included.");
     moe_screen_heading(&s, "Losses: raw in the row's own scope; ratio: divided by the value at perfect balance");
-    print_losses(row, num_rows);
+    print_losses(&s, row, num_rows);
     print_reasons(&s, row, num_rows);
     print_definitions(&s, row, num_rows);
 }

@@ -21,29 +21,29 @@ typedef struct arguments {
     bool help, version, keys, verify, dialects;
 } arguments;
 
-static const char *const help_text =
-    "moesim simulates expert-parallel Mixture-of-Experts over MPI: every rank stands for one device (or several).\n"
-    "\n"
-    "usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n"
-    "\n"
-    "  --set section.key=value  overrides the file; repeatable\n"
-    "  --out DIR                where results go (default runs/<config name>-<time>)\n"
-    "  --force                  overwrite the results in DIR\n"
-    "  --check                  validate for this number of ranks, print the configuration resolved, stop\n"
-    "  --resume DIR             go on from the last checkpoint of that run (no CONFIG; --set run.steps=N may extend it)\n"
-    "  --keys                   every key with type, default, range and one sentence\n"
-    "  --quiet                  print nothing but errors\n"
-    "  --explain TOKEN          the way of one token through the last step, in numbers (TOKEN: its place in the batch, from 0 on)\n"
-    "  --explain-step           every figure of the last step derived: the formula, with its values, and whether it agrees\n"
-    "  --dialects               the same tokens through every preset: choices, losses, drops and bytes side by side; writes nothing\n"
-    "  --verify                 figures that are known exactly, computed again and compared (no CONFIG)\n"
-    "  --version, --help\n"
-    "\n"
-    "examples:\n"
-    "  mpirun -np 8 moesim configs/quickstart.ini\n"
-    "  mpirun -np 4 moesim --set router.topk_group=2 --set cluster.devices=8 --out runs/m2 configs/quickstart.ini\n"
-    "\n"
-    "exit status: 0 done, 2 a mistake in the input (one sentence says which), 3 the run failed its own checks, 1 anything else\n";
+static const char *const help_text = "moesim simulates expert-parallel Mixture-of-Experts: an MPI rank is a device.\n"
+                                     "\n"
+                                     "usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n"
+                                     "\n"
+                                     "  --set section.key=value  overrides the file; repeatable\n"
+                                     "  --out DIR                where results go (default runs/<config name>-<time>)\n"
+                                     "  --force                  replace the results in DIR\n"
+                                     "  --check                  validate, print the configuration as resolved, stop\n"
+                                     "  --resume DIR             go on from that run's last checkpoint (no CONFIG)\n"
+                                     "  --keys                   every key with type, default, range and one sentence\n"
+                                     "  --quiet                  print nothing but errors\n"
+                                     "  --explain TOKEN          one token of the last step on its way (0 = the first)\n"
+                                     "  --explain-step           every figure of the last step derived, and checked\n"
+                                     "  --dialects               the same tokens through every preset, side by side\n"
+                                     "  --verify                 recompute figures that are known exactly (no CONFIG)\n"
+                                     "  --version, --help\n"
+                                     "\n"
+                                     "examples:\n"
+                                     "  mpirun -np 8 moesim configs/quickstart.ini\n"
+                                     "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
+                                     "\n"
+                                     "exit status: 0 done; 2 a mistake in the input, and one sentence that names it;\n"
+                                     "             3 the run failed its own checks; 1 anything else\n";
 
 static int unknown_option(const char *option, moe_status *st) {
     if (strcmp(option, "--calibrate") == 0) return moe_fail(st, MOE_USER, "%s is not available yet", option);

@@ -188,10 +188,16 @@ static void erase_progress(const moe_screen *s) {
     if (s->terminal) fputs("\r\033[K", s->out);
 }
 
+/* On a narrow terminal without devices per token, then without communication and device loss. */
+static const moe_table step_table = {80, {{43, 8}, {24, 9}, {15, 9}}};
+
 static void print_step_heads(const moe_screen *s) {
-    fprintf(s->out, "\n%s%6s %8s %8s %8s %9s %7s %10s %8s %8s%s\n", moe_screen_paint(s, MOE_BOLD), "step", "expert", "device", "comm",
-            "loss", "devices", "sent to", "device", "time", moe_screen_paint(s, MOE_PLAIN));
-    fprintf(s->out, "%6s %8s %8s %8s %9s %7s %10s %8s\n", "", "raw", "raw", "raw", "x alpha", "a token", "others", "max/mean");
+    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
+    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s %8s", "step", "expert", "device", "comm", "loss", "devices", "sent to",
+                   "device", "time");
+    fprintf(s->out, "%s\n", moe_screen_paint(s, MOE_PLAIN));
+    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s\n", "", "raw", "raw", "raw", "x alpha", "a token", "others",
+                   "max/mean");
 }
 
 /* Mean over layers of X. */
@@ -222,10 +228,11 @@ static void print_step(const moe_screen *s, const moe_step_record *r) {
     moe_record_mean_losses(r, loss, raw, &total);
     moe_record_volume(r, MOE_DISPATCH, &dispatch);
     moe_record_volume(r, MOE_COMBINE, &combine);
-    fprintf(s->out, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)r->step, moe_text_number(raw[MOE_LOSS_EXPERT], 4).s,
-            moe_text_number(raw[MOE_LOSS_DEVICE], 4).s, moe_text_number(raw[MOE_LOSS_COMM], 4).s, moe_text_number(total, 6).s,
-            moe_text_number(mean_devices(r), 3).s, moe_text_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
-            moe_text_number(device_imbalance(r), 3).s, moe_text_seconds(r->seconds).s);
+    moe_screen_row(s, &step_table, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)r->step,
+                   moe_text_number(raw[MOE_LOSS_EXPERT], 4).s, moe_text_number(raw[MOE_LOSS_DEVICE], 4).s,
+                   moe_text_number(raw[MOE_LOSS_COMM], 4).s, moe_text_number(total, 6).s, moe_text_number(mean_devices(r), 3).s,
+                   moe_text_bytes(dispatch.remote_bytes + combine.remote_bytes).s, moe_text_number(device_imbalance(r), 3).s,
+                   moe_text_seconds(r->seconds).s);
 }
 
 void moe_report_step(moe_screen *s, const moe_config *c, const moe_step_record *step) {

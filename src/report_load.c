@@ -19,7 +19,8 @@ static const load_kind kinds[] = {
     {"devices, rows sent", offsetof(moe_layer_record, sent_rows), false},
 };
 
-static const int columns[6] = {8, 7, 8, 7, 7, 7}; /* of the table of metrics */
+/* On a narrow terminal without mean/max, entropy, MaxVio: the first and the last follow from max/mean. */
+static const moe_table metrics_table = {80, {{41, 9}, {66, 8}, {33, 8}}};
 
 static const int64_t *vector_of(const moe_layer_record *l, size_t member) {
     return *(int64_t *const *)((const char *)l + member);
@@ -34,10 +35,11 @@ static void print_metrics(const moe_screen *s, const moe_step_record *r, const l
             sum[i] += value[i] / r->num_layers;
         idle += (double)m.idle / r->num_layers;
     }
-    fprintf(s->out, "  %-22s", kind->name);
+    moe_text text[6];
     for (int i = 0; i < 6; i++)
-        fprintf(s->out, " %*s", columns[i], moe_text_number(sum[i], 3).s);
-    fprintf(s->out, " %5s\n", moe_text_number(idle, r->num_layers > 1).s);
+        text[i] = moe_text_number(sum[i], 3);
+    moe_screen_row(s, &metrics_table, "  %-22s %8s %7s %8s %7s %7s %7s %5s\n", kind->name, text[0].s, text[1].s, text[2].s, text[3].s,
+                   text[4].s, text[5].s, moe_text_number(idle, r->num_layers > 1).s);
 }
 
 static void print_formulas(const moe_screen *s) {
@@ -75,8 +77,8 @@ void moe_report_load(const moe_screen *s, const moe_config *c, const moe_step_re
             *matrix = sum_layers(r, offsetof(moe_layer_record, matrix), d * d);
 
     moe_screen_heading(s, "Balance%s", moe_report_layers(r, "mean").s);
-    fprintf(s->out, "  %-22s %*s %*s %*s %*s %*s %*s %5s\n", "", columns[0], "max/mean", columns[1], "MaxVio", columns[2], "mean/max",
-            columns[3], "CV", columns[4], "Gini", columns[5], "entropy", "idle");
+    moe_screen_row(s, &metrics_table, "  %-22s %8s %7s %8s %7s %7s %7s %5s\n", "", "max/mean", "MaxVio", "mean/max", "CV", "Gini",
+                   "entropy", "idle");
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++)
         print_metrics(s, r, &kinds[i]);
     print_formulas(s);

@@ -23,22 +23,27 @@ static double mean_in_scope(const moe_step_record *r, int scope, int loss) {
     return mean;
 }
 
+static const moe_table loss_table = {78, {{52, 11}, {42, 10}}}, scope_table = {70, {{59, 11}}}, layer_table = {74, {{59, 15}}};
+
+static void print_loss(const moe_screen *s, int i, double raw, double ideal, double alpha, double weighed) {
+    char trained[64];
+    if (i < MOE_LOSS_USAGE_VARIANCE)
+        snprintf(trained, sizeof trained, "%10g %14s", alpha, alpha != 0 ? moe_text_number(weighed, 8).s : "-");
+    else
+        snprintf(trained, sizeof trained, "%25s", "diagnostic only");
+    moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %s\n", long_names[i], moe_text_number(raw, 6).s, moe_text_number(ideal, 6).s,
+                   ideal != 0 ? moe_text_number(raw / ideal, 3).s : "-", trained);
+}
+
 static void print_table(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
     const double factor = c->run.mode == MOE_MODE_TRAIN ? moe_alpha_factor(c, r->step) : 1;
     double alpha[MOE_NUM_LOSSES], loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_balance_alphas(c, alpha);
     moe_record_mean_losses(r, loss, raw, &total);
-    fprintf(s->out, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance", "ratio", "alpha", "alpha x raw");
-    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
-        double ideal = mean_ideal(r, i);
-        fprintf(s->out, "  %-15s %10s %12s %10s ", long_names[i], moe_text_number(raw[i], 6).s, moe_text_number(ideal, 6).s,
-                ideal != 0 ? moe_text_number(raw[i] / ideal, 3).s : "-");
-        if (i < MOE_LOSS_USAGE_VARIANCE)
-            fprintf(s->out, "%10g %14s\n", factor * alpha[i], factor * alpha[i] != 0 ? moe_text_number(loss[i], 8).s : "-");
-        else
-            fprintf(s->out, "%25s\n", "diagnostic only");
-    }
-    fprintf(s->out, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "", moe_text_number(total, 8).s);
+    moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance", "ratio", "alpha", "alpha x raw");
+    for (int i = 0; i < MOE_NUM_LOSSES; i++)
+        print_loss(s, i, raw[i], mean_ideal(r, i), factor * alpha[i], loss[i]);
+    moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "", moe_text_number(total, 8).s);
 }
 
 static void print_meaning(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
@@ -62,25 +67,23 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
 
 static void print_scopes(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
     static const char *const names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
-    fprintf(s->out, "\n  %-15s", "raw, by scope");
-    for (int i = 0; i < MOE_LOSS_Z; i++)
-        fprintf(s->out, " %13s", long_names[i]);
-    fputc('\n', s->out);
-    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
-        fprintf(s->out, "  %-15s", names[scope]);
-        for (int i = 0; i < MOE_LOSS_Z; i++)
-            fprintf(s->out, " %13s", moe_text_number(mean_in_scope(r, scope, i), 6).s);
-        fprintf(s->out, "%s\n", scope == c->balance.scope ? "  <- trains" : "");
-    }
+    fprintf(s->out, "\n  %-15s %13s %13s %13s\n", "raw, by scope", long_names[MOE_LOSS_EXPERT], long_names[MOE_LOSS_DEVICE],
+            long_names[MOE_LOSS_COMM]);
+    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++)
+        moe_screen_row(s, &scope_table, "  %-15s %13s %13s %13s%s\n", names[scope],
+                       moe_text_number(mean_in_scope(r, scope, MOE_LOSS_EXPERT), 6).s,
+                       moe_text_number(mean_in_scope(r, scope, MOE_LOSS_DEVICE), 6).s,
+                       moe_text_number(mean_in_scope(r, scope, MOE_LOSS_COMM), 6).s, scope == c->balance.scope ? "  <- trains" : "");
 }
 
 static void print_layers(const moe_screen *s, const moe_step_record *r) {
-    fprintf(s->out, "\n  %-15s %13s %13s %13s %14s\n", "raw, by layer", "expert", "device", "communication", "total x alpha");
+    fputc('\n', s->out);
+    moe_screen_row(s, &layer_table, "  %-15s %13s %13s %13s %14s\n", "raw, by layer", "expert", "device", "communication", "total x alpha");
     for (int32_t l = 0; l < r->num_layers; l++) {
-        fprintf(s->out, "  layer %-9d", l);
-        for (int i = 0; i < MOE_LOSS_Z; i++)
-            fprintf(s->out, " %13s", moe_text_number(r->layer[l].loss_raw[i], 6).s);
-        fprintf(s->out, " %14s\n", moe_text_number(r->layer[l].total, 8).s);
+        const double *raw = r->layer[l].loss_raw;
+        moe_screen_row(s, &layer_table, "  layer %-9d %13s %13s %13s %14s\n", l, moe_text_number(raw[MOE_LOSS_EXPERT], 6).s,
+                       moe_text_number(raw[MOE_LOSS_DEVICE], 6).s, moe_text_number(raw[MOE_LOSS_COMM], 6).s,
+                       moe_text_number(r->layer[l].total, 8).s);
     }
 }
 

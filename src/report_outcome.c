@@ -9,8 +9,11 @@ static bool is_text(const moe_config *c) {
     return c->data.source == MOE_SOURCE_TEXT;
 }
 
+/* On a narrow terminal without the note, then without the group. */
+static const moe_table outcome_table = {82, {{67, 15}, {2, 9}}};
+
 static void print_line(const moe_screen *s, const char *group, const char *what, const char *first, const char *last, const char *note) {
-    fprintf(s->out, "  %-8s %-32s %10s %12s%s%s\n", group, what, first, last, note[0] ? "  " : "", note);
+    moe_screen_row(s, &outcome_table, "  %-8s %-32s %10s %12s%s%s\n", group, what, first, last, note[0] ? "  " : "", note);
 }
 
 static void print_number(const moe_screen *s, const char *group, const char *what, const moe_history *h, int figure, double unit,

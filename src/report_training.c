@@ -91,8 +91,23 @@ static const struct {
     [TIME] = {"", "time", 7},
 };
 
+/* Columns that a narrow terminal does without, least important first. */
+static const int least[] = {BITS, NORM, BALANCE, COMM, DEVICE, EXPERT};
+
+static bool is_shown(const moe_screen *s, const moe_config *c, int column) {
+    int width = -1;
+    for (int i = 0; i < NUM_COLUMNS; i++)
+        width += i == BITS && !is_text(c) ? 0 : columns[i].width + 1;
+    if (column == BITS && !is_text(c)) return false;
+    for (size_t i = is_text(c) ? 0 : 1; i < sizeof least / sizeof least[0] && width > s->columns; i++) {
+        if (least[i] == column) return false;
+        width -= columns[least[i]].width + 1;
+    }
+    return true;
+}
+
 static void print_cell(const moe_screen *s, const moe_config *c, int column, const char *text) {
-    if (column == BITS && !is_text(c)) return;
+    if (!is_shown(s, c, column)) return;
     fprintf(s->out, "%s%*s%s", column == 0 ? "" : " ", columns[column].width, text, column + 1 == NUM_COLUMNS ? "\n" : "");
 }
 

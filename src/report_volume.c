@@ -32,12 +32,15 @@ static amounts sum_amounts(const moe_step_record *r) {
     return a;
 }
 
+/* On a narrow terminal without the column beside the rows, then without the last. */
+static const moe_table volume_table = {79, {{44, 8}, {63, 11}}};
+
 /* remote_bytes < 0: not known. */
 static void print_row(const moe_screen *s, const char *what, double rows, double tokens, double bytes, int64_t remote_bytes,
                       const char *mark) {
-    fprintf(s->out, "  %-30s %11s %7s %10s %10s%s\n", what, moe_text_count(llround(rows)).s,
-            moe_text_number(tokens > 0 ? rows / tokens : 0, 3).s, moe_text_bytes(llround(bytes)).s,
-            remote_bytes < 0 ? "-" : moe_text_bytes(remote_bytes).s, mark);
+    moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s%s\n", what, moe_text_count(llround(rows)).s,
+                   moe_text_number(tokens > 0 ? rows / tokens : 0, 3).s, moe_text_bytes(llround(bytes)).s,
+                   remote_bytes < 0 ? "-" : moe_text_bytes(remote_bytes).s, mark);
 }
 
 /* The way back: dy along the rows of the dispatch, dx and the gradient of the weights along those of the combine. */
@@ -61,7 +64,7 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
     const moe_volume *d = &a->direction[MOE_DISPATCH], *m = &a->direction[MOE_COMBINE];
     double tokens = (double)r->num_tokens * r->num_layers;
     bool selection = c->exchange.mode == MOE_EXCHANGE_SELECTION, train = c->run.mode == MOE_MODE_TRAIN;
-    fprintf(s->out, "  %-30s %11s %7s %10s %10s\n", "", "rows", "a token", "payload", "to others");
+    moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s\n", "", "rows", "a token", "payload", "to others");
     print_row(s, "dispatch, sent", (double)d->rows, tokens, (double)d->logical_bytes, d->remote_bytes, "");
     print_row(s, "combine, sent", (double)m->rows, tokens, (double)m->logical_bytes, m->remote_bytes, "");
     if (train) print_backward(s, r, a);
@@ -89,15 +92,16 @@ static void print_saving(const moe_screen *s, const amounts *a) {
 }
 
 static void print_levels(const moe_screen *s, const amounts *a) {
-    fprintf(s->out, "\n  %-30s %11s %7s %10s %10s\n", "dispatch, by level", "rows", "share", "payload", "metadata");
+    fputc('\n', s->out);
+    moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s\n", "dispatch, by level", "rows", "share", "payload", "metadata");
     static const char *const names[MOE_NUM_LEVELS] = {"stays on its device", "same node", "across nodes"};
     const moe_volume *d = &a->direction[MOE_DISPATCH];
     for (int i = 0; i < MOE_NUM_LEVELS; i++) {
         const moe_traffic *t = &d->by_level[i];
         char share[16];
         snprintf(share, sizeof share, "%.1f %%", d->rows > 0 ? 100.0 * (double)t->rows / (double)d->rows : 0);
-        fprintf(s->out, "  %-30s %11s %7s %10s %10s\n", names[i], moe_text_count(t->rows).s, share, moe_text_bytes(t->bytes).s,
-                moe_text_bytes(t->metadata_bytes).s);
+        moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s\n", names[i], moe_text_count(t->rows).s, share,
+                       moe_text_bytes(t->bytes).s, moe_text_bytes(t->metadata_bytes).s);
     }
 }
 

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <langinfo.h>
+#include <limits.h>
 #include <locale.h>
 #include <math.h>
 #include <stdarg.h>
@@ -55,22 +56,22 @@ static int open_terminal(FILE *out) {
     return -1;
 }
 
-static int terminal_width(int descriptor) {
+static int terminal_columns(int descriptor) {
     struct winsize size;
     const char *columns = getenv("COLUMNS");
     int width = columns ? atoi(columns) : 0;
     if (width <= 0 && ioctl(descriptor, TIOCGWINSZ, &size) == 0) width = size.ws_col;
-    if (width <= 0) return PIPED_WIDTH;
-    return width < LEAST_WIDTH ? LEAST_WIDTH : width > MOST_WIDTH ? MOST_WIDTH : width;
+    return width <= 0 ? PIPED_WIDTH : width < LEAST_WIDTH ? LEAST_WIDTH : width;
 }
 
 moe_screen moe_screen_of(FILE *out, bool quiet) {
-    moe_screen s = {.out = out, .quiet = quiet, .width = PIPED_WIDTH, .utf8 = is_utf8(), .validation = NAN};
+    moe_screen s = {.out = out, .quiet = quiet, .width = PIPED_WIDTH, .columns = INT_MAX, .utf8 = is_utf8(), .validation = NAN};
     const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
     int terminal = open_terminal(out);
     s.terminal = terminal >= 0 && !(term && !strcmp(term, "dumb"));
     s.color = s.terminal && !(no_color && *no_color);
-    if (s.terminal) s.width = terminal_width(terminal);
+    if (s.terminal) s.columns = terminal_columns(terminal);
+    if (s.terminal) s.width = s.columns < MOST_WIDTH ? s.columns : MOST_WIDTH;
     if (terminal >= 0) close(terminal);
     return s;
 }
@@ -78,15 +79,6 @@ moe_screen moe_screen_of(FILE *out, bool quiet) {
 const char *moe_screen_paint(const moe_screen *s, enum moe_paint paint) {
     static const char *const codes[] = {"\033[0m", "\033[1m", "\033[2m", "\033[32m", "\033[33m", "\033[31m"};
     return s->color ? codes[paint] : "";
-}
-
-void moe_screen_heading(const moe_screen *s, const char *format, ...) {
-    va_list arguments;
-    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
-    va_start(arguments, format);
-    vfprintf(s->out, format, arguments);
-    va_end(arguments);
-    fprintf(s->out, "%s\n", moe_screen_paint(s, MOE_PLAIN));
 }
 
 void moe_screen_wrapped(const moe_screen *s, int indent, const char *label, const char *format, ...) {
@@ -112,6 +104,43 @@ void moe_screen_wrapped(const moe_screen *s, int indent, const char *label, cons
         fresh = false;
     }
     fputc('\n', s->out);
+}
+
+void moe_screen_heading(const moe_screen *s, const char *format, ...) {
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
+    moe_screen_wrapped(s, 0, "", "%s", text);
+    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
+}
+
+/* Takes `width` characters at `at` out of the text, as far as it has them. */
+static void take_out(char *text, int at, int width) {
+    int length = (int)strlen(text);
+    if (at >= length) return;
+    int rest = at + width < length ? at + width : length;
+    memmove(text + at, text + rest, (size_t)(length - rest) + 1);
+}
+
+void moe_screen_row(const moe_screen *s, const moe_table *table, const char *format, ...) {
+    char line[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    bool ends = line[strcspn(line, "\n")] != '\0';
+    line[strcspn(line, "\n")] = '\0';
+    for (int i = 0, width = table->width; width > s->columns && i < 8 && table->least[i].width > 0; i++) {
+        int before = 0; /* columns taken out left of this one */
+        for (int j = 0; j < i; j++)
+            before += table->least[j].at < table->least[i].at ? table->least[j].width : 0;
+        take_out(line, table->least[i].at - before, table->least[i].width);
+        width -= table->least[i].width;
+    }
+    fprintf(s->out, "%s%s", line, ends ? "\n" : "");
 }
 
 moe_text moe_text_glued(moe_text text) {

@@ -155,15 +155,18 @@ static void show_domain(const moe_screen *screen, const moe_specialization *s, c
         total += load[e];
     }
     int cut = length > NAME ? length - NAME : 0; /* the end of a long path tells more than its beginning */
+    char label[NAME + 8], text[SHOWN_EXPERTS * 32] = "";
     if (name)
-        fprintf(screen->out, "  %-*.*s", NAME, length - cut, name + cut);
+        snprintf(label, sizeof label, "  %-*.*s ", NAME, length - cut, name + cut);
     else
-        fprintf(screen->out, "  topic %-*d", NAME - 6, domain);
-    for (int shown = 0; shown < SHOWN_EXPERTS && shown < s->num_experts; shown++) {
+        snprintf(label, sizeof label, "  topic %-*d ", NAME - 6, domain);
+    for (int shown = 0, used = 0; shown < SHOWN_EXPERTS && shown < s->num_experts; shown++) {
         int32_t expert = take_largest(load, s->num_experts, &most);
-        if (most > 0) fprintf(screen->out, "%s%d (%.1f %%)", shown ? ", " : " ", expert, 100.0 * (double)most / (double)total);
+        if (most > 0)
+            used += snprintf(text + used, sizeof text - (size_t)used, "%s%d\t(%.1f\t%%)", shown ? ", " : "", expert,
+                             100.0 * (double)most / (double)total);
     }
-    fputc('\n', screen->out);
+    moe_screen_wrapped(screen, NAME + 3, label, "%s", text);
     moe_free(load);
 }
 

@@ -11,7 +11,8 @@ typedef struct moe_screen {
     FILE *out;
     bool color, terminal, quiet;
     bool utf8;          /* block characters can be shown; ASCII otherwise */
-    int width;          /* columns */
+    int width;          /* columns that text is broken at */
+    int columns;        /* of the terminal; INT_MAX when there is none */
     int64_t steps_seen; /* calls of moe_report_step so far */
     double validation;  /* latest validation loss that no row has shown yet, NaN = none */
 } moe_screen;
@@ -28,6 +29,17 @@ void moe_screen_heading(const moe_screen *s, const char *format, ...) MOE_PRINTF
 /* Local. Text after a label that is padded to `indent` columns, broken between words at the screen's width, later lines indented.
  * A tab is shown as a blank at which no line is broken. */
 void moe_screen_wrapped(const moe_screen *s, int indent, const char *label, const char *format, ...) MOE_PRINTF(4, 5);
+
+/* A table whose columns stand at fixed places: its width, and the columns that go first where a terminal is narrower, least important first,
+ * up to one of width 0. What is piped has all columns. */
+typedef struct moe_table {
+    int width;
+    struct {
+        int at, width;
+    } least[8];
+} moe_table;
+/* Local. A line of the table, ASCII; a newline at its end stays. */
+void moe_screen_row(const moe_screen *s, const moe_table *table, const char *format, ...) MOE_PRINTF(3, 4);
 
 /* A number as text, by value: printf("%s", moe_text_bytes(n).s). */
 typedef struct moe_text {

@@ -2,6 +2,7 @@
 import json
 
 WITH_PARTS = ("step", "backward")   # and the layers: what is inside them is drawn instead
+MOST_RANKS = 128
 
 
 def number(value):
@@ -44,7 +45,7 @@ def digest(timeline, room):
         return None
     parts = [span for span in timeline["spans"] if is_part(span)]
     threads = sorted(timeline["names"])
-    shown = spread(threads, max(room.spans * len(threads) // max(len(parts), 1), 1))
+    shown = spread(threads, min(max(room.spans * len(threads) // max(len(parts), 1), 1), MOST_RANKS))
     kinds, rank_of, spans = {}, {thread: index for index, thread in enumerate(shown)}, []
     for span in parts:
         if span["tid"] not in rank_of:

@@ -1,10 +1,14 @@
 """ctest: timeout=120
 What moesim prints and how it is asked: clean text through a pipe, --quiet, --help, --version, --keys, --check, options in any order, and a
 config.ini in the results that gives the same results again."""
+import fcntl
 import os
 import pty
 import re
+import struct
 import subprocess
+import termios
+from itertools import zip_longest
 
 from _moesim import TEMPORARY, check, command, config, environment, moesim, run, same_bytes, sets, summary, verdict
 
@@ -39,9 +43,11 @@ def check_pipe():
                 check(word in done.out, f"{label}: nothing about {word}")
 
 
-def terminal_output(*arguments, **more):
+def terminal_output(*arguments, columns=0, **more):
     """What a terminal shows whose mpirun runs moesim on two ranks."""
     ours, theirs = pty.openpty()
+    if columns:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(command(2, *arguments), env=environment(**more), stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
@@ -64,6 +70,71 @@ def check_terminal():
     check("\x1b[" in coloured, "no colour on a terminal")
     uncoloured = terminal_output("--out", "terminal-plain", config("terminal", BASE), **plain(NO_COLOR="1"))
     check(re.search(r"\x1b\[[0-9;]*m", uncoloured) is None, "colour in spite of NO_COLOR")
+
+
+WIDE = {**BASE, "run.mode": "train", "run.steps": 3, "train.validation_every": 2, "model.num_layers": 2, "data.source": "text", "data.path": "words.txt",
+        "capacity.policy": "device", "output.tensors": "no", "train.specialization": "yes"}
+EVERYWHERE = ("step", "expert", "sent to", "at balance", "payload", "max/mean", "rows_conserved")   # words of tables, on the narrowest terminal too
+
+
+def check_width():
+    """Tables fit the terminal, as wide as the terminal or COLUMNS says; narrow ones have fewer columns, wide ones all; rows stand under their heads."""
+    with open("words.txt", "w") as file:
+        file.write("the quick brown fox jumps over the lazy dog. " * 200)
+    cases = [("forward", (config("narrow", BASE),), EVERYWHERE, ("devices", "mean/max", "ratio")),
+             ("training", (config("wide", WIDE),), EVERYWHERE + ("MaxVio", "task"), ("norm", "byte")),
+             ("dialects", ("--dialects", config("dialects", {**BASE, "output.routing": "no", "output.tensors": "no"})), ("expert", "devices/token"), ("limit", "scope"))]
+    for label, arguments, always, in_full in cases:
+        for columns, how in ((60, "terminal"), (60, "COLUMNS"), (80, "terminal"), (130, "terminal")):
+            if how == "COLUMNS" and label != "forward":
+                continue
+            more = {"COLUMNS": str(columns)} if how == "COLUMNS" else {}
+            shown = terminal_output("--out", f"{label}-{columns}-{how}", *arguments, columns=columns if how == "terminal" else 200, **plain(**more))
+            lines = [piece for line in re.sub(r"\x1b\[[0-9;]*[mK]", "", shown).split("\n") for piece in line.split("\r")]
+            long = [line for line in lines if len(line) > columns and "/" not in line]   # a folder's name is not broken
+            check(not long, f"{label}, {columns} columns of {how}: {len(long)} lines too long: {long[:3]}")
+            text = "\n".join(lines)
+            check(all(word in text for word in always), f"{label}, {columns} columns: without {[word for word in always if word not in text]}")
+            check(columns < 130 or all(word in text for word in in_full), f"{label}, {columns} columns: without {[word for word in in_full if word not in text]}")
+            if label == "forward":
+                head, row = (next(line for line in lines if re.match(start, line)) for start in (r" +step +expert", r" +0 +\d\.\d{4}"))
+                check(len(head) == len(row) and [bool(cell) for cell in head.split()] and head.rstrip().endswith("time"), f"{columns} columns: {head!r} {row!r}")
+                check("steps/s" in shown and " left" in shown, f"no progress on a terminal of {columns} columns")
+
+
+TIME = re.compile(r" *(\d+ min \d\d s|[\d.]+ m?s)\b")
+HEADER_OF_RANKS = re.compile(r"^((devices|machine|memory|warning) | {11}on each rank:).*\n( {11}.*\n)*", re.M)   # say how many ranks there are
+
+
+def without_time(text, folder):
+    """Times masked; where they make text wrap elsewhere, blanks and newlines are one."""
+    text, ending = TIME.sub(" TIME", text.replace(folder, "FOLDER")).split("\nTime\n")
+    return text, " ".join(ending.split())
+
+
+def check_stable():
+    """What is piped is the same, run after run, and on any number of ranks but for the lines about the ranks."""
+    shown = {}
+    for label, settings in (("forward", BASE), ("training", WIDE)):
+        for ranks, turn in ((2, 1), (2, 2), (1, 1), (4, 1)):
+            folder = f"stable-{label}-{ranks}-{turn}"
+            done = moesim(ranks, config("stable", settings), "--out", folder, **plain())
+            if check(done.code == 0 and done.err == "", f"{folder}: {done.err}"):
+                shown[ranks, turn] = without_time(done.out, folder)
+        check(shown[2, 1] == shown[2, 2], f"{label}: two runs say different things")
+        check("TIME" in shown[2, 1][0] and "FOLDER" in shown[2, 1][1] and "rank" in HEADER_OF_RANKS.search(shown[2, 1][0])[0], f"{label}: nothing was masked")
+        rest = {key: (HEADER_OF_RANKS.sub("", text), ending) for key, (text, ending) in shown.items()}
+        check(len(rest[1, 1][0]) > 3000, f"{label}: only {rest[1, 1][0]!r}")
+        for ranks in (2, 4):
+            other = [(a, b) for one, two in zip(rest[1, 1], rest[ranks, 1]) for a, b in zip_longest(one.split("\n"), two.split("\n")) if a != b]
+            check(not other, f"{label} says other things at np {ranks} than at np 1: {other[:3]}")
+
+
+def check_help():
+    """One screen."""
+    lines = moesim(1, "--help").out.splitlines()
+    check(len(lines) <= 24 and max(map(len, lines)) <= 80, f"--help has {len(lines)} lines of up to {max(map(len, lines))} columns")
+    check(sum(line.startswith("  mpirun -np") for line in lines) == 2, "--help has not two examples")
 
 
 def check_quiet():
@@ -147,6 +218,9 @@ def check_force():
 
 check_pipe()
 check_terminal()
+check_width()
+check_stable()
+check_help()
 check_quiet()
 check_talk()
 check_reproduction()

@@ -111,6 +111,7 @@ chart("chart-waterfall", [], () => {
     marker: {color: stages.map((stage) => series(stage.sent ? 2 : 0))},
     text: stages.map((stage) => `${bytesText(stage.bytes)}<br>${share(stage.bytes, first)}`),
     textposition: "auto",
+    insidetextfont: {color: colour("paper")},
     customdata: stages.map((stage) => [bytesText(stage.bytes), countText(stage.rows), share(stage.bytes, first)]),
     hovertemplate: "%{x}<br>%{customdata[0]} in %{customdata[1]} rows<br>%{customdata[2]} of one row per selection<extra></extra>",
   };
