@@ -138,10 +138,13 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
     if (more > 0) moe_screen_wrapped(s, LABEL, "", "and %d more groups of ranks: placement in summary.json", more);
 }
 
+/* What is available changes from run to run: it is for who looks at a terminal, and not in what is piped. */
 static void print_memory(const moe_screen *s, int ranks, int64_t bytes_per_rank, int64_t available) {
-    char left[64] = "what is available is unknown";
-    if (available >= 0) snprintf(left, sizeof left, "%s available on this host", moe_text_glued(moe_text_bytes(available)).s);
-    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all; %s", moe_text_glued(moe_text_bytes(bytes_per_rank)).s,
+    char left[80] = "";
+    if (s->terminal) snprintf(left, sizeof left, "; what is available is unknown");
+    if (s->terminal && available >= 0)
+        snprintf(left, sizeof left, "; %s available on this host", moe_text_glued(moe_text_bytes(available)).s);
+    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all%s", moe_text_glued(moe_text_bytes(bytes_per_rank)).s,
                        moe_text_glued(moe_text_bytes(bytes_per_rank * ranks)).s, left);
 }
 

@@ -52,7 +52,7 @@ for (const figure of document.querySelectorAll("figure[data-series]")) {
     const traces = others().map((run) => comparedLine(run, path, inBytes ? bytesText : realText));
     if (!asDifference()) traces.push(...balancedLines(path));
     const values = traces.flatMap((trace) => trace.y);
-    return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: inBytes ? bytesAxis(values, "bytes a step") : {}}};
+    return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: inBytes ? {...bytesAxis(values, "bytes a step"), rangemode: "tozero"} : {}}};
   });
 }
 

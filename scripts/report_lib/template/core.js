@@ -123,6 +123,7 @@ function baseLayout() {
     gridcolor: colour("grid"),
     linecolor: colour("line"),
     zeroline: false,
+    exponentformat: "power",
     automargin: true,
     ticks: "outside",
     tickcolor: colour("line"),

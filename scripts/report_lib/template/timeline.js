@@ -71,7 +71,8 @@ chart("chart-timeline", ["layer"], () => {
       bargap: 0.25,
       xaxis: {title: {text: `ms since the first rank began step ${timeline.step}`}, range: [first * 1e-3, lastEnd(spans) * 1e-3]},
       yaxis: {autorange: "reversed", type: "category", categoryarray: ranks.map((rank) => timeline.ranks[rank]), showgrid: false},
-      legend: {traceorder: "normal"},
+      legend: {traceorder: "normal", yref: "container", y: 0, yanchor: "bottom"}, // above, two lines of it would reach the buttons
+      margin: {b: 90},
     },
   };
 });
