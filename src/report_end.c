@@ -50,6 +50,7 @@ void moe_report_end(const moe_screen *s, const moe_config *c, const moe_step_rec
     print_time(s, c, last, seconds);
     moe_screen_heading(s, "Results");
     fprintf(s->out, "  %s\n", folder);
-    moe_screen_wrapped(s, 2, "", "summary.json, metrics.jsonl, config.ini, comm_matrix.npy, expert_load.npy");
+    moe_screen_wrapped(s, 2, "", "summary.json, metrics.jsonl, config.ini, comm_matrix.npy, comm_matrix_steps.npy, expert_load.npy%s",
+                       c->output.timeline ? ", timeline.json" : "");
     fflush(s->out);
 }

@@ -114,6 +114,11 @@ def check_load(drawn, folder, step_bin):
         heat = drawn.traces("chart-heat")[0]["z"]
         wanted = heat_of(folder, which, step_bin)
         check(len(heat) == len(wanted) and all(near(a, b, 1e-12) for a, b in zip(heat, wanted)), f"{drawn.label}: heat map, layer {chosen}")
+        drawn.choose("heatby", "device")
+        shown, each = drawn.traces("chart-heat")[0]["z"], len(wanted) // summary(folder)["devices"]
+        by_device = [[sum(column) for column in zip(*wanted[first:first + each])] for first in range(0, len(wanted), each)]
+        check(len(shown) == len(by_device) and all(near(a, b, 1e-9) for a, b in zip(shown, by_device)), f"{drawn.label}: heat map by device, layer {chosen}")
+        drawn.choose("heatby", "expert")
         for chart, trace, key in (("chart-experts", "selections", "counts_per_expert"), ("chart-devices", "selections", "counts_per_device"),
                                   ("chart-devices", "rows received", "received_rows"), ("chart-devices", "rows sent", "sent_rows")):
             counts = [sum(column) for column in zip(*(layers[l][key] for l in which))]

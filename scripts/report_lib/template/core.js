@@ -10,6 +10,7 @@ const RUN = RUNS[0];
 const state = {
   layer: -1,
   heat: "count",
+  heatby: "expert",
   metric: "max_over_mean",
   unit: "rows",
   level: "all",

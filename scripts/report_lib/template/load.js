@@ -1,15 +1,29 @@
-/* load.js: load per expert over steps (heat map), per expert and per device in the last step, devices per token, drops. */
+/* load.js: load per expert or device over steps (heat map), per expert and per device in the last step, devices per token, drops. */
 
-/* [expert bin][step bin] of the chosen layer, or of all: mean selections of one expert in one step. */
-function heatMeans(load) {
+/* Rows of the heat map, each a bin of experts or the experts of a device: [[first bin, end), what one row is divided by, its name]. */
+function heatRows(load) {
+  const bins = load.sum[0].length,
+    each = RUN.experts / RUN.devices / load.experts_per_bin;
+  if (state.heatby === "device")
+    return Array.from({length: RUN.devices}, (_, device) => [device * each, (device + 1) * each, 1, `device ${device}`]);
+  const one = load.experts_per_bin === 1;
+  return Array.from({length: bins}, (_, bin) => [
+    bin,
+    bin + 1,
+    Math.min(load.experts_per_bin, load.experts - bin * load.experts_per_bin),
+    `expert ${span(bin, load.experts_per_bin, load.experts)}${one ? deviceOf(bin) : ""}`,
+  ]);
+}
+
+/* [row][step bin] of the chosen layer, or of all: mean selections of one expert, or of a device, in one step. */
+function heatMeans(load, rows) {
   const chosen = state.layer >= 0 ? [load.sum[state.layer]] : load.sum;
-  return chosen[0].map((row, expert) => {
-    const experts = Math.min(load.experts_per_bin, load.experts - expert * load.experts_per_bin);
-    return row.map((_, step) => {
+  return rows.map(([first, end, experts]) =>
+    chosen[0][0].map((_, step) => {
       const steps = Math.min(load.steps_per_bin, load.steps - step * load.steps_per_bin);
-      return sum(chosen.map((layer) => layer[expert][step])) / (experts * steps);
-    });
-  });
+      return sum(chosen.map((layer) => sum(layer.slice(first, end).map((row) => row[step])))) / (experts * steps);
+    }),
+  );
 }
 
 const span = (index, size, count) => (size === 1 ? `${index}` : `${index * size}\u2013${Math.min((index + 1) * size, count) - 1}`);
@@ -18,27 +32,28 @@ function deviceOf(expert) {
   return RUN.block && RUN.devices ? ` (device ${Math.floor(expert / (RUN.experts / RUN.devices))})` : "";
 }
 
-function heatText(load, expert, step, value, relative) {
-  const one = load.experts_per_bin === 1,
-    mean = one && load.steps_per_bin === 1 ? "" : " (mean)";
-  const who = `expert ${span(expert, load.experts_per_bin, load.experts)}${one ? deviceOf(expert) : ""}`;
+function heatText(load, [, , experts, who], step, value, relative) {
+  const mean = experts === 1 && load.steps_per_bin === 1 ? "" : " (mean)";
   return `step ${span(step, load.steps_per_bin, load.steps)}<br>${who}<br>${countText(value)} selections${mean}<br>${realText(relative, 3)} × mean`;
 }
 
-chart("chart-heat", ["layer", "heat"], () => {
+chart("chart-heat", ["layer", "heat", "heatby"], () => {
   const load = RUN.load;
   if (!load) return null;
-  const means = heatMeans(load),
+  const rows = heatRows(load),
+    byDevice = state.heatby === "device",
+    size = byDevice ? 1 : load.experts_per_bin,
+    means = heatMeans(load, rows),
     columns = means[0].length,
     ratio = state.heat === "ratio";
   const column = means[0].map((_, step) => sum(means.map((row) => row[step])) / means.length);
   const relative = means.map((row) => row.map((value, step) => (column[step] ? value / column[step] : 0)));
-  const text = means.map((row, expert) => row.map((value, step) => heatText(load, expert, step, value, relative[expert][step])));
+  const text = means.map((row, place) => row.map((value, step) => heatText(load, rows[place], step, value, relative[place][step])));
   const trace = {
     type: "heatmap",
     z: ratio ? relative : means,
     x: Array.from({length: columns}, (_, step) => step * load.steps_per_bin + (load.steps_per_bin - 1) / 2),
-    y: means.map((_, expert) => expert * load.experts_per_bin + (load.experts_per_bin - 1) / 2),
+    y: means.map((_, place) => place * size + (size - 1) / 2),
     colorscale: "Cividis",
     zmin: 0,
     zmax: largest([ratio ? relative : means]) || 1,
@@ -51,7 +66,7 @@ chart("chart-heat", ["layer", "heat"], () => {
     traces: [trace],
     layout: {
       xaxis: {...stepAxis(), showgrid: false, zeroline: false},
-      yaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false, zeroline: false, autorange: "reversed", tickformat: "d"},
+      yaxis: {title: {text: `${byDevice ? "device" : "expert"}${layerText(RUN)}`}, showgrid: false, zeroline: false, autorange: "reversed", tickformat: "d"},
     },
   };
 });
