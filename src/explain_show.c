@@ -229,5 +229,7 @@ void moe_explain_show(const moe_screen *s, const moe_config *c, const moe_explan
     print_token(s, e);
     for (int32_t i = 0; i < e->num_layers; i++)
         print_layer(s, c, e, i);
+    fputc('\n', s->out);
+    moe_screen_wrapped(s, 2, "", "all of it, for every expert: explain.json in the folder of the results, and in its report");
     fflush(s->out);
 }

@@ -375,6 +375,7 @@ static void show_explanations(const run *r) {
 /* A failed self-check ends the loop; its step is in the results like any other. */
 static int finish(run *r, moe_status *st) {
     moe_status writing = {0};
+    bool passed = st->code == MOE_OK;
     double seconds = moe_comm_time() - r->start;
     r->context.timeline = NULL; /* the steps are over */
     if (r->c->output.routing && st->code == MOE_OK) moe_results_routing(r->comm, &r->results, r->c, &r->batch, r->routing, &writing);
@@ -384,7 +385,7 @@ static int finish(run *r, moe_status *st) {
     if (st->code == MOE_OK && writing.code == MOE_OK) explain(r, &writing, st);
     if (writing.code == MOE_OK) moe_results_close(r->comm, &r->results, r->c, &r->record, r->topologies, seconds, &writing);
     if (r->comm->rank == 0 && trains(r)) moe_report_outcome(&r->screen, r->c, &r->results.history, &r->results.facts);
-    if (r->comm->rank == 0) show_explanations(r);
+    if (r->comm->rank == 0 && passed) show_explanations(r);
     if (r->comm->rank == 0) moe_report_end(&r->screen, r->c, &r->record, r->results.folder, seconds);
     if (writing.code) moe_fail(st, writing.code, "%s", writing.message);
     return st->code;

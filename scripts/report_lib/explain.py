@@ -15,16 +15,26 @@ def read(text, problems):
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        found = json.loads(text, parse_constant=float)
         if found["token"] is not None:
-            for layer in found["token"]["layers"]:
-                layer_of(layer, found["token"])
+            look_at(found["token"])
         for one in found["step"] or []:
             derived_row(one)
+        json.dumps(found, allow_nan=False)
         return found
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         problems.append(f"explain.json is damaged ({type(error).__name__}: {error}).")
         return None
+
+
+def look_at(token):
+    """Raises where anything that the page shows of a token is not there."""
+    place_text(token)
+    _ = token["text"] and [token["text"][part].strip() for part in ("before", "token", "after")]
+    for layer in token["layers"]:
+        layer_of(layer, token)
+        choice_rows(layer), row_rows(layer), loss_rows(layer), layer["groups"] and group_text(layer), layer["counted"]
+        [tables.real_text(layer["output"][name]) for name in ("x_norm", "u_norm", "y_norm", "residual_norm", "shared_norm", "shared_part_of_y")]
 
 
 # --- what charts draw --------------------------------------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ TIMES = "return Object.fromEntries(performance.getEntriesByType('paint').map((en
 # --- runs --------------------------------------------------------------------------------------------------------------------------------
 
 
-def real_run(name, ranks, configuration, settings):
-    done = moesim(ranks, configuration, "--out", name, "--quiet", *sets(settings))
+def real_run(name, ranks, configuration, settings, *options):
+    done = moesim(ranks, configuration, "--out", name, "--quiet", *options, *sets(settings))
     return os.path.join(TEMPORARY, name) if check(done.code == 0, f"{name}: status {done.code}: {done.err}") else None
 
 
@@ -33,9 +33,9 @@ def runs():
              "cluster.devices": 8}
     training = {**small, "run.mode": "train", "run.steps": 1000, "model.num_layers": 2, "train.validation_every": 50}
     made = {
-        "8 devices": real_run("eight", 2, QUICKSTART, {"cluster.devices": 8, "run.steps": 12}),
+        "8 devices": real_run("eight", 2, QUICKSTART, {"cluster.devices": 8, "run.steps": 12}, "--explain", 1000, "--explain-step"),
         "limit of one device": real_run("limit", 2, QUICKSTART, {"cluster.devices": 8, "run.steps": 12, "router.topk_group": 1}),
-        "64 devices, 256 experts": real_run("wide", 2, os.path.join(SOURCE, "configs", "deepseek_v3.ini"), {"run.steps": 6, "model.num_layers": 3}),
+        "64 devices, 256 experts": real_run("wide", 2, os.path.join(SOURCE, "configs", "deepseek_v3.ini"), {"run.steps": 6, "model.num_layers": 3}, "--explain", 77),
         "training": real_run("training", 2, QUICKSTART, training),
         "long": made_run("long", devices=64, experts=256, layers=4, steps=1000),
     }
@@ -180,6 +180,28 @@ def check_timeline(drawn, folder):
             drawn.equal(f"duration of {name}, layer {layer}", got[2], [event["dur"] / 1000 for event in own])
 
 
+def check_token(drawn, folder):
+    """Bars of the token's scores, outputs and gradients, in every layer."""
+    with open(os.path.join(folder, "explain.json")) as file:
+        layers = json.load(file)["token"]["layers"]
+    for index, layer in enumerate(layers):
+        if len(layers) > 1:
+            drawn.browser.run("const list = document.querySelector('select[data-state=token_layer]'); list.value = arguments[0]; list.dispatchEvent(new Event('change'))",
+                              str(index))
+        bars = drawn.browser.run("return document.getElementById('chart-token-scores').data.map((one) => [one.name, Array.from(one.x), Array.from(one.y)])")
+        for kind, experts, values in bars:
+            drawn.equal(f"scores of those {kind}, layer {index}", values, [layer["score"][int(expert)] for expert in experts])
+        chosen = sorted(int(expert) for kind, experts, _ in bars if kind in ("chosen", "dropped") for expert in experts)
+        drawn.equal(f"chosen experts, layer {index}", chosen, sorted(one["expert"] for one in layer["choices"]))
+        norms = drawn.browser.run("return Array.from(document.getElementById('chart-token-outputs').data[0].y)")
+        served = [one["contribution_norm"] for one in layer["choices"] if one["served_by"] is not None]
+        drawn.equal(f"norms, layer {index}", norms[:len(served)], served)
+        gradient = drawn.browser.run("return document.getElementById('chart-token-gradient').data.map((one) => [one.name, Array.from(one.x), Array.from(one.y)])")
+        name, experts, values = gradient[0]
+        key = {"communication": "comm", "z (logits)": "z"}.get(name, name)
+        drawn.equal(f"gradient of {name}, layer {index}", values, [layer["gradient"][key][int(expert)] for expert in experts])
+
+
 def check_volume(drawn, folder):
     dispatch, layers = summary(folder)["volume"]["dispatch"], summary(folder)["layers"]
     bars = drawn.traces("chart-waterfall")["payload"]
@@ -282,6 +304,8 @@ def main():
             step_bin = Page(report_path(folder)).runs[0]["load"]["steps_per_bin"]
             parts = [lambda drawn: check_lines(drawn, folder), lambda drawn: check_load(drawn, folder, step_bin), lambda drawn: check_matrix(drawn, folder),
                      lambda drawn: check_volume(drawn, folder), lambda drawn: check_timeline(drawn, folder)]
+            if os.path.exists(os.path.join(folder, "explain.json")):
+                parts.append(lambda drawn: check_token(drawn, folder))
             if label == "training":
                 parts.append(lambda drawn: check_quality(drawn, folder))
             check_page(browser, label, [folder], *parts)

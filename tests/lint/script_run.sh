@@ -56,6 +56,8 @@ expect "$scratch" '[-np][2][@/a tree/build/moesim][--set][run.steps=2][twelve.in
 expect "$scratch" '[-np][1][@/a tree/build/moesim][--keys]' --keys
 expect "$scratch" '[-np][1][@/a tree/build/moesim][--version]' --version
 expect "$scratch" '[-np][2][@/a tree/build/moesim][--verify]' --verify -np 2
+expect "$scratch" '[-np][6][@/a tree/build/moesim][--explain][17][--explain-step][twelve.ini]' --explain 17 --explain-step twelve.ini
+expect "$scratch" '[-np][6][@/a tree/build/moesim][--explain-step][--explain=17][twelve.ini]' --explain-step twelve.ini --explain=17
 mkdir -p "$scratch/old run" && cp "$scratch/twelve.ini" "$scratch/old run/config.ini"
 expect "$scratch" '[-np][6][@/a tree/build/moesim][--resume][old run]' --resume "old run"
 status 2 -np 0 twelve.ini
