@@ -154,6 +154,7 @@ static void fill_rows(const moe_watched *w) {
             (moe_explained_row){.device = d,
                                 .rank = d / w->context->batch->num_local_devices,
                                 .pairs = (int32_t)pairs,
+                                .expert = plan->pair_expert[plan->row_pair[row[i]]],
                                 .level = moe_level_of(w->device, d, c->cluster.devices_per_node),
                                 .bytes = c->model.hidden_size * (int64_t)sizeof(real),
                                 .metadata_bytes = moe_exchange_row_metadata_bytes(plan->mode) + pairs * moe_exchange_pair_metadata_bytes()};

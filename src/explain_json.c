@@ -45,6 +45,7 @@ static json_t *row_object(const moe_explained_row *r) {
     put(o, "rank", json_integer(r->rank));
     put(o, "level", text(moe_level_names[r->level]));
     put(o, "pairs", json_integer(r->pairs));
+    put(o, "first_expert", json_integer(r->expert));
     put(o, "bytes", json_integer(r->bytes));
     put(o, "metadata_bytes", json_integer(r->metadata_bytes));
     return o;

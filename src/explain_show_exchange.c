@@ -46,8 +46,8 @@ static void print_choice(const moe_screen *s, const moe_explained_layer *l, cons
     if (k->server < 0)
         snprintf(end, sizeof end, "  dropped");
     else if (is_moved(k))
-        snprintf(end, sizeof end, "  served by expert %d on device %d", k->server, k->served_on);
-    fprintf(s->out, "  %6d %6d %12s %12s %12.6f %12s%s\n", k->expert, k->device, l->has_scores ? moe_text_number(k->score, 6).s : "-",
+        snprintf(end, sizeof end, "  -> expert %d (device %d)", k->server, k->served_on);
+    fprintf(s->out, "  %6d %6d %10s %10s %10.6f %10s%s\n", k->expert, k->device, l->has_scores ? moe_text_number(k->score, 6).s : "-",
             l->has_logits ? moe_text_number(k->selection, 6).s : "-", k->weight, k->server < 0 ? "-" : moe_text_number(k->sent_weight, 6).s,
             end);
 }
@@ -66,18 +66,14 @@ static void print_places(const moe_screen *s, const moe_config *c, const moe_exp
                        l->exempt ? "; the token's sequence is exempt and loses nothing" : "");
     for (int32_t i = 0; i < l->num_choices; i++) {
         const moe_explained_choice *k = &l->choice[i];
-        char room[64], then[96] = "";
-        if (k->room == INT64_MAX)
-            snprintf(room, sizeof room, "there is room for all");
-        else
-            snprintf(room, sizeof room, "there is room for %s", moe_text_count(k->room).s);
+        char then[96] = "";
         if (is_moved(k))
             snprintf(then, sizeof then, "no room; expert %d, the token's next best with room, takes it", k->server);
         else
             snprintf(then, sizeof then, "%s", k->server < 0 ? "dropped" : "kept");
-        moe_screen_wrapped(s, 4, "", "  %s %d: %s pair%s a place, %s; this one is no. %s: %s", device ? "device" : "expert",
-                           device ? k->device : k->expert, moe_text_count(k->wanted).s, k->wanted == 1 ? " wants" : "s want", room,
-                           moe_text_count(k->place).s, then);
+        moe_screen_wrapped(s, 4, "", "%s %d: no. %s of %s pair%s, room for %s: %s", device ? "device" : "expert",
+                           device ? k->device : k->expert, moe_text_count(k->place).s, moe_text_count(k->wanted).s,
+                           k->wanted == 1 ? "" : "s", k->room == INT64_MAX ? "all" : moe_text_count(k->room).s, then);
     }
 }
 
@@ -89,7 +85,7 @@ void moe_explain_show_choices(const moe_screen *s, const moe_config *c, const mo
     }
     print_choice_rule(s, c);
     print_weight_formula(s, l);
-    fprintf(s->out, "  %6s %6s %12s %12s %12s %12s\n", "expert", "device", "score s", "ranked by", "weight g", "sent with");
+    fprintf(s->out, "  %6s %6s %10s %10s %10s %10s\n", "expert", "device", "score s", "ranked by", "weight g", "sent with");
     for (int32_t k = 0; k < l->num_choices; k++)
         print_choice(s, l, &l->choice[k]);
     print_places(s, c, l);
@@ -119,8 +115,10 @@ void moe_explain_show_rows(const moe_screen *s, const moe_config *c, const moe_e
     for (int32_t i = 0; i < l->num_rows; i++) {
         const moe_explained_row *r = &l->row[i];
         char pairs[256];
-        list_pairs(l, r->device, pairs, sizeof pairs);
-        if (c->exchange.mode != MOE_EXCHANGE_TOKEN) snprintf(pairs, sizeof pairs, "one of them");
+        if (c->exchange.mode == MOE_EXCHANGE_TOKEN)
+            list_pairs(l, r->device, pairs, sizeof pairs);
+        else
+            snprintf(pairs, sizeof pairs, "%d", r->expert);
         fprintf(s->out, "  %9d %5d %-10s %10s %10s  %s\n", r->device, r->rank, level[r->level], moe_text_bytes(r->bytes).s,
                 moe_text_bytes(r->metadata_bytes).s, pairs);
         bytes += r->bytes;

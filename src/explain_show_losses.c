@@ -89,10 +89,10 @@ void moe_explain_show_losses(const moe_screen *s, const moe_config *c, const moe
 
 enum { MOST_ROWS = 12, OTHERS = 2, MOST_COLUMNS = 4 };
 
-/* The losses with a coefficient, each a column; returns how many. */
+/* The losses with a coefficient, each a column as long as there is room; returns how many. */
 static int columns_of(const moe_explained_layer *l, int column[MOST_COLUMNS]) {
-    int count = 0;
-    for (int loss = 0; loss < MOE_NUM_LOSSES && count < MOST_COLUMNS; loss++)
+    int count = 0, most = l->has_task ? MOST_COLUMNS - 1 : MOST_COLUMNS;
+    for (int loss = 0; loss < MOE_NUM_LOSSES && count < most; loss++)
         if (l->loss[loss].alpha != 0) column[count++] = loss;
     return count;
 }
@@ -113,10 +113,10 @@ static void print_gradient(const moe_screen *s, const moe_explained_layer *l, co
                            double scale) {
     fprintf(s->out, "  %6d", expert);
     for (int i = 0; i < columns; i++)
-        fprintf(s->out, " %10s", moe_explain_number(scale * l->gradient[(int64_t)column[i] * l->num_experts + expert]).s);
-    fprintf(s->out, " %10s", moe_explain_number(scale * l->balance_gradient[expert]).s);
+        fprintf(s->out, " %9s", moe_explain_number(scale * l->gradient[(int64_t)column[i] * l->num_experts + expert]).s);
+    fprintf(s->out, " %9s", moe_explain_number(scale * l->balance_gradient[expert]).s);
     if (l->has_task)
-        fprintf(s->out, " %10s %10s", moe_explain_number(scale * l->task_gradient[expert]).s,
+        fprintf(s->out, " %9s %9s", moe_explain_number(scale * l->task_gradient[expert]).s,
                 moe_explain_number(scale * l->total_gradient[expert]).s);
     fprintf(s->out, "%s\n", moe_explain_choice_of(l, expert) >= 0 ? "  chosen" : "");
 }
@@ -125,9 +125,9 @@ static void print_table(const moe_screen *s, const moe_explained_layer *l, const
     int column[MOST_COLUMNS], columns = columns_of(l, column);
     fprintf(s->out, "  %6s", "expert");
     for (int i = 0; i < columns; i++)
-        fprintf(s->out, " %10.10s", column[i] == MOE_LOSS_COMM ? "comm" : names[column[i]]);
-    fprintf(s->out, " %10s", "balance");
-    if (l->has_task) fprintf(s->out, " %10s %10s", "task", "total");
+        fprintf(s->out, " %9.9s", column[i] == MOE_LOSS_COMM ? "comm" : names[column[i]]);
+    fprintf(s->out, " %9s", "balance");
+    if (l->has_task) fprintf(s->out, " %9s %9s", "task", "total");
     fputc('\n', s->out);
     for (int32_t i = 0; i < count; i++)
         print_gradient(s, l, column, columns, expert[i], scale);

@@ -25,6 +25,7 @@ typedef struct moe_explained_choice { /* one of the token's selections, in the r
 
 typedef struct moe_explained_row { /* of the dispatch; combine brings a row of the same payload back */
     int32_t device, rank, pairs;
+    int32_t expert; /* of its first pair; in mode selection the only one */
     enum moe_level level;
     int64_t bytes, metadata_bytes;
 } moe_explained_row;
