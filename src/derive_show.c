@@ -44,7 +44,8 @@ void moe_derive_show(const moe_screen *s, const moe_derivation *d) {
         }
     }
     fputc('\n', s->out);
-    if (hidden > 0) fprintf(s->out, "  %d more figures, of other layers and micro-batches, were derived in the same way\n", hidden);
+    if (hidden > 0)
+        moe_screen_wrapped(s, 2, "", "%d more figures, of other layers and micro-batches, were derived in the same way", hidden);
     if (d->disagree == 0)
         fprintf(s->out, "  all %d figures derived, all equal to what is reported\n", d->count);
     else
