@@ -70,26 +70,37 @@ int32_t moe_explain_top(const moe_explained_layer *l, int32_t most, int32_t *exp
 
 /* --- the token --- */
 
+/* The token in its text, with as much around it as the line holds. */
 static void print_text(const moe_screen *s, const moe_explanation *e) {
-    char text[2][(MOE_EXPLAINED_BYTES + 1) * 5] = {"", ""}, own[5];
-    size_t length[2] = {0, 0};
-    for (int i = 0; i <= 2 * MOE_EXPLAINED_BYTES; i++) {
-        char byte[5];
-        int side = i > MOE_EXPLAINED_BYTES;
-        if (e->byte[i] < 0 || i == MOE_EXPLAINED_BYTES) continue;
-        length[side] += (size_t)moe_explain_byte(e->byte[i], byte);
-        strcat(text[side], byte);
+    char byte[2 * MOE_EXPLAINED_BYTES + 1][5], own[5];
+    int middle = MOE_EXPLAINED_BYTES, begin = middle, end = middle + 1, room = s->width - (int)strlen("  text       \"[]\"");
+    for (int i = 0; i <= 2 * middle; i++)
+        if (e->byte[i] >= 0) moe_explain_byte(e->byte[i], byte[i]);
+    room -= moe_explain_byte(e->byte[middle], own);
+    for (int reach = 1; reach <= middle; reach++) { /* one on either side in turn */
+        for (int side = -1; side <= 1; side += 2) {
+            int at = middle + side * reach, length = e->byte[at] < 0 ? 0 : (int)strlen(byte[at]);
+            bool next = side < 0 ? at == begin - 1 : at == end;
+            if (!next || length == 0 || length > room) continue;
+            room -= length;
+            begin = side < 0 ? at : begin;
+            end = side < 0 ? end : at + 1;
+        }
     }
-    moe_explain_byte(e->byte[MOE_EXPLAINED_BYTES], own);
-    fprintf(s->out, "  text       \"%s%s[%s]%s%s\"\n", text[0], moe_screen_paint(s, MOE_BOLD), own, moe_screen_paint(s, MOE_PLAIN),
-            text[1]);
+    fputs("  text       \"", s->out);
+    for (int i = begin; i < middle; i++)
+        fputs(byte[i], s->out);
+    fprintf(s->out, "%s[%s]%s", moe_screen_paint(s, MOE_BOLD), own, moe_screen_paint(s, MOE_PLAIN));
+    for (int i = middle + 1; i < end; i++)
+        fputs(byte[i], s->out);
+    fputs("\"\n", s->out);
 }
 
 static void print_token(const moe_screen *s, const moe_explanation *e) {
     moe_screen_heading(s, "Token %s of %s, step %lld", moe_text_count(e->token).s, moe_text_count(e->num_tokens).s, (long long)e->step);
     if (e->has_text) print_text(s, e);
-    fprintf(s->out, "  home       device %d (rank %d); sequence %s, place %s in it\n", e->device, e->rank, moe_text_count(e->sequence).s,
-            moe_text_count(e->position).s);
+    moe_screen_wrapped(s, 13, "  home", "device %d (rank %d); sequence %s, place %s in it", e->device, e->rank,
+                       moe_text_count(e->sequence).s, moe_text_count(e->position).s);
     if (e->micro_batches > 1) fprintf(s->out, "  the last of the %lld micro-batches of the step\n", (long long)e->micro_batches);
     if (!e->layer[0].counted) moe_screen_wrapped(s, 2, "", "padding: it is sent like any other, but no loss counts it");
 }
@@ -115,21 +126,37 @@ static bool has_added(const moe_explained_layer *l) {
     return false;
 }
 
-static void print_bar_line(const moe_screen *s, const moe_config *c, const moe_explained_layer *l, int32_t expert, double top, bool added) {
+enum { SCORES_WIDTH = 2 + 6 + 5 + 9 + 9, MARK_WIDTH = 13, ADDED_WIDTH = 18, LEAST_BAR = 10 };
+
+/* Which columns there are: with a bias, a narrow screen shows neither logit nor bias. */
+typedef struct bar_columns {
+    bool logit, added;
+    int bar;
+} bar_columns;
+
+static bar_columns columns_of(const moe_screen *s, bool added) {
+    int left = s->width - SCORES_WIDTH - 1 - MARK_WIDTH - (added ? ADDED_WIDTH : 0);
+    bool narrow = added && left < LEAST_BAR;
+    return (bar_columns){!narrow, added, left + (narrow ? 18 : 0)};
+}
+
+static void print_bar_line(const moe_screen *s, const moe_config *c, const moe_explained_layer *l, int32_t expert, double top,
+                           bar_columns columns) {
     int32_t choice = moe_explain_choice_of(l, expert), n = l->num_experts;
     bool refused = l->num_groups && l->admitted[expert / (n / l->num_groups)] == 0;
-    const char *mark = choice >= 0 ? (l->choice[choice].server < 0 ? "dropped" : "chosen") : refused ? "not admitted" : "";
-    int width = s->width - 2 - 6 - 5 - 9 - 9 - (added ? 18 : 0) - 1 - 13;
-    fprintf(s->out, "%s  %6d %4d %8s %8s",
+    const char *mark = choice >= 0 ? (l->choice[choice].server < 0 ? " dropped" : " chosen") : refused ? " not admitted" : "";
+    fprintf(s->out, "%s  %6d %4d",
             moe_screen_paint(s, choice >= 0 ? MOE_BOLD
                                 : refused   ? MOE_DIM
                                             : MOE_PLAIN),
-            expert, expert / (n / c->cluster.devices), l->has_logits ? moe_explain_number(l->logit[expert]).s : "-",
-            moe_explain_number(l->score[expert]).s);
-    if (added) fprintf(s->out, " %8s %8s", moe_explain_number(l->added[expert]).s, moe_explain_number(l->selection[expert]).s);
+            expert, expert / (n / c->cluster.devices));
+    if (columns.logit) fprintf(s->out, " %8s", l->has_logits ? moe_explain_number(l->logit[expert]).s : "-");
+    fprintf(s->out, " %8s", moe_explain_number(l->score[expert]).s);
+    if (columns.added && columns.logit) fprintf(s->out, " %8s", moe_explain_number(l->added[expert]).s);
+    if (columns.added) fprintf(s->out, " %8s", moe_explain_number(l->selection[expert]).s);
     fputc(' ', s->out);
-    moe_textgraph_bar(s, top > 0 ? l->score[expert] / top : 0, width);
-    fprintf(s->out, " %s%s\n", mark, moe_screen_paint(s, MOE_PLAIN));
+    moe_textgraph_bar(s, top > 0 ? l->score[expert] / top : 0, columns.bar);
+    fprintf(s->out, "%s%s\n", mark, moe_screen_paint(s, MOE_PLAIN));
 }
 
 static void print_scores(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
@@ -144,12 +171,13 @@ static void print_scores(const moe_screen *s, const moe_config *c, const moe_exp
                            !added                                    ? ""
                            : c->router.method == MOE_METHOD_SINKHORN ? "z + log of sinkhorn's factor"
                                                                      : "s + bias; the weights are made from s");
-    fprintf(s->out, "  %6s %4s %8s %8s%s\n", "expert", "dev", "logit z", "score s",
-            !added                                    ? ""
-            : c->router.method == MOE_METHOD_SINKHORN ? "   log f.   z + lf"
-                                                      : "     bias    s + b");
+    bool sinkhorn = c->router.method == MOE_METHOD_SINKHORN;
+    bar_columns columns = columns_of(s, added);
+    fprintf(s->out, "  %6s %4s%s %8s", "expert", "dev", columns.logit ? "  logit z" : "", "score s");
+    if (added && columns.logit) fprintf(s->out, " %8s", sinkhorn ? "log f" : "bias");
+    fprintf(s->out, added ? " %8s\n" : "%s\n", !added ? "" : sinkhorn ? "z + logf" : "s + b");
     for (int32_t i = 0; i < count; i++)
-        print_bar_line(s, c, l, expert[i], top, added);
+        print_bar_line(s, c, l, expert[i], top, columns);
     if (count < l->num_experts) fprintf(s->out, "  and %d more experts with less\n", l->num_experts - count);
     moe_free(expert);
 }

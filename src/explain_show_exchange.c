@@ -37,6 +37,8 @@ static void print_weight_formula(const moe_screen *s, const moe_explained_layer 
         moe_screen_wrapped(s, 2, "", "weights: g = s / sum of the chosen s%s, the sum being %.6f", factor, l->weight_divisor);
 }
 
+static const moe_table choice_table = {78, {{25, 10}, {8, 7}}}, output_table = {66, {{20, 11}}};
+
 static bool is_moved(const moe_explained_choice *k) {
     return k->server >= 0 && k->server != k->expert;
 }
@@ -46,10 +48,10 @@ static void print_choice(const moe_screen *s, const moe_explained_layer *l, cons
     if (k->server < 0)
         snprintf(end, sizeof end, "  dropped");
     else if (is_moved(k))
-        snprintf(end, sizeof end, "  -> expert %d (device %d)", k->server, k->served_on);
-    fprintf(s->out, "  %6d %6d %10s %10s %10.6f %10s%s\n", k->expert, k->device, l->has_scores ? moe_text_number(k->score, 6).s : "-",
-            l->has_logits ? moe_text_number(k->selection, 6).s : "-", k->weight, k->server < 0 ? "-" : moe_text_number(k->sent_weight, 6).s,
-            end);
+        snprintf(end, sizeof end, "  -> expert %d (dev %d)", k->server, k->served_on);
+    moe_screen_row(s, &choice_table, "  %6d %6d %9s %9s %9.6f %9s%s\n", k->expert, k->device,
+                   l->has_scores ? moe_text_number(k->score, 6).s : "-", l->has_logits ? moe_text_number(k->selection, 6).s : "-",
+                   k->weight, k->server < 0 ? "-" : moe_text_number(k->sent_weight, 6).s, end);
 }
 
 static const char *order_rule(const moe_config *c) {
@@ -85,7 +87,7 @@ void moe_explain_show_choices(const moe_screen *s, const moe_config *c, const mo
     }
     print_choice_rule(s, c);
     print_weight_formula(s, l);
-    fprintf(s->out, "  %6s %6s %10s %10s %10s %10s\n", "expert", "device", "score s", "ranked by", "weight g", "sent with");
+    moe_screen_row(s, &choice_table, "  %6s %6s %9s %9s %9s %9s\n", "expert", "device", "score s", "ranked by", "weight g", "sent with");
     for (int32_t k = 0; k < l->num_choices; k++)
         print_choice(s, l, &l->choice[k]);
     print_places(s, c, l);
@@ -111,7 +113,7 @@ void moe_explain_show_rows(const moe_screen *s, const moe_config *c, const moe_e
     }
     moe_screen_wrapped(s, 2, "", "rows: %s; from device %d",
                        c->exchange.mode == MOE_EXCHANGE_TOKEN ? "one to each device" : "one to each expert", e->device);
-    fprintf(s->out, "  %9s %5s %-10s %10s %10s  %s\n", "to device", "rank", "level", "payload", "metadata", "for experts");
+    fprintf(s->out, "  %9s %5s %-10s %10s %10s  experts\n", "to device", "rank", "level", "payload", "metadata");
     for (int32_t i = 0; i < l->num_rows; i++) {
         const moe_explained_row *r = &l->row[i];
         char pairs[256];
@@ -119,8 +121,10 @@ void moe_explain_show_rows(const moe_screen *s, const moe_config *c, const moe_e
             list_pairs(l, r->device, pairs, sizeof pairs);
         else
             snprintf(pairs, sizeof pairs, "%d", r->expert);
-        fprintf(s->out, "  %9d %5d %-10s %10s %10s  %s\n", r->device, r->rank, level[r->level], moe_text_bytes(r->bytes).s,
-                moe_text_bytes(r->metadata_bytes).s, pairs);
+        char label[128];
+        snprintf(label, sizeof label, "  %9d %5d %-10s %10s %10s ", r->device, r->rank, level[r->level], moe_text_bytes(r->bytes).s,
+                 moe_text_bytes(r->metadata_bytes).s);
+        moe_screen_wrapped(s, 52, label, "%s", pairs);
         bytes += r->bytes;
         metadata += r->metadata_bytes;
         remote += r->level == MOE_LEVEL_DEVICE ? 0 : r->bytes;
@@ -133,11 +137,10 @@ void moe_explain_show_rows(const moe_screen *s, const moe_config *c, const moe_e
 /* --- what comes back --- */
 
 static void print_returned(const moe_screen *s, const char *name, double norm, const char *weight, double contribution, double share) {
-    fprintf(s->out, "  %-18s %10s %10s %12s", name, moe_explain_number(norm).s, weight, moe_explain_number(contribution).s);
-    if (isnan(share))
-        fprintf(s->out, " %10s\n", "-");
-    else
-        fprintf(s->out, " %8.1f %%\n", 100 * share);
+    char part[16] = "-";
+    if (!isnan(share)) snprintf(part, sizeof part, "%.1f %%", fabs(share) < 5e-4 ? 0 : 100 * share);
+    moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s %10s\n", name, moe_explain_number(norm).s, weight,
+                   moe_explain_number(contribution).s, part);
 }
 
 void moe_explain_show_outputs(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
@@ -151,7 +154,7 @@ void moe_explain_show_outputs(const moe_screen *s, const moe_config *c, const mo
     moe_screen_wrapped(s, 2, "", "what comes back: y = sum of g FFN(u)%s; |x| = %s", shared ? " + shared experts" : "",
                        moe_explain_number(l->x_norm).s);
     if (c->model.norm != MOE_NORM_NONE) moe_screen_wrapped(s, 2, "", "u = rmsnorm(x), |u| = %s", moe_explain_number(l->u_norm).s);
-    fprintf(s->out, "  %-18s %10s %10s %12s %10s\n", "", "|FFN(u)|", "weight g", "|g FFN(u)|", "part of y");
+    moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s %10s\n", "", "|FFN(u)|", "weight g", "|g FFN(u)|", "part of y");
     for (int32_t i = 0; i < l->num_choices; i++) {
         const moe_explained_choice *k = &l->choice[i];
         char name[32];
@@ -159,9 +162,9 @@ void moe_explain_show_outputs(const moe_screen *s, const moe_config *c, const mo
         if (k->server >= 0) print_returned(s, name, k->output_norm, moe_explain_number(k->sent_weight).s, k->contribution, k->share);
     }
     if (shared) print_returned(s, "shared experts", l->shared_norm, "1", l->shared_norm, l->shared_share);
-    fprintf(s->out, "  %-18s %10s %10s %12s\n", "y", "", "", moe_explain_number(l->y_norm).s);
+    moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s\n", "y", "", "", moe_explain_number(l->y_norm).s);
     if (!isnan(l->residual_norm))
-        fprintf(s->out, "  %-18s %10s %10s %12s\n", "y + x (residual)", "", "", moe_explain_number(l->residual_norm).s);
+        moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s\n", "y + x (residual)", "", "", moe_explain_number(l->residual_norm).s);
     moe_screen_wrapped(s, 2, "", "part of y: <g FFN(u), y> / <y, y>; the sum is y to within %s in every element",
                        moe_explain_number(l->gap).s);
 }

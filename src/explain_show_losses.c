@@ -11,6 +11,8 @@ static const char *const names[MOE_NUM_LOSSES] = {"expert",  "device",     "comm
 
 /* --- shares --- */
 
+static const moe_table share_table = {80, {{41, 11}, {59, 9}}};
+
 static void print_share(const moe_screen *s, const moe_explained_layer *l, int loss) {
     const moe_explained_loss *x = &l->loss[loss];
     double tokens = (double)l->counted_tokens;
@@ -18,9 +20,9 @@ static void print_share(const moe_screen *s, const moe_explained_layer *l, int l
     char share[2][16] = {"-", "-"};
     if (known) snprintf(share[0], sizeof share[0], "%.3e", x->share);
     if (known && x->alpha != 0) snprintf(share[1], sizeof share[1], "%.3e", x->share * x->alpha);
-    fprintf(s->out, "  %-15s %11s %11s %10s %6s %8g %11s\n", names[loss], moe_text_number(x->batch, 6).s, share[0],
-            known ? moe_text_number(x->share * tokens, 4).s : "-",
-            known && x->batch != 0 ? moe_text_number(x->share * tokens / x->batch, 2).s : "-", x->alpha, share[1]);
+    moe_screen_row(s, &share_table, "  %-15s %11s %11s %10s %6s %8g %11s\n", names[loss], moe_text_number(x->batch, 6).s, share[0],
+                   known ? moe_text_number(x->share * tokens, 4).s : "-",
+                   known && x->batch != 0 ? moe_text_number(x->share * tokens / x->batch, 2).s : "-", x->alpha, share[1]);
 }
 
 typedef struct term { /* a product f s' of an expert, or f' (sum of s') of a device */
@@ -67,7 +69,8 @@ void moe_explain_show_losses(const moe_screen *s, const moe_config *c, const moe
     fputc('\n', s->out);
     moe_screen_wrapped(s, 2, "", "its share of the losses (scope %s): the shares of all %s counted tokens add up to the batch's value",
                        moe_config_enum_name("balance.scope", c->balance.scope), moe_text_glued(moe_text_count(l->counted_tokens)).s);
-    fprintf(s->out, "  %-15s %11s %11s %10s %6s %8s %11s\n", "", "batch", "share", "share x T", "ratio", "alpha", "alpha share");
+    moe_screen_row(s, &share_table, "  %-15s %11s %11s %10s %6s %8s %11s\n", "", "batch", "share", "share x T", "ratio", "alpha",
+                   "alpha share");
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++)
         if (is_shown(l, loss)) print_share(s, l, loss);
     if (!l->counted) return;
@@ -109,28 +112,40 @@ static double scale_of(const moe_explained_layer *l, const int32_t *expert, int3
     return scale;
 }
 
-static void print_gradient(const moe_screen *s, const moe_explained_layer *l, const int *column, int columns, int32_t expert,
-                           double scale) {
-    fprintf(s->out, "  %6d", expert);
+/* Of the gradients: the losses' columns go first where there is no room. */
+static moe_table gradient_table(const moe_explained_layer *l, int columns) {
+    moe_table t = {.width = 8 + 10 * (columns + (l->has_task ? 3 : 1)) + 8};
+    for (int i = 0; i < columns; i++) {
+        t.least[i].at = 8 + 10 * i;
+        t.least[i].width = 10;
+    }
+    return t;
+}
+
+static void print_gradient(const moe_screen *s, const moe_explained_layer *l, const moe_table *table, const int *column, int columns,
+                           int32_t expert, double scale) {
+    char line[128];
+    int length = snprintf(line, sizeof line, "  %6d", expert);
     for (int i = 0; i < columns; i++)
-        fprintf(s->out, " %9s", moe_explain_number(scale * l->gradient[(int64_t)column[i] * l->num_experts + expert]).s);
-    fprintf(s->out, " %9s", moe_explain_number(scale * l->balance_gradient[expert]).s);
+        length += snprintf(line + length, sizeof line - (size_t)length, " %9s",
+                           moe_explain_number(scale * l->gradient[(int64_t)column[i] * l->num_experts + expert]).s);
+    length += snprintf(line + length, sizeof line - (size_t)length, " %9s", moe_explain_number(scale * l->balance_gradient[expert]).s);
     if (l->has_task)
-        fprintf(s->out, " %9s %9s", moe_explain_number(scale * l->task_gradient[expert]).s,
-                moe_explain_number(scale * l->total_gradient[expert]).s);
-    fprintf(s->out, "%s\n", moe_explain_choice_of(l, expert) >= 0 ? "  chosen" : "");
+        snprintf(line + length, sizeof line - (size_t)length, " %9s %9s", moe_explain_number(scale * l->task_gradient[expert]).s,
+                 moe_explain_number(scale * l->total_gradient[expert]).s);
+    moe_screen_row(s, table, "%s%s\n", line, moe_explain_choice_of(l, expert) >= 0 ? "  chosen" : "");
 }
 
 static void print_table(const moe_screen *s, const moe_explained_layer *l, const int32_t *expert, int32_t count, double scale) {
     int column[MOST_COLUMNS], columns = columns_of(l, column);
-    fprintf(s->out, "  %6s", "expert");
-    for (int i = 0; i < columns; i++)
-        fprintf(s->out, " %9.9s", column[i] == MOE_LOSS_COMM ? "comm" : names[column[i]]);
-    fprintf(s->out, " %9s", "balance");
-    if (l->has_task) fprintf(s->out, " %9s %9s", "task", "total");
-    fputc('\n', s->out);
+    moe_table table = gradient_table(l, columns);
+    char heads[64] = "";
+    for (int i = 0, length = 0; i < columns; i++)
+        length += snprintf(heads + length, sizeof heads - (size_t)length, " %9.9s",
+                           column[i] == MOE_LOSS_Z || column[i] == MOE_LOSS_COMM ? moe_loss_names[column[i]] : names[column[i]]);
+    moe_screen_row(s, &table, "  %6s%s %9s%s\n", "expert", heads, "balance", l->has_task ? "      task     total" : "");
     for (int32_t i = 0; i < count; i++)
-        print_gradient(s, l, column, columns, expert[i], scale);
+        print_gradient(s, l, &table, column, columns, expert[i], scale);
     if (count < l->num_experts) fprintf(s->out, "  and %d more experts\n", l->num_experts - count);
 }
 

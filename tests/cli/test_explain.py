@@ -1,11 +1,16 @@
 """ctest: timeout=200
 --explain and --explain-step from outside: the same on any number of ranks, nothing else of a run changes, the numbers add up and are those of
 summary.json, for many kinds of routing, dropping, data and training; what cannot be shown is said; mistakes get one sentence."""
+import fcntl
 import json
 import os
+import pty
 import re
+import struct
+import subprocess
+import termios
 
-from _moesim import TEMPORARY, check, config, load, metrics, moesim, near, save, summary, verdict
+from _moesim import TEMPORARY, check, command, config, environment, load, metrics, moesim, near, save, summary, verdict
 from _report import Page, report
 
 BASE = {
@@ -153,6 +158,29 @@ def check_case(name):
     check_step(name, one["step"])
 
 
+def check_narrow():
+    """A terminal of 60 columns: no line is longer."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    path = config("narrow", training(**{"router.bias_file": save("bias.npy", "<f8", (16,), [0.01] * 16), "balance.alpha_device": 0.1}))
+    around = {**environment(TERM="xterm"), "NO_COLOR": "1"}
+    process = subprocess.Popen(command(1, "--explain", 3, "--explain-step", "--out", "narrow", path), env=around, stdin=subprocess.DEVNULL, stdout=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:
+            part = b""
+        if not part:
+            break
+        shown += part
+    os.close(ours)
+    check(process.wait() == 0, "on a terminal: status is not 0")
+    lines = explanation(shown.decode().replace("\r", ""))
+    check(len(lines) > 100 and all(len(line) <= 60 for line in lines), f"narrow: {[line for line in lines if len(line) > 60][:4]}")
+
+
 def check_unchanged():
     """Whoever looks changes nothing."""
     path = config("unchanged", training(**{"output.routing": "yes"}))
@@ -252,6 +280,7 @@ def check_mistakes():
 
 for case in CASES:
     check_case(case)
+check_narrow()
 check_unchanged()
 check_text()
 check_recorded()
