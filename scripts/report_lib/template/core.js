@@ -124,13 +124,15 @@ function baseLayout() {
     gridcolor: colour("grid"),
     linecolor: colour("line"),
     zeroline: false,
-    exponentformat: "power",
+    exponentformat: "none",
+    separatethousands: true,
     automargin: true,
     ticks: "outside",
     tickcolor: colour("line"),
     title: {font: {size: 12}, standoff: 8},
   });
   return {
+    separators: ".\u2009",
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: {color: colour("ink"), family: "system-ui, 'Noto Sans', 'DejaVu Sans', sans-serif", size: 12},

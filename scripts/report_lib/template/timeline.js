@@ -14,14 +14,14 @@ const FORWARD_OF = {
 const PHASE_NAMES = ["gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance"];
 const OTHER_SHAPES = {tally: "", input: ".", "head and loss": "x", "sum of gradients": "+", optimizer: "\\", validation: "|"};
 
-function timelineMarker(kind) {
+function timelineMarker(kind, edge) {
   const forward = FORWARD_OF[kind] ?? kind,
     phase = PHASE_NAMES.indexOf(forward),
     shape = forward !== kind ? "/" : (OTHER_SHAPES[kind] ?? "");
   return {
     color: phase >= 0 ? series(phase) : colour("soft"),
     pattern: {shape, fillmode: "overlay", fgcolor: colour("paper"), fgopacity: 0.7, size: 5, solidity: 0.35},
-    line: {color: colour("paper"), width: 0.4},
+    line: {color: colour("paper"), width: edge},
   };
 }
 
@@ -58,7 +58,7 @@ chart("chart-timeline", ["layer"], () => {
       y: own.map((span) => timeline.ranks[span[0]]),
       base: own.map((span) => span[3] * 1e-3),
       x: own.map((span) => span[4] * 1e-3),
-      marker: timelineMarker(name),
+      marker: timelineMarker(name, spans.length > 1000 ? 0 : 0.4),
       text: own.map((span) => spanText(timeline, span)),
       textposition: "none",
       hovertemplate: "%{text}<extra></extra>",
@@ -69,13 +69,15 @@ chart("chart-timeline", ["layer"], () => {
     layout: {
       barmode: "overlay",
       bargap: 0.25,
-      xaxis: {title: {text: `ms since the first rank began step ${timeline.step}`}, range: [first * 1e-3, lastEnd(spans) * 1e-3]},
+      xaxis: {title: {text: `ms since the first rank began step ${timeline.step}${shownOf(ranks.length, timeline.all)}`}, range: [first * 1e-3, lastEnd(spans) * 1e-3]},
       yaxis: {autorange: "reversed", type: "category", categoryarray: ranks.map((rank) => timeline.ranks[rank]), showgrid: false},
       legend: {traceorder: "normal", yref: "container", y: 0, yanchor: "bottom"}, // above, two lines of it would reach the buttons
       margin: {b: 90},
     },
   };
 });
+
+const shownOf = (count, all) => (count < all ? `; ${count} of ${all} ranks, chosen evenly` : "");
 
 function lastEnd(spans) {
   return spans.reduce((most, span) => Math.max(most, span[3] + span[4]), 0);

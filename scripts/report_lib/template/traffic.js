@@ -126,6 +126,7 @@ chart("chart-waterfall", [], () => {
     customdata: saved.map((value) => bytesText(-value)),
     text: saved.map((value) => (value ? bytesText(-value) : "")),
     textposition: "auto",
+    insidetextfont: {color: colour("ink")},
     hovertemplate: "%{x}<br>%{customdata} against the stage before<extra></extra>",
   };
   return {
