@@ -10,6 +10,7 @@ import sys
 import time
 
 import keys_table
+import launch
 from sweep_lib import check, page, plan, runner, table
 from sweep_lib.plan import Refused
 from sweep_lib.progress import Progress
@@ -41,28 +42,6 @@ exit status: 0 every run is done, 1 some failed (the table says why), 2 a mistak
 """
 
 MOST_COMPARED = 8
-SCRIPTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def environment():
-    """That of scripts/env: more ranks than cores, also as root; and mpirun adds no lines of its own to a sentence."""
-    done = subprocess.run(["bash", "-c", '. "$0" && env -0', os.path.join(SCRIPTS, "env")], stdin=subprocess.DEVNULL, capture_output=True, check=True)
-    pairs = (os.fsdecode(entry).partition("=") for entry in done.stdout.split(b"\0") if entry)
-    return {"OMPI_MCA_orte_execute_quiet": "1", **{name: value for name, _, value in pairs}}
-
-
-def program():
-    """The moesim to run: $MOESIM, the repository's build, or the one that is installed."""
-    if os.environ.get("MOESIM"):
-        return os.path.abspath(os.environ["MOESIM"])
-    if os.path.exists(os.path.join(SCRIPTS, "build-if-needed")):
-        subprocess.run([os.path.join(SCRIPTS, "build-if-needed")], check=True)
-        return os.path.join(os.path.dirname(SCRIPTS), "build", "moesim")
-    beside = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(SCRIPTS))), "bin", "moesim")
-    found = beside if os.path.exists(beside) else shutil.which("moesim")
-    if not found:
-        raise Refused("moesim was not found: build it (scripts/run does), or name it in the environment variable MOESIM")
-    return found
 
 
 def claim(options):
@@ -121,7 +100,7 @@ class Sweep:
         if not 2 <= len(folders) <= MOST_COMPARED:
             self.progress.say(f"no comparison of {len(folders)} runs: scripts/report compares 2 to {MOST_COMPARED}; name yours, scripts/report RUN RUN...")
             return False
-        line = [os.path.join(SCRIPTS, "report"), *folders, "-o", os.path.join(self.options.out, "comparison.html")]
+        line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", os.path.join(self.options.out, "comparison.html")]
         return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode == 0
 
     def finish(self):
@@ -148,7 +127,9 @@ class Sweep:
 
 def prepare(options):
     """Everything that may be refused; returns (sweep, its runner)."""
-    moesim, variables = program(), environment()
+    moesim, variables = launch.program(), launch.environment()
+    if not moesim:
+        raise Refused(launch.NOT_FOUND)
     if not os.path.isfile(options.config):
         raise Refused(f"{options.config} cannot be read: it is no file")
     check.check_alone(options, keys_table.read(moesim))

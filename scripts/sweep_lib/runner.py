@@ -2,13 +2,13 @@
 is not run again. When the sweep is interrupted, the runs that are under way are ended and count as not run."""
 import json
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
 
+import launch
 from sweep_lib import table
 from sweep_lib.check import sentence
 
@@ -101,8 +101,7 @@ class Runner:
 
     def line(self, run, folder):
         words = [word for key, value in [*self.options.sets.items(), *run.settings()] for word in ("--set", f"{key}={value}")]
-        mpirun = shlex.split(os.environ.get("MPIRUN") or "mpirun -np")
-        return [*mpirun, str(self.options.ranks), self.program, "--quiet", "--force", "--out", folder, *words, self.options.config]
+        return [*launch.mpirun(self.options.ranks), self.program, "--quiet", "--force", "--out", folder, *words, self.options.config]
 
     def start(self, run):
         folder = os.path.join(self.options.out, "runs", run.name)
