@@ -47,14 +47,15 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
 }
 
 static void print_meaning(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
-    double devices = 0;
+    bool tokens = c->balance.comm_count == MOE_COUNT_TOKENS;
+    double counted = 0; /* by f'', of one token: its devices, or its selections */
     for (int32_t l = 0; l < r->num_layers; l++)
-        devices += r->layer[l].mean_devices / r->num_layers;
+        counted += (tokens ? r->layer[l].mean_devices : (double)r->layer[l].selections / (double)r->num_tokens) / r->num_layers;
     moe_screen_wrapped(
         s, 2, "",
         "expert: sum over experts of f P, f = share of the selections x N / K, P = mean score; device: the same by device; communication: "
-        "f'' counts the %s sent to a device, x D / (M T); at balance it is devices per token / M = %.3f / %d.",
-        c->balance.comm_count == MOE_COUNT_TOKENS ? "tokens" : "selections", devices, c->comm_limit);
+        "f'' counts the %s sent to a device, x D / (M T); at balance it is %s per token / M = %.3f / %d.",
+        tokens ? "tokens" : "selections", tokens ? "devices" : "selections", counted, c->comm_limit);
     moe_screen_wrapped(
         s, 2, "",
         "switch, gshard: like expert, f from first choices; mixtral: like expert, without 1/K; importance, load: squared variation over "

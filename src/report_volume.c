@@ -71,8 +71,14 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
     fprintf(s->out, "  dispatch would have been\n");
     print_row(s, "  one row per selection", (double)a->selections - (double)a->dropped, tokens, (double)d->selection_bytes,
               d->selection_remote_bytes, selection ? " sent" : "");
-    print_row(s, "  one row per token and device", a->token_rows, tokens, a->token_rows * a->row_bytes, selection ? -1 : d->remote_bytes,
-              selection ? "" : " sent");
+    if (!selection)
+        print_row(s, "  one row per token and device", (double)d->rows, tokens, (double)d->logical_bytes, d->remote_bytes, " sent");
+    if (selection || a->dropped > 0)
+        print_row(s,
+                  a->dropped == 0 ? "  one row per token and device"
+                  : selection     ? "  token and device, undropped"
+                                  : "  the same without dropping",
+                  a->token_rows, tokens, a->token_rows * a->row_bytes, -1, "");
     if (isfinite(a->mean_unlimited))
         print_row(s, "  the same without group limit", a->mean_unlimited * tokens, tokens, a->mean_unlimited * tokens * a->row_bytes, -1,
                   "");

@@ -377,7 +377,8 @@ static int finish(run *r, moe_status *st) {
     moe_status writing = {0};
     bool passed = st->code == MOE_OK;
     double seconds = moe_comm_time() - r->start;
-    r->context.timeline = NULL; /* the steps are over */
+    moe_comm_max_f64(r->comm, &seconds, 1); /* as the steps' times: of the slowest rank */
+    r->context.timeline = NULL;             /* the steps are over */
     if (r->c->output.routing && st->code == MOE_OK) moe_results_routing(r->comm, &r->results, r->c, &r->batch, r->routing, &writing);
     if (trains(r) && r->c->train.specialization && st->code == MOE_OK && writing.code == MOE_OK) specialize(r, &writing);
     if (writing.code == MOE_OK && r->c->output.timeline)
