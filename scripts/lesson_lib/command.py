@@ -1,0 +1,253 @@
+"""scripts/lesson: runs a lesson, shows what it is about, and writes its report. Exit status: 0 everything is as the lesson says; 3 something is not;
+2 the user's mistake, one sentence; otherwise that of the command that failed."""
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import launch
+from lesson_lib import measure, page
+
+HELP = """Runs one of ten short lessons about expert-parallel Mixture-of-Experts; each is a page to read, configs/lessons/NN_name.ini.
+
+  scripts/lesson              the ten, with a line each
+  scripts/lesson N            runs lesson N, shows what it expects beside what was measured, writes the report and opens it
+
+  --set section.key=value     changes every run of the lesson (what it expects may no longer hold); repeatable
+  -np D                       no more than D ranks; the figures do not depend on it
+  --out DIR                   where the results go; default runs/lesson-NN, with --test runs/lesson-NN-test
+  --test                      a size of a few seconds, without a report
+  --all                       everything that moesim says, not only what the lesson points at
+  --no-open                   writes the report, but opens no browser
+
+exit status: 0 everything is as the lesson says, 3 something is not, 2 a mistake in the command
+"""
+
+ROOT = os.path.dirname(launch.SCRIPTS)
+
+
+class Refused(Exception):
+    """The user's mistake, as one sentence."""
+
+
+class Failed(Exception):
+    """A command that failed and has said why; .args[0] is its exit status."""
+
+
+class Options:
+    def __init__(self, words):
+        self.number = self.ranks = self.out = None
+        self.sets, self.switches = [], {"--test": False, "--all": False, "--no-open": False}
+        words = list(words)
+        while words:
+            self.take(words.pop(0), words)
+
+    def take(self, word, rest):
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        if name in ("--set", "--out", "-np"):
+            if not equals and not rest:
+                raise Refused(f"{name} needs a value")
+            self.take_value(name, value if equals else rest.pop(0))
+        elif word in self.switches:
+            self.switches[word] = True
+        elif word.startswith("-"):
+            raise Refused(f"unknown option {word}; scripts/lesson --help lists them")
+        elif self.number is not None:
+            raise Refused(f"one lesson at a time: {self.number} and {word} were given")
+        else:
+            self.number = word
+
+    def take_value(self, name, value):
+        if name == "--set":
+            self.sets += ["--set", value]
+        elif name == "--out":
+            self.out = value
+        elif re.fullmatch(r"[1-9][0-9]{0,3}", value):
+            self.ranks = value
+        else:
+            raise Refused(f"-np {value}: a number of ranks from 1 on is allowed")
+
+
+def chosen(number):
+    paths = page.paths()
+    if not re.fullmatch(r"[0-9]{1,4}", number) or int(number) not in paths:
+        raise Refused(f"there is no lesson {number}: the lessons are {min(paths)} to {max(paths)}")
+    return page.read(paths[int(number)])
+
+
+def list_lessons():
+    for lesson in map(page.read, page.paths().values()):
+        print(f"{lesson.number:3}  {lesson.title}")
+    print(f"\nscripts/lesson N runs one. The pages: {shown(page.FOLDER)}/")
+
+
+def shown(path):
+    """As short as the current folder allows."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+# --- running -----------------------------------------------------------------------------------------------------------------------------
+
+
+class Commands:
+    """The lesson's command lines as they are run: here, into the chosen folder, with --set and -np of the user."""
+
+    def __init__(self, lesson, options, moesim):
+        self.lesson, self.options, self.moesim = lesson, options, moesim
+        self.out = options.out or lesson.place + ("-test" if options.switches["--test"] else "")
+        self.sets = [*(lesson.small if options.switches["--test"] else []), *options.sets]
+
+    def folder(self, name):
+        return os.path.join(self.out, name)
+
+    def place(self, word):
+        """A word of the page, with the paths that hold here."""
+        word = word.replace(self.lesson.place, self.out)
+        if word.startswith("configs/lessons/"):
+            return shown(os.path.join(page.FOLDER, os.path.basename(word)))
+        return shown(os.path.join(ROOT, word)) if word.startswith("scripts/") else word
+
+    def line(self, words):
+        """(words to run, words to show). What an earlier run of the lesson left is replaced."""
+        words = [self.place(word) for word in words]
+        if words[0] != "mpirun":
+            return [sys.executable, *words, "--force"], words
+        ranks, arguments = min(words[2], self.options.ranks or words[2], key=int), [*words[4:], *self.sets]
+        return ([*launch.mpirun(ranks), self.moesim, "--force", *arguments], ["mpirun", "-np", ranks, shown(self.moesim), *arguments])
+
+
+def run(commands, words, environment):
+    """Runs one command of the page; returns what it said. What it says goes to a file beside the results too."""
+    line, say = commands.line(words)
+    print(f"\n$ {shlex.join(say)}", flush=True)
+    folder = say[say.index("--out") + 1]
+    done = subprocess.run(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in (0, 3):
+        print(done.stdout, end="")
+        raise Failed(max(done.returncode, 1))   # killed: negative
+    with open(os.path.join(folder, "screen.txt"), "w", encoding="utf-8") as file:
+        file.write(done.stdout)
+    if done.returncode == 3:
+        print(done.stdout, end="")
+        raise Failed(3)
+    return done.stdout
+
+
+def excerpt(text, sections):
+    """Those sections of moesim's output whose title begins with one of the words."""
+    parts = re.split(r"\n\n(?=\S)", text)
+    return "\n\n".join(part.rstrip("\n") for part in parts if any(part.startswith(section) for section in sections))
+
+
+def run_all(commands, environment):
+    for words in commands.lesson.commands:
+        said = run(commands, words, environment)
+        if words[0] == "mpirun" and not commands.options.switches["--all"]:
+            said = excerpt(said, commands.lesson.sections)
+        print(said.rstrip("\n"), flush=True)
+
+
+# --- showing -----------------------------------------------------------------------------------------------------------------------------
+
+
+def number_text(value):
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def check(expectation, runs, small):
+    """(bound, measured, whether it is as expected) as text."""
+    bound = expectation.small if small else expectation.full
+    try:
+        value = measure.evaluate(expectation.figure, runs)
+        return bound.removeprefix("= "), number_text(value), measure.holds(value, bound)
+    except (measure.Missing, OSError, ZeroDivisionError) as error:
+        return bound, f"missing: {error}", False
+
+
+def show_expectations(commands):
+    """The table of what is expected beside what was measured; whether all of it holds."""
+    lesson, runs = commands.lesson, {name: measure.Run(commands.folder(name)) for name in commands.lesson.runs()}
+    rows = [(expectation.words, *check(expectation, runs, commands.options.switches["--test"])) for expectation in lesson.expectations]
+    widths = [max(len(row[i]) for row in [("", "expected", "measured"), *rows]) for i in range(3)]
+    print(f"\n{'':{widths[0]}}  {'expected':>{widths[1]}}  {'measured':>{widths[2]}}")
+    for words, bound, measured, good in rows:
+        print(f"{words:{widths[0]}}  {bound:>{widths[1]}}  {measured:>{widths[2]}}  {'yes' if good else 'NO'}")
+    return all(row[3] for row in rows)
+
+
+def show_block(lesson, name):
+    """As it stands on the page."""
+    first, *more = lesson.blocks[name]
+    print(f"\n{name:8} {first}".rstrip(), *more, sep="\n")
+
+
+def write_report(commands):
+    """The page about the run, or the comparison of several; its path, or None (scripts/report has said why)."""
+    folders = [commands.folder(name) for name in commands.lesson.runs()]
+    target = os.path.join(commands.out, "report.html")
+    line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target]
+    done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
+    return target if done.returncode == 0 else None
+
+
+def open_report(path):
+    """In the user's browser, where there is a screen to show it on."""
+    opener = shutil.which("xdg-open") if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else None
+    if opener:
+        subprocess.Popen([opener, path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def teach(options):
+    lesson, begin = chosen(options.number), time.monotonic()
+    moesim = launch.program()
+    if not moesim:
+        raise Refused(launch.NOT_FOUND)
+    print(f"Lesson {lesson.number}: {lesson.title}\nThe page: {shown(lesson.path)}")
+    commands = Commands(lesson, options, moesim)
+    run_all(commands, launch.environment())
+    show_block(lesson, "LOOK AT")
+    good = show_expectations(commands)
+    if options.sets:
+        print("\nWith --set this is another lesson: what is expected need not hold.")
+    if options.switches["--test"]:
+        return 0 if good or options.sets else 3
+    show_block(lesson, "QUESTIONS")
+    print(f"The answers stand at the end of {shown(lesson.path)}")
+    report = write_report(commands)
+    print(f"\n{time.monotonic() - begin:.0f} s; all that moesim said: {os.path.join(commands.out, '*', 'screen.txt')}")
+    if report:
+        print(report)
+        if not options.switches["--no-open"]:
+            open_report(report)
+    return 0 if good or options.sets else 3
+
+
+def main(arguments):
+    try:
+        if "--help" in arguments or "-h" in arguments:
+            print(HELP, end="")
+            return 0
+        options = Options(arguments)
+        if options.number is None:
+            if arguments:
+                raise Refused("which lesson? scripts/lesson lists them")
+            list_lessons()
+            return 0
+        return teach(options)
+    except Refused as error:
+        print(f"scripts/lesson: {error}", file=sys.stderr)
+        return 2
+    except Failed as failed:
+        return failed.args[0]
+    except BrokenPipeError:   # the reader has seen enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"scripts/lesson: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
