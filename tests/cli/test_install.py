@@ -24,6 +24,7 @@ def test_files():
     """What README says is there, and nothing that only builds or tests."""
     scripts = os.path.join(SHARE, "moesim", "scripts")
     for path in (os.path.join(BIN, "moesim"), os.path.join(BIN, "moesim-f64"), os.path.join(BIN, "moesim-sweep"), os.path.join(BIN, "moesim-import-trace"),
+                 os.path.join(BIN, "moesim-lesson"), os.path.join(SHARE, "moesim", "configs", "lessons", "10_trace.csv"),
                  os.path.join(SHARE, "moesim", "configs", "quickstart.ini"), os.path.join(scripts, "env"), os.path.join(scripts, "openmpi.conf")):
         m.check(os.path.exists(path), path, "is not installed")
     for name in ("run", "test", "setup", "build-if-needed"):
@@ -42,6 +43,9 @@ def test_tools():
             "--set", "data.tokens_per_device=32", "--set", "run.steps=1"]
     done = subprocess.run(["timeout", "-k", "5", "60", *line], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
     m.check(done.returncode == 0 and os.path.exists("swept/sweep.csv"), "moesim-sweep:", done.returncode, done.stderr)
+    done = subprocess.run(["timeout", "-k", "5", "60", "moesim-lesson", "4", "--test"], capture_output=True, text=True, env=environment,
+                          stdin=subprocess.DEVNULL)
+    m.check(done.returncode == 0 and os.path.exists("runs/lesson-04-test/tokens/summary.json"), "moesim-lesson:", done.returncode, done.stderr)
     with open("choices.csv", "w") as file:
         file.write("token,expert\n0,1\n1,0\n")
     done = ask("moesim-import-trace", "choices.csv", "--out", "imported")
