@@ -7,7 +7,8 @@
  *   L1 = sum_i f_i P_i    L2 = sum_d f'_d P'_d    L3 = sum_d f''_d P'_d    Lz = (1/T) sum_t lse_t^2
  * and, under the names of other systems,
  *   switch, gshard   N sum_i F_i P_i, F_i the share of first choices (2101.03961 Eq. 4; 2006.16668 Algorithm 1)
- *   mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's load_balancing_loss_func of one layer)
+ *   mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's load_balancing_loss_func of one layer); mixtral_all_layers is the same of
+ *                    a cell that holds the counts and scores of all layers: T tokens of each of them
  *   importance       CV^2 of I_i = sum_t g_{t,i}, or of sum_t s'_{t,i} (1701.06538 Eq. 7)
  *   load             CV^2 of c_i, or of the smooth load (1701.06538 Eq. 11)
  *   usage_variance   variance of c_i / S      entropy  -(1/T) sum_t sum_i s' log s'      entropy_z  -entropy / N
@@ -22,6 +23,10 @@
 const char *const moe_loss_names[MOE_NUM_LOSSES] = {"expert",     "device", "comm",           "z",       "switch",   "gshard", "mixtral",
                                                     "importance", "load",   "usage_variance", "entropy", "entropy_z"};
 
+static bool trains_over_all_layers(const moe_config *c) {
+    return moe_balance_has_all_layers(c) && c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1;
+}
+
 void moe_balance_alphas(const moe_config *c, double alpha[MOE_NUM_LOSSES]) {
     static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
                                          [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
@@ -29,12 +34,20 @@ void moe_balance_alphas(const moe_config *c, double alpha[MOE_NUM_LOSSES]) {
                                          [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
     for (int l = 0; l < MOE_NUM_LOSSES; l++)
         alpha[l] = 0;
-    alpha[form[c->balance.aux_form]] = c->balance.alpha_expert;
+    if (!trains_over_all_layers(c)) alpha[form[c->balance.aux_form]] = c->balance.alpha_expert;
     alpha[MOE_LOSS_DEVICE] = c->balance.alpha_device;
     alpha[MOE_LOSS_COMM] = c->balance.alpha_comm;
     alpha[MOE_LOSS_Z] = c->balance.z_loss;
     alpha[MOE_LOSS_IMPORTANCE] = c->balance.importance_loss;
     alpha[MOE_LOSS_LOAD] = c->balance.load_loss;
+}
+
+bool moe_balance_has_all_layers(const moe_config *c) {
+    return c->balance.aux_form == MOE_AUX_MIXTRAL;
+}
+
+double moe_balance_alpha_all_layers(const moe_config *c) {
+    return trains_over_all_layers(c) ? c->balance.alpha_expert : 0;
 }
 
 void moe_balance_init(moe_balance *b, const moe_config *c) {
@@ -47,6 +60,7 @@ void moe_balance_init(moe_balance *b, const moe_config *c) {
                        .has_scores = !recorded || c->data.scores[0],
                        .has_logits = !recorded};
     moe_balance_alphas(c, b->alpha);
+    b->alpha_all_layers = moe_balance_alpha_all_layers(c);
 }
 
 /* Numbers of the whole cell. */
@@ -265,6 +279,13 @@ void moe_balance_coefficients(const moe_balance *b, const moe_placement *p, cons
     add_expert_coefficients(b, s, cell, t, a);
     add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE], b->importance_of == MOE_IMPORTANCE_SCORES ? a : a + n);
     if (b->load_form == MOE_LOAD_TUTEL) add_variation(b, s, cell, load, b->alpha[MOE_LOSS_LOAD], a + 2 * n);
+}
+
+void moe_balance_add_all_layers(const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a) {
+    totals t = totals_of(s, cell);
+    if (t.tokens == 0) return;
+    for (int32_t i = 0; i < s->num_experts; i++)
+        a[i] += share * b->alpha_all_layers * mixtral_f(s, cell, t, i);
 }
 
 void moe_balance_ideal(const moe_balance *b, const moe_stats *s, int64_t *cell, double ideal[MOE_NUM_LOSSES]) {

@@ -154,6 +154,7 @@ static void derive_defaults(moe_config *c) {
     if (!c->given[KEY(model, norm)])
         c->model.norm = !loaded && (c->model.num_layers > 1 || c->run.mode == MOE_MODE_TRAIN) ? MOE_NORM_RMSNORM : MOE_NORM_NONE;
     if (recorded) c->run.steps = 1;
+    if (c->balance.aux_form != MOE_AUX_MIXTRAL && !c->given[KEY(balance, aux_layers)]) c->balance.aux_layers = MOE_LAYERS_EACH;
     derive_method(c);
 }
 
@@ -239,6 +240,9 @@ static int check_router(const moe_config *c, moe_status *st) {
         return fail_pair(c, form, score, "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk", st);
     if (c->balance.load_loss > 0 && c->balance.load_form == MOE_LOAD_SELECTIONS)
         return fail_pair(c, KEY(balance, load_loss), form, "a count has no gradient: load_form = tutel, or load_loss = 0", st);
+    if (c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL)
+        return fail_pair(c, KEY(balance, aux_layers), KEY(balance, aux_form),
+                         "the loss over all layers is that of aux_form = mixtral; or aux_layers = each", st);
     if (c->data.source == MOE_SOURCE_ROUTING && c->router.method != MOE_METHOD_TOPK && c->given[KEY(router, method)])
         return fail_pair(c, KEY(router, method), KEY(data, source),
                          "a recorded routing is taken as it is: data.source = logits, or no method", st);

@@ -93,6 +93,8 @@ const moe_key moe_keys[] = {
           "Which selection the losses count: the actual one, or plain top-K without bias and groups.")
     ENUM(balance, aux_form, NAMES("deepseek", "switch", "gshard", "mixtral"), "deepseek",
           "Form of the loss that alpha_expert trains: all choices (1 at balance), first choices (switch, gshard), or mixtral's (K at balance).")
+    ENUM(balance, aux_layers, NAMES("each", "all"), "each",
+          "For aux_form = mixtral: the loss of each layer, or one of the tokens of all layers put together (Hugging Face's code).")
     INT64(balance, begin_step, 0, 1e12, "0", "Training step before which the coefficients of the losses are 0.")
     INT64(balance, ramp_steps, 0, 1e12, "0", "Steps over which the coefficients then rise to their values.")
 

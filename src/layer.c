@@ -172,6 +172,16 @@ static int64_t *rows_before_dropping(const moe_batch *b, const moe_placement *p,
     return rows;
 }
 
+/* Mixtral's loss over the tokens of all layers: this layer's cells go to those before; the last one makes the losses. */
+static void add_to_all_layers(const moe_layer *layer, const moe_context *context, const moe_activations *a, moe_layer_record *record) {
+    moe_scopes *all = context->all_layers;
+    if (!all) return;
+    moe_scopes_add_layer(all, &a->scopes, layer->index == 0);
+    if (layer->index + 1 < context->config->model.num_layers) return;
+    moe_scopes_finish(all, context->comm, &context->balance, &context->placement, context->batch);
+    record->allreduce_bytes += all->allreduce_bytes;
+}
+
 static void balance_losses(const moe_context *context, moe_activations *a, moe_layer_record *record) {
     int64_t *tokens_to = moe_rows_not_tokens(context) ? NULL : rows_before_dropping(context->batch, &context->placement, a);
     moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement, context->batch, &a->segments, tokens_to);
@@ -264,10 +274,19 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     add_shared(layer, context, a, y);
     phase(&watch, MOE_PHASE_SHARED, NULL);
     balance_losses(context, a, record);
+    add_to_all_layers(layer, context, a, record);
     phase(&watch, MOE_PHASE_BALANCE, NULL);
 }
 
 /* --- gradient of the losses with respect to the logits --- */
+
+/* The loss over all layers is divided by their tokens: coefficients as if by those of segment i in this layer. */
+static void add_all_layers(const moe_context *context, int64_t i, double divisor, double *coefficient) {
+    double all;
+    int64_t *cell =
+        moe_scopes_cell(context->all_layers, (enum moe_scope)context->config->balance.scope, context->batch, i, &all);
+    moe_balance_add_all_layers(&context->balance, &context->all_layers->global, cell, divisor / all, coefficient);
+}
 
 void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits) {
     const moe_batch *b = context->batch;
@@ -280,6 +299,7 @@ void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const
         int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope, b, i, &divisor);
         if (divisor == 0) continue;
         moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, coefficient);
+        if (context->all_layers && context->balance.alpha_all_layers > 0) add_all_layers(context, i, divisor, coefficient);
         moe_router_dlogits(&layer->router, b, a->logits, &a->routing, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor,
                            1 / (double)counted, dlogits);
     }

@@ -5,6 +5,8 @@
  * because backward walks them the other way. Weights and recorded logits exist per layer. */
 #include "moesim/memory.h"
 
+#include "moesim/balance.h"
+#include "moesim/stats.h"
 #include "moesim/tensor.h"
 
 static int64_t add(int64_t a, int64_t b) {
@@ -51,6 +53,11 @@ static int64_t rows_of(const moe_config *c, int64_t tokens) {
     return mul(tokens, c->exchange.mode == MOE_EXCHANGE_SELECTION ? moe_config_most_experts(c) : reach);
 }
 
+int32_t moe_memory_kept_layers(const moe_config *c) {
+    const bool gradient = c->output.tensors && moe_balance_alpha_all_layers(c) > 0;
+    return c->run.mode == MOE_MODE_TRAIN || gradient ? c->model.num_layers : 1;
+}
+
 static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
     const int64_t devices = c->cluster.devices > 0 ? c->cluster.devices : 1, ranks = c->ranks > 0 ? c->ranks : 1;
     const int64_t per_device = num_tokens_global > 0 ? div_up(num_tokens_global, devices) : c->data.tokens_per_device;
@@ -60,7 +67,7 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
     s.selections = mul(s.tokens, moe_config_most_experts(c));
     s.rows = rows_of(c, s.tokens);
     s.remote = s.rows - s.rows / ranks;
-    s.copies = s.train ? c->model.num_layers : 1;
+    s.copies = moe_memory_kept_layers(c);
     s.threads = c->run.threads > 0 ? c->run.threads : 1;
     s.matrices = matrices(c->model.expert_type);
     return s;
@@ -179,16 +186,17 @@ static int64_t exchange(const moe_config *c, const sizes *s) {
     return mul(s->copies, room(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), s->local_devices, c->cluster.devices)))));
 }
 
-/* A cell of counts and exact score sums (3N + D + 4 words) for each segment (a sequence's part on a device), each local device and the
- * batch, doubled for threads' sums; per layer the record: three vectors [N], five [D] and the matrix [D,D]. */
+/* A cell of counts and exact sums for each segment (a sequence's part on a device), each local device and the batch, doubled for sums over
+ * sequences, once more for all layers put together (aux_form = mixtral); per layer the record: three vectors [N], five [D] and the matrix [D,D]. */
 static int64_t statistics(const moe_config *c, const sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t sequences =
         c->data.sequence_length > 0 ? add(div_up(s->tokens, c->data.sequence_length), mul(2, s->local_devices)) : s->local_devices;
-    const int64_t cells = mul3(2, add(add(sequences, s->local_devices), 1), add(mul(3, n), d + 4));
+    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD), cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
+    const int64_t copies = s->copies + (moe_balance_has_all_layers(c) ? 1 : 0);
     const int64_t record = add(mul(3, n), add(mul(5, d), mul(d, d)));
     const int64_t records = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1; /* a step's and a micro-batch's */
-    return mul(add(mul(s->copies, cells), mul3(records, c->model.num_layers, record)), sizeof(int64_t));
+    return mul(add(mul(copies, cells), mul3(records, c->model.num_layers, record)), sizeof(int64_t));
 }
 
 /* What is read: recorded logits [L,T,N] (counted as double) or routing [T,K] with weights and scores [T,N]; a byte of mask per token. */

@@ -75,6 +75,7 @@ void moe_step_record_clear(moe_step_record *r) {
     r->num_checks = 0;
     r->task_loss = r->validation_loss = r->gradient_norm = r->learning_rate = NAN;
     r->gradient_allreduce_bytes = 0;
+    r->all_layers = (moe_all_layers_record){0};
     for (int32_t i = 0; i < r->num_layers; i++)
         layer_clear(r, &r->layer[i]);
 }
@@ -129,7 +130,7 @@ void moe_record_volume(const moe_step_record *r, enum moe_direction direction, m
 }
 
 void moe_record_mean_losses(const moe_step_record *r, double loss[MOE_NUM_LOSSES], double raw[MOE_NUM_LOSSES], double *total) {
-    *total = 0;
+    *total = r->all_layers.loss;
     for (int i = 0; i < MOE_NUM_LOSSES; i++)
         loss[i] = raw[i] = 0;
     for (int32_t l = 0; l < r->num_layers; l++) {

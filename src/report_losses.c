@@ -25,14 +25,20 @@ static double mean_in_scope(const moe_step_record *r, int scope, int loss) {
 
 static const moe_table loss_table = {78, {{52, 11}, {42, 10}}}, scope_table = {70, {{59, 11}}}, layer_table = {74, {{59, 15}}};
 
-static void print_loss(const moe_screen *s, int i, double raw, double ideal, double alpha, double weighed) {
+/* trains: the loss may have a coefficient. */
+static void print_loss(const moe_screen *s, const char *name, bool trains, double raw, double ideal, double alpha, double weighed) {
     char trained[64];
-    if (i < MOE_LOSS_USAGE_VARIANCE)
+    if (trains)
         snprintf(trained, sizeof trained, "%10g %14s", alpha, alpha != 0 ? moe_text_number(weighed, 8).s : "-");
     else
         snprintf(trained, sizeof trained, "%25s", "diagnostic only");
-    moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %s\n", long_names[i], moe_text_number(raw, 6).s, moe_text_number(ideal, 6).s,
+    moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %s\n", name, moe_text_number(raw, 6).s, moe_text_number(ideal, 6).s,
                    ideal != 0 ? moe_text_number(raw / ideal, 3).s : "-", trained);
+}
+
+/* Of the tokens of all layers: beside the mean of the layers' own. */
+static bool shows_all_layers(const moe_step_record *r) {
+    return r->all_layers.on && r->num_layers > 1;
 }
 
 static void print_table(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
@@ -41,8 +47,12 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
     moe_balance_alphas(c, alpha);
     moe_record_mean_losses(r, loss, raw, &total);
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance", "ratio", "alpha", "alpha x raw");
-    for (int i = 0; i < MOE_NUM_LOSSES; i++)
-        print_loss(s, i, raw[i], mean_ideal(r, i), factor * alpha[i], loss[i]);
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        print_loss(s, long_names[i], i < MOE_LOSS_USAGE_VARIANCE, raw[i], mean_ideal(r, i), factor * alpha[i], loss[i]);
+        if (i == MOE_LOSS_MIXTRAL && shows_all_layers(r))
+            print_loss(s, "  all layers", true, r->all_layers.raw, r->all_layers.ideal, factor * moe_balance_alpha_all_layers(c),
+                       r->all_layers.loss);
+    }
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "", moe_text_number(total, 8).s);
 }
 
@@ -62,6 +72,10 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
         "experts "
         "of the summed weights and of the load; usage variance: of the shares of selections; entropy: of a token's scores, in nats; "
         "entropy z: -entropy / N.");
+    if (shows_all_layers(r))
+        moe_screen_wrapped(s, 2, "",
+                           "all layers: mixtral of the tokens of all layers put together, as Hugging Face's code has it; it counts once in the "
+                           "total, each layer's own losses as their mean over layers.");
     if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT]))
         moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
 }

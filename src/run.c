@@ -31,7 +31,9 @@ typedef struct run {
     moe_batch batch;
     moe_context context;
     moe_layer *layers;
-    moe_activations activations;
+    moe_activations *activations; /* [num_activations] forward only */
+    int32_t num_activations;
+    moe_scopes all_layers;
     moe_routing *routing;  /* [layers] of the last step, with output.routing */
     real *x, *y;           /* [T,H] forward only */
     moe_training training; /* mode train only */
@@ -109,6 +111,7 @@ static void make_context(run *r) {
     moe_balance_init(&r->context.balance, c);
     moe_capacity_init(&r->context.capacity, c);
     if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) r->context.balance.has_scores = false;
+    if (moe_balance_has_all_layers(c)) r->context.all_layers = &r->all_layers;
 }
 
 static int make_layers(run *r, moe_status *st) {
@@ -124,6 +127,8 @@ static int make_layers(run *r, moe_status *st) {
         moe_training_init(&r->training, &r->context, &r->batch, r->layers);
         return MOE_OK;
     }
+    r->num_activations = moe_memory_kept_layers(r->c);
+    r->activations = moe_alloc_zero(r->num_activations, sizeof *r->activations, "activations");
     r->x = moe_alloc(elements, sizeof(real), "x");
     r->y = moe_alloc(elements, sizeof(real), "y");
     r->context.keep = r->loaded.dy != NULL;
@@ -180,26 +185,41 @@ static void agree_times(run *r, double seconds) {
     moe_free(t);
 }
 
+static moe_activations *activations_of(const run *r, int32_t l) {
+    return &r->activations[l % r->num_activations];
+}
+
+/* "y", with several layers "y_layer0". */
+typedef struct tensor_name {
+    char s[32];
+} tensor_name;
+
+static tensor_name tensor_of_layer(const run *r, const char *base, int32_t l) {
+    tensor_name name;
+    if (r->c->model.num_layers == 1)
+        snprintf(name.s, sizeof name.s, "%s", base);
+    else
+        snprintf(name.s, sizeof name.s, "%s_layer%d", base, l);
+    return name;
+}
+
 static int write_layer_tensors(run *r, int32_t l, moe_status *st) {
-    const moe_activations *a = &r->activations;
-    int64_t n = r->c->model.num_experts;
-    char name[3][32];
-    const char *base[3] = {"y", "logits", "dlogits"};
-    for (int i = 0; i < 3; i++) {
-        if (r->c->model.num_layers == 1)
-            snprintf(name[i], sizeof name[i], "%s", base[i]);
-        else
-            snprintf(name[i], sizeof name[i], "%s_layer%d", base[i], l);
-    }
-    if (moe_results_tensor(r->comm, &r->results, name[0], &r->batch, r->y, r->c->model.hidden_size, sizeof(real), st)) return st->code;
+    const moe_activations *a = activations_of(r, l);
+    int64_t n = r->c->model.num_experts, h = r->c->model.hidden_size;
+    if (moe_results_tensor(r->comm, &r->results, tensor_of_layer(r, "y", l).s, &r->batch, r->y, h, sizeof(real), st)) return st->code;
     const void *logits = a->logits.f32 ? (const void *)a->logits.f32 : a->logits.f64;
     /* decided by the configuration, never by pointers: a rank without tokens has none and takes part all the same */
     if (r->c->data.source == MOE_SOURCE_ROUTING) return MOE_OK;
     size_t size = r->c->data.source == MOE_SOURCE_LOGITS ? moe_dtype_size(r->input.logits_dtype) : sizeof(real);
-    if (moe_results_tensor(r->comm, &r->results, name[1], &r->batch, logits, n, size, st)) return st->code;
+    return moe_results_tensor(r->comm, &r->results, tensor_of_layer(r, "logits", l).s, &r->batch, logits, n, size, st);
+}
+
+static int write_dlogits(run *r, int32_t l, moe_status *st) {
+    int64_t n = r->c->model.num_experts;
+    if (r->c->data.source == MOE_SOURCE_ROUTING) return MOE_OK;
     double *dlogits = moe_alloc(r->batch.num_tokens * n, sizeof *dlogits, "dlogits");
-    moe_layer_dlogits(&r->layers[l], &r->context, a, dlogits);
-    moe_results_tensor(r->comm, &r->results, name[2], &r->batch, dlogits, n, sizeof *dlogits, st);
+    moe_layer_dlogits(&r->layers[l], &r->context, activations_of(r, l), dlogits);
+    moe_results_tensor(r->comm, &r->results, tensor_of_layer(r, "dlogits", l).s, &r->batch, dlogits, n, sizeof *dlogits, st);
     moe_free(dlogits);
     return st->code;
 }
@@ -233,25 +253,29 @@ static int check_sinkhorn(const run *r, const moe_activations *a, int32_t l, moe
 
 /* Layers one after the other; *writing gets the seconds spent on files. */
 static int forward_step(run *r, int64_t step, double *writing, moe_status *st) {
-    bool last = step + 1 == r->c->run.steps;
+    bool last = step + 1 == r->c->run.steps, tensors = last && r->c->output.tensors;
     moe_timeline *line = r->context.timeline;
     double start = moe_comm_time();
     make_x(r, step);
     moe_timeline_add(line, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
     for (int32_t l = 0; l < r->c->model.num_layers; l++) {
+        moe_activations *a = activations_of(r, l);
         int64_t whole = moe_timeline_begin(line, MOE_SPAN_LAYER, l, moe_comm_time());
-        moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, &r->activations, &r->record.layer[l]);
+        moe_layer_forward(&r->layers[l], &r->context, r->x, r->y, a, &r->record.layer[l]);
         start = moe_comm_time();
-        moe_tally_layer(&r->layers[l], &r->context, &r->activations, r->y, &r->record);
+        moe_tally_layer(&r->layers[l], &r->context, a, r->y, &r->record);
         moe_timeline_add(line, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
-        if (last) moe_explain_forward(&r->explainer, &r->layers[l], &r->context, &r->activations, r->y, &r->record.layer[l]);
-        if (check_sinkhorn(r, &r->activations, l, st)) return st->code;
+        if (last) moe_explain_forward(&r->explainer, &r->layers[l], &r->context, a, r->y, &r->record.layer[l]);
+        if (check_sinkhorn(r, a, l, st)) return st->code;
         double pause = moe_comm_time();
-        if (last && r->c->output.routing) keep_routing(&r->routing[l], &r->activations, moe_config_most_experts(r->c));
-        if (last && r->c->output.tensors && write_layer_tensors(r, l, st)) return st->code;
+        if (last && r->c->output.routing) keep_routing(&r->routing[l], a, moe_config_most_experts(r->c));
+        if (tensors && write_layer_tensors(r, l, st)) return st->code;
+        /* of the layers whose activations are still there: one, or all when the last layer is done */
+        for (int32_t k = l + 1 - r->num_activations; tensors && (l + 1) % r->num_activations == 0 && k <= l; k++) {
+            if (write_dlogits(r, k, st)) return st->code;
+        }
         *writing += moe_comm_time() - pause;
-        if (r->loaded.dy &&
-            moe_loaded_backward(&r->context, &r->layers[l], &r->loaded, &r->activations, &r->results, &r->record.layer[l], st))
+        if (r->loaded.dy && moe_loaded_backward(&r->context, &r->layers[l], &r->loaded, a, &r->results, &r->record.layer[l], st))
             return st->code;
         pass_on(r);
         moe_timeline_end(line, whole, moe_comm_time());
@@ -399,8 +423,12 @@ static void free_run(run *r) {
     }
     moe_results_free(&r->results);
     moe_explainer_free(&r->explainer);
-    moe_activations_free(&r->activations);
     moe_timeline_free(&r->timeline);
+    for (int32_t l = 0; l < r->num_activations; l++) {
+        moe_activations_free(&r->activations[l]);
+    }
+    moe_free(r->activations);
+    moe_scopes_free(&r->all_layers);
     moe_training_free(&r->training);
     moe_loaded_free(&r->loaded);
     moe_placement_free(&r->context.placement);

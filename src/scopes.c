@@ -142,12 +142,7 @@ static void use_means_over_tokens(moe_scopes *s) {
             s->loss[scope][means[i]] = s->loss[MOE_SCOPE_GLOBAL][means[i]];
 }
 
-void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
-                       const moe_batch *batch, const moe_stats *segments, const int64_t *rows_to) {
-    add_segments(s, batch, segments);
-    if (rows_to) use_sent_rows(s, batch, rows_to);
-    int64_t sum[2][MEAN_WORDS] = {{0}};
-    reduce(s, comm, balance, placement, batch, sum);
+static void make_losses(moe_scopes *s, const moe_balance *balance, const moe_placement *placement, int64_t sum[2][MEAN_WORDS]) {
     for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {
         mean_losses(balance, sum[scope], s->loss[scope], &s->population[scope]);
     }
@@ -155,8 +150,43 @@ void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *b
     moe_balance_losses(balance, placement, &s->global, s->global.cell, s->loss[MOE_SCOPE_GLOBAL]);
     use_means_over_tokens(s);
     moe_balance_ideal(balance, &s->global, s->global.cell, s->ideal);
+}
+
+void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
+                       const moe_batch *batch, const moe_stats *segments, const int64_t *rows_to) {
+    add_segments(s, batch, segments);
+    if (rows_to) use_sent_rows(s, batch, rows_to);
+    int64_t sum[2][MEAN_WORDS] = {{0}};
+    reduce(s, comm, balance, placement, batch, sum);
+    make_losses(s, balance, placement, sum);
     int64_t words = (1 + cut_sequences(batch, 1, NULL)) * s->global.words + 2 * MEAN_WORDS;
     s->allreduce_bytes = words * (int64_t)sizeof(int64_t) * batch->devices;
+}
+
+/* --- all layers --- */
+
+static void add_cells(moe_stats *sum, const moe_stats *layer, bool first) {
+    if (first) moe_stats_reserve(sum, layer->num_experts, layer->devices, layer->num_cells);
+    MOE_ASSERT(sum->num_cells == layer->num_cells && sum->words == layer->words);
+    for (int64_t i = 0; i < layer->num_cells; i++) {
+        moe_stats_add(sum, moe_stats_cell(sum, i), moe_stats_cell(layer, i));
+    }
+}
+
+void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first) {
+    sum->first_sequence = layer->first_sequence;
+    add_cells(&sum->sequence, &layer->sequence, first);
+    add_cells(&sum->device, &layer->device, first);
+    add_cells(&sum->global, &layer->global, first);
+}
+
+void moe_scopes_finish(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
+                       const moe_batch *batch) {
+    int64_t sum[2][MEAN_WORDS] = {{0}};
+    sum_losses(s, balance, placement, batch, sum);
+    moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
+    make_losses(s, balance, placement, sum);
+    s->allreduce_bytes = 2 * MEAN_WORDS * (int64_t)sizeof(int64_t) * batch->devices;
 }
 
 int64_t *moe_scopes_cell(const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor) {

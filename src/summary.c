@@ -165,22 +165,45 @@ static json_t *losses_object(const double values[MOE_NUM_LOSSES], int count) {
     return o;
 }
 
-static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOSSES], double total) {
+static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOSSES]) {
     double alpha[MOE_NUM_LOSSES];
     json_t *o = json_object();
     moe_balance_alphas(c, alpha);
     for (int i = 0; i < MOE_NUM_LOSSES; i++)
         if (alpha[i] != 0) put(o, moe_loss_names[i], number(loss[i]));
-    put(o, "total", number(total));
     return o;
 }
 
+static const char *const all_layers = "mixtral_all_layers";
+
+static json_t *raw_losses(const moe_step_record *r, const double raw[MOE_NUM_LOSSES]) {
+    json_t *o = losses_object(raw, MOE_NUM_LOSSES);
+    if (r->all_layers.on) put(o, all_layers, number(r->all_layers.raw));
+    return o;
+}
+
+static const char *const scope_names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
+
 static json_t *losses_by_scope(const moe_layer_record *l) {
-    static const char *const names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
     json_t *o = json_object();
     for (int i = 0; i < MOE_NUM_SCOPES; i++)
-        put(o, names[i], losses_object(l->loss_by_scope[i], MOE_LOSS_Z));
+        put(o, scope_names[i], losses_object(l->loss_by_scope[i], MOE_LOSS_Z));
     return o;
+}
+
+static json_t *only_all_layers(double value) {
+    json_t *o = json_object();
+    put(o, all_layers, number(value));
+    return o;
+}
+
+/* What the loss over all layers would be at balance, and what it is in each scope. */
+static void put_all_layers(json_t *o, const moe_step_record *r) {
+    json_t *by_scope = json_object();
+    for (int i = 0; i < MOE_NUM_SCOPES; i++)
+        put(by_scope, scope_names[i], only_all_layers(r->all_layers.by_scope[i]));
+    put(o, "loss_ideal", only_all_layers(r->all_layers.ideal));
+    put(o, "loss_by_scope", by_scope);
 }
 
 /* One step */
@@ -202,12 +225,13 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(step, loss, raw, &total);
     json_t *o = json_object(), *with_alpha = losses_object(loss, MOE_NUM_LOSSES);
+    if (step->all_layers.on) put(with_alpha, all_layers, number(step->all_layers.loss));
     put(with_alpha, "total", number(total));
     put(o, "step", json_integer(step->step));
     put(o, "num_tokens", json_integer(step->num_tokens));
     if (c->run.mode == MOE_MODE_TRAIN) moe_summary_put_training(o, c, step);
     put(o, "loss", with_alpha);
-    put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
+    put(o, "loss_raw", raw_losses(step, raw));
     put(o, "volume", total_volume(c, step));
     put(o, "allreduce_bytes", json_integer(total_allreduce(step)));
     put(o, "balance", mean_balance(c, step));
@@ -219,9 +243,10 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
 /* The summary */
 
 static json_t *layer_object(const moe_config *c, const moe_step_record *r, const moe_layer_record *l) {
-    json_t *o = json_object(), *volume = json_object();
+    json_t *o = json_object(), *volume = json_object(), *trained = trained_losses(c, l->loss);
     int64_t devices = r->devices, reach = devices < 64 ? devices : 64;
-    put(o, "loss", trained_losses(c, l->loss, l->total));
+    put(trained, "total", number(l->total));
+    put(o, "loss", trained);
     put(o, "loss_raw", losses_object(l->loss_raw, MOE_NUM_LOSSES));
     put(o, "loss_ideal", losses_object(l->ideal, MOE_NUM_LOSSES));
     put(o, "loss_by_scope", losses_by_scope(l));
@@ -312,7 +337,7 @@ json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const 
                         const moe_run_times *times, const moe_history *history, const moe_training_facts *facts) {
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_record_mean_losses(last, loss, raw, &total);
-    json_t *o = json_object(), *layers = json_array();
+    json_t *o = json_object(), *layers = json_array(), *trained = trained_losses(c, loss);
     put(o, "version", text(MOESIM_VERSION));
     put(o, "config", moe_summary_config(c));
     put(o, "devices", json_integer(last->devices));
@@ -322,8 +347,11 @@ json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const 
     put(o, "comm_matrix_steps", matrix_steps(last, times->steps));
     put_checks(o, last);
     if (c->run.mode == MOE_MODE_TRAIN) put(o, "training", moe_summary_training(c, last, history, facts));
-    put(o, "loss", trained_losses(c, loss, total));
-    put(o, "loss_raw", losses_object(raw, MOE_NUM_LOSSES));
+    if (moe_balance_alpha_all_layers(c) > 0) put(trained, all_layers, number(last->all_layers.loss));
+    put(trained, "total", number(total));
+    put(o, "loss", trained);
+    put(o, "loss_raw", raw_losses(last, raw));
+    if (last->all_layers.on) put_all_layers(o, last);
     put(o, "volume", total_volume(c, last));
     put(o, "allreduce_bytes", json_integer(total_allreduce(last)));
     put(o, "balance", mean_balance(c, last));

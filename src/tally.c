@@ -342,6 +342,20 @@ static void check_finite(const tally *t, const moe_layer *layer, const moe_conte
                      (long long)t->scalar[NONFINITE], (long long)-minus_rank);
 }
 
+/* Of the last layer, whose forward finished it. */
+static void fill_all_layers(const moe_context *context, moe_step_record *record) {
+    const moe_scopes *all = context->all_layers;
+    moe_all_layers_record *out = &record->all_layers;
+    out->on = all != NULL;
+    if (!all) return;
+    out->raw = all->loss[context->config->balance.scope][MOE_LOSS_MIXTRAL];
+    out->ideal = all->ideal[MOE_LOSS_MIXTRAL];
+    out->loss = context->balance.alpha_all_layers > 0 ? context->balance.alpha_all_layers * out->raw : 0;
+    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
+        out->by_scope[scope] = all->loss[scope][MOE_LOSS_MIXTRAL];
+    }
+}
+
 void moe_tally_layer(const moe_layer *layer, const moe_context *context, const moe_activations *a, const real *y, moe_step_record *record) {
     int64_t d = context->placement.devices;
     moe_layer_record *out = &record->layer[layer->index];
@@ -365,5 +379,6 @@ void moe_tally_layer(const moe_layer *layer, const moe_context *context, const m
     check_comm_loss(&t, context, record);
     moe_tally_drop_check(context, out, record);
     check_finite(&t, layer, context, not_finite_here, out, record);
+    if (layer->index + 1 == record->num_layers) fill_all_layers(context, record);
     moe_free(t.words);
 }

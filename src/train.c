@@ -15,6 +15,7 @@ void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, 
     *t = (moe_training){.context = context, .batch = batch, .num_layers = c->model.num_layers, .layers = layers};
     context->keep = !c->train.recompute;
     memcpy(t->alpha, context->balance.alpha, sizeof t->alpha);
+    t->alpha_all_layers = context->balance.alpha_all_layers;
     moe_parameters_init(&t->parameters, batch->devices, batch->num_local_devices);
     t->slots = moe_alloc(t->num_layers, sizeof *t->slots, "training");
     t->activations = moe_alloc_zero(t->num_layers, sizeof *t->activations, "training");
@@ -160,6 +161,7 @@ static void set_alpha(moe_training *t, int64_t step) {
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         t->context->balance.alpha[i] = factor * t->alpha[i];
     }
+    t->context->balance.alpha_all_layers = factor * t->alpha_all_layers;
     for (int32_t l = 0; l < t->num_layers; l++) {
         t->layers[l].router.alpha_z = factor * t->alpha[MOE_LOSS_Z];
     }

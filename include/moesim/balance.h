@@ -29,7 +29,8 @@ extern const char *const moe_loss_names[MOE_NUM_LOSSES]; /* "expert", "device", 
 
 typedef struct moe_balance {
     double alpha[MOE_NUM_LOSSES];
-    int32_t comm_limit; /* M of f'' */
+    double alpha_all_layers; /* of Mixtral's loss over the tokens of all layers put together */
+    int32_t comm_limit;      /* M of f'' */
     enum moe_comm_count comm_count;
     enum moe_device_p device_p;
     enum moe_importance_of importance_of;
@@ -43,6 +44,11 @@ void moe_balance_init(moe_balance *b, const moe_config *c);
 
 /* Local. alpha [MOE_NUM_LOSSES] of a resolved configuration: what each loss is multiplied by; alpha_expert goes to the loss that aux_form names. */
 void moe_balance_alphas(const moe_config *c, double alpha[MOE_NUM_LOSSES]);
+
+/* Local. Whether Mixtral's loss is reported over all layers too (aux_form = mixtral); what it is multiplied by where it trains in place of each
+ * layer's (aux_layers = all and more than one layer: with one both are the same), else 0. */
+bool moe_balance_has_all_layers(const moe_config *c);
+double moe_balance_alpha_all_layers(const moe_config *c);
 
 /* Local. Whether a loss is defined here: without scores only those of counts and weights are. */
 bool moe_balance_defined(const moe_balance *b, enum moe_loss loss);
@@ -63,6 +69,10 @@ enum { MOE_COEFFICIENTS = 3 }; /* doubles per expert */
  *   a[N + i]   of the weights of expert i: T alpha dL/dI_i of the importance loss
  *   a[2N + i]  of its smooth load: T alpha dL/dLoad_i of the load loss */
 void moe_balance_coefficients(const moe_balance *b, const moe_placement *p, const moe_stats *s, int64_t *cell, double *a);
+
+/* Local. a [N] += what the loss over the tokens of all layers adds to the coefficients of P_i: alpha_all_layers N c_i / T of `cell`, which holds the
+ * counts of all layers, times `share` = divisor of the layer's own cell / divisor of this one. */
+void moe_balance_add_all_layers(const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a);
 
 /* Local. What each loss would be at perfect balance with the traffic of this cell: 1, 1, mean(X)/M (K-bar/M when selections are counted),
  * NaN for z, 1 and 1 for switch and gshard, K-bar for mixtral, 0 for importance, load and usage_variance, log N for entropy, -(log N)/N for

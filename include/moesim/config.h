@@ -44,6 +44,7 @@ enum moe_capacity_policy { MOE_CAPACITY_NONE, MOE_CAPACITY_DEVICE, MOE_CAPACITY_
 enum moe_exchange_mode { MOE_EXCHANGE_SELECTION, MOE_EXCHANGE_TOKEN, MOE_EXCHANGE_TWO_LEVEL };
 enum moe_payload { MOE_PAYLOAD_FP32, MOE_PAYLOAD_BF16, MOE_PAYLOAD_FP8 };
 enum moe_aux_form { MOE_AUX_DEEPSEEK, MOE_AUX_SWITCH, MOE_AUX_GSHARD, MOE_AUX_MIXTRAL };
+enum moe_aux_layers { MOE_LAYERS_EACH, MOE_LAYERS_ALL };
 enum moe_drop_order { MOE_DROP_PROBS, MOE_DROP_POSITION, MOE_DROP_SCORES, MOE_DROP_BATCH_PRIORITY };
 enum moe_rounding { MOE_ROUNDING_CEIL, MOE_ROUNDING_MEGATRON, MOE_ROUNDING_DEEPSPEED, MOE_ROUNDING_FASTMOE, MOE_ROUNDING_TUTEL };
 enum moe_overflow { MOE_OVERFLOW_DROP, MOE_OVERFLOW_NEXT_CHOICE };
@@ -97,7 +98,7 @@ typedef struct moe_config {
         int importance_of, load_form, scope, comm_count, device_p;
         bool comm_count_local;
         int aux_selection;
-        int aux_form;
+        int aux_form, aux_layers;
         int64_t begin_step, ramp_steps; /* schedule of the coefficients: 0 before begin_step, then a linear ramp */
     } balance;
     struct {

@@ -40,6 +40,7 @@ typedef struct moe_context {
     moe_router router;
     moe_balance balance;
     moe_capacity capacity;
+    moe_scopes *all_layers; /* the tokens of all layers put together (aux_form = mixtral); finished by the last layer's forward; or NULL */
     int64_t step;           /* keys what is drawn anew in every step */
     int64_t draw;           /* of a training step's micro-batch: keys noise and expert dropout */
     bool trains;            /* a gradient will be taken: noise and expert dropout act */
@@ -89,7 +90,8 @@ const moe_routing *moe_sent_routing(const moe_activations *a);
 /* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts (method.md section 2), else why they are not. */
 const char *moe_rows_not_tokens(const moe_context *context);
 
-/* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that trains. */
+/* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that trains. The loss over all layers, if it trains, needs
+ * the forward pass of the last layer. */
 void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits);
 
 void moe_activations_free(moe_activations *a);

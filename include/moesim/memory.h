@@ -26,4 +26,7 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c);
  * in every layer; forward only lets the layers share it. */
 moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global);
 
+/* Local. Layers whose activations exist at the same time: all in training, and where the gradient of the loss over all layers is written; else one. */
+int32_t moe_memory_kept_layers(const moe_config *c);
+
 #endif

@@ -63,6 +63,13 @@ typedef struct moe_capacity_record { /* what a capacity did to a layer */
     int64_t sequence_room;
 } moe_capacity_record;
 
+typedef struct moe_all_layers_record { /* Mixtral's loss over the tokens of all layers put together; on with balance.aux_form = mixtral */
+    bool on;
+    double raw, ideal;                /* alpha = 1, training scope; at perfect balance */
+    double by_scope[MOE_NUM_SCOPES]; /* raw */
+    double loss;                      /* times alpha; 0 where each layer's trains instead */
+} moe_all_layers_record;
+
 typedef struct moe_layer_record {
     double loss_raw[MOE_NUM_LOSSES];                      /* alpha = 1, training scope; NaN = not defined for this run */
     double loss[MOE_NUM_LOSSES];                          /* times alpha */
@@ -102,6 +109,7 @@ typedef struct moe_step_record {
     int64_t step, num_tokens;
     int32_t num_layers, num_experts, devices;
     moe_layer_record *layer; /* [num_layers] */
+    moe_all_layers_record all_layers;
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
     double seconds; /* whole step, slowest rank */
@@ -126,7 +134,7 @@ void moe_record_check(moe_step_record *r, const char *name, bool made, bool pass
 bool moe_record_all_passed(const moe_step_record *r);
 /* Local. Sum over layers of the volume of one direction. */
 void moe_record_volume(const moe_step_record *r, enum moe_direction direction, moe_volume *sum);
-/* Local. Mean over layers of loss (times alpha) and loss_raw. */
+/* Local. Mean over layers of loss (times alpha) and loss_raw; *total: of the layers' totals, and the loss over all layers once. */
 void moe_record_mean_losses(const moe_step_record *r, double loss[MOE_NUM_LOSSES], double raw[MOE_NUM_LOSSES], double *total);
 
 #endif

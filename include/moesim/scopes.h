@@ -11,6 +11,7 @@
 #include "moesim/comm.h"
 #include "moesim/data.h"
 #include "moesim/stats.h"
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct moe_scopes {
@@ -30,6 +31,12 @@ typedef struct moe_scopes {
  */
 void moe_scopes_reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
                        const moe_batch *batch, const moe_stats *segments, const int64_t *rows_to);
+
+/* Local. Puts the tokens of a layer (complete: moe_scopes_reduce) beside those of the layers before it; `first` begins anew. */
+void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first);
+/* Collective. The losses of what was put together, and their values at balance. Balance looks at forms that need no device. */
+void moe_scopes_finish(moe_scopes *sum, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
+                       const moe_batch *batch);
 
 /* Local. The cell that holds segment i of the batch in a scope, and by what its gradient is divided: tokens of the cell x population. */
 int64_t *moe_scopes_cell(const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor);

@@ -2,7 +2,7 @@
  *
  * Expert parallel and data parallel at once: expert gradients stay on their device, gradients of everything else are added up over the devices.
  * One step = `accumulate` micro-batches, each with its own balance losses, then one update from the mean gradient of
- *   total = task loss + sum over layers of (alpha1 L_expert + alpha2 L_device + alpha3 L_comm + z_loss L_z). */
+ *   total = task loss + sum over layers of (alpha1 L_expert + alpha2 L_device + alpha3 L_comm + z_loss L_z) + the loss over all layers, once. */
 #ifndef MOESIM_TRAIN_H
 #define MOESIM_TRAIN_H
 
@@ -31,6 +31,7 @@ typedef struct moe_training {
     int bad_rank;                 /* lowest rank whose last loss was not finite, where it was not */
     moe_explainer *explainer;     /* watches the next step; NULL = nobody does; not owned */
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; the context's are these times the schedule */
+    double alpha_all_layers;
 } moe_training;
 
 /* Local. Registers the parameters of the layers and the task, makes room for activations. context->keep is set (unless train.recompute). */
