@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "moesim/gemm.h"
+#include "moesim/noisy.h"
 #include "moesim/norm.h"
 #include "moesim/weight_gradient.h"
 
@@ -35,6 +36,7 @@ moe_layer_slots moe_layer_register(const moe_layer *layer, const moe_context *co
     bool frozen = r > 0;
     return (moe_layer_slots){
         .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts, layer->gate),
+        .gate_noise = add_replicated(all, i, "gate_noise", true, h * context->config->model.num_experts, layer->gate_noise),
         .norm = add_replicated(all, i, "norm", false, h, layer->norm),
         .w1 = add_experts(all, i, "w1", f, h, e, context, frozen ? NULL : e->w1),
         .w2 = add_experts(all, i, "w2", h, f, e, context, frozen ? NULL : e->w2),
@@ -104,23 +106,62 @@ static void logits_gradient(const moe_layer *layer, const moe_context *context, 
     int64_t n = context->batch->num_tokens * context->router.num_experts;
     moe_reserve(&b->dlogits, &b->dlogits_room, n, sizeof(double), "gradient of the logits");
     moe_reserve(&b->dz, &b->dz_room, n, sizeof(real), "gradient of the logits");
-    moe_layer_dlogits(layer, context, a, b->dlogits);
+    if (layer->gate_noise) moe_reserve(&b->spread, &b->spread_room, n, sizeof(double), "gradient of the noise");
+    moe_layer_dlogits(layer, context, a, b->dlogits, layer->gate_noise ? b->spread : NULL);
     moe_weight_gradient(&layer->router, a->logits, moe_weights_routing(a), b->dg, b->dlogits);
     for (int64_t i = 0; i < n; i++) {
         b->dz[i] = (real)b->dlogits[i];
     }
 }
 
-/* logits = u Wg^T:  dWg += dz^T u (one GEMM per device), du += dz Wg. */
+/* Of v = u Wn^T, where noise was added. */
+static bool noise_gradient(const moe_layer *layer, const moe_context *context, const moe_activations *a, moe_backward *b) {
+    moe_router r = moe_layer_router(layer, context);
+    if (!layer->gate_noise || !context->trains) return false;
+    moe_reserve(&b->dv, &b->dv_room, context->batch->num_tokens * r.num_experts, sizeof(real), "gradient of the noise");
+    moe_noise_gradient(&r, context->batch, a->v, b->dlogits, b->spread, b->dv);
+    return true;
+}
+
+/* Where the gradient of what the gate read goes: with jitter apart, as it still has to go through it. */
+static real *gate_dx(const moe_context *context, const moe_activations *a, moe_backward *b) {
+    int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
+    if (a->gate_x == a->x) return b->du;
+    moe_reserve(&b->gate_dx, &b->gate_room, n, sizeof(real), "gradient of the layer's input");
+    if (n > 0) memset(b->gate_dx, 0, (size_t)n * sizeof(real));
+    return b->gate_dx;
+}
+
+/* Jitter multiplies: by the same factors the other way, of the gate's input alone or of everything that was read. */
+static void jitter_backward(const moe_layer *layer, const moe_context *context, const moe_activations *a, moe_backward *b) {
+    moe_router r = moe_layer_router(layer, context);
+    int64_t h = context->config->model.hidden_size;
+    if (!moe_jitter_acts(&r) || !layer->gate) return;
+    if (a->gate_x == a->x) {
+        moe_jitter(&r, context->batch, h, b->du, b->du);
+        return;
+    }
+    moe_jitter(&r, context->batch, h, b->gate_dx, b->gate_dx);
+    for (int64_t i = 0; i < context->batch->num_tokens * h; i++) {
+        b->du[i] += b->gate_dx[i];
+    }
+}
+
+/* logits = u Wg^T:  dWg += dz^T u (one GEMM per device), du += dz Wg; the same of v and Wn. */
 static void gate_backward(const moe_layer *layer, const moe_layer_slots *slots, const moe_context *context, const moe_activations *a,
                           moe_parameters *all, moe_backward *b) {
     int64_t h = context->config->model.hidden_size, n = context->router.num_experts;
     if (!layer->gate) return;
+    bool noise = noise_gradient(layer, context, a, b);
+    real *du = gate_dx(context, a, b);
 #pragma omp parallel for schedule(dynamic)
     for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
         int64_t begin = context->batch->device_offset[j], rows = context->batch->device_offset[j + 1] - begin;
-        moe_gemm_tn(n, h, rows, b->dz + begin * n, a->x + begin * h, 1, partial_of(all, slots->gate, j));
-        moe_gemm_nn(rows, h, n, b->dz + begin * n, layer->gate, 1, b->du + begin * h);
+        moe_gemm_tn(n, h, rows, b->dz + begin * n, a->gate_x + begin * h, 1, partial_of(all, slots->gate, j));
+        moe_gemm_nn(rows, h, n, b->dz + begin * n, layer->gate, 1, du + begin * h);
+        if (!noise) continue;
+        moe_gemm_tn(n, h, rows, b->dv + begin * n, a->gate_x + begin * h, 1, partial_of(all, slots->gate_noise, j));
+        moe_gemm_nn(rows, h, n, b->dv + begin * n, layer->gate_noise, 1, du + begin * h);
     }
 }
 
@@ -186,6 +227,7 @@ void moe_layer_backward(const moe_layer *layer, const moe_layer_slots *slots, co
     gate_backward(layer, slots, context, a, all, b);
     moe_timeline_add(t, MOE_SPAN_ROUTER_BACKWARD, layer->index, routed, gated = moe_comm_time(), NULL);
     shared_backward(layer, slots, context, a, all, dy, b);
+    jitter_backward(layer, context, a, b);
     norm_backward(layer, slots, context, a, all, b, dx);
     backward_volume(record);
     moe_timeline_add(t, MOE_SPAN_SHARED_BACKWARD, layer->index, gated, end = moe_comm_time(), NULL);
@@ -196,6 +238,9 @@ void moe_layer_backward(const moe_layer *layer, const moe_layer_slots *slots, co
 void moe_backward_free(moe_backward *b) {
     moe_free(b->dlogits);
     moe_free(b->dz);
+    moe_free(b->spread);
+    moe_free(b->dv);
+    moe_free(b->gate_dx);
     moe_free(b->dg);
     moe_free(b->pairs);
     moe_free(b->du);

@@ -278,7 +278,7 @@ void moe_balance_coefficients(const moe_balance *b, const moe_placement *p, cons
     }
     add_expert_coefficients(b, s, cell, t, a);
     add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE], b->importance_of == MOE_IMPORTANCE_SCORES ? a : a + n);
-    if (b->load_form == MOE_LOAD_TUTEL) add_variation(b, s, cell, load, b->alpha[MOE_LOSS_LOAD], a + 2 * n);
+    if (b->load_form != MOE_LOAD_SELECTIONS) add_variation(b, s, cell, load, b->alpha[MOE_LOSS_LOAD], a + 2 * n);
 }
 
 void moe_balance_add_all_layers(const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a) {

@@ -227,6 +227,22 @@ static int check_method(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
+/* Shazeer et al.'s load asks for the probability to be among the K largest noisy logits. */
+static int check_noisy_load(const moe_config *c, moe_status *st) {
+    const int form = KEY(balance, load_form), method = c->router.method;
+    if (c->router.noise_form == MOE_NOISE_GAUSSIAN && c->router.noise <= 0)
+        return fail_pair(c, form, KEY(router, noise),
+                         "a smooth load is as wide as the noise: router.noise above 0, or noise_form = softplus", st);
+    if (method != MOE_METHOD_TOPK && method != MOE_METHOD_SWITCH)
+        return fail_pair(c, form, KEY(router, method), "it is of the K largest logits: method = topk or switch", st);
+    if (c->router.group_limit != MOE_GROUP_NONE)
+        return fail_pair(c, form, KEY(router, group_limit), "it is of the K largest logits: group_limit = none", st);
+    if (c->router.bias_file[0] != '\0') return fail_pair(c, form, KEY(router, bias_file), "it is of the K largest logits: no bias", st);
+    if (c->router.bias_update_rate > 0)
+        return fail_pair(c, form, KEY(router, bias_update_rate), "it is of the K largest logits: bias_update_rate = 0", st);
+    return MOE_OK;
+}
+
 /* Scores that a method or a loss needs. */
 static int check_router(const moe_config *c, moe_status *st) {
     const bool sums_to_one = c->router.score_func == MOE_SCORE_SOFTMAX || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
@@ -234,12 +250,16 @@ static int check_router(const moe_config *c, moe_status *st) {
     if (check_method(c, st) != MOE_OK) return st->code;
     if (c->router.method == MOE_METHOD_TOP_P && !sums_to_one)
         return fail_pair(c, KEY(router, method), score, "top_p adds up probabilities: score_func = softmax or softmax_topk", st);
+    if (c->balance.load_form == MOE_LOAD_SHAZEER && check_noisy_load(c, st) != MOE_OK) return st->code;
+    if (c->balance.load_form == MOE_LOAD_TUTEL && c->router.noise_form != MOE_NOISE_GAUSSIAN)
+        return fail_pair(c, form, KEY(router, noise_form), "Tutel's noise has a fixed scale: noise_form = gaussian, or load_form = shazeer",
+                         st);
     if (c->balance.load_form == MOE_LOAD_TUTEL && c->router.noise <= 0)
         return fail_pair(c, form, KEY(router, noise), "Tutel's smooth load is as wide as the noise: router.noise above 0", st);
     if (c->balance.load_form == MOE_LOAD_TUTEL && !sums_to_one)
         return fail_pair(c, form, score, "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk", st);
     if (c->balance.load_loss > 0 && c->balance.load_form == MOE_LOAD_SELECTIONS)
-        return fail_pair(c, KEY(balance, load_loss), form, "a count has no gradient: load_form = tutel, or load_loss = 0", st);
+        return fail_pair(c, KEY(balance, load_loss), form, "a count has no gradient: load_form = shazeer or tutel, or load_loss = 0", st);
     if (c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL)
         return fail_pair(c, KEY(balance, aux_layers), KEY(balance, aux_form),
                          "the loss over all layers is that of aux_form = mixtral; or aux_layers = each", st);

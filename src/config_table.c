@@ -56,7 +56,11 @@ const moe_key moe_keys[] = {
     BOOL(router, scale_normalized, "yes", "Whether the factor also applies to normalised weights; DeepSeek-V2's code normalises or scales.")
     BOOL(router, norm_single, "yes", "Whether norm_topk_prob also applies when top_k = 1; DeepSeek's code leaves a single weight alone.")
     DOUBLE(router, gate_scale, 0, 1e6, "1", "Standard deviation of the random logits of vectors of unit variance.")
-    DOUBLE(router, noise, 0, 1e6, "0", "Standard deviation of the noise on the logits, in training.")
+    DOUBLE(router, noise, 0, 1e6, "0", "Standard deviation of the noise on the logits, in training; for noise_form = softplus, its smallest.")
+    ENUM(router, noise_form, NAMES("gaussian", "softplus"), "gaussian",
+          "Scale of the noise: router.noise, or softplus(u W_noise) + router.noise with W_noise learned (Shazeer et al.; FastMoE: + 0.01).")
+    DOUBLE(router, jitter, 0, 0.999, "0", "Input jitter eps: the gate reads each number times a random factor from 1 - eps to 1 + eps, in training.")
+    BOOL(router, jitter_experts, "no", "Whether the experts read the jittered input too (Hugging Face's Mixtral), or only the gate (Switch, Megatron).")
     DOUBLE(router, expert_dropout, 0, 0.99, "0", "Share of the experts disabled at random in each training step.")
     DOUBLE(router, bias_update_rate, 0, 1e6, "0", "Step of the balancing bias after each training step (gamma).")
     ENUM(router, bias_update, NAMES("sign", "proportional"), "sign",
@@ -81,8 +85,8 @@ const moe_key moe_keys[] = {
     ENUM(balance, importance_of, NAMES("weights", "scores"), "weights",
           "What importance sums over tokens: combine weights of the chosen (Shazeer et al.), or all scores (Tutel).")
     DOUBLE(balance, load_loss, 0, 1e6, "0", "Coefficient of the load loss: the squared variation of the experts' smooth load.")
-    ENUM(balance, load_form, NAMES("selections", "tutel"), "selections",
-          "Load of an expert: selections (no gradient), or Tutel's smooth load, which needs router.noise.")
+    ENUM(balance, load_form, NAMES("selections", "tutel", "shazeer"), "selections",
+          "Load of an expert: selections (no gradient), or a smooth load by the noise: Shazeer et al.'s, or Tutel's.")
     ENUM(balance, scope, NAMES("sequence", "device", "global"), "sequence",
           "Which tokens' averages the losses that count are made of; all three are reported.")
     ENUM(balance, comm_count, NAMES("tokens", "selections"), "tokens",

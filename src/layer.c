@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "moesim/gemm.h"
+#include "moesim/noisy.h"
 #include "moesim/norm.h"
 #include "moesim/rng.h"
 #include "moesim/status.h"
@@ -32,6 +33,8 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
         layer->router.bias = layer->bias;
     }
     if (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT) init_gate(layer, c);
+    if (layer->gate && c->router.noise_form == MOE_NOISE_SOFTPLUS)
+        layer->gate_noise = moe_alloc_zero((int64_t)c->model.num_experts * h, sizeof(real), "gate weights");
     if (c->model.norm == MOE_NORM_RMSNORM) {
         layer->norm = moe_alloc(h, sizeof(real), "norm weights");
         for (int64_t i = 0; i < h; i++) {
@@ -60,6 +63,7 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
 
 void moe_layer_free(moe_layer *layer) {
     moe_free(layer->gate);
+    moe_free(layer->gate_noise);
     moe_free(layer->norm);
     moe_free(layer->bias);
     moe_ffn_free(&layer->experts);
@@ -74,12 +78,12 @@ enum {
 }; /* rows of one gate GEMM: a constant, and no call crosses a device, so the calls depend on the device's tokens only */
 
 /* logits [T,N] = u [T,H] * gate [N,H]^T (method.md section 1.1). */
-static void gate_logits(const moe_layer *layer, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
+static void gate_logits(const real *gate, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
     for (int32_t j = 0; j < b->num_local_devices; j++) {
 #pragma omp parallel for schedule(dynamic)
         for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1]; begin += GATE_ROWS) {
             int64_t left = b->device_offset[j + 1] - begin, rows = left < GATE_ROWS ? left : GATE_ROWS;
-            moe_gemm_nt(rows, n, h, u + begin * h, layer->gate, logits + begin * n);
+            moe_gemm_nt(rows, n, h, u + begin * h, gate, logits + begin * n);
         }
     }
 }
@@ -89,6 +93,28 @@ moe_router moe_layer_router(const moe_layer *layer, const moe_context *context) 
     moe_router_set_step(&r, context->trains ? context->draw : context->step, layer->index, context->trains);
     r.evaluating = context->config->run.mode == MOE_MODE_TRAIN && !context->trains;
     return r;
+}
+
+static void jitter(const moe_router *r, const moe_context *context, moe_activations *a) {
+    int64_t h = context->config->model.hidden_size;
+    if (!moe_jitter_acts(r)) return;
+    moe_reserve(&a->jittered, &a->jittered_room, context->batch->num_tokens * h, sizeof(real), "jittered x");
+    moe_jitter(r, context->batch, h, a->x, a->jittered);
+    a->gate_x = a->jittered;
+    if (context->config->router.jitter_experts) a->x = a->jittered;
+}
+
+/* Keeps what the smooth load needs of the logits, then adds the learned noise. */
+static void add_noise(const moe_layer *layer, const moe_context *context, const moe_router *r, moe_activations *a) {
+    int64_t n = r->num_experts, h = context->config->model.hidden_size, count = context->batch->num_tokens * n;
+    if (r->load_form == MOE_LOAD_SHAZEER) {
+        moe_reserve(&a->clean, &a->clean_room, count, sizeof(real), "logits");
+        if (count > 0) memcpy(a->clean, a->gate_logits, (size_t)count * sizeof(real));
+    }
+    if (!layer->gate_noise) return;
+    moe_reserve(&a->v, &a->v_room, count, sizeof(real), "noise on the logits");
+    gate_logits(layer->gate_noise, context->batch, a->gate_x, h, n, a->v);
+    moe_noise_add(r, context->batch, a->v, a->gate_logits);
 }
 
 static void make_logits(const moe_layer *layer, const moe_context *context, moe_activations *a) {
@@ -102,9 +128,11 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
         else
             a->logits.f32 = (const float *)context->input->logits + offset;
     } else if (!moe_config_recorded(context->config)) {
-        moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
-        gate_logits(layer, b, a->x, c->model.hidden_size, n, a->gate_logits);
         moe_router router = moe_layer_router(layer, context);
+        jitter(&router, context, a);
+        moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
+        gate_logits(layer->gate, b, a->gate_x, c->model.hidden_size, n, a->gate_logits);
+        if (context->trains) add_noise(layer, context, &router, a);
         moe_router_perturb(&router, b, a->gate_logits);
 #ifdef MOE_REAL_DOUBLE
         a->logits.f64 = a->gate_logits;
@@ -115,6 +143,13 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
 }
 
 /* --- router and losses --- */
+
+/* The logits before noise, where a smooth load looks at them. */
+static const moe_noisy *noisy_of(const moe_context *context, moe_activations *a) {
+    if (!context->trains || context->config->balance.load_form != MOE_LOAD_SHAZEER) return NULL;
+    a->noisy = (moe_noisy){a->clean, a->v};
+    return &a->noisy;
+}
 
 static void route(const moe_layer *layer, const moe_context *context, moe_activations *a) {
     const moe_batch *b = context->batch;
@@ -128,6 +163,7 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
                            in->scores ? in->scores + t * context->router.num_experts : NULL, &a->routing, &a->segments);
     } else {
         moe_router router = moe_layer_router(layer, context);
+        router.noisy = noisy_of(context, a);
         moe_route(&router, b, &context->placement, a->logits, &a->routing, &a->segments, &a->first_bad_token);
     }
 }
@@ -250,12 +286,12 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
     const moe_batch *b = context->batch;
     int64_t h = c->model.hidden_size;
     stopwatch watch = {context->timeline, record, layer->index, moe_comm_time()};
-    a->layer_x = a->x = x;
+    a->layer_x = a->x = a->gate_x = x;
     if (layer->norm) {
         moe_reserve(&a->u, &a->u_room, b->num_tokens * h, sizeof(real), "normed x");
         moe_reserve(&a->inverse_rms, &a->rms_room, b->num_tokens, sizeof(double), "norms");
         moe_rmsnorm(x, layer->norm, b->num_tokens, h, a->u, a->inverse_rms);
-        a->x = a->u;
+        a->x = a->gate_x = a->u;
     }
     make_logits(layer, context, a);
     phase(&watch, MOE_PHASE_GATE, NULL);
@@ -283,25 +319,36 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
 /* The loss over all layers is divided by their tokens: coefficients as if by those of segment i in this layer. */
 static void add_all_layers(const moe_context *context, int64_t i, double divisor, double *coefficient) {
     double all;
-    int64_t *cell =
-        moe_scopes_cell(context->all_layers, (enum moe_scope)context->config->balance.scope, context->batch, i, &all);
+    int64_t *cell = moe_scopes_cell(context->all_layers, (enum moe_scope)context->config->balance.scope, context->batch, i, &all);
     moe_balance_add_all_layers(&context->balance, &context->all_layers->global, cell, divisor / all, coefficient);
 }
 
-void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits) {
+/* The coefficients of segment i, all losses that train. */
+static void coefficients(const moe_context *context, const moe_activations *a, int64_t *cell, int64_t i, double divisor, double *a3n) {
+    moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, a3n);
+    if (context->all_layers && context->balance.alpha_all_layers > 0) add_all_layers(context, i, divisor, a3n);
+}
+
+void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits, double *spread) {
     const moe_batch *b = context->batch;
     int64_t n = context->router.num_experts;
     double *coefficient = moe_alloc(MOE_COEFFICIENTS * n, sizeof *coefficient, "loss coefficients");
     int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
+    bool load = context->balance.alpha[MOE_LOSS_LOAD] != 0 && context->balance.load_form == MOE_LOAD_SHAZEER;
+    moe_router router = layer->router;
+    router.noisy = context->trains ? &a->noisy : NULL;
     if (b->num_tokens > 0) memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
+    if (b->num_tokens > 0 && spread) memset(spread, 0, (size_t)(b->num_tokens * n) * sizeof *spread);
     for (int64_t i = 0; i < b->num_segments; i++) {
         double divisor;
         int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope, b, i, &divisor);
         if (divisor == 0) continue;
-        moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, coefficient);
-        if (context->all_layers && context->balance.alpha_all_layers > 0) add_all_layers(context, i, divisor, coefficient);
-        moe_router_dlogits(&layer->router, b, a->logits, &a->routing, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor,
+        coefficients(context, a, cell, i, divisor, coefficient);
+        moe_router_dlogits(&router, b, a->logits, &a->routing, b->segment[i].begin, b->segment[i].end, coefficient, 1 / divisor,
                            1 / (double)counted, dlogits);
+        if (load)
+            moe_noisy_load_gradient(&router, b, a->logits, &a->routing, b->segment[i].begin, b->segment[i].end, coefficient + 2 * n,
+                                    1 / divisor, dlogits, spread);
     }
     moe_free(coefficient);
 }
@@ -310,6 +357,9 @@ void moe_activations_free(moe_activations *a) {
     moe_free(a->u);
     moe_free(a->inverse_rms);
     moe_free(a->gate_logits);
+    moe_free(a->jittered);
+    moe_free(a->clean);
+    moe_free(a->v);
     moe_routing_free(&a->routing);
     moe_drop_free(&a->drop);
     moe_stats_free(&a->segments);

@@ -90,10 +90,15 @@ static int64_t frozen_parameters(const moe_config *c) {
     return c->model.expert_type == MOE_EXPERT_LORA ? mul(c->model.num_layers, parameters_of_ffn(c)) : 0;
 }
 
-/* Per layer: the routed experts; gate [N,H], norm [H] and every shared expert. Language model: embedding [context,256,H], norm [H], head [256,H]. */
+static bool learns_noise(const moe_config *c) {
+    return c->router.noise_form == MOE_NOISE_SOFTPLUS && (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT);
+}
+
+/* Per layer: the routed experts; gate [N,H] (and as much for the scale of its noise where it is learned), norm [H] and every shared expert. Language model: embedding [context,256,H], norm [H], head [256,H]. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t h = c->model.hidden_size, expert = parameters_of_expert(c), norm = c->model.norm == MOE_NORM_NONE ? 0 : h;
-    const int64_t layer = add(add(mul(c->model.num_experts, h), norm), mul(c->model.num_shared_experts, parameters_of_ffn(c)));
+    const int64_t gate = mul3(learns_noise(c) ? 2 : 1, c->model.num_experts, h);
+    const int64_t layer = add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c)));
     moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
                                   .replicated = mul(c->model.num_layers, layer)};
     if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT)
@@ -134,12 +139,20 @@ static int64_t scratch(const moe_config *c, const sizes *s) {
     return mul(s->threads, expert > shared || c->model.num_shared_experts == 0 ? expert : shared);
 }
 
+/* Training, per token: logits before noise and those of its scale [N], jittered x [H]. */
+static int64_t noisy_reals(const moe_config *c) {
+    const int64_t n = c->model.num_experts;
+    return (learns_noise(c) ? n : 0) + (c->balance.load_form == MOE_LOAD_SHAZEER ? n : 0) +
+           (c->router.jitter > 0 ? c->model.hidden_size : 0);
+}
+
 /* Of one layer, without the residual stream: normed x [T,H], logits [T,N]; experts: outputs [S,H] and results [R,H]; output of the shared ones [T,H]
  * and their hidden vectors [T,F]. For backward: h1, h3 [S,F] (unless train.recompute), those of the shared experts, and dg [S]. */
 static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, hidden = s->matrices > 0 ? mul(s->matrices - 1, f) : 0;
     const bool keep = s->train && !c->train.recompute;
     int64_t reals = mul(s->tokens, add(c->model.num_experts, c->model.norm == MOE_NORM_NONE ? 0 : h));
+    if (s->train) reals = add(reals, mul(s->tokens, noisy_reals(c)));
     reals = add(reals, mul(add(s->selections, s->rows), h));
     reals = add(reals, scratch(c, s));
     if (s->train) reals = add(reals, s->selections);
@@ -149,13 +162,15 @@ static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
     return add(reals, mul(s->tokens, add(h, keep ? mul3(2, c->model.num_shared_experts, f) : 0)));
 }
 
-/* What backward works with, once for all layers: dlogits [T,N] (double, and rounded), dg of selections and of pairs [S], du and dx of the shared experts
+/* What backward works with, once for all layers: dlogits [T,N] (double, and rounded; of learned noise the same), the gate's part of du with jitter [T,H], dg of selections and of pairs [S], du and dx of the shared experts
  * [T,H]; and the ends of the network: head's input [T,H], logits [T,256] and places of the text, or targets [T,H]. */
 static int64_t backward(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts, per_token = (int64_t)sizeof(double) + 16;
     int64_t reals = mul(s->tokens, add(add(n, mul(c->model.num_shared_experts > 0 ? 2 : 1, h)), mul(2, moe_config_most_experts(c))));
     reals = add(reals, mul(s->tokens, add(h, s->text ? BYTE_VALUES : 0)));
     if (!s->train) return 0;
+    if (learns_noise(c)) reals = add(reals, mul3(s->tokens, n, 1 + sizeof(double) / sizeof(real)));
+    if (c->router.jitter > 0) reals = add(reals, mul(s->tokens, h));
     return add(mul(reals, sizeof(real)), mul(s->tokens, add(mul(n, sizeof(double)), per_token)));
 }
 
@@ -192,7 +207,8 @@ static int64_t statistics(const moe_config *c, const sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t sequences =
         c->data.sequence_length > 0 ? add(div_up(s->tokens, c->data.sequence_length), mul(2, s->local_devices)) : s->local_devices;
-    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD), cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
+    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD),
+                  cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
     const int64_t copies = s->copies + (moe_balance_has_all_layers(c) ? 1 : 0);
     const int64_t record = add(mul(3, n), add(mul(5, d), mul(d, d)));
     const int64_t records = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1; /* a step's and a micro-batch's */

@@ -18,20 +18,44 @@ static void print_model(const moe_screen *s, const moe_config *c) {
                        c->model.moe_intermediate_size, moe_config_enum_name("model.expert_type", c->model.expert_type));
 }
 
+/* What chance does to the gate in training. */
+static void print_noise(const moe_config *c, char *text, size_t room) {
+    bool learned = c->router.noise_form == MOE_NOISE_SOFTPLUS;
+    int at = 0;
+    text[0] = 0;
+    if (c->run.mode != MOE_MODE_TRAIN) return;
+    if (learned || c->router.noise > 0)
+        at = snprintf(text, room, learned ? "; noise of learned scale + %g" : "; noise %g", c->router.noise);
+    if (c->router.jitter > 0)
+        snprintf(text + at, room - (size_t)at, "; jitter %g of what %s read%s", c->router.jitter,
+                 c->router.jitter_experts ? "gate and experts" : "the gate", c->router.jitter_experts ? "" : "s");
+}
+
 static void print_router(const moe_screen *s, const moe_config *c) {
-    char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "";
+    char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "", noise[128];
     if (c->router.group_limit != MOE_GROUP_NONE)
         snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group, c->router.num_groups,
                  c->router.num_groups == c->cluster.devices ? "devices" : "groups",
                  moe_config_enum_name("router.group_limit", c->router.group_limit));
+    print_noise(c, noise, sizeof noise);
     if (c->router.preset[0]) snprintf(preset, sizeof preset, "; preset %s", c->router.preset);
-    moe_screen_wrapped(s, LABEL, "router", "%s, top %d of %d, %s%s", moe_config_enum_name("router.score_func", c->router.score_func),
-                       c->router.top_k, c->model.num_experts, limit, preset);
+    moe_screen_wrapped(s, LABEL, "router", "%s, top %d of %d, %s%s%s", moe_config_enum_name("router.score_func", c->router.score_func),
+                       c->router.top_k, c->model.num_experts, limit, noise, preset);
+}
+
+/* Which form alpha_expert trains, where it is not DeepSeek's. */
+static void print_form(const moe_config *c, char *text, size_t room) {
+    text[0] = 0;
+    if (c->balance.aux_form == MOE_AUX_DEEPSEEK || c->balance.alpha_expert == 0) return;
+    snprintf(text, room, " (%s%s)", moe_config_enum_name("balance.aux_form", c->balance.aux_form),
+             c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1 ? ", of all layers together" : "");
 }
 
 static void print_balance(const moe_screen *s, const moe_config *c) {
-    moe_screen_wrapped(s, LABEL, "balance", "alpha: expert %g, device %g, communication %g, z %g; scope %s", c->balance.alpha_expert,
-                       c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss,
+    char form[64];
+    print_form(c, form, sizeof form);
+    moe_screen_wrapped(s, LABEL, "balance", "alpha: expert %g%s, device %g, communication %g, z %g; scope %s", c->balance.alpha_expert,
+                       form, c->balance.alpha_device, c->balance.alpha_comm, c->balance.z_loss,
                        moe_config_enum_name("balance.scope", c->balance.scope));
 }
 

@@ -73,9 +73,10 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
         "of the summed weights and of the load; usage variance: of the shares of selections; entropy: of a token's scores, in nats; "
         "entropy z: -entropy / N.");
     if (shows_all_layers(r))
-        moe_screen_wrapped(s, 2, "",
-                           "all layers: mixtral of the tokens of all layers put together, as Hugging Face's code has it; it counts once in the "
-                           "total, each layer's own losses as their mean over layers.");
+        moe_screen_wrapped(
+            s, 2, "",
+            "all layers: mixtral of the tokens of all layers put together, as Hugging Face's code has it; it counts once in the "
+            "total, each layer's own losses as their mean over layers.");
     if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT]))
         moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "moesim/exact.h"
+#include "moesim/noisy.h"
 #include "moesim/status.h"
 #include "router_devices.h"
 #include "router_keyed.h"
@@ -29,6 +30,8 @@ void moe_router_init(moe_router *r, const moe_config *c, const double *bias) {
                       .sinkhorn_tolerance = c->router.sinkhorn_tolerance,
                       .sinkhorn_iterations = c->router.sinkhorn_iterations,
                       .noise = c->router.noise,
+                      .noise_form = (enum moe_noise_form)c->router.noise_form,
+                      .jitter = c->router.jitter,
                       .expert_dropout = c->router.expert_dropout,
                       .load_form = (enum moe_load_form)c->balance.load_form,
                       .seed = (uint64_t)c->run.seed,
@@ -130,6 +133,11 @@ static void count_smooth_load(const job *j, worker *w, int32_t last_choice, int6
     moe_exact_add01(moe_stats_load_hi(j->stats, cell), moe_stats_load_lo(j->stats, cell), w->load, j->router->num_experts);
 }
 
+static void count_noisy_load(const job *j, worker *w, int64_t t, const int32_t *expert, int32_t chosen, int64_t *cell) {
+    moe_noisy_load(j->router, t, w->z, expert, chosen, w->load);
+    moe_exact_add01(moe_stats_load_hi(j->stats, cell), moe_stats_load_lo(j->stats, cell), w->load, j->router->num_experts);
+}
+
 static double entropy(const moe_router *r, const worker *w) {
     if (moe_scores_sum_to_one(r) && moe_router_logit_divisor(r) == 1) return moe_scores_softmax_entropy(w->z, w->s, r->num_experts);
     return moe_scores_entropy(w->s, r->num_experts);
@@ -142,6 +150,7 @@ static void count_token(const job *j, worker *w, int64_t t, int32_t home, int32_
     if (lse > -INFINITY) moe_exact_add(cell + MOE_STAT_Z, lse * lse);
     count_weights(j, expert, w->weight, chosen, moe_weights_factor(r), cell);
     if (r->load_form == MOE_LOAD_TUTEL && chosen > 0) count_smooth_load(j, w, expert[chosen - 1], cell);
+    if (r->load_form == MOE_LOAD_SHAZEER) count_noisy_load(j, w, t, expert, chosen, cell);
     if (j->count_plain) {
         chosen = moe_select_experts(&w->plain, &j->plain, w->z, w->s, may_be_disabled, w->plain_expert, NULL);
         expert = w->plain_expert;

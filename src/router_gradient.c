@@ -5,7 +5,7 @@
  *   sigmoid, sqrtsoftplus dL/dz_i = s'(z_i)/S (a_i - A) / T,  S = sum_j s_j, s'(z) the derivative of the score function
  *   z-loss                dL/dz_i = 2 lse softmax_i / (counted tokens of the global batch)
  *   importance            through the weights g: weight_gradient.c
- *   smooth load           q_i = w_i phi(x_i) / noise, x_i = (s_i - z_k) / noise, k the last choice: through s_i, and dL/dz_k -= sum_i q_i */
+ *   smooth load, Tutel's  q_i = w_i phi(x_i) / noise, x_i = (s_i - z_k) / noise, k the last choice: through s_i, and dL/dz_k -= sum_i q_i */
 #include <math.h>
 #include <string.h>
 
@@ -80,7 +80,7 @@ static bool any(const double *x, int32_t n) {
 void moe_router_dlogits(const moe_router *r, const moe_batch *batch, moe_logits logits, const moe_routing *routing, int64_t begin,
                         int64_t end, const double *a, double inverse_tokens, double inverse_counted, double *dlogits) {
     int32_t n = r->num_experts;
-    bool importance = any(a + n, n), load = any(a + 2 * n, n);
+    bool importance = any(a + n, n), load = r->load_form == MOE_LOAD_TUTEL && any(a + 2 * n, n);
 #pragma omp parallel
     {
         double *z = moe_alloc(4 * (int64_t)n, sizeof *z, "router's gradient"), *s = z + n, *dg = s + n, *ds = dg + n, lse;

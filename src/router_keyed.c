@@ -15,8 +15,7 @@
 
 enum { MAX_LAYERS = 4096 };
 
-/* Step and layer in one number. */
-static uint64_t step_key(const moe_router *r) {
+uint64_t moe_router_step_key(const moe_router *r) {
     return (uint64_t)r->step * MAX_LAYERS + (uint64_t)r->layer;
 }
 
@@ -70,14 +69,14 @@ int32_t moe_keyed_choice(const moe_router *r, int64_t token, const double *z, in
     else if (r->method == MOE_METHOD_HASH)
         draw_distinct((moe_rng){r->seed, MOE_RNG_HASH_ROUTER}, (uint64_t)r->layer, (uint64_t)token, n, k, expert);
     else
-        draw_distinct((moe_rng){r->seed, MOE_RNG_RANDOM_ROUTER}, step_key(r), (uint64_t)token, n, k, expert);
+        draw_distinct((moe_rng){r->seed, MOE_RNG_RANDOM_ROUTER}, moe_router_step_key(r), (uint64_t)token, n, k, expert);
     for (int32_t i = 0; i < k; i++)
         expert[i] = may_be_disabled ? enabled[expert[i]] : expert_in_order(r, expert[i]);
     return k;
 }
 
 double moe_keyed_second(const moe_router *r, int64_t token) {
-    return moe_rng_uniform((moe_rng){r->seed, MOE_RNG_SECOND_CHOICE}, step_key(r), (uint64_t)token, 0);
+    return moe_rng_uniform((moe_rng){r->seed, MOE_RNG_SECOND_CHOICE}, moe_router_step_key(r), (uint64_t)token, 0);
 }
 
 /* The experts with the smallest keyed numbers; the lower index first among equals. */
@@ -87,17 +86,21 @@ void moe_router_dropped_experts(const moe_router *r, uint8_t *dropped) {
     int32_t *place = moe_alloc(n, sizeof *place, "expert dropout");
     count = count < n ? count : n - 1;
     memset(dropped, 0, (size_t)n);
-    draw_distinct(rng, step_key(r), 0, n, count, place);
+    draw_distinct(rng, moe_router_step_key(r), 0, n, count, place);
     for (int32_t i = 0; i < count; i++)
         dropped[place[i]] = 1;
     moe_free(place);
 }
 
+static bool adds_fixed_noise(const moe_router *r) {
+    return r->noise_form == MOE_NOISE_GAUSSIAN && r->noise > 0;
+}
+
 /* z += noise, then -inf where dropped; noise [N] is working memory. */
 static void perturb_token(const moe_router *r, int64_t token, const uint8_t *dropped, real *noise, real *z) {
     int32_t n = r->num_experts;
-    if (r->noise > 0) {
-        moe_rng_normal((moe_rng){r->seed, MOE_RNG_NOISE}, step_key(r), (uint64_t)token, r->noise, noise, n);
+    if (adds_fixed_noise(r)) {
+        moe_rng_normal((moe_rng){r->seed, MOE_RNG_NOISE}, moe_router_step_key(r), (uint64_t)token, r->noise, noise, n);
         for (int32_t i = 0; i < n; i++)
             z[i] += noise[i];
     }
@@ -107,7 +110,7 @@ static void perturb_token(const moe_router *r, int64_t token, const uint8_t *dro
 
 void moe_router_perturb(const moe_router *r, const moe_batch *batch, real *logits) {
     int32_t n = r->num_experts;
-    if (!r->training || (r->noise <= 0 && r->expert_dropout <= 0)) return;
+    if (!r->training || (!adds_fixed_noise(r) && r->expert_dropout <= 0)) return;
     uint8_t *dropped = moe_alloc(n, sizeof *dropped, "expert dropout");
     moe_router_dropped_experts(r, dropped);
 #pragma omp parallel

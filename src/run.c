@@ -218,7 +218,7 @@ static int write_dlogits(run *r, int32_t l, moe_status *st) {
     int64_t n = r->c->model.num_experts;
     if (r->c->data.source == MOE_SOURCE_ROUTING) return MOE_OK;
     double *dlogits = moe_alloc(r->batch.num_tokens * n, sizeof *dlogits, "dlogits");
-    moe_layer_dlogits(&r->layers[l], &r->context, activations_of(r, l), dlogits);
+    moe_layer_dlogits(&r->layers[l], &r->context, activations_of(r, l), dlogits, NULL);
     moe_results_tensor(r->comm, &r->results, tensor_of_layer(r, "dlogits", l).s, &r->batch, dlogits, n, sizeof *dlogits, st);
     moe_free(dlogits);
     return st->code;

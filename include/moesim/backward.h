@@ -11,16 +11,20 @@
 
 /* Where a layer's parameters stand in the table; -1 = the layer has none. */
 typedef struct moe_layer_slots {
-    int gate, norm, w1, w2, w3, shared_w1, shared_w2, shared_w3;
+    int gate, gate_noise, norm, w1, w2, w3, shared_w1, shared_w2, shared_w3;
     int a1, a2, a3, b1, b2, b3; /* adapters; then w1, w2, w3 are frozen and not in the table */
 } moe_layer_slots;
 
 typedef struct moe_backward { /* working memory of backward, shared by all layers */
     double *dlogits;          /* [T,N] of the last layer that went through */
     real *dz;                 /* [T,N] the same, rounded */
+    double *spread;           /* [T,N] what of the losses reaches the scale of the noise (noisy.h) */
+    real *dv;                 /* [T,N] gradient of gate_x W_noise */
+    real *gate_dx;            /* [T,H] gradient of what the gate reads, with jitter */
     real *dg;                 /* [num_selections] */
     real *pairs;              /* [plan pairs] */
     real *du, *shared_dx;     /* [T,H] */
+    int64_t spread_room, dv_room, gate_room;
     int64_t dlogits_room, dz_room, dg_room, pairs_room, du_room, shared_room;
 } moe_backward;
 

@@ -35,7 +35,8 @@ enum moe_router_method {
 enum moe_temperature_on { MOE_TEMPERATURE_LOGITS, MOE_TEMPERATURE_PROBABILITIES };
 enum moe_second_choice { MOE_SECOND_BEST, MOE_SECOND_RANDOM, MOE_SECOND_SAMPLED };
 enum moe_importance_of { MOE_IMPORTANCE_WEIGHTS, MOE_IMPORTANCE_SCORES };
-enum moe_load_form { MOE_LOAD_SELECTIONS, MOE_LOAD_TUTEL };
+enum moe_load_form { MOE_LOAD_SELECTIONS, MOE_LOAD_TUTEL, MOE_LOAD_SHAZEER };
+enum moe_noise_form { MOE_NOISE_GAUSSIAN, MOE_NOISE_SOFTPLUS };
 enum moe_scope { MOE_SCOPE_SEQUENCE, MOE_SCOPE_DEVICE, MOE_SCOPE_GLOBAL, MOE_NUM_SCOPES };
 enum moe_comm_count { MOE_COUNT_TOKENS, MOE_COUNT_SELECTIONS };
 enum moe_device_p { MOE_DEVICE_P_SUM, MOE_DEVICE_P_MEAN };
@@ -84,7 +85,9 @@ typedef struct moe_config {
         bool scale_normalized; /* router.scale_normalized: no = DeepSeek-V2's own code, which normalises OR scales */
         bool norm_single;      /* router.norm_single: no = DeepSeek's own code, which does not normalise when top_k = 1 */
         double gate_scale;     /* router.gate_scale: standard deviation of keyed random logits for unit-variance x */
-        double noise, expert_dropout, bias_update_rate;
+        double noise, jitter, expert_dropout, bias_update_rate;
+        int noise_form;
+        bool jitter_experts;
         int bias_update;
         bool bias_centered;
         double top_p, temperature;

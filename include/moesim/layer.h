@@ -23,6 +23,7 @@
 typedef struct moe_layer {
     int32_t index;
     real *gate;        /* [N,H] the same on every rank; NULL when logits or routing are recorded */
+    real *gate_noise;  /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
     real *norm;        /* [H] rmsnorm's weights, or NULL */
     moe_router router; /* the context's, with this layer's bias */
     double *bias;      /* [N] balancing bias that training moves; NULL: the context's (router.bias_file or none) */
@@ -54,7 +55,11 @@ typedef struct moe_activations {
     double *inverse_rms; /* [T] of the norm, for backward */
     const real *layer_x; /* the layer's input before the norm */
     const real *x;       /* what the experts read: u or the caller's x */
+    const real *gate_x;  /* what the gate reads: x, or with jitter `jittered` */
+    real *jittered;      /* [T,H]; where the experts read it too, x is this */
     real *gate_logits;   /* [T,N] */
+    real *clean, *v;     /* [T,N] logits before noise, for the smooth load; gate_x W_noise */
+    moe_noisy noisy;     /* the two, as the router looks at them */
     moe_logits logits;   /* gate_logits, or the recorded ones; both NULL for recorded routing */
     moe_routing routing; /* before dropping */
     moe_drop drop;       /* who of it is sent, where there is a capacity */
@@ -66,6 +71,7 @@ typedef struct moe_activations {
     real *shared_y;              /* [T,H] */
     real *shared_h1, *shared_h3; /* [T, num_shared * F] kept for backward */
     int64_t first_bad_token;     /* local token with NaN logits, -1 = none */
+    int64_t jittered_room, clean_room, v_room;
     int64_t rms_room, u_room, logits_room, shared_room, shared_h1_room, shared_h3_room;
 } moe_activations;
 
@@ -90,9 +96,12 @@ const moe_routing *moe_sent_routing(const moe_activations *a);
 /* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts (method.md section 2), else why they are not. */
 const char *moe_rows_not_tokens(const moe_context *context);
 
+/* Local. The layer's router with the keys of this step. In training outside a training step (validation) it evaluates. */
+moe_router moe_layer_router(const moe_layer *layer, const moe_context *context);
+
 /* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that trains. The loss over all layers, if it trains, needs
- * the forward pass of the last layer. */
-void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits);
+ * the forward pass of the last layer. spread [T,N] or NULL: what of it reaches the scale of the noise (noisy.h), 0 but for a smooth load. */
+void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits, double *spread);
 
 void moe_activations_free(moe_activations *a);
 

@@ -65,9 +65,9 @@ typedef struct moe_capacity_record { /* what a capacity did to a layer */
 
 typedef struct moe_all_layers_record { /* Mixtral's loss over the tokens of all layers put together; on with balance.aux_form = mixtral */
     bool on;
-    double raw, ideal;                /* alpha = 1, training scope; at perfect balance */
+    double raw, ideal;               /* alpha = 1, training scope; at perfect balance */
     double by_scope[MOE_NUM_SCOPES]; /* raw */
-    double loss;                      /* times alpha; 0 where each layer's trains instead */
+    double loss;                     /* times alpha; 0 where each layer's trains instead */
 } moe_all_layers_record;
 
 typedef struct moe_layer_record {

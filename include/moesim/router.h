@@ -15,6 +15,11 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The logits of this rank's tokens before noise, and what the learned scale of the noise is made of: for the smooth load (noisy.h). */
+typedef struct moe_noisy {
+    const real *clean, *v; /* [T,N]; v NULL unless noise_form = softplus */
+} moe_noisy;
+
 typedef struct moe_router {
     int32_t num_experts, top_k, num_groups, topk_group;
     enum moe_router_method method;
@@ -24,7 +29,8 @@ typedef struct moe_router {
     enum moe_second_choice second_choice;
     double sinkhorn_tolerance;
     int32_t sinkhorn_iterations;
-    double noise, expert_dropout;
+    double noise, jitter, expert_dropout;
+    enum moe_noise_form noise_form;
     enum moe_load_form load_form;
     uint64_t seed; /* seed, step, layer: keys of random choices; step, layer and training are set by moe_router_set_step */
     int64_t step;
@@ -38,6 +44,7 @@ typedef struct moe_router {
     const double *bias;                   /* [N] or NULL; not owned */
     enum moe_aux_selection aux_selection; /* which selection the stats count */
     double alpha_z;                       /* coefficient of the z-loss in moe_router_dlogits (balance.z_loss) */
+    const moe_noisy *noisy;               /* load_form = shazeer, in training: set by the layer; else NULL; not owned */
     bool comm_count_local;                /* whether a token that stays on its home device counts in device_tokens */
 } moe_router;
 
