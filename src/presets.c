@@ -46,26 +46,29 @@ const moe_preset moe_presets[] = {
      "The balancing bias starts at router.bias_file (or 0) and moves by 0.001 after each training step."},
     {"mixtral",
      "model.num_experts=8 model.num_shared_experts=0 router.top_k=2 router.score_func=softmax_topk" NO_GROUPS
-     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.alpha_expert=0.02 balance.scope=global",
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.aux_layers=all balance.alpha_expert=0.02 balance.scope=global",
      "Mixtral 8x7B: 8 experts, top 2, weights are a softmax over the chosen, alpha 0.02; hidden 4096, expert width 14336.\n" REMEMBERED "\n"
-     "Its loss (K at balance) is taken layer by layer; Hugging Face's code puts the tokens of all layers together first."},
+     "Its loss (K at balance) is of the tokens of all layers put together, as in Hugging Face's code. Its input jitter\n"
+     "is off by default; router.jitter_experts = yes is how it reads one."},
     {"qwen2_moe",
      "model.num_experts=64 model.num_shared_experts=1 router.top_k=8 router.score_func=softmax" NO_GROUPS
-     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.alpha_expert=0.001 balance.scope=global",
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.aux_layers=all balance.alpha_expert=0.001 balance.scope=global",
      "Qwen2-MoE 57B-A14B: 64 routed + 1 shared experts, top 8, alpha 0.001; hidden 3584, expert width 2560.\n" REMEMBERED "\n"
-     "Left out: the wider shared expert and its own gate. The loss is taken layer by layer, as for mixtral."},
+     "Left out: the wider shared expert and its own gate. The loss is of all layers together, as for mixtral."},
     {"olmoe",
      "model.num_experts=64 model.num_shared_experts=0 router.top_k=8 router.score_func=softmax" NO_GROUPS
-     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.alpha_expert=0.01 balance.z_loss=0.001"
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.aux_layers=all balance.alpha_expert=0.01 balance.z_loss=0.001"
      " balance.scope=global",
      "OLMoE 1B-7B: 64 experts, top 8, alpha 0.01, z-loss 0.001; hidden 2048, expert width 1024.\n" REMEMBERED "\n"
-     "The loss is taken layer by layer, as for mixtral."},
+     "The loss is of all layers together, as for mixtral."},
     {"switch",
      "model.num_experts=128 model.num_shared_experts=0 model.expert_type=relu router.top_k=1 router.score_func=softmax" NO_GROUPS
-     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=switch balance.alpha_expert=0.01 balance.z_loss=0.001"
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 router.jitter=0.01 balance.aux_form=switch balance.alpha_expert=0.01"
+     " balance.z_loss=0.001"
      " balance.scope=sequence capacity.policy=sequence capacity.capacity_factor=1.25 capacity.drop=position",
      "Switch-base-128 (arXiv 2101.03961): 128 experts, top 1, alpha 0.01, z-loss 0.001; hidden 768, expert width 3072.\n" REMEMBERED "\n"
-     "Loss and capacity (factor 1.25) by sequence as in Hugging Face's code; f counts before dropping, as the paper has it. Left out: input jitter."},
+     "Loss and capacity (factor 1.25) by sequence as in Hugging Face's code; f counts before dropping, as the paper has it.\n"
+     "Input jitter 0.01 in training, of the gate alone."},
     {"gshard",
      "model.num_experts=128 model.num_shared_experts=0 model.expert_type=relu router.method=gshard router.second_choice=random router.top_k=2"
      " router.score_func=softmax" NO_GROUPS " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.aux_form=gshard"
@@ -75,9 +78,9 @@ const moe_preset moe_presets[] = {
      "The second expert is kept with probability 2 g2; a device is one of the paper's groups."},
     {"mixlora",
      "model.num_experts=8 model.num_shared_experts=0 model.expert_type=lora model.lora_rank=16 router.top_k=2 router.score_func=softmax" NO_GROUPS
-     " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.aux_form=mixtral balance.alpha_expert=0.001 balance.scope=global",
+     " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.aux_form=mixtral balance.aux_layers=all balance.alpha_expert=0.001 balance.scope=global",
      "MixLoRA (arXiv 2404.15159): 8 LoRA experts of rank 16, top 2, normalised weights, alpha 0.001; hidden 4096.\n" REMEMBERED "\n"
-     "No z-loss: its public code has one for MixLoRA-switch only. The loss is taken layer by layer, as for mixtral."},
+     "No z-loss: its public code has one for MixLoRA-switch only. The loss is of all layers together, as for mixtral."},
     {"mixlora_switch",
      "model.num_experts=8 model.num_shared_experts=0 model.expert_type=lora model.lora_rank=16 router.top_k=1 router.score_func=softmax" NO_GROUPS
      " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=switch balance.alpha_expert=0.001 balance.z_loss=0.001"
@@ -87,7 +90,7 @@ const moe_preset moe_presets[] = {
     {"mixlora_dynamic",
      "model.num_experts=8 model.num_shared_experts=0 model.expert_type=lora model.lora_rank=16 router.method=top_p router.top_p=0.8 router.top_k=8"
      " router.temperature=1 router.temperature_on=probabilities router.score_func=softmax" NO_GROUPS
-     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.alpha_expert=0.001 balance.scope=global",
+     " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.aux_layers=all balance.alpha_expert=0.001 balance.scope=global",
      "MixLoRA-dynamic (arXiv 2404.15159): 8 LoRA experts of rank 16, as many as reach a probability of 0.8, alpha 0.001; hidden 4096.\n" REMEMBERED "\n"
      "A temperature, if given, divides the probabilities as in its public code."},
     {"megatron",
@@ -100,7 +103,7 @@ const moe_preset moe_presets[] = {
      " balance.alpha_expert=0.01 balance.scope=device capacity.policy=expert capacity.capacity_factor=1 capacity.min_capacity=4"
      " capacity.rounding=deepspeed capacity.capacity_scope=device capacity.drop=position",
      "DeepSpeed's top1gating: capacity factor 1.0, at least 4, alpha 0.01. " REMEMBERED "\n"
-     "First come, first served: its random token selection (use_rts) is off. Left out: RSample noise and input jitter, which are off by default."},
+     "First come, first served: its random token selection (use_rts) is off. RSample noise is left out; its Jitter is router.jitter = 0.01. Both are off by default."},
     {"deepspeed_top2",
      "router.top_k=2 router.score_func=softmax" NO_GROUPS " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.aux_form=gshard"
      " balance.alpha_expert=0.01 balance.scope=device capacity.policy=expert capacity.capacity_factor=1 capacity.min_capacity=4"

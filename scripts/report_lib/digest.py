@@ -202,10 +202,11 @@ def mean_of(layers, path):
 
 
 def ideals_of(folder):
-    """Value of each loss at perfect balance, mean over layers; only where every layer has one."""
+    """Value of each loss at perfect balance, mean over layers; only where every layer has one, or of a loss over all layers."""
     names = {name: None for layer in folder.layers for name in items(layer, "loss_ideal")}
     means = {name: mean_of(folder.layers, f"loss_ideal.{name}") for name in names}
-    return {name: mean for name, mean in means.items() if mean is not None}
+    of_all = {name: number(value) for name, value in items(folder.summary, "loss_ideal").items()}
+    return {name: mean for name, mean in {**means, **of_all}.items() if mean is not None}
 
 
 def digest(folder, room):

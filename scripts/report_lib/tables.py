@@ -169,7 +169,8 @@ def losses(folder):
     """[(loss, raw, at balance, ratio, alpha x raw)] of the last step, mean over layers."""
     rows = []
     for name, raw in items(folder.last, "loss_raw").items():
-        raw, ideal = number(raw), layer_mean(folder, f"loss_ideal.{name}")
+        of_all = number(at(folder.summary, f"loss_ideal.{name}"))   # of a loss over all layers
+        raw, ideal = number(raw), layer_mean(folder, f"loss_ideal.{name}") if of_all is None else of_all
         over = raw / ideal if raw is not None and ideal else None
         trained = number(at(folder.last, f"loss.{name}"))
         rows.append((LOSS_NAMES.get(name, name.replace("_", " ")), real_text(raw), real_text(ideal), real_text(over, 4), real_text(trained)))
