@@ -176,6 +176,20 @@ static void check_choice(const dialect *d) {
     CHECK_MSG(worst < 1e-5, "%s: weights off by %g", d->g.name, worst);
 }
 
+/* counts [N] is working memory. */
+static void check_counts_per_sequence(const dialect *d, int64_t *counts) {
+    const json_t *per_sequence = json_object_get(d->g.expected, "counts_per_expert_per_sequence");
+    for (size_t b = 0; b < json_array_size(per_sequence); b++) {
+        const json_t *wanted = json_array_get(per_sequence, b);
+        int64_t length = golden_int(&d->g, "S"), begin = (int64_t)b * length;
+        memset(counts, 0, (size_t)d->router.num_experts * sizeof *counts);
+        for (int64_t i = d->routing.row_offset[begin]; i < d->routing.row_offset[begin + length]; i++)
+            counts[d->routing.expert[i]]++;
+        for (int32_t i = 0; i < d->router.num_experts; i++)
+            CHECK_MSG(counts[i] == json_integer_value(json_array_get(wanted, (size_t)i)), "%s: sequence %zu, expert %d", d->g.name, b, i);
+    }
+}
+
 /* Counts of the whole batch, padding included: what the router chose. */
 static void check_counts(const dialect *d) {
     const json_t *experts = json_object_get(d->g.expected, "counts_per_expert");
@@ -189,6 +203,7 @@ static void check_counts(const dialect *d) {
     for (size_t i = 0; i < json_array_size(distinct) && !d->mask.data; i++)
         CHECK_MSG(moe_stats_device_tokens(&d->global, d->global.cell)[i] == json_integer_value(json_array_get(distinct, i)),
                   "%s: device %zu", d->g.name, i);
+    check_counts_per_sequence(d, counts);
     moe_free(counts);
 }
 

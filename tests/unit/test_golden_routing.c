@@ -308,7 +308,9 @@ static void check_losses(const golden *g) {
         check_v3_loss(g); /* no losses are recorded for Hugging Face's DeepSeek-V2 */
 }
 
-/* The stored losses of ties_* belong to the experts that torch chose among equals: they are compared on that choice, taken as recorded. */
+/* The stored losses of ties_* belong to the experts that torch chose among equals: they are compared on that choice, taken as recorded. What is
+ * ours, the lowest index, has its losses in the variants @paper_lowest_index_ties of ties_ds2; ties_ds3 has none, and test_golden_all.py compares
+ * its loss with equations 17 to 20 on topk_idx.npy. */
 static void use_choice_of_torch(golden *g) {
     int32_t n = g->router.num_experts;
     int64_t tokens = setting_int(g, "T");
