@@ -135,7 +135,7 @@ const moe_preset moe_presets[] = {
     {"fastmoe_switch",
      "router.top_k=1 router.score_func=softmax" NO_GROUPS " router.norm_topk_prob=no router.routed_scaling_factor=1 router.noise=0.0577"
      " balance.aux_form=switch balance.alpha_expert=0.01 balance.scope=device capacity.policy=expert capacity.capacity_factor=1.2"
-     " capacity.rounding=fastmoe capacity.capacity_scope=device capacity.drop=position",
+     " capacity.rounding=ceil capacity.capacity_scope=device capacity.drop=position",
      "FastMoE's Switch gate: top 1, capacity factor 1.2; the coefficient is the user's, here 0.01. " REMEMBERED "\n"
      "Its noise is uniform within 0.1, here Gaussian of the same variance; its loss counts what is left after dropping, here before."},
 };

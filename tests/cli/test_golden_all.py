@@ -76,6 +76,39 @@ def form(case):
     return "gshard" if family in ("tutel", "fastmoe", "deepspeed") and not topkgating else "deepseek"
 
 
+# These run by a preset, of which only sizes are changed, and what the reference of the case does otherwise: it sees one batch on one device.
+PRESETS = {
+    "ds2_v2_E160_K6_G8_M3": ("deepseek_v2", {"capacity.policy": "none"}),
+    "ds2_E60_K6_G12_M12_batch": ("deepseek_v2_lite", {"balance.scope": "global", "balance.alpha_expert": 0.003, "balance.alpha_device": 0.05,
+                                                      "balance.alpha_comm": 0.02, "router.group_limit": "max", "router.topk_group": 12}),
+    "ds3_E256_K8_G8_M4_bias": ("deepseek_v3", {}),
+    "mixtral_E8_K2": ("mixtral", {"balance.alpha_expert": 0.01}),
+    "qwen2_E60_K4": ("qwen2_moe", {"balance.alpha_expert": 0.01}),
+    "olmoe_E16_K1_norm": ("olmoe", {"router.norm_topk_prob": "yes", "balance.z_loss": 0}),
+    "switch_E16_cap2_tight": ("switch", {"capacity.expert_capacity": 2}),
+    "mixlora_E6_K3_mask": ("mixlora", {}),
+    "mixlora_switch_E16_cap4": ("mixlora_switch", {"capacity.expert_capacity": 4}),
+    "mixlora_dynamic_E8_p08": ("mixlora_dynamic", {}),
+    "mcore_z_extreme80_E6_K2": ("megatron", {}),
+    "deepspeed_top1_E8_cf1": ("deepspeed_top1", {"balance.scope": "global", "capacity.capacity_scope": "global"}),
+    "deepspeed_top2_E8_cf1": ("deepspeed_top2", {"balance.scope": "global", "capacity.capacity_scope": "global"}),
+    "deepspeed_topk_E16_K3_probs_cf2": ("deepspeed_topk", {"balance.scope": "global", "capacity.capacity_scope": "global", "capacity.capacity_factor": 2}),
+    "tutel_nodrop_E6_K3": ("tutel", {"balance.scope": "global", "balance.alpha_expert": 1, "capacity.capacity_scope": "global",
+                                     "capacity.capacity_factor": 0}),
+    "fastmoe_gshard_E16_W4": ("fastmoe_gshard", {"balance.scope": "global", "balance.alpha_expert": 1, "capacity.capacity_scope": "global",
+                                                 "router.second_choice": "best"}),   # the case's reference keeps every second choice
+    "fastmoe_switch_E6_cf2": ("fastmoe_switch", {"balance.scope": "global", "balance.alpha_expert": 1, "capacity.capacity_scope": "global",
+                                                 "capacity.capacity_factor": 2}),
+}
+SIZES = ("model.hidden_size", "model.num_experts", "model.moe_intermediate_size", "model.expert_type", "router.top_k", "router.bias_file", "cluster.", "data.",
+         "output.")
+
+
+def by_preset(name, of):
+    preset, changes = PRESETS[name]
+    return {"router.preset": preset, "model.num_shared_experts": 0, **{key: value for key, value in of.items() if key.startswith(SIZES)}, **changes}
+
+
 def settings(case, folder):
     ours = case["family"].startswith(("ds", "hfds"))
     of = {
@@ -427,6 +460,8 @@ def check_gradient(golden, out):
 def check_case(name):
     golden = Golden(name)
     of = settings(golden.case, golden.folder)
+    if name in PRESETS:
+        of = by_preset(name, of)
     out = run(name, 1, of)
     if not out:
         return
