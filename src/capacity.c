@@ -62,6 +62,22 @@ int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t select
     return pairs > c->min_capacity ? (int64_t)pairs : c->min_capacity;
 }
 
+int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st) {
+    moe_capacity k;
+    int64_t pool = tokens, length = c->data.sequence_length;
+    moe_capacity_init(&k, c);
+    if (k.policy == MOE_CAPACITY_NONE) return MOE_OK;
+    if (k.policy == MOE_CAPACITY_SEQUENCE && length > 0 && length < tokens) pool = length;
+    if (k.policy != MOE_CAPACITY_SEQUENCE && k.scope == MOE_CAPACITY_PER_DEVICE) pool = (tokens + k.devices - 1) / k.devices;
+    if (moe_capacity_pairs(&k, pool, pool * k.top_k) > 0) return MOE_OK;
+    return moe_fail(
+        st, MOE_USER,
+        "capacity.capacity_factor = %g: it does not go with capacity.rounding = %s: %lld tokens leave room for 0 pairs in each of %d "
+        "%s, and everything would be dropped: a larger factor, capacity.min_capacity of at least 1, or rounding = ceil",
+        k.factor, moe_config_enum_name("capacity.rounding", c->capacity.rounding), (long long)pool, moe_capacity_targets(&k),
+        k.policy == MOE_CAPACITY_DEVICE ? "devices" : "experts");
+}
+
 /* --- who is exempt --- */
 
 int64_t moe_capacity_exempt(const moe_capacity *c, const moe_batch *b, int64_t step, uint8_t *exempt) {

@@ -72,6 +72,10 @@ static moe_config quick(const moe_config *resolved) {
     return c;
 }
 
+static int64_t num_tokens(const dialects *d) {
+    return d->input.num_tokens_global ? d->input.num_tokens_global : d->c.cluster.devices * d->c.data.tokens_per_device;
+}
+
 static void add_row(dialects *d, const char *name, const moe_preset *preset, const char *assignment) {
     moe_dialect *row = &d->row[d->num_rows++];
     moe_status st = {0};
@@ -83,6 +87,7 @@ static void add_row(dialects *d, const char *name, const moe_preset *preset, con
     if (preset) take_preset(&row->c, preset, &st);
     if (assignment) moe_config_set(&row->c, assignment, &st);
     if (st.code == MOE_OK) moe_config_resolve(&row->c, d->comm->size, &st);
+    if (st.code == MOE_OK) moe_capacity_check(&row->c, num_tokens(d), &st);
     snprintf(row->reason, sizeof row->reason, "%s", st.message);
 }
 
@@ -190,10 +195,6 @@ static int refuse(const moe_config *c, moe_status *st) {
         return moe_fail(st, MOE_USER,
                         "model.load: --dialects works on keyed tokens and gates or on data.source = logits, not on loaded weights");
     return MOE_OK;
-}
-
-static int64_t num_tokens(const dialects *d) {
-    return d->input.num_tokens_global ? d->input.num_tokens_global : d->c.cluster.devices * d->c.data.tokens_per_device;
 }
 
 /* Rows run one after the other: the largest one has to fit. */

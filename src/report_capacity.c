@@ -46,6 +46,57 @@ static void print_dropped(const moe_screen *s, const moe_config *c, const moe_st
                        moe_text_glued(moe_text_count(r->num_tokens * r->num_layers)).s);
 }
 
+/* --- by expert, device and sequence --- */
+
+enum { MOST_LISTED = 8 };
+
+/* The largest of x [n]: "6 (45), 12 (21) and 3 more"; "" when all are 0. */
+static void list_largest(const int64_t *x, int64_t n, char *text, size_t room) {
+    int64_t listed[MOST_LISTED], count = 0, positive = 0;
+    size_t used = 0;
+    text[0] = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (x[i] == 0) continue;
+        int64_t at = count < MOST_LISTED ? count++ : MOST_LISTED - 1;
+        positive++;
+        if (positive > MOST_LISTED && x[i] <= x[listed[at]]) continue;
+        for (; at > 0 && x[listed[at - 1]] < x[i]; at--)
+            listed[at] = listed[at - 1];
+        listed[at] = i;
+    }
+    for (int64_t i = 0; i < count && used < room; i++)
+        used += (size_t)snprintf(text + used, room - used, "%s%lld (%s)", i ? ", " : "", (long long)listed[i],
+                                 moe_text_glued(moe_text_count(x[listed[i]])).s);
+    if (positive > count && used < room) snprintf(text + used, room - used, " and %lld more", (long long)(positive - count));
+}
+
+static void add(int64_t *sum, const int64_t *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        sum[i] += x[i];
+}
+
+static void print_largest(const moe_screen *s, const char *what, const int64_t *x, int64_t n) {
+    char text[512];
+    list_largest(x, n, text, sizeof text);
+    if (text[0]) moe_screen_wrapped(s, 2, "", "dropped pairs by %s, most first: %s", what, text);
+}
+
+/* Sums over layers; sequences where they are listed. */
+static void print_where(const moe_screen *s, const moe_step_record *r) {
+    int64_t n = r->num_experts, d = r->devices, sequences = r->layer[0].capacity.num_sequences;
+    int64_t *by_expert = moe_alloc_zero(n + d + sequences, sizeof *by_expert, "the report"), *by_device = by_expert + n,
+            *by_sequence = by_device + d;
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        add(by_expert, r->layer[l].dropped_per_expert, n);
+        add(by_device, r->layer[l].dropped_per_device, d);
+        if (sequences > 0) add(by_sequence, r->layer[l].capacity.dropped_per_sequence, sequences);
+    }
+    print_largest(s, "expert", by_expert, n);
+    print_largest(s, "device", by_device, d);
+    print_largest(s, "sequence", by_sequence, sequences);
+    moe_free(by_expert);
+}
+
 static void print_rest(const moe_screen *s, const moe_config *c, const sums *a) {
     moe_screen_wrapped(s, 2, "", "saved %s rows, %s of dispatch and combine", moe_text_glued(moe_text_count(a->c.rows_saved)).s,
                        moe_text_glued(moe_text_bytes(a->c.bytes_saved)).s);
@@ -65,5 +116,6 @@ void moe_report_capacity(const moe_screen *s, const moe_config *c, const moe_ste
     moe_screen_heading(s, "Capacity (policy %s)%s", moe_key_enum_name(moe_key_find("capacity", "policy"), c->capacity.policy),
                        moe_report_layers(r, "sum").s);
     print_dropped(s, c, r, &a);
+    print_where(s, r);
     print_rest(s, c, &a);
 }

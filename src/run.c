@@ -247,8 +247,9 @@ static int check_sinkhorn(const run *r, const moe_activations *a, int32_t l, moe
     return moe_fail(
         st, MOE_USER,
         "router.method = sinkhorn does not converge to router.sinkhorn_tolerance = %g within router.sinkhorn_iterations = %d (layer %d, "
-        "device %d): raise either, or lower the spread of the logits (router.gate_scale)",
-        c->router.sinkhorn_tolerance, c->router.sinkhorn_iterations, l, (int)(c->cluster.devices - from_end));
+        "device %d): raise either, or lower the spread of the logits%s",
+        c->router.sinkhorn_tolerance, c->router.sinkhorn_iterations, l, (int)(c->cluster.devices - from_end),
+        c->data.source == MOE_SOURCE_LOGITS ? " that are recorded" : " (router.gate_scale)");
 }
 
 /* Layers one after the other; *writing gets the seconds spent on files. */
@@ -355,6 +356,7 @@ static int prepare(run *r, moe_status *st) {
     if (moe_input_read(r->comm, r->c, &r->input, st)) return st->code;
     if (r->c->model.load[0] && moe_loaded_read(r->comm, r->c, &r->loaded, st)) return st->code;
     if (trains(r)) moe_task_check(r->c, &r->input, st);
+    if (st->code == MOE_OK) moe_capacity_check(r->c, num_tokens(r), st);
     if (moe_comm_agree(r->comm, st)) return st->code;
     if (check_memory(r, st)) return st->code;
     if (r->options->check_only) return MOE_OK;

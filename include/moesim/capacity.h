@@ -47,6 +47,10 @@ int32_t moe_capacity_targets(const moe_capacity *c);
  * factor 0 (Tutel): as much as is needed; INT64_MAX. */
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections);
 
+/* Local. MOE_USER with one sentence when a capacity of 0 pairs would be left even of the largest pool of a batch of `tokens` tokens. The same on every
+ * rank. */
+int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st);
+
 /* Local. exempt [T] = 1 for the tokens of exempt sequences: the floor(share B + 0.5) of all B with the smallest keyed hash of (seed, step, sequence).
  * Returns their number. */
 int64_t moe_capacity_exempt(const moe_capacity *c, const moe_batch *b, int64_t step, uint8_t *exempt);

@@ -1,7 +1,9 @@
 """ctest: timeout=180
 Dropping seen from outside: summary.json, kept.npy and the matrix agree with each other and do not depend on the number of ranks or threads; the bytes
 saved are the difference to the same run without a capacity; f'' and the losses are those before dropping."""
-from _moesim import check, load, run, same_bytes, summary, verdict
+import re
+
+from _moesim import check, config, load, moesim, run, same_bytes, summary, verdict
 
 BASE = {
     "model.num_layers": 2, "model.hidden_size": 16, "model.num_experts": 32, "model.moe_intermediate_size": 8, "router.top_k": 4,
@@ -40,6 +42,66 @@ def check_layer(name, layer, kept, plain):
         check(layer[key] == plain[key], f"{name}: {key} is not that before dropping")
 
 
+def recount(index, served):
+    """From the arrays alone: pairs lost by expert, device and sequence, tokens that lost some and all, rows before and after. served: -1 where nobody."""
+    n, k, devices, tokens = BASE["model.num_experts"], BASE["router.top_k"], BASE["cluster.devices"], len(index) // BASE["router.top_k"]
+    per, length = n // devices, BASE["data.sequence_length"]
+    lost = {"expert": [0] * n, "device": [0] * devices, "sequence": [0] * -(-tokens // length)}
+    some = every = before = after = 0
+    for t in range(tokens):
+        chosen, by = index[t * k:(t + 1) * k], served[t * k:(t + 1) * k]
+        for e, server in zip(chosen, by):
+            if server < 0:
+                lost["expert"][e] += 1
+                lost["device"][e // per] += 1
+                lost["sequence"][t // length] += 1
+        left = [e for e in by if e >= 0]
+        some, every = some + (len(left) < k), every + (not left)
+        before, after = before + len({e // per for e in chosen}), after + len({e // per for e in left})
+    return lost, some, every, before - after
+
+
+def check_from_arrays(name, rule, layer, index, served):
+    c, h, n = layer["capacity"], BASE["model.hidden_size"], BASE["model.num_experts"]
+    lost, some, every, rows = recount(index, served)
+    for what, pairs in lost.items():
+        check(c[f"dropped_per_{what}"] == pairs, f"{name}: dropped by {what}: {c[f'dropped_per_{what}']}, from the arrays {pairs}")
+    check((c["dropped_tokens"], c["fully_dropped_tokens"]) == (some, every), f"{name}: {some} tokens lost a pair, {every} all")
+    check((c["rows_saved"], c["bytes_saved"]) == (rows, rows * h * 4 * 2), f"{name}: {c['rows_saved']} rows saved, from the arrays {rows}")
+    kept = [served.count(e) for e in range(n)]
+    check(layer["kept_per_expert"] == kept, f"{name}: kept by expert")
+    wasted = sum(c["capacity"] - pairs for pairs in kept) if rule.get("pad_to_capacity") else 0
+    check((c["padding_rows"], c["padding_bytes"]) == (wasted, wasted * h * 4 * 2), f"{name}: {c['padding_rows']} rows of padding, from the arrays {wasted}")
+
+
+def check_screen(name, rule):
+    """The figures on the screen are those of the summary, one layer."""
+    out = f"{name}-screen"
+    done = moesim(2, config(out, settings(rule, **{"model.num_layers": 1})), "--out", out)
+    if not check(done.code == 0, f"{name}: {done.err}"):
+        return
+    layer = summary(out)["layers"][0]
+    c = layer["capacity"]
+    text = " ".join(done.out[done.out.index("Capacity (policy"):].split("\n\n")[0].split()).replace(",", "")
+    found = re.search(r"(\d+) pairs per .*: dropped (\d+) of (\d+) pairs .*; (\d+) tokens lost a pair (\d+) of", text)
+    figures = [c["capacity"], c["dropped"], layer["selections"], c["dropped_tokens"], c["fully_dropped_tokens"]]
+    check(found and [int(x) for x in found.groups()] == figures, f"{name}: {figures} are not in: {text}")
+    check(f"saved {c['rows_saved']} rows" in text, f"{name}: rows saved: {text}")
+    if rule.get("pad_to_capacity"):
+        check(f"wastes {c['padding_rows']} rows" in text, f"{name}: padding: {text}")
+    for what in ("expert", "device", "sequence"):
+        pairs = c[f"dropped_per_{what}"]
+        first = sorted((i for i in range(len(pairs)) if pairs[i]), key=lambda i: (-pairs[i], i))[:8]
+        check(f"by {what} most first: " + " ".join(f"{i} ({pairs[i]})" for i in first) in text, f"{name}: by {what}: {pairs}: {text}")
+
+
+def check_refused():
+    """A capacity without room is none: both keys, and what would be one."""
+    done = moesim(2, config("none", settings({"policy": "expert", "rounding": "fastmoe", "capacity_factor": 0.001})), "--out", "none")
+    words = ("capacity.capacity_factor = 0.001", "capacity.rounding = fastmoe", "min_capacity", "rounding = ceil")
+    check(done.code == 2 and done.err.count("\n") == 1 and all(word in done.err for word in words), f"{done.code}: {done.err}")
+
+
 def check_rule(name, rule, plain):
     folders = [run(f"{name}{np}", np, settings(rule, **{"run.threads": 1 + np % 2})) for np in (1, 2, 4)]
     if not all(folders):
@@ -49,6 +111,10 @@ def check_rule(name, rule, plain):
     kept = load(f"{folders[0]}/kept.npy").data
     share = len(kept) // len(first["layers"])
     check_layer(name, first["layers"][0], list(kept[:share]), plain["layers"][0])   # the second layer's input differs
+    index = list(load(f"{folders[0]}/topk_idx.npy").data)
+    served = list(load(f"{folders[0]}/served_idx.npy").data) if "overflow" in rule else [e if keep else -1 for e, keep in zip(index, kept)]
+    for l, layer in enumerate(first["layers"]):
+        check_from_arrays(f"{name}, layer {l}", rule, layer, index[l * share:(l + 1) * share], served[l * share:(l + 1) * share])
     if rule["policy"] == "device":
         exempt = round(rule.get("exempt_sequences", 0) * len(first["layers"][0]["capacity"]["dropped_per_sequence"]))
         free = first["layers"][0]["capacity"]["dropped_per_sequence"].count(0)
@@ -66,4 +132,7 @@ without_capacity = summary(run("plain", 2, BASE))
 check("capacity" not in without_capacity["layers"][0], "a capacity that nobody asked for")
 for rule_name, capacity in RULES.items():
     check_rule(rule_name, capacity, without_capacity)
+for rule_name in ("device_small", "expert", "sequence"):
+    check_screen(rule_name, RULES[rule_name])
+check_refused()
 verdict()
