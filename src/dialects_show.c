@@ -17,22 +17,32 @@ static double share(int64_t part, int64_t all) {
 
 /* --- tables --- */
 
-/* On a narrow terminal without scores, method, limit, selections, then top_k, dropped, common. */
-static const moe_table choice_table = {121, {{36, 13}, {26, 10}, {49, 9}, {72, 11}, {58, 6}, {83, 9}, {64, 8}}};
-/* Without the ratios and the scope, then without form and its loss. */
-static const moe_table loss_table = {121, {{46, 8}, {65, 8}, {84, 8}, {113, 8}, {26, 9}, {92, 10}, {102, 11}}};
+/* On a narrow terminal without scores, limit, payload and common; without the ratios and the scope; without z, importance, alpha and ratio. */
+static const moe_table choice_table = {80, {{25, 13}, {38, 9}, {71, 9}, {52, 7}}};
+static const moe_table loss_table = {79, {{43, 6}, {58, 6}, {73, 6}, {25, 9}}};
+static const moe_table form_table = {79, {{70, 9}, {59, 11}, {51, 8}, {44, 7}}};
+
+/* "6", with top_p the probability, where experts choose "-". */
+static void choices_of(const moe_config *c, char text[16]) {
+    if (c->router.method == MOE_METHOD_TOP_P)
+        snprintf(text, 16, "p%.3g", c->router.top_p);
+    else if (c->router.method == MOE_METHOD_EXPERT_CHOICE)
+        snprintf(text, 16, "-");
+    else
+        snprintf(text, 16, "%d", c->router.top_k);
+}
 
 static void print_choices(const moe_screen *s, const moe_dialect *row, int num_rows) {
-    moe_screen_row(s, &choice_table, "  %-24s %-9s %-12s %-8s %5s %7s %10s %8s %12s %15s\n", "", "method", "scores", "limit", "top_k",
-                   "common", "selections", "dropped", "devices/token", "dispatch bytes");
+    char k[16];
+    moe_screen_row(s, &choice_table, "  %-23s %-12s %-8s%5s%7s%6s%6s%9s\n", "", "scores", "limit", "K", "common", "drop", "X", "MiB");
     for (int i = 0; i < num_rows; i++) {
         const moe_dialect *r = &row[i];
         if (!ran(r)) continue;
-        moe_screen_row(
-            s, &choice_table, "  %-24s %-9.9s %-12s %-8s %5d %6.1f%% %10lld %8lld %13.4f %15lld\n", r->name,
-            moe_config_enum_name("router.method", r->c.router.method), moe_config_enum_name("router.score_func", r->c.router.score_func),
-            moe_config_enum_name("router.group_limit", r->c.router.group_limit), r->c.router.top_k, 100 * share(r->common, r->selections),
-            (long long)r->selections, (long long)r->dropped, r->mean_devices, (long long)r->dispatch_bytes);
+        choices_of(&r->c, k);
+        moe_screen_row(s, &choice_table, "  %-23s %-12s %-8s%5s%6.1f%%%5.1f%%%6.3f%9.3f\n", r->name,
+               moe_config_enum_name("router.score_func", r->c.router.score_func),
+               moe_config_enum_name("router.group_limit", r->c.router.group_limit), k, 100 * share(r->common, r->selections),
+               100 * share(r->dropped, r->selections), r->mean_devices, (double)r->dispatch_bytes / (1 << 20));
     }
 }
 
@@ -53,20 +63,30 @@ typedef struct two_cells {
 static two_cells loss_text(const moe_dialect *r, enum moe_loss loss) {
     two_cells text;
     double ideal = r->ideal[loss];
-    snprintf(text.s, sizeof text.s, "%10.6f %7s", r->loss[loss], ideal != 0 ? moe_text_number(r->loss[loss] / ideal, 3).s : "-");
+    snprintf(text.s, sizeof text.s, "%9.5f%6s", r->loss[loss], ideal != 0 ? moe_text_number(r->loss[loss] / ideal, 3).s : "-");
     return text;
 }
 
 static void print_losses(const moe_screen *s, const moe_dialect *row, int num_rows) {
-    moe_screen_row(s, &loss_table, "  %-24s %-8s %10s %7s %10s %7s %10s %7s  %-8s %10s %7s\n", "", "scope", "expert", "ratio", "device",
-                   "ratio", "comm", "ratio", "form", "its loss", "ratio");
+    moe_screen_row(s, &loss_table, "  %-23s %-8s%9s%6s%9s%6s%9s%6s\n", "", "scope", "expert", "ratio", "device", "ratio", "comm", "ratio");
     for (int i = 0; i < num_rows; i++) {
         const moe_dialect *r = &row[i];
         if (!ran(r)) continue;
-        moe_screen_row(s, &loss_table, "  %-24s %-8s %s %s %s  %-8s %s\n", r->name,
-                       moe_config_enum_name("balance.scope", r->c.balance.scope), loss_text(r, MOE_LOSS_EXPERT).s,
-                       loss_text(r, MOE_LOSS_DEVICE).s, loss_text(r, MOE_LOSS_COMM).s,
-                       moe_config_enum_name("balance.aux_form", r->c.balance.aux_form), loss_text(r, trained_form(&r->c)).s);
+        moe_screen_row(s, &loss_table, "  %-23s %-8s%s%s%s\n", r->name, moe_config_enum_name("balance.scope", r->c.balance.scope),
+                       loss_text(r, MOE_LOSS_EXPERT).s, loss_text(r, MOE_LOSS_DEVICE).s, loss_text(r, MOE_LOSS_COMM).s);
+    }
+}
+
+/* What alpha_expert multiplies in this row, and two losses that have no counterpart in the others. */
+static void print_forms(const moe_screen *s, const moe_dialect *row, int num_rows) {
+    moe_screen_row(s, &form_table, "  %-23s %-9s%9s%7s%8s%11s%9s\n", "", "form", "loss", "ratio", "alpha", "importance", "z");
+    for (int i = 0; i < num_rows; i++) {
+        const moe_dialect *r = &row[i];
+        enum moe_loss form = trained_form(&r->c);
+        if (!ran(r)) continue;
+        moe_screen_row(s, &form_table, "  %-23s %-9s%9.5f%7s%8.4g%11s%9s\n", r->name, moe_config_enum_name("balance.aux_form", r->c.balance.aux_form),
+               r->loss[form], moe_text_number(r->loss[form] / r->ideal[form], 3).s, r->c.balance.alpha_expert,
+               moe_text_number(r->loss[MOE_LOSS_IMPORTANCE], 5).s, moe_text_number(r->loss[MOE_LOSS_Z], 4).s);
     }
 }
 
@@ -88,6 +108,8 @@ static void print_reasons(const moe_screen *s, const moe_dialect *row, int num_r
 static const struct {
     const char *key, *sentence;
 } definitions[] = {
+    {"router.method", "topk and switch take the K best; top_p as many as reach a probability; gshard keeps its second expert by chance, "
+                      "with probability 2 g2."},
     {"router.score_func",
      "softmax and softmax_topk rank experts alike; their weights differ (softmax_topk renormalises over the chosen). sigmoid "
      "scores do not compete, and P divides them by their sum first."},
@@ -97,6 +119,9 @@ static const struct {
     {"balance.aux_form",
      "deepseek divides f by K (1 at balance); mixtral does not (K at balance, so its loss is K times the expert loss); switch and "
      "gshard count first choices only (1 at balance)."},
+    {"balance.aux_layers",
+     "mixtral's loss of each layer, or of the tokens of all layers put together, as Hugging Face's code has it; here, with one "
+     "layer, both are the same."},
     {"balance.scope",
      "averages within a sequence, within a device or over the global batch are three different losses: the mean over sets exceeds "
      "the global one by the covariance of f and P over the sets."},
@@ -185,14 +210,17 @@ static void print_definitions(const moe_screen *s, const moe_dialect *row, int n
 void moe_dialects_show(const moe_dialect *row, int num_rows, int64_t num_tokens) {
     moe_screen s = moe_screen_of(stdout, false);
     const moe_config *c = &row[0].c;
-    moe_screen_heading(&s, "Choices: %s tokens, %d experts on %d devices, first layer, the same logits for all",
-                       moe_text_count(num_tokens).s, c->model.num_experts, c->cluster.devices);
+    moe_screen_heading(&s, "Choices: %s tokens, %d experts on %d devices, layer 0, the same logits", moe_text_count(num_tokens).s,
+                       c->model.num_experts, c->cluster.devices);
     print_choices(&s, row, num_rows);
     moe_screen_wrapped(&s, 2, "",
-                       "common: share of the row's selections that the configuration's own router chooses too. dispatch bytes: payload, "
-                       "rows that stay on their device included.");
-    moe_screen_heading(&s, "Losses: raw in the row's own scope; ratio: divided by the value at perfect balance");
+                       "K: experts of a token (p: those that reach this probability); common: share of the row's selections that the "
+                       "configuration's own router chooses too; drop: share that a capacity drops; X: devices that a token is sent to; "
+                       "MiB: payload of dispatch, rows that stay on their device included.");
+    moe_screen_heading(&s, "Losses: raw, in the row's own scope; ratio: by the value at balance");
     print_losses(&s, row, num_rows);
+    moe_screen_heading(&s, "The form that alpha_expert trains, with the row's alpha");
+    print_forms(&s, row, num_rows);
     print_reasons(&s, row, num_rows);
     print_definitions(&s, row, num_rows);
 }

@@ -88,7 +88,7 @@ const moe_preset moe_presets[] = {
      "MixLoRA-switch (arXiv 2404.15159): 8 LoRA experts of rank 16, top 1, alpha 0.001, z-loss 0.001, 32 tokens of a sequence per expert; hidden\n"
      "4096. " REMEMBERED " Its loss is of the whole batch, f counts before dropping."},
     {"mixlora_dynamic",
-     "model.num_experts=8 model.num_shared_experts=0 model.expert_type=lora model.lora_rank=16 router.method=top_p router.top_p=0.8 router.top_k=8"
+     "model.num_experts=8 model.num_shared_experts=0 model.expert_type=lora model.lora_rank=16 router.method=top_p router.top_p=0.8"
      " router.temperature=1 router.temperature_on=probabilities router.score_func=softmax" NO_GROUPS
      " router.norm_topk_prob=no router.routed_scaling_factor=1 balance.aux_form=mixtral balance.aux_layers=all balance.alpha_expert=0.001 balance.scope=global",
      "MixLoRA-dynamic (arXiv 2404.15159): 8 LoRA experts of rank 16, as many as reach a probability of 0.8, alpha 0.001; hidden 4096.\n" REMEMBERED "\n"

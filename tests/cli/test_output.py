@@ -83,7 +83,7 @@ def check_width():
         file.write("the quick brown fox jumps over the lazy dog. " * 200)
     cases = [("forward", (config("narrow", BASE),), EVERYWHERE, ("devices", "mean/max", "ratio")),
              ("training", (config("wide", WIDE),), EVERYWHERE + ("MaxVio", "task"), ("norm", "byte")),
-             ("dialects", ("--dialects", config("dialects", {**BASE, "output.routing": "no", "output.tensors": "no"})), ("expert", "devices/token"), ("limit", "scope"))]
+             ("dialects", ("--dialects", config("dialects", {**BASE, "output.routing": "no", "output.tensors": "no"})), ("expert", "drop", "form"), ("limit", "scope", "importance"))]
     for label, arguments, always, in_full in cases:
         for columns, how in ((60, "terminal"), (60, "COLUMNS"), (80, "terminal"), (130, "terminal")):
             if how == "COLUMNS" and label != "forward":
