@@ -87,9 +87,6 @@ void moe_layer_forward(const moe_layer *layer, const moe_context *context, const
 /* Local. Rows of this rank in the plan and the exchange, for the timeline. */
 moe_span_rows moe_layer_rows(const moe_activations *a);
 
-/* Local. The layer's router with the keys of this step. In training outside a training step (validation) it evaluates. */
-moe_router moe_layer_router(const moe_layer *layer, const moe_context *context);
-
 /* Local. The routing that the plan was built from: without what was dropped. */
 const moe_routing *moe_sent_routing(const moe_activations *a);
 

@@ -8,7 +8,7 @@ from pathlib import Path
 LAYERS = [
     ("base", "status tensor vector exact rng npy activation gemm config config_table presets text norm"),
     ("world", "comm topology host_limits"),
-    ("decide", "placement routing stats data scores select router weight_gradient balance capacity plan record memory explanation"),
+    ("decide", "placement routing stats data scores select router noisy weight_gradient balance capacity plan record memory explanation"),
     ("act", "recording input exchange expert ffn scopes checkpoint parameters optimizer task drop"),
     ("show", "metrics history screen textgraph matrices summary results report timeline explain_show explain_json derive"),
     ("simulate", "layer tally run train backward loaded restart specialize verify dialects explain"),

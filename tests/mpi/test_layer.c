@@ -68,7 +68,7 @@ static void forward(layer_run *r, int threads) {
     moe_step_record_clear(&r->record);
     memset(r->y, 0x7f, (size_t)(r->batch.num_tokens * r->c.model.hidden_size) * sizeof *r->y);
     moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->record.layer[0]);
-    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits);
+    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);
     CHECK_INT(r->a.first_bad_token, -1);
 }
 

@@ -27,6 +27,8 @@ static const char *const settings[] = {
     TRAIN
     "data.source=text data.path=unused model.num_experts=8 model.hidden_size=96 model.moe_intermediate_size=16 data.tokens_per_device=64 "
     "train.context=16 model.expert_type=relu",
+    TRAIN "model.num_layers=2 model.num_experts=64 model.hidden_size=48 model.moe_intermediate_size=8 data.tokens_per_device=256 "
+          "router.noise_form=softplus router.jitter=0.1 balance.load_form=shazeer",
     COMMON "model.num_layers=4 model.num_experts=16 model.hidden_size=128 model.moe_intermediate_size=64 data.tokens_per_device=256",
     COMMON
     "model.num_experts=64 model.hidden_size=128 model.moe_intermediate_size=128 data.tokens_per_device=32 model.num_shared_experts=1",
