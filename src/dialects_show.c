@@ -40,9 +40,9 @@ static void print_choices(const moe_screen *s, const moe_dialect *row, int num_r
         if (!ran(r)) continue;
         choices_of(&r->c, k);
         moe_screen_row(s, &choice_table, "  %-23s %-12s %-8s%5s%6.1f%%%5.1f%%%6.3f%9.3f\n", r->name,
-               moe_config_enum_name("router.score_func", r->c.router.score_func),
-               moe_config_enum_name("router.group_limit", r->c.router.group_limit), k, 100 * share(r->common, r->selections),
-               100 * share(r->dropped, r->selections), r->mean_devices, (double)r->dispatch_bytes / (1 << 20));
+                       moe_config_enum_name("router.score_func", r->c.router.score_func),
+                       moe_config_enum_name("router.group_limit", r->c.router.group_limit), k, 100 * share(r->common, r->selections),
+                       100 * share(r->dropped, r->selections), r->mean_devices, (double)r->dispatch_bytes / (1 << 20));
     }
 }
 
@@ -84,9 +84,10 @@ static void print_forms(const moe_screen *s, const moe_dialect *row, int num_row
         const moe_dialect *r = &row[i];
         enum moe_loss form = trained_form(&r->c);
         if (!ran(r)) continue;
-        moe_screen_row(s, &form_table, "  %-23s %-9s%9.5f%7s%8.4g%11s%9s\n", r->name, moe_config_enum_name("balance.aux_form", r->c.balance.aux_form),
-               r->loss[form], moe_text_number(r->loss[form] / r->ideal[form], 3).s, r->c.balance.alpha_expert,
-               moe_text_number(r->loss[MOE_LOSS_IMPORTANCE], 5).s, moe_text_number(r->loss[MOE_LOSS_Z], 4).s);
+        moe_screen_row(s, &form_table, "  %-23s %-9s%9.5f%7s%8.4g%11s%9s\n", r->name,
+                       moe_config_enum_name("balance.aux_form", r->c.balance.aux_form), r->loss[form],
+                       moe_text_number(r->loss[form] / r->ideal[form], 3).s, r->c.balance.alpha_expert,
+                       moe_text_number(r->loss[MOE_LOSS_IMPORTANCE], 5).s, moe_text_number(r->loss[MOE_LOSS_Z], 4).s);
     }
 }
 
