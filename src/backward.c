@@ -85,8 +85,8 @@ static void routed_backward(const moe_layer *layer, const moe_layer_slots *slots
     moe_experts_backward(&layer->experts, &g, &a->exchange.inbox, &a->buffers, context->keep);
     moe_timeline_add(t, MOE_SPAN_EXPERT_BACKWARD, layer->index, sent, computed = moe_comm_time(), &rows);
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, context->config->cluster.devices_per_node, b->du);
-    moe_reserve(&b->pairs, &b->pairs_room, a->plan.num_pairs, sizeof(real), "gradients of the weights");
-    moe_reserve(&b->dg, &b->dg_room, moe_weights_routing(a)->num_selections, sizeof(real), "gradients of the weights");
+    moe_reserve_load(&b->pairs, &b->pairs_room, a->plan.num_pairs, sizeof(real), "gradients of the weights");
+    moe_reserve_load(&b->dg, &b->dg_room, moe_weights_routing(a)->num_selections, sizeof(real), "gradients of the weights");
     moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, b->pairs);
     bool apart = moe_weights_routing(a) != moe_sent_routing(a);
     for (int64_t i = 0; i < moe_weights_routing(a)->num_selections; i++) {

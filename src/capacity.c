@@ -84,7 +84,7 @@ int64_t moe_capacity_exempt(const moe_capacity *c, const moe_batch *b, int64_t s
     int64_t sequences = b->num_sequences, wanted = (int64_t)floor(c->exempt_sequences * (double)sequences + 0.5), smaller;
     memset(exempt, 0, (size_t)b->num_tokens);
     if (wanted == 0) return 0;
-    uint64_t *hash = moe_alloc(sequences, sizeof *hash, "exempt sequences");
+    uint64_t *hash = moe_scratch_take(b->scratch, sequences, sizeof *hash, "exempt sequences");
     for (int64_t q = 0; q < sequences; q++)
         hash[q] = moe_rng_bits((moe_rng){c->seed, MOE_RNG_EXEMPT}, (uint64_t)step, (uint64_t)q, 0);
     uint64_t last = moe_capacity_nth(hash, sequences, wanted, &smaller);
@@ -96,7 +96,7 @@ int64_t moe_capacity_exempt(const moe_capacity *c, const moe_batch *b, int64_t s
         if (hash[s->sequence] < last || (hash[s->sequence] == last && seen < equal))
             memset(exempt + s->begin, 1, (size_t)(s->end - s->begin));
     }
-    moe_free(hash);
+    moe_scratch_give(b->scratch, hash);
     return wanted;
 }
 
@@ -125,7 +125,7 @@ static int64_t device_pools(const moe_batch *b, moe_pool *pool) {
 
 int64_t moe_capacity_pools(const moe_capacity *c, const moe_batch *b, moe_pool **pools) {
     int64_t most = b->num_segments > b->num_local_devices ? b->num_segments : b->num_local_devices;
-    *pools = moe_alloc(most + 1, sizeof **pools, "capacity");
+    *pools = moe_scratch_take(b->scratch, most + 1, sizeof **pools, "capacity");
     if (c->policy == MOE_CAPACITY_SEQUENCE) return sequence_pools(b, *pools);
     if (c->scope == MOE_CAPACITY_PER_DEVICE) return device_pools(b, *pools);
     (*pools)[0] = (moe_pool){0, b->num_tokens, 0, b->num_tokens_global};
@@ -182,12 +182,12 @@ static void add_devices(const moe_placement *p, const moe_routing *r, int64_t t,
 }
 
 void moe_capacity_removed(const moe_batch *b, const moe_placement *p, const moe_routing *full, const moe_routing *sent, int64_t *removed) {
-    int64_t *stamp = moe_alloc_zero(b->devices, sizeof *stamp, "capacity"), mark = 0;
+    int64_t *stamp = moe_scratch_take_zero(b->scratch, b->devices, sizeof *stamp, "capacity"), mark = 0;
     memset(removed, 0, (size_t)b->num_local_devices * (size_t)b->devices * sizeof *removed);
     for (int32_t j = 0; j < b->num_local_devices; j++)
         for (int64_t t = b->device_offset[j]; t < b->device_offset[j + 1]; t++) {
             add_devices(p, full, t, 1, stamp, ++mark, removed + (int64_t)j * b->devices);
             add_devices(p, sent, t, -1, stamp, ++mark, removed + (int64_t)j * b->devices);
         }
-    moe_free(stamp);
+    moe_scratch_give(b->scratch, stamp);
 }

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 
@@ -101,13 +102,13 @@ static void list_begins(const moe_shape *s, const moe_cut *cut, const int64_t *c
 }
 
 void moe_capacity_list(const moe_shape *s, const moe_cut *cut, const int64_t *count, const moe_pairs *p, uint64_t *keys) {
-    int64_t *cursor = moe_alloc(moe_shape_words(s), sizeof *cursor, "capacity");
+    int64_t *cursor = moe_scratch_take(s->scratch, moe_shape_words(s), sizeof *cursor, "capacity");
     list_begins(s, cut, count, cursor);
     for (int64_t i = 0; i < p->count; i++) {
         int64_t cell = cell_of(s, p, i);
         if (cursor[cell] >= 0) keys[cursor[cell]++] = p->key[i];
     }
-    moe_free(cursor);
+    moe_scratch_give(s->scratch, cursor);
 }
 
 /* --- selection inside a cell --- */
@@ -156,7 +157,7 @@ static void settle_cell(const moe_shape *s, const moe_parts *parts, int64_t *con
         n += parts->count[q][cell];
     }
     if (n == 0) return;
-    uint64_t *key = moe_alloc(n, sizeof *key, "capacity"), last = UINT64_MAX;
+    uint64_t *key = moe_scratch_take_load(s->scratch, n, sizeof *key, "capacity"), last = UINT64_MAX;
     for (int64_t q = 0, at = 0; q < parts->num; at += parts->count[q++][cell])
         memcpy(key + at, parts->keys[q] + part_begin[q][cell], (size_t)parts->count[q][cell] * sizeof *key);
     if (room < n) last = moe_capacity_nth(key, n, room, &smaller);
@@ -167,24 +168,24 @@ static void settle_cell(const moe_shape *s, const moe_parts *parts, int64_t *con
         if (i >= own) v->place[v->begin[cell] + i - own] = stays ? 0 : -1;
     }
     if (s->by_key) {
-        entry *order = moe_alloc(n, sizeof *order, "capacity");
+        entry *order = moe_scratch_take_load(s->scratch, n, sizeof *order, "capacity");
         for (int64_t i = 0; i < n; i++)
             order[i] = (entry){key[i], i};
         qsort(order, (size_t)n, sizeof *order, compare_entries);
         for (int64_t i = 0; i < n && i < room; i++)
             if (order[i].place >= own && order[i].place < own + mine) v->place[v->begin[cell] + order[i].place - own] = i;
-        moe_free(order);
+        moe_scratch_give(s->scratch, order);
     }
-    moe_free(key);
+    moe_scratch_give(s->scratch, key);
 }
 
 static verdicts settle_cells(const moe_shape *s, const moe_parts *parts, const moe_cut *cut) {
     int64_t words = moe_shape_words(s), cells = moe_shape_cells(s);
-    int64_t **begin = moe_alloc(parts->num, sizeof *begin, "capacity");
-    verdicts v = {.kept_before = moe_alloc_zero(s->targets, sizeof(int64_t), "capacity")};
-    v.place = moe_alloc(moe_capacity_listed(s, cut, parts->count[parts->self]), sizeof(int64_t), "capacity");
+    int64_t **begin = moe_scratch_take(s->scratch, parts->num, sizeof *begin, "capacity");
+    verdicts v = {.kept_before = moe_scratch_take_zero(s->scratch, s->targets, sizeof(int64_t), "capacity")};
+    v.place = moe_scratch_take_load(s->scratch, moe_capacity_listed(s, cut, parts->count[parts->self]), sizeof(int64_t), "capacity");
     for (int q = 0; q < parts->num; q++) {
-        begin[q] = moe_alloc(words, sizeof **begin, "capacity");
+        begin[q] = moe_scratch_take(s->scratch, words, sizeof **begin, "capacity");
         list_begins(s, cut, parts->count[q], begin[q]);
     }
     v.begin = begin[parts->self];
@@ -197,8 +198,8 @@ static verdicts settle_cells(const moe_shape *s, const moe_parts *parts, const m
                 v.kept_before[i / cells] += parts->count[q][i];
     }
     for (int q = 0; q < parts->num; q++)
-        if (q != parts->self) moe_free(begin[q]);
-    moe_free(begin);
+        if (q != parts->self) moe_scratch_give(s->scratch, begin[q]);
+    moe_scratch_give(s->scratch, begin);
     return v;
 }
 
@@ -218,7 +219,7 @@ static void first_places(const moe_shape *s, const moe_parts *parts, int64_t *fi
 
 void moe_capacity_settle(const moe_shape *s, const moe_parts *parts, const moe_cut *cut, const moe_pairs *p, uint8_t *kept, int32_t *slot) {
     int64_t words = moe_shape_words(s), cells = moe_shape_cells(s);
-    int64_t *first = moe_alloc(2 * words, sizeof *first, "capacity"),
+    int64_t *first = moe_scratch_take(s->scratch, 2 * words, sizeof *first, "capacity"),
             *before = first + words; /* before: counts on with the pairs gone by */
     verdicts v = settle_cells(s, parts, cut);
     first_places(s, parts, first, before);
@@ -230,8 +231,8 @@ void moe_capacity_settle(const moe_shape *s, const moe_parts *parts, const moe_c
         kept[i] = place >= 0;
         slot[i] = place < 0 ? -1 : (int32_t)(!s->has_keys || s->by_key ? first[cell] + place : v.kept_before[target]++);
     }
-    moe_free(first);
-    moe_free(v.begin);
-    moe_free(v.place);
-    moe_free(v.kept_before);
+    moe_scratch_give(s->scratch, first);
+    moe_scratch_give(s->scratch, v.begin);
+    moe_scratch_give(s->scratch, v.place);
+    moe_scratch_give(s->scratch, v.kept_before);
 }

@@ -12,6 +12,8 @@
 
 #include "moesim/tensor.h"
 
+enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
+
 /* --- start and end --- */
 
 static long environment_number(const char *name) {
@@ -48,6 +50,8 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     comm->max_count = INT_MAX;
     MPI_Comm_rank(comm->comm, &comm->rank);
     MPI_Comm_size(comm->comm, &comm->size);
+    comm->many = comm->size > FEW_RANKS ? calloc((size_t)comm->size, 4 * sizeof *comm->many) : NULL;
+    if (comm->size > FEW_RANKS && !comm->many) moe_out_of_memory("counts of MPI calls", 4 * sizeof *comm->many * (unsigned)comm->size);
     MPI_Comm host;
     MPI_Comm_split_type(comm->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
     MPI_Comm_rank(host, &comm->local_rank);
@@ -162,26 +166,29 @@ void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *r
     MPI_Alltoall(send, (int)n, MPI_INT64_T, recv, (int)n, MPI_INT64_T, comm->comm);
 }
 
+/* Room for 4 ints of each rank: on the caller's stack, or where there are many ranks in comm->many. */
+static int *ints_for(const moe_comm *comm, int few[4 * FEW_RANKS]) {
+    return comm->size > FEW_RANKS ? comm->many : few;
+}
+
 /* One MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
 void moe_comm_allgatherv(const moe_comm *comm, const void *send, void *recv, const int64_t *counts) {
-    int64_t offset = 0, *offsets = moe_alloc(comm->size, sizeof *offsets, "counts of an Allgatherv");
+    int few[4 * FEW_RANKS], *ints = ints_for(comm, few), *offsets = ints + comm->size;
+    int64_t total = 0, before = 0;
     for (int q = 0; q < comm->size; q++) {
-        offsets[q] = offset;
-        offset += counts[q];
+        before += q < comm->rank ? counts[q] : 0;
+        total += counts[q];
     }
-    if (offset <= comm->max_count) {
-        int *ints = moe_alloc(2 * comm->size, sizeof *ints, "counts of an Allgatherv");
+    if (total <= comm->max_count) {
         narrow_all(counts, ints, comm->size, comm->max_count);
-        narrow_all(offsets, ints + comm->size, comm->size, comm->max_count);
-        MPI_Allgatherv(send, ints[comm->rank], MPI_BYTE, recv, ints, ints + comm->size, MPI_BYTE, comm->comm);
-        moe_free(ints);
-    } else {
-        if (counts[comm->rank]) memmove((char *)recv + offsets[comm->rank], send, (size_t)counts[comm->rank]);
-        for (int q = 0; q < comm->size; q++) {
-            moe_comm_bcast(comm, (char *)recv + offsets[q], counts[q], q);
-        }
+        for (int q = 0, offset = 0; q < comm->size; offset += ints[q++])
+            offsets[q] = offset;
+        MPI_Allgatherv(send, ints[comm->rank], MPI_BYTE, recv, ints, offsets, MPI_BYTE, comm->comm);
+        return;
     }
-    moe_free(offsets);
+    if (counts[comm->rank]) memmove((char *)recv + before, send, (size_t)counts[comm->rank]);
+    for (int64_t q = 0, offset = 0; q < comm->size; offset += counts[q++])
+        moe_comm_bcast(comm, (char *)recv + offset, counts[q], (int)q);
 }
 
 /* --- Alltoallv --- */
@@ -213,15 +220,12 @@ static MPI_Datatype row_type(int64_t row_bytes) {
 }
 
 static void alltoallv_once(const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
-    enum { FEW_RANKS = 64 };
-    int n = comm->size, few[4 * FEW_RANKS], *many = n > FEW_RANKS ? moe_alloc(4 * n, sizeof *many, "counts of an Alltoallv") : NULL;
-    int *ints = many ? many : few;
+    int n = comm->size, few[4 * FEW_RANKS], *ints = ints_for(comm, few);
     narrow_all(send.count, ints, n, limit);
     narrow_all(send.offset, ints + n, n, limit);
     narrow_all(recv.count, ints + 2 * n, n, limit);
     narrow_all(recv.offset, ints + 3 * n, n, limit);
     MPI_Alltoallv(send.rows, ints, ints + n, type, recv.rows, ints + 2 * n, ints + 3 * n, type, comm->comm);
-    moe_free(many);
 }
 
 /* Rows [done, done + step) of every block, staged without gaps: count, offset [size] describe the staging buffer; returns its rows. */
@@ -252,11 +256,12 @@ static void alltoallv_in_rounds(const moe_comm *comm, moe_blocks send, moe_block
     moe_comm_max_i64(comm, &longest, 1);
     int64_t *layout = moe_alloc(4 * comm->size, sizeof *layout, "rounds of an Alltoallv");
     int64_t *sc = layout, *so = sc + comm->size, *rc = so + comm->size, *ro = rc + comm->size;
-    char *out = NULL, *in = NULL;
-    int64_t out_room = 0, in_room = 0;
+    /* no round stages more than the first */
+    char *out = moe_alloc(stage_layout(comm, send.count, 0, step, sc, so), (size_t)row_bytes, "staging of an Alltoallv");
+    char *in = moe_alloc(stage_layout(comm, recv.count, 0, step, rc, ro), (size_t)row_bytes, "staging of an Alltoallv");
     for (int64_t done = 0; done < longest; done += step) {
-        moe_reserve(&out, &out_room, stage_layout(comm, send.count, done, step, sc, so) * row_bytes, 1, "staging of an Alltoallv");
-        moe_reserve(&in, &in_room, stage_layout(comm, recv.count, done, step, rc, ro) * row_bytes, 1, "staging of an Alltoallv");
+        stage_layout(comm, send.count, done, step, sc, so);
+        stage_layout(comm, recv.count, done, step, rc, ro);
         stage_copy(comm, send, out, sc, so, done, row_bytes, false);
         alltoallv_once(comm, (moe_blocks){out, sc, so}, (moe_blocks){in, rc, ro}, type, INT_MAX);
         stage_copy(comm, recv, in, rc, ro, done, row_bytes, true);
@@ -276,6 +281,8 @@ void moe_comm_alltoallv(const moe_comm *comm, moe_blocks send, moe_blocks recv, 
 
 void moe_comm_finalize(moe_comm *comm) {
     comm->comm = MPI_COMM_NULL;
+    free(comm->many);
+    comm->many = NULL;
     free_row_types();
     moe_set_abort_hook(NULL);
     MPI_Finalize();

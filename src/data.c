@@ -62,12 +62,14 @@ typedef struct moe_data_table {
     int32_t *slot; /* [num_rows] where row i stands, -1 = nobody needs it */
     real *row;     /* [used][H] */
     int32_t num_rows, used;
+    int64_t most; /* that can be asked for */
     int64_t width;
+    moe_scratch *scratch;
 } moe_data_table;
 
-static moe_data_table moe_data_table_begin(int32_t num_rows, int64_t width) {
-    moe_data_table t = {.num_rows = num_rows, .width = width};
-    t.slot = moe_alloc(num_rows, sizeof *t.slot, "data table");
+static moe_data_table moe_data_table_begin(moe_scratch *scratch, int32_t num_rows, int64_t most, int64_t width) {
+    moe_data_table t = {.num_rows = num_rows, .most = most < num_rows ? most : num_rows, .width = width, .scratch = scratch};
+    t.slot = moe_scratch_take(scratch, num_rows, sizeof *t.slot, "data table");
     for (int32_t i = 0; i < num_rows; i++)
         t.slot[i] = -1;
     return t;
@@ -79,7 +81,7 @@ static void moe_data_table_need(moe_data_table *t, int32_t i) {
 
 /* Row i is vector (i / columns, i % columns) of the stream. */
 static void moe_data_table_fill(moe_data_table *t, moe_rng rng, int32_t columns, double scale) {
-    t->row = moe_alloc(t->used * t->width, sizeof *t->row, "data table");
+    t->row = moe_scratch_take(t->scratch, t->most * t->width, sizeof *t->row, "data table");
 #pragma omp parallel for schedule(dynamic)
     for (int32_t i = 0; i < t->num_rows; i++)
         if (t->slot[i] >= 0)
@@ -91,13 +93,13 @@ static const real *moe_data_table_row(const moe_data_table *t, int32_t i) {
 }
 
 static void moe_data_table_end(moe_data_table *t) {
-    moe_free(t->slot);
-    moe_free(t->row);
+    moe_scratch_give(t->scratch, t->slot);
+    moe_scratch_give(t->scratch, t->row);
 }
 
 /* Cumulative Zipf popularity: topic i has weight 1 / (i+1)^skew. */
-static double *moe_data_popularity(int32_t num_topics, double skew) {
-    double *cumulative = moe_alloc(num_topics, sizeof *cumulative, "topics"), sum = 0;
+static double *moe_data_popularity(moe_scratch *scratch, int32_t num_topics, double skew) {
+    double *cumulative = moe_scratch_take(scratch, num_topics, sizeof *cumulative, "topics"), sum = 0;
     for (int32_t i = 0; i < num_topics; i++)
         cumulative[i] = sum += pow(i + 1, -skew);
     return cumulative;
@@ -121,7 +123,7 @@ static int32_t moe_data_draw(const double *cumulative, int32_t num_topics, doubl
 static void moe_data_topics(const moe_config *c, const moe_batch *b, int64_t step, int32_t *topic) {
     moe_rng of_sequence = moe_data_rng(c, MOE_RNG_TOPIC_OF_SEQUENCE), of_token = moe_data_rng(c, MOE_RNG_TOPIC_OF_TOKEN);
     int32_t num_topics = c->data.num_topics;
-    double *cumulative = moe_data_popularity(num_topics, c->data.skew);
+    double *cumulative = moe_data_popularity(b->scratch, num_topics, c->data.skew);
     for (int64_t s = 0; s < b->num_segments; s++) {
         const moe_segment *segment = &b->segment[s];
         int32_t shared =
@@ -132,15 +134,15 @@ static void moe_data_topics(const moe_config *c, const moe_batch *b, int64_t ste
             topic[t] = own ? moe_data_draw(cumulative, num_topics, moe_rng_uniform(of_token, (uint64_t)step, token, 1)) : shared;
         }
     }
-    moe_free(cumulative);
+    moe_scratch_give(b->scratch, cumulative);
 }
 
 void moe_data_synthetic(const moe_config *c, const moe_batch *b, int64_t step, real *x, int32_t *topic) {
     MOE_ASSERT(c->data.num_topics > 0);
     int64_t width = c->model.hidden_size;
-    int32_t *topics = topic ? topic : moe_alloc(b->num_tokens, sizeof *topics, "topics");
+    int32_t *topics = topic ? topic : moe_scratch_take(b->scratch, b->num_tokens, sizeof *topics, "topics");
     moe_data_topics(c, b, step, topics);
-    moe_data_table centers = moe_data_table_begin(c->data.num_topics, width);
+    moe_data_table centers = moe_data_table_begin(b->scratch, c->data.num_topics, b->num_tokens, width);
     for (int64_t t = 0; t < b->num_tokens; t++)
         moe_data_table_need(&centers, topics[t]);
     moe_data_table_fill(&centers, moe_data_rng(c, MOE_RNG_TOPIC_CENTER), 1, sqrt(c->data.topic_strength));
@@ -154,7 +156,7 @@ void moe_data_synthetic(const moe_config *c, const moe_batch *b, int64_t step, r
             x[t * width + h] += center[h];
     }
     moe_data_table_end(&centers);
-    if (!topic) moe_free(topics);
+    if (!topic) moe_scratch_give(b->scratch, topics);
 }
 
 /* The device of a global token: the inverse of moe_token_begin. */
@@ -238,9 +240,9 @@ void moe_data_text(const moe_config *c, const uint8_t *text, int64_t length, int
     int32_t context = c->train.context > 0 ? c->train.context : 1;
     int64_t width = c->model.hidden_size;
     MOE_ASSERT(length > 0);
-    int64_t *position = moe_alloc(b->num_tokens, sizeof *position, "text"), bounds[2] = {0, length};
+    int64_t *position = moe_scratch_take(b->scratch, b->num_tokens, sizeof *position, "text"), bounds[2] = {0, length};
     moe_data_text_sample(c, &(moe_corpus){text, length, 1, bounds}, step, MOE_SPLIT_ALL, b, position, NULL, NULL);
-    moe_data_table table = moe_data_table_begin(context * 256, width);
+    moe_data_table table = moe_data_table_begin(b->scratch, context * 256, b->num_tokens * context, width);
     for (int64_t t = 0; t < b->num_tokens; t++)
         for (int32_t j = 0; j < context; j++)
             moe_data_table_need(&table, moe_data_text_row(text, length, position[t], j));
@@ -255,7 +257,7 @@ void moe_data_text(const moe_config *c, const uint8_t *text, int64_t length, int
         }
     }
     moe_data_table_end(&table);
-    moe_free(position);
+    moe_scratch_give(b->scratch, position);
 }
 
 void moe_data_keyed(const moe_config *c, const moe_batch *b, real *x) {

@@ -30,10 +30,11 @@ static int shared_pools(const moe_drop_job *job, int q, int64_t id[2]) {
 moe_shared moe_drop_share(moe_dropping *w, int64_t words, const int64_t *const *vector) {
     const moe_drop_job *job = w->job;
     int ranks = job->comm->size;
-    int64_t *bytes = moe_alloc(ranks, sizeof *bytes, "capacity"), count = 0;
+    int64_t *bytes = moe_scratch_take(w->scratch, ranks, sizeof *bytes, "capacity"), count = 0;
     moe_shared s = {.words = words,
-                    .first = moe_alloc(ranks + 1, sizeof *s.first, "capacity"),
-                    .id = moe_alloc(2 * (int64_t)ranks, sizeof *s.id, "capacity")};
+                    .scratch = w->scratch,
+                    .first = moe_scratch_take(w->scratch, ranks + 1, sizeof *s.first, "capacity"),
+                    .id = moe_scratch_take(w->scratch, 2 * (int64_t)ranks, sizeof *s.id, "capacity")};
     for (int q = 0; q < ranks; q++) {
         int vectors = shared_pools(job, q, s.id + count);
         s.first[q] = count;
@@ -41,8 +42,8 @@ moe_shared moe_drop_share(moe_dropping *w, int64_t words, const int64_t *const *
         count += vectors;
     }
     s.first[ranks] = count;
-    s.value = moe_alloc(count * words, sizeof *s.value, "capacity");
-    int64_t *send = moe_alloc(2 * words, sizeof *send, "capacity");
+    s.value = moe_scratch_take(w->scratch, count * words, sizeof *s.value, "capacity");
+    int64_t *send = moe_scratch_take(w->scratch, 2 * words, sizeof *send, "capacity");
     for (int i = 0; i < w->num_shared; i++)
         for (int64_t p = 0; p < w->num_pools; p++)
             if (w->pool[p].id == w->shared_id[i]) memcpy(send + i * words, vector[p], (size_t)words * sizeof *send);
@@ -51,15 +52,15 @@ moe_shared moe_drop_share(moe_dropping *w, int64_t words, const int64_t *const *
         w->drop->collectives++;
         w->drop->collective_bytes += bytes[job->comm->rank];
     }
-    moe_free(send);
-    moe_free(bytes);
+    moe_scratch_give(w->scratch, send);
+    moe_scratch_give(w->scratch, bytes);
     return s;
 }
 
 void moe_drop_shared_free(moe_shared *s) {
-    moe_free(s->first);
-    moe_free(s->id);
-    moe_free(s->value);
+    moe_scratch_give(s->scratch, s->first);
+    moe_scratch_give(s->scratch, s->id);
+    moe_scratch_give(s->scratch, s->value);
 }
 
 int moe_drop_parts(const moe_dropping *w, const moe_shared *s, int64_t id, const int64_t **part, int *self) {
@@ -78,12 +79,12 @@ int moe_drop_parts(const moe_dropping *w, const moe_shared *s, int64_t id, const
 /* Keys of the pairs in the cells in which the global pool's budgets end, from all ranks; key [parts] points into *memory. */
 static void gather_keys(moe_dropping *w, const moe_shape *s, const moe_cut *cut, moe_parts *parts, const uint64_t *own,
                         const uint64_t **key, uint64_t **memory) {
-    int64_t *bytes = moe_alloc(parts->num, sizeof *bytes, "capacity"), sum = 0;
+    int64_t *bytes = moe_scratch_take(w->scratch, parts->num, sizeof *bytes, "capacity"), sum = 0;
     for (int q = 0; q < parts->num; q++) {
         bytes[q] = moe_capacity_listed(s, cut, parts->count[q]) * (int64_t)sizeof(uint64_t);
         sum += bytes[q];
     }
-    *memory = moe_alloc(sum, 1, "capacity");
+    *memory = moe_scratch_take_load(w->scratch, sum, 1, "capacity");
     for (int64_t q = 0, at = 0; q < parts->num; at += bytes[q++] / (int64_t)sizeof(uint64_t))
         key[q] = *memory + at;
     if (sum > 0) {
@@ -92,20 +93,21 @@ static void gather_keys(moe_dropping *w, const moe_shape *s, const moe_cut *cut,
         w->drop->collectives++;
         w->drop->collective_bytes += bytes[parts->self];
     }
-    moe_free(bytes);
+    moe_scratch_give(w->scratch, bytes);
 }
 
 static void settle(moe_dropping *w, const moe_shape *s, moe_parts *parts, const moe_cut *cut, const moe_pairs *p, int64_t begin) {
-    const uint64_t **key = moe_alloc(parts->num, sizeof *key, "capacity");
-    uint64_t *own = moe_alloc(moe_capacity_listed(s, cut, parts->count[parts->self]), sizeof *own, "capacity"), *memory = NULL;
+    const uint64_t **key = moe_scratch_take(w->scratch, parts->num, sizeof *key, "capacity");
+    uint64_t *own = moe_scratch_take_load(w->scratch, moe_capacity_listed(s, cut, parts->count[parts->self]), sizeof *own, "capacity"),
+             *memory = NULL;
     if (s->has_keys) moe_capacity_list(s, cut, parts->count[parts->self], p, own);
     key[0] = own;
     if (s->has_keys && parts->num > 1) gather_keys(w, s, cut, parts, own, key, &memory);
     parts->keys = key;
     moe_capacity_settle(s, parts, cut, p, w->drop->kept + begin, w->drop->slot + begin);
-    moe_free(key);
-    moe_free(own);
-    moe_free(memory);
+    moe_scratch_give(w->scratch, key);
+    moe_scratch_give(w->scratch, own);
+    moe_scratch_give(w->scratch, memory);
 }
 
 /* Sums over the parts; returns all pairs, *most = those of the busiest target. */
@@ -135,8 +137,8 @@ static void note_pool(moe_dropping *w, const moe_cut *cut, int64_t capacity, boo
 }
 
 static void decide_pool(moe_dropping *w, int64_t pool, const moe_shape *s, moe_parts *parts, const moe_pairs *p, int64_t begin) {
-    int64_t *total = moe_alloc(moe_shape_words(s), sizeof *total, "capacity"), most;
-    moe_cut *cut = moe_alloc(s->targets, sizeof *cut, "capacity");
+    int64_t *total = moe_scratch_take(w->scratch, moe_shape_words(s), sizeof *total, "capacity"), most;
+    moe_cut *cut = moe_scratch_take(w->scratch, s->targets, sizeof *cut, "capacity");
     int64_t selections = add_parts(s, parts, total, &most);
     int64_t capacity = moe_capacity_pairs(w->job->capacity, w->pool[pool].tokens, selections);
     if (capacity == INT64_MAX) capacity = most;
@@ -148,8 +150,8 @@ static void decide_pool(moe_dropping *w, int64_t pool, const moe_shape *s, moe_p
         w->filled[pool * s->targets + target] = cut[target].kept;
         w->room[pool * s->targets + target] = capacity > cut[target].kept ? capacity - cut[target].kept : 0;
     }
-    moe_free(total);
-    moe_free(cut);
+    moe_scratch_give(w->scratch, total);
+    moe_scratch_give(w->scratch, cut);
 }
 
 /* --- all pools --- */
@@ -164,14 +166,17 @@ static moe_shape shape_of(const moe_dropping *w, bool exempt) {
     const moe_capacity *c = w->job->capacity;
     bool global = c->policy != MOE_CAPACITY_SEQUENCE && c->scope == MOE_CAPACITY_GLOBAL;
     int64_t share = w->job->batch->num_tokens_global / (global ? w->job->comm->size : w->job->batch->devices);
-    return moe_capacity_shape(c, exempt, share * c->top_k);
+    moe_shape s = moe_capacity_shape(c, exempt, share * c->top_k);
+    s.scratch = w->scratch;
+    return s;
 }
 
 static void decide_pools(moe_dropping *w, const moe_shape *s, const int32_t *group, const uint64_t *key) {
     int64_t words = moe_shape_words(s), ends[2] = {0, w->num_pools - 1};
-    int64_t *count = moe_alloc(2 * words, sizeof *count, "capacity"), *own = moe_alloc(words, sizeof *own, "capacity");
-    const int64_t **vector = moe_alloc_zero(w->num_pools, sizeof *vector, "capacity");
-    const int64_t **part = moe_alloc(w->job->comm->size, sizeof *part, "capacity");
+    int64_t *count = moe_scratch_take(w->scratch, 2 * words, sizeof *count, "capacity"),
+            *own = moe_scratch_take(w->scratch, words, sizeof *own, "capacity");
+    const int64_t **vector = moe_scratch_take_zero(w->scratch, w->num_pools, sizeof *vector, "capacity");
+    const int64_t **part = moe_scratch_take(w->scratch, w->job->comm->size, sizeof *part, "capacity");
     if (w->num_shared > 0)
         for (int i = 0; i < 2; i++) { /* only the first and the last pool can be shared */
             moe_pairs p = pairs_of(w, ends[i], group, key);
@@ -191,10 +196,10 @@ static void decide_pools(moe_dropping *w, const moe_shape *s, const int32_t *gro
         decide_pool(w, i, s, &parts, &p, w->job->routing->row_offset[w->pool[i].begin]);
     }
     moe_drop_shared_free(&shared);
-    moe_free(count);
-    moe_free(own);
-    moe_free(vector);
-    moe_free(part);
+    moe_scratch_give(w->scratch, count);
+    moe_scratch_give(w->scratch, own);
+    moe_scratch_give(w->scratch, vector);
+    moe_scratch_give(w->scratch, part);
 }
 
 /* --- the routing that is sent --- */
@@ -240,7 +245,7 @@ static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score)
     int32_t most = most_choices(full);
     int64_t n = 0;
     moe_routing_reserve(&d->sent, full->num_tokens, most);
-    moe_reserve(&d->selection, &d->selection_room, full->num_selections, sizeof *d->selection, "capacity");
+    moe_reserve_load(&d->selection, &d->selection_room, full->num_selections, sizeof *d->selection, "capacity");
     for (int64_t t = 0; t < full->num_tokens; t++) {
         int64_t begin = d->sent.row_offset[t] = n;
         for (int64_t i = full->row_offset[t]; i < full->row_offset[t + 1]; i++) {
@@ -254,18 +259,18 @@ static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score)
     }
     d->sent.row_offset[full->num_tokens] = d->sent.num_selections = n;
     if (!d->reweighted) return;
-    double *weight = moe_alloc(most, sizeof *weight, "capacity");
+    double *weight = moe_scratch_take(job->batch->scratch, most, sizeof *weight, "capacity");
     reweight(job->router, &d->sent, weight);
-    moe_free(weight);
+    moe_scratch_give(job->batch->scratch, weight);
 }
 
 /* --- a decision --- */
 
 static void reserve(moe_drop *d, const moe_routing *r) {
     int64_t n = r->num_selections;
-    moe_reserve(&d->kept, &d->kept_room, n, sizeof *d->kept, "capacity");
-    moe_reserve(&d->slot, &d->slot_room, n, sizeof *d->slot, "capacity");
-    moe_reserve(&d->server, &d->server_room, n, sizeof *d->server, "capacity");
+    moe_reserve_load(&d->kept, &d->kept_room, n, sizeof *d->kept, "capacity");
+    moe_reserve_load(&d->slot, &d->slot_room, n, sizeof *d->slot, "capacity");
+    moe_reserve_load(&d->server, &d->server_room, n, sizeof *d->server, "capacity");
     d->exempt_overflow = d->padding_rows = d->collectives = d->collective_bytes = 0;
 }
 
@@ -283,23 +288,23 @@ static void decide(moe_dropping *w) {
     const moe_drop_job *job = w->job;
     int64_t n = job->routing->num_selections;
     bool some = job->capacity->exempt_sequences > 0;
-    uint8_t *exempt = moe_alloc(some ? job->batch->num_tokens + 1 : 0, 1, "capacity");
-    int32_t *group = moe_alloc(n, sizeof *group, "capacity");
+    uint8_t *exempt = moe_scratch_take(w->scratch, some ? job->batch->num_tokens + 1 : 0, 1, "capacity");
+    int32_t *group = moe_scratch_take(w->scratch, n, sizeof *group, "capacity");
     moe_shape s = shape_of(w, some);
-    uint64_t *key = s.has_keys ? moe_alloc(n + 1, sizeof *key, "capacity") : NULL;
+    uint64_t *key = s.has_keys ? moe_scratch_take(w->scratch, n + 1, sizeof *key, "capacity") : NULL;
     if (some) moe_capacity_exempt(job->capacity, job->batch, job->step, exempt);
     moe_capacity_order(job->capacity, job->routing, job->placement, exempt, s.classes, group, key);
     decide_pools(w, &s, group, key);
-    moe_free(exempt);
-    moe_free(group);
-    moe_free(key);
+    moe_scratch_give(w->scratch, exempt);
+    moe_scratch_give(w->scratch, group);
+    moe_scratch_give(w->scratch, key);
 }
 
 void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
     const moe_capacity *c = job->capacity;
     const moe_routing *r = job->routing;
     bool next = c->overflow == MOE_OVERFLOW_NEXT_CHOICE;
-    moe_dropping w = {.job = job, .drop = d, .targets = moe_capacity_targets(c)};
+    moe_dropping w = {.job = job, .drop = d, .scratch = job->batch->scratch, .targets = moe_capacity_targets(c)};
     MOE_ASSERT(c->policy != MOE_CAPACITY_NONE);
     d->on = true;
     d->reweighted = next || c->renormalize;
@@ -307,9 +312,9 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
     reserve(d, r);
     w.num_pools = moe_capacity_pools(c, job->batch, &w.pool);
     w.num_shared = shared_pools(job, job->comm->rank, w.shared_id);
-    w.score = moe_alloc(r->num_selections, sizeof *w.score, "capacity");
-    w.room = next ? moe_alloc(w.num_pools * w.targets + 1, sizeof *w.room, "capacity") : NULL;
-    w.filled = next ? moe_alloc(w.num_pools * w.targets + 1, sizeof *w.filled, "capacity") : NULL;
+    w.score = moe_scratch_take(w.scratch, r->num_selections, sizeof *w.score, "capacity");
+    w.room = next ? moe_scratch_take(w.scratch, w.num_pools * w.targets + 1, sizeof *w.room, "capacity") : NULL;
+    w.filled = next ? moe_scratch_take(w.scratch, w.num_pools * w.targets + 1, sizeof *w.filled, "capacity") : NULL;
     decide(&w);
     for (int64_t i = 0; i < r->num_selections; i++) {
         d->server[i] = d->kept[i] ? r->expert[i] : -1;
@@ -317,10 +322,10 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
     }
     if (next) moe_drop_next_choice(&w);
     make_sent(d, job, w.score);
-    moe_free(w.pool);
-    moe_free(w.score);
-    moe_free(w.room);
-    moe_free(w.filled);
+    moe_scratch_give(w.scratch, w.pool);
+    moe_scratch_give(w.scratch, w.score);
+    moe_scratch_give(w.scratch, w.room);
+    moe_scratch_give(w.scratch, w.filled);
 }
 
 void moe_drop_free(moe_drop *d) {

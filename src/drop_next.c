@@ -21,22 +21,23 @@ typedef struct chooser {
     int32_t *expert; /* [top_k] */
     int64_t *taken;  /* [N] last token that has, or has asked for, the expert */
     int64_t mark;
+    moe_scratch *scratch; /* the router's */
 } chooser;
 
 static void chooser_reserve(chooser *c, const moe_router *r) {
-    *c = (chooser){0};
+    *c = (chooser){.scratch = r->scratch};
     moe_select_reserve(&c->select, r);
-    c->z = moe_alloc(2 * (int64_t)r->num_experts, sizeof *c->z, "capacity");
+    c->z = moe_scratch_take(r->scratch, 2 * (int64_t)r->num_experts, sizeof *c->z, "capacity");
     c->s = c->z + r->num_experts;
-    c->expert = moe_alloc(r->top_k, sizeof *c->expert, "capacity");
-    c->taken = moe_alloc_zero(r->num_experts, sizeof *c->taken, "capacity");
+    c->expert = moe_scratch_take(r->scratch, r->top_k, sizeof *c->expert, "capacity");
+    c->taken = moe_scratch_take_zero(r->scratch, r->num_experts, sizeof *c->taken, "capacity");
 }
 
 static void chooser_free(chooser *c) {
     moe_select_free(&c->select);
-    moe_free(c->z);
-    moe_free(c->expert);
-    moe_free(c->taken);
+    moe_scratch_give(c->scratch, c->z);
+    moe_scratch_give(c->scratch, c->expert);
+    moe_scratch_give(c->scratch, c->taken);
 }
 
 static int32_t target_of(const moe_dropping *w, int32_t expert) {
@@ -118,8 +119,8 @@ static void fill_up(moe_dropping *w, const int64_t *asked) {
 
 /* Adds up what all ranks ask of shared pools: asked becomes the sum over ranks, before that over earlier ranks. Returns the sum over pools. */
 static int64_t share(moe_dropping *w, int64_t *asked, int64_t *before) {
-    const int64_t **vector = moe_alloc(w->num_pools, sizeof *vector, "capacity");
-    const int64_t **part = moe_alloc(w->job->comm->size, sizeof *part, "capacity");
+    const int64_t **vector = moe_scratch_take(w->scratch, w->num_pools, sizeof *vector, "capacity");
+    const int64_t **part = moe_scratch_take(w->scratch, w->job->comm->size, sizeof *part, "capacity");
     int64_t sum = 0;
     for (int64_t p = 0; p < w->num_pools; p++)
         vector[p] = asked + p * w->targets;
@@ -138,8 +139,8 @@ static int64_t share(moe_dropping *w, int64_t *asked, int64_t *before) {
     for (int64_t i = 0; i < s.first[w->job->comm->size] * s.words; i++)
         sum += s.value[i];
     moe_drop_shared_free(&s);
-    moe_free(vector);
-    moe_free(part);
+    moe_scratch_give(w->scratch, vector);
+    moe_scratch_give(w->scratch, part);
     return sum;
 }
 
@@ -161,9 +162,9 @@ static int64_t list_dropped(const moe_dropping *w, bool shared, asking *list) {
 }
 
 void moe_drop_next_choice(moe_dropping *w) {
-    int64_t n = w->num_pools * w->targets, *asked = moe_alloc(n + 1, sizeof *asked, "capacity"),
-            *before = moe_alloc(n + 1, sizeof *before, "capacity");
-    asking *list = moe_alloc(w->job->routing->num_selections, sizeof *list, "capacity");
+    int64_t n = w->num_pools * w->targets, *asked = moe_scratch_take(w->scratch, n + 1, sizeof *asked, "capacity"),
+            *before = moe_scratch_take(w->scratch, n + 1, sizeof *before, "capacity");
+    asking *list = moe_scratch_take(w->scratch, w->job->routing->num_selections, sizeof *list, "capacity");
     chooser c;
     chooser_reserve(&c, w->job->router);
     for (int shared = 0; shared < 2; shared++) {
@@ -177,7 +178,7 @@ void moe_drop_next_choice(moe_dropping *w) {
         } while (all > 0);
     }
     chooser_free(&c);
-    moe_free(asked);
-    moe_free(before);
-    moe_free(list);
+    moe_scratch_give(w->scratch, asked);
+    moe_scratch_give(w->scratch, before);
+    moe_scratch_give(w->scratch, list);
 }

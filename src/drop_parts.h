@@ -7,6 +7,7 @@
 typedef struct moe_dropping {
     const moe_drop_job *job;
     moe_drop *drop;
+    moe_scratch *scratch; /* the batch's */
     int64_t num_pools;
     moe_pool *pool; /* [num_pools] */
     int32_t targets;
@@ -23,6 +24,7 @@ typedef struct moe_shared {
     int64_t *first; /* [ranks + 1] index of a rank's first vector */
     int64_t *id;    /* [vectors] pool */
     int64_t *value; /* [vectors][words] */
+    moe_scratch *scratch;
 } moe_shared;
 
 /* Collective. vector [num_pools] of this rank: those of shared pools are given to all (others are not looked at). */

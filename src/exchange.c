@@ -63,14 +63,14 @@ static void reserve_inbox(moe_inbox *in, const moe_plan *plan, const moe_placeme
 
 static void reserve_inbox_rows(moe_inbox *in) {
     int64_t row_room = in->row_room, pair_room = in->pair_room, same;
-    moe_reserve(&in->row_pair, &in->row_room, in->num_rows + 1, sizeof(int64_t), "inbox");
-    moe_reserve((same = row_room, &in->row_device), &same, in->num_rows + 1, sizeof(int32_t), "inbox");
-    moe_reserve((same = row_room, &in->row_token), &same, in->num_rows + 1, sizeof(int32_t), "inbox");
-    moe_reserve(&in->pair_expert, &in->pair_room, in->num_pairs, sizeof(int32_t), "inbox");
-    moe_reserve((same = pair_room, &in->pair_weight), &same, in->num_pairs, sizeof(real), "inbox");
-    moe_reserve((same = pair_room, &in->pair_row), &same, in->num_pairs, sizeof(int64_t), "inbox");
-    moe_reserve((same = pair_room, &in->slot_pair), &same, in->num_pairs, sizeof(int64_t), "inbox");
-    moe_reserve((same = pair_room, &in->pair_position), &same, in->num_pairs, sizeof(int64_t), "inbox");
+    moe_reserve_load(&in->row_pair, &in->row_room, in->num_rows + 1, sizeof(int64_t), "inbox");
+    moe_reserve_load((same = row_room, &in->row_device), &same, in->num_rows + 1, sizeof(int32_t), "inbox");
+    moe_reserve_load((same = row_room, &in->row_token), &same, in->num_rows + 1, sizeof(int32_t), "inbox");
+    moe_reserve_load(&in->pair_expert, &in->pair_room, in->num_pairs, sizeof(int32_t), "inbox");
+    moe_reserve_load((same = pair_room, &in->pair_weight), &same, in->num_pairs, sizeof(real), "inbox");
+    moe_reserve_load((same = pair_room, &in->pair_row), &same, in->num_pairs, sizeof(int64_t), "inbox");
+    moe_reserve_load((same = pair_room, &in->slot_pair), &same, in->num_pairs, sizeof(int64_t), "inbox");
+    moe_reserve_load((same = pair_room, &in->pair_position), &same, in->num_pairs, sizeof(int64_t), "inbox");
 }
 
 /* Room for `lists` lists of one number per rank; each use is over before the next begins. */
@@ -152,8 +152,8 @@ static void exchange_metadata(moe_exchange *e, const moe_comm *comm, const moe_p
         out += sc[q];
         arriving += rc[q];
     }
-    moe_reserve(&e->words_out, &e->words_out_room, out, sizeof(int32_t), "metadata");
-    moe_reserve(&e->words_in, &e->words_in_room, arriving, sizeof(int32_t), "metadata");
+    moe_reserve_load(&e->words_out, &e->words_out_room, out, sizeof(int32_t), "metadata");
+    moe_reserve_load(&e->words_in, &e->words_in_room, arriving, sizeof(int32_t), "metadata");
     int32_t *written = write_words(plan, 0, plan->num_rows, e->words_out);
     MOE_ASSERT(written == e->words_out + out);
     moe_comm_alltoallv(comm, (moe_blocks){e->words_out, sc, so}, (moe_blocks){e->words_in, rc, ro}, sizeof(int32_t),
@@ -217,8 +217,8 @@ static void send_rows(moe_exchange *e, const moe_plan *plan, const real *x, moe_
     const moe_inbox *in = &e->inbox;
     int64_t own = in->own_end - in->own_begin;
     rows->local = x;
-    moe_reserve(&e->outgoing, &e->outgoing_room, (plan->num_rows - own) * in->hidden, sizeof(real), "rows to send");
-    moe_reserve(&rows->remote, &rows->room, (in->num_rows - own) * in->hidden, sizeof(real), "received rows");
+    moe_reserve_load(&e->outgoing, &e->outgoing_room, (plan->num_rows - own) * in->hidden, sizeof(real), "rows to send");
+    moe_reserve_load(&rows->remote, &rows->room, (in->num_rows - own) * in->hidden, sizeof(real), "received rows");
     pack(e, plan, x, in->hidden);
     payload_layout l = layout_payload(e, plan);
     moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},

@@ -24,8 +24,8 @@ static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows, bool backw
 }
 
 static void reserve_scratch(const moe_ffn *f, int64_t most_rows, bool backward, moe_expert_buffers *b) {
-    moe_reserve(&b->scratch, &b->scratch_room, scratch_of_thread(f, most_rows, backward) * omp_get_max_threads(), sizeof(real),
-                "expert scratch");
+    moe_reserve_load(&b->scratch, &b->scratch_room, scratch_of_thread(f, most_rows, backward) * omp_get_max_threads(), sizeof(real),
+                     "expert scratch");
 }
 
 /* --- shared experts: one FFN over all rows --- */
@@ -65,7 +65,8 @@ static int fuller_first(const void *a, const void *b) {
     return (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-/* Fills b->order with pairs (rows, slot), fullest first; returns the most rows of a slot. */
+/* Fills b->order with pairs (rows, slot), fullest first. Returns the rows that scratch is made for: the most of a slot, or twice the mean if that is
+ * more, so that an ordinary change of the load needs no larger one. */
 static int64_t order_slots(const moe_inbox *in, moe_expert_buffers *b) {
     int64_t slots = (int64_t)in->num_local * in->slots;
     moe_reserve(&b->order, &b->order_room, 2 * slots, sizeof(int64_t), "expert order");
@@ -74,7 +75,8 @@ static int64_t order_slots(const moe_inbox *in, moe_expert_buffers *b) {
         load[s] = (slot_load){in->slot_offset[s + 1] - in->slot_offset[s], s};
     }
     qsort(load, (size_t)slots, sizeof *load, fuller_first);
-    return load[0].rows;
+    int64_t usual = 2 * (in->num_pairs / slots + 1);
+    return load[0].rows > usual ? load[0].rows : usual;
 }
 
 /* Rows begin .. begin + n of a slot's group, gathered into to [n,H]. */
@@ -157,10 +159,10 @@ static void sum_rows(const moe_inbox *in, const moe_expert_buffers *b, bool weig
 void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
     int64_t h = in->hidden, slots = (int64_t)in->num_local * in->slots, most = order_slots(in, b),
             per_thread = scratch_of_thread(f, most, false);
-    moe_reserve(&b->out, &b->out_room, in->num_pairs * h, sizeof(real), "expert outputs");
-    moe_reserve(&b->results, &b->results_room, in->num_rows * h, sizeof(real), "rows to return");
-    if (keep) moe_reserve(&b->h1, &b->h1_room, in->num_pairs * f->width, sizeof(real), "expert activations");
-    if (keep && f->w3) moe_reserve(&b->h3, &b->h3_room, in->num_pairs * f->width, sizeof(real), "expert activations");
+    moe_reserve_load(&b->out, &b->out_room, in->num_pairs * h, sizeof(real), "expert outputs");
+    moe_reserve_load(&b->results, &b->results_room, in->num_rows * h, sizeof(real), "rows to return");
+    if (keep) moe_reserve_load(&b->h1, &b->h1_room, in->num_pairs * f->width, sizeof(real), "expert activations");
+    if (keep && f->w3) moe_reserve_load(&b->h3, &b->h3_room, in->num_pairs * f->width, sizeof(real), "expert activations");
     reserve_scratch(f, most, false, b);
     const slot_load *load = (const slot_load *)b->order;
 #pragma omp parallel for schedule(dynamic)
@@ -172,7 +174,7 @@ void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffe
 
 void moe_experts_backward(const moe_ffn *f, const moe_ffn_gradient *g, const moe_inbox *in, moe_expert_buffers *b, bool kept) {
     int64_t slots = (int64_t)in->num_local * in->slots, most = order_slots(in, b), per_thread = scratch_of_thread(f, most, true);
-    moe_reserve(&b->dg, &b->dg_room, in->num_pairs, sizeof(real), "weight gradients");
+    moe_reserve_load(&b->dg, &b->dg_room, in->num_pairs, sizeof(real), "weight gradients");
     reserve_scratch(f, most, true, b);
     const slot_load *load = (const slot_load *)b->order;
 #pragma omp parallel for schedule(dynamic)

@@ -197,9 +197,9 @@ const char *moe_rows_not_tokens(const moe_context *context) {
 }
 
 /* [num_local][D] rows given to MPI_Alltoallv + rows removed by dropping: the numerator of f'' from what is really sent (method.md section 2).
- * Owner: the caller. */
+ * Owner: the caller; taken from b->scratch. */
 static int64_t *rows_before_dropping(const moe_batch *b, const moe_placement *p, const moe_activations *a) {
-    int64_t n = (int64_t)b->num_local_devices * b->devices, *rows = moe_alloc(n, sizeof *rows, "balance losses");
+    int64_t n = (int64_t)b->num_local_devices * b->devices, *rows = moe_scratch_take(b->scratch, n, sizeof *rows, "balance losses");
     memset(rows, 0, (size_t)n * sizeof *rows);
     if (a->drop.on) moe_capacity_removed(b, p, &a->routing, &a->drop.sent, rows);
     for (int64_t i = 0; i < n; i++) {
@@ -221,7 +221,7 @@ static void add_to_all_layers(const moe_layer *layer, const moe_context *context
 static void balance_losses(const moe_context *context, moe_activations *a, moe_layer_record *record) {
     int64_t *tokens_to = moe_rows_not_tokens(context) ? NULL : rows_before_dropping(context->batch, &context->placement, a);
     moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement, context->batch, &a->segments, tokens_to);
-    moe_free(tokens_to);
+    moe_scratch_give(context->batch->scratch, tokens_to);
     record->total = 0;
     memcpy(record->loss_by_scope, a->scopes.loss, sizeof record->loss_by_scope);
     memcpy(record->ideal, a->scopes.ideal, sizeof record->ideal);
@@ -332,7 +332,7 @@ static void coefficients(const moe_context *context, const moe_activations *a, i
 void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const moe_activations *a, double *dlogits, double *spread) {
     const moe_batch *b = context->batch;
     int64_t n = context->router.num_experts;
-    double *coefficient = moe_alloc(MOE_COEFFICIENTS * n, sizeof *coefficient, "loss coefficients");
+    double *coefficient = moe_scratch_take(b->scratch, MOE_COEFFICIENTS * n, sizeof *coefficient, "loss coefficients");
     int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
     bool load = context->balance.alpha[MOE_LOSS_LOAD] != 0 && context->balance.load_form == MOE_LOAD_SHAZEER;
     moe_router router = layer->router;
@@ -350,7 +350,7 @@ void moe_layer_dlogits(const moe_layer *layer, const moe_context *context, const
             moe_noisy_load_gradient(&router, b, a->logits, &a->routing, b->segment[i].begin, b->segment[i].end, coefficient + 2 * n,
                                     1 / divisor, dlogits, spread);
     }
-    moe_free(coefficient);
+    moe_scratch_give(b->scratch, coefficient);
 }
 
 void moe_activations_free(moe_activations *a) {

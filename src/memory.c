@@ -128,13 +128,14 @@ static int64_t optimizer(const moe_config *c, const sizes *s) {
 
 /* --- activations --------------------------------------------------------------------------------------------------------------------------- */
 
-/* Working memory of the GEMM calls, for each thread. Forward: input and hidden vectors of one expert's share of S. Backward: x, dy [.,H] and h1, h3
+/* Working memory of the GEMM calls, for each thread. Forward: x [.,H] and hidden vectors of one call. Backward: x, dy [.,H] and h1, h3
  * (again), h, dh, dh3 [.,F] of one call, of an expert or of the shared ones; an expert may well have twice its share. */
 static int64_t scratch(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size, hidden = s->matrices > 0 ? mul(s->matrices - 1, f) : 0;
     const int64_t one_expert = div_up(s->selections, div_up(c->model.num_experts, s->ranks));
-    if (!s->train) return mul3(s->threads, one_expert, add(h, hidden));
-    const int64_t expert = mul(min64(CALL_ROWS, mul(2, one_expert)), add(mul(2, h), mul(5, f)));
+    const int64_t rows = min64(CALL_ROWS, mul(2, one_expert));
+    if (!s->train) return mul3(s->threads, rows, add(h, hidden));
+    const int64_t expert = mul(rows, add(mul(2, h), mul(5, f)));
     const int64_t shared = mul(min64(CALL_ROWS, s->tokens / s->local_devices), add(mul(2, h), mul3(5, c->model.num_shared_experts, f)));
     return mul(s->threads, expert > shared || c->model.num_shared_experts == 0 ? expert : shared);
 }
@@ -183,6 +184,14 @@ static int64_t dropping(const moe_config *c, const sizes *s) {
     return room(mul(s->selections, add(mul(s->copies, kept), deciding)));
 }
 
+/* Methods that look at all tokens of a device at once hold its scores [T_d,N] (kept as scratch from step to step): sinkhorn exp(z), expert choice
+ * s, and a byte for each token and expert. */
+static int64_t device_scores(const moe_config *c, const sizes *s) {
+    const int64_t n = c->model.num_experts, scores = mul3(s->tokens / s->local_devices + 1, n, sizeof(double));
+    if (c->router.method == MOE_METHOD_SINKHORN) return room(scores);
+    return c->router.method == MOE_METHOD_EXPERT_CHOICE ? room(add(scores, mul(s->tokens, n))) : 0;
+}
+
 /* The residual stream: x and y [T,H]; training: every layer's x, the last output, y and dh. What every layer chose: expert, weight and score per
  * selection, an offset per token. */
 static int64_t activations(const moe_config *c, const sizes *s) {
@@ -190,7 +199,8 @@ static int64_t activations(const moe_config *c, const sizes *s) {
     const int64_t chosen =
         add(mul(s->selections, (int64_t)(sizeof(int32_t) + sizeof(real) + sizeof(double))), mul(s->tokens, sizeof(int64_t)));
     const int64_t layers = add(mul3(s->copies, reals_of_layer(c, s), sizeof(real)), mul(c->model.num_layers, chosen));
-    return add(add(add(mul(stream, sizeof(real)), room(layers)), backward(c, s)), dropping(c, s));
+    const int64_t working = add(backward(c, s), add(dropping(c, s), device_scores(c, s)));
+    return add(add(mul(stream, sizeof(real)), room(layers)), working);
 }
 
 /* Vectors packed for and received from other ranks (training: x and dy); lists of the plan and of what arrived: 12 numbers of 4 bytes per row and 20

@@ -59,7 +59,7 @@ static void reserve(moe_plan *plan, const moe_batch *batch, const moe_routing *r
         plan->rank_pair = moe_alloc(plan->ranks + 1, sizeof(int64_t), "plan");
     }
     moe_reserve(&plan->cursor, &plan->cursor_room, 2 * blocks, sizeof(int64_t), "plan");
-    moe_reserve(&plan->key, &plan->key_room, routing->num_selections, sizeof(int64_t), "plan");
+    moe_reserve_load(&plan->key, &plan->key_room, routing->num_selections, sizeof(int64_t), "plan");
     moe_reserve(&plan->token_row_offset, &plan->token_room, batch->num_tokens + 1, sizeof(int64_t), "plan");
 }
 
@@ -104,21 +104,21 @@ static void place_blocks(moe_plan *plan) {
 static void reserve_rows(moe_plan *plan) {
     int64_t room = plan->row_room;
     if (plan->num_rows + 1 > room) {
-        moe_reserve(&plan->row_token, &plan->row_room, plan->num_rows + 1, sizeof(int32_t), "plan");
+        moe_reserve_load(&plan->row_token, &plan->row_room, plan->num_rows + 1, sizeof(int32_t), "plan");
         int64_t same = room;
-        moe_reserve(&plan->row_device, &same, plan->num_rows + 1, sizeof(int32_t), "plan");
+        moe_reserve_load(&plan->row_device, &same, plan->num_rows + 1, sizeof(int32_t), "plan");
         same = room;
-        moe_reserve(&plan->row_pair, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
+        moe_reserve_load(&plan->row_pair, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
         same = room;
-        moe_reserve(&plan->token_row, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
+        moe_reserve_load(&plan->token_row, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
     }
     room = plan->pair_room;
     if (plan->num_pairs > room) {
-        moe_reserve(&plan->pair_expert, &plan->pair_room, plan->num_pairs, sizeof(int32_t), "plan");
+        moe_reserve_load(&plan->pair_expert, &plan->pair_room, plan->num_pairs, sizeof(int32_t), "plan");
         int64_t same = room;
-        moe_reserve(&plan->pair_weight, &same, plan->num_pairs, sizeof(real), "plan");
+        moe_reserve_load(&plan->pair_weight, &same, plan->num_pairs, sizeof(real), "plan");
         same = room;
-        moe_reserve(&plan->pair_selection, &same, plan->num_pairs, sizeof(int64_t), "plan");
+        moe_reserve_load(&plan->pair_selection, &same, plan->num_pairs, sizeof(int64_t), "plan");
     }
 }
 

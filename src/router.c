@@ -9,6 +9,7 @@
 
 #include "moesim/exact.h"
 #include "moesim/noisy.h"
+#include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "router_devices.h"
 #include "router_keyed.h"
@@ -71,20 +72,21 @@ typedef struct worker {
     int64_t *last_token;    /* [D] last token counted on device d */
     int64_t *cell;          /* private cell */
     int64_t bad;            /* smallest bad token, or INT64_MAX */
+    moe_scratch *scratch;   /* the router's */
 } worker;
 
 static void worker_reserve(worker *w, const job *j) {
     const moe_router *r = j->router;
     const char *what = "router's working memory";
-    *w = (worker){.bad = INT64_MAX};
+    *w = (worker){.bad = INT64_MAX, .scratch = r->scratch};
     moe_select_reserve(&w->actual, r);
     if (j->count_plain) moe_select_reserve(&w->plain, &j->plain);
-    w->z = moe_alloc(3 * (int64_t)r->num_experts + moe_router_most(r), sizeof(double), what);
+    w->z = moe_scratch_take(r->scratch, 3 * (int64_t)r->num_experts + moe_router_most(r), sizeof(double), what);
     w->s = w->z + r->num_experts;
     w->load = w->s + r->num_experts;
     w->weight = w->load + r->num_experts;
-    w->plain_expert = moe_alloc(r->top_k, sizeof(int32_t), what);
-    w->last_token = moe_alloc(j->stats->devices + j->stats->words, sizeof(int64_t), what);
+    w->plain_expert = moe_scratch_take(r->scratch, r->top_k, sizeof(int32_t), what);
+    w->last_token = moe_scratch_take(r->scratch, j->stats->devices + j->stats->words, sizeof(int64_t), what);
     w->cell = w->last_token + j->stats->devices;
     for (int32_t d = 0; d < j->stats->devices; d++)
         w->last_token[d] = -1;
@@ -93,9 +95,9 @@ static void worker_reserve(worker *w, const job *j) {
 static void worker_free(worker *w) {
     moe_select_free(&w->actual);
     moe_select_free(&w->plain);
-    moe_free(w->z);
-    moe_free(w->plain_expert);
-    moe_free(w->last_token);
+    moe_scratch_give(w->scratch, w->z);
+    moe_scratch_give(w->scratch, w->plain_expert);
+    moe_scratch_give(w->scratch, w->last_token);
 }
 
 static bool is_counted(const moe_batch *b, int64_t t) {
@@ -260,8 +262,9 @@ static void look_at_devices(job *j) {
     int64_t n = r->num_experts;
     bool sinkhorn = r->method == MOE_METHOD_SINKHORN && !r->evaluating;
     j->routing->unconverged_device = -1;
-    if (sinkhorn) j->factor = moe_alloc(b->num_local_devices * n, sizeof *j->factor, "sinkhorn");
-    if (r->method == MOE_METHOD_EXPERT_CHOICE) j->chosen = moe_alloc(b->num_tokens * n, sizeof *j->chosen, "expert choice");
+    if (sinkhorn) j->factor = moe_scratch_take(r->scratch, b->num_local_devices * n, sizeof *j->factor, "sinkhorn");
+    if (r->method == MOE_METHOD_EXPERT_CHOICE)
+        j->chosen = moe_scratch_take(r->scratch, b->num_tokens * n, sizeof *j->chosen, "expert choice");
     for (int32_t d = b->num_local_devices - 1; d >= 0; d--) {
         int64_t begin = b->device_offset[d], end = b->device_offset[d + 1];
         if (sinkhorn && !moe_sinkhorn_factors(r, j->logits, begin, end, j->factor + d * n))
@@ -289,8 +292,8 @@ void moe_route(const moe_router *r, const moe_batch *batch, const moe_placement 
         worker_free(&w);
     }
     close_gaps(routing, moe_router_most(r));
-    moe_free(j.factor);
-    moe_free(j.chosen);
+    moe_scratch_give(r->scratch, j.factor);
+    moe_scratch_give(r->scratch, j.chosen);
     *first_bad_token = bad == INT64_MAX ? -1 : bad;
 }
 
@@ -345,8 +348,8 @@ void moe_route_recorded(const moe_router *r, const moe_batch *batch, const moe_p
     moe_routing_reserve(routing, batch->num_tokens, k);
     routing->unconverged_device = -1;
     worker_reserve(&w, &j);
-    double *key = moe_alloc(k, sizeof *key, "router's working memory");
-    int32_t *from = moe_alloc(k, sizeof *from, "router's working memory");
+    double *key = moe_scratch_take(r->scratch, k, sizeof *key, "router's working memory");
+    int32_t *from = moe_scratch_take(r->scratch, k, sizeof *from, "router's working memory");
     for (int64_t i = 0; i < batch->num_segments; i++)
         for (int64_t t = batch->segment[i].begin; t < batch->segment[i].end; t++) {
             const double *s = scores ? scores + t * r->num_experts : NULL;
@@ -354,8 +357,8 @@ void moe_route_recorded(const moe_router *r, const moe_batch *batch, const moe_p
             routing->row_offset[t + 1] = count;
             if (is_counted(batch, t)) count_recorded(&j, &w, t, batch->segment[i].device, k, count, s, moe_stats_cell(stats, i));
         }
-    moe_free(key);
-    moe_free(from);
+    moe_scratch_give(r->scratch, key);
+    moe_scratch_give(r->scratch, from);
     worker_free(&w);
     close_gaps(routing, k);
 }

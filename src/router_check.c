@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "moesim/router.h"
+#include "moesim/scratch.h"
 #include "moesim/tensor.h"
 
 typedef struct ranked {
@@ -45,9 +46,9 @@ void moe_router_check_groups(const moe_router *r, moe_logits logits, const moe_r
     *eligible = *violations = 0;
     bool by_score = r->method == MOE_METHOD_TOPK || r->method == MOE_METHOD_SWITCH;
     if (!by_score || r->group_limit != MOE_GROUP_MAX || (int64_t)r->topk_group * (n / r->num_groups) < k) return;
-    double *z = moe_alloc(2 * (int64_t)n, sizeof *z, "check of groups"), *s = z + n;
-    ranked *order = moe_alloc(n, sizeof *order, "check of groups");
-    int32_t *greedy = moe_alloc(k, sizeof *greedy, "check of groups");
+    double *z = moe_scratch_take(r->scratch, 2 * (int64_t)n, sizeof *z, "check of groups"), *s = z + n;
+    ranked *order = moe_scratch_take(r->scratch, n, sizeof *order, "check of groups");
+    int32_t *greedy = moe_scratch_take(r->scratch, k, sizeof *greedy, "check of groups");
     for (int64_t t = 0; t < routing->num_tokens; t += stride) {
         if (!read_logits(logits, t, n, z)) continue;
         moe_router_scores(r, z, s, NULL);
@@ -59,7 +60,7 @@ void moe_router_check_groups(const moe_router *r, moe_logits logits, const moe_r
         *eligible += 1;
         *violations += moe_router_distinct_groups(r, routing->expert + begin, (int32_t)(routing->row_offset[t + 1] - begin)) != expected;
     }
-    moe_free(z);
-    moe_free(order);
-    moe_free(greedy);
+    moe_scratch_give(r->scratch, z);
+    moe_scratch_give(r->scratch, order);
+    moe_scratch_give(r->scratch, greedy);
 }

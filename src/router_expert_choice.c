@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 #include "router_devices.h"
@@ -60,7 +61,7 @@ static void fill_scores(const moe_router *r, moe_logits logits, int64_t begin, i
     int32_t n = r->num_experts;
 #pragma omp parallel
     {
-        double *z = moe_alloc(n, sizeof *z, "expert choice");
+        double *z = moe_scratch_take(r->scratch, n, sizeof *z, "expert choice");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tokens; t++) {
             bool bad = moe_scores_load(logits, begin + t, n, z) & MOE_ROW_BAD;
@@ -68,7 +69,7 @@ static void fill_scores(const moe_router *r, moe_logits logits, int64_t begin, i
             for (int32_t i = 0; i < n; i++)
                 if (bad || z[i] == -INFINITY) s[t * n + i] = -1;
         }
-        moe_free(z);
+        moe_scratch_give(r->scratch, z);
     }
 }
 
@@ -76,15 +77,15 @@ void moe_expert_choice(const moe_router *r, moe_logits logits, int64_t begin, in
     int64_t tokens = end - begin;
     if (tokens == 0) return;
     int64_t count = tokens_of_expert(r, tokens);
-    double *s = moe_alloc(tokens * r->num_experts, sizeof *s, "expert choice");
+    double *s = moe_scratch_take(r->scratch, tokens * r->num_experts, sizeof *s, "expert choice");
     fill_scores(r, logits, begin, tokens, s);
 #pragma omp parallel
     {
-        double *column = moe_alloc(tokens, sizeof *column, "expert choice");
+        double *column = moe_scratch_take(r->scratch, tokens, sizeof *column, "expert choice");
 #pragma omp for schedule(static)
         for (int32_t i = 0; i < r->num_experts; i++)
             take_tokens(s, tokens, r->num_experts, i, count, column, chosen);
-        moe_free(column);
+        moe_scratch_give(r->scratch, column);
     }
-    moe_free(s);
+    moe_scratch_give(r->scratch, s);
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "moesim/router.h"
+#include "moesim/scratch.h"
 #include "moesim/tensor.h"
 #include "scores.h"
 #include "select.h"
@@ -83,7 +84,8 @@ void moe_router_dlogits(const moe_router *r, const moe_batch *batch, moe_logits 
     bool importance = any(a + n, n), load = r->load_form == MOE_LOAD_TUTEL && any(a + 2 * n, n);
 #pragma omp parallel
     {
-        double *z = moe_alloc(4 * (int64_t)n, sizeof *z, "router's gradient"), *s = z + n, *dg = s + n, *ds = dg + n, lse;
+        double *z = moe_scratch_take(r->scratch, 4 * (int64_t)n, sizeof *z, "router's gradient"), *s = z + n, *dg = s + n, *ds = dg + n,
+               lse;
 #pragma omp for
         for (int64_t t = begin; t < end; t++) {
             if ((batch->counted && !batch->counted[t]) || moe_scores_load(logits, t, n, z) & MOE_ROW_BAD) continue;
@@ -95,6 +97,6 @@ void moe_router_dlogits(const moe_router *r, const moe_batch *batch, moe_logits 
             if (load) add_load(r, z, s, a + 2 * n, inverse_tokens, &c, dz);
             add_z_loss(r, z, lse, inverse_counted, s, dz);
         }
-        moe_free(z);
+        moe_scratch_give(r->scratch, z);
     }
 }

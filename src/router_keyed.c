@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "moesim/rng.h"
+#include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 
@@ -83,13 +84,13 @@ double moe_keyed_second(const moe_router *r, int64_t token) {
 void moe_router_dropped_experts(const moe_router *r, uint8_t *dropped) {
     int32_t n = r->num_experts, count = (int32_t)floor(r->expert_dropout * n + 0.5);
     moe_rng rng = {r->seed, MOE_RNG_EXPERT_DROPOUT};
-    int32_t *place = moe_alloc(n, sizeof *place, "expert dropout");
+    int32_t *place = moe_scratch_take(r->scratch, n, sizeof *place, "expert dropout");
     count = count < n ? count : n - 1;
     memset(dropped, 0, (size_t)n);
     draw_distinct(rng, moe_router_step_key(r), 0, n, count, place);
     for (int32_t i = 0; i < count; i++)
         dropped[place[i]] = 1;
-    moe_free(place);
+    moe_scratch_give(r->scratch, place);
 }
 
 static bool adds_fixed_noise(const moe_router *r) {
@@ -111,15 +112,15 @@ static void perturb_token(const moe_router *r, int64_t token, const uint8_t *dro
 void moe_router_perturb(const moe_router *r, const moe_batch *batch, real *logits) {
     int32_t n = r->num_experts;
     if (!r->training || (!adds_fixed_noise(r) && r->expert_dropout <= 0)) return;
-    uint8_t *dropped = moe_alloc(n, sizeof *dropped, "expert dropout");
+    uint8_t *dropped = moe_scratch_take(r->scratch, n, sizeof *dropped, "expert dropout");
     moe_router_dropped_experts(r, dropped);
 #pragma omp parallel
     {
-        real *noise = moe_alloc(n, sizeof *noise, "noise on the logits");
+        real *noise = moe_scratch_take(r->scratch, n, sizeof *noise, "noise on the logits");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < batch->num_tokens; t++)
             perturb_token(r, batch->first_token + t, dropped, noise, logits + t * n);
-        moe_free(noise);
+        moe_scratch_give(r->scratch, noise);
     }
-    moe_free(dropped);
+    moe_scratch_give(r->scratch, dropped);
 }

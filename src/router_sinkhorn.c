@@ -7,6 +7,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 #include "router_devices.h"
@@ -21,12 +22,13 @@ typedef struct sinkhorn {
     double *cost;    /* [T,N]; 0 where disabled or bad */
     double *partial; /* [blocks,N] */
     double *d1;      /* [N] */
+    moe_scratch *scratch;
 } sinkhorn;
 
 static void fill_cost(const sinkhorn *k, moe_logits logits, int64_t begin) {
 #pragma omp parallel
     {
-        double *z = moe_alloc(k->n, sizeof *z, "sinkhorn");
+        double *z = moe_scratch_take(k->scratch, k->n, sizeof *z, "sinkhorn");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < k->tokens; t++) {
             double most = -INFINITY, *row = k->cost + t * k->n;
@@ -38,7 +40,7 @@ static void fill_cost(const sinkhorn *k, moe_logits logits, int64_t begin) {
             else
                 moe_scores_exp(z, most, row, k->n);
         }
-        moe_free(z);
+        moe_scratch_give(k->scratch, z);
     }
 }
 
@@ -73,10 +75,11 @@ static double iterate(const sinkhorn *k) {
 }
 
 bool moe_sinkhorn_factors(const moe_router *r, moe_logits logits, int64_t begin, int64_t end, double *factor) {
-    sinkhorn k = {.tokens = end - begin, .blocks = (end - begin + BLOCK - 1) / BLOCK, .n = r->num_experts, .d1 = factor};
+    sinkhorn k = {
+        .tokens = end - begin, .blocks = (end - begin + BLOCK - 1) / BLOCK, .n = r->num_experts, .d1 = factor, .scratch = r->scratch};
     double change = INFINITY;
-    k.cost = moe_alloc(k.tokens * k.n, sizeof *k.cost, "sinkhorn");
-    k.partial = moe_alloc(k.blocks * k.n, sizeof *k.partial, "sinkhorn");
+    k.cost = moe_scratch_take(r->scratch, k.tokens * k.n, sizeof *k.cost, "sinkhorn");
+    k.partial = moe_scratch_take(r->scratch, k.blocks * k.n, sizeof *k.partial, "sinkhorn");
     for (int32_t i = 0; i < k.n; i++)
         k.d1[i] = 1;
     fill_cost(&k, logits, begin);
@@ -84,7 +87,7 @@ bool moe_sinkhorn_factors(const moe_router *r, moe_logits logits, int64_t begin,
         change = k.tokens > 0 ? iterate(&k) : 0;
     for (int32_t i = 0; i < k.n; i++)
         factor[i] = log(k.d1[i]);
-    moe_free(k.cost);
-    moe_free(k.partial);
+    moe_scratch_give(r->scratch, k.cost);
+    moe_scratch_give(r->scratch, k.partial);
     return change <= r->sinkhorn_tolerance;
 }

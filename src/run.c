@@ -29,6 +29,7 @@ typedef struct run {
     moe_input input;
     moe_loaded loaded; /* model.load */
     moe_batch batch;
+    moe_scratch scratch; /* of the steps */
     moe_context context;
     moe_layer *layers;
     moe_activations *activations; /* [num_activations] forward only */
@@ -108,6 +109,7 @@ static void make_context(run *r) {
     r->context.timeline = r->c->output.timeline ? &r->timeline : NULL;
     moe_placement_block(&r->context.placement, c->model.num_experts, c->cluster.devices);
     moe_router_init(&r->context.router, c, r->input.bias);
+    r->batch.scratch = r->context.router.scratch = &r->scratch;
     moe_balance_init(&r->context.balance, c);
     moe_capacity_init(&r->context.capacity, c);
     if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) r->context.balance.has_scores = false;
@@ -172,7 +174,7 @@ static void pass_on(run *r) {
 /* Slowest rank's times. */
 static void agree_times(run *r, double seconds) {
     int32_t layers = r->record.num_layers;
-    double *t = moe_alloc(layers * MOE_NUM_PHASES + 1, sizeof *t, "times");
+    double *t = moe_scratch_take(r->batch.scratch, layers * MOE_NUM_PHASES + 1, sizeof *t, "times");
     for (int32_t l = 0; l < layers; l++) {
         memcpy(t + l * MOE_NUM_PHASES, r->record.layer[l].phase_seconds, sizeof r->record.layer[l].phase_seconds);
     }
@@ -182,7 +184,7 @@ static void agree_times(run *r, double seconds) {
         memcpy(r->record.layer[l].phase_seconds, t + l * MOE_NUM_PHASES, sizeof r->record.layer[l].phase_seconds);
     }
     r->record.seconds = t[layers * MOE_NUM_PHASES];
-    moe_free(t);
+    moe_scratch_give(r->batch.scratch, t);
 }
 
 static moe_activations *activations_of(const run *r, int32_t l) {
@@ -435,6 +437,7 @@ static void free_run(run *r) {
     moe_loaded_free(&r->loaded);
     moe_placement_free(&r->context.placement);
     moe_batch_free(&r->batch);
+    moe_scratch_free(&r->scratch);
     moe_input_free(&r->input);
     if (r->layers) moe_step_record_free(&r->record);
     moe_free(r->layers);

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
 #include "router_keyed.h"
@@ -24,12 +25,14 @@ static double smaller(double a, double b) {
 
 void moe_select_reserve(moe_select *w, const moe_router *r) {
     int64_t most = moe_router_most(r);
+    w->scratch = r->scratch;
     w->groups = r->group_limit == MOE_GROUP_NONE ? 1 : r->num_groups;
     MOE_ASSERT(w->groups > 0 && r->num_experts % w->groups == 0 && r->top_k > 0);
     w->group_size = r->num_experts / w->groups;
     w->group_blocks = (w->group_size + BLOCK - 1) / BLOCK;
     int64_t blocks = (int64_t)w->groups * w->group_blocks, doubles = blocks * (BLOCK + 2) + w->groups + 2 * most;
-    double *d = w->memory = moe_alloc(doubles + 2 * blocks + w->groups + most + r->num_experts, sizeof(double), "router's working memory");
+    double *d = w->memory =
+        moe_scratch_take(r->scratch, doubles + 2 * blocks + w->groups + most + r->num_experts, sizeof(double), "router's working memory");
     w->score = d;
     w->block_max = w->score + blocks * BLOCK;
     w->kept_max = w->block_max + blocks;
@@ -48,7 +51,7 @@ void moe_select_reserve(moe_select *w, const moe_router *r) {
 }
 
 void moe_select_free(moe_select *w) {
-    moe_free(w->memory);
+    moe_scratch_give(w->scratch, w->memory);
     *w = (moe_select){0};
 }
 

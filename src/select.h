@@ -25,6 +25,7 @@ typedef struct moe_select {
     int64_t token;        /* set by the caller: what keyed choices are keyed by */
     const double *factor; /* set by the caller: sinkhorn, [N] what to add to the logits; else NULL */
     void *memory;
+    moe_scratch *scratch; /* the router's: where memory comes from */
 } moe_select;
 
 /* Local. Working memory for router r; one per thread. Free with moe_select_free. */

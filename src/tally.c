@@ -38,9 +38,9 @@ typedef struct tally {
         *drop; /* [N], [D*D] x 3, [65], exact, [NUM_SCALARS], tally_drop.c's */
 } tally;
 
-static tally tally_new(int64_t n, int64_t d, int64_t drop_words) {
+static tally tally_new(moe_scratch *scratch, int64_t n, int64_t d, int64_t drop_words) {
     tally t = {.count = n + 3 * d * d + 65 + MOE_EXACT_WORDS + NUM_SCALARS + drop_words};
-    t.words = moe_alloc_zero(t.count, sizeof *t.words, "tally");
+    t.words = moe_scratch_take_zero(scratch, t.count, sizeof *t.words, "tally");
     t.counts = t.words;
     t.sent = t.counts + n;
     t.received = t.sent + d * d;
@@ -91,7 +91,7 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
     int32_t d = context->placement.devices;
     int64_t reachable = (int64_t)r->topk_group * (d / r->num_groups > 1 ? d / r->num_groups : 1);
     bool limited = r->group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
-    int64_t *stamp = moe_alloc_zero(d, sizeof *stamp, "tally");
+    int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
     for (int64_t token = 0; token < routing->num_tokens; token++) {
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
         int64_t reach = distinct_devices(&context->placement, routing->expert + begin, k, stamp, token + 1);
@@ -106,18 +106,18 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
         t->scalar[BAD_GROUPS] +=
             limited && moe_router_distinct_groups(r, routing->expert + begin, (int32_t)k) > (k < r->topk_group ? k : r->topk_group);
     }
-    moe_free(stamp);
+    moe_scratch_give(context->batch->scratch, stamp);
 }
 
 /* Rows that the routing after dropping asks for. */
 static void count_rows(tally *t, const moe_context *context, const moe_routing *sent) {
-    int64_t *stamp = moe_alloc_zero(context->placement.devices, sizeof *stamp, "tally");
+    int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->placement.devices, sizeof *stamp, "tally");
     for (int64_t token = 0; token < sent->num_tokens; token++) {
         int64_t begin = sent->row_offset[token], k = sent->row_offset[token + 1] - begin;
         int64_t reach = distinct_devices(&context->placement, sent->expert + begin, k, stamp, token + 1);
         t->scalar[EXPECTED_ROWS] += context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
     }
-    moe_free(stamp);
+    moe_scratch_give(context->batch->scratch, stamp);
 }
 
 /* What a token's weights must add up to: *exact (normalised), or at most *most. False: nothing is known (recorded weights). */
@@ -171,20 +171,20 @@ static void check_output(tally *t, const moe_context *context, const moe_activat
 /* f'' of every device pair, by its definition (counted by the router), against the rows given to MPI_Alltoallv and those removed by dropping. */
 static void check_comm_count(tally *t, const moe_context *context, const moe_activations *a) {
     const moe_batch *b = context->batch;
-    int64_t *tokens = moe_alloc_zero((int64_t)b->num_local_devices * b->devices, sizeof *tokens, "tally");
+    int64_t *tokens = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices, sizeof *tokens, "tally");
     for (int64_t i = 0; i < b->num_segments; i++) {
         const int64_t *cell = moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, i));
         for (int32_t d = 0; d < b->devices; d++) {
             tokens[(int64_t)(b->segment[i].device - b->first_device) * b->devices + d] += cell[d];
         }
     }
-    int64_t *removed = moe_alloc_zero((int64_t)b->num_local_devices * b->devices, sizeof *removed, "tally");
+    int64_t *removed = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices, sizeof *removed, "tally");
     if (a->drop.on) moe_capacity_removed(b, &context->placement, &a->routing, &a->drop.sent, removed);
     for (int64_t i = 0; i < (int64_t)b->num_local_devices * b->devices; i++) {
         t->scalar[COMM_BAD] += tokens[i] != a->plan.rows_to[i] + removed[i];
     }
-    moe_free(removed);
-    moe_free(tokens);
+    moe_scratch_give(b->scratch, removed);
+    moe_scratch_give(b->scratch, tokens);
 }
 
 /* method.md section 1; costs about as much as routing. */
@@ -205,9 +205,9 @@ static void count_unlimited(tally *t, const moe_layer *layer, const moe_context 
     {
         moe_select select = {0};
         moe_select_reserve(&select, &greedy);
-        double *z = moe_alloc(2 * (int64_t)n, sizeof *z, "tally"), *s = z + n;
-        int32_t *expert = moe_alloc(greedy.top_k, sizeof *expert, "tally");
-        int64_t *stamp = moe_alloc_zero(context->placement.devices, sizeof *stamp, "tally");
+        double *z = moe_scratch_take(context->batch->scratch, 2 * (int64_t)n, sizeof *z, "tally"), *s = z + n;
+        int32_t *expert = moe_scratch_take(context->batch->scratch, greedy.top_k, sizeof *expert, "tally");
+        int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->placement.devices, sizeof *stamp, "tally");
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < context->batch->num_tokens; token++) {
             if (moe_scores_load(a->logits, token, n, z) & MOE_ROW_BAD) continue;
@@ -216,9 +216,9 @@ static void count_unlimited(tally *t, const moe_layer *layer, const moe_context 
             reached += distinct_devices(&context->placement, expert, k, stamp, token + 1);
         }
         moe_select_free(&select);
-        moe_free(z);
-        moe_free(expert);
-        moe_free(stamp);
+        moe_scratch_give(context->batch->scratch, z);
+        moe_scratch_give(context->batch->scratch, expert);
+        moe_scratch_give(context->batch->scratch, stamp);
     }
     t->scalar[UNLIMITED] = reached;
 }
@@ -359,7 +359,7 @@ static void fill_all_layers(const moe_context *context, moe_step_record *record)
 void moe_tally_layer(const moe_layer *layer, const moe_context *context, const moe_activations *a, const real *y, moe_step_record *record) {
     int64_t d = context->placement.devices;
     moe_layer_record *out = &record->layer[layer->index];
-    tally t = tally_new(context->placement.num_experts, d, moe_tally_drop_words(context));
+    tally t = tally_new(context->batch->scratch, context->placement.num_experts, d, moe_tally_drop_words(context));
     count_blocks(&t, &a->plan, &a->exchange.inbox);
     count_reach(&t, context, &a->routing);
     count_rows(&t, context, moe_sent_routing(a));
@@ -380,5 +380,5 @@ void moe_tally_layer(const moe_layer *layer, const moe_context *context, const m
     moe_tally_drop_check(context, out, record);
     check_finite(&t, layer, context, not_finite_here, out, record);
     if (layer->index + 1 == record->num_layers) fill_all_layers(context, record);
-    moe_free(t.words);
+    moe_scratch_give(context->batch->scratch, t.words);
 }

@@ -91,13 +91,13 @@ void moe_tally_drop_fill(const moe_context *context, const moe_activations *a, c
 /* Pairs in the fullest buffer of the global pool. */
 static int64_t fullest(const moe_context *context, const moe_layer_record *out) {
     const moe_placement *p = &context->placement;
-    int64_t most = 0, *by_device = moe_alloc_zero(p->devices, sizeof *by_device, "tally");
+    int64_t most = 0, *by_device = moe_scratch_take_zero(context->batch->scratch, p->devices, sizeof *by_device, "tally");
     for (int32_t e = 0; e < p->num_experts; e++) {
         int64_t pairs = by_device[p->device[e]] += out->kept_per_expert[e];
         if (context->capacity.policy == MOE_CAPACITY_EXPERT) pairs = out->kept_per_expert[e];
         most = pairs > most ? pairs : most;
     }
-    moe_free(by_device);
+    moe_scratch_give(context->batch->scratch, by_device);
     return most;
 }
 

@@ -10,10 +10,11 @@
 
 enum { LINE = 64 };
 
-static _Atomic int64_t live_bytes, peak_bytes;
+static _Atomic int64_t live_bytes, peak_bytes, num_allocations;
 
 static void moe_alloc_account(int64_t bytes) {
     int64_t live = atomic_fetch_add(&live_bytes, bytes) + bytes;
+    atomic_fetch_add(&num_allocations, 1);
     int64_t peak = atomic_load(&peak_bytes);
     while (live > peak && !atomic_compare_exchange_weak(&peak_bytes, &peak, live)) {}
 }
@@ -48,13 +49,14 @@ void moe_reserve(void *pointer_to_pointer, int64_t *capacity, int64_t count, siz
     memcpy(pointer_to_pointer, &pointer, sizeof pointer);
 }
 
+void moe_reserve_load(void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what) {
+    if (count > *capacity) moe_reserve(pointer_to_pointer, capacity, count + count / 4, size, what);
+}
+
 void moe_free(void *pointer) {
     if (!pointer) return;
-    char *block = (char *)pointer - LINE;
-    int64_t bytes;
-    memcpy(&bytes, block, sizeof bytes);
-    atomic_fetch_sub(&live_bytes, bytes);
-    free(block);
+    atomic_fetch_sub(&live_bytes, moe_alloc_bytes(pointer));
+    free((char *)pointer - LINE);
 }
 
 int64_t moe_alloc_peak_bytes(void) {
@@ -62,4 +64,13 @@ int64_t moe_alloc_peak_bytes(void) {
 }
 int64_t moe_alloc_live_bytes(void) {
     return atomic_load(&live_bytes);
+}
+int64_t moe_alloc_count(void) {
+    return atomic_load(&num_allocations);
+}
+
+int64_t moe_alloc_bytes(const void *pointer) {
+    int64_t bytes;
+    memcpy(&bytes, (const char *)pointer - LINE, sizeof bytes);
+    return bytes;
 }

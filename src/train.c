@@ -217,7 +217,8 @@ double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *ru
     bool keep = t->context->keep;
     moe_timeline *line = t->context->timeline;
     double start = moe_comm_time();
-    moe_layer_record unused = {.distinct_tokens_per_device = moe_alloc(t->batch->devices, sizeof(int64_t), "validation")};
+    moe_layer_record unused = {.distinct_tokens_per_device =
+                                   moe_scratch_take(t->batch->scratch, t->batch->devices, sizeof(int64_t), "validation")};
     t->context->keep = false;
     t->context->timeline = NULL; /* one span for all of it */
     for (int64_t i = 0; i < batches; i++) {
@@ -231,7 +232,7 @@ double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *ru
     t->context->keep = keep;
     t->context->timeline = line;
     moe_timeline_add(line, MOE_SPAN_VALIDATION, -1, start, moe_comm_time(), NULL);
-    moe_free(unused.distinct_tokens_per_device);
+    moe_scratch_give(t->batch->scratch, unused.distinct_tokens_per_device);
     return mean_loss(t, sum);
 }
 

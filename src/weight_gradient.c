@@ -64,7 +64,8 @@ void moe_weight_gradient(const moe_router *r, moe_logits logits, const moe_routi
     int32_t n = r->num_experts;
 #pragma omp parallel
     {
-        double *z = moe_alloc(4 * (int64_t)n, sizeof *z, "router's gradient"), *s = z + n, *ds = s + n, *dg_token = ds + n, lse;
+        double *z = moe_scratch_take(r->scratch, 4 * (int64_t)n, sizeof *z, "router's gradient"), *s = z + n, *ds = s + n,
+               *dg_token = ds + n, lse;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < routing->num_tokens; t++) {
             int64_t begin = routing->row_offset[t], count = routing->row_offset[t + 1] - begin;
@@ -74,6 +75,6 @@ void moe_weight_gradient(const moe_router *r, moe_logits logits, const moe_routi
                 dg_token[k] = (double)dg[begin + k];
             moe_weight_gradient_token(r, z, s, routing->expert + begin, dg_token, count, ds, dlogits + t * n);
         }
-        moe_free(z);
+        moe_scratch_give(r->scratch, z);
     }
 }

@@ -62,7 +62,7 @@ typedef struct moe_pool {
     int64_t tokens;     /* of the whole pool */
 } moe_pool;
 
-/* Local. The pools of a rank in token order; returns how many. *pools: the caller's, moe_free. The global pool is there even without tokens. */
+/* Local. The pools of a rank in token order; returns how many. *pools: the caller's, back into b->scratch. The global pool is there even without tokens. */
 int64_t moe_capacity_pools(const moe_capacity *c, const moe_batch *b, moe_pool **pools);
 
 /* Local. 64 bits that rise as v falls; NaN comes last. */
@@ -76,10 +76,11 @@ void moe_capacity_order(const moe_capacity *c, const moe_routing *r, const moe_p
 
 typedef struct moe_shape {
     int32_t targets, classes, bins;
-    int shift;     /* of keys, for bins */
-    bool exempt;   /* class 0 has no limit */
-    bool has_keys; /* false: position decides */
-    bool by_key;   /* places follow the keys (batch_priority), else the tokens */
+    int shift;            /* of keys, for bins */
+    bool exempt;          /* class 0 has no limit */
+    bool has_keys;        /* false: position decides */
+    bool by_key;          /* places follow the keys (batch_priority), else the tokens */
+    moe_scratch *scratch; /* working memory, or NULL; set by the caller */
 } moe_shape;
 
 /* Local. At most about max_words counts for a pool; how many only decides how much work is left after counting. */

@@ -16,6 +16,7 @@ typedef struct moe_comm {
     int local_rank, local_size; /* among the ranks of this host */
     int num_hosts;
     int64_t max_count; /* largest count given to one MPI call; INT_MAX, tests lower it to force several rounds */
+    int *many;         /* [4 * size] counts and offsets of an MPI call where there are many ranks; owned */
 } moe_comm;
 
 /* Collective. Sets Open MPI parameters that a program can set (yield when ranks share cores; shared memory transport on one host)

@@ -7,6 +7,7 @@
 #define MOESIM_DATA_H
 
 #include "moesim/config.h"
+#include "moesim/scratch.h"
 #include "moesim/tensor.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -31,6 +32,7 @@ typedef struct moe_batch {
     moe_segment *segment; /* in token order */
     uint8_t *counted;     /* [T] 0 = padding; NULL = all count; not owned: the caller points it to moe_input.mask */
     uint8_t *byte;        /* [T] text: the token's byte; NULL otherwise; owned */
+    moe_scratch *scratch; /* working memory of whoever handles the batch, or NULL; not owned */
 } moe_batch;
 
 /* Local. First global token of device d (d = devices: the total). */

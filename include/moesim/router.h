@@ -11,6 +11,7 @@
 #include "moesim/data.h"
 #include "moesim/placement.h"
 #include "moesim/routing.h"
+#include "moesim/scratch.h"
 #include "moesim/stats.h"
 #include <stdbool.h>
 #include <stdint.h>
@@ -46,6 +47,7 @@ typedef struct moe_router {
     double alpha_z;                       /* coefficient of the z-loss in moe_router_dlogits (balance.z_loss) */
     const moe_noisy *noisy;               /* load_form = shazeer, in training: set by the layer; else NULL; not owned */
     bool comm_count_local;                /* whether a token that stays on its home device counts in device_tokens */
+    moe_scratch *scratch;                 /* working memory, or NULL: every call allocates its own; not owned */
 } moe_router;
 
 enum { MOE_ROUTER_MAX_LOGIT = 1 << 20 };

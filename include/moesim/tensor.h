@@ -22,10 +22,16 @@ void *moe_alloc(int64_t count, size_t size, const char *what);
 void *moe_alloc_zero(int64_t count, size_t size, const char *what);
 /* Local. Makes *pointer hold at least `count` elements; contents are lost when it grows. *capacity is in elements, grows by 1/4 at least. */
 void moe_reserve(void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what);
+/* Local. The same for a count that depends on who chose whom, and so on the step: takes a quarter more than is asked for (memory.h counts on it), so
+ * that an ordinary change of the load allocates nothing. */
+void moe_reserve_load(void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what);
 void moe_free(void *pointer);
 
-/* Local. Most bytes ever allocated by the functions above at one time, and those allocated now. */
+/* Local. Most bytes ever allocated by the functions above at one time, those allocated now, and how often memory was allocated. */
 int64_t moe_alloc_peak_bytes(void);
 int64_t moe_alloc_live_bytes(void);
+int64_t moe_alloc_count(void);
+/* Local. count*size of a block of moe_alloc. */
+int64_t moe_alloc_bytes(const void *pointer);
 
 #endif

@@ -22,7 +22,7 @@ static void test_by_hand(void) {
     const int64_t r = sizeof(real), t = 20, s = 40; /* 2 ranks with 2 devices each */
     const moe_memory m = estimate(SMALL, 2, 0);
     CHECK(m.weights == r * (8 * 16 + 4 * 3 * 16 * 4));
-    const int64_t streams = r * 2 * t * 16, layer = r * (t * 8 + (s + s) * 16 + s / 4 * (16 + 2 * 4)) + s * (4 + r + 8) + t * 8;
+    const int64_t streams = r * 2 * t * 16, layer = r * (t * 8 + (s + s) * 16 + 2 * (s / 4) * (16 + 2 * 4)) + s * (4 + r + 8) + t * 8;
     const int64_t exchange = r * 2 * (s / 2) * 16 + 4 * (12 * s + 20 * s) + 12 * 8 * 2 * 4;
     CHECK(m.activations == streams + layer + layer / 4 && m.gradients == 0 && m.optimizer == 0);
     CHECK(m.exchange == exchange + exchange / 4);
