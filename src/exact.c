@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "moesim/status.h"
+#include "moesim/vector.h"
 
 static const double TWO30 = 0x1p30;
 static const double MAGIC = 0x1.8p52; /* x + MAGIC has the nearest integer of x in its low bits, |x| < 2^51 */
@@ -37,9 +38,8 @@ double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]) {
     return (double)sum * 0x1p-60;
 }
 
-/* The high word is rounded too (so the low word may be negative): two additions of MAGIC, no conversion, two or more lanes on any x86-64.
- */
-void moe_exact_add01(int64_t *restrict hi, int64_t *restrict lo, const double *restrict v, int n) {
+/* The high word is rounded too (so the low word may be negative): two additions of MAGIC, no conversion, any vector width. */
+MOE_CLONES void moe_exact_add01(int64_t *restrict hi, int64_t *restrict lo, const double *restrict v, int n) {
     for (int i = 0; i < n; i++) {
         double scaled = v[i] * TWO30;
         double high = scaled + MAGIC;

@@ -18,30 +18,53 @@ enum { LANES = 8, CHUNK = 64 };
 
 typedef double vec __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
 
-/* exp(x) = 2^k exp(r), k = round(x / ln 2), r = x - k ln 2 in two pieces (Cody and Waite), |r| <= 0.347; exp(r) = 1 + (r + r^2 q(r)),
- * q of degree 9 through (exp(r) - 1 - r)/r^2 at the Chebyshev nodes: relative error 2e-17 before rounding. *k_bits: k in two's complement. */
-static inline double exp_reduced(double x, uint64_t *k_bits) {
+/* exp(x) = 2^k exp(r), k = round(x / ln 2), r = x - k ln 2 in two pieces (Cody and Waite), |r| <= 0.347; *k_bits: k in two's complement. */
+static inline double exp_rest(double x, uint64_t *k_bits) {
     const double log2e = 0x1.71547652b82fep0, ln2_hi = 0x1.62e42fefa3800p-1, ln2_lo = 0x1.ef35793c76730p-45;
     const double magic = 0x1.8p52; /* adding it rounds to an integer, which then stands in the low bits */
     double t = x * log2e + magic, k = t - magic;
-    double r = (x - k * ln2_hi) - k * ln2_lo, r2 = r * r, r4 = r2 * r2;
+    memcpy(k_bits, &t, sizeof t);
+    *k_bits -= 0x4338000000000000; /* the bits of magic */
+    return (x - k * ln2_hi) - k * ln2_lo;
+}
+
+/* exp(r) = 1 + (r + r^2 q(r)), q of degree 9 through (exp(r) - 1 - r)/r^2 at the Chebyshev nodes: relative error 2e-17 before rounding. */
+static inline double exp_of_rest(double r) {
+    double r2 = r * r, r4 = r2 * r2;
     double q0 = (0.5 + r * 0x1.5555555555556p-3) + r2 * (0x1.5555555553d68p-5 + r * 0x1.11111111109b5p-7);
     double q1 = (0x1.6c16c17889f40p-10 + r * 0x1.a01a01a7c2f2ep-13) + r2 * (0x1.a019b9148739fp-16 + r * 0x1.71de0db2eafc6p-19);
     double q2 = 0x1.28917ca046b86p-22 + r * 0x1.af389eeb9e5e9p-26;
-    memcpy(k_bits, &t, sizeof t);
-    *k_bits -= 0x4338000000000000; /* the bits of magic */
     return 1.0 + (r + r2 * (q0 + r4 * (q1 + r4 * q2)));
+}
+
+static inline double exp_reduced(double x, uint64_t *k_bits) {
+    return exp_of_rest(exp_rest(x, k_bits));
+}
+
+/* p 2^k, while that is normal. */
+static inline double times_power(double p, uint64_t k) {
+    uint64_t bits;
+    memcpy(&bits, &p, sizeof p);
+    bits += k << 52;
+    memcpy(&p, &bits, sizeof p);
+    return p;
 }
 
 /* p 2^k for -512 <= k < 512; *seen collects k + 512, so that *seen < 1024 afterwards says that this held for all. */
 static inline double exp_near(double x, uint64_t *seen) {
-    uint64_t k, bits;
+    uint64_t k;
     double p = exp_reduced(x, &k);
-    memcpy(&bits, &p, sizeof p);
     *seen |= k + 512;
-    bits += k << 52;
-    memcpy(&p, &bits, sizeof p);
-    return p;
+    return times_power(p, k);
+}
+
+/* exp(-x), and *other = exp(x) from the same reduction; |k| < 511 where *seen < 1024. */
+static inline double exp_pair(double x, double *other, uint64_t *seen) {
+    uint64_t k;
+    double r = exp_rest(-x, &k);
+    *seen |= (k + 511) | (511 - k);
+    *other = times_power(exp_of_rest(-r), -k);
+    return times_power(exp_of_rest(r), k);
 }
 
 /* Any x: 2^k is applied as 2^a 2^b, so that overflow gives inf and underflow is gradual. The same bits where both are defined. */
@@ -232,19 +255,43 @@ MOE_CLONES double moe_scores_softmax_entropy(const double *z, const double *s, i
     return lanes_total(lane) - log(maximum(s, n));
 }
 
-/* s = 1 / (1 + exp(-z)) (DeepSeek-V3 Eq. 15) */
-MOE_CLONES static void sigmoid(const double *restrict z, double *restrict s, int32_t n) {
+/* s = 1 / (1 + exp(-z)) (DeepSeek-V3 Eq. 15); *lse = log sum exp(z) from the same reductions. */
+MOE_CLONES static void sigmoid(const double *restrict z, double *restrict s, int32_t n, double *lse) {
     uint64_t seen = 0;
-    for (int32_t i = 0; i < n; i++)
-        s[i] = 1.0 / (1.0 + exp_near(-z[i], &seen));
+    double lane[LANES] = {0}, e[CHUNK];
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++)
+            s[begin + i] = 1.0 / (1.0 + exp_pair(z[begin + i], &e[i], &seen));
+        add_lanes(lane, e, count);
+    }
     for (int32_t i = 0; i < n && seen >= NEAR; i++)
         s[i] = 1.0 / (1.0 + exp_any(-z[i]));
+    if (lse) *lse = seen < NEAR ? log(lanes_total(lane)) : moe_scores_lse(z, n);
 }
 
-/* s = sqrt(log(1 + exp(z))), written so that exp cannot overflow (Megatron-Core's sqrtsoftplus) */
-static void sqrtsoftplus(const double *z, double *s, int32_t n) {
-    for (int32_t i = 0; i < n; i++)
-        s[i] = sqrt((z[i] > 0 ? z[i] : 0) + log1p(exp(-fabs(z[i]))));
+/* log(1 + w) for 0 <= w <= 1: what rounding 1 + w lost is put back by the derivative. */
+static inline double log_one_plus(double w) {
+    double x = 1.0 + w;
+    return log_normal(x) + (w - (x - 1.0)) / x;
+}
+
+/* s = sqrt(log(1 + exp(z))), written so that exp cannot overflow (Megatron-Core's sqrtsoftplus); *lse as above. */
+MOE_CLONES static void sqrtsoftplus(const double *restrict z, double *restrict s, int32_t n, double *lse) {
+    uint64_t seen = 0;
+    double lane[LANES] = {0}, e[CHUNK];
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++) {
+            double v = z[begin + i], large, small = exp_pair(fabs(v), &large, &seen);
+            e[i] = v > 0 ? large : small;
+            s[begin + i] = sqrt((v > 0 ? v : 0) + log_one_plus(small));
+        }
+        add_lanes(lane, e, count);
+    }
+    for (int32_t i = 0; i < n && seen >= NEAR; i++)
+        s[i] = sqrt((z[i] > 0 ? z[i] : 0) + log_one_plus(exp_any(-fabs(z[i]))));
+    if (lse) *lse = seen < NEAR ? log(lanes_total(lane)) : moe_scores_lse(z, n);
 }
 
 void moe_router_scores(const moe_router *r, const double *z, double *s, double *lse) {
@@ -253,13 +300,13 @@ void moe_router_scores(const moe_router *r, const double *z, double *s, double *
         softmax(z, s, r->num_experts, lse);
         return;
     }
-    if (lse) *lse = moe_scores_lse(z, r->num_experts);
-    if (moe_scores_sum_to_one(r))
+    if (moe_scores_sum_to_one(r)) {
+        if (lse) *lse = moe_scores_lse(z, r->num_experts);
         softmax_tempered(z, divisor, s, r->num_experts);
-    else if (r->score_func == MOE_SCORE_SIGMOID)
-        sigmoid(z, s, r->num_experts);
+    } else if (r->score_func == MOE_SCORE_SIGMOID)
+        sigmoid(z, s, r->num_experts, lse);
     else
-        sqrtsoftplus(z, s, r->num_experts);
+        sqrtsoftplus(z, s, r->num_experts, lse);
 }
 
 void moe_router_normalized(const moe_router *r, const double *s, double *normalized) {
@@ -268,6 +315,5 @@ void moe_router_normalized(const moe_router *r, const double *s, double *normali
     if (moe_scores_sum_to_one(r)) return;
     double sum = moe_scores_sum(s, n);
     if (sum <= 0) return; /* all disabled: all scores are 0 */
-    for (int32_t i = 0; i < n; i++)
-        normalized[i] = s[i] / sum;
+    scale(normalized, 1.0 / sum, n);
 }

@@ -12,6 +12,7 @@
 #include "moesim/scratch.h"
 #include "moesim/status.h"
 #include "moesim/tensor.h"
+#include "moesim/vector.h"
 #include "router_keyed.h"
 
 enum { BLOCK = 8 };
@@ -60,6 +61,12 @@ static double block_maximum(const double *x) {
     return larger(larger(a, c), larger(b, d));
 }
 
+/* to = a + b */
+MOE_CLONES static void sum_of(double *restrict to, const double *restrict a, const double *restrict b, int32_t n) {
+    for (int32_t i = 0; i < n; i++)
+        to[i] = a[i] + b[i];
+}
+
 /* Selection score s + b, -inf where the logit is; sinkhorn: z + log of the expert's factor, which orders like exp(z) times the factor. */
 static void fill_scores(moe_select *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
     const double *from = w->factor ? z : s, *add = w->factor ? w->factor : r->bias;
@@ -67,8 +74,7 @@ static void fill_scores(moe_select *w, const moe_router *r, const double *z, con
     for (int32_t g = 0; g < w->groups; g++) {
         double *to = w->score + g * stride;
         if (add)
-            for (int32_t i = 0; i < n; i++)
-                to[i] = from[g * n + i] + add[g * n + i];
+            sum_of(to, from + g * n, add + g * n, n);
         else
             memcpy(to, from + g * n, (size_t)n * sizeof *to);
         if (may_be_disabled)
@@ -122,11 +128,12 @@ static double group_top2_sum(const moe_select *w, int32_t g) {
     return second == -INFINITY ? first : first + second;
 }
 
-/* Megatron-Core: sum of the `count` largest of the group, largest first. Goes from each value to the next smaller one. */
+/* Megatron-Core: sum of the `count` (at least 1) largest of the group, largest first. Goes from each value to the next smaller one. */
 static double group_top_sum(const moe_select *w, int32_t g, int32_t count) {
     const double *x = w->score + g * w->group_blocks * BLOCK;
     double sum = 0, last = INFINITY;
     int32_t taken = 0;
+    if (count <= 2) return count < 2 ? group_max(w, g) : group_top2_sum(w, g);
     while (taken < count) {
         double v = -INFINITY;
         int32_t equal = 0;
@@ -147,7 +154,7 @@ static double group_score(const moe_select *w, const moe_router *r, int32_t g) {
     case MOE_GROUP_TOP2_SUM:
         return group_top2_sum(w, g);
     case MOE_GROUP_TOPK_SUM:
-        return group_top_sum(w, g, r->top_k >= r->topk_group ? r->top_k / r->topk_group : 1);
+        return group_top_sum(w, g, r->top_k / r->topk_group);
     default:
         return group_max(w, g); /* max, quota */
     }
