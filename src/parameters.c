@@ -163,12 +163,15 @@ static int64_t square_all(moe_parameters *all, bool replicated, int *bad) {
     return pieces;
 }
 
-/* Smallest (parameter, rank) that any rank found bad; NULL = none. */
-static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad) {
-    int64_t first = -((int64_t)bad * comm->size + comm->rank);
-    moe_comm_max_i64(comm, &first, 1);
-    bad = (int)(-first / comm->size);
-    all->worst_rank = (int)(-first % comm->size);
+/* Collective, one call. Smallest (parameter, rank) that any rank found bad; NULL = none, then *most becomes the largest of all ranks'. Doubles from 0 on
+ * are ordered as their bits. */
+static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad, double *most) {
+    int64_t first[2] = {-((int64_t)bad * comm->size + comm->rank)};
+    memcpy(&first[1], most, sizeof *most);
+    moe_comm_max_i64(comm, first, 2);
+    memcpy(most, &first[1], sizeof *most);
+    bad = (int)(-first[0] / comm->size);
+    all->worst_rank = (int)(-first[0] % comm->size);
     return bad < all->num ? all->p[bad].name : NULL;
 }
 
@@ -177,12 +180,11 @@ double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, c
     int bad, exponent;
     int64_t pieces = square_all(all, comm->rank == 0, &bad), words[MOE_EXACT_WORDS] = {0};
     double most = 0;
-    *worst = agree_bad(all, comm, bad);
-    if (*worst) return NAN;
     for (int64_t i = 0; i < pieces; i++) {
         if (all->square[i] > most) most = all->square[i];
     }
-    moe_comm_max_f64(comm, &most, 1);
+    *worst = agree_bad(all, comm, bad, &most);
+    if (*worst) return NAN;
     if (most == 0) return 0;
     frexp(most, &exponent);
     int half = exponent > -900 ? (40 - exponent) / 2 : 470;

@@ -1,6 +1,5 @@
 /* scopes.c: adds segment cells up to devices, sequences and the global batch, and makes the three kinds of loss from them.
- * One integer allreduce per layer, or two where a sequence spans ranks: cells, then exact sums of the losses.
- */
+ * One integer allreduce per layer: cells, and exact sums of the losses. */
 #include "moesim/scopes.h"
 
 #include <math.h>
@@ -80,12 +79,14 @@ bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
 
-/* This rank's sums of the losses of its sequences (complete ones) and devices. */
-static void sum_losses(const moe_scopes *s, const moe_balance *balance, const moe_placement *placement, const moe_batch *b,
+/* This rank's sums of the losses of its devices, and of its sequences but for those in list [num_shared], ascending, of which others hold a part. */
+static void sum_losses(const moe_scopes *s, const moe_balance *balance, const moe_placement *placement, int64_t num_shared,
                        int64_t sum[2][MEAN_WORDS]) {
-    for (int64_t i = 0; i < s->sequence.num_cells; i++) {
-        if (moe_scopes_owns(b, s->first_sequence + i))
-            add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
+    for (int64_t i = 0, next = 0; i < s->sequence.num_cells; i++) {
+        while (next < num_shared && s->list[next] < s->first_sequence + i)
+            next++;
+        if (next < num_shared && s->list[next] == s->first_sequence + i) continue;
+        add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
     }
     for (int64_t j = 0; j < s->device.num_cells; j++) {
         add_losses(balance, placement, &s->device, moe_stats_cell(&s->device, j), sum[MOE_SCOPE_DEVICE]);
@@ -105,33 +106,28 @@ static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, 
     }
 }
 
-/* The vector of the allreduce: [global cell | shared sequences | sums of losses]. Where no sequence spans ranks, the sums go along at once and there is
- * one allreduce; else they follow when the shared sequences are complete. */
+/* The vector of the allreduce: [global cell | shared sequences | sums of losses]. The losses of shared sequences, which are complete only after it, are
+ * then added by every rank: a few more losses to compute in place of another allreduce. */
 static void reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement, const moe_batch *b,
                    int64_t sum[2][MEAN_WORDS]) {
     int64_t num_shared = cut_sequences(b, b->num_local_devices, NULL), sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
     moe_reserve(&s->list, &s->list_room, num_shared + 1, sizeof *s->list, "shared sequences");
     cut_sequences(b, b->num_local_devices, s->list);
     moe_stats_reserve(&s->shared, s->device.num_experts, s->device.devices, num_shared + 1 + sum_cells);
-    int64_t *tail = moe_stats_cell(&s->shared, num_shared + 1), words = (num_shared + 1) * s->shared.words;
+    int64_t *tail = moe_stats_cell(&s->shared, num_shared + 1);
     for (int32_t j = 0; j < b->num_local_devices; j++) {
         moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
     }
     copy_shared(s, s->list, num_shared, false);
-    if (num_shared == 0) {
-        sum_losses(s, balance, placement, b, sum);
-        memcpy(tail, sum, 2 * MEAN_WORDS * sizeof(int64_t));
-        words += 2 * MEAN_WORDS;
-    }
-    moe_comm_sum_i64(comm, s->shared.cell, words);
+    sum_losses(s, balance, placement, num_shared, sum);
+    memcpy(tail, sum, 2 * MEAN_WORDS * sizeof(int64_t));
+    moe_comm_sum_i64(comm, s->shared.cell, (num_shared + 1) * s->shared.words + 2 * MEAN_WORDS);
+    memcpy(sum, tail, 2 * MEAN_WORDS * sizeof(int64_t));
     memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
-    if (num_shared == 0) {
-        memcpy(sum, tail, 2 * MEAN_WORDS * sizeof(int64_t));
-        return;
-    }
     copy_shared(s, s->list, num_shared, true);
-    sum_losses(s, balance, placement, b, sum);
-    moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
+    for (int64_t i = 0; i < num_shared; i++) {
+        add_losses(balance, placement, &s->shared, moe_stats_cell(&s->shared, i + 1), sum[MOE_SCOPE_SEQUENCE]);
+    }
 }
 
 /* These have no product in them: the mean over all counted tokens is what they are in every scope. */
