@@ -5,7 +5,6 @@
  * then all of them travel, still 8 bytes each, since order of arrival follows from the order of ranks. */
 #include "moesim/capacity.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "moesim/scratch.h"
@@ -136,10 +135,22 @@ typedef struct entry {
     int64_t place;
 } entry;
 
-static int compare_entries(const void *a, const void *b) {
-    const entry *x = a, *y = b;
-    if (x->key != y->key) return x->key < y->key ? -1 : 1;
-    return (x->place > y->place) - (x->place < y->place);
+/* Sorts by key, equal keys in the order they come in: byte by byte from the lowest, bytes that all share left out. O(n); `other` [n] is working memory. */
+static entry *sort_entries(entry *e, entry *other, int64_t n) {
+    for (int shift = 0; shift < 64; shift += 8) {
+        int64_t place[257] = {0};
+        for (int64_t i = 0; i < n; i++)
+            place[(e[i].key >> shift & 255) + 1]++;
+        if (place[(e[0].key >> shift & 255) + 1] == n) continue;
+        for (int byte = 0; byte < 256; byte++)
+            place[byte + 1] += place[byte];
+        for (int64_t i = 0; i < n; i++)
+            other[place[e[i].key >> shift & 255]++] = e[i];
+        entry *sorted = other;
+        other = e;
+        e = sorted;
+    }
+    return e;
 }
 
 /* What became of the listed pairs of this rank. */
@@ -168,13 +179,13 @@ static void settle_cell(const moe_shape *s, const moe_parts *parts, int64_t *con
         if (i >= own) v->place[v->begin[cell] + i - own] = stays ? 0 : -1;
     }
     if (s->by_key) {
-        entry *order = moe_scratch_take_load(s->scratch, n, sizeof *order, "capacity");
+        entry *memory = moe_scratch_take_load(s->scratch, 2 * n, sizeof *memory, "capacity");
         for (int64_t i = 0; i < n; i++)
-            order[i] = (entry){key[i], i};
-        qsort(order, (size_t)n, sizeof *order, compare_entries);
+            memory[i] = (entry){key[i], i};
+        const entry *order = sort_entries(memory, memory + n, n);
         for (int64_t i = 0; i < n && i < room; i++)
             if (order[i].place >= own && order[i].place < own + mine) v->place[v->begin[cell] + order[i].place - own] = i;
-        moe_scratch_give(s->scratch, order);
+        moe_scratch_give(s->scratch, memory);
     }
     moe_scratch_give(s->scratch, key);
 }

@@ -124,7 +124,7 @@ typedef struct moe_parts {
 } moe_parts;
 
 /* Local. kept, slot [pairs]: 1 and the place in its target's buffer, or 0 and -1. Places follow the order of the budget for position and
- * batch_priority, else the tokens' order. O(pairs), radix selection on keys; a sort for batch_priority. */
+ * batch_priority, else the tokens' order. O(pairs): radix selection on keys, a radix sort for batch_priority. */
 void moe_capacity_settle(const moe_shape *s, const moe_parts *parts, const moe_cut *cut, const moe_pairs *p, uint8_t *kept, int32_t *slot);
 
 /* Local. The nth smallest (1 = first) of key [n], and how many are smaller. O(n). */

@@ -50,50 +50,53 @@ static void clean_up(drop_bench *b) {
     moe_scratch_free(&b->scratch);
 }
 
-/* Returns the median seconds of a decision. */
-static double bench(const moe_comm *comm, const char *name, int64_t tokens, const char *settings, double before) {
-    drop_bench b = {0};
-    char what[160];
-    prepare(&b, comm, tokens, settings);
-    bench_times t = bench_pair(comm, run_drop, run_route, &b);
-    snprintf(what, sizeof what, "%s, T %lld per device: bare: routing", name, (long long)tokens);
-    bench_row(comm, what, t, "-");
-    if (before > 0) {
-        bench_times growth = {.measured = t.measured, .bare = 4 * before, .ratio = 4 * before / t.measured};
-        snprintf(what, sizeof what, "%s, bare: 4 x a quarter of the tokens", name);
-        if (comm->rank == 0) printf("%s\t%.3f\t%.3f\tms\t%.2f\t-\t1\n", what, 1e3 * growth.measured, 1e3 * growth.bare, growth.ratio);
+typedef struct two_sizes {
+    drop_bench small, large;
+} two_sizes;
+
+static void run_large(void *argument) {
+    run_drop(&((two_sizes *)argument)->large);
+}
+static void run_small_four_times(void *argument) {
+    for (int i = 0; i < 4; i++) {
+        run_drop(&((two_sizes *)argument)->small);
     }
-    collectives calls = collectives_made;
-    run_drop(&b);
-    snprintf(what, sizeof what, "%s, T %lld per device", name, (long long)tokens);
-    collectives_row(comm, what, calls);
-    double bytes = (double)b.drop.collective_bytes / (double)b.base.activations.routing.num_selections;
+}
+
+static void print_collectives(const moe_comm *comm, const char *name, drop_bench *b) {
+    collectives before = collectives_made;
+    run_drop(b);
+    collectives_row(comm, name, before);
+    double bytes = (double)b->drop.collective_bytes / (double)b->base.activations.routing.num_selections;
     moe_comm_max_f64(comm, &bytes, 1);
-    if (comm->rank == 0) printf("%s: bytes given to them per selection, at most\t%.2f\t-\tbytes\t-\t-\t16\n", what, bytes);
-    clean_up(&b);
-    return t.measured;
+    if (comm->rank == 0) printf("%s: bytes given to them per selection\t%.2f\t-\tbytes\t-\t-\t16\n", name, bytes);
+}
+
+static void bench(const moe_comm *comm, const char *name, const char *settings) {
+    two_sizes b = {0};
+    char what[160];
+    prepare(&b.small, comm, 1024, settings);
+    prepare(&b.large, comm, 4096, settings);
+    snprintf(what, sizeof what, "%s, T 1024 per device, bare: routing", name);
+    bench_row(comm, what, bench_pair(comm, run_drop, run_route, &b.small), "-");
+    snprintf(what, sizeof what, "%s, T 4096 per device, bare: routing", name);
+    bench_row(comm, what, bench_pair(comm, run_drop, run_route, &b.large), "-");
+    snprintf(what, sizeof what, "%s, T 4096, bare: four times T 1024", name);
+    bench_row(comm, what, bench_pair(comm, run_large, run_small_four_times, &b), "1");
+    if (comm->size > 1) print_collectives(comm, name, &b.large);
+    clean_up(&b.small);
+    clean_up(&b.large);
 }
 
 int main(int argc, char **argv) {
-    static const struct {
-        const char *name, *settings;
-    } rules[] = {
-        {"by device, scores", "capacity.policy=device"},
-        {"by expert, weights", "capacity.policy=expert"},
-        {"by expert, position, first choices", "capacity.policy=expert capacity.drop=position capacity.first_choices=yes"},
-        {"by expert, batch priority", "capacity.policy=expert capacity.drop=batch_priority"},
-        {"by expert of each device", "capacity.policy=expert capacity.capacity_scope=device"},
-    };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
     moe_gemm_init();
     omp_set_num_threads(1);
-    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        double before = 0;
-        for (int64_t tokens = 256; tokens <= 4096; tokens *= 4) {
-            before = bench(&comm, rules[i].name, tokens, rules[i].settings, before);
-        }
-    }
+    bench(&comm, "by device, scores", "capacity.policy=device");
+    bench(&comm, "by expert, weights", "capacity.policy=expert");
+    bench(&comm, "by expert, position", "capacity.policy=expert capacity.drop=position capacity.first_choices=yes");
+    bench(&comm, "by expert, batch priority", "capacity.policy=expert capacity.drop=batch_priority");
     moe_comm_finalize(&comm);
     return 0;
 }
