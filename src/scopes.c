@@ -79,13 +79,15 @@ bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
 
-/* This rank's sums of the losses of its devices, and of its sequences but for those in list [num_shared], ascending, of which others hold a part. */
-static void sum_losses(const moe_scopes *s, const moe_balance *balance, const moe_placement *placement, int64_t num_shared,
-                       int64_t sum[2][MEAN_WORDS]) {
+/* This rank's sums of the losses of its devices, and of the sequences that begin on it but for those in list [num_shared], ascending, which are not
+ * complete yet. */
+static void sum_losses(const moe_scopes *s, const moe_balance *balance, const moe_placement *placement, const moe_batch *b,
+                       int64_t num_shared, int64_t sum[2][MEAN_WORDS]) {
     for (int64_t i = 0, next = 0; i < s->sequence.num_cells; i++) {
-        while (next < num_shared && s->list[next] < s->first_sequence + i)
+        int64_t sequence = s->first_sequence + i;
+        while (next < num_shared && s->list[next] < sequence)
             next++;
-        if (next < num_shared && s->list[next] == s->first_sequence + i) continue;
+        if ((next < num_shared && s->list[next] == sequence) || !moe_scopes_owns(b, sequence)) continue;
         add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i), sum[MOE_SCOPE_SEQUENCE]);
     }
     for (int64_t j = 0; j < s->device.num_cells; j++) {
@@ -119,7 +121,7 @@ static void reduce(moe_scopes *s, const moe_comm *comm, const moe_balance *balan
         moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
     }
     copy_shared(s, s->list, num_shared, false);
-    sum_losses(s, balance, placement, num_shared, sum);
+    sum_losses(s, balance, placement, b, num_shared, sum);
     memcpy(tail, sum, 2 * MEAN_WORDS * sizeof(int64_t));
     moe_comm_sum_i64(comm, s->shared.cell, (num_shared + 1) * s->shared.words + 2 * MEAN_WORDS);
     memcpy(sum, tail, 2 * MEAN_WORDS * sizeof(int64_t));
@@ -179,7 +181,7 @@ void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first) 
 void moe_scopes_finish(moe_scopes *s, const moe_comm *comm, const moe_balance *balance, const moe_placement *placement,
                        const moe_batch *batch) {
     int64_t sum[2][MEAN_WORDS] = {{0}};
-    sum_losses(s, balance, placement, batch, sum);
+    sum_losses(s, balance, placement, batch, 0, sum);
     moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
     make_losses(s, balance, placement, sum);
     s->allreduce_bytes = 2 * MEAN_WORDS * (int64_t)sizeof(int64_t) * batch->devices;

@@ -59,7 +59,7 @@ static void forward(layer_run *r, const moe_comm *comm, const char *settings) {
     moe_data_synthetic(&r->c, &r->batch, 0, r->x, NULL);
     moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->record.layer[0]);
     moe_tally_layer(&r->layer, &r->context, &r->a, r->y, &r->record);
-    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits);
+    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);
 }
 
 static void tear_down(layer_run *r) {
