@@ -131,7 +131,10 @@ static double micro_batch(moe_training *t, int64_t draw, moe_step_record *record
     moe_task_input_backward(&t->task, t->batch, t->dh, &t->parameters);
     moe_timeline_add(line, MOE_SPAN_INPUT_BACKWARD, -1, start, moe_comm_time(), NULL);
     t->context->trains = false;
-    return mean_loss(t, sum);
+    start = moe_comm_time();
+    double loss = mean_loss(t, sum);
+    moe_timeline_add(line, MOE_SPAN_LOSS, -1, start, moe_comm_time(), NULL);
+    return loss;
 }
 
 /* --- between the steps --- */

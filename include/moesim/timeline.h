@@ -17,7 +17,7 @@ enum moe_span_kind { /* 0 .. MOE_NUM_PHASES - 1 are the phases */
                      MOE_SPAN_INPUT,
                      MOE_SPAN_LAYER, /* forward of one layer: its phases, tally, residual */
                      MOE_SPAN_TALLY, /* counts and self-checks */
-                     MOE_SPAN_LOSS,  /* training, from here on: head, loss of the task and its gradient */
+                     MOE_SPAN_LOSS,  /* training, from here on: head, loss of the task and its gradient; then its mean over all ranks */
                      MOE_SPAN_DISPATCH_BACKWARD,
                      MOE_SPAN_EXPERT_BACKWARD,
                      MOE_SPAN_COMBINE_BACKWARD,

@@ -80,7 +80,7 @@ def check_nesting(label, spans, train):
     one_layer = [*PHASES, "tally"]
     forward = [name for l in range(SMALL["model.num_layers"]) for name in (f"layer {l}", *one_layer)]
     backward = ["backward", *BACKWARD_PARTS] * SMALL["model.num_layers"]
-    batch = ["input", *forward, *(["head and loss", *backward, "input backward"] if train else [])]
+    batch = ["input", *forward, *(["head and loss", *backward, "input backward", "head and loss"] if train else [])]
     check(names == ["step", *batch * batches, *(STEP_PARTS[3:] if train else [])], f"{label}: spans {names}")
 
 
