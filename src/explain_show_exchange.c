@@ -7,9 +7,7 @@
 /* --- choices and weights --- */
 
 static const char *choice_rule(const moe_config *c) {
-    static const char *const rules[] = {[MOE_METHOD_TOPK] = "the top_k best",
-                                        [MOE_METHOD_SWITCH] = "the best",
-                                        [MOE_METHOD_GSHARD] = "the best and a second (router.second_choice)",
+    static const char *const rules[] = {[MOE_METHOD_GSHARD] = "the best and a second (router.second_choice)",
                                         [MOE_METHOD_SINKHORN] = "the top_k best after sinkhorn's balancing factors",
                                         [MOE_METHOD_HASH] = "a hash of the token decides, not the scores",
                                         [MOE_METHOD_RANDOM] = "chance decides, not the scores",
@@ -19,10 +17,14 @@ static const char *choice_rule(const moe_config *c) {
     return moe_config_recorded(c) ? "as recorded" : rules[c->router.method];
 }
 
-static void print_choice_rule(const moe_screen *s, const moe_config *c) {
+static void print_choice_rule(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
+    const char *of = l->num_groups ? " of the admitted" : "";
+    bool ranked = c->router.method == MOE_METHOD_TOPK || c->router.method == MOE_METHOD_SWITCH;
     if (c->router.method == MOE_METHOD_TOP_P && !moe_config_recorded(c))
         moe_screen_wrapped(s, 2, "", "chosen: the best, until their scores add up to more than router.top_p = %g; at most %d",
                            c->router.top_p, c->router.top_k);
+    else if (ranked && !moe_config_recorded(c))
+        moe_screen_wrapped(s, 2, "", "chosen: the top_k = %d best%s", c->router.top_k, of);
     else
         moe_screen_wrapped(s, 2, "", "chosen: %s", choice_rule(c));
 }
@@ -85,7 +87,7 @@ void moe_explain_show_choices(const moe_screen *s, const moe_config *c, const mo
         moe_screen_wrapped(s, 2, "", "no expert is chosen: nothing is sent");
         return;
     }
-    print_choice_rule(s, c);
+    print_choice_rule(s, c, l);
     print_weight_formula(s, l);
     moe_screen_row(s, &choice_table, "  %6s %6s %9s %9s %9s %9s\n", "expert", "device", "score s", "ranked by", "weight g", "sent with");
     for (int32_t k = 0; k < l->num_choices; k++)
