@@ -94,6 +94,7 @@ typedef struct bench_layer {
     moe_config config;
     moe_batch batch;
     moe_input input;
+    moe_scratch scratch;
     moe_context context;
     moe_layer layer;
     moe_activations activations;
@@ -125,6 +126,7 @@ static inline void bench_layer_init(bench_layer *b, const moe_comm *comm, const 
     b->context = (moe_context){.comm = comm, .config = c, .batch = &b->batch, .input = &b->input};
     moe_placement_block(&b->context.placement, c->model.num_experts, c->cluster.devices);
     moe_router_init(&b->context.router, c, NULL);
+    b->batch.scratch = b->context.router.scratch = &b->scratch;
     moe_balance_init(&b->context.balance, c);
     moe_layer_init(&b->layer, &b->context, 0);
     moe_step_record_init(&b->record, 1, c->model.num_experts, c->cluster.devices);
@@ -143,6 +145,7 @@ static inline void bench_layer_free(bench_layer *b) {
     moe_step_record_free(&b->record);
     moe_placement_free(&b->context.placement);
     moe_batch_free(&b->batch);
+    moe_scratch_free(&b->scratch);
     moe_free(b->x);
     moe_free(b->y);
 }

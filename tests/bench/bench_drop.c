@@ -7,7 +7,6 @@
 
 typedef struct drop_bench {
     bench_layer base;
-    moe_scratch scratch;
     moe_drop drop;
     moe_drop_job job;
 } drop_bench;
@@ -32,7 +31,6 @@ static void prepare(drop_bench *b, const moe_comm *comm, int64_t tokens, const c
         "model.moe_intermediate_size=8 capacity.capacity_factor=1 %s",
         (long long)tokens, settings);
     bench_layer_init(&b->base, comm, all);
-    b->base.batch.scratch = b->base.context.router.scratch = b->base.layer.router.scratch = &b->scratch;
     moe_capacity_init(&b->base.context.capacity, &b->base.config);
     bench_layer_forward(&b->base);
     b->job = (moe_drop_job){.comm = comm,
@@ -47,7 +45,6 @@ static void prepare(drop_bench *b, const moe_comm *comm, int64_t tokens, const c
 static void clean_up(drop_bench *b) {
     moe_drop_free(&b->drop);
     bench_layer_free(&b->base);
-    moe_scratch_free(&b->scratch);
 }
 
 typedef struct two_sizes {

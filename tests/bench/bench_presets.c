@@ -9,22 +9,24 @@
 
 enum { TOKENS = 1024, REPEATS = 41 };
 
+#define WIDE "model.num_experts=256 router.top_k=8 "
+
 /* Methods that look at all tokens of a device before the first is routed, or at every pair of expert and token: no aim. */
 static const struct {
-    const char *settings, *aim;
+    const char *name, *settings, *aim;
 } methods[] = {
-    {"model.num_experts=256 router.top_k=8 router.score_func=sigmoid", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.score_func=sqrtsoftplus", "-"},
-    {"model.num_experts=256 router.top_k=8 router.group_limit=max router.num_groups=8 router.topk_group=4", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.group_limit=topk_sum router.num_groups=8 router.topk_group=4", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.group_limit=quota router.num_groups=8 router.topk_group=4", "0.67"},
-    {"model.num_experts=128 router.top_k=2 router.method=gshard router.second_choice=sampled", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.method=top_p router.top_p=0.5", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.method=random", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.method=hash", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.method=round_robin", "0.67"},
-    {"model.num_experts=256 router.top_k=8 router.method=sinkhorn router.sinkhorn_iterations=100", "-"},
-    {"model.num_experts=256 router.top_k=8 router.method=expert_choice", "-"},
+    {"sigmoid", WIDE "router.score_func=sigmoid", "0.67"},
+    {"sqrtsoftplus", WIDE "router.score_func=sqrtsoftplus", "-"},
+    {"max, 4 of 8 groups", WIDE "router.group_limit=max router.num_groups=8 router.topk_group=4", "0.67"},
+    {"topk_sum, 4 of 8 groups", WIDE "router.group_limit=topk_sum router.num_groups=8 router.topk_group=4", "0.67"},
+    {"quota, 4 of 8 groups", WIDE "router.group_limit=quota router.num_groups=8 router.topk_group=4", "0.67"},
+    {"gshard, second sampled", "model.num_experts=128 router.top_k=2 router.method=gshard router.second_choice=sampled", "0.67"},
+    {"top_p 0.5", WIDE "router.method=top_p router.top_p=0.5", "0.67"},
+    {"random", WIDE "router.method=random", "0.67"},
+    {"hash", WIDE "router.method=hash", "0.67"},
+    {"round_robin", WIDE "router.method=round_robin", "0.67"},
+    {"sinkhorn", WIDE "router.method=sinkhorn router.sinkhorn_iterations=100", "-"},
+    {"expert_choice", WIDE "router.method=expert_choice", "-"},
 };
 enum { NUM_METHODS = sizeof methods / sizeof methods[0] };
 
@@ -111,12 +113,6 @@ static void bench(const char *what, const char *settings, const char *aim) {
     clean_up(&b);
 }
 
-/* "router.score_func=sigmoid router.x=y": what differs, without the part that all rows give. */
-static const char *difference(const char *settings) {
-    const char *key = strstr(settings, "router.top_k=");
-    return key ? strchr(key, ' ') + 1 : settings;
-}
-
 int main(int argc, char **argv) {
     moe_comm comm;
     char settings[256];
@@ -129,7 +125,7 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < NUM_METHODS; i++) {
         snprintf(settings, sizeof settings, "cluster.devices=8 %s", methods[i].settings);
-        bench(difference(methods[i].settings), settings, methods[i].aim);
+        bench(methods[i].name, settings, methods[i].aim);
     }
     moe_comm_finalize(&comm);
     return 0;

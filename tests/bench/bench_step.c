@@ -1,18 +1,8 @@
 /* bench_step.c: a whole layer, forward, against the sum of the bare parts: gate GEMM, plain router, pack + MPI_Alltoallv + unpack, loop of GEMMs.
  * bench: np=2,4
- * Beside it: does a step allocate after the first one? (moesim's own calls are counted; MPI and BLAS have theirs.) */
-#include <malloc.h>
-
+ * Beside it: does a step allocate after the first one? (moesim's own calls are counted; MPI and BLAS have theirs.) And its collectives; bare has 2. */
 #include "bare.h"
-
-static int64_t allocations;
-
-/* Stands in for the C library's: moe_alloc is the only caller in this program. */
-void *aligned_alloc(size_t alignment, size_t size) {
-#pragma omp atomic
-    allocations++;
-    return memalign(alignment, size);
-}
+#include "collectives.h"
 
 typedef struct step_bench {
     bench_layer layer;
@@ -112,15 +102,21 @@ static void print_phases(step_bench *b) {
 
 static void print_allocations(step_bench *b, const char *name) {
     enum { STEPS = 10 };
-    int64_t before = allocations, live = moe_alloc_live_bytes();
+    int64_t before = moe_alloc_count(), live = moe_alloc_live_bytes();
     for (int i = 0; i < STEPS; i++) {
         bench_layer_forward(&b->layer);
     }
-    int64_t counted[2] = {allocations - before, moe_alloc_live_bytes() - live};
+    int64_t counted[2] = {moe_alloc_count() - before, moe_alloc_live_bytes() - live};
     moe_comm_max_i64(b->comm, counted, 2);
     if (b->comm->rank != 0) return;
     printf("%s: allocations in a step after the first\t%.1f\t0\tcalls\t-\t-\t0\n", name, (double)counted[0] / STEPS);
     if (counted[1]) printf("%s: memory grew by %lld bytes in %d steps\n", name, (long long)counted[1], STEPS);
+}
+
+static void print_collectives(step_bench *b, const char *name) {
+    collectives before = collectives_made;
+    bench_layer_forward(&b->layer);
+    collectives_row(b->comm, name, before);
 }
 
 static void bench(const moe_comm *comm, const char *name, const char *settings) {
@@ -136,6 +132,7 @@ static void bench(const moe_comm *comm, const char *name, const char *settings) 
     omp_set_num_threads(1);
     print_phases(&b);
     print_allocations(&b, name);
+    print_collectives(&b, name);
     clean_up(&b);
 }
 

@@ -8,7 +8,6 @@
 
 typedef struct network {
     bench_layer base; /* configuration, batch, context, first layer, forward activations */
-    moe_scratch scratch;
     moe_training training;
     moe_step_record record;
     int64_t step;
@@ -51,7 +50,6 @@ static void bench(const moe_comm *comm, const char *name, const char *settings) 
     network n = {0};
     char what[160];
     bench_layer_init(&n.base, comm, settings);
-    n.base.batch.scratch = n.base.context.router.scratch = n.base.layer.router.scratch = &n.scratch;
     moe_step_record_init(&n.record, 1, n.base.config.model.num_experts, n.base.config.cluster.devices);
     moe_training_init(&n.training, &n.base.context, &n.base.batch, &n.base.layer);
     snprintf(what, sizeof what, "%s: training step, bare: forward step", name);
@@ -61,7 +59,6 @@ static void bench(const moe_comm *comm, const char *name, const char *settings) 
     moe_training_free(&n.training);
     moe_step_record_free(&n.record);
     bench_layer_free(&n.base);
-    moe_scratch_free(&n.scratch);
 }
 
 int main(int argc, char **argv) {
