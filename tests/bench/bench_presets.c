@@ -11,7 +11,7 @@ enum { TOKENS = 1024, REPEATS = 41 };
 
 #define WIDE "model.num_experts=256 router.top_k=8 "
 
-/* Methods that look at all tokens of a device before the first is routed, or at every pair of expert and token: no aim. */
+/* No aim: a logarithm and a root for each score; all tokens of a device looked at before the first one is routed. */
 static const struct {
     const char *name, *settings, *aim;
 } methods[] = {
