@@ -306,6 +306,7 @@ void moe_explain_backward(moe_explainer *x, const moe_layer *layer, const moe_co
     if (w.here) {
         int64_t n = w.e->num_experts;
         w.e->has_task = true;
+        moe_explain_all_layers(&w);
         moe_explain_task_gradient(&w, b->dg);
         memcpy(w.e->total_gradient, b->dlogits + w.local * n, (size_t)n * sizeof(double));
     }

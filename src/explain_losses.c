@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "explain_parts.h"
+#include "moesim/noisy.h"
 #include "moesim/weight_gradient.h"
 #include "scores.h"
 
@@ -15,13 +16,17 @@ static bool is_sum_of_scores(int loss) {
     return sums[loss];
 }
 
-/* The cell that the token's losses are made from. */
-static int64_t *cell_of(const moe_watched *w, double *divisor) {
+/* The cell of `scopes` that the token's losses are made from. */
+static int64_t *cell_in(const moe_watched *w, const moe_scopes *scopes, double *divisor) {
     const moe_batch *b = w->context->batch;
     int64_t i = 0;
     while (b->segment[i].end <= w->local)
         i++;
-    return moe_scopes_cell(&w->a->scopes, (enum moe_scope)w->context->config->balance.scope, b, i, divisor);
+    return moe_scopes_cell(scopes, (enum moe_scope)w->context->config->balance.scope, b, i, divisor);
+}
+
+static int64_t *cell_of(const moe_watched *w, double *divisor) {
+    return cell_in(w, &w->a->scopes, divisor);
 }
 
 /* Coefficients [3N] of one loss, times alpha. */
@@ -87,6 +92,12 @@ static void add_gradient(const moe_watched *w, const moe_router *router, const d
     alone one;
     set_alone(w, &w->a->routing, &one);
     moe_router_dlogits(router, &one.batch, one.logits, &one.routing, 0, 1, a, 1 / w->e->divisor, 1 / (double)w->e->counted_tokens, dz);
+    if (router->load_form != MOE_LOAD_SHAZEER || !w->context->trains) return;
+    int64_t n = w->e->num_experts, at = w->local * n;
+    moe_noisy noisy = {w->a->noisy.clean + at, w->a->noisy.v ? w->a->noisy.v + at : NULL};
+    moe_router with_noise = *router;
+    with_noise.noisy = &noisy;
+    moe_noisy_load_gradient(&with_noise, &one.batch, one.logits, &one.routing, 0, 1, a + 2 * n, 1 / w->e->divisor, dz, NULL);
 }
 
 void moe_explain_gradients(const moe_watched *w) {
@@ -105,6 +116,31 @@ void moe_explain_gradients(const moe_watched *w) {
         }
         moe_balance_coefficients(&w->context->balance, &w->context->placement, &w->a->scopes.global, cell_of(w, &divisor), a);
         add_gradient(w, &w->layer->router, a, e->balance_gradient);
+    }
+    moe_free(a);
+}
+
+void moe_explain_all_layers(const moe_watched *w) {
+    moe_explained_layer *e = w->e;
+    const moe_scopes *all = w->context->all_layers;
+    int64_t n = e->num_experts;
+    double alpha = w->context->balance.alpha_all_layers, divisor;
+    if (!all || alpha == 0 || e->bad || !e->counted) return;
+    moe_balance one = w->context->balance;
+    moe_router router = w->router;
+    int64_t *cell = cell_in(w, all, &divisor);
+    double *a = moe_alloc_zero((MOE_COEFFICIENTS + 1) * n, sizeof *a, "explanation"), *dz = a + MOE_COEFFICIENTS * n;
+    one.alpha_all_layers = 1;
+    moe_balance_add_all_layers(&one, &all->global, cell, 1, a);
+    double share = moe_scores_dot(a, e->normalized, e->num_experts) / divisor;
+    e->loss[MOE_LOSS_MIXTRAL] = (moe_explained_loss){all->loss[w->context->config->balance.scope][MOE_LOSS_MIXTRAL], share, alpha};
+    for (int64_t i = 0; i < n; i++)
+        a[i] *= alpha * e->divisor / divisor;
+    router.alpha_z = 0;
+    add_gradient(w, &router, a, dz);
+    for (int64_t i = 0; i < n; i++) {
+        e->gradient[MOE_LOSS_MIXTRAL * n + i] += dz[i];
+        e->balance_gradient[i] += dz[i];
     }
     moe_free(a);
 }

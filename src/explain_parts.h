@@ -26,6 +26,8 @@ double moe_explain_norm(const real *x, int64_t n);
 /* explain_losses.c: on the token's rank, after scores and choices. Local. */
 void moe_explain_losses(const moe_watched *w, const moe_layer_record *record);
 void moe_explain_gradients(const moe_watched *w);
+/* Local. After the last layer's forward: the loss over all layers, where it trains, stands in mixtral's place. */
+void moe_explain_all_layers(const moe_watched *w);
 /* Local. d task / d logit of the token from dg [num_selections of moe_weights_routing]. */
 void moe_explain_task_gradient(const moe_watched *w, const real *dg);
 

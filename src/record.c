@@ -179,6 +179,15 @@ static void join_capacity(moe_capacity_record *to, const moe_capacity_record *fr
     join_sequences(to, from, first, of);
 }
 
+static void join_all_layers(moe_all_layers_record *to, const moe_all_layers_record *from, bool first, int32_t of) {
+    if (first) *to = (moe_all_layers_record){.on = from->on};
+    to->raw += from->raw / of;
+    to->ideal += from->ideal / of;
+    to->loss += from->loss / of;
+    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++)
+        to->by_scope[scope] += from->by_scope[scope] / of;
+}
+
 static void join_layer(moe_layer_record *to, const moe_layer_record *from, int64_t words, bool first, int32_t of) {
     join_losses(to, from, first, of);
     join_capacity(&to->capacity, &from->capacity, first, of);
@@ -203,6 +212,7 @@ static void join_layer(moe_layer_record *to, const moe_layer_record *from, int64
 void moe_step_record_join(moe_step_record *step, const moe_step_record *micro, int32_t number, int32_t of) {
     bool first = number == 0;
     if (first) step->num_checks = 0;
+    join_all_layers(&step->all_layers, &micro->all_layers, first, of);
     for (int i = 0; i < micro->num_checks; i++)
         moe_record_check(step, micro->check[i].name, micro->check[i].made, micro->check[i].passed, "%s", micro->check[i].detail);
     for (int32_t l = 0; l < step->num_layers; l++) {

@@ -1,6 +1,8 @@
 """ctest: timeout=120
 What chance does to the gate: learned noise, smooth load and jitter are functions of keys (the same metrics on any number of ranks, and after a resume),
 act in training only, and move W_noise away from 0; combinations without a meaning are refused with both keys and what would be consistent."""
+import json
+
 from _moesim import check, config, metrics, moesim, near, run, sets, summary, verdict
 
 SMALL = {
@@ -38,6 +40,22 @@ def check_resume(whole):
     check(done.code == 0 and lines(half) == lines(whole), f"resumed: status {done.code}: {done.err}")
     done = moesim(2, "--resume", half, "--set", "router.noise=0.02")
     check(done.code == 2 and "router.noise was 0.01" in done.err, f"resumed with other noise: {done.code}: {done.err}")
+
+
+def check_explained():
+    """One token's gradient, part by part, adds up to what the gate gets: the smooth load, the loss over all layers and the task; over micro-batches too."""
+    settings = {**NOISY, "run.steps": 2, "train.accumulate": 2, "balance.aux_form": "mixtral", "balance.aux_layers": "all", "balance.alpha_expert": 0.1}
+    out = run("explained", 2, settings, "--explain", "5", "--explain-step")
+    if not out:
+        return
+    with open(f"{out}/explain.json") as file:
+        layers = json.load(file)["token"]["layers"]
+    for l, layer in enumerate(layers):
+        g = layer["gradient"]
+        for i, whole in enumerate(g["total"]):
+            parts = g["mixtral"][i] + g["load"][i] + g["importance"][i]
+            check(abs(parts - g["balance"][i]) < 1e-15 and abs(g["balance"][i] + g["task"][i] - whole) < 1e-15, f"layer {l}, expert {i}: {g}")
+    check(len(layers) == 2 and all(any(layer["gradient"]["mixtral"]) and any(layer["gradient"]["load"]) for layer in layers), "no gradient explained")
 
 
 def check_learns():
@@ -94,6 +112,7 @@ def check_refused():
 whole_run = check_ranks()
 if whole_run:
     check_resume(whole_run)
+check_explained()
 check_learns()
 check_training_only()
 check_screen()
