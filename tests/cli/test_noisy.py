@@ -105,7 +105,7 @@ REFUSED = [
 def check_refused():
     path = config("refused", SMALL)
     for settings, words in REFUSED:
-        done = moesim(2, path, *sets(settings), "--out", "refused", "--quiet")
+        done = moesim(1, path, *sets(settings), "--out", "refused", "--quiet")
         check(done.code == 2 and done.err.count("\n") == 1 and all(word in done.err for word in words), f"{settings}: {done.code}: {done.err}")
 
 
