@@ -9,7 +9,7 @@
 #include <math.h>
 
 #include "moesim/rng.h"
-#include "moesim/tensor.h"
+#include "moesim/scratch.h"
 #include "router_keyed.h"
 #include "scores.h"
 
@@ -46,7 +46,7 @@ void moe_noise_add(const moe_router *r, const moe_batch *batch, const real *v, r
     int32_t n = r->num_experts;
 #pragma omp parallel
     {
-        real *normal = moe_alloc(n, sizeof *normal, "noise on the logits");
+        real *normal = moe_scratch_take(r->scratch, n, sizeof *normal, "noise on the logits");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < batch->num_tokens; t++) {
             draw(r, batch->first_token + t, normal);
@@ -54,7 +54,7 @@ void moe_noise_add(const moe_router *r, const moe_batch *batch, const real *v, r
                 logits[i] += (real)((double)normal[i - t * n] * (softplus((double)v[i]) + r->noise));
             }
         }
-        moe_free(normal);
+        moe_scratch_give(r->scratch, normal);
     }
 }
 
@@ -62,7 +62,7 @@ void moe_noise_gradient(const moe_router *r, const moe_batch *batch, const real 
     int32_t n = r->num_experts;
 #pragma omp parallel
     {
-        real *normal = moe_alloc(n, sizeof *normal, "noise on the logits");
+        real *normal = moe_scratch_take(r->scratch, n, sizeof *normal, "noise on the logits");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < batch->num_tokens; t++) {
             draw(r, batch->first_token + t, normal);
@@ -71,7 +71,7 @@ void moe_noise_gradient(const moe_router *r, const moe_batch *batch, const real 
                 dv[i] = (real)(sigmoid((double)v[i]) * dsigma);
             }
         }
-        moe_free(normal);
+        moe_scratch_give(r->scratch, normal);
     }
 }
 
@@ -136,7 +136,7 @@ void moe_noisy_load_gradient(const moe_router *r, const moe_batch *batch, moe_lo
     if (!r->noisy) return;
 #pragma omp parallel
     {
-        double *H = moe_alloc(n, sizeof *H, "router's gradient");
+        double *H = moe_scratch_take(r->scratch, n, sizeof *H, "router's gradient");
 #pragma omp for schedule(static)
         for (int64_t t = begin; t < end; t++) {
             int64_t first = routing->row_offset[t];
@@ -144,6 +144,6 @@ void moe_noisy_load_gradient(const moe_router *r, const moe_batch *batch, moe_lo
             if (count == 0 || (batch->counted && !batch->counted[t]) || moe_scores_load(noisy, t, n, H) & MOE_ROW_BAD) continue;
             add_load_gradient(r, t, H, routing->expert + first, count, w, inverse_tokens, dz + t * n, spread ? spread + t * n : NULL);
         }
-        moe_free(H);
+        moe_scratch_give(r->scratch, H);
     }
 }
