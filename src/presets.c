@@ -68,7 +68,8 @@ const moe_preset moe_presets[] = {
      " balance.scope=sequence capacity.policy=sequence capacity.capacity_factor=1.25 capacity.drop=position",
      "Switch-base-128 (arXiv 2101.03961): 128 experts, top 1, alpha 0.01, z-loss 0.001; hidden 768, expert width 3072.\n" REMEMBERED "\n"
      "Loss and capacity (factor 1.25) by sequence as in Hugging Face's code; f counts before dropping, as the paper has it.\n"
-     "Input jitter 0.01 in training, of the gate alone."},
+     "Input jitter 0.01 in training, of the gate alone, as in the paper. Hugging Face's code does that in bf16; in float32 its\n"
+     "product in place reaches the experts too: router.jitter_experts = yes."},
     {"gshard",
      "model.num_experts=128 model.num_shared_experts=0 model.expert_type=relu router.method=gshard router.second_choice=random router.top_k=2"
      " router.score_func=softmax" NO_GROUPS " router.norm_topk_prob=yes router.routed_scaling_factor=1 balance.aux_form=gshard"
