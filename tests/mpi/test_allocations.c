@@ -42,6 +42,9 @@ static const char *const settings[] = {
     TRAIN GROUPS "router.group_limit=max model.num_shared_experts=1 balance.z_loss=0.001 router.bias_update_rate=0.001",
     TRAIN "balance.importance_loss=0.01 balance.load_loss=0.01 balance.load_form=tutel router.noise=0.1 router.expert_dropout=0.05 "
           "train.recompute=yes",
+    TRAIN "router.noise=0.1 router.noise_form=softplus router.jitter=0.05 router.jitter_experts=yes "
+          "balance.load_loss=0.01 balance.load_form=shazeer",
+    TRAIN "balance.aux_form=mixtral balance.aux_layers=all balance.scope=global",
     TRAIN "router.method=sinkhorn router.sinkhorn_tolerance=0.01",
     TRAIN "router.method=top_p router.top_p=0.4 router.top_k=4",
     TRAIN "router.method=gshard router.top_k=2 router.second_choice=random",
