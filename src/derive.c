@@ -373,9 +373,26 @@ static void add_layer_means(moe_derivation *d, const moe_step_record *r) {
     }
 }
 
+/* The total of the table: a mean over layers, and what is trained over all layers once. */
+static void add_step_total(moe_derivation *d, const moe_step_record *r) {
+    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], reported, sum = 0;
+    moe_pieces p = {.length = 0};
+    if (r->num_layers == 1 || isnan(r->layer[0].total)) return;
+    moe_record_mean_losses(r, loss, raw, &reported);
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        sum += r->layer[l].total;
+        if (l < 6) moe_pieces_add(&p, "%s%.6g", l ? " + " : "(", r->layer[l].total);
+    }
+    moe_pieces_add(&p, "%s) / %d", r->num_layers > 6 ? " + ..." : "", r->num_layers);
+    if (r->all_layers.loss != 0) moe_pieces_add(&p, " + %.6g of all layers together", r->all_layers.loss);
+    moe_derive_add(d, MOE_DERIVED_LOSSES, -1, "total, mean over layers",
+                   (moe_derived_numbers){sum / r->num_layers + r->all_layers.loss, reported}, "sum over layers / layers", "%s", p.text);
+}
+
 void moe_derive_step(moe_derivation *d, const moe_config *c, const moe_step_record *r) {
     add_micro_batch_means(d, c, r);
     add_layer_means(d, r);
+    add_step_total(d, r);
     moe_derive_volume(d, c, r);
     moe_derive_balance(d, r);
 }
