@@ -153,11 +153,8 @@ static int run_row(dialects *d, moe_dialect *row, moe_status *st) {
     moe_activations a = {0};
     moe_step_record record;
     if (row->is_preset) input.bias = NULL; /* router.bias_file is the configuration's */
-    moe_context context = {.comm = d->comm, .config = c, .batch = &d->batch, .input = &input};
-    moe_placement_block(&context.placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&context.router, c, input.bias);
-    moe_balance_init(&context.balance, c);
-    moe_capacity_init(&context.capacity, c);
+    moe_context context;
+    moe_context_init(&context, d->comm, c, &d->batch, &input, NULL);
     moe_layer_init(&layer, &context, 0);
     moe_step_record_init(&record, 1, c->model.num_experts, c->cluster.devices);
     moe_step_record_clear(&record);

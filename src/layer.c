@@ -11,7 +11,18 @@
 #include "moesim/status.h"
 #include "moesim/vector.h"
 
-/* --- parameters --- */
+/* --- what layers share, parameters --- */
+
+void moe_context_init(moe_context *context, const moe_comm *comm, const moe_config *c, moe_batch *batch, const moe_input *input,
+                      moe_scratch *scratch) {
+    *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
+    moe_placement_block(&context->placement, c->model.num_experts, c->cluster.devices);
+    moe_router_init(&context->router, c, input->bias);
+    batch->scratch = context->router.scratch = scratch;
+    moe_balance_init(&context->balance, c);
+    if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) context->balance.has_scores = false;
+    moe_capacity_init(&context->capacity, c);
+}
 
 static void init_gate(moe_layer *layer, const moe_config *c) {
     int64_t n = c->model.num_experts, h = c->model.hidden_size;

@@ -105,14 +105,8 @@ static void make_context(run *r) {
     int64_t tokens = num_tokens(r);
     moe_batch_layout(&r->batch, tokens, c->data.sequence_length, c->cluster.devices, r->comm->rank, r->comm->size);
     r->batch.counted = r->input.mask;
-    r->context = (moe_context){.comm = r->comm, .config = c, .batch = &r->batch, .input = &r->input};
-    r->context.timeline = r->c->output.timeline ? &r->timeline : NULL;
-    moe_placement_block(&r->context.placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&r->context.router, c, r->input.bias);
-    r->batch.scratch = r->context.router.scratch = &r->scratch;
-    moe_balance_init(&r->context.balance, c);
-    moe_capacity_init(&r->context.capacity, c);
-    if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) r->context.balance.has_scores = false;
+    moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
+    r->context.timeline = c->output.timeline ? &r->timeline : NULL;
     if (moe_balance_has_all_layers(c)) r->context.all_layers = &r->all_layers;
 }
 

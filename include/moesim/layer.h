@@ -75,6 +75,11 @@ typedef struct moe_activations {
     int64_t rms_room, u_room, logits_room, shared_room, shared_h1_room, shared_h3_room;
 } moe_activations;
 
+/* Local. What the layers share, from a resolved configuration and what was read for it: placement, router with the input's bias, losses, capacity. The
+ * caller sets the rest, and frees placement; everything that is pointed to stays the caller's. scratch: of router and batch, or NULL. */
+void moe_context_init(moe_context *context, const moe_comm *comm, const moe_config *c, moe_batch *batch, const moe_input *input,
+                      moe_scratch *scratch);
+
 /* Local. Keyed random parameters of layer `index`. */
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index);
 void moe_layer_free(moe_layer *layer);

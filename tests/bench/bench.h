@@ -132,11 +132,7 @@ static inline void bench_layer_init(bench_layer *b, const moe_comm *comm, const 
     const moe_config *c = &b->config;
     moe_batch_layout(&b->batch, c->data.tokens_per_device * c->cluster.devices, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
-    b->context = (moe_context){.comm = comm, .config = c, .batch = &b->batch, .input = &b->input};
-    moe_placement_block(&b->context.placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&b->context.router, c, NULL);
-    b->batch.scratch = b->context.router.scratch = &b->scratch;
-    moe_balance_init(&b->context.balance, c);
+    moe_context_init(&b->context, comm, c, &b->batch, &b->input, &b->scratch);
     moe_layer_init(&b->layer, &b->context, 0);
     moe_step_record_init(&b->record, 1, c->model.num_experts, c->cluster.devices);
     b->x = moe_alloc(b->batch.num_tokens * c->model.hidden_size, sizeof(real), "bench");

@@ -86,12 +86,7 @@ static void set_up(fixture *f, const moe_comm *comm, uint8_t *text, int64_t *dom
         f->input = (moe_input){.text = text, .text_length = TEXT_BYTES, .num_domains = 1, .domain_offset = domain_offset};
     moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
-    f->context = (moe_context){.comm = comm, .config = c, .batch = &f->batch, .input = &f->input};
-    moe_placement_block(&f->context.placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&f->context.router, c, NULL);
-    f->batch.scratch = f->context.router.scratch = &f->scratch;
-    moe_balance_init(&f->context.balance, c);
-    moe_capacity_init(&f->context.capacity, c);
+    moe_context_init(&f->context, comm, c, &f->batch, &f->input, &f->scratch);
     f->layers = moe_alloc(c->model.num_layers, sizeof *f->layers, "test");
     for (int32_t l = 0; l < c->model.num_layers; l++)
         moe_layer_init(&f->layers[l], &f->context, l);

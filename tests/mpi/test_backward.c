@@ -51,11 +51,8 @@ static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     configure(&f->c, settings, comm->size);
     int64_t h = f->c.model.hidden_size, tokens = f->c.cluster.devices * f->c.data.tokens_per_device - 2; /* devices hold unequal numbers */
     moe_batch_layout(&f->batch, tokens, f->c.data.sequence_length, f->c.cluster.devices, comm->rank, comm->size);
-    f->context = (moe_context){.comm = comm, .config = &f->c, .batch = &f->batch, .input = &f->input, .keep = !f->c.train.recompute};
-    moe_placement_block(&f->context.placement, f->c.model.num_experts, f->c.cluster.devices);
-    moe_router_init(&f->context.router, &f->c, NULL);
-    moe_balance_init(&f->context.balance, &f->c);
-    moe_capacity_init(&f->context.capacity, &f->c);
+    moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);
+    f->context.keep = !f->c.train.recompute;
     moe_layer_init(&f->layer, &f->context, 0);
     moe_parameters_init(&f->all, f->batch.devices, f->batch.num_local_devices);
     f->slots = moe_layer_register(&f->layer, &f->context, &f->all);

@@ -44,11 +44,7 @@ static void forward(layer_run *r, const moe_comm *comm, const char *settings) {
     configure(&r->c, settings, comm->size);
     int64_t total = r->c.data.tokens_per_device * r->c.cluster.devices;
     moe_batch_layout(&r->batch, total, r->c.data.sequence_length, r->c.cluster.devices, comm->rank, comm->size);
-    r->context = (moe_context){.comm = comm, .config = &r->c, .batch = &r->batch, .input = &r->input};
-    moe_placement_block(&r->context.placement, r->c.model.num_experts, r->c.cluster.devices);
-    moe_router_init(&r->context.router, &r->c, NULL);
-    moe_balance_init(&r->context.balance, &r->c);
-    moe_capacity_init(&r->context.capacity, &r->c);
+    moe_context_init(&r->context, comm, &r->c, &r->batch, &r->input, NULL);
     moe_layer_init(&r->layer, &r->context, 0);
     moe_step_record_init(&r->record, 1, r->c.model.num_experts, r->c.cluster.devices);
     moe_step_record_clear(&r->record);

@@ -66,10 +66,7 @@ static void set_up(fixture *f, const moe_comm *comm, const char *words, uint8_t 
         f->input = (moe_input){.text = text, .text_length = TEXT_BYTES, .num_domains = 1, .domain_offset = domain_offset};
     moe_batch_layout(&f->batch, f->c.cluster.devices * f->c.data.tokens_per_device, f->c.data.sequence_length, f->c.cluster.devices,
                      comm->rank, comm->size);
-    f->context = (moe_context){.comm = comm, .config = &f->c, .batch = &f->batch, .input = &f->input};
-    moe_placement_block(&f->context.placement, f->c.model.num_experts, f->c.cluster.devices);
-    moe_router_init(&f->context.router, &f->c, NULL);
-    moe_balance_init(&f->context.balance, &f->c);
+    moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);
     f->layers = moe_alloc(f->c.model.num_layers, sizeof *f->layers, "test");
     for (int32_t l = 0; l < f->c.model.num_layers; l++) {
         moe_layer_init(&f->layers[l], &f->context, l);

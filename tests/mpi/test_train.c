@@ -49,11 +49,7 @@ static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     const moe_config *c = &f->c;
     moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
-    f->context = (moe_context){.comm = comm, .config = c, .batch = &f->batch, .input = &f->input};
-    moe_placement_block(&f->context.placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&f->context.router, c, NULL);
-    moe_balance_init(&f->context.balance, c);
-    moe_capacity_init(&f->context.capacity, c);
+    moe_context_init(&f->context, comm, c, &f->batch, &f->input, NULL);
     f->layers = moe_alloc_zero(c->model.num_layers, sizeof *f->layers, "test");
     for (int32_t l = 0; l < c->model.num_layers; l++) {
         moe_layer_init(&f->layers[l], &f->context, l);
@@ -210,10 +206,8 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
              scope, 16 * count);
     configure(&p.c, settings, comm->size);
     moe_batch_layout(&p.batch, 4 * 16 * count, 16, 4, comm->rank, comm->size);
-    p.context = (moe_context){.comm = comm, .config = &p.c, .batch = &p.batch, .input = &p.input, .keep = true};
-    moe_placement_block(&p.context.placement, p.c.model.num_experts, 4);
-    moe_router_init(&p.context.router, &p.c, NULL);
-    moe_balance_init(&p.context.balance, &p.c);
+    moe_context_init(&p.context, comm, &p.c, &p.batch, &p.input, NULL);
+    p.context.keep = true;
     moe_layer_init(&p.layer, &p.context, 0);
     moe_parameters_init(&p.all, 4, p.batch.num_local_devices);
     moe_layer_slots slots = moe_layer_register(&p.layer, &p.context, &p.all);

@@ -55,10 +55,7 @@ static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     const moe_config *c = &f->c;
     moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
-    f->context = (moe_context){.comm = comm, .config = c, .batch = &f->batch, .input = &f->input};
-    moe_placement_block(&f->context.placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&f->context.router, c, NULL);
-    moe_balance_init(&f->context.balance, c);
+    moe_context_init(&f->context, comm, c, &f->batch, &f->input, NULL);
     if (moe_balance_has_all_layers(c)) f->context.all_layers = &f->all_layers;
     f->layers = moe_alloc_zero(c->model.num_layers, sizeof *f->layers, "test");
     for (int32_t l = 0; l < c->model.num_layers; l++) {
