@@ -18,6 +18,7 @@
 #include "moesim/layer.h"
 #include "moesim/memory.h"
 #include "moesim/tensor.h"
+#include "settings.h"
 
 enum { BENCH_MOST_REPEATS = 201, BENCH_LEAST_REPEATS = 11 };
 #define BENCH_SECONDS 3.0 /* for one line of the table */
@@ -111,24 +112,9 @@ typedef struct bench_layer {
     real *x, *y; /* [T,H] */
 } bench_layer;
 
-/* settings: "section.key=value" separated by blanks. */
-static inline void bench_configure(moe_config *c, const char *settings, int ranks) {
-    char copy[1024], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(copy, sizeof copy, "%s", settings);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
-        moe_config_set(c, word, &st);
-    }
-    moe_config_resolve(c, ranks, &st);
-    if (st.code == MOE_OK) return;
-    fprintf(stderr, "%s: %s\n", settings, st.message);
-    moe_comm_abort(1);
-}
-
 static inline void bench_layer_init(bench_layer *b, const moe_comm *comm, const char *settings) {
     *b = (bench_layer){0};
-    bench_configure(&b->config, settings, comm->size);
+    settings_resolve(&b->config, "", settings, comm->size);
     const moe_config *c = &b->config;
     moe_batch_layout(&b->batch, c->data.tokens_per_device * c->cluster.devices, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);

@@ -95,7 +95,7 @@ static void clean_up(routers *b) {
 static void bench(const char *what, const char *settings, const char *aim) {
     moe_config c;
     double measured[REPEATS], plain[REPEATS], ratio[REPEATS];
-    bench_configure(&c, settings, 1);
+    settings_resolve(&c, "", settings, 1);
     routers b = prepare(&c);
     b.measured.router.scratch = b.plain.router.scratch = &b.scratch;
     route_ns(&b, &b.measured);

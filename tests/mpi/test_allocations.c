@@ -10,6 +10,7 @@
 #include "moesim/gemm.h"
 #include "moesim/tally.h"
 #include "moesim/train.h"
+#include "settings.h"
 
 enum { FIRST = 3, STEPS = 7, TEXT_BYTES = 20000 };
 
@@ -67,18 +68,6 @@ typedef struct fixture {
     real *x, *y;
     moe_step_record record;
 } fixture;
-
-static bool configure(moe_config *c, const char *words, int ranks) {
-    char copy[1024], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(copy, sizeof copy, "%s", words);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest))
-        moe_config_set(c, word, &st);
-    moe_config_resolve(c, ranks, &st);
-    CHECK_MSG(st.code == MOE_OK, "%s: %s", words, st.message);
-    return st.code == MOE_OK;
-}
 
 static void set_up(fixture *f, const moe_comm *comm, uint8_t *text, int64_t *domain_offset) {
     const moe_config *c = &f->c;
@@ -141,7 +130,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
         int64_t live = moe_alloc_live_bytes(), first = 0;
         fixture f = {0};
-        if (!configure(&f.c, settings[i], comm.size)) continue;
+        settings_resolve(&f.c, "", settings[i], comm.size);
         set_up(&f, &comm, text, domain_offset);
         for (int64_t step = 0; step < STEPS; step++) {
             int64_t before = moe_alloc_count();

@@ -11,6 +11,7 @@
 #include "moesim/backward.h"
 #include "moesim/gemm.h"
 #include "moesim/rng.h"
+#include "settings.h"
 
 static const double step = sizeof(real) == sizeof(float) ? 2e-3 : 1e-5;
 static const double tolerance = sizeof(real) == sizeof(float) ? 2e-2 : 2e-7;
@@ -29,26 +30,13 @@ typedef struct fixture {
     real *x, *dy, *y, *dx;
 } fixture;
 
-static void configure(moe_config *c, const char *settings, int ranks) {
-    char copy[1024], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(
-        copy, sizeof copy,
-        "cluster.devices=4 model.num_experts=16 model.hidden_size=10 model.moe_intermediate_size=6 router.top_k=3 data.tokens_per_device=6 "
-        "data.sequence_length=9 balance.alpha_expert=0.3 balance.alpha_device=0.2 balance.alpha_comm=0.1 balance.z_loss=0.01 %s",
-        settings);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
-        moe_config_set(c, word, &st);
-    }
-    moe_config_resolve(c, ranks, &st);
-    if (st.code) fprintf(stderr, "%s: %s\n", settings, st.message);
-    if (st.code) moe_comm_abort(1);
-}
+static const char common[] = "cluster.devices=4 model.num_experts=16 model.hidden_size=10 model.moe_intermediate_size=6 router.top_k=3 "
+                             "data.tokens_per_device=6 data.sequence_length=9 balance.alpha_expert=0.3 balance.alpha_device=0.2 "
+                             "balance.alpha_comm=0.1 balance.z_loss=0.01";
 
 static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     *f = (fixture){0};
-    configure(&f->c, settings, comm->size);
+    settings_resolve(&f->c, common, settings, comm->size);
     int64_t h = f->c.model.hidden_size, tokens = f->c.cluster.devices * f->c.data.tokens_per_device - 2; /* devices hold unequal numbers */
     moe_batch_layout(&f->batch, tokens, f->c.data.sequence_length, f->c.cluster.devices, comm->rank, comm->size);
     moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);

@@ -14,6 +14,7 @@
 #include "moesim/gemm.h"
 #include "moesim/tally.h"
 #include "reference.h"
+#include "settings.h"
 
 typedef struct layer_run {
     moe_config c;
@@ -27,21 +28,9 @@ typedef struct layer_run {
     double *dlogits;
 } layer_run;
 
-static void configure(moe_config *c, const char *settings, int ranks) {
-    char copy[1024], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(copy, sizeof copy, "%s", settings);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest))
-        moe_config_set(c, word, &st);
-    moe_config_resolve(c, ranks, &st);
-    if (st.code) fprintf(stderr, "%s: %s\n", settings, st.message);
-    if (st.code) moe_comm_abort(1);
-}
-
 static void forward(layer_run *r, const moe_comm *comm, const char *settings) {
     *r = (layer_run){0};
-    configure(&r->c, settings, comm->size);
+    settings_resolve(&r->c, "", settings, comm->size);
     int64_t total = r->c.data.tokens_per_device * r->c.cluster.devices;
     moe_batch_layout(&r->batch, total, r->c.data.sequence_length, r->c.cluster.devices, comm->rank, comm->size);
     moe_context_init(&r->context, comm, &r->c, &r->batch, &r->input, NULL);

@@ -11,6 +11,7 @@
 #include "moesim/gemm.h"
 #include "moesim/layer.h"
 #include "reference.h"
+#include "settings.h"
 
 static const double output_tolerance = sizeof(real) == sizeof(float) ? 1e-4 : 1e-11;
 
@@ -33,22 +34,9 @@ static moe_comm comm_self(void) {
 }
 
 /* settings: "section.key=value" separated by blanks. */
-static void configure(moe_config *c, const char *settings, int ranks) {
-    char copy[1024], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(copy, sizeof copy, "%s", settings);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
-        moe_config_set(c, word, &st);
-    }
-    moe_config_resolve(c, ranks, &st);
-    if (st.code) fprintf(stderr, "%s: %s\n", settings, st.message);
-    if (st.code) moe_comm_abort(1);
-}
-
 static void set_up(layer_run *r, const moe_comm *comm, const char *settings, int64_t tokens) {
     *r = (layer_run){0};
-    configure(&r->c, settings, comm->size);
+    settings_resolve(&r->c, "", settings, comm->size);
     int64_t total = tokens ? tokens : r->c.data.tokens_per_device * r->c.cluster.devices;
     moe_batch_layout(&r->batch, total, r->c.data.sequence_length, r->c.cluster.devices, comm->rank, comm->size);
     moe_context_init(&r->context, comm, &r->c, &r->batch, &r->input, NULL);

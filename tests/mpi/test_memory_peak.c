@@ -12,6 +12,7 @@
 #include "moesim/memory.h"
 #include "moesim/tally.h"
 #include "moesim/train.h"
+#include "settings.h"
 
 enum { STEPS = 3, TEXT_BYTES = 40000 };
 
@@ -47,21 +48,9 @@ typedef struct fixture {
     moe_step_record record;
 } fixture;
 
-static void configure(moe_config *c, const char *words, int ranks) {
-    char copy[1024], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(copy, sizeof copy, "%s", words);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
-        moe_config_set(c, word, &st);
-    }
-    moe_config_resolve(c, ranks, &st);
-    CHECK_MSG(st.code == MOE_OK, "%s: %s", words, st.message);
-}
-
 static void set_up(fixture *f, const moe_comm *comm, const char *words, uint8_t *text, int64_t *domain_offset) {
     *f = (fixture){0};
-    configure(&f->c, words, comm->size);
+    settings_resolve(&f->c, "", words, comm->size);
     if (f->c.data.source == MOE_SOURCE_TEXT)
         f->input = (moe_input){.text = text, .text_length = TEXT_BYTES, .num_domains = 1, .domain_offset = domain_offset};
     moe_batch_layout(&f->batch, f->c.cluster.devices * f->c.data.tokens_per_device, f->c.data.sequence_length, f->c.cluster.devices,

@@ -14,6 +14,7 @@
 #include "moesim/rng.h"
 #include "moesim/specialize.h"
 #include "moesim/train.h"
+#include "settings.h"
 
 static const double rounding = sizeof(real) == sizeof(float) ? 2e-5 : 1e-12; /* of sums in another order, relative to the largest */
 
@@ -27,25 +28,12 @@ typedef struct fixture {
     moe_step_record record;
 } fixture;
 
-static void configure(moe_config *c, const char *settings, int ranks) {
-    char copy[2048], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(copy, sizeof copy,
-             "run.mode=train cluster.devices=4 model.num_experts=16 model.hidden_size=12 model.moe_intermediate_size=6 router.top_k=3 "
-             "data.tokens_per_device=16 data.sequence_length=16 data.num_topics=5 %s",
-             settings);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
-        moe_config_set(c, word, &st);
-    }
-    moe_config_resolve(c, ranks, &st);
-    if (st.code) fprintf(stderr, "%s: %s\n", settings, st.message);
-    if (st.code) moe_comm_abort(1);
-}
+static const char common[] = "run.mode=train cluster.devices=4 model.num_experts=16 model.hidden_size=12 model.moe_intermediate_size=6 "
+                             "router.top_k=3 data.tokens_per_device=16 data.sequence_length=16 data.num_topics=5";
 
 static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     *f = (fixture){0};
-    configure(&f->c, settings, comm->size);
+    settings_resolve(&f->c, common, settings, comm->size);
     const moe_config *c = &f->c;
     moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
@@ -136,8 +124,8 @@ static void figures(const moe_step_record *r, int64_t sums[NUM_SUMS], double mea
 
 static void check_accumulate(const moe_comm *comm) {
     enum { STEP = 3 };
-    const char *common = "train.optimizer=sgd train.learning_rate=0 balance.alpha_expert=0.1 balance.scope=global model.num_layers=2 "
-                         "capacity.policy=device capacity.capacity_factor=0.6";
+    const char *of_both = "train.optimizer=sgd train.learning_rate=0 balance.alpha_expert=0.1 balance.scope=global model.num_layers=2 "
+                          "capacity.policy=device capacity.capacity_factor=0.6";
     char settings[256];
     real *gradient[3];
     double loss[3], means[3][NUM_MEANS];
@@ -145,7 +133,7 @@ static void check_accumulate(const moe_comm *comm) {
     moe_status st = {0};
     for (int i = 0; i < 3; i++) { /* draws 2 STEP and 2 STEP + 1 alone, then both */
         fixture f;
-        snprintf(settings, sizeof settings, "%s train.accumulate=%d", common, i == 2 ? 2 : 1);
+        snprintf(settings, sizeof settings, "%s train.accumulate=%d", of_both, i == 2 ? 2 : 1);
         set_up(&f, comm, settings);
         CHECK_MSG(step_once(&f, i == 2 ? STEP : 2 * STEP + i, &st) == MOE_OK, "%s", st.message);
         gradient[i] = flat(&f.training.parameters, false);
@@ -204,7 +192,7 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
              "balance.scope=%s balance.alpha_expert=0.3 balance.alpha_device=0.2 balance.alpha_comm=0.1 balance.z_loss=0.01 "
              "model.num_shared_experts=1 data.tokens_per_device=%d",
              scope, 16 * count);
-    configure(&p.c, settings, comm->size);
+    settings_resolve(&p.c, common, settings, comm->size);
     moe_batch_layout(&p.batch, 4 * 16 * count, 16, 4, comm->rank, comm->size);
     moe_context_init(&p.context, comm, &p.c, &p.batch, &p.input, NULL);
     p.context.keep = true;

@@ -12,6 +12,7 @@
 #include "moesim/gemm.h"
 #include "moesim/rng.h"
 #include "moesim/train.h"
+#include "settings.h"
 
 static const double step = sizeof(real) == sizeof(float) ? 2e-3 : 1e-5;
 static const double tolerance = sizeof(real) == sizeof(float) ? 3e-2 : 1e-6;
@@ -27,22 +28,9 @@ typedef struct fixture {
     moe_step_record record;
 } fixture;
 
-static void configure(moe_config *c, const char *settings, int ranks) {
-    char copy[2048], *rest = copy;
-    moe_status st = {0};
-    moe_config_defaults(c);
-    snprintf(
-        copy, sizeof copy,
-        "run.mode=train cluster.devices=4 model.num_experts=8 model.hidden_size=6 model.moe_intermediate_size=4 router.top_k=2 "
-        "model.num_layers=2 data.tokens_per_device=5 data.sequence_length=8 data.num_topics=5 train.optimizer=sgd train.learning_rate=0 %s",
-        settings);
-    for (char *word = strtok_r(rest, " ", &rest); word; word = strtok_r(rest, " ", &rest)) {
-        moe_config_set(c, word, &st);
-    }
-    moe_config_resolve(c, ranks, &st);
-    if (st.code) fprintf(stderr, "%s: %s\n", settings, st.message);
-    if (st.code) moe_comm_abort(1);
-}
+static const char common[] = "run.mode=train cluster.devices=4 model.num_experts=8 model.hidden_size=6 model.moe_intermediate_size=4 "
+                             "router.top_k=2 model.num_layers=2 data.tokens_per_device=5 data.sequence_length=8 data.num_topics=5 "
+                             "train.optimizer=sgd train.learning_rate=0";
 
 /* W_noise begins at 0: numbers of its own show more. */
 static void stir_noise(moe_layer *layer, int64_t n) {
@@ -51,7 +39,7 @@ static void stir_noise(moe_layer *layer, int64_t n) {
 
 static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     *f = (fixture){0};
-    configure(&f->c, settings, comm->size);
+    settings_resolve(&f->c, common, settings, comm->size);
     const moe_config *c = &f->c;
     moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
