@@ -187,7 +187,7 @@ static int64_t dropping(const moe_config *c, const sizes *s) {
 /* Methods that look at all tokens of a device at once hold its scores [T_d,N] (kept as scratch from step to step): sinkhorn exp(z), expert choice
  * s, and a byte for each token and expert. */
 static int64_t device_scores(const moe_config *c, const sizes *s) {
-    const int64_t n = c->model.num_experts, scores = mul3(s->tokens / s->local_devices + 1, n, sizeof(double));
+    const int64_t n = c->model.num_experts, scores = mul3(div_up(s->tokens, s->local_devices), n, sizeof(double));
     if (c->router.method == MOE_METHOD_SINKHORN) return room(scores);
     return c->router.method == MOE_METHOD_EXPERT_CHOICE ? room(add(scores, mul(s->tokens, n))) : 0;
 }
