@@ -483,8 +483,7 @@ static void check_full_disk(const moe_comm *comm, const moe_config *c, int full_
         CHECK(!exists(folder));
         unlink(in_base("disk/filler"));
     }
-    if (results.metrics) fclose(results.metrics);
-    moe_free(results.expert_load);
+    moe_results_free(&results);
     moe_free(t);
     moe_step_record_free(&r);
     moe_comm_barrier(comm);
