@@ -175,7 +175,9 @@ static int check_group_limit(const moe_config *c, moe_status *st) {
     const int32_t k = c->router.top_k, m = c->router.topk_group, groups = c->router.num_groups, size = c->model.num_experts / groups;
     const int k_m = KEY(router, topk_group), k_top = KEY(router, top_k), k_limit = KEY(router, group_limit);
     if (c->router.group_limit == MOE_GROUP_NONE) return MOE_OK;
-    if (m > groups) return fail_key(c, k_m, st, "at most router.num_groups = %d is allowed (0 = all)", groups);
+    if (m > groups)
+        return fail_key(c, k_m, st, "at most router.num_groups = %d is allowed (0 = all%s)", groups,
+                        groups == c->cluster.devices ? "; each device is a group" : "");
     if (k > (int64_t)m * size)
         return fail_key(c, written(c, k_top, k_m), st,
                         "router.top_k experts have to fit in router.topk_group groups (here %d in %d of %d experts each)", k, m, size);

@@ -61,7 +61,7 @@ void moe_explain_losses(const moe_watched *w, const moe_layer_record *record) {
             coefficients_of(w, loss, 1, a);
             memcpy(e->coefficient + loss * n, a, (size_t)n * sizeof *a);
         }
-        e->loss[loss] = (moe_explained_loss){record->loss_raw[loss], share_of(w, loss), w->context->balance.alpha[loss]};
+        e->loss[loss] = (moe_explained_loss){record->loss_raw[loss], share_of(w, loss), w->context->balance.alpha[loss], 1};
     }
     moe_free(a);
 }
@@ -133,7 +133,8 @@ void moe_explain_all_layers(const moe_watched *w) {
     one.alpha_all_layers = 1;
     moe_balance_add_all_layers(&one, &all->global, cell, 1, a);
     double share = moe_scores_dot(a, e->normalized, e->num_experts) / divisor;
-    e->loss[MOE_LOSS_MIXTRAL] = (moe_explained_loss){all->loss[w->context->config->balance.scope][MOE_LOSS_MIXTRAL], share, alpha};
+    e->loss[MOE_LOSS_MIXTRAL] = (moe_explained_loss){all->loss[w->context->config->balance.scope][MOE_LOSS_MIXTRAL], share, alpha,
+                                                     w->context->config->model.num_layers};
     for (int64_t i = 0; i < n; i++)
         a[i] *= alpha * e->divisor / divisor;
     router.alpha_z = 0;

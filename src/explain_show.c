@@ -249,7 +249,7 @@ static void print_layer(const moe_screen *s, const moe_config *c, const moe_expl
     moe_explain_show_rows(s, c, e, l);
     moe_explain_show_outputs(s, c, l);
     if (l->has_scores) moe_explain_show_losses(s, c, l);
-    if (l->has_logits) moe_explain_show_gradients(s, l);
+    if (l->has_logits) moe_explain_show_gradients(s, c, l);
 }
 
 void moe_explain_show(const moe_screen *s, const moe_config *c, const moe_explanation *e) {

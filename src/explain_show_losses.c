@@ -15,7 +15,7 @@ static const moe_table share_table = {80, {{41, 11}, {59, 9}}};
 
 static void print_share(const moe_screen *s, const moe_explained_layer *l, int loss) {
     const moe_explained_loss *x = &l->loss[loss];
-    double tokens = (double)l->counted_tokens;
+    double tokens = (double)l->counted_tokens * x->layers;
     bool known = isfinite(x->share) && isfinite(x->batch);
     char share[2][16] = {"-", "-"};
     if (known) snprintf(share[0], sizeof share[0], "%.3e", x->share);
@@ -73,6 +73,10 @@ void moe_explain_show_losses(const moe_screen *s, const moe_config *c, const moe
                    "alpha share");
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++)
         if (is_shown(l, loss)) print_share(s, l, loss);
+    if (l->loss[MOE_LOSS_MIXTRAL].layers > 1)
+        moe_screen_wrapped(
+            s, 4, "", "mixtral is of all %d layers together: there the shares of the tokens in all layers add up, and T counts them all",
+            l->loss[MOE_LOSS_MIXTRAL].layers);
     if (!l->counted) return;
     bool divided = c->router.score_func == MOE_SCORE_SIGMOID || c->router.score_func == MOE_SCORE_SQRTSOFTPLUS;
     moe_screen_wrapped(s, 2, "", "where they come from, s' = %s and f counting the %s", divided ? "s / sum of the token's s" : "s",
@@ -92,12 +96,31 @@ void moe_explain_show_losses(const moe_screen *s, const moe_config *c, const moe
 
 enum { MOST_ROWS = 12, OTHERS = 2, MOST_COLUMNS = 4 };
 
-/* The losses with a coefficient, each a column as long as there is room; returns how many. */
+enum { OTHER_LOSSES = -1 };
+
+/* The losses with a coefficient, each a column as long as there is room, the last one for all others where there is not; returns how many. */
 static int columns_of(const moe_explained_layer *l, int column[MOST_COLUMNS]) {
     int count = 0, most = l->has_task ? MOST_COLUMNS - 1 : MOST_COLUMNS;
-    for (int loss = 0; loss < MOE_NUM_LOSSES && count < most; loss++)
-        if (l->loss[loss].alpha != 0) column[count++] = loss;
+    for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
+        if (l->loss[loss].alpha == 0) continue;
+        if (count < most)
+            column[count++] = loss;
+        else
+            column[most - 1] = OTHER_LOSSES;
+    }
     return count;
+}
+
+static double in_column(const moe_explained_layer *l, const int *column, int i, int columns, int32_t expert) {
+    if (column[i] != OTHER_LOSSES) return l->gradient[(int64_t)column[i] * l->num_experts + expert];
+    double sum = 0;
+    for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
+        bool shown = false;
+        for (int j = 0; j < columns; j++)
+            shown |= column[j] == loss;
+        if (!shown) sum += l->gradient[(int64_t)loss * l->num_experts + expert];
+    }
+    return sum;
 }
 
 /* 1, 1e3, 1e6, ...: what brings the largest of the numbers shown to 1 .. 1000. */
@@ -128,7 +151,7 @@ static void print_gradient(const moe_screen *s, const moe_explained_layer *l, co
     int length = snprintf(line, sizeof line, "  %6d", expert);
     for (int i = 0; i < columns; i++)
         length += snprintf(line + length, sizeof line - (size_t)length, " %9s",
-                           moe_explain_number(scale * l->gradient[(int64_t)column[i] * l->num_experts + expert]).s);
+                           moe_explain_number(scale * in_column(l, column, i, columns, expert)).s);
     length += snprintf(line + length, sizeof line - (size_t)length, " %9s", moe_explain_number(scale * l->balance_gradient[expert]).s);
     if (l->has_task)
         snprintf(line + length, sizeof line - (size_t)length, " %9s %9s", moe_explain_number(scale * l->task_gradient[expert]).s,
@@ -142,7 +165,9 @@ static void print_table(const moe_screen *s, const moe_explained_layer *l, const
     char heads[64] = "";
     for (int i = 0, length = 0; i < columns; i++)
         length += snprintf(heads + length, sizeof heads - (size_t)length, " %9.9s",
-                           column[i] == MOE_LOSS_Z || column[i] == MOE_LOSS_COMM ? moe_loss_names[column[i]] : names[column[i]]);
+                           column[i] == OTHER_LOSSES                               ? "others"
+                           : column[i] == MOE_LOSS_Z || column[i] == MOE_LOSS_COMM ? moe_loss_names[column[i]]
+                                                                                   : names[column[i]]);
     moe_screen_row(s, &table, "  %6s%s %9s%s\n", "expert", heads, "balance", l->has_task ? "      task     total" : "");
     for (int32_t i = 0; i < count; i++)
         print_gradient(s, l, &table, column, columns, expert[i], scale);
@@ -159,12 +184,19 @@ static void print_task(const moe_screen *s, const moe_explained_layer *l, double
                        moe_explain_number(scale * l->gradient_norm).s, text, scale_name);
 }
 
-void moe_explain_show_gradients(const moe_screen *s, const moe_explained_layer *l) {
+void moe_explain_show_gradients(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
     int32_t most = l->num_choices + OTHERS < MOST_ROWS ? l->num_choices + OTHERS : MOST_ROWS;
     int column[MOST_COLUMNS];
+    double left_out = l->has_task ? 0 : moe_balance_alpha_all_layers(c);
     fputc('\n', s->out);
+    if (left_out != 0)
+        moe_screen_wrapped(
+            s, 2, "",
+            "mixtral of all layers together (alpha %g) is not in what follows: it is known after the last layer only; training (run.mode = "
+            "train) shows it",
+            left_out);
     if (!l->has_task && columns_of(l, column) == 0) {
-        moe_screen_wrapped(s, 2, "", "the gradient of its logits is 0: no balance loss has a coefficient");
+        moe_screen_wrapped(s, 2, "", "the gradient of its logits is 0: no %sbalance loss has a coefficient", left_out != 0 ? "other " : "");
         return;
     }
     int32_t *expert = moe_alloc(most, sizeof *expert, "explanation"), count = moe_explain_top(l, most, expert);

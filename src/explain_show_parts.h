@@ -11,7 +11,7 @@ void moe_explain_show_outputs(const moe_screen *s, const moe_config *c, const mo
 
 /* explain_show_losses.c */
 void moe_explain_show_losses(const moe_screen *s, const moe_config *c, const moe_explained_layer *l);
-void moe_explain_show_gradients(const moe_screen *s, const moe_explained_layer *l);
+void moe_explain_show_gradients(const moe_screen *s, const moe_config *c, const moe_explained_layer *l);
 
 /* The experts to show: expert [*count], at most `most`, the chosen ones first among them, in falling order of what they are ranked by, then index. */
 int32_t moe_explain_top(const moe_explained_layer *l, int32_t most, int32_t *expert);

@@ -174,9 +174,12 @@ static int moe_input_read_mask(const moe_comm *comm, const moe_config *c, moe_in
     moe_recording r = {.key = "data.mask", .path = c->data.mask, .kind = MOE_KIND_INTEGER, .flat = true, .tokens = tokens};
     if (moe_recording_read(comm, c->cluster.devices, &r, st)) return st->code;
     in->mask = moe_alloc(r.count, 1, "mask");
+    int64_t counted = 0;
     for (int64_t t = 0; t < r.count; t++)
-        in->mask[t] = moe_npy_i64(&r.header, r.data, t) != 0;
+        counted += in->mask[t] = moe_npy_i64(&r.header, r.data, t) != 0;
     moe_free(r.data);
+    moe_comm_sum_i64(comm, &counted, 1);
+    if (counted == 0) return moe_fail(st, MOE_USER, "data.mask = %s: all of it is 0, so that no token is left to count", c->data.mask);
     return MOE_OK;
 }
 

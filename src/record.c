@@ -142,6 +142,13 @@ void moe_record_mean_losses(const moe_step_record *r, double loss[MOE_NUM_LOSSES
     }
 }
 
+double moe_record_objective(const moe_step_record *r) {
+    double sum = r->all_layers.loss;
+    for (int32_t l = 0; l < r->num_layers; l++)
+        sum += r->layer[l].total;
+    return sum;
+}
+
 /* --- micro-batches ------------------------------------------------------------------------------------------------------------------------- */
 
 static void join_losses(moe_layer_record *to, const moe_layer_record *from, bool first, int32_t of) {

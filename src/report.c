@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "moesim/config_table.h"
 #include "report_parts.h"
 
 enum { LABEL = 11, MOST_PLACES = 8 };
@@ -31,16 +32,35 @@ static void print_noise(const moe_config *c, char *text, size_t room) {
                  c->router.jitter_experts ? "gate and experts" : "the gate", c->router.jitter_experts ? "" : "s");
 }
 
+/* How experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)", "expert choice: ...". */
+static void print_method(const moe_config *c, char *text, size_t room) {
+    const char *score = moe_config_enum_name("router.score_func", c->router.score_func);
+    int k = c->router.top_k, n = c->model.num_experts;
+    switch (moe_config_recorded(c) ? MOE_METHOD_TOPK : c->router.method) {
+    case MOE_METHOD_TOPK:
+        snprintf(text, room, "%s, top %d of %d", score, k, n);
+        break;
+    case MOE_METHOD_TOP_P:
+        snprintf(text, room, "%s, top-p %g, temperature %g, at most %d of %d", score, c->router.top_p, c->router.temperature, k, n);
+        break;
+    case MOE_METHOD_EXPERT_CHOICE:
+        snprintf(text, room, "%s, experts choose tokens (%d each token on average, of %d)", score, k, n);
+        break;
+    default:
+        snprintf(text, room, "method %s, %s, %d of %d", moe_config_enum_name("router.method", c->router.method), score, k, n);
+    }
+}
+
 static void print_router(const moe_screen *s, const moe_config *c) {
-    char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "", noise[128];
+    char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "", noise[128], method[160];
+    print_method(c, method, sizeof method);
     if (c->router.group_limit != MOE_GROUP_NONE)
         snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group, c->router.num_groups,
                  c->router.num_groups == c->cluster.devices ? "devices" : "groups",
                  moe_config_enum_name("router.group_limit", c->router.group_limit));
     print_noise(c, noise, sizeof noise);
     if (c->router.preset[0]) snprintf(preset, sizeof preset, "; preset %s", c->router.preset);
-    moe_screen_wrapped(s, LABEL, "router", "%s, top %d of %d, %s%s%s", moe_config_enum_name("router.score_func", c->router.score_func),
-                       c->router.top_k, c->model.num_experts, limit, noise, preset);
+    moe_screen_wrapped(s, LABEL, "router", "%s, %s%s%s", method, limit, noise, preset);
 }
 
 /* Which form alpha_expert trains, where it is not DeepSeek's. */
@@ -72,7 +92,8 @@ static void print_data(const moe_screen *s, const moe_config *c) {
     const char *source = moe_config_enum_name("data.source", c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made)
-        moe_screen_wrapped(s, LABEL, "data", "%s from %s", source, c->data.path);
+        moe_screen_wrapped(s, LABEL, "data", "%s from %s%s%s", source, c->data.path,
+                           c->data.mask[0] ? "; the losses leave out what is 0 in " : "", c->data.mask);
     else
         moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences of %s", source,
                            c->data.source == MOE_SOURCE_TEXT ? " from " : "", c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
@@ -178,6 +199,30 @@ static void warn(const moe_screen *s, const char *text) {
     fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
 }
 
+/* "capacity.drop, capacity.capacity_factor have no effect: capacity.policy = none", a warning for each cause. */
+static void warn_idle(const moe_screen *s, const moe_config *c) {
+    enum { MOST = 16 };
+    int key[MOST], because[MOST], count = moe_config_idle(c, key, because, MOST);
+    char value[MOE_VALUE_TEXT_MAX];
+    for (int begin = 0, end; begin < count; begin = end) {
+        char text[MOE_VALUE_TEXT_MAX + 128 * MOST] = "";
+        size_t length = 0;
+        for (end = begin; end < count && because[end] == because[begin]; end++) {
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s.%s", end > begin ? ", " : "", moe_keys[key[end]].section,
+                                       moe_keys[key[end]].name);
+        }
+        length += (size_t)snprintf(text + length, sizeof text - length, " ha%s no effect", end - begin == 1 ? "s" : "ve");
+        if (because[begin] < 0) {
+            snprintf(text + length, sizeof text - length, " yet: no times are predicted");
+        } else {
+            moe_key_format(c, because[begin], value);
+            snprintf(text + length, sizeof text - length, ": %s.%s = %s", moe_keys[because[begin]].section, moe_keys[because[begin]].name,
+                     value);
+        }
+        warn(s, text);
+    }
+}
+
 static void print_warnings(const moe_screen *s, const moe_config *c, const moe_topology *t, int ranks) {
     char text[256];
     for (int begin = 0, end; begin < ranks; begin = end) {
@@ -190,6 +235,7 @@ static void print_warnings(const moe_screen *s, const moe_config *c, const moe_t
         warn(s, text);
         break;
     }
+    warn_idle(s, c);
     if (t[0].synthetic) warn(s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is bound to it");
 }
 

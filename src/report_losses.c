@@ -54,18 +54,22 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
                        r->all_layers.loss);
     }
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "", moe_text_number(total, 8).s);
+    if (r->num_layers > 1)
+        moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "objective", "", "", "", "",
+                       moe_text_number(moe_record_objective(r), 8).s);
 }
 
 static void print_meaning(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
     bool tokens = c->balance.comm_count == MOE_COUNT_TOKENS;
-    double counted = 0; /* by f'', of one token: its devices, or its selections */
-    for (int32_t l = 0; l < r->num_layers; l++)
-        counted += (tokens ? r->layer[l].mean_devices : (double)r->layer[l].selections / (double)r->num_tokens) / r->num_layers;
+    /* by f'', of one counted token: its devices, or its selections */
+    double counted = mean_ideal(r, MOE_LOSS_COMM) * c->comm_limit;
+    if (c->balance.device_p == MOE_DEVICE_P_MEAN) counted *= (double)c->model.num_experts / c->cluster.devices;
     moe_screen_wrapped(
         s, 2, "",
         "expert: sum over experts of f P, f = share of the selections x N / K, P = mean score; device: the same by device; communication: "
-        "f'' counts the %s sent to a device, x D / (M T); at balance it is %s per token / M = %.3f / %d.",
-        tokens ? "tokens" : "selections", tokens ? "devices" : "selections", counted, c->comm_limit);
+        "f'' counts the %s sent to a device, x D / (M T); at balance it is %s per %stoken / M = %s / %d.",
+        tokens ? "tokens" : "selections", tokens ? "devices" : "selections", c->data.mask[0] ? "counted " : "",
+        moe_text_number(counted, 3).s, c->comm_limit);
     moe_screen_wrapped(
         s, 2, "",
         "switch, gshard: like expert, f from first choices; mixtral: like expert, without 1/K; importance, load: squared variation over "
@@ -73,10 +77,11 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
         "of the summed weights and of the load; usage variance: of the shares of selections; entropy: of a token's scores, in nats; "
         "entropy z: -entropy / N.");
     if (shows_all_layers(r))
+        moe_screen_wrapped(s, 2, "", "all layers: mixtral of the tokens of all layers put together, as Hugging Face's code has it.");
+    if (r->num_layers > 1)
         moe_screen_wrapped(
-            s, 2, "",
-            "all layers: mixtral of the tokens of all layers put together, as Hugging Face's code has it; it counts once in the "
-            "total, each layer's own losses as their mean over layers.");
+            s, 2, "", "these are means over the %d layers; objective: what training adds to the loss of the task, the sum over layers%s.",
+            r->num_layers, shows_all_layers(r) ? " and all layers once" : "");
     if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT]))
         moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
 }

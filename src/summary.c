@@ -227,6 +227,7 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_record *step) {
     json_t *o = json_object(), *with_alpha = losses_object(loss, MOE_NUM_LOSSES);
     if (step->all_layers.on) put(with_alpha, all_layers, number(step->all_layers.loss));
     put(with_alpha, "total", number(total));
+    put(with_alpha, "objective", number(moe_record_objective(step)));
     put(o, "step", json_integer(step->step));
     put(o, "num_tokens", json_integer(step->num_tokens));
     if (c->run.mode == MOE_MODE_TRAIN) moe_summary_put_training(o, c, step);
@@ -349,6 +350,7 @@ json_t *moe_summary_run(const moe_config *c, const moe_step_record *last, const 
     if (c->run.mode == MOE_MODE_TRAIN) put(o, "training", moe_summary_training(c, last, history, facts));
     if (moe_balance_alpha_all_layers(c) > 0) put(trained, all_layers, number(last->all_layers.loss));
     put(trained, "total", number(total));
+    put(trained, "objective", number(moe_record_objective(last)));
     put(o, "loss", trained);
     put(o, "loss_raw", raw_losses(last, raw));
     if (last->all_layers.on) put_all_layers(o, last);

@@ -37,6 +37,9 @@ int moe_key_set(moe_config *c, int k, const char *text, const char *place, moe_s
 void moe_key_format(const moe_config *c, int k, char text[MOE_VALUE_TEXT_MAX]);
 /* Local. What key k allows: "a whole number from 1 to 8", "one of a, b, c", ... */
 void moe_key_allowed(int k, char *text, size_t capacity);
+/* Local. Keys that were changed from their default by hand and have no effect beside the other keys of a resolved configuration: at most `room` of them
+ * in key; because: the key whose value makes each idle, -1 = nothing uses it yet. Returns how many. */
+int moe_config_idle(const moe_config *c, int *key, int *because, int room);
 /* Local. Name of a value of enum key k; NULL when there is none. */
 const char *moe_key_enum_name(int k, int value);
 

@@ -31,9 +31,10 @@ typedef struct moe_explained_row { /* of the dispatch; combine brings a row of t
 } moe_explained_row;
 
 typedef struct moe_explained_loss {
-    double batch; /* raw, in the scope that trains; mixed to alpha x batch in the total */
-    double share; /* the token's: the shares of all counted tokens add up to batch. NaN: not a sum over tokens */
-    double alpha; /* of this step */
+    double batch;   /* raw, in the scope that trains; mixed to alpha x batch in the total */
+    double share;   /* the token's: the shares of all counted tokens add up to batch. NaN: not a sum over tokens */
+    double alpha;   /* of this step */
+    int32_t layers; /* whose tokens the shares of add up to batch: 1, or all for the loss over all layers */
 } moe_explained_loss;
 
 typedef struct moe_explained_layer {

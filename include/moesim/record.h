@@ -136,5 +136,7 @@ bool moe_record_all_passed(const moe_step_record *r);
 void moe_record_volume(const moe_step_record *r, enum moe_direction direction, moe_volume *sum);
 /* Local. Mean over layers of loss (times alpha) and loss_raw; *total: of the layers' totals, and the loss over all layers once. */
 void moe_record_mean_losses(const moe_step_record *r, double loss[MOE_NUM_LOSSES], double raw[MOE_NUM_LOSSES], double *total);
+/* Local. What training adds to the loss of the task: the layers' totals, added up, and the loss over all layers once. */
+double moe_record_objective(const moe_step_record *r);
 
 #endif

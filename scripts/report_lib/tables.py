@@ -90,7 +90,9 @@ def dropped_share(folder):
 
 
 def task_unit(folder):
-    """Unit of the task's loss: of the text task cross-entropy in nats, else the mean squared error of the regression."""
+    """Unit of the task's loss: of the text task cross-entropy in nats, else the mean squared error of the regression; empty without training."""
+    if folder.get("run", "mode") != "train":
+        return ""
     return "nats" if folder.get("data", "source") == "text" else "mean squared error"
 
 
@@ -125,7 +127,12 @@ def figures(folder):
 
 def router_text(folder):
     limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
+    method = folder.get("router", "method", "topk")
     text = f"{folder.get('router', 'score_func', '?')}, K = {folder.get('router', 'top_k', '?')}, "
+    if method == "top_p":
+        text = f"method top_p = {folder.get('router', 'top_p', '?')}, {text}"
+    elif method != "topk":
+        text = f"method {method}, {text}"
     text += "no device limit" if limit == "none" else \
         f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of {folder.get('router', 'num_groups', '?')} groups"
     return text + (f", preset {preset}" if preset else "")
@@ -267,8 +274,9 @@ def compared_figures(folders):
     """[(name, unit, [text], [difference to the first])]; a figure stands here when any run has it."""
     rows = []
     for same in zip(*map(all_figures, folders)):
-        (name, unit, base, text), values = same[0], [row[2] for row in same]
+        (name, _, base, text), values = same[0], [row[2] for row in same]
         if any(value is not None for value in values):
+            unit = " or ".join(dict.fromkeys(row[1] for row in same if row[2] is not None))
             rows.append((name, unit, [text(value) for value in values], [difference(value, base, text) for value in values[1:]]))
     return rows
 

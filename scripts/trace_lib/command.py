@@ -114,7 +114,7 @@ def convert(options):
         said = [f"{trace.source}: {len(trace.layers)} layers ({', '.join(map(str, trace.layers))}), {layer.tokens} tokens, "
                 f"top {layer.top_k} of {trace.num_experts} experts"]
     said += trace.notes + [os.path.join(options.out, name) for name in written]
-    return said + [output.replay(options.out, name) for name in written if name.endswith(".ini")]
+    return said + [output.replay(options.out, name, trace.num_experts) for name in written if name.endswith(".ini")]
 
 
 def main(words):

@@ -83,10 +83,12 @@ def write(folder, trace):
     return written
 
 
-def replay(folder, name):
-    """The command that runs a configuration: here, or where moesim is installed."""
+def replay(folder, name, num_experts):
+    """The command that runs a configuration: here, or where moesim is installed; on as many devices, up to 8, as share the experts evenly."""
+    devices = next(count for count in range(8, 0, -1) if num_experts % count == 0)
     repository = os.path.exists(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "run"))
-    return f"replay: {'scripts/run' if repository else 'mpirun -np 8 moesim'} {os.path.join(folder, name)}"
+    few = f" -np {devices}" if devices < 8 else ""
+    return f"replay: {f'scripts/run{few}' if repository else f'mpirun -np {devices} moesim'} {os.path.join(folder, name)}"
 
 
 def write_counts(folder, trace):

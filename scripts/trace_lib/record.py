@@ -167,5 +167,5 @@ def main(words):
         return 2
     print(f"{options.model}: {len(result[0])} routers, {len(ids)} tokens, {result[1]} experts")
     print("\n".join(os.path.join(options.out, name) for name in written))
-    print(output.replay(options.out, "logits.ini"))
+    print(output.replay(options.out, "logits.ini", result[1]))
     return 0

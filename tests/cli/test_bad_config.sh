@@ -94,7 +94,7 @@ refused 2 "(nearest is deepseek_v2)" preset.ini
 refused 4 "--set: router.top_k = 200: router.top_k may be at most model.num_experts (here 200 and 128)" --set router.top_k=200 "$quick"
 refused 3 "model.num_experts has to be a multiple of cluster.devices (here 128 and 3)" "$quick"
 refused 4 "--set: cluster.devices = 6: it has to be a multiple of the number of ranks (here 4)" --set cluster.devices=6 "$quick"
-refused 4 "--set: router.topk_group = 5: at most router.num_groups = 4 is allowed (0 = all)" --set router.topk_group=5 "$quick"
+refused 4 "--set: router.topk_group = 5: at most router.num_groups = 4 is allowed (0 = all; each device is a group)" --set router.topk_group=5 "$quick"
 refused 8 "router.top_k experts have to fit in router.topk_group groups (here 17 in 1 of 16 experts each)" \
     --set router.topk_group=1 --set router.top_k=17 "$quick"
 refused 4 "it has to stay below 2^40" --set data.tokens_per_device=1000000000000 "$quick"

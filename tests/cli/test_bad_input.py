@@ -118,6 +118,7 @@ def check_routing():
     bad("negative score", ["data.scores", "token 0"], **{"data.scores": save("s2.npy", "<f8", (3, 4), [-1] + [0] * 11)})
     bad("mask of another length", ["data.mask", "[4]"], **{"data.mask": save("m.npy", "|u1", (4,), [1] * 4)})
     bad("float mask", ["data.mask", "float32"], **{"data.mask": save("m2.npy", "<f4", (3,), [1] * 3)})
+    bad("mask of zeros", ["data.mask", "no token is left"], **{"data.mask": save("m3.npy", "|u1", (3,), [0] * 3)})
     bad("missing mask", ["data.mask", "nowhere"], **{"data.mask": "nowhere.npy"})
 
 

@@ -10,7 +10,7 @@ import subprocess
 import termios
 from itertools import zip_longest
 
-from _moesim import TEMPORARY, check, command, config, environment, moesim, run, same_bytes, sets, summary, verdict
+from _moesim import TEMPORARY, check, command, config, environment, metrics, moesim, near, run, same_bytes, sets, summary, verdict
 
 BASE = {
     "run.steps": 2, "model.hidden_size": 16, "model.num_experts": 16, "model.num_shared_experts": 1, "model.moe_intermediate_size": 8,
@@ -137,6 +137,29 @@ def check_help():
     check(sum(line.startswith("  mpirun -np") for line in lines) == 2, "--help has not two examples")
 
 
+def check_idle():
+    """Keys that were changed and do nothing are named, each with what makes it idle; those that a file has for another case are not."""
+    folder = ("--out", "idle", "--force")
+    done = moesim(2, config("idle", BASE), *folder, *sets({"capacity.drop": "position", "data.path": "nowhere", "router.noise": 0.1, "cluster.intra_gbps": 7}), **plain())
+    said = " ".join(done.out.split())
+    for words in ("capacity.drop has no effect: capacity.policy = none", "data.path has no effect: data.source = synthetic",
+                  "router.noise has no effect: run.mode = forward", "cluster.intra_gbps has no effect yet"):
+        check(done.code == 0 and words in said, f"'{words}' is not said: {done.code} {done.out[:1500]}")
+    file = config("idle-file", {**BASE, "capacity.policy": "device", "capacity.capacity_factor": 0.5})
+    check("no effect" not in moesim(2, file, *folder, **plain()).out, "a warning about keys that have an effect")
+    check("no effect" not in moesim(2, file, *folder, *sets({"capacity.policy": "none"}), **plain()).out, "a warning about what --set switched off")
+    check("method random, " in moesim(2, file, *folder, *sets({"router.method": "random", "router.group_limit": "none"}), **plain()).out, "the header does not name the method")
+
+
+def check_objective():
+    """Several layers: what training adds to the task's loss is their sum; the total is their mean."""
+    folder = run("layers", 2, {**BASE, "model.num_layers": 3, "balance.alpha_expert": 0.3})
+    made = summary(folder)
+    totals = [layer["loss"]["total"] for layer in made["layers"]]
+    check(near(made["loss"]["objective"], sum(totals), 1e-12) and near(made["loss"]["total"], sum(totals) / 3, 1e-12), f"totals {totals}, {made['loss']}")
+    check(metrics(folder)[-1]["loss"]["objective"] == made["loss"]["objective"], "metrics.jsonl has another objective")
+
+
 def check_quiet():
     done = moesim(2, config("quiet", BASE), "--quiet", "--out", "quiet")
     check(done.code == 0 and done.out == "" and done.err == "", f"--quiet: status {done.code}, {done.out!r}, {done.err!r}")
@@ -221,6 +244,8 @@ check_terminal()
 check_width()
 check_stable()
 check_help()
+check_idle()
+check_objective()
 check_quiet()
 check_talk()
 check_reproduction()

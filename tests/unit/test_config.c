@@ -225,7 +225,7 @@ static void test_combinations(void) {
     expect_resolve("router.top_k=65", 1, "--set: router.top_k = 65: router.top_k may be at most model.num_experts (here 65 and 64)");
     expect_resolve("model.num_experts=4", 1, "--set: model.num_experts = 4: router.top_k may be at most model.num_experts (here 6 and 4)");
     expect_resolve("router.group_limit=max router.topk_group=9", 8,
-                   "--set: router.topk_group = 9: at most router.num_groups = 8 is allowed (0 = all)");
+                   "--set: router.topk_group = 9: at most router.num_groups = 8 is allowed (0 = all; each device is a group)");
     expect_resolve("router.group_limit=max router.topk_group=1 router.top_k=9", 8,
                    "--set: router.top_k = 9: router.top_k experts have to fit in router.topk_group groups (here 9 in 1 of 8 experts each)");
     expect_resolve(
@@ -425,7 +425,7 @@ static void test_deepseek(void) {
     CHECK(strstr(text, "Device-level dropping") != NULL);
     free(text);
     expect_resolve("router.preset=deepseek_v2", 2,
-                   "preset deepseek_v2: router.topk_group = 3: at most router.num_groups = 2 is allowed (0 = all)");
+                   "preset deepseek_v2: router.topk_group = 3: at most router.num_groups = 2 is allowed (0 = all; each device is a group)");
     expect_resolve(
         "router.preset=deepsek_v4", 2,
         "--set: router.preset = deepsek_v4: allowed is nothing or one of deepseek_moe_2b, deepseek_moe_16b, deepseek_moe_145b, "
