@@ -177,7 +177,7 @@ const moe_key moe_keys[] = {
     INT64(train, checkpoint_every, 0, 1e12, "0", "Steps between two checkpoints; 0 is never.")
 
     BOOL(output, routing, "no", "Whether topk_idx.npy, topk_weight.npy and kept.npy are written (of the last step).")
-    BOOL(output, tensors, "no", "Whether y.npy, logits.npy and the gradients are written (of the last step).")
+    BOOL(output, tensors, "no", "Whether y.npy, logits.npy and the gradients are written (of the last step; mode forward).")
     BOOL(output, timeline, "yes", "Whether timeline.json is written: when each rank did what in the last step (Chrome trace events).")
     INT64(output, every, 1, 1e12, "1", "Steps between two lines of the table on the screen; metrics.jsonl has every step.")
 };

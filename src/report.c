@@ -103,9 +103,9 @@ static void print_data(const moe_screen *s, const moe_config *c) {
 static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
     int32_t devices = c->cluster.devices, per_node = c->cluster.devices_per_node > 0 ? c->cluster.devices_per_node : devices;
     int32_t nodes = (devices + per_node - 1) / per_node;
-    moe_screen_wrapped(s, LABEL, "devices", "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d experts on each device", devices,
+    moe_screen_wrapped(s, LABEL, "devices", "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d expert%s on each device", devices,
                        nodes, nodes == 1 ? "" : "s", per_node, devices / ranks, devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s",
-                       c->model.num_experts / devices);
+                       c->model.num_experts / devices, c->model.num_experts == devices ? "" : "s");
 }
 
 /* Where it runs */

@@ -10,8 +10,12 @@ moe_text moe_report_layers(const moe_step_record *r, const char *how) {
     return text;
 }
 
-static void print_checks(const moe_screen *s, const moe_step_record *r) {
+static void print_checks(const moe_screen *s, const moe_config *c, const moe_step_record *r) {
+    bool batches = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1;
     moe_screen_heading(s, "Self-checks");
+    if (r->num_layers > 1 || batches)
+        moe_screen_wrapped(s, 2, "", "of every layer%s; the figures are those of the first%s, or of where a check failed first",
+                           batches ? " and micro-batch" : "", r->num_layers > 1 ? " layer" : " micro-batch");
     for (int i = 0; i < r->num_checks; i++) {
         const moe_check *k = &r->check[i];
         enum moe_paint paint = !k->made ? MOE_DIM : k->passed ? MOE_GREEN : MOE_RED;
@@ -46,7 +50,7 @@ void moe_report_end(const moe_screen *s, const moe_config *c, const moe_step_rec
     moe_report_volume(s, c, last);
     moe_report_capacity(s, c, last);
     moe_report_load(s, c, last);
-    print_checks(s, last);
+    print_checks(s, c, last);
     print_time(s, c, last, seconds);
     moe_screen_heading(s, "Results");
     fprintf(s->out, "  %s\n", folder);
