@@ -142,6 +142,7 @@ static void jitter_backward(const moe_layer *layer, const moe_context *context, 
         return;
     }
     moe_jitter(&r, context->batch, h, b->gate_dx, b->gate_dx);
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < context->batch->num_tokens * h; i++) {
         b->du[i] += b->gate_dx[i];
     }

@@ -258,6 +258,20 @@ def check_report():
         check(page and "explain.json is damaged" in " ".join(page.banners) and "One token's way" not in page.words, f"{label}: {page and page.banners}")
 
 
+def check_columns():
+    """More losses than columns: the last one is all others, and the row adds up. A loss that is known after the last layer only is said to be left out."""
+    many = {**BASE, "balance.alpha_device": 0.05, "balance.alpha_comm": 0.02, "balance.z_loss": 0.01, "balance.importance_loss": 0.1}
+    done = moesim(2, config("many", many), "--explain", "5", "--out", "many")
+    rows = re.findall(r"^ +\d+((?: +-?\d+\.\d+){5})(?:  chosen)?$", done.out.split("the gradient of its logits")[-1], re.M)
+    check(done.code == 0 and " others " in done.out and len(rows) > 3, f"many losses: {done.code}, {len(rows)} rows")
+    for row in rows:
+        *parts, whole = map(float, row.split())
+        check(abs(sum(parts) - whole) <= 0.02 + 1e-3 * max(map(abs, parts)), f"columns {parts} do not add up to {whole}")
+    layers = {**BASE, "model.num_layers": 2, "balance.aux_form": "mixtral", "balance.aux_layers": "all"}
+    said = " ".join(moesim(2, config("layers", layers), "--explain", "5", "--out", "layers").out.split())
+    check("mixtral of all layers together (alpha 0.01) is not in what follows" in said and "no other balance loss" in said, "left out without a word")
+
+
 def check_mistakes():
     path = config("mistakes", BASE)
     for options, words in (
@@ -280,6 +294,7 @@ def check_mistakes():
 
 for case in CASES:
     check_case(case)
+check_columns()
 check_narrow()
 check_unchanged()
 check_text()

@@ -251,6 +251,8 @@ def test_csv():
             m.check(layer["counts_per_expert"] == counts, f"layer {i}: counts differ")
     m.check(tool("import-trace", path, "--out", "csv").returncode == 2, "an earlier import was overwritten")
     m.check(tool("import-trace", path, "--out", "csv", "--force").returncode == 0, "--force does not replace an import")
+    said = tool("import-trace", path, "--experts", "18", "--out", "eighteen").stdout
+    m.check(" -np 6 " in said, f"18 experts on 8 ranks cannot be replayed: {said}")
     holds_routing(imported("bare", write("bare.csv", "0,1\n0,2\n2,0\n")), (3, 2), [1, 2, -1, -1, 0, -1])
     refused("an expert twice", "bad.csv:3: token 0 has expert 1 twice", write("bad.csv", "token,expert\n0,1\n0,1\n"))
     refused("a word", "words.csv:2: x,1: expected", write("words.csv", "token,expert\nx,1\n"))

@@ -342,6 +342,12 @@ def check_comparison():
         share = f"{abs(100 * (rows[1] - rows[0]) / rows[0]):.1f} %"
         check(share in cells, f"comparison: {share} is not in {cells}")
         check("cluster.devices" in page.words and "router.score_func" not in page.words, "comparison: the settings that differ")
+    text = made_run("text", train=True)
+    changed = summary(text)
+    changed["config"]["data"]["source"] = "text"
+    write_json(text, "summary.json", changed)
+    page = page_of("forward beside training", first, text, "-o", "mixed.html")
+    check(page and "task loss (nats)" in page.words and "mean squared error" not in page.words, "a comparison gives the loss of a text another unit")
     done = report(first, second, *OPTION)
     check(done.stdout == "comparison.html\n" and os.path.isfile(os.path.join(TEMPORARY, "comparison.html")), f"comparison: {done.stdout}{done.stderr}")
 

@@ -3,8 +3,9 @@ Where tokens come from: real text, a folder of made-up text, recorded routing th
 recordings of several layers, fewer tokens than devices."""
 import os
 import random
+import re
 
-from _moesim import TEMPORARY, check, load, metrics, near, run, same_bytes, save, summary, verdict
+from _moesim import TEMPORARY, check, config, load, metrics, moesim, near, run, same_bytes, save, summary, verdict
 
 BASE = {
     "model.hidden_size": 16, "model.num_experts": 16, "model.moe_intermediate_size": 8, "router.top_k": 3, "router.group_limit": "max",
@@ -128,6 +129,9 @@ def check_mask():
     if masked and whole and only:
         check(near(list(layer(masked)["loss_by_scope"]["global"].values()), list(layer(only)["loss_by_scope"]["global"].values()), 1e-12),
               "losses of the counted tokens")
+        done = moesim(4, config("masked-note", {**settings, "data.path": logits, "data.mask": mask}), "--out", "masked-note", "--force")
+        note = re.search(r"per counted token / M = ([\d.]+) / (\d+)", " ".join(done.out.split()))
+        check(note and near(float(note[1]) / int(note[2]), layer(masked)["loss_ideal"]["comm"], 1e-3), f"the note on the value at balance: {note and note[0]}")
         check(layer(masked)["counts_per_expert"] == layer(whole)["counts_per_expert"], "padding counts in counts_per_expert")
         check(summary(masked)["volume"] == summary(whole)["volume"], "padding counts in the volume")
         gradient = load(f"{masked}/dlogits.npy").rows()

@@ -11,7 +11,7 @@ mkdir -p "$tree"/{build,configs,src,include,cmake,bin} "$scratch/else where"
 cp -r "$source/scripts" "$tree/"
 touch "$tree/CMakeLists.txt"
 printf '#!/bin/sh\nexit 0\n' > "$tree/build/moesim"
-printf '#!/bin/sh\nfor a; do printf "[%%s]" "$a"; done; echo\n[ -n "$OMPI_MCA_mca_base_param_files" ] || exit 99\nexit ${FAKE_STATUS:-0}\n' > "$tree/bin/mpirun"
+printf '#!/bin/sh\nif [ -n "$FAKE_PID" ]; then echo $$ > "$FAKE_PID"; exec sleep 60; fi\nfor a; do printf "[%%s]" "$a"; done; echo\n[ -n "$OMPI_MCA_mca_base_param_files" ] || exit 99\nexit ${FAKE_STATUS:-0}\n' > "$tree/bin/mpirun"
 printf '#!/bin/sh\necho "cmake must not run" >&2\nexit 98\n' > "$tree/bin/cmake"
 chmod +x "$tree/build/moesim" "$tree"/bin/*
 touch "$tree/build/.built"
@@ -68,6 +68,18 @@ FAKE_STATUS=3
 export FAKE_STATUS
 status 3 twelve.ini
 unset FAKE_STATUS
+# ended by a signal, it ends what it runs; and it needs no standard input
+FAKE_PID=$scratch/pid "$tree/scripts/run" "$scratch/twelve.ini" > /dev/null 2>&1 <&- &
+script=$!
+for i in $(seq 200); do [ -s "$scratch/pid" ] && break; sleep 0.05; done
+kill -TERM $script
+got=0
+wait $script || got=$?
+checks=$((checks + 1))
+if [ $got != 143 ] || kill -0 "$(cat "$scratch/pid")" 2> /dev/null; then
+    echo "scripts/run ended by SIGTERM: status $got, or what it ran is still there"
+    failures=$((failures + 1))
+fi
 touch -d '+1 hour' "$tree/src/new.c"   # a newer source: now it has to build, and a build that fails is a failure
 status 1 twelve.ini
 
