@@ -1,18 +1,18 @@
-# Registers tests by folder. Options stand in one of the first lines of a test's source:
+# Registers tests. Options stand in one of the first lines of a test's source:
 #
 #   ctest: [f64] [serial] [np=1,2,8] [timeout=SECONDS] [labels=long,slow]
 #
 #   f64      also built with real = double; the second test has the suffix -f64
 #   serial   never beside another test (measurements)
-#   np       numbers of ranks of a tests/mpi program (default 1,2,3,4,8)
+#   np       numbers of ranks of an mpi_*.c program (default 1,2,3,4,8)
 #   timeout  seconds for one run (default 60), multiplied in instrumented builds
-#   labels   beside the folder's own label; scripts/test leaves `long` out unless asked for it
+#   labels   beside those of its kind and its folder; scripts/test leaves `long` out unless asked for it
 
 # Environment of a run: scripts/env without the shell. Ranks yield and share cores.
 set(MOESIM_TEST_ENVIRONMENT
   OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   "OMPI_MCA_mca_base_param_files=$ENV{HOME}/.openmpi/mca-params.conf,${PROJECT_SOURCE_DIR}/scripts/openmpi.conf,/etc/openmpi/openmpi-mca-params.conf"
-  OMP_WAIT_POLICY=passive NO_COLOR=1 PYTHONDONTWRITEBYTECODE=1
+  OMP_WAIT_POLICY=passive NO_COLOR=1 PYTHONDONTWRITEBYTECODE=1 "PYTHONPATH=${PROJECT_SOURCE_DIR}/tests/support"
   "MOESIM_SOURCE_DIR=${PROJECT_SOURCE_DIR}" "MOESIM_BUILD_DIR=${PROJECT_BINARY_DIR}" "MOESIM_GOLDEN_DIR=${PROJECT_SOURCE_DIR}/tests/golden")
 if(MOESIM_SANITIZE STREQUAL "thread")
   # libomp and Open MPI are not instrumented; archer tells ThreadSanitizer what OpenMP orders
@@ -20,6 +20,13 @@ if(MOESIM_SANITIZE STREQUAL "thread")
 endif()
 # Programs written for a test call MPI_Init themselves: on one host this halves their start. moesim arranges it alone.
 set(MOESIM_ONE_HOST OMPI_MCA_pml=ob1 OMPI_MCA_btl=self,vader)
+
+# The name of a test's folder, which is its second label.
+function(moesim_test_folder source folder)
+  get_filename_component(path ${source} DIRECTORY)
+  get_filename_component(name ${path} NAME)
+  set(${folder} ${name} PARENT_SCOPE)
+endfunction()
 
 # Reads the option line of a source into <prefix>_{f64,serial,np,timeout,labels}.
 function(moesim_test_options source prefix)
@@ -85,6 +92,6 @@ function(moesim_test_program target source precision)
   if(TARGET moesim_reference${precision})
     target_link_libraries(${target} PRIVATE moesim_reference${precision})
   endif()
-  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests ${PROJECT_SOURCE_DIR}/src)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests/support)
   target_compile_definitions(${target} PRIVATE MOESIM_GOLDEN_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
 endfunction()

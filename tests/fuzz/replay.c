@@ -1,7 +1,8 @@
-/* replay.c: drives a fuzz target without libFuzzer: every file of a corpus, then mutations of them for some seconds.
- * Usage: fuzz_NAME FOLDER [SECONDS [SEED]], or fuzz_NAME FILE to repeat one input.
- * Idea: any compiler and every CI run exercises the targets a little; libFuzzer (preset fuzz) does it in depth, with coverage as its guide.
- * An input that ends the process is left in ./crash-input, and its seed and number are printed: the same seed gives the same inputs. */
+/* replay.c: drives a fuzz target without libFuzzer: every file of a corpus, then mutations of them
+ * for some seconds. Usage: fuzz_NAME FOLDER [SECONDS [SEED]], or fuzz_NAME FILE to repeat one
+ * input. Idea: any compiler and every CI run exercises the targets a little; libFuzzer (preset
+ * fuzz) does it in depth, with coverage as its guide. An input that ends the process is left in
+ * ./crash-input, and its seed and number are printed: the same seed gives the same inputs. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -45,17 +46,24 @@ static void on_crash(int number) {
     const char text[] = "the target crashed or hung; its input is in ./crash-input\n";
     int file = open("crash-input", O_CREAT | O_TRUNC | O_WRONLY, 0644);
     if (file >= 0) {
-        if (write(file, current, current_size) < 0) _exit(1);
+        if (write(file, current, current_size) < 0) {
+            _exit(1);
+        }
         close(file);
     }
-    if (write(2, text, sizeof text - 1) < 0) _exit(1);
+    if (write(2, text, sizeof text - 1) < 0) {
+        _exit(1);
+    }
     signal(number, SIG_DFL);
     raise(number);
 }
 
 static void run_one(void) {
-    uint8_t *copy = malloc(current_size ? current_size : 1); /* exact size: a sanitizer sees reads past the end */
-    if (!copy) exit(1);
+    uint8_t *copy = malloc(current_size ? current_size : 1); /* exact size: a sanitizer sees reads
+                                                                past the end */
+    if (!copy) {
+        exit(1);
+    }
     memcpy(copy, current, current_size);
     alarm(SECONDS_PER_INPUT);
     LLVMFuzzerTestOneInput(copy, current_size);
@@ -65,7 +73,9 @@ static void run_one(void) {
 
 static bool read_file(const char *path, input *out) {
     FILE *file = fopen(path, "rb");
-    if (!file) return false;
+    if (!file) {
+        return false;
+    }
     out->data = malloc(MAX_SIZE);
     out->size = out->data ? fread(out->data, 1, MAX_SIZE, file) : 0;
     fclose(file);
@@ -78,19 +88,24 @@ static void use(const input *in) {
 }
 
 static void insert(size_t at, const uint8_t *bytes, size_t n) {
-    if (n > MAX_SIZE - current_size) n = MAX_SIZE - current_size;
+    if (n > MAX_SIZE - current_size) {
+        n = MAX_SIZE - current_size;
+    }
     memmove(current + at + n, current + at, current_size - at);
     memmove(current + at, bytes, n);
     current_size += n;
 }
 
 static void cut(size_t at, size_t n) {
-    if (n > current_size - at) n = current_size - at;
+    if (n > current_size - at) {
+        n = current_size - at;
+    }
     memmove(current + at, current + at + n, current_size - at - n);
     current_size -= n;
 }
 
-/* One small change: a flipped bit, a byte, a deleted or doubled piece, a piece of another input, a word that parsers trip over, a cut end. */
+/* One small change: a flipped bit, a byte, a deleted or doubled piece, a piece of another input, a
+ * word that parsers trip over, a cut end. */
 static void mutate(void) {
     static const char *const words[] = {"0",
                                         "-1",
@@ -121,10 +136,14 @@ static void mutate(void) {
     uint8_t piece[16];
     switch (below(8)) {
     case 0:
-        if (at < current_size) current[at] ^= (uint8_t)(1u << below(8));
+        if (at < current_size) {
+            current[at] ^= (uint8_t)(1u << below(8));
+        }
         break;
     case 1:
-        if (at < current_size) current[at] = byte;
+        if (at < current_size) {
+            current[at] = byte;
+        }
         break;
     case 2:
         insert(at, &byte, 1);
@@ -133,7 +152,9 @@ static void mutate(void) {
         cut(at, n);
         break;
     case 4:
-        if (n > current_size - at) n = current_size - at;
+        if (n > current_size - at) {
+            n = current_size - at;
+        }
         memcpy(piece, current + at, n);
         insert(at, piece, n);
         break;
@@ -146,7 +167,9 @@ static void mutate(void) {
         insert(at, (const uint8_t *)word, strlen(word));
         break;
     default:
-        if (below(8) == 0) current_size = at;
+        if (below(8) == 0) {
+            current_size = at;
+        }
     }
 }
 
@@ -166,7 +189,10 @@ static void read_corpus(const char *folder) {
     for (int i = 0; i < count; i++) {
         char path[4096];
         snprintf(path, sizeof path, "%s/%s", folder, entries[i]->d_name);
-        if (entries[i]->d_name[0] != '.' && num_files < MAX_FILES && read_file(path, &corpus[num_files])) num_files++;
+        if (entries[i]->d_name[0] != '.' && num_files < MAX_FILES &&
+            read_file(path, &corpus[num_files])) {
+            num_files++;
+        }
         free(entries[i]);
     }
     free(entries);
@@ -175,15 +201,20 @@ static void read_corpus(const char *folder) {
 int main(int argc, char **argv) {
     struct stat info;
     if (argc < 2 || stat(argv[1], &info) != 0) {
-        fprintf(stderr, "usage: %s CORPUS-FOLDER [SECONDS [SEED]] | FILE; no such file or folder: %s\n", argv[0], argc < 2 ? "" : argv[1]);
+        fprintf(stderr,
+                "usage: %s CORPUS-FOLDER [SECONDS [SEED]] | FILE; no such file or folder: %s\n",
+                argv[0], argc < 2 ? "" : argv[1]);
         return 1;
     }
     const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGALRM};
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
         signal(signals[i], on_crash);
+    }
 
     if (!S_ISDIR(info.st_mode)) {
-        if (!read_file(argv[1], &corpus[0])) return 1;
+        if (!read_file(argv[1], &corpus[0])) {
+            return 1;
+        }
         use(&corpus[0]);
         run_one();
         return 0;
@@ -200,16 +231,19 @@ int main(int argc, char **argv) {
     double seconds = argc > 2 ? atof(argv[2]) : 2, end = now() + seconds;
     uint64_t seed = argc > 3 ? strtoull(argv[3], NULL, 10) : 1;
     long inputs = 0;
-    fprintf(stderr, "%d files, %.3g s of mutations with seed %llu\n", num_files, seconds, (unsigned long long)seed);
+    fprintf(stderr, "%d files, %.3g s of mutations with seed %llu\n", num_files, seconds,
+            (unsigned long long)seed);
     for (; now() < end; inputs++) {
         state = seed * 0x100000001b3u + (uint64_t)inputs;
         use(&corpus[below((size_t)num_files)]);
-        for (size_t changes = 1 + below(6); changes > 0; changes--)
+        for (size_t changes = 1 + below(6); changes > 0; changes--) {
             mutate();
+        }
         run_one();
     }
     printf("%ld inputs\n", inputs);
-    for (int i = 0; i < num_files; i++)
+    for (int i = 0; i < num_files; i++) {
         free(corpus[i].data);
+    }
     return inputs == 0;
 }

@@ -1,24 +1,24 @@
-"""Layers and habits of the sources. Usage: layers.py FOLDER (the repository's root). Prints every breach as file:line; exits 1 if there is one."""
+"""Folders and habits of the sources. Usage: layers.py FOLDER (the repository's root).
+
+Prints every breach as file:line and exits with 1 when there is one.
+"""
 
 import re
 import sys
 from pathlib import Path
 
-# An include points to the same layer or down. A header that is not listed here is a breach: give it a layer (ARCHITECTURE.md says which are there).
-LAYERS = [
-    ("base", "status tensor scratch vector exact rng npy activation gemm config config_table presets text norm"),
-    ("world", "comm topology host_limits"),
-    ("decide", "placement routing stats data scores select router noisy weight_gradient balance capacity plan record memory explanation"),
-    ("act", "recording input exchange expert ffn scopes checkpoint parameters optimizer task drop"),
-    ("show", "metrics history screen textgraph matrices summary results report timeline explain_show explain_json derive"),
-    ("simulate", "layer tally run train backward loaded restart specialize verify dialects explain"),
-    ("program", "main"),
-]
-LAYER_OF = {name: i for i, (_, names) in enumerate(LAYERS) for name in names.split()}
-DECIDE = 2
+# The folders of src/ in the order in which data flows. A file may include headers of its own folder and of the folders
+# before it. ARCHITECTURE.md has the same table with a sentence on each; this test compares the two.
+FOLDERS = (
+    "base config world placement data router balance capacity exchange experts measure model tally train predict output"
+    " explain run"
+).split()
+# Folders whose sources decide and compute only: no MPI, no files, no output. Rank and size are arguments.
+PURE = {"placement", "router", "capacity/capacity", "capacity/cut", "exchange/plan", "balance/balance", "predict/memory"}
 
-SPEAKS_MPI = {"comm", "exchange", "topology", "main"}
-MAY_EXIT = {"main", "status", "comm"}
+# Folders that may speak MPI, and the files that may end the process.
+SPEAKS_MPI = {"world/comm", "world/topology", "exchange/exchange", "run/main"}
+MAY_EXIT = {"run/main", "base/status", "world/comm"}
 INTEGER_SUMS = re.compile(r"\bMPI_(INT|LONG|INT64_T|UINT64_T|INT32_T|UNSIGNED_LONG|LONG_LONG|COUNT|OFFSET)\b")
 MACHINE_PATH = re.compile(r"(?<![\w.$}/)*])/(work|home|root|Users|mnt|opt)/")
 MAX_LINES = 700
@@ -34,17 +34,25 @@ def without_strings(code):
     return re.sub(r'"(?:\\.|[^"\\\n])*"', '""', code)
 
 
-def module_of(path):
-    """src/config_keys.c belongs to config: the longest listed name that the file's name starts with; None when there is none."""
-    words = path.stem.split("_")
-    for n in range(len(words), 0, -1):
-        if "_".join(words[:n]) in LAYER_OF:
-            return "_".join(words[:n])
-    return None
-
-
 def lines_matching(pattern, code):
     return [(number, line) for number, line in enumerate(code.split("\n"), 1) if re.search(pattern, line)]
+
+
+def is_in(module, table):
+    """Whether "folder/file" or its folder stands in the table."""
+    return module in table or module.split("/")[0] in table
+
+
+def check_includes(folder, code, breach):
+    for number, line in lines_matching(r'^\s*#\s*include\s*"', code):
+        name = re.search(r'"([^"]+)"', line)[1]
+        target, _, file = name.rpartition("/")
+        if target not in FOLDERS:
+            breach(number, f'includes "{name}", which does not begin with a folder of src/')
+        elif FOLDERS.index(target) > FOLDERS.index(folder):
+            breach(number, f'{folder}/ includes "{name}", and {target}/ comes later in the order of the folders')
+        elif target != folder and file.endswith("internal.h"):
+            breach(number, f'includes "{name}", which only {target}/ may see')
 
 
 def check_source(path, shown, breaches):
@@ -55,32 +63,21 @@ def check_source(path, shown, breaches):
     def breach(line, sentence):
         breaches.append(f"{shown}:{line}: {sentence}")
 
-    module = module_of(path)
-    if module is None:
-        breach(1, "has no layer: add it to the table in tests/lint/layers.py")
+    folder = path.parent.name
+    module = f"{folder}/{path.stem}"
+    if len(shown.parts) != 3 or folder not in FOLDERS:
+        breach(1, "stands in a folder that the table in tests/lint/layers.py does not have")
         return
-    if path.suffix == ".h" and path.parent.name == "moesim" and path.stem not in LAYER_OF:
-        breach(1, "has no layer: add it to the table in tests/lint/layers.py")
-    layer = LAYER_OF[module]
-    if said := re.search(r"\bLayer (\d)\b", raw[:2000]):
-        if int(said[1]) != layer:
-            breach(1, f"says that it is of layer {said[1]}, the table in tests/lint/layers.py says {layer}")
-    for number, line in lines_matching(r'^\s*#\s*include\s*"', code):
-        name = re.search(r'"([^"]+)"', line)[1]
-        target = module_of(Path(name))
-        if target is None:
-            breach(number, f'includes "{name}", which has no layer: add it to the table in tests/lint/layers.py')
-        elif LAYER_OF[target] > layer:
-            breach(number, f'layer {layer} ({LAYERS[layer][0]}) includes "{name}" of layer {LAYER_OF[target]} ({LAYERS[LAYER_OF[target]][0]})')
+    check_includes(folder, code, breach)
     if module not in SPEAKS_MPI:
         for number, line in lines_matching(r"\bMPI_[A-Z]|<mpi\.h>", bare):
             breach(number, f"MPI belongs to {', '.join(sorted(SPEAKS_MPI))}: {line.strip()}")
     if module not in MAY_EXIT:
         for number, line in lines_matching(r"\b(exit|_exit|_Exit|abort|quick_exit)\s*\(", bare):
             breach(number, f"ends the process on one rank alone: {line.strip()}")
-    if layer == DECIDE:
+    if is_in(module, PURE):
         for number, line in lines_matching(r"\b(printf|fprintf|puts|fopen|fwrite|fread)\s*\(", bare):
-            breach(number, f"layer {DECIDE} ({LAYERS[DECIDE][0]}) is pure, without input or output: {line.strip()}")
+            breach(number, f"{module} is pure, without input or output: {line.strip()}")
     if raw.count("\n") >= MAX_LINES:
         breach(raw.count("\n"), f"has {MAX_LINES} lines or more: split it by noun")
 
@@ -111,17 +108,17 @@ def check_text(path, shown, breaches):
 
 def check_tree(root):
     breaches, sources = [], 0
-    for path in sorted([*root.glob("include/moesim/*.h"), *root.glob("src/*.[ch]")]):
+    for path in sorted(root.glob("src/**/*.[ch]")):
         sources += 1
         check_source(path, path.relative_to(root), breaches)
-    for folder in ("include", "src", "tests"):
+    for folder in ("src", "tests", "bench"):
         for path in sorted(root.glob(f"{folder}/**/*.[ch]")):
             check_habits(path, path.relative_to(root), breaches)
-    for path in sorted([*root.glob("tests/unit/*.c"), *root.glob("tests/mpi/*.c")]):
+    for path in sorted([*root.glob("tests/*/unit_*.c"), *root.glob("tests/*/mpi_*.c")]):
         if "check_verdict" not in path.read_text(encoding="utf-8"):
             breaches.append(f"{path.relative_to(root)}:1: a test without check_verdict cannot fail")
     texts = {".c", ".h", ".sh", ".py", ".md", ".ini", ".txt", ".cmake", ".json", ""}
-    for folder in ("include", "src", "tests", "configs", "scripts", "cmake", ".ci"):
+    for folder in ("src", "tests", "bench", "configs", "scripts", "cmake", "docs", ".ci"):
         for path in sorted(root.glob(f"{folder}/**/*")):
             if path.is_file() and path.suffix in texts and "golden" not in path.parts and "corpus" not in path.parts and path.parent.name != "lint":
                 check_text(path, path.relative_to(root), breaches)

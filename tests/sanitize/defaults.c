@@ -1,5 +1,6 @@
-/* defaults.c: linked into every program of the AddressSanitizer build only: options and what it must overlook, so that such a program can be run
- * by hand or under mpirun without any environment. ASAN_OPTIONS, LSAN_OPTIONS and UBSAN_OPTIONS still win. */
+/* defaults.c: linked into every program of the AddressSanitizer build only: options and what it
+ * must overlook, so that such a program can be run by hand or under mpirun without any environment.
+ * ASAN_OPTIONS, LSAN_OPTIONS and UBSAN_OPTIONS still win. */
 
 const char *__asan_default_options(void);
 const char *__asan_default_options(void) {
@@ -16,14 +17,17 @@ const char *__lsan_default_options(void) {
     return "print_suppressions=0:fast_unwind_on_malloc=0";
 }
 
-/* Allocations that the libraries below moesim keep until the process ends (Open MPI 4.1, PMIx, hwloc, libevent). */
+/* Allocations that the libraries below moesim keep until the process ends (Open MPI 4.1, PMIx,
+ * hwloc, libevent). */
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) {
-    return "leak:libmpi.so\nleak:libopen-rte.so\nleak:libopen-pal.so\nleak:mca_\nleak:libpmix\nleak:libevent\nleak:libhwloc\nleak:"
+    return "leak:libmpi.so\nleak:libopen-rte.so\nleak:libopen-pal.so\nleak:mca_\nleak:"
+           "libpmix\nleak:libevent\nleak:libhwloc\nleak:"
            "libltdl\nleak:libdl\n";
 }
 
-/* Open MPI unloads its plugins at the end of a run, and LeakSanitizer then no longer knows whose allocations it sees: they stay mapped. */
+/* Open MPI unloads its plugins at the end of a run, and LeakSanitizer then no longer knows whose
+ * allocations it sees: they stay mapped. */
 int dlclose(void *handle);
 int dlclose(void *handle) {
     (void)handle;

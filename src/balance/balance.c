@@ -1,0 +1,397 @@
+/* balance.c: f, P and the balance losses of one cell of counts. method.md section 2; DeepSeek-V2
+ * (arXiv 2405.04434) Eqs. 23 to 31.
+ *
+ * With c_i selections of expert i, S = sum_i c_i of them by T tokens, K-bar = S/T in K's place:
+ *   f_i  = N/(K-bar T) c_i = N c_i / S                      P_i  = (1/T) sum_t s'_{i,t}
+ *   f'_d = mean of f over E_d = D/S sum_{i in E_d} c_i      P'_d = sum (or mean) of P over E_d
+ *   f''_d = D/(M T) (distinct tokens sent to d, or selections of d)
+ *   L1 = sum_i f_i P_i    L2 = sum_d f'_d P'_d    L3 = sum_d f''_d P'_d    Lz = (1/T) sum_t lse_t^2
+ * and, under the names of other systems,
+ *   switch, gshard   N sum_i F_i P_i, F_i the share of first choices (2101.03961 Eq. 4; 2006.16668
+ * Algorithm 1) mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's
+ * load_balancing_loss_func of one layer); mixtral_all_layers is the same of a cell that holds the
+ * counts and scores of all layers: T tokens of each of them importance       CV^2 of I_i = sum_t
+ * g_{t,i}, or of sum_t s'_{t,i} (1701.06538 Eq. 7) load             CV^2 of c_i, or of the smooth
+ * load (1701.06538 Eq. 11) usage_variance   variance of c_i / S      entropy  -(1/T) sum_t sum_i s'
+ * log s'      entropy_z  -entropy / N CV^2(x) = variance / mean^2, variances over the experts
+ * divided by N - 1. */
+#include "balance/balance.h"
+
+#include <math.h>
+
+#include "base/exact.h"
+#include "base/status.h"
+
+const char *const moe_loss_names[MOE_NUM_LOSSES] = {
+    "expert",     "device", "comm",           "z",       "switch",   "gshard", "mixtral",
+    "importance", "load",   "usage_variance", "entropy", "entropy_z"};
+
+static bool trains_over_all_layers(const moe_config *c) {
+    return moe_balance_has_all_layers(c) && c->balance.aux_layers == MOE_LAYERS_ALL &&
+           c->model.num_layers > 1;
+}
+
+void moe_balance_alphas(const moe_config *c, double alpha[MOE_NUM_LOSSES]) {
+    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
+                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
+                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
+                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        alpha[l] = 0;
+    }
+    if (!trains_over_all_layers(c)) {
+        alpha[form[c->balance.aux_form]] = c->balance.alpha_expert;
+    }
+    alpha[MOE_LOSS_DEVICE] = c->balance.alpha_device;
+    alpha[MOE_LOSS_COMM] = c->balance.alpha_comm;
+    alpha[MOE_LOSS_Z] = c->balance.z_loss;
+    alpha[MOE_LOSS_IMPORTANCE] = c->balance.importance_loss;
+    alpha[MOE_LOSS_LOAD] = c->balance.load_loss;
+}
+
+bool moe_balance_has_all_layers(const moe_config *c) {
+    return c->balance.aux_form == MOE_AUX_MIXTRAL;
+}
+
+double moe_balance_alpha_all_layers(const moe_config *c) {
+    return trains_over_all_layers(c) ? c->balance.alpha_expert : 0;
+}
+
+void moe_balance_init(moe_balance *b, const moe_config *c) {
+    bool recorded = c->data.source == MOE_SOURCE_ROUTING;
+    *b = (moe_balance){.comm_limit = c->comm_limit,
+                       .comm_count = (enum moe_comm_count)c->balance.comm_count,
+                       .device_p = (enum moe_device_p)c->balance.device_p,
+                       .importance_of = (enum moe_importance_of)c->balance.importance_of,
+                       .load_form = (enum moe_load_form)c->balance.load_form,
+                       .has_scores = !recorded || c->data.scores[0],
+                       .has_logits = !recorded};
+    moe_balance_alphas(c, b->alpha);
+    b->alpha_all_layers = moe_balance_alpha_all_layers(c);
+}
+
+/* Numbers of the whole cell. */
+typedef struct totals {
+    double tokens, selections, firsts;
+} totals;
+
+static double total(const int64_t *x, int32_t n) {
+    int64_t sum = 0;
+    for (int32_t i = 0; i < n; i++) {
+        sum += x[i];
+    }
+    return (double)sum;
+}
+
+static totals totals_of(const moe_stats *s, int64_t *cell) {
+    int32_t n = s->num_experts;
+    return (totals){(double)cell[MOE_STAT_TOKENS], total(moe_stats_counts(s, cell), n),
+                    total(moe_stats_first(s, cell), n)};
+}
+
+/* f_i = N c_i / S */
+static double expert_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
+    return t.selections > 0 ? s->num_experts * (double)moe_stats_counts(s, cell)[i] / t.selections
+                            : 0;
+}
+
+/* N F_i, F_i = first choices of i / first choices */
+static double first_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
+    return t.firsts > 0 ? s->num_experts * (double)moe_stats_first(s, cell)[i] / t.firsts : 0;
+}
+
+/* N c_i / T */
+static double mixtral_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
+    return s->num_experts * (double)moe_stats_counts(s, cell)[i] / t.tokens;
+}
+
+/* --- variation over the experts --- */
+
+static double score_sum(const moe_stats *s, int64_t *cell, int32_t i) {
+    return moe_exact_value01(moe_stats_score_hi(s, cell)[i], moe_stats_score_lo(s, cell)[i]);
+}
+
+/* I_i */
+static double importance(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i) {
+    if (b->importance_of == MOE_IMPORTANCE_SCORES) {
+        return score_sum(s, cell, i);
+    }
+    return moe_exact_value01(moe_stats_weight_hi(s, cell)[i], moe_stats_weight_lo(s, cell)[i]);
+}
+
+static double load(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i) {
+    if (b->load_form == MOE_LOAD_SELECTIONS) {
+        return (double)moe_stats_counts(s, cell)[i];
+    }
+    return moe_exact_value01(moe_stats_load_hi(s, cell)[i], moe_stats_load_lo(s, cell)[i]);
+}
+
+typedef double quantity(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i);
+
+typedef struct variation {
+    double mean, variance; /* sample variance (N - 1); 0 for one expert */
+} variation;
+
+static variation variation_of(quantity *x,
+                              const moe_balance *b,
+                              const moe_stats *s,
+                              int64_t *cell) {
+    int32_t n = s->num_experts;
+    variation v = {0};
+    for (int32_t i = 0; i < n; i++) {
+        v.mean += x(b, s, cell, i);
+    }
+    v.mean /= n; /* equal counts: exact, so that the variance is 0 */
+    for (int32_t i = 0; i < n && n > 1; i++) {
+        double gap = x(b, s, cell, i) - v.mean;
+        v.variance += gap * gap / (n - 1);
+    }
+    return v;
+}
+
+/* CV^2; 0 where nothing was added up. */
+static double squared_variation(variation v) {
+    return v.mean != 0 ? v.variance / (v.mean * v.mean) : 0;
+}
+
+/* d CV^2 / dx_i = 2 (x_i - mean) / ((N - 1) mean^2) - 2 variance / (N mean^3) */
+static double variation_slope(variation v, double x, int32_t n) {
+    if (v.mean == 0 || n < 2) {
+        return 0;
+    }
+    return 2 * (x - v.mean) / ((n - 1) * v.mean * v.mean) -
+           2 * v.variance / (n * v.mean * v.mean * v.mean);
+}
+
+/* --- devices --- */
+
+/* What one device adds up to: exact integer sums over its experts. */
+typedef struct device_sums {
+    int64_t experts, selections, score_hi, score_lo;
+} device_sums;
+
+static device_sums sums_of_device(const moe_placement *p,
+                                  const moe_stats *s,
+                                  int64_t *cell,
+                                  int32_t d) {
+    device_sums sum = {0};
+    for (int32_t slot = 0; slot < p->slots_per_device; slot++) {
+        int32_t i = p->expert_at[(int64_t)d * p->slots_per_device + slot];
+        sum.experts++;
+        sum.selections += moe_stats_counts(s, cell)[i];
+        sum.score_hi += moe_stats_score_hi(s, cell)[i];
+        sum.score_lo += moe_stats_score_lo(s, cell)[i];
+    }
+    return sum;
+}
+
+/* f'_d = D/S sum_{i in E_d} c_i */
+static double device_f(const moe_stats *s, totals t, device_sums sum) {
+    return t.selections > 0 ? s->devices * (double)sum.selections / t.selections : 0;
+}
+
+/* f''_d = D/(M T) (tokens or selections of d) */
+static double comm_f(
+    const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, device_sums sum, int32_t d) {
+    double count =
+        (double)(b->comm_count == MOE_COUNT_SELECTIONS ? sum.selections
+                                                       : moe_stats_device_tokens(s, cell)[d]);
+    return s->devices * count / (b->comm_limit * t.tokens);
+}
+
+/* What P summed over a device is divided by. */
+static double device_share(const moe_balance *b, device_sums sum) {
+    return b->device_p == MOE_DEVICE_P_MEAN ? (double)sum.experts : 1.0;
+}
+
+/* sum_i f_i P_i of the forms that look at experts. */
+static void expert_losses(const moe_stats *s,
+                          int64_t *cell,
+                          totals t,
+                          double loss[MOE_NUM_LOSSES]) {
+    for (int32_t i = 0; i < s->num_experts; i++) {
+        double mean = score_sum(s, cell, i) / t.tokens;
+        loss[MOE_LOSS_EXPERT] += expert_f(s, cell, t, i) * mean;
+        loss[MOE_LOSS_SWITCH] += first_f(s, cell, t, i) * mean;
+        loss[MOE_LOSS_MIXTRAL] += mixtral_f(s, cell, t, i) * mean;
+    }
+    loss[MOE_LOSS_GSHARD] = loss[MOE_LOSS_SWITCH];
+    loss[MOE_LOSS_ENTROPY] = moe_exact_value(cell + MOE_STAT_ENTROPY) / t.tokens;
+    loss[MOE_LOSS_ENTROPY_Z] = -loss[MOE_LOSS_ENTROPY] / s->num_experts;
+}
+
+static void device_losses(const moe_balance *b,
+                          const moe_placement *p,
+                          const moe_stats *s,
+                          int64_t *cell,
+                          totals t,
+                          double loss[MOE_NUM_LOSSES]) {
+    for (int32_t d = 0; d < s->devices; d++) {
+        device_sums sum = sums_of_device(p, s, cell, d);
+        double mean =
+            moe_exact_value01(sum.score_hi, sum.score_lo) / t.tokens / device_share(b, sum);
+        loss[MOE_LOSS_DEVICE] += device_f(s, t, sum) * mean;
+        loss[MOE_LOSS_COMM] += comm_f(b, s, cell, t, sum, d) * mean;
+    }
+}
+
+/* Those that need no score. */
+static void count_losses(const moe_balance *b,
+                         const moe_stats *s,
+                         int64_t *cell,
+                         totals t,
+                         double loss[MOE_NUM_LOSSES]) {
+    moe_balance counts = {.load_form = MOE_LOAD_SELECTIONS};
+    double selections = t.selections > 0 ? t.selections : 1;
+    loss[MOE_LOSS_USAGE_VARIANCE] =
+        variation_of(load, &counts, s, cell).variance / (selections * selections);
+    if (moe_balance_defined(b, MOE_LOSS_IMPORTANCE)) {
+        loss[MOE_LOSS_IMPORTANCE] = squared_variation(variation_of(importance, b, s, cell));
+    }
+    if (moe_balance_defined(b, MOE_LOSS_LOAD)) {
+        loss[MOE_LOSS_LOAD] = squared_variation(variation_of(load, b, s, cell));
+    }
+}
+
+double moe_balance_mean_score(const moe_stats *s, int64_t *cell, int32_t i) {
+    return score_sum(s, cell, i) / (double)cell[MOE_STAT_TOKENS];
+}
+
+void moe_balance_variation(const moe_balance *b,
+                           const moe_stats *s,
+                           int64_t *cell,
+                           enum moe_loss loss,
+                           double *mean,
+                           double *variance) {
+    moe_balance counts = {.load_form = MOE_LOAD_SELECTIONS};
+    variation v = loss == MOE_LOSS_IMPORTANCE
+                      ? variation_of(importance, b, s, cell)
+                      : variation_of(load, loss == MOE_LOSS_LOAD ? b : &counts, s, cell);
+    *mean = v.mean;
+    *variance = v.variance;
+}
+
+bool moe_balance_defined(const moe_balance *b, enum moe_loss loss) {
+    switch (loss) {
+    case MOE_LOSS_USAGE_VARIANCE:
+        return true;
+    case MOE_LOSS_IMPORTANCE:
+        return b->has_scores || b->importance_of == MOE_IMPORTANCE_WEIGHTS;
+    case MOE_LOSS_LOAD:
+        return b->has_logits || b->load_form == MOE_LOAD_SELECTIONS;
+    case MOE_LOSS_Z:
+        return b->has_logits;
+    default:
+        return b->has_scores;
+    }
+}
+
+void moe_balance_losses(const moe_balance *b,
+                        const moe_placement *p,
+                        const moe_stats *s,
+                        int64_t *cell,
+                        double loss[MOE_NUM_LOSSES]) {
+    totals t = totals_of(s, cell);
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        loss[l] = moe_balance_defined(b, (enum moe_loss)l) ? 0 : NAN;
+    }
+    if (t.tokens == 0) {
+        return;
+    }
+    count_losses(b, s, cell, t, loss);
+    if (!b->has_scores) {
+        return;
+    }
+    expert_losses(s, cell, t, loss);
+    device_losses(b, p, s, cell, t, loss);
+    if (b->has_logits) {
+        loss[MOE_LOSS_Z] = moe_exact_value(cell + MOE_STAT_Z) / t.tokens;
+    }
+}
+
+/* a[i] += the forms that look at expert i. */
+static void add_expert_coefficients(
+    const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, double *a) {
+    double of_first = b->alpha[MOE_LOSS_SWITCH] + b->alpha[MOE_LOSS_GSHARD];
+    for (int32_t i = 0; i < s->num_experts; i++) {
+        a[i] += b->alpha[MOE_LOSS_EXPERT] * expert_f(s, cell, t, i) +
+                of_first * first_f(s, cell, t, i) +
+                b->alpha[MOE_LOSS_MIXTRAL] * mixtral_f(s, cell, t, i);
+    }
+}
+
+/* to[i] += T alpha d CV^2(x) / dx_i. */
+static void add_variation(const moe_balance *b,
+                          const moe_stats *s,
+                          int64_t *cell,
+                          quantity *x,
+                          double alpha,
+                          double *to) {
+    if (alpha == 0) {
+        return;
+    }
+    variation v = variation_of(x, b, s, cell);
+    for (int32_t i = 0; i < s->num_experts; i++) {
+        to[i] += alpha * (double)cell[MOE_STAT_TOKENS] *
+                 variation_slope(v, x(b, s, cell, i), s->num_experts);
+    }
+}
+
+void moe_balance_coefficients(
+    const moe_balance *b, const moe_placement *p, const moe_stats *s, int64_t *cell, double *a) {
+    int32_t n = s->num_experts;
+    totals t = totals_of(s, cell);
+    for (int32_t i = 0; i < MOE_COEFFICIENTS * n; i++) {
+        a[i] = 0;
+    }
+    if (t.tokens == 0) {
+        return;
+    }
+    for (int32_t d = 0; d < s->devices; d++) {
+        device_sums sum = sums_of_device(p, s, cell, d);
+        double of_device = b->alpha[MOE_LOSS_DEVICE] * device_f(s, t, sum) +
+                           b->alpha[MOE_LOSS_COMM] * comm_f(b, s, cell, t, sum, d);
+        for (int32_t slot = 0; slot < p->slots_per_device; slot++) {
+            a[p->expert_at[(int64_t)d * p->slots_per_device + slot]] =
+                of_device / device_share(b, sum);
+        }
+    }
+    add_expert_coefficients(b, s, cell, t, a);
+    add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE],
+                  b->importance_of == MOE_IMPORTANCE_SCORES ? a : a + n);
+    if (b->load_form != MOE_LOAD_SELECTIONS) {
+        add_variation(b, s, cell, load, b->alpha[MOE_LOSS_LOAD], a + 2 * n);
+    }
+}
+
+void moe_balance_add_all_layers(
+    const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a) {
+    totals t = totals_of(s, cell);
+    if (t.tokens == 0) {
+        return;
+    }
+    for (int32_t i = 0; i < s->num_experts; i++) {
+        a[i] += share * b->alpha_all_layers * mixtral_f(s, cell, t, i);
+    }
+}
+
+void moe_balance_ideal(const moe_balance *b,
+                       const moe_stats *s,
+                       int64_t *cell,
+                       double ideal[MOE_NUM_LOSSES]) {
+    totals t = totals_of(s, cell);
+    double share = b->device_p == MOE_DEVICE_P_MEAN ? (double)s->devices / s->num_experts : 1.0;
+    double sent = b->comm_count == MOE_COUNT_SELECTIONS
+                      ? t.selections
+                      : total(moe_stats_device_tokens(s, cell), s->devices);
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        ideal[l] = 0;
+    }
+    ideal[MOE_LOSS_EXPERT] = ideal[MOE_LOSS_SWITCH] = ideal[MOE_LOSS_GSHARD] = 1;
+    ideal[MOE_LOSS_DEVICE] = share;
+    ideal[MOE_LOSS_COMM] = t.tokens > 0 ? share * sent / t.tokens / b->comm_limit : 0;
+    ideal[MOE_LOSS_MIXTRAL] = t.tokens > 0 ? t.selections / t.tokens : 0;
+    ideal[MOE_LOSS_ENTROPY] = log(s->num_experts);
+    ideal[MOE_LOSS_ENTROPY_Z] = -log(s->num_experts) / s->num_experts;
+    ideal[MOE_LOSS_Z] = NAN;
+}

@@ -1,0 +1,272 @@
+/* scopes.c: adds segment cells up to devices, sequences and the global batch, and makes the three
+ * kinds of loss from them. One integer allreduce per layer: cells, and exact sums of the losses. */
+#include "balance/scopes.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/exact.h"
+#include "base/status.h"
+
+/* --- sequences that several ranks hold --- */
+
+/* The sequence that is cut at the first token of device d, or -1: d's first token does not begin a
+ * sequence. */
+static int64_t cut_sequence(const moe_batch *b, int32_t d) {
+    int64_t first = moe_batch_token_begin(b->num_tokens_global, b->devices, d);
+    bool inside = first > 0 && first < b->num_tokens_global && first % b->sequence_length != 0;
+    return inside ? first / b->sequence_length : -1;
+}
+
+/* Counts the distinct sequences cut at the first token of every `step`-th device; with list, writes
+ * them (ascending). */
+static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
+    int64_t count = 0, last = -1;
+    for (int32_t d = step; d < b->devices; d += step) {
+        int64_t q = cut_sequence(b, d);
+        if (q < 0 || q == last) {
+            continue;
+        }
+        if (list) {
+            list[count] = q;
+        }
+        last = q;
+        count++;
+    }
+    return count;
+}
+
+/* --- cells --- */
+
+static void add_segments(moe_scopes *s, const moe_batch *b, const moe_stats *segments) {
+    int64_t sequences =
+        b->num_segments ? b->segment[b->num_segments - 1].sequence - b->segment[0].sequence + 1 : 0;
+    s->first_sequence = b->num_segments ? b->segment[0].sequence : 0;
+    moe_stats_reserve(&s->sequence, segments->num_experts, segments->devices, sequences);
+    moe_stats_reserve(&s->device, segments->num_experts, segments->devices, b->num_local_devices);
+    moe_stats_reserve(&s->global, segments->num_experts, segments->devices, 1);
+    for (int64_t i = 0; i < b->num_segments; i++) {
+        const int64_t *cell = moe_stats_cell(segments, i);
+        moe_stats_add(segments,
+                      moe_stats_cell(&s->sequence, b->segment[i].sequence - s->first_sequence),
+                      cell);
+        moe_stats_add(segments, moe_stats_cell(&s->device, b->segment[i].device - b->first_device),
+                      cell);
+    }
+}
+
+static void use_sent_rows(moe_scopes *s, const moe_batch *b, const int64_t *rows_to) {
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        memcpy(moe_stats_device_tokens(&s->device, moe_stats_cell(&s->device, j)),
+               rows_to + (int64_t)j * b->devices, (size_t)b->devices * sizeof(int64_t));
+    }
+}
+
+/* --- losses --- */
+
+enum {
+    MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1
+}; /* exact sums of the losses, and how many were added */
+
+static void add_losses(const moe_balance *balance,
+                       const moe_placement *placement,
+                       const moe_stats *stats,
+                       int64_t *cell,
+                       int64_t *sum) {
+    double loss[MOE_NUM_LOSSES];
+    if (cell[MOE_STAT_TOKENS] == 0) {
+        return;
+    }
+    sum[MEAN_WORDS - 1]++;
+    moe_balance_losses(balance, placement, stats, cell, loss);
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        if (isfinite(loss[i])) {
+            moe_exact_add(sum + i * MOE_EXACT_WORDS, loss[i]);
+        }
+    }
+}
+
+static void mean_losses(const moe_balance *balance,
+                        const int64_t *sum,
+                        double *loss,
+                        int64_t *population) {
+    *population = sum[MEAN_WORDS - 1];
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        bool defined = moe_balance_defined(balance, (enum moe_loss)i);
+        loss[i] = !defined      ? NAN
+                  : *population ? moe_exact_value(sum + i * MOE_EXACT_WORDS) / (double)*population
+                                : 0;
+    }
+}
+
+bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
+    int64_t first = sequence * b->sequence_length;
+    return first >= b->first_token && first < b->first_token + b->num_tokens;
+}
+
+/* This rank's sums of the losses of its devices, and of the sequences that begin on it but for
+ * those in list [num_shared], ascending, which are not complete yet. */
+static void sum_losses(const moe_scopes *s,
+                       const moe_balance *balance,
+                       const moe_placement *placement,
+                       const moe_batch *b,
+                       int64_t num_shared,
+                       int64_t sum[2][MEAN_WORDS]) {
+    for (int64_t i = 0, next = 0; i < s->sequence.num_cells; i++) {
+        int64_t sequence = s->first_sequence + i;
+        while (next < num_shared && s->list[next] < sequence) {
+            next++;
+        }
+        if ((next < num_shared && s->list[next] == sequence) || !moe_scopes_owns(b, sequence)) {
+            continue;
+        }
+        add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i),
+                   sum[MOE_SCOPE_SEQUENCE]);
+    }
+    for (int64_t j = 0; j < s->device.num_cells; j++) {
+        add_losses(balance, placement, &s->device, moe_stats_cell(&s->device, j),
+                   sum[MOE_SCOPE_DEVICE]);
+    }
+}
+
+/* --- over all ranks --- */
+
+/* Copies the sequences that several ranks hold into their places behind the global cell of the
+ * vector, or back from there. */
+static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, bool back) {
+    size_t bytes = (size_t)s->sequence.words * sizeof(int64_t);
+    for (int64_t i = 0; i < num_shared; i++) {
+        int64_t local = list[i] - s->first_sequence;
+        if (local < 0 || local >= s->sequence.num_cells) {
+            continue;
+        }
+        int64_t *ours = moe_stats_cell(&s->sequence, local),
+                *vector = moe_stats_cell(&s->shared, i + 1);
+        memcpy(back ? ours : vector, back ? vector : ours, bytes);
+    }
+}
+
+/* The vector of the allreduce: [global cell | shared sequences | sums of losses]. The losses of
+ * shared sequences, which are complete only after it, are then added by every rank: a few more
+ * losses to compute in place of another allreduce. */
+static void reduce(moe_scopes *s,
+                   const moe_comm *comm,
+                   const moe_balance *balance,
+                   const moe_placement *placement,
+                   const moe_batch *b,
+                   int64_t sum[2][MEAN_WORDS]) {
+    int64_t num_shared = cut_sequences(b, b->num_local_devices, NULL),
+            sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
+    moe_reserve(&s->list, &s->list_room, num_shared + 1, sizeof *s->list, "shared sequences");
+    cut_sequences(b, b->num_local_devices, s->list);
+    moe_stats_reserve(&s->shared, s->device.num_experts, s->device.devices,
+                      num_shared + 1 + sum_cells);
+    int64_t *tail = moe_stats_cell(&s->shared, num_shared + 1);
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
+    }
+    copy_shared(s, s->list, num_shared, false);
+    sum_losses(s, balance, placement, b, num_shared, sum);
+    memcpy(tail, sum, 2 * MEAN_WORDS * sizeof(int64_t));
+    moe_comm_sum_i64(comm, s->shared.cell, (num_shared + 1) * s->shared.words + 2 * MEAN_WORDS);
+    memcpy(sum, tail, 2 * MEAN_WORDS * sizeof(int64_t));
+    memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
+    copy_shared(s, s->list, num_shared, true);
+    for (int64_t i = 0; i < num_shared; i++) {
+        add_losses(balance, placement, &s->shared, moe_stats_cell(&s->shared, i + 1),
+                   sum[MOE_SCOPE_SEQUENCE]);
+    }
+}
+
+/* These have no product in them: the mean over all counted tokens is what they are in every scope.
+ */
+static void use_means_over_tokens(moe_scopes *s) {
+    static const enum moe_loss means[] = {MOE_LOSS_Z, MOE_LOSS_ENTROPY, MOE_LOSS_ENTROPY_Z};
+    for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {
+        for (int i = 0; i < 3; i++) {
+            s->loss[scope][means[i]] = s->loss[MOE_SCOPE_GLOBAL][means[i]];
+        }
+    }
+}
+
+static void make_losses(moe_scopes *s,
+                        const moe_balance *balance,
+                        const moe_placement *placement,
+                        int64_t sum[2][MEAN_WORDS]) {
+    for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {
+        mean_losses(balance, sum[scope], s->loss[scope], &s->population[scope]);
+    }
+    s->population[MOE_SCOPE_GLOBAL] = 1;
+    moe_balance_losses(balance, placement, &s->global, s->global.cell, s->loss[MOE_SCOPE_GLOBAL]);
+    use_means_over_tokens(s);
+    moe_balance_ideal(balance, &s->global, s->global.cell, s->ideal);
+}
+
+void moe_scopes_reduce(moe_scopes *s,
+                       const moe_comm *comm,
+                       const moe_balance *balance,
+                       const moe_placement *placement,
+                       const moe_batch *batch,
+                       const moe_stats *segments,
+                       const int64_t *rows_to) {
+    add_segments(s, batch, segments);
+    if (rows_to) {
+        use_sent_rows(s, batch, rows_to);
+    }
+    int64_t sum[2][MEAN_WORDS] = {{0}};
+    reduce(s, comm, balance, placement, batch, sum);
+    make_losses(s, balance, placement, sum);
+    int64_t words = (1 + cut_sequences(batch, 1, NULL)) * s->global.words + 2 * MEAN_WORDS;
+    s->allreduce_bytes = words * (int64_t)sizeof(int64_t) * batch->devices;
+}
+
+/* --- all layers --- */
+
+static void add_cells(moe_stats *sum, const moe_stats *layer, bool first) {
+    if (first) {
+        moe_stats_reserve(sum, layer->num_experts, layer->devices, layer->num_cells);
+    }
+    MOE_ASSERT(sum->num_cells == layer->num_cells && sum->words == layer->words);
+    for (int64_t i = 0; i < layer->num_cells; i++) {
+        moe_stats_add(sum, moe_stats_cell(sum, i), moe_stats_cell(layer, i));
+    }
+}
+
+void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first) {
+    sum->first_sequence = layer->first_sequence;
+    add_cells(&sum->sequence, &layer->sequence, first);
+    add_cells(&sum->device, &layer->device, first);
+    add_cells(&sum->global, &layer->global, first);
+}
+
+void moe_scopes_finish(moe_scopes *s,
+                       const moe_comm *comm,
+                       const moe_balance *balance,
+                       const moe_placement *placement,
+                       const moe_batch *batch) {
+    int64_t sum[2][MEAN_WORDS] = {{0}};
+    sum_losses(s, balance, placement, batch, 0, sum);
+    moe_comm_sum_i64(comm, sum[0], 2 * MEAN_WORDS);
+    make_losses(s, balance, placement, sum);
+    s->allreduce_bytes = 2 * MEAN_WORDS * (int64_t)sizeof(int64_t) * batch->devices;
+}
+
+int64_t *moe_scopes_cell(
+    const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor) {
+    const moe_segment *segment = &batch->segment[i];
+    int64_t *cell = scope == MOE_SCOPE_SEQUENCE
+                        ? moe_stats_cell(&s->sequence, segment->sequence - s->first_sequence)
+                    : scope == MOE_SCOPE_DEVICE
+                        ? moe_stats_cell(&s->device, segment->device - batch->first_device)
+                        : s->global.cell;
+    *divisor = (double)cell[MOE_STAT_TOKENS] * (double)s->population[scope];
+    return cell;
+}
+
+void moe_scopes_free(moe_scopes *s) {
+    moe_stats_free(&s->sequence);
+    moe_stats_free(&s->device);
+    moe_stats_free(&s->global);
+    moe_stats_free(&s->shared);
+    moe_free(s->list);
+}

@@ -1,0 +1,66 @@
+/* scopes.h: the balance losses in all three scopes, completed over all devices. Layer 3 (act).
+ * method.md section 2.
+ *
+ *   sequence: per sequence, then the plain mean over the sequences that hold a counted token; a
+ * sequence that spans devices is completed device:   per DEVICE (a rank may host several), then the
+ * plain mean over the devices that hold a counted token global:   counts and score sums of all
+ * devices, then one product Sums over ranks are integer sums and the means are exact sums: the
+ * results do not depend on the number of ranks. */
+#ifndef MOESIM_BALANCE_SCOPES_H
+#define MOESIM_BALANCE_SCOPES_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "balance/balance.h"
+#include "data/data.h"
+#include "router/stats.h"
+#include "world/comm.h"
+
+typedef struct moe_scopes {
+    double loss[MOE_NUM_SCOPES][MOE_NUM_LOSSES]; /* raw; NaN without scores */
+    double ideal[MOE_NUM_LOSSES];                /* at perfect balance (global) */
+    int64_t population[MOE_NUM_SCOPES];          /* sequences, devices with a counted token; 1 */
+    int64_t first_sequence;                      /* of this rank */
+    moe_stats sequence, device, global; /* cells: local sequences (complete), local devices, one */
+    moe_stats shared; /* the allreduce's vector: global, sequences that several ranks hold, sums */
+    int64_t *list;    /* ids of those sequences */
+    int64_t list_room;
+    int64_t allreduce_bytes; /* payload given to MPI_Allreduce, as if every device were a rank,
+                                summed over devices */
+} moe_scopes;
+
+/* Collective. segments: one cell per segment of the batch (moe_router_route). rows_to
+ * [num_local][D] or NULL: the rows that this rank's devices gave to MPI_Alltoallv, which then serve
+ * as the distinct tokens of scopes device and global (the caller has asserted that they are equal).
+ */
+void moe_scopes_reduce(moe_scopes *s,
+                       const moe_comm *comm,
+                       const moe_balance *balance,
+                       const moe_placement *placement,
+                       const moe_batch *batch,
+                       const moe_stats *segments,
+                       const int64_t *rows_to);
+
+/* Local. Puts the tokens of a layer (complete: moe_scopes_reduce) beside those of the layers before
+ * it; `first` begins anew. */
+void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first);
+/* Collective. The losses of what was put together, and their values at balance. Balance looks at
+ * forms that need no device. */
+void moe_scopes_finish(moe_scopes *sum,
+                       const moe_comm *comm,
+                       const moe_balance *balance,
+                       const moe_placement *placement,
+                       const moe_batch *batch);
+
+/* Local. The cell that holds segment i of the batch in a scope, and by what its gradient is
+ * divided: tokens of the cell x population. */
+int64_t *moe_scopes_cell(
+    const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor);
+
+/* Local. Whether this rank counts a sequence: it holds its first token. */
+bool moe_scopes_owns(const moe_batch *b, int64_t sequence);
+
+void moe_scopes_free(moe_scopes *s);
+
+#endif

@@ -1,0 +1,61 @@
+/* exact.c: sums of doubles as integers: associative, so the same bits in any order.
+ *
+ * Every step before the last rounding is exact (scaling by powers of two, subtracting the integer
+ * part), so neither fused multiply-add nor vector width can change a bit. Rounding is to the
+ * nearest multiple of 2^-60, ties to even. */
+#include "base/exact.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/status.h"
+#include "base/vector.h"
+
+static const double TWO30 = 0x1p30;
+static const double MAGIC = 0x1.8p52; /* x + MAGIC has the nearest integer of x in its low bits, |x|
+                                         < 2^51 */
+
+static inline int64_t moe_exact_bits(double x) {
+    int64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* Sign and magnitude: the three words of |v| are taken off one after the other, then added or
+ * subtracted. */
+void moe_exact_add(int64_t w[MOE_EXACT_WORDS], double v) {
+    double magnitude = fabs(v);
+    MOE_ASSERT(magnitude < 0x1p52);
+    double whole = floor(magnitude);
+    double scaled = (magnitude - whole) * TWO30;
+    double high = floor(scaled);
+    double low = (scaled - high) * TWO30 + MAGIC;
+    int64_t sign = v < 0 ? -1 : 1;
+    w[0] += sign * (int64_t)whole;
+    w[1] += sign * (int64_t)high;
+    w[2] += sign * (moe_exact_bits(low) - moe_exact_bits(MAGIC));
+}
+
+double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]) {
+    __int128 sum = (__int128)w[0] * ((int64_t)1 << 60) + (__int128)w[1] * ((int64_t)1 << 30) + w[2];
+    return (double)sum * 0x1p-60;
+}
+
+/* The high word is rounded too (so the low word may be negative): two additions of MAGIC, no
+ * conversion, any vector width. */
+MOE_CLONES void moe_exact_add01(int64_t *restrict hi,
+                                int64_t *restrict lo,
+                                const double *restrict v,
+                                int n) {
+    for (int i = 0; i < n; i++) {
+        double scaled = v[i] * TWO30;
+        double high = scaled + MAGIC;
+        double low = (scaled - (high - MAGIC)) * TWO30 + MAGIC;
+        hi[i] += moe_exact_bits(high) - moe_exact_bits(MAGIC);
+        lo[i] += moe_exact_bits(low) - moe_exact_bits(MAGIC);
+    }
+}
+
+double moe_exact_value01(int64_t hi, int64_t lo) {
+    return (double)((__int128)hi * ((int64_t)1 << 30) + lo) * 0x1p-60;
+}

@@ -1,0 +1,68 @@
+/* npy.h: NumPy's .npy files (format 1.0 to 3.0), C order, little endian. Layer 0 (base): bytes and
+ * memory only, one file reader. The collective writer is moe_comm_write_npy in comm.h. */
+#ifndef MOESIM_BASE_NPY_H
+#define MOESIM_BASE_NPY_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/status.h"
+
+enum moe_dtype {
+    MOE_F32,
+    MOE_F64,
+    MOE_I8,
+    MOE_U8,
+    MOE_I16,
+    MOE_U16,
+    MOE_I32,
+    MOE_U32,
+    MOE_I64,
+    MOE_U64,
+    MOE_BOOL
+};
+enum { MOE_NPY_MAX_DIMS = 4 };
+
+typedef struct moe_npy_header {
+    enum moe_dtype dtype;
+    int num_dims; /* 0 .. MOE_NPY_MAX_DIMS */
+    int64_t shape[MOE_NPY_MAX_DIMS];
+    int64_t count;       /* product of the shape, checked for overflow */
+    int64_t data_offset; /* bytes from the start of the file to the first element */
+} moe_npy_header;
+
+/* Local. Size of one element in bytes. */
+size_t moe_dtype_size(enum moe_dtype dtype);
+const char *moe_dtype_name(enum moe_dtype dtype); /* "float32", ... */
+
+/* Local, pure (fuzzed). Parses the header at the front of a file of file_size bytes of which the
+ * first `length` are in memory. Refuses (MOE_USER): no magic, unknown version, header longer than
+ * 64 KiB, Fortran order, big endian, object or unknown dtypes, negative or overflowing shapes, more
+ * than 4 dimensions, a file shorter or longer than header + data. Messages name no file: the caller
+ * does. */
+int moe_npy_parse(const unsigned char *bytes,
+                  size_t length,
+                  int64_t file_size,
+                  moe_npy_header *out,
+                  moe_status *st);
+
+/* Local. Writes a version 1.0 header (magic included, padded to a multiple of 64) into
+ * out[capacity]; returns its length in bytes. */
+size_t moe_npy_format(
+    enum moe_dtype dtype, int num_dims, const int64_t *shape, char *out, size_t capacity);
+
+/* Local. Opens a file for reading, checks its header, and leaves it at the first element; NULL and
+ * one sentence with the path on failure. */
+FILE *moe_npy_open(const char *path, moe_npy_header *header, moe_status *st);
+
+/* Local. Reads a whole file: header, and *data (moe_alloc'ed; caller frees with moe_free). One
+ * sentence with the path on failure. */
+int moe_npy_read(const char *path, moe_npy_header *header, void **data, moe_status *st);
+
+/* Local. Element i as double / as int64 (for int and bool types; asserts on floats; uint64 of 2^63
+ * and more gives INT64_MAX). */
+double moe_npy_f64(const moe_npy_header *h, const void *data, int64_t i);
+int64_t moe_npy_i64(const moe_npy_header *h, const void *data, int64_t i);
+
+#endif

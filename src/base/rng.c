@@ -1,0 +1,190 @@
+/* rng.c: Philox4x32-10 (Salmon et al. 2011, Random123) keyed by purpose and ids.
+ *
+ * key     = seed (64 bits)
+ * counter = a (32 low bits), b (32 low bits), c, stream (16 bits) | bits 32..39 of a | bits 32..39
+ * of b This is one to one for a, b < 2^40, so no two numbers share a block. Bits 40.. of a and b,
+ * times odd constants, are added to the key. Block c of moe_rng_normal has elements 4c .. 4c+3; a
+ * stream is used for numbers or for vectors, never for both.
+ *
+ * Normals: Box-Muller with one 32-bit word for the radius and one for the angle (largest
+ * value 6.7). Logarithm, sine and cosine are written out in plain double operations, which the
+ * compiler runs in vector lanes and which, unlike the C library's, are the same bits on every CPU.
+ */
+#include "base/rng.h"
+
+#include <Random123/philox.h>
+#include <math.h>
+#include <string.h>
+
+#include "base/status.h"
+
+enum { LANES = 32 }; /* pairs (radius, angle) per batch; two pairs per block */
+
+static philox4x32_key_t moe_rng_key(moe_rng r, uint64_t a, uint64_t b) {
+    uint64_t key = r.seed + (a >> 40) * 0x9e3779b97f4a7c15u + (b >> 40) * 0xc2b2ae3d27d4eb4fu;
+    return (philox4x32_key_t){{(uint32_t)key, (uint32_t)(key >> 32)}};
+}
+
+static philox4x32_ctr_t moe_rng_counter(moe_rng r, uint64_t a, uint64_t b, uint32_t c) {
+    uint32_t high = r.stream | (uint32_t)(a >> 32 & 0xff) << 16 | (uint32_t)(b >> 32 & 0xff) << 24;
+    return (philox4x32_ctr_t){{(uint32_t)a, (uint32_t)b, c, high}};
+}
+
+uint64_t moe_rng_bits(moe_rng r, uint64_t a, uint64_t b, uint32_t c) {
+    MOE_ASSERT(r.stream < 1u << 16);
+    philox4x32_ctr_t x = philox4x32(moe_rng_counter(r, a, b, c), moe_rng_key(r, a, b));
+    return (uint64_t)x.v[1] << 32 | x.v[0];
+}
+
+double moe_rng_uniform(moe_rng r, uint64_t a, uint64_t b, uint32_t c) {
+    return (double)(moe_rng_bits(r, a, b, c) >> 11) * 0x1p-53;
+}
+
+static inline double moe_rng_f64(uint64_t bits) {
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint64_t moe_rng_u64(double x) {
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* An integer below 2^52 as a double, by bits. */
+static inline double moe_rng_double(uint64_t integer) {
+    return moe_rng_f64(integer | 0x4330000000000000u) - 0x1p52;
+}
+
+/* sqrt(-2 log u), u = (word + 1/2) / 2^32. u = 2^(k-64) m with m in [sqrt(1/2), sqrt(2)); log m = 2
+ * atanh((m-1)/(m+1)). */
+static inline double moe_rng_radius(uint64_t word) {
+    uint64_t bits = moe_rng_u64((moe_rng_double(word) + 0.5) * 0x1p-32);
+    uint64_t k = (bits - 0x3fe6a09e667f3bcdu + ((uint64_t)64 << 52)) >> 52;
+    double m = moe_rng_f64(bits - ((k - 64) << 52));
+    double s = (m - 1) / (m + 1), z = s * s;
+    double p = 1. / 21;
+    p = p * z + 1. / 19;
+    p = p * z + 1. / 17;
+    p = p * z + 1. / 15;
+    p = p * z + 1. / 13;
+    p = p * z + 1. / 11;
+    p = p * z + 1. / 9;
+    p = p * z + 1. / 7;
+    p = p * z + 1. / 5;
+    p = p * z + 1. / 3;
+    p = p * z + 1;
+    double log_u = (moe_rng_double(k) - 64) * 0x1.62e42fefa39efp-1 + 2 * s * p;
+    return sqrt(-2 * log_u);
+}
+
+/* Taylor series on [-pi/4, pi/4], good to the last bits. */
+static inline double moe_rng_sin(double x) {
+    double z = x * x, p = 1. / 355687428096000;
+    p = p * z - 1. / 1307674368000;
+    p = p * z + 1. / 6227020800;
+    p = p * z - 1. / 39916800;
+    p = p * z + 1. / 362880;
+    p = p * z - 1. / 5040;
+    p = p * z + 1. / 120;
+    p = p * z - 1. / 6;
+    return x + x * z * p;
+}
+
+static inline double moe_rng_cos(double x) {
+    double z = x * x, p = 1. / 20922789888000;
+    p = p * z - 1. / 87178291200;
+    p = p * z + 1. / 479001600;
+    p = p * z - 1. / 3628800;
+    p = p * z + 1. / 40320;
+    p = p * z - 1. / 720;
+    p = p * z + 1. / 24;
+    p = p * z - 0.5;
+    return 1 + z * p;
+}
+
+/* out[2i], out[2i+1] = radius(i) * (cos, sin)(2 pi angle[i] / 2^32). The nearest quarter turn is
+ * taken off; it then swaps and negates. */
+static inline __attribute__((always_inline)) void moe_rng_box_muller_lanes(
+    const uint32_t *restrict radius,
+    const uint32_t *restrict angle,
+    double scale,
+    double *restrict out) {
+    double first[LANES], second[LANES];
+    for (int i = 0; i < LANES; i++) {
+        double r = scale * moe_rng_radius(radius[i]);
+        uint64_t turned = (uint64_t)angle[i] + (1u << 29);
+        double x = (moe_rng_double(turned & 0x3fffffff) - 0x1p29) * (0x1.921fb54442d18p0 * 0x1p-30);
+        uint64_t quarter = turned >> 30 & 3, odd = 0 - (quarter & 1);
+        uint64_t s = moe_rng_u64(r * moe_rng_sin(x)), c = moe_rng_u64(r * moe_rng_cos(x));
+        uint64_t cos_sign = ((quarter + 1) >> 1 & 1) << 63, sin_sign = (quarter >> 1) << 63;
+        first[i] = moe_rng_f64(((c & ~odd) | (s & odd)) ^ cos_sign);
+        second[i] = moe_rng_f64(((s & ~odd) | (c & odd)) ^ sin_sign);
+    }
+    for (int i = 0; i < LANES; i++) {
+        out[2 * i] = first[i];
+        out[2 * i + 1] = second[i];
+    }
+}
+
+static void moe_rng_box_muller_plain(const uint32_t *radius,
+                                     const uint32_t *angle,
+                                     double scale,
+                                     double *out) {
+    moe_rng_box_muller_lanes(radius, angle, scale, out);
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx2"))) static void moe_rng_box_muller_avx2(const uint32_t *radius,
+                                                                    const uint32_t *angle,
+                                                                    double scale,
+                                                                    double *out) {
+    moe_rng_box_muller_lanes(radius, angle, scale, out);
+}
+
+__attribute__((target("avx512f,avx512dq,avx512vl"))) static void moe_rng_box_muller_avx512(
+    const uint32_t *radius, const uint32_t *angle, double scale, double *out) {
+    moe_rng_box_muller_lanes(radius, angle, scale, out);
+}
+#endif
+
+/* The same operations, hence the same bits, in wider lanes where the CPU has them. */
+static void moe_rng_box_muller(const uint32_t *radius,
+                               const uint32_t *angle,
+                               double scale,
+                               double *out) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        moe_rng_box_muller_avx512(radius, angle, scale, out);
+        return;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        moe_rng_box_muller_avx2(radius, angle, scale, out);
+        return;
+    }
+#endif
+    moe_rng_box_muller_plain(radius, angle, scale, out);
+}
+
+void moe_rng_normal(moe_rng r, uint64_t a, uint64_t b, double scale, real *out, int64_t n) {
+    MOE_ASSERT(r.stream < 1u << 16 && n <= (int64_t)4 << 32);
+    philox4x32_key_t key = moe_rng_key(r, a, b);
+    uint32_t radius[LANES] = {0}, angle[LANES] = {0};
+    double normal[2 * LANES];
+    for (int64_t begin = 0; begin < n; begin += 2 * LANES) {
+        int count = n - begin < 2 * LANES ? (int)(n - begin) : 2 * LANES;
+        philox4x32_ctr_t counter = moe_rng_counter(r, a, b, (uint32_t)(begin / 4));
+        for (int block = 0; 4 * block < count; block++, counter.v[2]++) {
+            philox4x32_ctr_t x = philox4x32(counter, key);
+            radius[2 * block] = x.v[0];
+            angle[2 * block] = x.v[1];
+            radius[2 * block + 1] = x.v[2];
+            angle[2 * block + 1] = x.v[3];
+        }
+        moe_rng_box_muller(radius, angle, scale, normal);
+        for (int i = 0; i < count; i++) {
+            out[begin + i] = (real)normal[i];
+        }
+    }
+}

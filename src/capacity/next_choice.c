@@ -1,0 +1,216 @@
+/* drop_next.c: overflow = next_choice, in rounds (drop.h). The pools of this rank alone go first,
+ * without a word to others; then those that span ranks, one collective a round: how many ask for
+ * each target. */
+#include <math.h>
+#include <string.h>
+
+#include "base/status.h"
+#include "capacity/internal.h"
+#include "router/scores.h"
+#include "router/select.h"
+
+typedef struct asking {
+    int64_t pair, token, pool;
+    int32_t expert; /* asked for in this round */
+    double score;   /* of that expert */
+} asking;
+
+/* What choosing the best expert of a token takes. */
+typedef struct chooser {
+    moe_select select;
+    double *z, *s;   /* [N] */
+    int32_t *expert; /* [top_k] */
+    int64_t *taken;  /* [N] last token that has, or has asked for, the expert */
+    int64_t mark;
+    moe_scratch *scratch; /* the router's */
+} chooser;
+
+static void chooser_reserve(chooser *c, const moe_router *r) {
+    *c = (chooser){.scratch = r->scratch};
+    moe_select_reserve(&c->select, r);
+    c->z = moe_scratch_take(r->scratch, 2 * (int64_t)r->num_experts, sizeof *c->z, "capacity");
+    c->s = c->z + r->num_experts;
+    c->expert = moe_scratch_take(r->scratch, r->top_k, sizeof *c->expert, "capacity");
+    c->taken = moe_scratch_take_zero(r->scratch, r->num_experts, sizeof *c->taken, "capacity");
+}
+
+static void chooser_free(chooser *c) {
+    moe_select_free(&c->select);
+    moe_scratch_give(c->scratch, c->z);
+    moe_scratch_give(c->scratch, c->expert);
+    moe_scratch_give(c->scratch, c->taken);
+}
+
+static int32_t target_of(const moe_dropping *w, int32_t expert) {
+    return w->job->capacity->policy == MOE_CAPACITY_DEVICE ? w->job->placement->device[expert]
+                                                           : expert;
+}
+
+/* Scores and admitted groups of a token; marks the experts that it has. */
+static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
+    const moe_drop_job *job = w->job;
+    int flags = moe_scores_read_logits(job->logits, token, job->router->num_experts, c->z);
+    moe_router_scores(job->router, c->z, c->s, NULL);
+    moe_select_experts(&c->select, job->router, c->z, c->s, flags, c->expert, NULL);
+    c->mark++;
+    for (int64_t i = job->routing->row_offset[token]; i < job->routing->row_offset[token + 1];
+         i++) {
+        c->taken[job->routing->expert[i]] = c->mark;
+        if (w->drop->server[i] >= 0) {
+            c->taken[w->drop->server[i]] = c->mark;
+        }
+    }
+}
+
+/* Highest selection score s + b, then lowest index, of the admitted experts with room that the
+ * token has not taken; -1 = none. */
+static int32_t best_expert(const moe_dropping *w, const chooser *c, int64_t pool) {
+    const moe_router *r = w->job->router;
+    int32_t size = c->select.group_size, best = -1;
+    double highest = -INFINITY;
+    for (int32_t g = 0; g < c->select.num_kept; g++) {
+        for (int32_t e = c->select.kept[g] * size, end = e + size; e < end; e++) {
+            double score = c->s[e] + (r->bias ? r->bias[e] : 0);
+            if (c->z[e] == -INFINITY || c->taken[e] == c->mark ||
+                w->room[pool * w->targets + target_of(w, e)] == 0) {
+                continue;
+            }
+            if (best >= 0 && score <= highest) {
+                continue;
+            }
+            best = e;
+            highest = score;
+        }
+    }
+    return best;
+}
+
+/* Fills in what everyone asks for and counts it by pool and target; leaves out those for whom
+ * nothing is left. Returns how many still ask. */
+static int64_t ask(moe_dropping *w, chooser *c, asking *list, int64_t count, int64_t *asked) {
+    int64_t left = 0, token = -1;
+    memset(asked, 0, (size_t)(w->num_pools * w->targets) * sizeof *asked);
+    for (int64_t i = 0; i < count; i++) {
+        asking a = list[i];
+        if (a.token != token) {
+            look_at_token(w, c, token = a.token);
+        }
+        a.expert = best_expert(w, c, a.pool);
+        if (a.expert < 0) {
+            continue;
+        }
+        a.score = c->s[a.expert];
+        c->taken[a.expert] = c->mark;
+        asked[a.pool * w->targets + target_of(w, a.expert)]++;
+        list[left++] = a;
+    }
+    return left;
+}
+
+/* Grants as many as there is room for, `before` being those of earlier ranks. Returns how many were
+ * refused; they stay in the list. */
+static int64_t grant(moe_dropping *w, asking *list, int64_t count, int64_t *before) {
+    moe_drop *d = w->drop;
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; i++) {
+        asking a = list[i];
+        int64_t target = a.pool * w->targets + target_of(w, a.expert), place = before[target]++;
+        if (place >= w->room[target]) {
+            list[left++] = a;
+            continue;
+        }
+        d->kept[a.pair] = 1;
+        d->server[a.pair] = a.expert;
+        d->slot[a.pair] = (int32_t)(w->filled[target] + place);
+        w->score[a.pair] = a.score;
+    }
+    return left;
+}
+
+static void fill_up(moe_dropping *w, const int64_t *asked) {
+    for (int64_t i = 0; i < w->num_pools * w->targets; i++) {
+        int64_t taken = asked[i] < w->room[i] ? asked[i] : w->room[i];
+        w->filled[i] += taken;
+        w->room[i] -= taken;
+    }
+}
+
+/* Adds up what all ranks ask of shared pools: asked becomes the sum over ranks, before that over
+ * earlier ranks. Returns the sum over pools. */
+static int64_t share(moe_dropping *w, int64_t *asked, int64_t *before) {
+    const int64_t **vector = moe_scratch_take(w->scratch, w->num_pools, sizeof *vector, "capacity");
+    const int64_t **part =
+        moe_scratch_take(w->scratch, w->job->comm->size, sizeof *part, "capacity");
+    int64_t sum = 0;
+    for (int64_t p = 0; p < w->num_pools; p++) {
+        vector[p] = asked + p * w->targets;
+    }
+    moe_shared s = moe_drop_share(w, w->targets, vector);
+    for (int64_t p = 0; p < w->num_pools; p++) {
+        int self = 0, parts = moe_drop_parts(w, &s, w->pool[p].id, part, &self);
+        for (int32_t target = 0; target < w->targets && parts > 0; target++) {
+            int64_t at = p * w->targets + target;
+            asked[at] = 0;
+            for (int q = 0; q < parts; q++) {
+                before[at] += q < self ? part[q][target] : 0;
+                asked[at] += part[q][target];
+            }
+        }
+    }
+    for (int64_t i = 0; i < s.first[w->job->comm->size] * s.words; i++) {
+        sum += s.value[i];
+    }
+    moe_drop_shared_free(&s);
+    moe_scratch_give(w->scratch, vector);
+    moe_scratch_give(w->scratch, part);
+    return sum;
+}
+
+static bool is_shared(const moe_dropping *w, int64_t pool) {
+    for (int i = 0; i < w->num_shared; i++) {
+        if (w->shared_id[i] == w->pool[pool].id) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Dropped pairs of the shared, or of the other pools, in order of tokens and choices. */
+static int64_t list_dropped(const moe_dropping *w, bool shared, asking *list) {
+    const moe_routing *r = w->job->routing;
+    int64_t count = 0;
+    for (int64_t p = 0; p < w->num_pools; p++) {
+        for (int64_t t = w->pool[p].begin; t < w->pool[p].end && is_shared(w, p) == shared; t++) {
+            for (int64_t i = r->row_offset[t]; i < r->row_offset[t + 1]; i++) {
+                if (!w->drop->kept[i]) {
+                    list[count++] = (asking){.pair = i, .token = t, .pool = p};
+                }
+            }
+        }
+    }
+    return count;
+}
+
+void moe_drop_next_choice(moe_dropping *w) {
+    int64_t n = w->num_pools * w->targets;
+    int64_t *asked = moe_scratch_take(w->scratch, n + 1, sizeof *asked, "capacity");
+    int64_t *before = moe_scratch_take(w->scratch, n + 1, sizeof *before, "capacity");
+    asking *list =
+        moe_scratch_take(w->scratch, w->job->routing->num_selections, sizeof *list, "capacity");
+    chooser c;
+    chooser_reserve(&c, w->job->router);
+    for (int shared = 0; shared < 2; shared++) {
+        int64_t count = list_dropped(w, shared, list), all;
+        do {
+            count = ask(w, &c, list, count, asked);
+            memset(before, 0, (size_t)n * sizeof *before);
+            all = shared ? share(w, asked, before) : count;
+            count = grant(w, list, count, before);
+            fill_up(w, asked);
+        } while (all > 0);
+    }
+    chooser_free(&c);
+    moe_scratch_give(w->scratch, asked);
+    moe_scratch_give(w->scratch, before);
+    moe_scratch_give(w->scratch, list);
+}

@@ -1,0 +1,306 @@
+/* plan.c: builds the plan by counting: pass 1 sorts each token's experts by (device, expert) and
+ * counts rows per device pair, prefix sums give every block its place, pass 2 writes the rows in
+ * token order. O(T K). Advantage over sorting all rows: two linear passes, no comparison sort of
+ * T*K rows; the order within a block (token, expert) comes for free. */
+#include "exchange/plan.h"
+
+#include <stdlib.h>
+
+#include "base/status.h"
+
+/* A token's experts as sortable keys: device, expert, position in the routing. */
+enum { EXPERT_BITS = 21, POSITION_BITS = 21 };
+
+static int64_t key_of(int32_t device, int32_t expert, int64_t position) {
+    return ((int64_t)device << (EXPERT_BITS + POSITION_BITS)) | ((int64_t)expert << POSITION_BITS) |
+           position;
+}
+static int32_t key_device(int64_t key) {
+    return (int32_t)(key >> (EXPERT_BITS + POSITION_BITS));
+}
+static int32_t key_expert(int64_t key) {
+    return (int32_t)((key >> POSITION_BITS) & ((1 << EXPERT_BITS) - 1));
+}
+static int64_t key_position(int64_t key) {
+    return key & ((1 << POSITION_BITS) - 1);
+}
+
+static int compare_keys(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static void sort_keys(int64_t *key, int64_t n) {
+    if (n > 32) {
+        qsort(key, (size_t)n, sizeof *key, compare_keys);
+        return;
+    }
+    for (int64_t i = 1; i < n; i++) {
+        int64_t k = key[i], j = i;
+        for (; j > 0 && key[j - 1] > k; j--) {
+            key[j] = key[j - 1];
+        }
+        key[j] = k;
+    }
+}
+
+/* Does pair i of a token's sorted keys begin a row of its own? */
+static bool begins_row(const moe_plan *plan, const int64_t *key, int64_t i) {
+    return i == 0 || plan->mode == MOE_EXCHANGE_SELECTION ||
+           key_device(key[i]) != key_device(key[i - 1]);
+}
+
+static void reserve(moe_plan *plan, const moe_batch *batch, const moe_routing *routing) {
+    int64_t blocks = (int64_t)plan->num_local * plan->devices, block_room = plan->block_room, room;
+    if (blocks > block_room || !plan->rank_row) {
+        moe_reserve(&plan->rows_to, &plan->block_room, blocks, sizeof(int64_t), "plan");
+        room = block_room;
+        moe_reserve(&plan->pairs_to, &room, blocks, sizeof(int64_t), "plan");
+        moe_free(plan->rank_row);
+        moe_free(plan->rank_pair);
+        plan->rank_row = moe_alloc(plan->ranks + 1, sizeof(int64_t), "plan");
+        plan->rank_pair = moe_alloc(plan->ranks + 1, sizeof(int64_t), "plan");
+    }
+    moe_reserve(&plan->cursor, &plan->cursor_room, 2 * blocks, sizeof(int64_t), "plan");
+    moe_reserve_varying(&plan->key, &plan->key_room, routing->num_selections, sizeof(int64_t),
+                        "plan");
+    moe_reserve(&plan->token_row_offset, &plan->token_room, batch->num_tokens + 1, sizeof(int64_t),
+                "plan");
+}
+
+/* Pass 1 for the tokens of local device j: sorted keys of every token, rows and pairs per
+ * destination. */
+static void count_device(moe_plan *plan,
+                         int32_t j,
+                         const moe_batch *batch,
+                         const moe_placement *placement,
+                         const moe_routing *routing) {
+    int64_t *rows = plan->rows_to + (int64_t)j * plan->devices,
+            *pairs = plan->pairs_to + (int64_t)j * plan->devices;
+    for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
+        int64_t begin = routing->row_offset[t];
+        int64_t n = routing->row_offset[t + 1] - begin;
+        int64_t *key = plan->key + begin;
+        for (int64_t i = 0; i < n; i++) {
+            int32_t e = routing->expert[begin + i];
+            key[i] = key_of(placement->device[e], e, i);
+        }
+        sort_keys(key, n);
+        for (int64_t i = 0; i < n; i++) {
+            int32_t d = key_device(key[i]);
+            pairs[d]++;
+            rows[d] += begins_row(plan, key, i);
+        }
+    }
+}
+
+/* Prefix sums in the order of the rows: destination rank, source device, destination device. */
+static void place_blocks(moe_plan *plan) {
+    int64_t row = 0;
+    int64_t pair = 0;
+    int64_t blocks = (int64_t)plan->num_local * plan->devices;
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        plan->rank_row[q] = row;
+        plan->rank_pair[q] = pair;
+        for (int32_t j = 0; j < plan->num_local; j++) {
+            for (int32_t d = q * plan->num_local; d < (q + 1) * plan->num_local; d++) {
+                int64_t block = (int64_t)j * plan->devices + d;
+                plan->cursor[block] = row;
+                plan->cursor[blocks + block] = pair;
+                row += plan->rows_to[block];
+                pair += plan->pairs_to[block];
+            }
+        }
+    }
+    plan->rank_row[plan->ranks] = plan->num_rows = row;
+    plan->rank_pair[plan->ranks] = plan->num_pairs = pair;
+}
+
+static void reserve_rows(moe_plan *plan) {
+    int64_t room = plan->row_room;
+    if (plan->num_rows + 1 > room) {
+        moe_reserve_varying(&plan->row_token, &plan->row_room, plan->num_rows + 1, sizeof(int32_t),
+                            "plan");
+        int64_t same = room;
+        moe_reserve_varying(&plan->row_device, &same, plan->num_rows + 1, sizeof(int32_t), "plan");
+        same = room;
+        moe_reserve_varying(&plan->row_pair, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
+        same = room;
+        moe_reserve_varying(&plan->token_row, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
+    }
+    room = plan->pair_room;
+    if (plan->num_pairs > room) {
+        moe_reserve_varying(&plan->pair_expert, &plan->pair_room, plan->num_pairs, sizeof(int32_t),
+                            "plan");
+        int64_t same = room;
+        moe_reserve_varying(&plan->pair_weight, &same, plan->num_pairs, sizeof(real), "plan");
+        same = room;
+        moe_reserve_varying(&plan->pair_selection, &same, plan->num_pairs, sizeof(int64_t), "plan");
+    }
+}
+
+/* Pass 2 for the tokens of local device j. `listed` counts the entries of token_row so far. */
+static int64_t fill_device(
+    moe_plan *plan, int32_t j, const moe_batch *batch, const moe_routing *routing, int64_t listed) {
+    int64_t *row_cursor = plan->cursor + (int64_t)j * plan->devices,
+            *pair_cursor = row_cursor + (int64_t)plan->num_local * plan->devices;
+    for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
+        int64_t begin = routing->row_offset[t], n = routing->row_offset[t + 1] - begin;
+        const int64_t *key = plan->key + begin;
+        plan->token_row_offset[t] = listed;
+        for (int64_t i = 0; i < n; i++) {
+            int32_t d = key_device(key[i]);
+            int64_t p = pair_cursor[d]++;
+            if (begins_row(plan, key, i)) {
+                int64_t r = row_cursor[d]++;
+                plan->row_token[r] = (int32_t)t;
+                plan->row_device[r] = d;
+                plan->row_pair[r] = p;
+                plan->token_row[listed++] = r;
+            }
+            int64_t selection = begin + key_position(key[i]);
+            plan->pair_expert[p] = key_expert(key[i]);
+            plan->pair_weight[p] = routing->weight[selection];
+            plan->pair_selection[p] = selection;
+        }
+    }
+    return listed;
+}
+
+void moe_plan_build(moe_plan *plan,
+                    enum moe_exchange_mode mode,
+                    const moe_batch *batch,
+                    const moe_placement *placement,
+                    int32_t ranks,
+                    const moe_routing *routing) {
+    MOE_ASSERT(batch->num_local_devices * ranks == batch->devices &&
+               batch->num_tokens <= INT32_MAX);
+    MOE_ASSERT(placement->num_experts < (1 << EXPERT_BITS) &&
+               placement->devices < (1 << EXPERT_BITS));
+    plan->mode = mode;
+    plan->devices = batch->devices;
+    plan->first_device = batch->first_device;
+    plan->num_local = batch->num_local_devices;
+    plan->ranks = ranks;
+    plan->num_tokens = batch->num_tokens;
+    reserve(plan, batch, routing);
+    for (int64_t b = 0; b < (int64_t)plan->num_local * plan->devices; b++) {
+        plan->rows_to[b] = plan->pairs_to[b] = 0;
+    }
+    for (int32_t j = 0; j < plan->num_local; j++) {
+        count_device(plan, j, batch, placement, routing);
+    }
+    place_blocks(plan);
+    reserve_rows(plan);
+    int64_t listed = 0;
+    for (int32_t j = 0; j < plan->num_local; j++) {
+        listed = fill_device(plan, j, batch, routing, listed);
+    }
+    plan->token_row_offset[plan->num_tokens] = listed;
+    plan->row_pair[plan->num_rows] = plan->num_pairs;
+    MOE_ASSERT(listed == plan->num_rows);
+}
+
+void moe_plan_free(moe_plan *plan) {
+    void *arrays[] = {plan->rows_to,          plan->pairs_to,
+                      plan->rank_row,         plan->rank_pair,
+                      plan->row_token,        plan->row_device,
+                      plan->row_pair,         plan->pair_expert,
+                      plan->pair_weight,      plan->pair_selection,
+                      plan->token_row_offset, plan->token_row,
+                      plan->cursor,           plan->key};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        moe_free(arrays[i]);
+    }
+    *plan = (moe_plan){0};
+}
+
+/* --- check --- */
+
+static const char *check_row(const moe_plan *plan,
+                             const moe_placement *placement,
+                             const moe_routing *routing,
+                             int64_t r,
+                             uint8_t *seen) {
+    int64_t begin = plan->row_pair[r], end = plan->row_pair[r + 1];
+    int32_t t = plan->row_token[r];
+    if (end <= begin) {
+        return "a row has no expert";
+    }
+    if (plan->mode == MOE_EXCHANGE_SELECTION && end != begin + 1) {
+        return "a row of mode selection has several experts";
+    }
+    if (t < 0 || t >= plan->num_tokens) {
+        return "a row names a token that does not exist";
+    }
+    for (int64_t p = begin; p < end; p++) {
+        int64_t s = plan->pair_selection[p];
+        if (s < routing->row_offset[t] || s >= routing->row_offset[t + 1]) {
+            return "a pair belongs to another token";
+        }
+        if (seen[s]++) {
+            return "a selection is sent twice";
+        }
+        if (routing->expert[s] != plan->pair_expert[p]) {
+            return "a pair names another expert than the routing";
+        }
+        if (placement->device[plan->pair_expert[p]] != plan->row_device[r]) {
+            return "a pair goes to a device without its expert";
+        }
+        if (p > begin && plan->pair_expert[p] <= plan->pair_expert[p - 1]) {
+            return "experts of a row are not ascending";
+        }
+    }
+    return NULL;
+}
+
+static const char *check_token_rows(const moe_plan *plan, int64_t t) {
+    for (int64_t i = plan->token_row_offset[t]; i < plan->token_row_offset[t + 1]; i++) {
+        int64_t r = plan->token_row[i],
+                before = i > plan->token_row_offset[t] ? plan->token_row[i - 1] : -1;
+        if (plan->row_token[r] != t) {
+            return "a token lists another token's row";
+        }
+        if (before < 0) {
+            continue;
+        }
+        int32_t d = plan->row_device[r], last = plan->row_device[before];
+        bool repeats = plan->mode == MOE_EXCHANGE_SELECTION && d == last;
+        if (d < last || (d == last && !repeats)) {
+            return "a token's rows are not in ascending order of devices";
+        }
+        if (repeats &&
+            plan->pair_expert[plan->row_pair[r]] <= plan->pair_expert[plan->row_pair[before]]) {
+            return "a token's rows are not in ascending order of experts";
+        }
+    }
+    return NULL;
+}
+
+const char *moe_plan_check(const moe_plan *plan,
+                           const moe_placement *placement,
+                           const moe_routing *routing) {
+    if (plan->num_pairs != routing->num_selections) {
+        return "not every selection is planned exactly once";
+    }
+    if (plan->token_row_offset[plan->num_tokens] != plan->num_rows) {
+        return "not every row belongs to a token";
+    }
+    uint8_t *seen = moe_alloc_zero(routing->num_selections + 1, 1, "plan check");
+    const char *wrong = NULL;
+    for (int64_t r = 0; r < plan->num_rows && !wrong; r++) {
+        wrong = check_row(plan, placement, routing, r, seen);
+    }
+    for (int64_t t = 0; t < plan->num_tokens && !wrong; t++) {
+        wrong = check_token_rows(plan, t);
+    }
+    for (int32_t q = 0; q < plan->ranks && !wrong; q++) {
+        for (int64_t r = plan->rank_row[q]; r < plan->rank_row[q + 1] && !wrong; r++) {
+            if (plan->row_device[r] / plan->num_local != q) {
+                wrong = "a row stands in another rank's block";
+            }
+        }
+    }
+    moe_free(seen);
+    return wrong;
+}

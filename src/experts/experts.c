@@ -1,0 +1,271 @@
+/* expert.c: grouped expert computation.
+ * Rows are grouped by expert; each expert gathers its rows, runs its GEMMs in calls of
+ * MOE_GEMM_ROWS rows, and writes its outputs side by side; a second pass adds up, for each row, its
+ * experts in ascending order. Threads take whole experts, the fullest first: which thread does what
+ * changes no bit. */
+#include "experts/experts.h"
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/vector.h"
+
+/* --- scratch --- */
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* Scratch of one thread for calls of c = min(MOE_GEMM_ROWS, most rows) rows: forward x [c,H] and
+ * h1, h3 [c,F]; backward x, dy [c,H], and h1, h3 (computed again), h, dh, dh3 [c,F]; with LoRA 2
+ * [c,r] more. */
+static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
+    return min64(most_rows, MOE_GEMM_ROWS) *
+           ((backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width) + 2 * f->rank);
+}
+
+static void reserve_scratch(const moe_ffn *f,
+                            int64_t most_rows,
+                            bool backward,
+                            moe_expert_buffers *b) {
+    moe_reserve_varying(&b->scratch, &b->scratch_room,
+                        scratch_of_thread(f, most_rows, backward) * omp_get_max_threads(),
+                        sizeof(real), "expert scratch");
+}
+
+/* --- shared experts: one FFN over all rows --- */
+
+void moe_ffn_forward_all(const moe_ffn *f,
+                         int64_t rows,
+                         const real *x,
+                         moe_expert_buffers *b,
+                         real *h1,
+                         real *h3,
+                         real *y) {
+    reserve_scratch(f, rows, false, b);
+    int64_t per_thread = scratch_of_thread(f, rows, false);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
+        real *h = b->scratch + omp_get_thread_num() * per_thread;
+        int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        moe_ffn_forward(f, 0, n, x + begin * f->hidden, h + 2 * n * f->width, h1 ? h1 + at : h,
+                        h1 ? h3 + at : h + n * f->width, h, y + begin * f->hidden);
+    }
+}
+
+void moe_ffn_backward_all(const moe_ffn *f,
+                          const moe_ffn_gradient *g,
+                          int64_t rows,
+                          const real *x,
+                          const real *h1,
+                          const real *h3,
+                          const real *dy,
+                          moe_expert_buffers *b,
+                          real *dx) {
+    reserve_scratch(f, rows, true, b);
+    for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(rows - begin, MOE_GEMM_ROWS);
+        int64_t at = begin * f->width;
+        int64_t row = begin * f->hidden;
+        real *low = b->scratch + 3 * n * f->width, *again = low + 2 * n * f->rank;
+        if (!h1) {
+            moe_ffn_pre_activations(f, 0, n, x + row, low, again, again + n * f->width);
+        }
+        moe_ffn_backward(f, g, 0, n, x + row, h1 ? h1 + at : again,
+                         h1 ? h3 + at : again + n * f->width, dy + row, b->scratch, dx + row);
+    }
+}
+
+/* --- grouped experts --- */
+
+typedef struct slot_load {
+    int64_t rows, slot;
+} slot_load;
+
+static int fuller_first(const void *a, const void *b) {
+    const slot_load *x = a, *y = b;
+    if (x->rows != y->rows) {
+        return x->rows < y->rows ? 1 : -1;
+    }
+    return (x->slot > y->slot) - (x->slot < y->slot);
+}
+
+/* Fills b->order with pairs (rows, slot), fullest first. Returns the rows that scratch is made for:
+ * the most of a slot, or twice the mean if that is more, so that an ordinary change of the load
+ * needs no larger one. */
+static int64_t order_slots(const moe_inbox *in, moe_expert_buffers *b) {
+    int64_t slots = (int64_t)in->num_local * in->slots;
+    moe_reserve(&b->order, &b->order_room, 2 * slots, sizeof(int64_t), "expert order");
+    slot_load *load = (slot_load *)b->order;
+    for (int64_t s = 0; s < slots; s++) {
+        load[s] = (slot_load){in->slot_offset[s + 1] - in->slot_offset[s], s};
+    }
+    qsort(load, (size_t)slots, sizeof *load, fuller_first);
+    int64_t usual = 2 * (in->num_pairs / slots + 1);
+    return load[0].rows > usual ? load[0].rows : usual;
+}
+
+/* Rows begin .. begin + n of a slot's group, gathered into to [n,H]. */
+static void gather(
+    const moe_inbox *in, const moe_inbox_rows *rows, int64_t begin, int64_t n, real *to) {
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(to + i * in->hidden,
+               moe_inbox_vector(in, rows, in->pair_row[in->slot_pair[begin + i]]),
+               (size_t)in->hidden * sizeof(real));
+    }
+}
+
+/* One expert over all its rows. */
+static void forward_slot(const moe_ffn *f,
+                         const moe_inbox *in,
+                         int64_t slot,
+                         moe_expert_buffers *b,
+                         bool keep,
+                         real *scratch) {
+    int64_t end = in->slot_offset[slot + 1];
+    for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        real *h = scratch + n * f->hidden;
+        gather(in, &in->x, begin, n, scratch);
+        moe_ffn_forward(f, slot, n, scratch, h + 2 * n * f->width, keep ? b->h1 + at : h,
+                        keep && f->w3 ? b->h3 + at : h + n * f->width, h,
+                        b->out + begin * f->hidden);
+    }
+}
+
+static double dot(const real *a, const real *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)a[i] * b[i];
+    }
+    return sum;
+}
+
+/* One expert backward: dg = <dy, out>, then dy * g through the FFN; dx overwrites out. */
+static void backward_slot(const moe_ffn *f,
+                          const moe_ffn_gradient *g,
+                          const moe_inbox *in,
+                          int64_t slot,
+                          moe_expert_buffers *b,
+                          bool kept,
+                          real *scratch) {
+    int64_t end = in->slot_offset[slot + 1], hidden = f->hidden;
+    for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        real *x = scratch;
+        real *dy = x + n * hidden;
+        real *again = dy + n * hidden;
+        real *work = again + 2 * n * f->width;
+        real *out = b->out + begin * hidden;
+        gather(in, &in->x, begin, n, x);
+        gather(in, &in->dy, begin, n, dy);
+        for (int64_t i = 0; i < n; i++) {
+            int64_t p = in->slot_pair[begin + i];
+            b->dg[p] = (real)dot(dy + i * hidden, out + i * hidden, hidden);
+            for (int64_t j = 0; j < hidden; j++) {
+                dy[i * hidden + j] *= in->pair_weight[p];
+            }
+        }
+        if (!kept) {
+            moe_ffn_pre_activations(f, slot, n, x, work + 3 * n * f->width, again,
+                                    again + n * f->width);
+        }
+        moe_ffn_backward(f, g, slot, n, x, kept ? b->h1 + at : again,
+                         kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
+    }
+}
+
+/* result[i] = weight * out[i], or += : the order of a row's pairs is that of ascending experts. */
+MOE_CLONES static void scale_to(real *restrict result,
+                                const real *restrict out,
+                                real weight,
+                                int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        result[i] = weight * out[i];
+    }
+}
+MOE_CLONES static void scale_add(real *restrict result,
+                                 const real *restrict out,
+                                 real weight,
+                                 int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        result[i] += weight * out[i];
+    }
+}
+
+/* results of row r = sum over its pairs of weight * out; weighted = false: weight 1 (backward has
+ * weighted dy). */
+static void sum_row(const moe_inbox *in, const moe_expert_buffers *b, int64_t r, bool weighted) {
+    real *result = b->results + r * in->hidden;
+    int64_t p = in->row_pair[r];
+    scale_to(result, b->out + in->pair_position[p] * in->hidden, weighted ? in->pair_weight[p] : 1,
+             in->hidden);
+    for (p++; p < in->row_pair[r + 1]; p++) {
+        scale_add(result, b->out + in->pair_position[p] * in->hidden,
+                  weighted ? in->pair_weight[p] : 1, in->hidden);
+    }
+}
+
+static void sum_rows(const moe_inbox *in, const moe_expert_buffers *b, bool weighted) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < in->num_rows; r++) {
+        sum_row(in, b, r, weighted);
+    }
+}
+
+void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
+    int64_t h = in->hidden;
+    int64_t slots = (int64_t)in->num_local * in->slots;
+    int64_t most = order_slots(in, b);
+    int64_t per_thread = scratch_of_thread(f, most, false);
+    moe_reserve_varying(&b->out, &b->out_room, in->num_pairs * h, sizeof(real), "expert outputs");
+    moe_reserve_varying(&b->results, &b->results_room, in->num_rows * h, sizeof(real),
+                        "rows to return");
+    if (keep) {
+        moe_reserve_varying(&b->h1, &b->h1_room, in->num_pairs * f->width, sizeof(real),
+                            "expert activations");
+    }
+    if (keep && f->w3) {
+        moe_reserve_varying(&b->h3, &b->h3_room, in->num_pairs * f->width, sizeof(real),
+                            "expert activations");
+    }
+    reserve_scratch(f, most, false, b);
+    const slot_load *load = (const slot_load *)b->order;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t s = 0; s < slots; s++) {
+        forward_slot(f, in, load[s].slot, b, keep, b->scratch + omp_get_thread_num() * per_thread);
+    }
+    sum_rows(in, b, true);
+}
+
+void moe_experts_backward(const moe_ffn *f,
+                          const moe_ffn_gradient *g,
+                          const moe_inbox *in,
+                          moe_expert_buffers *b,
+                          bool kept) {
+    int64_t slots = (int64_t)in->num_local * in->slots;
+    int64_t most = order_slots(in, b);
+    int64_t per_thread = scratch_of_thread(f, most, true);
+    moe_reserve_varying(&b->dg, &b->dg_room, in->num_pairs, sizeof(real), "weight gradients");
+    reserve_scratch(f, most, true, b);
+    const slot_load *load = (const slot_load *)b->order;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t s = 0; s < slots; s++) {
+        backward_slot(f, g, in, load[s].slot, b, kept,
+                      b->scratch + omp_get_thread_num() * per_thread);
+    }
+    sum_rows(in, b, false);
+}
+
+void moe_expert_buffers_free(moe_expert_buffers *b) {
+    moe_free(b->out);
+    moe_free(b->results);
+    moe_free(b->scratch);
+    moe_free(b->order);
+    moe_free(b->h1);
+    moe_free(b->h3);
+    moe_free(b->dg);
+    *b = (moe_expert_buffers){0};
+}

@@ -1,0 +1,268 @@
+/* ffn.c: one feed-forward network as three linear maps and an activation. */
+#include "experts/ffn.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/gemm.h"
+#include "base/rng.h"
+#include "base/status.h"
+#include "experts/activation.h"
+
+/* --- weights --- */
+
+/* Block i of each of the `count` matrices [rows, columns]: normal with variance 1 / columns, keyed
+ * by (layer, id). */
+static real *keyed_matrices(const moe_ffn_shape *s,
+                            int64_t count,
+                            int64_t rows,
+                            int64_t columns,
+                            uint32_t stream,
+                            bool zero) {
+    int64_t size = rows * columns;
+    real *w = zero ? moe_alloc_zero(count * size, sizeof(real), "expert weights")
+                   : moe_alloc(count * size, sizeof(real), "expert weights");
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < (zero ? 0 : count); i++) {
+        moe_rng_normal((moe_rng){(uint64_t)s->seed, stream}, (uint64_t)s->layer,
+                       s->id ? (uint64_t)s->id[i] : 0, 1 / sqrt((double)columns), w + i * size,
+                       size);
+    }
+    return w;
+}
+
+/* The base is one FFN: keyed by the layer alone. */
+static void init_lora(moe_ffn *f, const moe_ffn_shape *s) {
+    int64_t h = s->hidden;
+    int64_t w = s->width;
+    int64_t r = s->rank;
+    moe_ffn_shape base = *s;
+    base.id = NULL;
+    f->rank = r;
+    f->lora_scale = (real)(s->lora_alpha / (double)r);
+    f->w1 = keyed_matrices(&base, 1, w, h, MOE_RNG_BASE_W1, false);
+    f->w3 = keyed_matrices(&base, 1, w, h, MOE_RNG_BASE_W3, false);
+    f->w2 = keyed_matrices(&base, 1, h, w, MOE_RNG_BASE_W2, false);
+    f->a1 = keyed_matrices(s, s->count, r, h, MOE_RNG_LORA_A, false);
+    f->a3 = keyed_matrices(s, s->count, r, h, MOE_RNG_LORA_A3, false);
+    f->a2 = keyed_matrices(s, s->count, r, w, MOE_RNG_LORA_A2, false);
+    f->b1 = keyed_matrices(s, s->count, w, r, MOE_RNG_LORA_B, s->zero_b);
+    f->b3 = keyed_matrices(s, s->count, w, r, MOE_RNG_LORA_B3, s->zero_b);
+    f->b2 = keyed_matrices(s, s->count, h, r, MOE_RNG_LORA_B2, s->zero_b);
+}
+
+void moe_ffn_init(moe_ffn *f, const moe_ffn_shape *s) {
+    *f = (moe_ffn){.type = s->type, .count = s->count, .hidden = s->hidden, .width = s->width};
+    if (s->type == MOE_EXPERT_IDENTITY || s->count == 0) {
+        return;
+    }
+    if (s->type == MOE_EXPERT_LORA) {
+        init_lora(f, s);
+        return;
+    }
+    f->w1 = keyed_matrices(s, s->count, s->width, s->hidden,
+                           s->shared ? MOE_RNG_SHARED_W1 : MOE_RNG_EXPERT_W1, false);
+    f->w2 = keyed_matrices(s, s->count, s->hidden, s->width,
+                           s->shared ? MOE_RNG_SHARED_W2 : MOE_RNG_EXPERT_W2, false);
+    if (s->type == MOE_EXPERT_SWIGLU) {
+        f->w3 = keyed_matrices(s, s->count, s->width, s->hidden,
+                               s->shared ? MOE_RNG_SHARED_W3 : MOE_RNG_EXPERT_W3, false);
+    }
+}
+
+void moe_ffn_free(moe_ffn *f) {
+    real *arrays[] = {f->w1, f->w2, f->w3, f->a1, f->a2, f->a3, f->b1, f->b2, f->b3};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        moe_free(arrays[i]);
+    }
+    *f = (moe_ffn){0};
+}
+
+/* --- one linear map --- */
+
+/* y = W x (+ s B A x) and where its gradients go (NULL: frozen or absent). */
+typedef struct linear {
+    int64_t in, out, rank;
+    real scale;
+    const real *w, *a, *b;
+    real *dw, *da, *db;
+} linear;
+
+static real *block(real *matrices, int64_t i, int64_t size) {
+    return matrices ? matrices + i * size : NULL;
+}
+
+/* Map 1, 2 or 3 of FFN i; g may be NULL. */
+static linear linear_of(const moe_ffn *f, const moe_ffn_gradient *g, int which, int64_t i) {
+    real *const w[3] = {f->w1, f->w2, f->w3};
+    real *const a[3] = {f->a1, f->a2, f->a3};
+    real *const b[3] = {f->b1, f->b2, f->b3};
+    int m = which - 1;
+    linear l = {.in = which == 2 ? f->width : f->hidden,
+                .out = which == 2 ? f->hidden : f->width,
+                .rank = f->rank,
+                .scale = f->lora_scale};
+    l.w = block(w[m], f->rank ? 0 : i, l.in * l.out);
+    l.a = block(a[m], i, l.rank * l.in);
+    l.b = block(b[m], i, l.rank * l.out);
+    if (!g) {
+        return l;
+    }
+    real *const dw[3] = {g->w1, g->w2, g->w3};
+    real *const da[3] = {g->a1, g->a2, g->a3};
+    real *const db[3] = {g->b1, g->b2, g->b3};
+    l.dw = block(dw[m], i, l.in * l.out);
+    l.da = block(da[m], i, l.rank * l.in);
+    l.db = block(db[m], i, l.rank * l.out);
+    return l;
+}
+
+static void scale(real *x, real by, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        x[i] *= by;
+    }
+}
+
+/* low [rows, r] = s x A^T */
+static void project(const linear *l, int64_t rows, const real *x, real *low) {
+    moe_gemm_nt(rows, l->rank, l->in, x, l->a, low);
+    scale(low, l->scale, rows * l->rank);
+}
+
+static void linear_forward(const linear *l, int64_t rows, const real *x, real *low, real *y) {
+    moe_gemm_nt(rows, l->out, l->in, x, l->w, y);
+    if (!l->rank) {
+        return;
+    }
+    project(l, rows, x, low);
+    moe_gemm_nt_add(rows, l->out, l->rank, low, l->b, y);
+}
+
+/* dW += dy^T x, dx = beta dx + dy W; LoRA: dB += dy^T (s x A^T), e = s dy B, dA += e^T x, dx += e
+ * A. low: 2 rows r of scratch. */
+static void linear_backward(
+    const linear *l, int64_t rows, const real *x, const real *dy, real *low, real beta, real *dx) {
+    if (l->dw) {
+        moe_gemm_tn(l->out, l->in, rows, dy, x, 1, l->dw);
+    }
+    moe_gemm_nn(rows, l->in, l->out, dy, l->w, beta, dx);
+    if (!l->rank) {
+        return;
+    }
+    real *e = low + rows * l->rank;
+    project(l, rows, x, low);
+    moe_gemm_tn(l->out, l->rank, rows, dy, low, 1, l->db);
+    moe_gemm_nn(rows, l->rank, l->out, dy, l->b, 0, e);
+    scale(e, l->scale, rows * l->rank);
+    moe_gemm_tn(l->rank, l->in, rows, e, x, 1, l->da);
+    moe_gemm_nn(rows, l->in, l->rank, e, l->a, 1, dx);
+}
+
+/* --- one FFN --- */
+
+/* h = act(h1) (* h3) */
+static void activate(const moe_ffn *f, const real *h1, const real *h3, real *h, int64_t n) {
+    switch (f->type) {
+    case MOE_EXPERT_LORA:
+    case MOE_EXPERT_SWIGLU:
+        moe_swiglu(h1, h3, h, n);
+        break;
+    case MOE_EXPERT_SILU:
+        moe_silu(h1, h, n);
+        break;
+    case MOE_EXPERT_GELU:
+        moe_gelu(h1, h, n);
+        break;
+    case MOE_EXPERT_RELU:
+        moe_relu(h1, h, n);
+        break;
+    default:
+        MOE_ASSERT(!"an expert type without a forward");
+    }
+}
+
+/* dh becomes dh1; dh3 is written for swiglu. */
+static void activate_backward(
+    const moe_ffn *f, const real *h1, const real *h3, real *dh, real *dh3, int64_t n) {
+    switch (f->type) {
+    case MOE_EXPERT_LORA:
+    case MOE_EXPERT_SWIGLU:
+        moe_swiglu_backward(h1, h3, dh, dh, dh3, n);
+        break;
+    case MOE_EXPERT_SILU:
+        moe_silu_backward(h1, dh, dh, n);
+        break;
+    case MOE_EXPERT_GELU:
+        moe_gelu_backward(h1, dh, dh, n);
+        break;
+    case MOE_EXPERT_RELU:
+        moe_relu_backward(h1, dh, dh, n);
+        break;
+    default:
+        MOE_ASSERT(!"an expert type without a backward");
+    }
+}
+
+void moe_ffn_pre_activations(
+    const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *low, real *h1, real *h3) {
+    linear first = linear_of(f, NULL, 1, i), third = linear_of(f, NULL, 3, i);
+    if (!f->w1) {
+        return;
+    }
+    linear_forward(&first, rows, x, low, h1);
+    if (f->w3) {
+        linear_forward(&third, rows, x, low, h3);
+    }
+}
+
+void moe_ffn_forward(const moe_ffn *f,
+                     int64_t i,
+                     int64_t rows,
+                     const real *x,
+                     real *low,
+                     real *h1,
+                     real *h3,
+                     real *h,
+                     real *y) {
+    if (f->type == MOE_EXPERT_IDENTITY) {
+        memcpy(y, x, (size_t)(rows * f->hidden) * sizeof(real));
+        return;
+    }
+    linear second = linear_of(f, NULL, 2, i);
+    moe_ffn_pre_activations(f, i, rows, x, low, h1, h3);
+    activate(f, h1, h3, h, rows * f->width);
+    linear_forward(&second, rows, h, low, y);
+}
+
+/* y = W2 h, h = act(W1 x, W3 x):  dW2 += dy^T h, dh = dy W2, (dh1, dh3) = act'(dh), dW1 += dh1^T x,
+ * dW3 += dh3^T x, dx = dh1 W1 + dh3 W3 */
+void moe_ffn_backward(const moe_ffn *f,
+                      const moe_ffn_gradient *g,
+                      int64_t i,
+                      int64_t rows,
+                      const real *x,
+                      const real *h1,
+                      const real *h3,
+                      const real *dy,
+                      real *scratch,
+                      real *dx) {
+    int64_t n = rows * f->width;
+    if (f->type == MOE_EXPERT_IDENTITY) {
+        memmove(dx, dy, (size_t)(rows * f->hidden) * sizeof(real));
+        return;
+    }
+    linear first = linear_of(f, g, 1, i);
+    linear second = linear_of(f, g, 2, i);
+    linear third = linear_of(f, g, 3, i);
+    real *h = scratch;
+    real *dh = h + n;
+    real *dh3 = dh + n;
+    real *low = dh3 + n;
+    activate(f, h1, h3, h, n);
+    linear_backward(&second, rows, h, dy, low, 0, dh);
+    activate_backward(f, h1, h3, dh, dh3, n);
+    linear_backward(&first, rows, x, dh, low, 0, dx);
+    if (f->w3) {
+        linear_backward(&third, rows, x, dh3, low, 1, dx);
+    }
+}

@@ -1,0 +1,347 @@
+/* explain_show.c: the token itself, its scores as bars, and its groups. */
+#include "explain/explain_show.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/tensor.h"
+#include "explain/show_internal.h"
+#include "output/chart.h"
+
+enum { MOST_BARS = 16, OTHERS = 4 };
+
+moe_formatted moe_explain_number(double v) {
+    moe_formatted text;
+    if (isnan(v)) {
+        snprintf(text.s, sizeof text.s, "-");
+    } else if (isinf(v)) {
+        snprintf(text.s, sizeof text.s, v < 0 ? "-inf" : "inf");
+    } else if (v != 0 && (fabs(v) < 1e-3 || fabs(v) >= 1e5)) {
+        snprintf(text.s, sizeof text.s, "%.1e", v);
+    } else {
+        snprintf(text.s, sizeof text.s, "%.*f", fabs(v) < 10 ? 4 : fabs(v) < 1000 ? 2 : 0, v);
+    }
+    return text;
+}
+
+int moe_explain_byte(int64_t byte, char text[5]) {
+    const char *const named[] = {['\n'] = "\\n", ['\t'] = "\\t", ['\r'] = "\\r", ['\\'] = "\\\\"};
+    if (byte < (int64_t)(sizeof named / sizeof named[0]) && named[byte]) {
+        return snprintf(text, 5, "%s", named[byte]);
+    }
+    return snprintf(text, 5, byte >= 32 && byte < 127 ? "%c" : "\\x%02x", (int)byte);
+}
+
+int32_t moe_explain_choice_of(const moe_explained_layer *l, int32_t expert) {
+    for (int32_t k = 0; k < l->num_choices; k++) {
+        if (l->choice[k].expert == expert) {
+            return k;
+        }
+    }
+    return -1;
+}
+
+/* --- which experts are worth a line --- */
+
+typedef struct ranked {
+    double value;
+    int32_t expert;
+    bool chosen;
+} ranked;
+
+static int falling(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    if (x->value != y->value) {
+        return x->value < y->value ? 1 : -1;
+    }
+    return (x->expert > y->expert) - (x->expert < y->expert);
+}
+
+static int chosen_first(const void *a, const void *b) {
+    const ranked *x = a, *y = b;
+    return x->chosen != y->chosen ? (x->chosen ? -1 : 1) : falling(a, b);
+}
+
+int32_t moe_explain_top(const moe_explained_layer *l, int32_t most, int32_t *expert) {
+    int32_t n = l->num_experts, count = n < most ? n : most;
+    ranked *all = moe_alloc(n, sizeof *all, "explanation");
+    for (int32_t i = 0; i < n; i++) {
+        all[i] = (ranked){l->selection[i], i, moe_explain_choice_of(l, i) >= 0};
+    }
+    qsort(all, (size_t)n, sizeof *all, chosen_first);
+    qsort(all, (size_t)count, sizeof *all, falling);
+    for (int32_t i = 0; i < count; i++) {
+        expert[i] = all[i].expert;
+    }
+    moe_free(all);
+    return count;
+}
+
+/* --- the token --- */
+
+/* The token in its text, with as much around it as the line holds. */
+static void print_text(const moe_screen *s, const moe_explanation *e) {
+    char byte[2 * MOE_EXPLAINED_BYTES + 1][5], own[5];
+    int middle = MOE_EXPLAINED_BYTES;
+    int begin = middle;
+    int end = middle + 1;
+    int room = s->width - (int)strlen("  text       \"[]\"");
+    for (int i = 0; i <= 2 * middle; i++) {
+        if (e->byte[i] >= 0) {
+            moe_explain_byte(e->byte[i], byte[i]);
+        }
+    }
+    room -= moe_explain_byte(e->byte[middle], own);
+    for (int reach = 1; reach <= middle; reach++) { /* one on either side in turn */
+        for (int side = -1; side <= 1; side += 2) {
+            int at = middle + side * reach, length = e->byte[at] < 0 ? 0 : (int)strlen(byte[at]);
+            bool next = side < 0 ? at == begin - 1 : at == end;
+            if (!next || length == 0 || length > room) {
+                continue;
+            }
+            room -= length;
+            begin = side < 0 ? at : begin;
+            end = side < 0 ? end : at + 1;
+        }
+    }
+    fputs("  text       \"", s->out);
+    for (int i = begin; i < middle; i++) {
+        fputs(byte[i], s->out);
+    }
+    fprintf(s->out, "%s[%s]%s", moe_screen_paint(s, MOE_BOLD), own, moe_screen_paint(s, MOE_PLAIN));
+    for (int i = middle + 1; i < end; i++) {
+        fputs(byte[i], s->out);
+    }
+    fputs("\"\n", s->out);
+}
+
+static void print_token(const moe_screen *s, const moe_explanation *e) {
+    moe_screen_heading(s, "Token %s of %s, step %lld", moe_format_count(e->token).s,
+                       moe_format_count(e->num_tokens).s, (long long)e->step);
+    if (e->has_text) {
+        print_text(s, e);
+    }
+    moe_screen_wrapped(s, 13, "  home", "device %d (rank %d); sequence %s, place %s in it",
+                       e->device, e->rank, moe_format_count(e->sequence).s,
+                       moe_format_count(e->position).s);
+    if (e->micro_batches > 1) {
+        fprintf(s->out, "  the last of the %lld micro-batches of the step\n",
+                (long long)e->micro_batches);
+    }
+    if (!e->layer[0].counted) {
+        moe_screen_wrapped(s, 2, "", "padding: it is sent like any other, but no loss counts it");
+    }
+}
+
+/* --- scores --- */
+
+static const char *score_formula(const moe_config *c) {
+    switch (c->router.score_func) {
+    case MOE_SCORE_SIGMOID:
+        return "s = 1 / (1 + exp(-z))";
+    case MOE_SCORE_SQRTSOFTPLUS:
+        return "s = sqrt(log(1 + exp(z)))";
+    case MOE_SCORE_SOFTMAX_TOPK:
+        return "s = exp(z) / sum of exp(z), over the chosen for the weights";
+    default:
+        return "s = exp(z) / sum of exp(z)";
+    }
+}
+
+static bool has_added(const moe_explained_layer *l) {
+    for (int32_t i = 0; i < l->num_experts; i++) {
+        if (l->added[i] != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+enum { SCORES_WIDTH = 2 + 6 + 5 + 9 + 9, MARK_WIDTH = 13, ADDED_WIDTH = 18, LEAST_BAR = 10 };
+
+/* Which columns there are: with a bias, a narrow screen shows neither logit nor bias. */
+typedef struct bar_columns {
+    bool logit, added;
+    int bar;
+} bar_columns;
+
+static bar_columns columns_of(const moe_screen *s, bool added) {
+    int left = s->width - SCORES_WIDTH - 1 - MARK_WIDTH - (added ? ADDED_WIDTH : 0);
+    bool narrow = added && left < LEAST_BAR;
+    return (bar_columns){!narrow, added, left + (narrow ? 18 : 0)};
+}
+
+static void print_bar_line(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_explained_layer *l,
+                           int32_t expert,
+                           double top,
+                           bar_columns columns) {
+    int32_t choice = moe_explain_choice_of(l, expert), n = l->num_experts;
+    bool refused = l->num_groups && l->admitted[expert / (n / l->num_groups)] == 0;
+    const char *mark = choice >= 0 ? (l->choice[choice].server < 0 ? " dropped" : " chosen")
+                       : refused   ? " not admitted"
+                                   : "";
+    fprintf(s->out, "%s  %6d %4d",
+            moe_screen_paint(s, choice >= 0 ? MOE_BOLD
+                                : refused   ? MOE_DIM
+                                            : MOE_PLAIN),
+            expert, expert / (n / c->cluster.devices));
+    if (columns.logit) {
+        fprintf(s->out, " %8s", l->has_logits ? moe_explain_number(l->logit[expert]).s : "-");
+    }
+    fprintf(s->out, " %8s", moe_explain_number(l->score[expert]).s);
+    if (columns.added && columns.logit) {
+        fprintf(s->out, " %8s", moe_explain_number(l->added[expert]).s);
+    }
+    if (columns.added) {
+        fprintf(s->out, " %8s", moe_explain_number(l->selection[expert]).s);
+    }
+    fputc(' ', s->out);
+    moe_chart_bar(s, top > 0 ? l->score[expert] / top : 0, columns.bar);
+    fprintf(s->out, "%s%s\n", mark, moe_screen_paint(s, MOE_PLAIN));
+}
+
+static void print_scores(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
+    int32_t most = l->num_choices + OTHERS > MOST_BARS ? l->num_choices + OTHERS : MOST_BARS;
+    int32_t *expert = moe_alloc(most, sizeof *expert, "explanation"),
+            count = moe_explain_top(l, most, expert);
+    bool added = l->has_logits && has_added(l);
+    double top = 0;
+    for (int32_t i = 0; i < l->num_experts; i++) {
+        top = fmax(top, l->score[i]);
+    }
+    if (l->has_logits) {
+        moe_screen_wrapped(
+            s, 2, "", "scores: %s%s%s", score_formula(c), added ? "; ranked by " : "",
+            !added                                    ? ""
+            : c->router.method == MOE_METHOD_SINKHORN ? "z + log of sinkhorn's factor"
+                                                      : "s + bias; the weights are made from s");
+    }
+    bool sinkhorn = c->router.method == MOE_METHOD_SINKHORN;
+    bar_columns columns = columns_of(s, added);
+    fprintf(s->out, "  %6s %4s%s %8s", "expert", "dev", columns.logit ? "  logit z" : "",
+            "score s");
+    if (added && columns.logit) {
+        fprintf(s->out, " %8s", sinkhorn ? "log f" : "bias");
+    }
+    fprintf(s->out, added ? " %8s\n" : "%s\n", !added ? "" : sinkhorn ? "z + logf" : "s + b");
+    for (int32_t i = 0; i < count; i++) {
+        print_bar_line(s, c, l, expert[i], top, columns);
+    }
+    if (count < l->num_experts) {
+        fprintf(s->out, "  and %d more experts with less\n", l->num_experts - count);
+    }
+    moe_free(expert);
+}
+
+/* --- groups --- */
+
+static const char *group_rule(const moe_config *c) {
+    switch (c->router.group_limit) {
+    case MOE_GROUP_TOP2_SUM:
+        return "a group's score is the sum of its two best";
+    case MOE_GROUP_TOPK_SUM:
+        return "a group's score is the sum of its top_k / topk_group best";
+    case MOE_GROUP_QUOTA:
+        return "a group's score is its best; each admitted group gives top_k / topk_group experts";
+    default:
+        return "a group's score is its best";
+    }
+}
+
+static void print_groups(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
+    bool devices = l->num_groups == c->cluster.devices;
+    double top = -INFINITY, low = INFINITY;
+    if (!l->num_groups) {
+        return;
+    }
+    fputc('\n', s->out);
+    moe_screen_wrapped(s, 2, "", "%s: %s; the best %d of %d are admitted%s",
+                       devices ? "device limit" : "group limit", group_rule(c),
+                       c->router.topk_group, l->num_groups,
+                       devices ? " (a group is a device)" : "");
+    for (int32_t g = 0; g < l->num_groups; g++) {
+        if (!isfinite(l->group_score[g])) {
+            continue;
+        }
+        top = fmax(top, l->group_score[g]);
+        low = fmin(low, l->group_score[g]);
+    }
+    low = fmin(low, 0);
+    for (int32_t g = 0; g < l->num_groups && l->num_groups <= 32; g++) {
+        bool in = l->admitted[g] == 1;
+        fprintf(s->out, "%s  %6s %4d %17s ", moe_screen_paint(s, in ? MOE_BOLD : MOE_DIM),
+                devices ? "device" : "group", g, moe_explain_number(l->group_score[g]).s);
+        moe_chart_bar(s, top > low ? (l->group_score[g] - low) / (top - low) : 0,
+                      s->width - 2 - 6 - 5 - 18 - 1 - 13);
+        fprintf(s->out, " %s%s\n", in ? "admitted" : "", moe_screen_paint(s, MOE_PLAIN));
+    }
+    if (l->num_groups > 32) {
+        char list[1024] = "";
+        size_t length = 0;
+        for (int32_t g = 0; g < l->num_groups && length + 48 < sizeof list; g++) {
+            if (l->admitted[g] == 1) {
+                length += (size_t)snprintf(list + length, sizeof list - length, "%s%d\t(%s)",
+                                           length ? ", " : "", g,
+                                           moe_explain_number(l->group_score[g]).s);
+            }
+        }
+        moe_screen_wrapped(s, 2, "", "admitted: %s", list);
+    }
+}
+
+/* --- together --- */
+
+static void print_layer(const moe_screen *s,
+                        const moe_config *c,
+                        const moe_explanation *e,
+                        int32_t index) {
+    const moe_explained_layer *l = &e->layer[index];
+    if (e->num_layers > 1) {
+        moe_screen_heading(s, "Layer %d", index);
+    }
+    if (l->bad) {
+        moe_screen_wrapped(s, 2, "", "its logits hold NaN or Inf: no expert is chosen");
+        return;
+    }
+    if (e->num_layers == 1) {
+        fputc('\n', s->out);
+    }
+    if (l->has_scores) {
+        print_scores(s, c, l);
+    } else {
+        moe_screen_wrapped(s, 2, "",
+                           "the routing was recorded without scores (data.scores): scores, groups, "
+                           "shares of the losses and gradients "
+                           "cannot be shown, for all of them are made from scores");
+    }
+    if (l->has_logits) {
+        print_groups(s, c, l);
+    }
+    moe_explain_show_choices(s, c, l);
+    moe_explain_show_rows(s, c, e, l);
+    moe_explain_show_outputs(s, c, l);
+    if (l->has_scores) {
+        moe_explain_show_losses(s, c, l);
+    }
+    if (l->has_logits) {
+        moe_explain_show_gradients(s, c, l);
+    }
+}
+
+void moe_explain_show(const moe_screen *s, const moe_config *c, const moe_explanation *e) {
+    if (s->quiet || e->seen < e->num_layers) {
+        return;
+    }
+    print_token(s, e);
+    for (int32_t i = 0; i < e->num_layers; i++) {
+        print_layer(s, c, e, i);
+    }
+    fputc('\n', s->out);
+    moe_screen_wrapped(s, 2, "",
+                       "all of it, for every expert: explain.json in the folder of the results, "
+                       "and in its report");
+    fflush(s->out);
+}

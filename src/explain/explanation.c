@@ -1,0 +1,51 @@
+/* explanation.c: room for an explanation. */
+#include "explain/explanation.h"
+
+#include <math.h>
+
+#include "base/tensor.h"
+
+void moe_explanation_init(moe_explanation *e, int64_t token, int32_t num_layers) {
+    *e = (moe_explanation){.token = token, .num_layers = num_layers};
+    e->layer = moe_alloc_zero(num_layers, sizeof *e->layer, "explanation");
+}
+
+static void free_layer(moe_explained_layer *l) {
+    moe_free(l->choice);
+    moe_free(l->row);
+    moe_free(l->numbers);
+}
+
+void moe_explanation_free(moe_explanation *e) {
+    for (int32_t i = 0; e->layer && i < e->num_layers; i++) {
+        free_layer(&e->layer[i]);
+    }
+    moe_free(e->layer);
+    *e = (moe_explanation){.token = -1};
+}
+
+int64_t moe_explained_words(const moe_explained_layer *l) {
+    return (int64_t)l->num_experts * (8 + 2 * MOE_NUM_LOSSES) + 2 * (int64_t)l->num_groups;
+}
+
+void moe_explained_reserve(moe_explained_layer *l) {
+    int64_t n = l->num_experts, words = moe_explained_words(l);
+    free_layer(l);
+    l->choice = moe_alloc_zero(l->num_choices, sizeof *l->choice, "explanation");
+    l->row = moe_alloc_zero(l->num_rows, sizeof *l->row, "explanation");
+    l->numbers = moe_alloc(words, sizeof *l->numbers, "explanation");
+    for (int64_t i = 0; i < words; i++) {
+        l->numbers[i] = NAN;
+    }
+    double **of_experts[] = {&l->logit,         &l->score,         &l->normalized,
+                             &l->added,         &l->selection,     &l->balance_gradient,
+                             &l->task_gradient, &l->total_gradient};
+    double *next = l->numbers;
+    for (size_t i = 0; i < sizeof of_experts / sizeof of_experts[0]; i++, next += n) {
+        *of_experts[i] = next;
+    }
+    l->coefficient = next;
+    l->gradient = l->coefficient + MOE_NUM_LOSSES * n;
+    l->group_score = l->gradient + MOE_NUM_LOSSES * n;
+    l->admitted = l->group_score + l->num_groups;
+}

@@ -1,0 +1,98 @@
+/* metrics.c: balance metrics of a vector of loads: one sort, then one formula each (method.md, 6).
+ */
+#include "measure/imbalance.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/status.h"
+#include "base/tensor.h"
+
+const moe_imbalance_formula moe_imbalance_formulas[] = {
+    {"max_over_mean", "max / mean"},
+    {"maxvio", "max / mean - 1"},
+    {"balancedness", "mean / max"},
+    {"cv", "population standard deviation / mean"},
+    {"gini", "sum_i (2i - n - 1) x_(i) / (n sum x)"},
+    {"entropy", "-sum p ln p, p = x / sum x"},
+    {"idle", "entries that are 0"},
+    {"p50, p90, p99", "percentiles, linear interpolation"},
+    {NULL, NULL},
+};
+
+static int ascending(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Value below which the share q of the n sorted entries lies: between neighbours, linear. */
+static double percentile(const int64_t *sorted, int64_t n, double q) {
+    double position = q * (double)(n - 1);
+    int64_t below = (int64_t)position;
+    int64_t above = below + 1 < n ? below + 1 : below;
+    return (double)sorted[below] +
+           (double)(sorted[above] - sorted[below]) * (position - (double)below);
+}
+
+moe_imbalance moe_imbalance_of(const int64_t *load, int64_t n) {
+    MOE_ASSERT(n >= 1);
+    int64_t *x = moe_alloc(n, sizeof *x, "sorted loads");
+    memcpy(x, load, (size_t)n * sizeof *x);
+    qsort(x, (size_t)n, sizeof *x, ascending);
+
+    int64_t total = 0;
+    moe_imbalance m = {.max_over_mean = 1, .balancedness = 1};
+    for (int64_t i = 0; i < n; i++) {
+        total += x[i];
+        m.idle += x[i] == 0;
+    }
+    m.p50 = percentile(x, n, 0.50);
+    m.p90 = percentile(x, n, 0.90);
+    m.p99 = percentile(x, n, 0.99);
+    if (total > 0) {
+        double sum = (double)total;
+        double mean = sum / (double)n;
+        double largest = (double)x[n - 1];
+        double squares = 0;
+        double spread = 0;
+        for (int64_t i = 0; i < n; i++) {
+            double value = (double)x[i], p = value / sum;
+            squares += (value - mean) * (value - mean);
+            spread += (double)(2 * (i + 1) - n - 1) * value;
+            if (x[i] > 0) {
+                m.entropy -= p * log(p);
+            }
+        }
+        m.max_over_mean = largest / mean;
+        m.maxvio = (largest - mean) / mean;
+        m.balancedness = mean / largest;
+        m.cv = sqrt(squares / (double)n) / mean;
+        m.gini = spread / ((double)n * sum);
+    }
+    moe_free(x);
+    return m;
+}
+
+/* Expert after expert: with y groups reached by the first k, the next one falls into a reached
+ * group with probability (y n - k) / (N - k). */
+double moe_imbalance_expected_reach(int32_t num_experts,
+                                    int32_t groups,
+                                    int32_t top_k,
+                                    int32_t limit) {
+    int32_t per_group = num_experts / groups, most = top_k < groups ? top_k : groups;
+    double *p = moe_alloc_zero(most + 2, sizeof *p, "a distribution of groups"), mean = 0;
+    p[0] = 1;
+    for (int32_t k = 0; k < top_k && k < num_experts; k++) {
+        for (int32_t y = most; y >= 0; y--) {
+            double left = num_experts - k, stay = fmax((double)y * per_group - k, 0) / left;
+            double reach = y > 0 ? p[y - 1] * (double)(groups - y + 1) * per_group / left : 0;
+            p[y] = p[y] * stay + reach;
+        }
+    }
+    for (int32_t y = 1; y <= most; y++) {
+        mean += p[y] * (y < limit ? y : limit);
+    }
+    moe_free(p);
+    return mean;
+}

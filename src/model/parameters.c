@@ -1,0 +1,241 @@
+/* parameters.c: the table, the reduction of its gradients and their norm. */
+#include "model/parameters.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/exact.h"
+#include "base/vector.h"
+#include "model/parameters_tree.h"
+
+void moe_parameters_init(moe_parameters *all, int32_t devices, int32_t num_local_devices) {
+    *all = (moe_parameters){.devices = devices, .num_local_devices = num_local_devices};
+}
+
+static void make_room(moe_parameters *all) {
+    if (all->num < all->room) {
+        return;
+    }
+    all->room = all->room ? 2 * all->room : 16;
+    moe_parameter *grown = moe_alloc(all->room, sizeof *grown, "table of parameters");
+    if (all->num) {
+        memcpy(grown, all->p, (size_t)all->num * sizeof *grown);
+    }
+    moe_free(all->p);
+    all->p = grown;
+}
+
+static int append(moe_parameters *all, moe_parameter p, const char *name) {
+    MOE_ASSERT(strlen(name) < sizeof p.name);
+    make_room(all);
+    memcpy(p.name, name, strlen(name) + 1);
+    p.gradient = moe_alloc_zero(p.count * p.size, sizeof(real), "gradients");
+    if (!p.expert) {
+        p.partial = moe_alloc_zero(all->num_local_devices * p.size, sizeof(real), "gradients");
+    }
+    all->p[all->num] = p;
+    return all->num++;
+}
+
+int moe_parameters_add(
+    moe_parameters *all, const char *name, bool decay, int64_t size, real *value) {
+    return append(all,
+                  (moe_parameter){
+                      .decay = decay, .count = 1, .count_global = 1, .size = size, .value = value},
+                  name);
+}
+
+int moe_parameters_add_experts(moe_parameters *all,
+                               const char *name,
+                               int64_t count,
+                               int64_t count_global,
+                               int64_t size,
+                               const int32_t *id,
+                               real *value) {
+    moe_parameter p = {.expert = true,
+                       .decay = true,
+                       .count = count,
+                       .count_global = count_global,
+                       .size = size,
+                       .id = id,
+                       .value = value};
+    return append(all, p, name);
+}
+
+void moe_parameters_free(moe_parameters *all) {
+    for (int i = 0; i < all->num; i++) {
+        moe_free(all->p[i].gradient);
+        moe_free(all->p[i].partial);
+        moe_free(all->p[i].m);
+        moe_free(all->p[i].v);
+    }
+    moe_free(all->p);
+    moe_free(all->parts);
+    moe_free(all->square);
+    moe_tree_free(all->tree);
+    *all = (moe_parameters){0};
+}
+
+/* --- gradients --- */
+
+static void clear(real *values, int64_t n) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        values[i] = 0;
+    }
+}
+
+void moe_parameters_clear_gradients(moe_parameters *all) {
+    for (int i = 0; i < all->num; i++) {
+        moe_parameter *p = &all->p[i];
+        clear(p->gradient, p->count * p->size);
+        if (p->partial) {
+            clear(p->partial, all->num_local_devices * p->size);
+        }
+    }
+}
+
+/* The replicated parameters as the vectors of one sum; returns their elements. */
+static int64_t list_parts(moe_parameters *all, int *num) {
+    int64_t total = 0;
+    moe_reserve(&all->parts, &all->parts_room, all->num, sizeof *all->parts, "table of parameters");
+    *num = 0;
+    for (int i = 0; i < all->num; i++) {
+        const moe_parameter *p = &all->p[i];
+        if (p->expert) {
+            continue;
+        }
+        all->parts[(*num)++] = (moe_tree_part){p->partial, p->size, p->gradient};
+        total += p->size;
+    }
+    return total;
+}
+
+static void scale_by(real *values, int64_t n, real factor) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        values[i] *= factor;
+    }
+}
+
+void moe_parameters_reduce(moe_parameters *all,
+                           const moe_comm *comm,
+                           double scale,
+                           int64_t *bytes) {
+    int num;
+    int64_t total = list_parts(all, &num);
+    if (total > 0) {
+        if (!all->tree) {
+            all->tree = moe_tree_new(comm, all->devices, all->num_local_devices, total);
+        }
+        moe_tree_add(all->tree, comm, all->parts, num);
+    }
+    for (int i = 0; i < all->num && scale != 1; i++) {
+        scale_by(all->p[i].gradient, all->p[i].count * all->p[i].size, (real)scale);
+    }
+    *bytes += 2 * (int64_t)(all->devices - 1) * total * (int64_t)sizeof(real);
+}
+
+/* --- norm --- */
+
+enum {
+    PIECE = 8192, /* elements of a block whose squares are added in double, in a fixed order */
+    LANES = 8
+};
+
+MOE_CLONES static double sum_of_squares(const real *g, int64_t n) {
+    double lane[LANES] = {0}, sum = 0;
+    int64_t whole = n - n % LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        for (int k = 0; k < LANES; k++) {
+            lane[k] += (double)g[i + k] * (double)g[i + k];
+        }
+    }
+    for (int k = 0; k < LANES; k++) {
+        sum += lane[k];
+    }
+    for (int64_t i = whole; i < n; i++) {
+        sum += (double)g[i] * (double)g[i];
+    }
+    return sum;
+}
+
+static int64_t num_pieces(const moe_parameter *p) {
+    return p->count * ((p->size + PIECE - 1) / PIECE);
+}
+
+/* square [num_pieces] of one parameter; no piece crosses a block. */
+static void square_pieces(const moe_parameter *p, double *square) {
+    int64_t per_block = (p->size + PIECE - 1) / PIECE, pieces = num_pieces(p);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < pieces; i++) {
+        int64_t begin = i % per_block * PIECE, left = p->size - begin;
+        square[i] = sum_of_squares(p->gradient + i / per_block * p->size + begin,
+                                   left < PIECE ? left : PIECE);
+    }
+}
+
+/* Sums of squares of what this rank answers for: its experts; rank 0 also for what all have.
+ * Returns how many; *bad = first parameter with a sum that is not finite, or all->num. */
+static int64_t square_all(moe_parameters *all, bool replicated, int *bad) {
+    int64_t pieces = 0, done = 0;
+    for (int i = 0; i < all->num; i++) {
+        if (all->p[i].expert || replicated) {
+            pieces += num_pieces(&all->p[i]);
+        }
+    }
+    moe_reserve(&all->square, &all->square_room, pieces, sizeof *all->square,
+                "norm of the gradient");
+    *bad = all->num;
+    for (int i = 0; i < all->num; i++) {
+        if (!all->p[i].expert && !replicated) {
+            continue;
+        }
+        square_pieces(&all->p[i], all->square + done);
+        for (int64_t end = done + num_pieces(&all->p[i]); done < end; done++) {
+            if (!isfinite(all->square[done]) && *bad == all->num) {
+                *bad = i;
+            }
+        }
+    }
+    return pieces;
+}
+
+/* Collective, one call. Smallest (parameter, rank) that any rank found bad; NULL = none, then *most
+ * becomes the largest of all ranks'. Doubles from 0 on are ordered as their bits. */
+static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad, double *most) {
+    int64_t first[2] = {-((int64_t)bad * comm->size + comm->rank)};
+    memcpy(&first[1], most, sizeof *most);
+    moe_comm_max_i64(comm, first, 2);
+    memcpy(most, &first[1], sizeof *most);
+    bad = (int)(-first[0] / comm->size);
+    all->worst_rank = (int)(-first[0] % comm->size);
+    return bad < all->num ? all->p[bad].name : NULL;
+}
+
+/* The sums are scaled by a power of 4 to below 2^40, where exact integers have room for all of them
+ * and for their last bits. */
+double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst) {
+    int bad, exponent;
+    int64_t pieces = square_all(all, comm->rank == 0, &bad), words[MOE_EXACT_WORDS] = {0};
+    double most = 0;
+    for (int64_t i = 0; i < pieces; i++) {
+        if (all->square[i] > most) {
+            most = all->square[i];
+        }
+    }
+    *worst = agree_bad(all, comm, bad, &most);
+    if (*worst) {
+        return NAN;
+    }
+    if (most == 0) {
+        return 0;
+    }
+    frexp(most, &exponent);
+    int half = exponent > -900 ? (40 - exponent) / 2 : 470;
+    for (int64_t i = 0; i < pieces; i++) {
+        moe_exact_add(words, ldexp(all->square[i], 2 * half));
+    }
+    moe_comm_sum_i64(comm, words, MOE_EXACT_WORDS);
+    return ldexp(sqrt(moe_exact_value(words)), -half);
+}

@@ -1,0 +1,119 @@
+/* results.h: the run's folder: config.ini, metrics.jsonl, summary.json and the .npy files
+ * (interface.md, Results). Layer 4 (show). Rank 0 writes text, flushed step by step; arrays are
+ * written by all ranks together. A failure to write (disk full) is MOE_ERROR, agreed by all. */
+#ifndef MOESIM_OUTPUT_RESULTS_H
+#define MOESIM_OUTPUT_RESULTS_H
+
+#include <stdbool.h>
+#include <stdio.h>
+
+#include "config/config.h"
+#include "data/data.h"
+#include "measure/metrics.h"
+#include "output/matrix_history.h"
+#include "output/summary.h"
+#include "output/training_history.h"
+#include "router/routing.h"
+#include "train/checkpoint.h"
+#include "world/comm.h"
+#include "world/topology.h"
+
+typedef struct moe_results {
+    char folder[MOE_PATH_MAX];
+    FILE *metrics;                /* rank 0 only */
+    moe_run_times times;          /* of the steps written so far */
+    moe_training_history history; /* of training; the same on every rank */
+    moe_training_facts facts;     /* of training; the caller sets them before moe_results_close */
+    int64_t *expert_load;         /* rank 0: [steps][layers][N] */
+    int64_t expert_load_capacity;
+    moe_matrix_history matrices; /* rank 0: of some steps */
+} moe_results;
+
+/* Collective. Makes the folder (parents too). An existing non-empty folder is refused (MOE_USER)
+ * unless force; with force the files that moesim writes (checkpoints too) are removed, others stay.
+ * A folder that cannot be made or written to is MOE_USER too, a full disk MOE_ERROR. folder NULL:
+ * runs/<config name>-<YYYYmmdd-HHMMSS>, made unique. Writes config.ini and opens metrics.jsonl. */
+int moe_results_open(const moe_comm *comm,
+                     const moe_config *c,
+                     const char *folder,
+                     bool force,
+                     moe_results *out,
+                     moe_status *st);
+
+/* Collective. Appends the step's line to metrics.jsonl and flushes it. */
+int moe_results_step(const moe_comm *comm,
+                     moe_results *r,
+                     const moe_config *c,
+                     const moe_step_metrics *step,
+                     moe_status *st);
+
+/* Going on from a checkpoint: {0} -> moe_results_history -> moe_checkpoint_read with its blobs ->
+ * moe_results_reopen. Writing one: moe_results_sync -> moe_results_history -> moe_checkpoint_write
+ * with its blobs. */
+enum { MOE_RESULTS_BLOBS = 4 };
+/* Local. What *r knows of the first `step` steps (times, loads of experts, history of training,
+ * device matrices), as blobs of a checkpoint that point into *r; makes room for what is to be read.
+ * They hold until the next step. */
+void moe_results_history(const moe_comm *comm,
+                         moe_results *r,
+                         const moe_config *c,
+                         int64_t step,
+                         moe_blob blobs[MOE_RESULTS_BLOBS]);
+/* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
+int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st);
+/* Collective. Opens the folder of a run that goes on after `step` steps; *r has its history. Cuts
+ * metrics.jsonl back to the lines of these steps (a torn line goes too; MOE_USER when one is
+ * missing), renews config.ini, removes summary.json. The folder is as it was when this fails early.
+ */
+int moe_results_reopen(const moe_comm *comm,
+                       const moe_config *c,
+                       const char *folder,
+                       int64_t step,
+                       moe_results *r,
+                       moe_status *st);
+/* Collective. Does folder hold a run that has made `steps` steps (0: as many as its own
+ * configuration says) and written its summary? */
+bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t steps);
+
+/* Collective. Closes metrics.jsonl, writes comm_matrix.npy, comm_matrix_steps.npy and
+ * expert_load.npy, and summary.json last and at once (renamed into place): a folder with a
+ * summary.json is a finished run. topologies [size] is used on rank 0. Frees what *r holds, on
+ * failure too. */
+int moe_results_close(const moe_comm *comm,
+                      moe_results *r,
+                      const moe_config *c,
+                      const moe_step_metrics *last,
+                      const moe_topology *topologies,
+                      double seconds,
+                      moe_status *st);
+
+/* Local. Frees what *r holds when a run ends without moe_results_close (a step that could not be
+ * written); safe after it. */
+void moe_results_free(moe_results *r);
+
+/* Collective. Writes a text (rank 0's) into the folder, whole or not at all. */
+int moe_results_text(
+    const moe_comm *comm, const moe_results *r, const char *name, const char *text, moe_status *st);
+
+/* Collective. topk_idx.npy int32 [layers,T,K] (-1 = none), topk_weight.npy float32, kept.npy uint8
+ * (1 = an expert serves it): routing [layers] of this rank. With overflow = next_choice also
+ * served_idx.npy int32: the expert that serves it, -1 = dropped. */
+int moe_results_routing(const moe_comm *comm,
+                        const moe_results *r,
+                        const moe_config *c,
+                        const moe_batch *batch,
+                        const moe_routing *routing,
+                        moe_status *st);
+
+/* Collective. name.npy [T_global, columns] from each rank's rows [T, columns], float32 or float64
+ * by element_size. */
+int moe_results_tensor(const moe_comm *comm,
+                       const moe_results *r,
+                       const char *name,
+                       const moe_batch *batch,
+                       const void *rows,
+                       int64_t columns,
+                       size_t element_size,
+                       moe_status *st);
+
+#endif

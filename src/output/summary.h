@@ -1,0 +1,38 @@
+/* summary.h: the JSON of a run: one object a step (metrics.jsonl) and the summary (summary.json),
+ * built from records. Layer 4 (show): pure, no MPI. Keys keep the order in which they are put in;
+ * NaN and Inf become null; doubles carry 17 significant digits. Fields: interface.md, Results. */
+#ifndef MOESIM_OUTPUT_SUMMARY_H
+#define MOESIM_OUTPUT_SUMMARY_H
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "config/config.h"
+#include "measure/metrics.h"
+#include "output/training_history.h"
+#include "world/topology.h"
+
+typedef struct moe_run_times {
+    double seconds;                       /* the whole run */
+    double step_seconds;                  /* sum over steps */
+    double phase_seconds[MOE_NUM_PHASES]; /* sum over steps and layers, slowest rank */
+    int64_t steps;
+} moe_run_times;
+
+/* Local. The line of one step. Owner: the caller, json_decref. */
+json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step);
+/* Local. summary.json. topologies [ranks]; history and facts are used when run.mode = train.
+ * Everything except ranks, machine and time is independent of the number of ranks. */
+json_t *moe_summary_run(const moe_config *c,
+                        const moe_step_metrics *last,
+                        const moe_topology *topologies,
+                        int ranks,
+                        const moe_run_times *times,
+                        const moe_training_history *history,
+                        const moe_training_facts *facts);
+
+/* Local. The resolved configuration as an object of sections: {"name": .., "run": {"seed": 1, ..},
+ * ..}; numbers and yes / no keep their type. */
+json_t *moe_summary_config(const moe_config *c);
+
+#endif

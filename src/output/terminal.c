@@ -1,0 +1,446 @@
+/* report.c: the beginning and the middle of a run on the screen: what runs where, and the table by
+ * step. The ending stands in report_end.c. */
+#include "output/terminal.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "config/table.h"
+#include "output/terminal_internal.h"
+
+enum { LABEL = 11, MOST_PLACES = 8 };
+
+/* What runs */
+
+static void print_model(const moe_screen *s, const moe_config *c) {
+    char shared[48] = "";
+    if (c->model.num_shared_experts > 0) {
+        snprintf(shared, sizeof shared, " and %d shared", c->model.num_shared_experts);
+    }
+    moe_screen_wrapped(
+        s, LABEL, "model", "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s",
+        c->model.num_layers, c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared,
+        c->model.hidden_size, c->model.moe_intermediate_size,
+        moe_config_enum_name("model.expert_type", c->model.expert_type));
+}
+
+/* What chance does to the gate in training. */
+static void print_noise(const moe_config *c, char *text, size_t room) {
+    bool learned = c->router.noise_form == MOE_NOISE_SOFTPLUS;
+    int at = 0;
+    text[0] = 0;
+    if (c->run.mode != MOE_MODE_TRAIN) {
+        return;
+    }
+    if (learned || c->router.noise > 0) {
+        at = snprintf(text, room, learned ? "; noise of learned scale + %g" : "; noise %g",
+                      c->router.noise);
+    }
+    if (c->router.jitter > 0) {
+        snprintf(text + at, room - (size_t)at, "; jitter %g of what %s read%s", c->router.jitter,
+                 c->router.jitter_experts ? "gate and experts" : "the gate",
+                 c->router.jitter_experts ? "" : "s");
+    }
+}
+
+/* How experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)", "expert
+ * choice: ...". */
+static void print_method(const moe_config *c, char *text, size_t room) {
+    const char *score = moe_config_enum_name("router.score_func", c->router.score_func);
+    int k = c->router.top_k, n = c->model.num_experts;
+    switch (moe_config_recorded(c) ? MOE_METHOD_TOPK : c->router.method) {
+    case MOE_METHOD_TOPK:
+        snprintf(text, room, "%s, top %d of %d", score, k, n);
+        break;
+    case MOE_METHOD_TOP_P:
+        snprintf(text, room, "%s, top-p %g, temperature %g, at most %d of %d", score,
+                 c->router.top_p, c->router.temperature, k, n);
+        break;
+    case MOE_METHOD_EXPERT_CHOICE:
+        snprintf(text, room, "%s, experts choose tokens (%d each token on average, of %d)", score,
+                 k, n);
+        break;
+    default:
+        snprintf(text, room, "method %s, %s, %d of %d",
+                 moe_config_enum_name("router.method", c->router.method), score, k, n);
+    }
+}
+
+static void print_router(const moe_screen *s, const moe_config *c) {
+    char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "", noise[128], method[160];
+    print_method(c, method, sizeof method);
+    if (c->router.group_limit != MOE_GROUP_NONE) {
+        snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group,
+                 c->router.num_groups,
+                 c->router.num_groups == c->cluster.devices ? "devices" : "groups",
+                 moe_config_enum_name("router.group_limit", c->router.group_limit));
+    }
+    print_noise(c, noise, sizeof noise);
+    if (c->router.preset[0]) {
+        snprintf(preset, sizeof preset, "; preset %s", c->router.preset);
+    }
+    moe_screen_wrapped(s, LABEL, "router", "%s, %s%s%s", method, limit, noise, preset);
+}
+
+/* Which form alpha_expert trains, where it is not DeepSeek's. */
+static void print_form(const moe_config *c, char *text, size_t room) {
+    text[0] = 0;
+    if (c->balance.aux_form == MOE_AUX_DEEPSEEK || c->balance.alpha_expert == 0) {
+        return;
+    }
+    snprintf(text, room, " (%s%s)", moe_config_enum_name("balance.aux_form", c->balance.aux_form),
+             c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1
+                 ? ", of all layers together"
+                 : "");
+}
+
+static void print_balance(const moe_screen *s, const moe_config *c) {
+    char form[64];
+    print_form(c, form, sizeof form);
+    moe_screen_wrapped(
+        s, LABEL, "balance", "alpha: expert %g%s, device %g, communication %g, z %g; scope %s",
+        c->balance.alpha_expert, form, c->balance.alpha_device, c->balance.alpha_comm,
+        c->balance.z_loss, moe_config_enum_name("balance.scope", c->balance.scope));
+}
+
+static void print_exchange(const moe_screen *s, const moe_config *c) {
+    bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s",
+                       moe_config_enum_name("exchange.mode", c->exchange.mode),
+                       token ? ": one row per token and device"
+                       : c->exchange.mode == MOE_EXCHANGE_SELECTION
+                           ? ": one row per token and expert"
+                           : "",
+                       moe_config_enum_name("exchange.payload", c->exchange.payload));
+}
+
+static void print_data(const moe_screen *s, const moe_config *c) {
+    const char *source = moe_config_enum_name("data.source", c->data.source);
+    bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
+    if (!made) {
+        moe_screen_wrapped(s, LABEL, "data", "%s from %s%s%s", source, c->data.path,
+                           c->data.mask[0] ? "; the losses leave out what is 0 in " : "",
+                           c->data.mask);
+    } else {
+        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences of %s",
+                           source, c->data.source == MOE_SOURCE_TEXT ? " from " : "",
+                           c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
+                           moe_format_count(c->data.tokens_per_device).s,
+                           moe_format_count(c->data.sequence_length).s);
+    }
+}
+
+static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
+    int32_t devices = c->cluster.devices,
+            per_node = c->cluster.devices_per_node > 0 ? c->cluster.devices_per_node : devices;
+    int32_t nodes = (devices + per_node - 1) / per_node;
+    moe_screen_wrapped(
+        s, LABEL, "devices",
+        "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d expert%s on each device",
+        devices, nodes, nodes == 1 ? "" : "s", per_node, devices / ranks,
+        devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s", c->model.num_experts / devices,
+        c->model.num_experts == devices ? "" : "s");
+}
+
+/* Where it runs */
+
+static bool same_host(const moe_topology *a, const moe_topology *b) {
+    return !strcmp(a->host, b->host);
+}
+
+static bool same_place(const moe_topology *a, const moe_topology *b) {
+    return same_host(a, b) && a->package == b->package && a->numa == b->numa &&
+           a->core == b->core && a->bound_cores == b->bound_cores && a->threads == b->threads;
+}
+
+/* First rank after `from` that differs. */
+static int run_end(const moe_topology *t,
+                   int from,
+                   int ranks,
+                   bool (*same)(const moe_topology *, const moe_topology *)) {
+    int end = from + 1;
+    while (end < ranks && same(&t[from], &t[end])) {
+        end++;
+    }
+    return end;
+}
+
+static int count_runs(const moe_topology *t, int begin, int end) {
+    int runs = 0;
+    for (int q = begin; q < end; q = run_end(t, q, end, same_place)) {
+        runs++;
+    }
+    return runs;
+}
+
+static moe_formatted rank_range(int begin, int end) {
+    moe_formatted text;
+    if (end - begin == 1) {
+        snprintf(text.s, sizeof text.s, "rank %d", begin);
+    } else {
+        snprintf(text.s, sizeof text.s, "ranks %d-%d", begin, end - 1);
+    }
+    return text;
+}
+
+/* "package 0, NUMA 1, core 3"; what is unknown, or several, is left out. */
+static void print_place(const moe_screen *s, const moe_topology *t, int begin, int end) {
+    char where[96] = "";
+    int length = 0;
+    if (t->package >= 0) {
+        length +=
+            snprintf(where + length, sizeof where - (size_t)length, ", package %d", t->package);
+    }
+    if (t->numa >= 0) {
+        length += snprintf(where + length, sizeof where - (size_t)length, ", NUMA %d", t->numa);
+    }
+    if (t->core >= 0) {
+        snprintf(where + length, sizeof where - (size_t)length, ", core %d", t->core);
+    } else if (t->bound_cores > 0) {
+        snprintf(where + length, sizeof where - (size_t)length, ", any of %d cores",
+                 t->bound_cores);
+    }
+    moe_screen_wrapped(s, LABEL, "", "%s: %d thread%s%s%s", rank_range(begin, end).s, t->threads,
+                       t->threads == 1 ? "" : "s", end - begin > 1 ? " each" : "", where);
+}
+
+static void print_host(
+    const moe_screen *s, const moe_topology *t, int begin, int end, const char *label) {
+    const moe_topology *h = &t[begin];
+    moe_screen_wrapped(s, LABEL, label, "%s: %s, %d core%s, %s of memory%s%s", h->host,
+                       rank_range(begin, end).s, h->host_cores, h->host_cores == 1 ? "" : "s",
+                       moe_format_bytes(h->memory_bytes).s, h->processor[0] ? "; " : "",
+                       h->processor);
+    if (count_runs(t, begin, end) > MOST_PLACES) {
+        char threads[48];
+        snprintf(threads, sizeof threads,
+                 t[begin].threads == t[end - 1].threads ? "%d" : "%d to %d", t[end - 1].threads,
+                 t[begin].threads);
+        moe_screen_wrapped(s, LABEL, "",
+                           "%s: threads on each: %s; where each one runs: summary.json",
+                           rank_range(begin, end).s, threads);
+        return;
+    }
+    for (int q = begin; q < end; q = run_end(t, q, end, same_place)) {
+        print_place(s, &t[q], q, run_end(t, q, end, same_place));
+    }
+}
+
+static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
+    int shown = 0, more = 0;
+    for (int q = 0; q < ranks; q = run_end(t, q, ranks, same_host)) {
+        if (shown < MOST_PLACES) {
+            print_host(s, t, q, run_end(t, q, ranks, same_host), shown == 0 ? "machine" : "");
+        } else {
+            more++;
+        }
+        shown++;
+    }
+    if (more > 0) {
+        moe_screen_wrapped(s, LABEL, "", "and %d more groups of ranks: placement in summary.json",
+                           more);
+    }
+}
+
+/* What is available changes from run to run: it is for who looks at a terminal, and not in what is
+ * piped. */
+static void print_memory(const moe_screen *s,
+                         int ranks,
+                         int64_t bytes_per_rank,
+                         int64_t available) {
+    char left[80] = "";
+    if (s->terminal) {
+        snprintf(left, sizeof left, "; what is available is unknown");
+    }
+    if (s->terminal && available >= 0) {
+        snprintf(left, sizeof left, "; %s available on this host",
+                 moe_format_glued(moe_format_bytes(available)).s);
+    }
+    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all%s",
+                       moe_format_glued(moe_format_bytes(bytes_per_rank)).s,
+                       moe_format_glued(moe_format_bytes(bytes_per_rank * ranks)).s, left);
+}
+
+static void warn(const moe_screen *s, const char *text) {
+    fputs(moe_screen_paint(s, MOE_YELLOW), s->out);
+    moe_screen_wrapped(s, LABEL, "warning", "%s", text);
+    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
+}
+
+/* "capacity.drop, capacity.capacity_factor have no effect: capacity.policy = none", a warning for
+ * each cause. */
+static void warn_idle(const moe_screen *s, const moe_config *c) {
+    enum { MOST = 16 };
+    int key[MOST], because[MOST], count = moe_config_idle(c, key, because, MOST);
+    char value[MOE_VALUE_TEXT_MAX];
+    for (int begin = 0, end; begin < count; begin = end) {
+        char text[MOE_VALUE_TEXT_MAX + 128 * MOST] = "";
+        size_t length = 0;
+        for (end = begin; end < count && because[end] == because[begin]; end++) {
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s.%s",
+                                       end > begin ? ", " : "", moe_keys[key[end]].section,
+                                       moe_keys[key[end]].name);
+        }
+        length += (size_t)snprintf(text + length, sizeof text - length, " ha%s no effect",
+                                   end - begin == 1 ? "s" : "ve");
+        if (because[begin] < 0) {
+            snprintf(text + length, sizeof text - length, " yet: no times are predicted");
+        } else {
+            moe_key_format(c, because[begin], value);
+            snprintf(text + length, sizeof text - length, ": %s.%s = %s",
+                     moe_keys[because[begin]].section, moe_keys[because[begin]].name, value);
+        }
+        warn(s, text);
+    }
+}
+
+static void print_warnings(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_topology *t,
+                           int ranks) {
+    char text[256];
+    for (int begin = 0, end; begin < ranks; begin = end) {
+        end = run_end(t, begin, ranks, same_host);
+        if (!t[begin].oversubscribed) {
+            continue;
+        }
+        bool one = t[begin].threads == 1;
+        snprintf(text, sizeof text,
+                 "%d rank%s x %d thread%s share %d core%s on %s: times are not those of %d devices",
+                 end - begin, end - begin == 1 ? "" : "s", t[begin].threads, one ? "" : "s",
+                 t[begin].host_cores, t[begin].host_cores == 1 ? "" : "s", t[begin].host,
+                 c->cluster.devices);
+        warn(s, text);
+        break;
+    }
+    warn_idle(s, c);
+    if (t[0].synthetic) {
+        warn(s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is "
+                "bound to it");
+    }
+}
+
+void moe_terminal_header(const moe_screen *s,
+                         const moe_config *c,
+                         const moe_topology *topologies,
+                         int ranks,
+                         int64_t memory_bytes_per_rank,
+                         int64_t memory_available) {
+    if (s->quiet) {
+        return;
+    }
+    fprintf(s->out, "%smoesim %s%s  %s\n", moe_screen_paint(s, MOE_BOLD), MOESIM_VERSION,
+            moe_screen_paint(s, MOE_PLAIN), c->name);
+    print_model(s, c);
+    print_router(s, c);
+    print_balance(s, c);
+    print_exchange(s, c);
+    print_data(s, c);
+    print_cluster(s, c, ranks);
+    print_hosts(s, topologies, ranks);
+    print_memory(s, ranks, memory_bytes_per_rank, memory_available);
+    print_warnings(s, c, topologies, ranks);
+    fflush(s->out);
+}
+
+/* Step by step */
+
+static void erase_progress(const moe_screen *s) {
+    if (s->terminal) {
+        fputs("\r\033[K", s->out);
+    }
+}
+
+/* On a narrow terminal without devices per token, then without communication and device loss. */
+static const moe_table step_table = {80, {{43, 8}, {24, 9}, {15, 9}}};
+
+static void print_step_heads(const moe_screen *s) {
+    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
+    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s %8s", "step", "expert",
+                   "device", "comm", "loss", "devices", "sent to", "device", "time");
+    fprintf(s->out, "%s\n", moe_screen_paint(s, MOE_PLAIN));
+    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s\n", "", "raw", "raw", "raw",
+                   "x alpha", "a token", "others", "max/mean");
+}
+
+/* Mean over layers of X. */
+static double mean_devices(const moe_step_metrics *r) {
+    double mean = 0;
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        mean += r->layer[l].mean_devices / r->num_layers;
+    }
+    return mean;
+}
+
+static double device_imbalance(const moe_step_metrics *r) {
+    double mean = 0;
+    for (int32_t l = 0; l < r->num_layers; l++) {
+        const int64_t *load = r->layer[l].counts_per_device;
+        int64_t most = 0, sum = 0;
+        for (int32_t d = 0; d < r->devices; d++) {
+            most = load[d] > most ? load[d] : most;
+            sum += load[d];
+        }
+        mean += (sum > 0 ? (double)most * r->devices / (double)sum : 1) / r->num_layers;
+    }
+    return mean;
+}
+
+static void print_step(const moe_screen *s, const moe_step_metrics *r) {
+    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    moe_volume dispatch, combine;
+    moe_step_metrics_mean_losses(r, loss, raw, &total);
+    moe_step_metrics_volume(r, MOE_DISPATCH, &dispatch);
+    moe_step_metrics_volume(r, MOE_COMBINE, &combine);
+    moe_screen_row(s, &step_table, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)r->step,
+                   moe_format_number(raw[MOE_LOSS_EXPERT], 4).s,
+                   moe_format_number(raw[MOE_LOSS_DEVICE], 4).s,
+                   moe_format_number(raw[MOE_LOSS_COMM], 4).s, moe_format_number(total, 6).s,
+                   moe_format_number(mean_devices(r), 3).s,
+                   moe_format_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
+                   moe_format_number(device_imbalance(r), 3).s, moe_format_seconds(r->seconds).s);
+}
+
+void moe_terminal_step(moe_screen *s, const moe_config *c, const moe_step_metrics *step) {
+    bool train = c->run.mode == MOE_MODE_TRAIN, passed = moe_step_metrics_all_passed(step);
+    int64_t every = c->output.every > 0 ? c->output.every : 1, seen = s->steps_seen++;
+    if (s->quiet) {
+        return;
+    }
+    erase_progress(s);
+    if (!isnan(step->validation_loss)) {
+        s->validation = step->validation_loss;
+    }
+    if (seen == 0 && train) {
+        moe_terminal_training_heads(s, c);
+    }
+    if (seen == 0 && !train) {
+        print_step_heads(s);
+    }
+    if (step->step % every == 0 || step->step + 1 == c->run.steps || !passed) {
+        if (train) {
+            moe_terminal_training_row(s, c, step);
+        } else {
+            print_step(s, step);
+        }
+        if (!passed) {
+            fputs("       a self-check FAILED\n", s->out);
+        }
+    }
+    fflush(s->out);
+}
+
+void moe_terminal_progress(const moe_screen *s, int64_t done, int64_t total, double seconds) {
+    if (s->quiet || !s->terminal) {
+        return;
+    }
+    double rate = seconds > 0 ? (double)s->steps_seen / seconds : 0;
+    erase_progress(s);
+    if (done < total) {
+        fprintf(s->out, "step %lld/%lld  %.3g steps/s", (long long)done, (long long)total, rate);
+    }
+    if (done < total && rate > 0) {
+        fprintf(s->out, "  %s left", moe_format_seconds((double)(total - done) / rate).s);
+    }
+    fflush(s->out);
+}

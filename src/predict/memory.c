@@ -1,0 +1,344 @@
+/* memory.c: bytes that a rank will need, term by term, in saturating arithmetic, so that absurd
+ * sizes come out as "too much" and never wrap.
+ *
+ * Letters: L layers, H hidden, N experts, F width, D devices, T tokens of the fullest rank, S = T K
+ * selections (sent; under a balanced load as many are received), R rows on the wire. Forward only,
+ * layers run one after the other and share their buffers; in training each layer has its own,
+ * because backward walks them the other way. Weights and recorded logits exist per layer. */
+#include "predict/memory.h"
+
+#include "balance/balance.h"
+#include "base/tensor.h"
+#include "router/stats.h"
+
+static int64_t add(int64_t a, int64_t b) {
+    return a > INT64_MAX - b ? INT64_MAX : a + b;
+}
+static int64_t mul(int64_t a, int64_t b) {
+    return a != 0 && b > INT64_MAX / a ? INT64_MAX : a * b;
+}
+static int64_t mul3(int64_t a, int64_t b, int64_t c) {
+    return mul(mul(a, b), c);
+}
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+/* Buffers grow by a quarter, and loads are never quite balanced. */
+static int64_t room(int64_t bytes) {
+    return add(bytes, bytes / 4);
+}
+static int64_t div_up(int64_t a, int64_t b) {
+    return a / b + (a % b != 0);
+}
+
+enum {
+    CALL_ROWS = 1024,     /* most rows of one GEMM call (MOE_GEMM_ROWS) */
+    TREE_BYTES = 4 << 20, /* of the partial gradients, at a time (parameters_tree.c) */
+    BYTE_VALUES = 256
+};
+
+typedef struct sizes { /* of the fullest rank */
+    bool train, text;
+    int64_t ranks, local_devices, tokens, selections, rows, remote; /* remote: of R rows the share 1
+                                                                       - 1/ranks */
+    int64_t copies;            /* layers whose activations exist at the same time */
+    int64_t threads, matrices; /* matrices [H,F] of one expert */
+} sizes;
+
+static int64_t matrices(int expert_type) {
+    if (expert_type == MOE_EXPERT_IDENTITY) {
+        return 0;
+    }
+    return expert_type == MOE_EXPERT_SWIGLU || expert_type == MOE_EXPERT_LORA ? 3 : 2;
+}
+
+/* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per
+ * token in mode token. */
+static int64_t rows_of(const moe_config *c, int64_t tokens) {
+    const int64_t reach = c->comm_limit > 0 ? min64(moe_config_most_experts(c), c->comm_limit)
+                                            : moe_config_most_experts(c);
+    return mul(tokens,
+               c->exchange.mode == MOE_EXCHANGE_SELECTION ? moe_config_most_experts(c) : reach);
+}
+
+int32_t moe_memory_kept_layers(const moe_config *c) {
+    const bool gradient = c->output.tensors && moe_balance_alpha_all_layers(c) > 0;
+    return c->run.mode == MOE_MODE_TRAIN || gradient ? c->model.num_layers : 1;
+}
+
+static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
+    const int64_t devices = c->cluster.devices > 0 ? c->cluster.devices : 1,
+                  ranks = c->ranks > 0 ? c->ranks : 1;
+    const int64_t per_device =
+        num_tokens_global > 0 ? div_up(num_tokens_global, devices) : c->data.tokens_per_device;
+    sizes s = {.train = c->run.mode == MOE_MODE_TRAIN,
+               .ranks = ranks,
+               .local_devices = div_up(devices, ranks)};
+    s.text = c->data.source == MOE_SOURCE_TEXT;
+    s.tokens = mul(per_device, s.local_devices);
+    s.selections = mul(s.tokens, moe_config_most_experts(c));
+    s.rows = rows_of(c, s.tokens);
+    s.remote = s.rows - s.rows / ranks;
+    s.copies = moe_memory_kept_layers(c);
+    s.threads = c->run.threads > 0 ? c->run.threads : 1;
+    s.matrices = matrices(c->model.expert_type);
+    return s;
+}
+
+/* --- parameters
+ * ----------------------------------------------------------------------------------------------------------------------------
+ */
+
+static int64_t parameters_of_ffn(const moe_config *c) {
+    return mul3(matrices(c->model.expert_type), c->model.hidden_size,
+                c->model.moe_intermediate_size);
+}
+
+/* What an expert has of its own: its FFN, or with LoRA its adapters of the three matrices. */
+static int64_t parameters_of_expert(const moe_config *c) {
+    if (c->model.expert_type != MOE_EXPERT_LORA) {
+        return parameters_of_ffn(c);
+    }
+    return mul3(matrices(c->model.expert_type), c->model.lora_rank,
+                add(c->model.hidden_size, c->model.moe_intermediate_size));
+}
+
+/* The frozen base of LoRA experts, on every rank. */
+static int64_t frozen_parameters(const moe_config *c) {
+    return c->model.expert_type == MOE_EXPERT_LORA ? mul(c->model.num_layers, parameters_of_ffn(c))
+                                                   : 0;
+}
+
+static bool learns_noise(const moe_config *c) {
+    return c->router.noise_form == MOE_NOISE_SOFTPLUS &&
+           (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT);
+}
+
+/* Per layer: the routed experts; gate [N,H] (and as much for the scale of its noise where it is
+ * learned), norm [H] and every shared expert. Language model: embedding [context,256,H], norm [H],
+ * head [256,H]. */
+moe_parameter_counts moe_memory_parameters(const moe_config *c) {
+    const int64_t h = c->model.hidden_size;
+    const int64_t expert = parameters_of_expert(c);
+    const int64_t norm = c->model.norm == MOE_NORM_NONE ? 0 : h;
+    const int64_t gate = mul3(learns_noise(c) ? 2 : 1, c->model.num_experts, h);
+    const int64_t layer =
+        add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c)));
+    moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
+                                  .replicated = mul(c->model.num_layers, layer)};
+    if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT) {
+        count.replicated =
+            add(count.replicated, add(mul3(BYTE_VALUES, c->train.context + 1, h), h));
+    }
+    return count;
+}
+
+/* Those of this rank. */
+static int64_t local_parameters(const moe_config *c, const sizes *s) {
+    const int64_t experts = mul(c->model.num_layers, div_up(c->model.num_experts, s->ranks));
+    return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
+}
+
+/* The sum over ranks' devices; a partial one of each local device for what is replicated, and a
+ * piece of them on its way through the tree. */
+static int64_t gradients(const moe_config *c, const sizes *s) {
+    const int64_t replicated = moe_memory_parameters(c).replicated;
+    const int64_t piece = min64(replicated, TREE_BYTES / (int64_t)sizeof(real) / s->local_devices);
+    int64_t reals = add(local_parameters(c, s), mul(s->local_devices, add(replicated, piece)));
+    if (s->ranks > 1) {
+        reals = add(reals, mul(s->local_devices + 1, piece));
+    }
+    return s->train ? mul(reals, sizeof(real)) : 0;
+}
+
+/* AdamW: means of the gradient and of its square. */
+static int64_t optimizer(const moe_config *c, const sizes *s) {
+    return s->train && c->train.optimizer == MOE_OPTIMIZER_ADAMW
+               ? mul3(2, local_parameters(c, s), sizeof(real))
+               : 0;
+}
+
+/* --- activations
+ * ---------------------------------------------------------------------------------------------------------------------------
+ */
+
+/* Working memory of the GEMM calls, for each thread. Forward: x [.,H] and hidden vectors of one
+ * call. Backward: x, dy [.,H] and h1, h3 (again), h, dh, dh3 [.,F] of one call, of an expert or of
+ * the shared ones; an expert may well have twice its share. */
+static int64_t scratch(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size;
+    const int64_t f = c->model.moe_intermediate_size;
+    const int64_t hidden = s->matrices > 0 ? mul(s->matrices - 1, f) : 0;
+    const int64_t one_expert = div_up(s->selections, div_up(c->model.num_experts, s->ranks));
+    const int64_t rows = min64(CALL_ROWS, mul(2, one_expert));
+    if (!s->train) {
+        return mul3(s->threads, rows, add(h, hidden));
+    }
+    const int64_t expert = mul(rows, add(mul(2, h), mul(5, f)));
+    const int64_t shared = mul(min64(CALL_ROWS, s->tokens / s->local_devices),
+                               add(mul(2, h), mul3(5, c->model.num_shared_experts, f)));
+    return mul(s->threads, expert > shared || c->model.num_shared_experts == 0 ? expert : shared);
+}
+
+/* Training, per token: logits before noise and those of its scale [N], jittered x [H]. */
+static int64_t noisy_reals(const moe_config *c) {
+    const int64_t n = c->model.num_experts;
+    return (learns_noise(c) ? n : 0) + (c->balance.load_form == MOE_LOAD_SHAZEER ? n : 0) +
+           (c->router.jitter > 0 ? c->model.hidden_size : 0);
+}
+
+/* Of one layer, without the residual stream: normed x [T,H], logits [T,N]; experts: outputs [S,H]
+ * and results [R,H]; output of the shared ones [T,H] and their hidden vectors [T,F]. For backward:
+ * h1, h3 [S,F] (unless train.recompute), those of the shared experts, and dg [S]. */
+static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size;
+    const int64_t f = c->model.moe_intermediate_size;
+    const int64_t hidden = s->matrices > 0 ? mul(s->matrices - 1, f) : 0;
+    const bool keep = s->train && !c->train.recompute;
+    int64_t reals =
+        mul(s->tokens, add(c->model.num_experts, c->model.norm == MOE_NORM_NONE ? 0 : h));
+    if (s->train) {
+        reals = add(reals, mul(s->tokens, noisy_reals(c)));
+    }
+    reals = add(reals, mul(add(s->selections, s->rows), h));
+    reals = add(reals, scratch(c, s));
+    if (s->train) {
+        reals = add(reals, s->selections);
+    }
+    if (keep) {
+        reals = add(reals, mul(s->selections, hidden));
+    }
+    if (c->model.num_shared_experts == 0) {
+        return reals;
+    }
+    if (!s->train) {
+        return add(reals, mul(s->tokens, add(h, hidden)));
+    }
+    return add(reals, mul(s->tokens, add(h, keep ? mul3(2, c->model.num_shared_experts, f) : 0)));
+}
+
+/* What backward works with, once for all layers: dlogits [T,N] (double, and rounded; of learned
+ * noise the same), the gate's part of du with jitter [T,H], dg of selections and of pairs [S], du
+ * and dx of the shared experts [T,H]; and the ends of the network: head's input [T,H], logits
+ * [T,256] and places of the text, or targets [T,H]. */
+static int64_t backward(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size;
+    const int64_t n = c->model.num_experts;
+    const int64_t per_token = (int64_t)sizeof(double) + 16;
+    int64_t reals = mul(s->tokens, add(add(n, mul(c->model.num_shared_experts > 0 ? 2 : 1, h)),
+                                       mul(2, moe_config_most_experts(c))));
+    reals = add(reals, mul(s->tokens, add(h, s->text ? BYTE_VALUES : 0)));
+    if (!s->train) {
+        return 0;
+    }
+    if (learns_noise(c)) {
+        reals = add(reals, mul3(s->tokens, n, 1 + sizeof(double) / sizeof(real)));
+    }
+    if (c->router.jitter > 0) {
+        reals = add(reals, mul(s->tokens, h));
+    }
+    return add(mul(reals, sizeof(real)), mul(s->tokens, add(mul(n, sizeof(double)), per_token)));
+}
+
+/* With a capacity, per selection: whether it is kept, slot, server, and the routing that is sent
+ * with its way back; while deciding also group, key and score. */
+static int64_t dropping(const moe_config *c, const sizes *s) {
+    const int64_t kept = 1 + 3 * (int64_t)sizeof(int32_t) +
+                         (int64_t)(sizeof(int64_t) + sizeof(real) + sizeof(double));
+    const int64_t deciding = (int64_t)(sizeof(int32_t) + sizeof(uint64_t) + sizeof(double));
+    if (c->capacity.policy == MOE_CAPACITY_NONE) {
+        return 0;
+    }
+    return room(mul(s->selections, add(mul(s->copies, kept), deciding)));
+}
+
+/* Methods that look at all tokens of a device at once hold its scores [T_d,N] (kept as scratch from
+ * step to step): sinkhorn exp(z), expert choice s, and a byte for each token and expert. */
+static int64_t device_scores(const moe_config *c, const sizes *s) {
+    const int64_t n = c->model.num_experts,
+                  scores = mul3(div_up(s->tokens, s->local_devices), n, sizeof(double));
+    if (c->router.method == MOE_METHOD_SINKHORN) {
+        return room(scores);
+    }
+    return c->router.method == MOE_METHOD_EXPERT_CHOICE ? room(add(scores, mul(s->tokens, n))) : 0;
+}
+
+/* The residual stream: x and y [T,H]; training: every layer's x, the last output, y and dh. What
+ * every layer chose: expert, weight and score per selection, an offset per token. */
+static int64_t activations(const moe_config *c, const sizes *s) {
+    const int64_t streams = s->train ? add(c->model.num_layers, 3) : 2,
+                  stream = mul3(streams, s->tokens, c->model.hidden_size);
+    const int64_t chosen =
+        add(mul(s->selections, (int64_t)(sizeof(int32_t) + sizeof(real) + sizeof(double))),
+            mul(s->tokens, sizeof(int64_t)));
+    const int64_t layers =
+        add(mul3(s->copies, reals_of_layer(c, s), sizeof(real)), mul(c->model.num_layers, chosen));
+    const int64_t working = add(backward(c, s), add(dropping(c, s), device_scores(c, s)));
+    return add(add(mul(stream, sizeof(real)), room(layers)), working);
+}
+
+/* Vectors packed for and received from other ranks (training: x and dy); lists of the plan and of
+ * what arrived: 12 numbers of 4 bytes per row and 20 per selection; offsets and sizes of each pair
+ * of a local and any device. */
+static int64_t exchange(const moe_config *c, const sizes *s) {
+    const int64_t vectors =
+        mul(mul3(s->train ? 3 : 2, s->remote, c->model.hidden_size), sizeof(real));
+    const int64_t lists = mul(add(mul(12, s->rows), mul(20, s->selections)), sizeof(int32_t));
+    return mul(s->copies,
+               room(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), s->local_devices,
+                                                 c->cluster.devices)))));
+}
+
+/* A cell of counts and exact sums for each segment (a sequence's part on a device), each local
+ * device and the batch, doubled for sums over sequences, once more for all layers put together
+ * (aux_form = mixtral); per layer the record: three vectors [N], five [D] and the matrix [D,D]. */
+static int64_t statistics(const moe_config *c, const sizes *s) {
+    const int64_t n = c->model.num_experts, d = c->cluster.devices;
+    const int64_t sequences =
+        c->data.sequence_length > 0
+            ? add(div_up(s->tokens, c->data.sequence_length), mul(2, s->local_devices))
+            : s->local_devices;
+    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD),
+                  cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
+    const int64_t copies = s->copies + (moe_balance_has_all_layers(c) ? 1 : 0);
+    const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(d, d)));
+    const int64_t records =
+        c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1; /* a
+                                                                             step's
+                                                                             and
+                                                                             a
+                                                                             micro-batch's
+                                                                           */
+    return mul(add(mul(copies, cells), mul3(records, c->model.num_layers, metrics)),
+               sizeof(int64_t));
+}
+
+/* What is read: recorded logits [L,T,N] (counted as double) or routing [T,K] with weights and
+ * scores [T,N]; a byte of mask per token. */
+static int64_t input(const moe_config *c, int64_t tokens) {
+    const int64_t scores = mul3(tokens, c->model.num_experts, sizeof(double));
+    if (c->data.source == MOE_SOURCE_LOGITS) {
+        return add(mul(c->model.num_layers, scores), tokens);
+    }
+    if (c->data.source == MOE_SOURCE_ROUTING) {
+        return add(add(mul3(tokens, moe_config_most_experts(c), sizeof(int32_t) + sizeof(real)),
+                       c->data.scores[0] != '\0' ? scores : 0),
+                   tokens);
+    }
+    return c->data.source == MOE_SOURCE_TEXT ? tokens : 0;
+}
+
+moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
+    const sizes s = sizes_of(c, num_tokens_global);
+    moe_memory m = {.weights =
+                        mul(add(local_parameters(c, &s), frozen_parameters(c)), sizeof(real)),
+                    .gradients = gradients(c, &s),
+                    .optimizer = optimizer(c, &s),
+                    .activations = activations(c, &s),
+                    .exchange = exchange(c, &s),
+                    .statistics = statistics(c, &s),
+                    .input = input(c, s.tokens)};
+    const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));
+    m.total = add(add(trained, m.activations), add(add(m.exchange, m.statistics), m.input));
+    return m;
+}

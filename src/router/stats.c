@@ -1,0 +1,32 @@
+/* stats.c: memory and addition of cells of counts and exact score sums. */
+#include "router/stats.h"
+
+#include <string.h>
+
+#include "base/status.h"
+#include "base/tensor.h"
+
+void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells) {
+    int64_t words = MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * (int64_t)num_experts + devices, total;
+    MOE_ASSERT(num_experts > 0 && devices > 0 && num_cells >= 0 &&
+               !__builtin_mul_overflow(words, num_cells, &total));
+    moe_reserve(&s->cell, &s->capacity, total, sizeof *s->cell, "statistics");
+    s->num_experts = num_experts;
+    s->devices = devices;
+    s->words = words;
+    s->num_cells = num_cells;
+    if (total > 0) {
+        memset(s->cell, 0, (size_t)total * sizeof *s->cell);
+    }
+}
+
+void moe_stats_free(moe_stats *s) {
+    moe_free(s->cell);
+    *s = (moe_stats){0};
+}
+
+void moe_stats_add(const moe_stats *s, int64_t *to, const int64_t *from) {
+    for (int64_t w = 0; w < s->words; w++) {
+        to[w] += from[w];
+    }
+}

@@ -1,0 +1,32 @@
+/* restart.h: what a training run must carry over a restart, and how it goes on. Layer 5 (simulate).
+ * Parameters and optimiser state, the results so far, the router biases, and a fingerprint of the
+ * text: nothing else lives from step to step. */
+#ifndef MOESIM_RUN_RESTART_H
+#define MOESIM_RUN_RESTART_H
+
+#include "data/input.h"
+#include "model/layer.h"
+#include "output/results.h"
+#include "train/checkpoint.h"
+
+typedef struct moe_restart {
+    const moe_comm *comm;
+    const moe_config *config;
+    const moe_input *input;
+    const moe_layer *layers;
+    moe_parameters *parameters;
+    moe_results *results;
+} moe_restart;
+
+/* Collective. Before step `step`: writes a checkpoint when train.checkpoint_every asks for one
+ * (step 0 included, the end not). */
+int moe_restart_write(const moe_restart *r, int64_t step, moe_status *st);
+
+/* Collective. Loads the checkpoint and reopens its folder: r->results is {0} on entry. MOE_USER
+ * when it belongs to another model, optimiser or text. */
+int moe_restart_read(const moe_restart *r,
+                     const moe_checkpoint *from,
+                     const char *folder,
+                     moe_status *st);
+
+#endif

@@ -1,0 +1,163 @@
+/* tally_drop.c: what a capacity dropped, by expert, device, sequence and token, and what that
+ * saved. */
+#include <string.h>
+
+#include "base/status.h"
+#include "tally/internal.h"
+
+enum scalar {
+    REASSIGNED,
+    DROPPED_TOKENS,
+    FULLY_DROPPED,
+    EXEMPT_OVERFLOW,
+    PADDING_ROWS,
+    DROPPED_SEQUENCES,
+    NUM_SCALARS
+};
+
+/* Sequences whose drops are summed over ranks; more than that are only counted, a sequence that
+ * spans ranks once for each. */
+static int64_t listed_sequences(const moe_context *context) {
+    int64_t sequences = context->batch->num_sequences;
+    return context->capacity.policy != MOE_CAPACITY_NONE && sequences <= MOE_MAX_LISTED_SEQUENCES
+               ? sequences
+               : 0;
+}
+
+int64_t moe_tally_drop_words(const moe_context *context) {
+    return 2 * (int64_t)context->placement.num_experts + NUM_SCALARS + listed_sequences(context);
+}
+
+/* One token: its dropped pairs; adds to by_expert. */
+static int64_t count_token(const moe_activations *a,
+                           int64_t t,
+                           int64_t *by_expert,
+                           int64_t *scalar) {
+    int64_t begin = a->routing.row_offset[t];
+    int64_t end = a->routing.row_offset[t + 1];
+    int64_t dropped = 0;
+    for (int64_t i = begin; i < end; i++) {
+        int32_t chosen = a->routing.expert[i], server = a->drop.server[i];
+        dropped += server < 0;
+        by_expert[chosen] += server < 0;
+        scalar[REASSIGNED] += server >= 0 && server != chosen;
+    }
+    scalar[DROPPED_TOKENS] += dropped > 0;
+    scalar[FULLY_DROPPED] += dropped > 0 && dropped == end - begin;
+    return dropped;
+}
+
+void moe_tally_drop_count(const moe_context *context, const moe_activations *a, int64_t *words) {
+    const moe_batch *b = context->batch;
+    const moe_routing *sent = moe_sent_routing(a);
+    int64_t *kept = words;
+    int64_t *dropped = kept + context->placement.num_experts;
+    int64_t *scalar = dropped + context->placement.num_experts;
+    int64_t listed = listed_sequences(context), *by_sequence = scalar + NUM_SCALARS;
+    for (int64_t i = 0; i < sent->num_selections; i++) {
+        kept[sent->expert[i]]++;
+    }
+    if (!a->drop.on) {
+        return;
+    }
+    for (int64_t i = 0; i < b->num_segments; i++) {
+        int64_t lost = 0;
+        for (int64_t t = b->segment[i].begin; t < b->segment[i].end; t++) {
+            lost += count_token(a, t, dropped, scalar);
+        }
+        if (listed) {
+            by_sequence[b->segment[i].sequence] += lost;
+        }
+        scalar[DROPPED_SEQUENCES] += lost > 0;
+    }
+    scalar[EXEMPT_OVERFLOW] = a->drop.exempt_overflow;
+    scalar[PADDING_ROWS] = a->drop.padding_rows;
+}
+
+static void fill_sequences(const int64_t *by_sequence, int64_t listed, moe_capacity_metrics *c) {
+    if (listed == 0) {
+        return;
+    }
+    moe_reserve(&c->dropped_per_sequence, &c->sequence_room, listed, sizeof(int64_t),
+                "the record of a step");
+    memcpy(c->dropped_per_sequence, by_sequence, (size_t)listed * sizeof(int64_t));
+    c->num_sequences = listed;
+    c->dropped_sequences = 0;
+    for (int64_t q = 0; q < listed; q++) {
+        c->dropped_sequences += by_sequence[q] > 0;
+    }
+}
+
+void moe_tally_drop_fill(const moe_context *context,
+                         const moe_activations *a,
+                         const int64_t *words,
+                         int64_t rows_saved,
+                         moe_layer_metrics *out) {
+    int32_t n = context->placement.num_experts;
+    const int64_t *dropped = words + n, *scalar = dropped + n;
+    int64_t row_bytes = 2 * context->config->model.hidden_size * (int64_t)sizeof(real); /* dispatch
+                                                                                           and
+                                                                                           combine
+                                                                                         */
+    moe_capacity_metrics *c = &out->capacity;
+    memcpy(out->kept_per_expert, words, (size_t)n * sizeof(int64_t));
+    memcpy(out->dropped_per_expert, dropped, (size_t)n * sizeof(int64_t));
+    memset(out->dropped_per_device, 0, (size_t)context->placement.devices * sizeof(int64_t));
+    out->dropped = 0;
+    for (int32_t e = 0; e < n; e++) {
+        out->dropped_per_device[context->placement.device[e]] += dropped[e];
+        out->dropped += dropped[e];
+    }
+    if (!a->drop.on) {
+        return;
+    }
+    c->on = true;
+    c->capacity = a->drop.capacity;
+    c->reassigned = scalar[REASSIGNED];
+    c->dropped_tokens = scalar[DROPPED_TOKENS];
+    c->fully_dropped_tokens = scalar[FULLY_DROPPED];
+    c->exempt_overflow = scalar[EXEMPT_OVERFLOW];
+    c->rows_saved = rows_saved;
+    c->bytes_saved = rows_saved * row_bytes;
+    c->padding_rows = scalar[PADDING_ROWS];
+    c->padding_bytes = c->padding_rows * row_bytes;
+    c->dropped_sequences = scalar[DROPPED_SEQUENCES];
+    fill_sequences(scalar + NUM_SCALARS, listed_sequences(context), c);
+}
+
+/* Pairs in the fullest buffer of the global pool. */
+static int64_t fullest(const moe_context *context, const moe_layer_metrics *out) {
+    const moe_placement *p = &context->placement;
+    int64_t most = 0, *by_device = moe_scratch_take_zero(context->batch->scratch, p->devices,
+                                                         sizeof *by_device, "tally");
+    for (int32_t e = 0; e < p->num_experts; e++) {
+        int64_t pairs = by_device[p->device[e]] += out->kept_per_expert[e];
+        if (context->capacity.policy == MOE_CAPACITY_EXPERT) {
+            pairs = out->kept_per_expert[e];
+        }
+        most = pairs > most ? pairs : most;
+    }
+    moe_scratch_give(context->batch->scratch, by_device);
+    return most;
+}
+
+void moe_tally_drop_check(const moe_context *context,
+                          const moe_layer_metrics *out,
+                          moe_step_metrics *metrics) {
+    const moe_capacity *c = &context->capacity;
+    if (c->policy == MOE_CAPACITY_NONE) {
+        return;
+    }
+    if (c->policy == MOE_CAPACITY_SEQUENCE || c->scope == MOE_CAPACITY_PER_DEVICE) {
+        moe_step_metrics_check(
+            metrics, "capacity", false, true,
+            "budgets are of a sequence or of a device's tokens, the counts are of the batch");
+        return;
+    }
+    int64_t most = fullest(context, out), capacity = out->capacity.capacity;
+    moe_step_metrics_check(
+        metrics, "capacity", true,
+        most <= capacity || most - capacity <= out->capacity.exempt_overflow,
+        "budgets of %lld pairs, %lld in the fullest, %lld pairs of exempt sequences beyond budgets",
+        (long long)capacity, (long long)most, (long long)out->capacity.exempt_overflow);
+}

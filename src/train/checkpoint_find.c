@@ -1,0 +1,224 @@
+/* checkpoint_find.c: which checkpoint to go on from, and whether this run may. A file is trusted
+ * when every byte of it has been read and its checksums are right; the reading is spread over
+ * ranks. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/tensor.h"
+#include "config/table.h"
+#include "train/checkpoint_internal.h"
+
+/* --- the newest that is whole --- */
+
+/* This rank's share of the blocks of one section. */
+static void verify_section(const moe_comm *comm,
+                           int file,
+                           const char *path,
+                           const moe_checkpoint_table *t,
+                           const moe_section *s,
+                           moe_status *st) {
+    char *data = moe_alloc(s->num_blocks > 0 ? s->block_bytes : 0, 1, "a block of a checkpoint");
+    for (int64_t b = 0; b < s->num_blocks && st->code == MOE_OK; b++) {
+        if ((s->first + b) % comm->size == comm->rank) {
+            moe_checkpoint_read_block(file, path, t, s, b, data, st);
+        }
+    }
+    moe_free(data);
+}
+
+/* Collective. */
+static int verify(const moe_comm *comm,
+                  const char *path,
+                  const moe_checkpoint_table *t,
+                  moe_status *st) {
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0) {
+        moe_fail(st, MOE_USER, "the checkpoint '%s' cannot be read: %s", path, strerror(errno));
+    }
+    for (int i = 0; i < t->num && st->code == MOE_OK; i++) {
+        verify_section(comm, file, path, t, &t->section[i], st);
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    return moe_comm_agree(comm, st);
+}
+
+static void take(moe_checkpoint *found, const moe_checkpoint_table *t) {
+    int64_t length = (int64_t)strlen(t->config_text) + 1;
+    found->step = t->step;
+    found->config_text = moe_alloc(length, 1, "configuration of a checkpoint");
+    memcpy(found->config_text, t->config_text, (size_t)length);
+    snprintf(found->name, sizeof found->name, "%s", t->name);
+}
+
+/* Collective. Is the checkpoint after `step` steps whole? Then *found is it. */
+static int try_step(
+    const moe_comm *comm, const char *folder, int64_t step, moe_checkpoint *found, moe_status *st) {
+    moe_checkpoint_table t;
+    moe_checkpoint_path(folder, step, found->path);
+    if (moe_checkpoint_load(comm, found->path, &t, st) == MOE_OK && t.step != step) {
+        moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: it was made after %lld steps",
+                 found->path, (long long)t.step);
+    }
+    if (st->code == MOE_OK && verify(comm, found->path, &t, st) == MOE_OK) {
+        take(found, &t);
+    }
+    moe_checkpoint_table_free(&t);
+    return st->code;
+}
+
+static void add_words(char word[512], const char *more) {
+    size_t length = strlen(word);
+    snprintf(word + length, 512 - length, "%s%s", length ? "; " : "", more);
+}
+
+/* Collective. The steps to try, newest first, the same on all ranks. */
+static int64_t *list(const moe_comm *comm, const char *folder, int *num, moe_status *st) {
+    int64_t *steps = NULL;
+    *num = 0;
+    if (comm->rank == 0) {
+        steps = moe_checkpoint_list(folder, num);
+        if (access(folder, F_OK) != 0) {
+            moe_fail(st, MOE_USER, "the folder '%s' cannot be opened: %s", folder, strerror(errno));
+        } else if (*num == 0) {
+            moe_fail(st, MOE_USER,
+                     "the folder '%s' has no checkpoints: train.checkpoint_every says how often a "
+                     "training run writes one",
+                     folder);
+        }
+    }
+    if (moe_comm_agree(comm, st) != MOE_OK) {
+        return steps;
+    }
+    moe_comm_bcast(comm, num, sizeof *num, 0);
+    if (comm->rank != 0) {
+        steps = moe_alloc(*num, sizeof *steps, "list of checkpoints");
+    }
+    moe_comm_bcast(comm, steps, *num * (int64_t)sizeof *steps, 0);
+    return steps;
+}
+
+int moe_checkpoint_find(const moe_comm *comm,
+                        const char *folder,
+                        moe_checkpoint *found,
+                        char word[512],
+                        moe_status *st) {
+    int num;
+    char choice[64];
+    memset(found, 0, sizeof *found);
+    word[0] = '\0';
+    int64_t *steps = list(comm, folder, &num, st);
+    for (int i = 0; i < num && st->code == MOE_OK && !found->config_text; i++) {
+        moe_status bad = {0};
+        if (try_step(comm, folder, steps[i], found, &bad) != MOE_OK) {
+            add_words(word, bad.message);
+        }
+    }
+    if (st->code == MOE_OK && !found->config_text) {
+        moe_fail(st, MOE_USER, "the folder '%s' has no checkpoint that is whole: %s", folder, word);
+    } else if (word[0]) {
+        snprintf(choice, sizeof choice, "the one after %lld steps is used", (long long)found->step);
+        add_words(word, choice);
+    }
+    moe_free(steps);
+    return st->code;
+}
+
+void moe_checkpoint_free(moe_checkpoint *found) {
+    moe_free(found->config_text);
+    found->config_text = NULL;
+}
+
+/* --- the same run --- */
+
+int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status *st) {
+    moe_config_defaults(c);
+    moe_config_parse(c, found->config_text, (int64_t)strlen(found->config_text), found->path, st);
+    memcpy(c->name, found->name, sizeof c->name);
+    return st->code;
+}
+
+/* Keys, or beginnings of keys, that leave the results alone; router.preset only stands in for keys
+ * that are compared one by one. */
+static const char *const may_differ[] = {"run.steps",
+                                         "run.threads",
+                                         "router.preset",
+                                         "exchange.mode",
+                                         "exchange.transport",
+                                         "exchange.algorithm",
+                                         "cluster.intra_",
+                                         "cluster.inter_",
+                                         "cluster.device_tflops",
+                                         "cluster.efficiency",
+                                         "train.checkpoint_every",
+                                         "train.validation_every",
+                                         "train.specialization",
+                                         "output."};
+
+static bool is_free(const moe_key *key) {
+    char full[MOE_KEY_TEXT_MAX];
+    snprintf(full, sizeof full, "%s.%s", key->section, key->name);
+    for (size_t i = 0; i < sizeof may_differ / sizeof may_differ[0]; i++) {
+        if (strncmp(full, may_differ[i], strlen(may_differ[i])) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int compare_key(const moe_config *now, const moe_config *then, int k, moe_status *st) {
+    char value[MOE_VALUE_TEXT_MAX], old[MOE_VALUE_TEXT_MAX], short_value[68], short_old[68];
+    moe_key_format(now, k, value);
+    moe_key_format(then, k, old);
+    if (strcmp(value, old) == 0) {
+        return MOE_OK;
+    }
+    moe_hint_quote(value[0] ? value : "nothing", short_value);
+    moe_hint_quote(old[0] ? old : "nothing", short_old);
+    return moe_fail(st, MOE_USER,
+                    "%s.%s was %s when the checkpoint was written and is %s now: a run goes on "
+                    "only with the same model, optimiser and data",
+                    moe_keys[k].section, moe_keys[k].name, short_old, short_value);
+}
+
+static int compare_steps(const moe_config *now, const moe_config *then, moe_status *st) {
+    long long steps = now->run.steps, old = then->run.steps;
+    if (steps < old) {
+        return moe_fail(
+            st, MOE_USER,
+            "run.steps was %lld when the checkpoint was written and is %lld now: it may only rise",
+            old, steps);
+    }
+    if (steps > old && now->train.schedule == MOE_SCHEDULE_COSINE) {
+        return moe_fail(st, MOE_USER,
+                        "run.steps was %lld when the checkpoint was written and is %lld now: with "
+                        "train.schedule = cosine the learning "
+                        "rate depends on it",
+                        old, steps);
+    }
+    return MOE_OK;
+}
+
+int moe_checkpoint_same_run(const moe_config *now, const char *config_text, moe_status *st) {
+    moe_config then;
+    moe_config_defaults(&then);
+    /* the text names the devices: any number of ranks gives the same answer */
+    if (moe_config_parse(&then, config_text, (int64_t)strlen(config_text), "checkpoint", st) !=
+        MOE_OK) {
+        return st->code;
+    }
+    if (moe_config_resolve(&then, 1, st) != MOE_OK) {
+        return st->code;
+    }
+    for (int k = 0; k < moe_num_keys && st->code == MOE_OK; k++) {
+        if (!is_free(&moe_keys[k])) {
+            compare_key(now, &then, k, st);
+        }
+    }
+    return st->code == MOE_OK ? compare_steps(now, &then, st) : st->code;
+}

@@ -1,0 +1,357 @@
+/* checkpoint_table.c: what a checkpoint holds and where, as a table of sections; the table as text
+ * and back. No MPI, no files. The table of the run that reads and the table in the file are made
+ * the same way, so that comparing them is comparing fields. */
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/tensor.h"
+#include "train/checkpoint_internal.h"
+
+enum { SLICE_BYTES = 1 << 20, VERSION = 1, HEADER_BYTES_MAX = 1 << 30 };
+enum { AT_CHECKSUM = 8, AT_VERSION = 16, AT_FILE_BYTES = 24, AT_TEXT_BYTES = 32 };
+
+static const char magic[8] = {'M', 'O', 'E', 'S', 'I', 'M', 'C', 'K'};
+static const char *const part_names[MOE_NUM_PARTS] = {"value", "m", "v", "blob"};
+
+/* --- layout --- */
+
+/* Puts section s behind the sections before it. False when its numbers have no meaning or the table
+ * outgrows `most` bytes. */
+static bool place_section(moe_checkpoint_table *t, moe_section *s, int64_t most) {
+    int64_t element = s->part == MOE_PART_BLOB ? 1 : t->real_bytes;
+    if (s->count < 0 || s->size < 0 || __builtin_mul_overflow(s->size, element, &s->block_bytes)) {
+        return false;
+    }
+    if (__builtin_mul_overflow(s->count, s->block_bytes, &s->bytes) || s->bytes > most - t->bytes) {
+        return false;
+    }
+    s->num_blocks = s->count;
+    if (!s->expert) {
+        s->block_bytes = SLICE_BYTES;
+        s->num_blocks = s->bytes / SLICE_BYTES + (s->bytes % SLICE_BYTES != 0);
+    }
+    s->offset = t->bytes;
+    s->first = t->num_blocks;
+    t->bytes += s->bytes;
+    return !__builtin_add_overflow(t->num_blocks, s->num_blocks, &t->num_blocks);
+}
+
+int64_t moe_section_block(const moe_section *s, int64_t block, int64_t *bytes) {
+    int64_t start = block * s->block_bytes;
+    *bytes = s->bytes - start < s->block_bytes ? s->bytes - start : s->block_bytes;
+    return s->offset + start;
+}
+
+static void add_section(moe_checkpoint_table *t, moe_section s, const char *name) {
+    MOE_ASSERT(strlen(name) < sizeof s.name);
+    memcpy(s.name, name, strlen(name));
+    bool placed = place_section(t, &s, INT64_MAX);
+    MOE_ASSERT(placed);
+    t->section[t->num++] = s;
+}
+
+static void add_parameter(moe_checkpoint_table *t, const moe_parameter *p) {
+    real *const data[] = {p->value, p->m, p->v};
+    for (int part = MOE_PART_VALUE; part <= MOE_PART_V; part++) {
+        moe_section s = {
+            .part = part, .expert = p->expert, .count = p->count_global, .size = p->size};
+        s.data = (char *)data[part];
+        s.id = p->id;
+        s.held = p->count;
+        if (part == MOE_PART_VALUE || data[part]) {
+            add_section(t, s, p->name);
+        }
+    }
+}
+
+void moe_checkpoint_table_make(moe_checkpoint_table *t,
+                               const moe_parameters *all,
+                               const moe_blob *blobs,
+                               int num_blobs) {
+    memset(t, 0, sizeof *t);
+    t->real_bytes = sizeof(real);
+    t->section =
+        moe_alloc(3 * (int64_t)all->num + num_blobs, sizeof *t->section, "table of a checkpoint");
+    for (int i = 0; i < all->num; i++) {
+        add_parameter(t, &all->p[i]);
+    }
+    for (int i = 0; i < num_blobs; i++) {
+        add_section(
+            t,
+            (moe_section){
+                .part = MOE_PART_BLOB, .count = 1, .size = blobs[i].bytes, .data = blobs[i].data},
+            blobs[i].name);
+    }
+    t->checksum = moe_alloc_zero(t->num_blocks, sizeof *t->checksum, "checksums of a checkpoint");
+}
+
+void moe_checkpoint_table_free(moe_checkpoint_table *t) {
+    moe_free(t->section);
+    moe_free(t->checksum);
+    moe_free(t->header);
+    memset(t, 0, sizeof *t);
+}
+
+/* --- as text --- */
+
+static json_t *section_object(const moe_checkpoint_table *t, const moe_section *s) {
+    json_t *sums = json_array();
+    char digits[17];
+    for (int64_t b = 0; b < s->num_blocks; b++) {
+        snprintf(digits, sizeof digits, "%016" PRIx64, t->checksum[s->first + b]);
+        json_array_append_new(sums, json_string(digits));
+    }
+    return json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:o}", "name", s->name, "part",
+                     part_names[s->part], "expert", (int)s->expert, "count", (json_int_t)s->count,
+                     "size", (json_int_t)s->size, "offset", (json_int_t)s->offset, "checksums",
+                     sums);
+}
+
+static char *table_text(const moe_checkpoint_table *t) {
+    json_t *sections = json_array();
+    for (int i = 0; i < t->num; i++) {
+        json_array_append_new(sections, section_object(t, &t->section[i]));
+    }
+    json_t *o = json_pack("{s:s, s:I, s:i, s:o}", "program", "moesim " MOESIM_VERSION, "step",
+                          (json_int_t)t->step, "real", t->real_bytes, "sections", sections);
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    if (!text) {
+        moe_out_of_memory("the header of a checkpoint", 0);
+    }
+    json_decref(o);
+    return text;
+}
+
+static void put_u64(char *header, int at, uint64_t value) {
+    memcpy(header + at, &value, sizeof value);
+}
+
+static uint64_t get_u64(const char *header, int at) {
+    uint64_t value;
+    memcpy(&value, header + at, sizeof value);
+    return value;
+}
+
+char *moe_checkpoint_table_print(const moe_checkpoint_table *t,
+                                 const moe_config *c,
+                                 int64_t *length) {
+    char *header = NULL, *texts = table_text(t);
+    size_t size = 0;
+    FILE *memory = open_memstream(&header, &size);
+    if (!memory) {
+        moe_out_of_memory("the header of a checkpoint", 0);
+    }
+    fprintf(memory, "%*s%s%c%s%c", MOE_CHECKPOINT_PREAMBLE, "", texts, 0, c->name, 0);
+    moe_config_print(c, memory);
+    fputc(0, memory);
+    if (fclose(memory) != 0) {
+        moe_out_of_memory("the header of a checkpoint", size);
+    }
+    free(texts);
+    memcpy(header, magic, sizeof magic);
+    put_u64(header, AT_VERSION, VERSION);
+    put_u64(header, AT_FILE_BYTES, size + (uint64_t)t->bytes);
+    put_u64(header, AT_TEXT_BYTES, size - MOE_CHECKPOINT_PREAMBLE);
+    put_u64(header, AT_CHECKSUM, moe_checksum(header + AT_VERSION, (int64_t)size - AT_VERSION));
+    *length = (int64_t)size;
+    return header;
+}
+
+/* --- and back --- */
+
+int moe_checkpoint_preamble(const char preamble[MOE_CHECKPOINT_PREAMBLE],
+                            int64_t file_bytes,
+                            int64_t *header_bytes,
+                            moe_status *why) {
+    uint64_t version = get_u64(preamble, AT_VERSION);
+    uint64_t whole = get_u64(preamble, AT_FILE_BYTES);
+    uint64_t texts = get_u64(preamble, AT_TEXT_BYTES);
+    if (memcmp(preamble, magic, sizeof magic) != 0) {
+        return moe_fail(why, MOE_USER, "it does not begin like a checkpoint");
+    }
+    if (version != VERSION) {
+        return moe_fail(why, MOE_USER, "its format has version %" PRIu64 ", this program reads %d",
+                        version, VERSION);
+    }
+    if (whole != (uint64_t)file_bytes) {
+        return moe_fail(why, MOE_USER, "it has %" PRId64 " bytes instead of %" PRIu64, file_bytes,
+                        whole);
+    }
+    if (texts > HEADER_BYTES_MAX || texts + MOE_CHECKPOINT_PREAMBLE > whole) {
+        return moe_fail(why, MOE_USER, "its header is damaged");
+    }
+    *header_bytes = (int64_t)texts + MOE_CHECKPOINT_PREAMBLE;
+    return MOE_OK;
+}
+
+static bool parse_checksums(const json_t *sums, int64_t num, uint64_t *out) {
+    if (!json_is_array(sums) || json_array_size(sums) != (uint64_t)num) {
+        return false;
+    }
+    for (int64_t b = 0; b < num; b++) {
+        const char *digits = json_string_value(json_array_get(sums, (size_t)b));
+        if (!digits || strlen(digits) != 16 || digits[strspn(digits, "0123456789abcdef")]) {
+            return false;
+        }
+        out[b] = strtoull(digits, NULL, 16);
+    }
+    return true;
+}
+
+static bool parse_part(const char *name, enum moe_part *part) {
+    for (int i = 0; i < MOE_NUM_PARTS; i++) {
+        *part = i;
+        if (strcmp(name, part_names[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Appends the section that o describes; t->checksum has room for `room` blocks. */
+static bool parse_section(moe_checkpoint_table *t, json_t *o, int64_t room, int64_t most) {
+    moe_section s = {.part = MOE_PART_VALUE};
+    const char *name, *part;
+    int expert;
+    json_int_t count, size, offset;
+    json_t *sums;
+    if (json_unpack(o, "{s:s, s:s, s:b, s:I, s:I, s:I, s:o}", "name", &name, "part", &part,
+                    "expert", &expert, "count", &count, "size", &size, "offset", &offset,
+                    "checksums", &sums) != 0) {
+        return false;
+    }
+    if (strlen(name) >= sizeof s.name || !parse_part(part, &s.part)) {
+        return false;
+    }
+    memcpy(s.name, name, strlen(name));
+    s.expert = expert;
+    s.count = count;
+    s.size = size;
+    if (!place_section(t, &s, most) || t->num_blocks > room || s.offset != offset) {
+        return false;
+    }
+    t->section[t->num++] = s;
+    return parse_checksums(sums, s.num_blocks, t->checksum + s.first);
+}
+
+static bool parse_table(moe_checkpoint_table *t, json_t *o, int64_t most) {
+    json_int_t step;
+    json_t *sections, *s;
+    size_t i;
+    int64_t room = 0;
+    if (json_unpack(o, "{s:I, s:i, s:o}", "step", &step, "real", &t->real_bytes, "sections",
+                    &sections) != 0) {
+        return false;
+    }
+    if (step < 0 || (t->real_bytes != 4 && t->real_bytes != 8) || !json_is_array(sections)) {
+        return false;
+    }
+    t->step = step;
+    json_array_foreach(sections, i, s) {
+        room += (int64_t)json_array_size(json_object_get(s, "checksums"));
+    }
+    t->section =
+        moe_alloc((int64_t)json_array_size(sections), sizeof *t->section, "table of a checkpoint");
+    t->checksum = moe_alloc_zero(room, sizeof *t->checksum, "checksums of a checkpoint");
+    json_array_foreach(sections, i, s) {
+        if (!parse_section(t, s, room, most)) {
+            return false;
+        }
+    }
+    return t->bytes == most;
+}
+
+/* The text behind this one; NULL when the header ends first. */
+static const char *next_text(const char *text, const char *end) {
+    const char *nul = memchr(text, 0, (size_t)(end - text));
+    return nul ? nul + 1 : NULL;
+}
+
+int moe_checkpoint_table_parse(
+    moe_checkpoint_table *t, char *header, int64_t length, int64_t file_bytes, moe_status *why) {
+    memset(t, 0, sizeof *t);
+    t->header = header;
+    t->data = length;
+    if (get_u64(header, AT_CHECKSUM) != moe_checksum(header + AT_VERSION, length - AT_VERSION)) {
+        return moe_fail(why, MOE_USER, "the checksum of its header differs");
+    }
+    const char *end = header + length, *text = header + MOE_CHECKPOINT_PREAMBLE;
+    t->name = next_text(text, end);
+    t->config_text = t->name ? next_text(t->name, end) : NULL;
+    bool three = t->config_text && next_text(t->config_text, end) == end;
+    json_t *o = three ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
+    if (!o || !parse_table(t, o, file_bytes - length)) {
+        moe_fail(why, MOE_USER, "its header cannot be understood");
+    }
+    json_decref(o);
+    return why->code;
+}
+
+/* --- comparing --- */
+
+const moe_section *moe_section_like(const moe_checkpoint_table *t, const moe_section *like) {
+    for (int i = 0; i < t->num; i++) {
+        if (t->section[i].part == like->part && strcmp(t->section[i].name, like->name) == 0) {
+            return &t->section[i];
+        }
+    }
+    return NULL;
+}
+
+/* A section that only one side has: the checkpoint (in_file) or this run. */
+static int fail_missing(const moe_section *s, bool in_file, const char *path, moe_status *st) {
+    const char *here = in_file ? "has" : "lacks",
+               *there = in_file ? "this run does not" : "this run has";
+    if (s->part == MOE_PART_M || s->part == MOE_PART_V) {
+        return moe_fail(
+            st, MOE_USER,
+            "%s %s the optimiser state %s of %s, which %s: it was made by another train.optimizer",
+            path, here, part_names[s->part], s->name, there);
+    }
+    return moe_fail(st, MOE_USER,
+                    "%s %s the %s %s, which %s: it was made by another model or another run", path,
+                    here, s->part == MOE_PART_BLOB ? "state" : "tensor", s->name, there);
+}
+
+static int compare_section(const moe_section *here,
+                           const moe_section *file,
+                           const char *path,
+                           moe_status *st) {
+    if (here->expert == file->expert && here->count == file->count && here->size == file->size) {
+        return MOE_OK;
+    }
+    return moe_fail(
+        st, MOE_USER,
+        "%s: %s has %" PRId64 " x %" PRId64 " %s there and %" PRId64 " x %" PRId64 " %s here", path,
+        here->name, file->count, file->size, file->expert ? "(experts)" : "elements", here->count,
+        here->size, here->expert ? "(experts)" : "elements");
+}
+
+int moe_checkpoint_table_compare(const moe_checkpoint_table *here,
+                                 const moe_checkpoint_table *file,
+                                 const char *path,
+                                 moe_status *st) {
+    if (here->real_bytes != file->real_bytes) {
+        return moe_fail(
+            st, MOE_USER,
+            "%s holds numbers of %d bytes, this program computes with %d: go on with %s", path,
+            file->real_bytes, here->real_bytes, file->real_bytes == 8 ? "moesim-f64" : "moesim");
+    }
+    for (int i = 0; i < here->num && st->code == MOE_OK; i++) {
+        const moe_section *s = &here->section[i], *theirs = moe_section_like(file, s);
+        if (!theirs) {
+            fail_missing(s, false, path, st);
+        } else {
+            compare_section(s, theirs, path, st);
+        }
+    }
+    for (int i = 0; i < file->num && st->code == MOE_OK; i++) {
+        if (!moe_section_like(here, &file->section[i])) {
+            fail_missing(&file->section[i], true, path, st);
+        }
+    }
+    return st->code;
+}

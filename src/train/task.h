@@ -1,0 +1,77 @@
+/* task.h: what is learned: the ends of the network around the MoE layers. Layer 3 (act).
+ *
+ *   text: next-byte language model. x0[t] = sum_{j < context} table[j][byte[t-j]] / sqrt(context)
+ * (bytes before the sequence's start are left out); after the layers: rmsnorm, head [256,H],
+ * cross-entropy in nats, mean over the counted tokens of the global batch. Several files or folders
+ * are several domains. The last validation_share of every device's share of every domain is held
+ * out. synthetic: regression on topic-dependent targets: target[t] = x[t] * s_topic + b_topic
+ * (keyed random vectors), loss = mean over tokens and elements of (h - target)^2; the ideal
+ * assignment (topic -> experts) is known, so specialisation can be scored. */
+#ifndef MOESIM_TRAIN_TASK_H
+#define MOESIM_TRAIN_TASK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config/config.h"
+#include "data/data.h"
+#include "data/input.h"
+#include "model/parameters.h"
+
+enum { MOE_VOCABULARY = 256 };
+
+typedef struct moe_task {
+    const moe_config *config;
+    moe_corpus corpus;
+    bool text;
+    int64_t hidden, num_tokens;
+    int32_t context;
+    uint8_t *next;       /* [T] text: the byte to predict */
+    int64_t *position;   /* [T] text: where the token stands in it */
+    int32_t *domain;     /* [T] text: which file or folder; synthetic: the topic */
+    real *table;         /* [context,256,H] */
+    real *head_norm;     /* [H] */
+    real *head;          /* [256,H] */
+    real *normed;        /* [T,H] text: input of the head */
+    double *inverse_rms; /* [T] */
+    real *logits;        /* [T,256], then their gradient */
+    real *teacher;       /* [num_topics][2][H] synthetic: s and b of each topic */
+    real *target;        /* [T,H] synthetic */
+    int table_index, head_norm_index, head_index; /* into the table of parameters; -1 = none */
+} moe_task;
+
+/* Local. For run.mode = train, after moe_input_read: MOE_USER with one sentence when a device's
+ * share of a domain, or what is held out of it when validations are asked for, is shorter than a
+ * sequence and the byte after it. The same answer on every rank. */
+int moe_task_check(const moe_config *c, const moe_input *input, moe_status *st);
+/* Local. Keyed initial values; adds embedding, head_norm and head to the table (text). All memory
+ * is taken here. b's layout must not change. */
+void moe_task_init(moe_task *task,
+                   const moe_config *c,
+                   const moe_input *input,
+                   const moe_batch *b,
+                   moe_parameters *all);
+/* Local. Makes the batch of a draw (draw = step * accumulate + micro-batch; validation: the batch's
+ * number) and x0 [T,H]; fills b->byte, next, domain, target. */
+void moe_task_input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split split, real *x0);
+/* Local. Adds this rank's loss to sum [MOE_EXACT_WORDS] (exact: sum over counted tokens of nats, or
+ * of squared error / H) and its counted tokens to *tokens. With dh [T,H] (else NULL): gradient of
+ * (sum over the global batch / tokens_global) with respect to h; head gradients are added to the
+ * devices' partials. Returns the first local token whose loss is not finite (or too large to be
+ * added up with the rest), which sum leaves out; -1 = none. */
+int64_t moe_task_loss(moe_task *task,
+                      const moe_batch *b,
+                      const real *h,
+                      int64_t tokens_global,
+                      moe_parameters *all,
+                      int64_t *sum,
+                      int64_t *tokens,
+                      real *dh);
+/* Local. Adds the gradient of the table: dx0 [T,H]. */
+void moe_task_input_backward(moe_task *task,
+                             const moe_batch *b,
+                             const real *dx0,
+                             moe_parameters *all);
+void moe_task_free(moe_task *task);
+
+#endif

@@ -1,0 +1,468 @@
+/* comm.c: MPI for everybody else: start and end, agreement on failures, integer sums, Alltoallv of
+ * any size, collective .npy files. Sums are over integers only: a floating-point MPI_SUM would
+ * depend on the number of ranks (see exact.h). */
+#include "world/comm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/tensor.h"
+
+enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
+
+/* --- start and end --- */
+
+static long environment_number(const char *name) {
+    const char *text = getenv(name);
+    return text ? strtol(text, NULL, 10) : 0;
+}
+
+/* Open MPI reads these in MPI_Init. Ranks that share cores must yield: with declared slots mpirun
+ * does not see the oversubscription, and an iteration takes about 1000 times as long. On one host
+ * nothing but shared memory is needed, which starts faster. */
+static void set_open_mpi_parameters(void) {
+    long local = environment_number("OMPI_COMM_WORLD_LOCAL_SIZE"),
+         world = environment_number("OMPI_COMM_WORLD_SIZE");
+    if (local > sysconf(_SC_NPROCESSORS_ONLN)) {
+        setenv("OMPI_MCA_mpi_yield_when_idle", "1", 1);
+    }
+    if (local == world && !getenv("OMPI_MCA_pml") && !getenv("OMPI_MCA_btl")) {
+#if defined(OMPI_MAJOR_VERSION) && OMPI_MAJOR_VERSION >= 5
+        setenv("OMPI_MCA_btl", "self,sm", 1);
+#else
+        setenv("OMPI_MCA_btl", "self,vader", 1);
+#endif
+        setenv("OMPI_MCA_pml", "ob1", 1);
+    }
+}
+
+void moe_comm_abort(int code) {
+    MPI_Abort(MPI_COMM_WORLD, code);
+    _exit(code);
+}
+
+void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
+    set_open_mpi_parameters();
+    int provided;
+    MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+    moe_set_abort_hook(moe_comm_abort);
+    comm->comm = MPI_COMM_WORLD;
+    comm->max_count = INT_MAX;
+    MPI_Comm_rank(comm->comm, &comm->rank);
+    MPI_Comm_size(comm->comm, &comm->size);
+    comm->many = comm->size > FEW_RANKS ? calloc((size_t)comm->size, 4 * sizeof *comm->many) : NULL;
+    if (comm->size > FEW_RANKS && !comm->many) {
+        moe_out_of_memory("counts of MPI calls", 4 * sizeof *comm->many * (unsigned)comm->size);
+    }
+    MPI_Comm host;
+    MPI_Comm_split_type(comm->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+    MPI_Comm_rank(host, &comm->local_rank);
+    MPI_Comm_size(host, &comm->local_size);
+    MPI_Comm_free(&host);
+    int first = comm->local_rank == 0;
+    MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
+}
+
+/* MPI_Wtime may count from another moment in each process. */
+double moe_comm_time(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Rank 0 asks, rank q answers with its time; rank 0's time at that moment is taken to be the middle
+ * between question and answer. Of several rounds the quickest counts: its error is at most half its
+ * duration (F. Cristian, Probabilistic clock synchronization, 1989). */
+static double offset_of(const moe_comm *comm, int q) {
+    enum { ROUNDS = 16, TAG = 1 };
+    double offset = 0, shortest = -1;
+    for (int i = 0; i < ROUNDS; i++) {
+        double theirs = 0, asked = moe_comm_time();
+        if (comm->rank == 0) {
+            MPI_Send(NULL, 0, MPI_BYTE, q, TAG, comm->comm);
+            MPI_Recv(&theirs, 1, MPI_DOUBLE, q, TAG, comm->comm, MPI_STATUS_IGNORE);
+            double answered = moe_comm_time();
+            if (shortest < 0 || answered - asked < shortest) {
+                shortest = answered - asked;
+                offset = theirs - (asked + answered) / 2;
+            }
+        } else {
+            MPI_Recv(NULL, 0, MPI_BYTE, 0, TAG, comm->comm, MPI_STATUS_IGNORE);
+            theirs = moe_comm_time();
+            MPI_Send(&theirs, 1, MPI_DOUBLE, 0, TAG, comm->comm);
+        }
+    }
+    return offset;
+}
+
+double moe_comm_clock_offset(const moe_comm *comm) {
+    double offset = 0, theirs = 0;
+    if (comm->num_hosts == 1) {
+        return 0;
+    }
+    for (int q = 1; q < comm->size; q++) {
+        if (comm->rank != 0 && comm->rank != q) {
+            continue;
+        }
+        offset = offset_of(comm, q);
+        if (comm->rank == 0) {
+            MPI_Send(&offset, 1, MPI_DOUBLE, q, 2, comm->comm);
+        } else {
+            MPI_Recv(&theirs, 1, MPI_DOUBLE, 0, 2, comm->comm, MPI_STATUS_IGNORE);
+        }
+    }
+    return theirs;
+}
+
+/* --- agreement, broadcast, integer reductions --- */
+
+int moe_comm_agree(const moe_comm *comm, moe_status *st) {
+    int first = st->code == MOE_OK ? comm->size : comm->rank;
+    MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, comm->comm);
+    if (first == comm->size) {
+        return MOE_OK;
+    }
+    MPI_Bcast(st, (int)sizeof *st, MPI_BYTE, first, comm->comm);
+    return st->code;
+}
+
+void moe_comm_barrier(const moe_comm *comm) {
+    MPI_Barrier(comm->comm);
+}
+
+/* How many of `left` elements fit into one MPI call. */
+static int narrow(const moe_comm *comm, int64_t left) {
+    return (int)(left < comm->max_count ? left : comm->max_count);
+}
+
+/* The checked helper: int64 counts and offsets to MPI's int, all of them at most `limit`. */
+static void narrow_all(const int64_t *from, int *to, int n, int64_t limit) {
+    for (int i = 0; i < n; i++) {
+        MOE_ASSERT(from[i] >= 0 && from[i] <= limit);
+        to[i] = (int)from[i];
+    }
+}
+
+void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root) {
+    for (int64_t done = 0; done < count;) {
+        int n = narrow(comm, count - done);
+        MPI_Bcast((char *)bytes + done, n, MPI_BYTE, root, comm->comm);
+        done += n;
+    }
+}
+
+static void reduce_in_place(
+    const moe_comm *comm, void *values, int64_t count, MPI_Datatype type, size_t size, MPI_Op op) {
+    for (int64_t done = 0; done < count;) {
+        int n = narrow(comm, count - done);
+        MPI_Allreduce(MPI_IN_PLACE, (char *)values + done * (int64_t)size, n, type, op, comm->comm);
+        done += n;
+    }
+}
+
+void moe_comm_sum_i64(const moe_comm *comm, int64_t *values, int64_t count) {
+    reduce_in_place(comm, values, count, MPI_INT64_T, sizeof *values, MPI_SUM);
+}
+
+void moe_comm_max_i64(const moe_comm *comm, int64_t *values, int64_t count) {
+    reduce_in_place(comm, values, count, MPI_INT64_T, sizeof *values, MPI_MAX);
+}
+
+void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count) {
+    reduce_in_place(comm, values, count, MPI_DOUBLE, sizeof *values, MPI_MAX);
+}
+
+void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *recv, int64_t n) {
+    MOE_ASSERT(n <= INT_MAX);
+    MPI_Alltoall(send, (int)n, MPI_INT64_T, recv, (int)n, MPI_INT64_T, comm->comm);
+}
+
+/* Room for 4 ints of each rank: on the caller's stack, or where there are many ranks in comm->many.
+ */
+static int *ints_for(const moe_comm *comm, int few[4 * FEW_RANKS]) {
+    return comm->size > FEW_RANKS ? comm->many : few;
+}
+
+/* One MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
+void moe_comm_allgatherv(const moe_comm *comm,
+                         const void *send,
+                         void *recv,
+                         const int64_t *counts) {
+    int few[4 * FEW_RANKS], *ints = ints_for(comm, few), *offsets = ints + comm->size;
+    int64_t total = 0, before = 0;
+    for (int q = 0; q < comm->size; q++) {
+        before += q < comm->rank ? counts[q] : 0;
+        total += counts[q];
+    }
+    if (total <= comm->max_count) {
+        narrow_all(counts, ints, comm->size, comm->max_count);
+        for (int q = 0, offset = 0; q < comm->size; offset += ints[q++]) {
+            offsets[q] = offset;
+        }
+        MPI_Allgatherv(send, ints[comm->rank], MPI_BYTE, recv, ints, offsets, MPI_BYTE, comm->comm);
+        return;
+    }
+    if (counts[comm->rank]) {
+        memmove((char *)recv + before, send, (size_t)counts[comm->rank]);
+    }
+    for (int64_t q = 0, offset = 0; q < comm->size; offset += counts[q++]) {
+        moe_comm_bcast(comm, (char *)recv + offset, counts[q], (int)q);
+    }
+}
+
+/* --- Alltoallv --- */
+
+/* Row types in use, made once: a run has a few row sizes, and a step many exchanges. */
+enum { MAX_ROW_TYPES = 16 };
+static struct {
+    int64_t bytes;
+    MPI_Datatype type;
+} row_types[MAX_ROW_TYPES];
+static int num_row_types;
+
+static void free_row_types(void) {
+    while (num_row_types > 0) {
+        MPI_Type_free(&row_types[--num_row_types].type);
+    }
+}
+
+static MPI_Datatype row_type(int64_t row_bytes) {
+    MOE_ASSERT(row_bytes > 0 && row_bytes <= INT_MAX);
+    for (int i = 0; i < num_row_types; i++) {
+        if (row_types[i].bytes == row_bytes) {
+            return row_types[i].type;
+        }
+    }
+    if (num_row_types == MAX_ROW_TYPES) {
+        free_row_types();
+    }
+    row_types[num_row_types].bytes = row_bytes;
+    MPI_Type_contiguous((int)row_bytes, MPI_BYTE, &row_types[num_row_types].type);
+    MPI_Type_commit(&row_types[num_row_types].type);
+    return row_types[num_row_types++].type;
+}
+
+static void alltoallv_once(
+    const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
+    int n = comm->size, few[4 * FEW_RANKS], *ints = ints_for(comm, few);
+    narrow_all(send.count, ints, n, limit);
+    narrow_all(send.offset, ints + n, n, limit);
+    narrow_all(recv.count, ints + 2 * n, n, limit);
+    narrow_all(recv.offset, ints + 3 * n, n, limit);
+    MPI_Alltoallv(send.rows, ints, ints + n, type, recv.rows, ints + 2 * n, ints + 3 * n, type,
+                  comm->comm);
+}
+
+/* Rows [done, done + step) of every block, staged without gaps: count, offset [size] describe the
+ * staging buffer; returns its rows. */
+static int64_t stage_layout(const moe_comm *comm,
+                            const int64_t *count,
+                            int64_t done,
+                            int64_t step,
+                            int64_t *staged,
+                            int64_t *offset) {
+    int64_t total = 0;
+    for (int q = 0; q < comm->size; q++) {
+        int64_t left = count[q] - done;
+        staged[q] = left < 0 ? 0 : left < step ? left : step;
+        offset[q] = total;
+        total += staged[q];
+    }
+    return total;
+}
+
+static void stage_copy(const moe_comm *comm,
+                       moe_blocks user,
+                       char *stage,
+                       const int64_t *staged,
+                       const int64_t *offset,
+                       int64_t done,
+                       int64_t row_bytes,
+                       bool to_user) {
+    for (int q = 0; q < comm->size; q++) {
+        char *theirs = (char *)user.rows + (user.offset[q] + done) * row_bytes,
+             *ours = stage + offset[q] * row_bytes;
+        if (staged[q]) {
+            memcpy(to_user ? theirs : ours, to_user ? ours : theirs,
+                   (size_t)(staged[q] * row_bytes));
+        }
+    }
+}
+
+static void alltoallv_in_rounds(
+    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, MPI_Datatype type) {
+    int64_t step = comm->max_count / comm->size > 0 ? comm->max_count / comm->size : 1, longest = 0;
+    for (int q = 0; q < comm->size; q++) {
+        if (send.count[q] > longest) {
+            longest = send.count[q];
+        }
+    }
+    moe_comm_max_i64(comm, &longest, 1);
+    int64_t *layout = moe_alloc(4 * comm->size, sizeof *layout, "rounds of an Alltoallv");
+    int64_t *sc = layout;
+    int64_t *so = sc + comm->size;
+    int64_t *rc = so + comm->size;
+    int64_t *ro = rc + comm->size;
+    /* no round stages more than the first */
+    char *out = moe_alloc(stage_layout(comm, send.count, 0, step, sc, so), (size_t)row_bytes,
+                          "staging of an Alltoallv");
+    char *in = moe_alloc(stage_layout(comm, recv.count, 0, step, rc, ro), (size_t)row_bytes,
+                         "staging of an Alltoallv");
+    for (int64_t done = 0; done < longest; done += step) {
+        stage_layout(comm, send.count, done, step, sc, so);
+        stage_layout(comm, recv.count, done, step, rc, ro);
+        stage_copy(comm, send, out, sc, so, done, row_bytes, false);
+        alltoallv_once(comm, (moe_blocks){out, sc, so}, (moe_blocks){in, rc, ro}, type, INT_MAX);
+        stage_copy(comm, recv, in, rc, ro, done, row_bytes, true);
+    }
+    moe_free(out);
+    moe_free(in);
+    moe_free(layout);
+}
+
+void moe_comm_alltoallv(
+    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, int64_t most_rows) {
+    MPI_Datatype type = row_type(row_bytes);
+    if (most_rows <= comm->max_count) {
+        alltoallv_once(comm, send, recv, type, comm->max_count);
+    } else {
+        alltoallv_in_rounds(comm, send, recv, row_bytes, type);
+    }
+}
+
+void moe_comm_finalize(moe_comm *comm) {
+    comm->comm = MPI_COMM_NULL;
+    free(comm->many);
+    comm->many = NULL;
+    free_row_types();
+    moe_set_abort_hook(NULL);
+    MPI_Finalize();
+}
+
+/* --- collective .npy files --- */
+
+static void file_failed(const char *path, int error, moe_status *st) {
+    char text[MPI_MAX_ERROR_STRING];
+    int length;
+    MPI_Error_string(error, text, &length);
+    moe_fail(st, MOE_ERROR, "%s cannot be written: %s", path, text);
+}
+
+/* Writes count bytes at an offset in calls of at most 1 GiB; stops at the first failure. */
+static void write_bytes(MPI_File file,
+                        const char *path,
+                        int64_t offset,
+                        const void *bytes,
+                        int64_t count,
+                        moe_status *st) {
+    for (int64_t done = 0; done < count && st->code == MOE_OK;) {
+        int n = (int)(count - done < (1 << 30) ? count - done : (1 << 30)), written = 0;
+        MPI_Status status;
+        int error = MPI_File_write_at(file, offset + done, (const char *)bytes + done, n, MPI_BYTE,
+                                      &status);
+        if (error == MPI_SUCCESS) {
+            MPI_Get_count(&status, MPI_BYTE, &written);
+        }
+        if (error != MPI_SUCCESS) {
+            file_failed(path, error, st);
+        } else if (written != n) {
+            moe_fail(st, MOE_ERROR,
+                     "%s cannot be written: only %d of %d bytes went to disk (disk full?)", path,
+                     written, n);
+        }
+        done += n;
+    }
+}
+
+/* Rank 0: an empty file whose bytes are reserved where the file system can do that, so that a full
+ * disk is found here and not inside MPI-IO. */
+static void reserve_file(const char *path, int64_t bytes, moe_status *st) {
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file < 0) {
+        moe_fail(st, MOE_ERROR, "%s cannot be written: %m", path);
+        return;
+    }
+    if (fallocate(file, 0, 0, bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
+        moe_fail(st, MOE_ERROR, "%s cannot be written: %m", path);
+    }
+    close(file);
+}
+
+int moe_comm_write_npy(const moe_comm *comm,
+                       const char *path,
+                       enum moe_dtype dtype,
+                       int num_dims,
+                       const int64_t *shape,
+                       const moe_npy_piece *pieces,
+                       int64_t num_pieces,
+                       moe_status *st) {
+    char header[1024];
+    int64_t size = (int64_t)moe_dtype_size(dtype);
+    int64_t start = (int64_t)moe_npy_format(dtype, num_dims, shape, header, sizeof header);
+    int64_t total = 1;
+    for (int i = 0; i < num_dims; i++) {
+        total *= shape[i];
+    }
+    if (comm->rank == 0) {
+        reserve_file(path, start + total * size, st);
+    }
+    if (moe_comm_agree(comm, st)) {
+        return st->code;
+    }
+    MPI_File file;
+    int error = MPI_File_open(comm->comm, path, MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
+    if (error != MPI_SUCCESS) {
+        file_failed(path, error, st);
+        return moe_comm_agree(comm, st);
+    }
+    if (comm->rank == 0) {
+        write_bytes(file, path, 0, header, start, st);
+    }
+    for (int64_t i = 0; i < num_pieces; i++) {
+        write_bytes(file, path, start + pieces[i].offset * size, pieces[i].data,
+                    pieces[i].count * size, st);
+    }
+    error = MPI_File_close(&file);
+    if (error != MPI_SUCCESS) {
+        file_failed(path, error, st);
+    }
+    return moe_comm_agree(comm, st);
+}
+
+int moe_comm_write_blocks(const moe_comm *comm,
+                          const char *path,
+                          int64_t bytes,
+                          const moe_file_piece *pieces,
+                          int64_t num_pieces,
+                          moe_status *st) {
+    MPI_File file;
+    int error =
+        MPI_File_open(comm->comm, path, MPI_MODE_CREATE | MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
+    if (error != MPI_SUCCESS) {
+        file_failed(path, error, st);
+    }
+    if (moe_comm_agree(comm, st) != MOE_OK) {
+        return st->code;
+    }
+    error = MPI_File_set_size(file, bytes);
+    if (error != MPI_SUCCESS) {
+        file_failed(path, error, st);
+    }
+    for (int64_t i = 0; i < num_pieces; i++) {
+        write_bytes(file, path, pieces[i].offset, pieces[i].data, pieces[i].bytes, st);
+    }
+    error = MPI_File_sync(file);
+    if (error != MPI_SUCCESS) {
+        file_failed(path, error, st);
+    }
+    error = MPI_File_close(&file);
+    if (error != MPI_SUCCESS) {
+        file_failed(path, error, st);
+    }
+    return moe_comm_agree(comm, st);
+}

@@ -1,0 +1,135 @@
+/* test_exact.c: sums of doubles that do not depend on their order, against 128-bit integers. */
+#include "base/exact.h"
+#include "base/rng.h"
+#include "check.h"
+
+enum { COUNT = 4096 };
+static const moe_rng rng = {.seed = 11, .stream = MOE_RNG_TEST};
+
+/* v rounded to a multiple of 2^-60, by another way: v 2^60 is split by ldexp and rounded by
+ * nearbyint. */
+static __int128 reference(double v) {
+    double whole = trunc(v), rest = ldexp(v - whole, 60);
+    return (__int128)whole * ((__int128)1 << 60) + (__int128)nearbyint(rest);
+}
+
+/* A value whose size is anything from 2^-80 to 2^40, of either sign. */
+static double any_value(int i) {
+    double u = moe_rng_uniform(rng, 1, (uint64_t)i, 0) - 0.5;
+    return ldexp(u, (int)(moe_rng_bits(rng, 1, (uint64_t)i, 1) % 120) - 79);
+}
+
+static void test_order(void) {
+    int64_t forward[3] = {0};
+    int64_t backward[3] = {0};
+    int64_t split[4][3] = {{0}};
+    __int128 sum = 0;
+    for (int i = 0; i < COUNT; i++) {
+        moe_exact_add(forward, any_value(i));
+        moe_exact_add(backward, any_value(COUNT - 1 - i));
+        moe_exact_add(split[i % 4], any_value(i));
+        sum += reference(any_value(i));
+    }
+    for (int w = 0; w < 3; w++) {
+        CHECK(forward[w] == backward[w]);
+        CHECK(forward[w] == split[0][w] + split[1][w] + split[2][w] + split[3][w]);
+    }
+    CHECK(moe_exact_value(forward) == (double)sum * 0x1p-60);
+}
+
+static void test_single_values(void) {
+    static const double exact[] = {
+        0,       1,         -1,       0.5,    -0.75,           0x1p-60,     -0x1p-60,
+        1e9 / 8, 1.0 / 3.0, -1e-10,   0x1p51, 0x1.8p-30,       1 - 0x1p-53, 0x1.fffffffffffffp51,
+        123.456, 0x1p-30,   -0x1p-31, 0x1p30, 0x1p-7 + 0x1p-59};
+    for (size_t i = 0; i < sizeof exact / sizeof *exact; i++) {
+        int64_t w[3] = {0};
+        moe_exact_add(w, exact[i]);
+        double rounded = (double)reference(exact[i]) * 0x1p-60;
+        CHECK_MSG(moe_exact_value(w) == rounded, "%a gives %a", exact[i], moe_exact_value(w));
+        CHECK_MSG(fabs(rounded - exact[i]) <= 0x1p-61, "%a", exact[i]);
+        moe_exact_add(w, -exact[i]);
+        CHECK_MSG(w[0] == 0 && w[1] == 0 && w[2] == 0, "%a and its negative leave something",
+                  exact[i]);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        int64_t w[3] = {0};
+        moe_exact_add(w, any_value(i));
+        CHECK_MSG(moe_exact_value(w) == (double)reference(any_value(i)) * 0x1p-60, "%a",
+                  any_value(i));
+        CHECK(llabs(w[1]) <= 1 << 30 && llabs(w[2]) <= 1 << 30);
+    }
+}
+
+/* Ties go to the even multiple of 2^-60; the value of the words is rounded once. */
+static void test_rounding(void) {
+    const struct {
+        double v;
+        int64_t units;
+    } ties[] = {{0x1p-61, 0}, {0x3p-61, 2}, {0x5p-61, 2}, {-0x3p-61, -2}, {0x1.8p-61, 1}};
+    for (size_t i = 0; i < sizeof ties / sizeof *ties; i++) {
+        int64_t w[3] = {0};
+        int64_t hi = 0;
+        int64_t lo = 0;
+        moe_exact_add(w, ties[i].v);
+        CHECK_MSG(w[2] == ties[i].units, "%a", ties[i].v);
+        if (ties[i].v < 0) {
+            continue;
+        }
+        moe_exact_add01(&hi, &lo, &ties[i].v, 1);
+        CHECK_MSG(hi == 0 && lo == ties[i].units, "%a", ties[i].v);
+    }
+    const int64_t just_above_half[3] = {(int64_t)1 << 53, (int64_t)1 << 30, 1}; /* 2^53 + 1 + 2^-60:
+                                                                                   the next double
+                                                                                   is 2^53 + 2 */
+    const int64_t half[3] = {(int64_t)1 << 53, (int64_t)1 << 30, 0};
+    const int64_t carries[3] = {-3, (int64_t)1 << 61, -((int64_t)1 << 60)};
+    CHECK(moe_exact_value(just_above_half) == 0x1p53 + 2);
+    CHECK(moe_exact_value(half) == 0x1p53);
+    CHECK(moe_exact_value(carries) == 0x1p31 - 4);
+}
+
+static void test_add01(void) {
+    double v[COUNT];
+    int64_t hi[COUNT] = {0}, lo[COUNT] = {0};
+    for (int i = 0; i < COUNT; i++) {
+        v[i] = i == 0 ? 0 : i == 1 ? 1 : ldexp(moe_rng_uniform(rng, 2, (uint64_t)i, 0), -(i % 70));
+    }
+    for (int begin = 0, n = 1; begin < COUNT; begin += n, n = n % 37 + 1) { /* lengths 1 .. 37:
+                                                                               every tail of a
+                                                                               vector loop */
+        moe_exact_add01(hi + begin, lo + begin, v + begin, n < COUNT - begin ? n : COUNT - begin);
+    }
+    int64_t words[3] = {0};
+    int64_t hi_sum = 0;
+    int64_t lo_sum = 0;
+    for (int i = 0; i < COUNT; i++) {
+        int64_t w[3] = {0};
+        moe_exact_add(w, v[i]);
+        moe_exact_add(words, v[i]);
+        hi_sum += hi[i];
+        lo_sum += lo[i];
+        CHECK_MSG(moe_exact_value01(hi[i], lo[i]) == moe_exact_value(w), "%a gives %a", v[i],
+                  moe_exact_value01(hi[i], lo[i]));
+    }
+    CHECK(moe_exact_value01(hi_sum, lo_sum) == moe_exact_value(words));
+}
+
+/* 1/K added many times comes to the count: what a mean of scores is made of. */
+static void test_many(void) {
+    int64_t hi = 0, lo = 0;
+    const double third = 1.0 / 3.0;
+    for (int i = 0; i < 300000; i++) {
+        moe_exact_add01(&hi, &lo, &third, 1);
+    }
+    CHECK_NEAR(moe_exact_value01(hi, lo), 100000, 1e-15);
+}
+
+int main(void) {
+    test_order();
+    test_single_values();
+    test_rounding();
+    test_add01();
+    test_many();
+    return check_verdict();
+}

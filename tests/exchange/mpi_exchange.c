@@ -1,0 +1,412 @@
+/* test_exchange.c: dispatch and combine of ragged random routings against a naive serial reference,
+ * bit for bit. Every rank computes the reference from keyed global data: what its tokens must get
+ * back, and what must lie in its inbox. All exchange modes, devices folded onto ranks, several
+ * nodes, ranks without tokens, scattered experts, and counts beyond what one MPI call takes. ctest:
+ * f64 timeout=120 */
+#include <string.h>
+
+#include "base/rng.h"
+#include "check.h"
+#include "exchange/exchange.h"
+#include "exchange/plan.h"
+#include "world/comm.h"
+
+static const struct {
+    enum moe_exchange_mode mode;
+    const char *name;
+} modes[] = {{MOE_EXCHANGE_SELECTION, "selection"}, {MOE_EXCHANGE_TOKEN, "token"}};
+enum { NUM_MODES = sizeof modes / sizeof modes[0], MAX_K = 6 };
+
+typedef struct problem { /* everything is a function of these numbers */
+    uint64_t seed;
+    int64_t tokens, hidden;
+    int32_t devices, experts, k;
+    bool scattered, crowded; /* experts dealt out at random; all tokens want the first device's
+                                experts */
+} problem;
+
+static uint64_t bits(const problem *p, uint64_t a, uint64_t b) {
+    return moe_rng_bits((moe_rng){p->seed, MOE_RNG_TEST}, a, b, 0);
+}
+
+/* Experts of global token g in the order of their choice: distinct, 0 .. k of them. */
+static int32_t choose(const problem *p, int64_t g, int32_t *expert) {
+    int32_t count = (int32_t)(bits(p, 1, (uint64_t)g) % (uint64_t)(p->k + 1)), chosen = 0;
+    int32_t range = p->crowded ? p->experts / p->devices : p->experts;
+    if (count > range) {
+        count = range;
+    }
+    for (uint64_t draw = 0; chosen < count; draw++) {
+        int32_t e = (int32_t)(bits(p, 1000 + (uint64_t)g, draw) % (uint64_t)range);
+        bool again = false;
+        for (int32_t i = 0; i < chosen; i++) {
+            again = again || expert[i] == e;
+        }
+        if (!again) {
+            expert[chosen++] = e;
+        }
+    }
+    return chosen;
+}
+
+static real unit(uint64_t word) {
+    return (real)((double)(word >> 40) / (1 << 24) * 2 - 1);
+}
+static real weight_of(const problem *p, int64_t g, int32_t e) {
+    return unit(bits(p, 2000000 + (uint64_t)g, (uint64_t)e));
+}
+static real x_of(const problem *p, int64_t g, int64_t i) {
+    return unit(bits(p, 4000000 + (uint64_t)g, (uint64_t)i));
+}
+
+/* What expert e makes of one number. Not inlined: every caller gets the same roundings. */
+static __attribute__((noinline)) real contribution(real weight, int32_t e, real x) {
+    return weight * ((real)(e + 1) * x);
+}
+
+static void make_placement(const problem *p, moe_placement *placement) {
+    moe_placement_block(placement, p->experts, p->devices);
+    for (int32_t e = p->experts - 1; p->scattered && e > 0; e--) { /* exchange the places of e and
+                                                                      of a random expert below */
+        int32_t other = (int32_t)(bits(p, 3, (uint64_t)e) % (uint64_t)(e + 1));
+        int32_t device = placement->device[e];
+        int32_t slot = placement->slot[e];
+        placement->device[e] = placement->device[other];
+        placement->slot[e] = placement->slot[other];
+        placement->device[other] = device;
+        placement->slot[other] = slot;
+    }
+    for (int32_t e = 0; e < p->experts; e++) {
+        placement
+            ->expert_at[placement->device[e] * placement->slots_per_device + placement->slot[e]] =
+            e;
+    }
+}
+
+static void make_routing(const problem *p, const moe_batch *batch, moe_routing *routing) {
+    moe_routing_reserve(routing, batch->num_tokens, MAX_K);
+    int64_t n = 0;
+    for (int64_t t = 0; t < batch->num_tokens; t++) {
+        int32_t expert[MAX_K], count = choose(p, batch->first_token + t, expert);
+        routing->row_offset[t] = n;
+        for (int32_t i = 0; i < count; i++, n++) {
+            routing->expert[n] = expert[i];
+            routing->weight[n] = weight_of(p, batch->first_token + t, expert[i]);
+        }
+    }
+    routing->row_offset[batch->num_tokens] = routing->num_selections = n;
+}
+
+/* Number i of y of global token g: experts ascending inside a device, devices of a node ascending,
+ * nodes ascending. */
+static real reference_y(const problem *p,
+                        const moe_placement *placement,
+                        int32_t devices_per_node,
+                        int64_t g,
+                        int64_t i) {
+    int32_t expert[MAX_K], count = choose(p, g, expert);
+    bool wanted[256] = {false}, any = false;
+    real sum = 0;
+    for (int32_t c = 0; c < count; c++) {
+        wanted[expert[c]] = true;
+    }
+    for (int32_t node = 0; node * devices_per_node < p->devices; node++) {
+        real node_sum = 0;
+        bool in_node = false;
+        for (int32_t d = node * devices_per_node;
+             d < (node + 1) * devices_per_node && d < p->devices; d++) {
+            real device_sum = 0;
+            bool in_device = false;
+            for (int32_t e = 0; e < p->experts; e++) {
+                if (!wanted[e] || placement->device[e] != d) {
+                    continue;
+                }
+                real part = contribution(weight_of(p, g, e), e, x_of(p, g, i));
+                device_sum = in_device ? device_sum + part : part;
+                in_device = true;
+            }
+            if (in_device) {
+                node_sum = in_node ? node_sum + device_sum : device_sum;
+            }
+            in_node = in_node || in_device;
+        }
+        if (in_node) {
+            sum = any ? sum + node_sum : node_sum;
+        }
+        any = any || in_node;
+    }
+    return sum;
+}
+
+/* The stand-in for the experts: results [inbox rows, H]. */
+static real *stand_in(const moe_inbox *in) {
+    real *results = moe_alloc_zero(in->num_rows * in->hidden + 1, sizeof *results, "test");
+    for (int64_t r = 0; r < in->num_rows; r++) {
+        const real *x = moe_inbox_row(in, r);
+        for (int64_t i = 0; i < in->hidden; i++) {
+            int64_t first = in->row_pair[r];
+            real sum = contribution(in->pair_weight[first], in->pair_expert[first], x[i]);
+            for (int64_t q = first + 1; q < in->row_pair[r + 1]; q++) {
+                sum += contribution(in->pair_weight[q], in->pair_expert[q], x[i]);
+            }
+            results[r * in->hidden + i] = sum;
+        }
+    }
+    return results;
+}
+
+/* --- the inbox
+ * -----------------------------------------------------------------------------------------------------------------------
+ */
+
+/* Where the walk through an inbox stands, and what was wrong on the way. */
+typedef struct walk {
+    int64_t row, pair, wrong_rows, wrong_pairs, wrong_x;
+} walk;
+
+static void walk_row(const problem *p,
+                     const moe_inbox *in,
+                     walk *w,
+                     int64_t g,
+                     int64_t source_token,
+                     int32_t local_device,
+                     const int32_t *expert,
+                     int32_t count) {
+    if (w->row >= in->num_rows) {
+        w->wrong_rows++;
+        return;
+    }
+    bool right = in->row_token[w->row] == source_token && in->row_device[w->row] == local_device &&
+                 in->row_pair[w->row] == w->pair && in->row_pair[w->row + 1] == w->pair + count;
+    w->wrong_rows += !right;
+    if (right) {
+        for (int32_t c = 0; c < count; c++) {
+            int64_t q = w->pair + c;
+            real weight = weight_of(p, g, expert[c]);
+            w->wrong_pairs += in->pair_expert[q] != expert[c] || in->pair_row[q] != w->row ||
+                              memcmp(&in->pair_weight[q], &weight, sizeof weight) != 0;
+        }
+        for (int64_t i = 0; i < in->hidden; i++) {
+            real x = x_of(p, g, i);
+            w->wrong_x += memcmp(moe_inbox_row(in, w->row) + i, &x, sizeof x) != 0;
+        }
+    }
+    w->row++;
+    w->pair += count;
+}
+
+/* Experts of token g on device d, ascending. */
+static int32_t experts_on(
+    const problem *p, const moe_placement *placement, int64_t g, int32_t d, int32_t *on) {
+    int32_t expert[MAX_K], count = choose(p, g, expert), found = 0;
+    for (int32_t e = 0; e < p->experts; e++) {
+        for (int32_t c = 0; c < count; c++) {
+            if (expert[c] == e && placement->device[e] == d) {
+                on[found++] = e;
+            }
+        }
+    }
+    return found;
+}
+
+/* Rows that source device s sends to local device j, in order. */
+static void walk_block(const problem *p,
+                       const moe_comm *comm,
+                       const moe_placement *placement,
+                       enum moe_exchange_mode mode,
+                       const moe_inbox *in,
+                       int32_t s,
+                       int32_t j,
+                       walk *w) {
+    int32_t per_rank = p->devices / comm->size, on[MAX_K];
+    int64_t first_of_rank = moe_batch_token_begin(p->tokens, p->devices, s / per_rank * per_rank);
+    int64_t row = w->row;
+    int64_t pair = w->pair;
+    for (int64_t g = moe_batch_token_begin(p->tokens, p->devices, s);
+         g < moe_batch_token_begin(p->tokens, p->devices, s + 1); g++) {
+        int32_t count = experts_on(p, placement, g, comm->rank * per_rank + j, on),
+                step = mode == MOE_EXCHANGE_TOKEN ? count : 1;
+        for (int32_t c = 0; c < count; c += step) {
+            walk_row(p, in, w, g, g - first_of_rank, j, on + c, step);
+        }
+    }
+    CHECK_INT(in->rows_from[s * per_rank + j], w->row - row);
+    CHECK_INT(in->pairs_from[s * per_rank + j], w->pair - pair);
+}
+
+static void check_inbox(const problem *p,
+                        const moe_comm *comm,
+                        const moe_placement *placement,
+                        enum moe_exchange_mode mode,
+                        const moe_inbox *in) {
+    int32_t per_rank = p->devices / comm->size;
+    walk w = {0};
+    for (int32_t s = 0; s < p->devices; s++) {
+        if (s % per_rank == 0) {
+            CHECK_INT(in->rank_row[s / per_rank], w.row);
+        }
+        for (int32_t j = 0; j < per_rank; j++) {
+            walk_block(p, comm, placement, mode, in, s, j, &w);
+        }
+    }
+    CHECK_INT(in->rank_row[comm->size], w.row);
+    CHECK_INT(in->num_rows, w.row);
+    CHECK_INT(in->num_pairs, w.pair);
+    CHECK_MSG(w.wrong_rows == 0 && w.wrong_pairs == 0 && w.wrong_x == 0,
+              "seed %llu: %lld rows, %lld pairs, %lld numbers of x are wrong",
+              (unsigned long long)p->seed, (long long)w.wrong_rows, (long long)w.wrong_pairs,
+              (long long)w.wrong_x);
+}
+
+/* Pairs by expert: all of them, once, and in the order of global tokens, which is that of (source
+ * device, token). */
+static void check_groups(const problem *p,
+                         const moe_comm *comm,
+                         const moe_placement *placement,
+                         const moe_inbox *in) {
+    int64_t wrong = 0, slots = (int64_t)in->num_local * in->slots;
+    CHECK_INT(in->slot_offset[0], 0);
+    CHECK_INT(in->slot_offset[slots], in->num_pairs);
+    for (int64_t s = 0; s < slots; s++) {
+        int32_t e = placement->expert_at[(int64_t)comm->rank * slots + s];
+        int64_t at = in->slot_offset[s];
+        for (int64_t g = 0; g < p->tokens; g++) {
+            int32_t expert[MAX_K], count = choose(p, g, expert);
+            for (int32_t c = 0; c < count; c++) {
+                if (expert[c] != e) {
+                    continue;
+                }
+                int64_t pair = at < in->slot_offset[s + 1] ? in->slot_pair[at] : -1;
+                real weight = weight_of(p, g, e);
+                wrong += pair < 0 || pair >= in->num_pairs || in->pair_expert[pair] != e ||
+                         in->pair_position[pair] != at ||
+                         memcmp(&in->pair_weight[pair], &weight, sizeof weight) != 0;
+                at++;
+            }
+        }
+        wrong += at != in->slot_offset[s + 1];
+    }
+    CHECK_MSG(wrong == 0, "seed %llu: %lld pairs are in the wrong place of their expert",
+              (unsigned long long)p->seed, (long long)wrong);
+}
+
+/* --- there and back
+ * ------------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct machine { /* reused from problem to problem, as the program does from step to step */
+    moe_plan plan;
+    moe_exchange exchange;
+    moe_routing routing;
+} machine;
+
+static void check_y(const problem *p,
+                    const moe_placement *placement,
+                    const moe_batch *batch,
+                    int32_t devices_per_node,
+                    const real *y,
+                    const char *mode) {
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < batch->num_tokens * p->hidden; i++) {
+        real expected = reference_y(p, placement, devices_per_node,
+                                    batch->first_token + i / p->hidden, i % p->hidden);
+        wrong += memcmp(&y[i], &expected, sizeof expected) != 0;
+    }
+    CHECK_MSG(wrong == 0,
+              "mode %s, seed %llu, T %lld, H %lld, D %d, N %d, %d devices per node: %lld of %lld "
+              "numbers differ",
+              mode, (unsigned long long)p->seed, (long long)p->tokens, (long long)p->hidden,
+              p->devices, p->experts, devices_per_node, (long long)wrong,
+              (long long)(batch->num_tokens * p->hidden));
+}
+
+static void check_mode(
+    const problem *p, const moe_comm *comm, int m, int64_t most_pairs, machine *here) {
+    moe_batch batch;
+    moe_placement placement;
+    moe_batch_layout(&batch, p->tokens, 0, p->devices, comm->rank, comm->size);
+    make_placement(p, &placement);
+    make_routing(p, &batch, &here->routing);
+    real *x = moe_alloc(batch.num_tokens * p->hidden, sizeof *x, "test"),
+         *y = moe_alloc(batch.num_tokens * p->hidden, sizeof *y, "test");
+    for (int64_t i = 0; i < batch.num_tokens * p->hidden; i++) {
+        x[i] = x_of(p, batch.first_token + i / p->hidden, i % p->hidden);
+    }
+    moe_plan_build(&here->plan, modes[m].mode, &batch, &placement, comm->size, &here->routing);
+    const char *wrong = moe_plan_check(&here->plan, &placement, &here->routing);
+    CHECK_MSG(wrong == NULL, "%s", wrong);
+    moe_exchange_dispatch(&here->exchange, comm, &here->plan, &placement, x, p->hidden, most_pairs);
+    check_inbox(p, comm, &placement, modes[m].mode, &here->exchange.inbox);
+    check_groups(p, comm, &placement, &here->exchange.inbox);
+    real *results = stand_in(&here->exchange.inbox);
+    for (int32_t per_node = 1; per_node <= p->devices; per_node *= 2) {
+        if (y) {
+            memset(y, 0x7f, (size_t)(batch.num_tokens * p->hidden) * sizeof *y);
+        }
+        moe_exchange_combine(&here->exchange, &here->plan, results, per_node, y);
+        check_y(p, &placement, &batch, per_node, y, modes[m].name);
+    }
+    moe_free(x);
+    moe_free(y);
+    moe_free(results);
+    moe_placement_free(&placement);
+    moe_batch_free(&batch);
+}
+
+static void check_problem(const problem *p, moe_comm comm, machine *here) {
+    static const int64_t max_counts[] = {INT64_C(0x7fffffff), 5};
+    for (int c = 0; c < 2; c++) {
+        comm.max_count = max_counts[c];
+        for (int m = 0; m < NUM_MODES; m++) {
+            check_mode(p, &comm, m, p->tokens * p->k, here);
+        }
+    }
+}
+
+/* More pairs in the global batch than an int counts: all ranks take the way of several rounds,
+ * whatever one rank holds. */
+static void check_beyond_int(const problem *p, const moe_comm *comm, machine *here) {
+    for (int m = 0; m < NUM_MODES; m++) {
+        check_mode(p, comm, m, INT64_C(3) << 32, here);
+    }
+}
+
+static void free_machine(machine *m) {
+    moe_plan_free(&m->plan);
+    moe_exchange_free(&m->exchange);
+    moe_routing_free(&m->routing);
+}
+
+int main(int argc, char **argv) {
+    static const int64_t hidden[] = {1, 5, 64};
+    moe_comm comm;
+    moe_comm_init(&comm, &argc, &argv);
+    int32_t least = comm.size == 3 ? 6 : 8;
+    machine together = {0};
+    for (uint64_t seed = 1; seed <= 9; seed++) {
+        int32_t devices = seed % 3 == 0 ? 2 * comm.size : seed % 3 == 1 ? least : comm.size;
+        static const int64_t tokens[] = {61, 1, 3, 0, 24, 40, 7, 90, 5};
+        problem p = {.seed = seed,
+                     .tokens = tokens[seed - 1],
+                     .hidden = hidden[seed % 3],
+                     .devices = devices,
+                     .experts = devices * (int32_t)(1 + seed % 4),
+                     .k = (int32_t)(1 + seed % MAX_K),
+                     .scattered = seed % 2 == 0,
+                     .crowded = seed == 5};
+        if (p.k > p.experts) {
+            p.k = p.experts;
+        }
+        machine alone = {0};
+        check_problem(&p, comm, &alone);
+        check_problem(&p, comm, &together);
+        if (seed == 8) {
+            check_beyond_int(&p, &comm, &together);
+        }
+        free_machine(&alone);
+    }
+    free_machine(&together);
+    int verdict = check_verdict_mpi(comm.comm);
+    moe_comm_finalize(&comm);
+    return verdict;
+}

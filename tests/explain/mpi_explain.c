@@ -1,0 +1,323 @@
+/* test_explain.c: an explanation of every token adds up. Shares of the losses to the losses, rows
+ * to the volume, contributions to y; gradients are the program's, bit for bit; groups and choices
+ * those of the oracle; and the same numbers when the devices are folded onto one rank. A derivation
+ * agrees with what is reported, and does not when what is reported is wrong. ctest: np=1,2,4
+ * timeout=60 */
+#include <limits.h>
+#include <omp.h>
+#include <string.h>
+
+#include "base/gemm.h"
+#include "check.h"
+#include "explain/explain.h"
+#include "explain/explain_json.h"
+#include "reference.h"
+#include "settings.h"
+#include "tally/tally.h"
+#include "world/comm.h"
+
+typedef struct layer_run {
+    moe_config c;
+    moe_batch batch;
+    moe_input input;
+    moe_context context;
+    moe_layer layer;
+    moe_activations a;
+    moe_step_metrics metrics;
+    real *x, *y;
+    double *dlogits;
+} layer_run;
+
+static void forward(layer_run *r, const moe_comm *comm, const char *settings) {
+    *r = (layer_run){0};
+    settings_resolve(&r->c, "", settings, comm->size);
+    int64_t total = r->c.data.tokens_per_device * r->c.cluster.devices;
+    moe_batch_layout(&r->batch, total, r->c.data.sequence_length, r->c.cluster.devices, comm->rank,
+                     comm->size);
+    moe_context_init(&r->context, comm, &r->c, &r->batch, &r->input, NULL);
+    moe_layer_init(&r->layer, &r->context, 0);
+    moe_step_metrics_init(&r->metrics, 1, r->c.model.num_experts, r->c.cluster.devices);
+    moe_step_metrics_clear(&r->metrics);
+    r->metrics.num_tokens = total;
+    r->x = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->x, "test");
+    r->y = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->y, "test");
+    r->dlogits =
+        moe_alloc(r->batch.num_tokens * r->c.model.num_experts, sizeof *r->dlogits, "test");
+    moe_data_synthetic(&r->c, &r->batch, 0, r->x, NULL);
+    moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->metrics.layer[0]);
+    moe_tally_layer(&r->layer, &r->context, &r->a, r->y, &r->metrics);
+    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);
+}
+
+static void tear_down(layer_run *r) {
+    moe_layer_free(&r->layer);
+    moe_activations_free(&r->a);
+    moe_step_metrics_free(&r->metrics);
+    moe_placement_free(&r->context.placement);
+    moe_batch_free(&r->batch);
+    moe_free(r->x);
+    moe_free(r->y);
+    moe_free(r->dlogits);
+}
+
+/* --- one token
+ * ------------------------------------------------------------------------------------------------------------------------------
+ */
+
+/* The oracle's choice, and its groups: those that hold a chosen expert must be admitted, and no
+ * more than the limit are. */
+static void check_choice(const layer_run *r, const moe_explained_layer *l) {
+    const moe_router *router = &r->context.router;
+    int32_t n = router->num_experts, expert[64], admitted = 0;
+    double s[64], weight[64], lse;
+    ref_scores(router, l->logit, s, &lse);
+    CHECK_NEAR(l->lse, lse, 1e-12);
+    for (int32_t i = 0; i < n; i++) {
+        CHECK_NEAR(l->score[i], s[i], 1e-12);
+    }
+    int32_t count = ref_select(router, l->logit, s, expert, weight);
+    CHECK_INT(l->num_choices, count);
+    for (int32_t k = 0; k < count && k < l->num_choices; k++) {
+        CHECK_INT(l->choice[k].expert, expert[k]);
+        CHECK_NEAR(l->choice[k].weight, weight[k], 1e-6);
+        CHECK_NEAR(l->choice[k].score / l->weight_divisor * l->weight_factor, weight[k], 1e-6);
+        if (l->num_groups) {
+            CHECK(l->admitted[expert[k] / (n / l->num_groups)] == 1);
+        }
+    }
+    for (int32_t g = 0; g < l->num_groups; g++) {
+        admitted += l->admitted[g] == 1;
+    }
+    if (l->num_groups) {
+        CHECK_INT(admitted, router->topk_group);
+    }
+    for (int32_t g = 0; g < l->num_groups; g++) { /* every admitted group's score is at least every
+                                                     other's */
+        for (int32_t other = 0; other < l->num_groups; other++) {
+            CHECK(!(l->admitted[g] == 1 && l->admitted[other] == 0 &&
+                    l->group_score[g] < l->group_score[other]));
+        }
+    }
+}
+
+/* Every choice is served, moved or dropped as the capacity's order says; rows go to the devices
+ * that serve. */
+static void check_fate(const layer_run *r, const moe_explanation *e, const moe_explained_layer *l) {
+    double norm = 0, part = 0;
+    int32_t served = 0, pairs = 0;
+    for (int32_t k = 0; k < l->num_choices; k++) {
+        const moe_explained_choice *choice = &l->choice[k];
+        served += choice->server >= 0;
+        if (r->c.capacity.policy != MOE_CAPACITY_NONE && !l->exempt) {
+            CHECK((choice->place <= choice->room) == (choice->server == choice->expert));
+        }
+        if (choice->server >= 0) {
+            part += choice->share;
+        }
+        if (choice->server >= 0) {
+            norm = fmax(norm, choice->contribution);
+        }
+    }
+    for (int32_t i = 0; i < l->num_rows; i++) {
+        int32_t here = 0;
+        pairs += l->row[i].pairs;
+        CHECK_INT(l->row[i].level,
+                  moe_level_of(e->device, l->row[i].device, r->c.cluster.devices_per_node));
+        for (int32_t k = 0; k < l->num_choices; k++) {
+            here += l->choice[k].served_on == l->row[i].device;
+        }
+        CHECK(r->c.exchange.mode == MOE_EXCHANGE_TOKEN ? here == l->row[i].pairs : here >= 1);
+    }
+    CHECK_INT(pairs, served);
+    if (!isnan(l->shared_norm)) {
+        part += l->shared_share;
+    }
+    if (served > 0 || !isnan(l->shared_norm)) {
+        CHECK_NEAR(part, 1, 1e-5);
+    }
+    CHECK_MSG(l->gap <= (sizeof(real) == 4 ? 1e-5 : 1e-13) * (1 + norm),
+              "y and its parts differ by %g", l->gap);
+}
+
+/* On the token's rank: the row of dlogits and of y. */
+static void check_own(const layer_run *r, const moe_explanation *e, const moe_explained_layer *l) {
+    int64_t t = e->token - r->batch.first_token;
+    int64_t n = l->num_experts;
+    int64_t h = r->c.model.hidden_size;
+    double squares = 0, most = 0;
+    if (t < 0 || t >= r->batch.num_tokens) {
+        return;
+    }
+    CHECK(memcmp(l->balance_gradient, r->dlogits + t * n, (size_t)n * sizeof(double)) == 0);
+    for (int64_t i = 0; i < n; i++) {
+        double sum = 0;
+        for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
+            sum += l->gradient[loss * n + i];
+        }
+        most = fmax(most, fabs(sum - l->balance_gradient[i]));
+    }
+    CHECK_MSG(most < 1e-15, "gradients of the losses and of all of them differ by %g", most);
+    for (int64_t i = 0; i < h; i++) {
+        squares += (double)r->y[t * h + i] * (double)r->y[t * h + i];
+    }
+    CHECK_NEAR(l->y_norm, sqrt(squares), 1e-12);
+}
+
+/* --- all tokens
+ * -----------------------------------------------------------------------------------------------------------------------------
+ */
+
+typedef struct totals {
+    double share[MOE_NUM_LOSSES];
+    int64_t rows, bytes, metadata, dropped;
+} totals;
+
+static void add_token(const layer_run *r, int64_t token, totals *sum, char **text) {
+    moe_explainer x = {.token = true};
+    moe_explanation_init(&x.explanation, token, 1);
+    moe_explain_forward(&x, &r->layer, &r->context, &r->a, r->y, &r->metrics.layer[0]);
+    const moe_explained_layer *l = &x.explanation.layer[0];
+    check_choice(r, l);
+    check_fate(r, &x.explanation, l);
+    check_own(r, &x.explanation, l);
+    for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
+        sum->share[loss] += l->loss[loss].share;
+    }
+    for (int32_t i = 0; i < l->num_rows; i++) {
+        sum->rows++;
+        sum->bytes += l->row[i].bytes;
+        sum->metadata += l->row[i].metadata_bytes;
+    }
+    for (int32_t k = 0; k < l->num_choices; k++) {
+        sum->dropped += l->choice[k].server < 0;
+    }
+    for (int32_t i = 0; i < l->num_rows; i++) {
+        l->row[i].rank = 0; /* which depends on the number of ranks */
+    }
+    x.explanation.rank = 0;
+    *text = moe_explain_json(&r->c, &x.explanation, NULL);
+    moe_explainer_free(&x);
+}
+
+static void check_totals(const layer_run *r, const totals *sum) {
+    const moe_layer_metrics *metrics = &r->metrics.layer[0];
+    for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
+        bool additive =
+            loss != MOE_LOSS_IMPORTANCE && loss != MOE_LOSS_LOAD && loss != MOE_LOSS_USAGE_VARIANCE;
+        if (additive) {
+            CHECK_NEAR(sum->share[loss], metrics->loss_raw[loss], 1e-11);
+        } else {
+            CHECK(isnan(sum->share[loss]));
+        }
+    }
+    CHECK_INT(sum->rows, metrics->volume[MOE_DISPATCH].rows);
+    CHECK_INT(sum->bytes, metrics->volume[MOE_DISPATCH].logical_bytes);
+    CHECK_INT(sum->metadata, metrics->volume[MOE_DISPATCH].metadata_bytes);
+    CHECK_INT(sum->dropped, metrics->dropped);
+}
+
+/* --- the step
+ * -------------------------------------------------------------------------------------------------------------------------------
+ */
+
+static int32_t derived(const layer_run *r, int32_t *count) {
+    moe_explainer x = {.step = true};
+    moe_status st = {0};
+    moe_explain_forward(&x, &r->layer, &r->context, &r->a, r->y, &r->metrics.layer[0]);
+    int code = moe_explain_finish(&x, &r->context, &r->metrics, &st);
+    int64_t disagree = x.derivation.disagree;
+    moe_comm_bcast(r->context.comm, &disagree, sizeof disagree, 0);
+    CHECK_INT(code, disagree ? MOE_RUN_FAILED : MOE_OK);
+    *count = x.derivation.count;
+    moe_explainer_free(&x);
+    return (int32_t)disagree;
+}
+
+/* A figure that is reported wrong by little is found out. */
+static void check_derivation(layer_run *r) {
+    moe_layer_metrics *l = &r->metrics.layer[0];
+    int32_t count;
+    CHECK_INT(derived(r, &count), 0);
+    CHECK(r->context.comm->rank != 0 || count >= 60);
+    l->loss_by_scope[r->c.balance.scope][MOE_LOSS_DEVICE] *= 1 + 1e-9;
+    CHECK_INT(derived(r, &count), 1);
+    l->loss_by_scope[r->c.balance.scope][MOE_LOSS_DEVICE] /= 1 + 1e-9;
+    l->volume[MOE_DISPATCH].rows++;
+    CHECK(derived(r, &count) >= 1);
+    l->volume[MOE_DISPATCH].rows--;
+    l->total += 1e-6;
+    CHECK_INT(derived(r, &count), 1);
+    l->total -= 1e-6;
+}
+
+/* --- cases
+ * ----------------------------------------------------------------------------------------------------------------------------------
+ */
+
+static const char *const cases[] = {
+    "model.num_shared_experts=1 router.top_k=6 router.group_limit=max router.topk_group=3 "
+    "balance.alpha_expert=0.003 "
+    "balance.alpha_device=0.05 "
+    "balance.alpha_comm=0.02 balance.scope=sequence exchange.mode=token",
+    "router.score_func=sigmoid router.norm_topk_prob=yes router.routed_scaling_factor=2.5 "
+    "router.group_limit=top2_sum router.topk_group=2 "
+    "router.top_k=4 balance.alpha_expert=0.1 balance.alpha_comm=0.1 balance.z_loss=0.01 "
+    "balance.scope=device cluster.devices_per_node=2",
+    "router.score_func=sqrtsoftplus router.top_k=3 balance.alpha_device=1 balance.scope=global "
+    "balance.device_p=mean model.norm=rmsnorm "
+    "capacity.policy=expert capacity.capacity_factor=0.6 balance.importance_loss=0.1",
+    "router.top_k=2 router.score_func=softmax_topk capacity.policy=device "
+    "capacity.capacity_factor=0.8 capacity.exempt_sequences=0.3 "
+    "balance.alpha_comm=1 balance.comm_count=selections exchange.mode=selection "
+    "model.expert_type=silu",
+    "router.top_k=2 capacity.policy=expert capacity.capacity_factor=0.7 "
+    "capacity.overflow=next_choice capacity.drop=position "
+    "capacity.first_choices=yes balance.aux_form=gshard balance.alpha_expert=0.1 "
+    "balance.scope=device",
+    "router.top_k=2 router.norm_topk_prob=yes capacity.policy=sequence capacity.capacity_factor=1 "
+    "capacity.drop=position "
+    "balance.aux_form=switch "
+    "balance.alpha_expert=0.01 "
+    "balance.scope=sequence capacity.renormalize=yes",
+};
+
+static void check_case(const moe_comm *comm, const char *chosen) {
+    moe_comm self = {
+        .comm = MPI_COMM_SELF, .size = 1, .local_size = 1, .num_hosts = 1, .max_count = INT_MAX};
+    layer_run folded, mine;
+    totals sum = {.rows = 0}, alone = {.rows = 0};
+    char settings[1024];
+    snprintf(settings, sizeof settings,
+             "model.num_experts=32 model.hidden_size=16 model.moe_intermediate_size=8 "
+             "data.tokens_per_device=3 data.sequence_length=5 "
+             "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=8 %s",
+             chosen);
+    forward(&folded, &self, settings);
+    forward(&mine, comm, settings);
+    for (int64_t token = 0; token < mine.batch.num_tokens_global; token++) {
+        char *here, *there;
+        add_token(&mine, token, &sum, &here);
+        add_token(&folded, token, &alone, &there);
+        CHECK_MSG(strcmp(here, there) == 0, "token %lld differs from one rank: %s",
+                  (long long)token, chosen);
+        free(here);
+        free(there);
+    }
+    check_totals(&mine, &sum);
+    check_derivation(&mine);
+    tear_down(&mine);
+    tear_down(&folded);
+}
+
+int main(int argc, char **argv) {
+    moe_comm comm;
+    moe_comm_init(&comm, &argc, &argv);
+    moe_gemm_init();
+    omp_set_num_threads(1); /* a token is little work, and the ranks share the cores */
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        check_case(&comm, cases[i]);
+    }
+    int verdict = check_verdict_mpi(comm.comm);
+    moe_comm_finalize(&comm);
+    return verdict;
+}

@@ -1,0 +1,93 @@
+/* test_record.c: the record of a step: clearing, merging of checks, sums and means over layers. */
+#include "check.h"
+#include "made_record.h"
+
+static void check_cleared(void) {
+    moe_step_metrics r;
+    moe_step_metrics_init(&r, 2, 12, 4);
+    CHECK(r.num_layers == 2 && r.num_experts == 12 && r.devices == 4 && r.num_checks == 0);
+    moe_layer_metrics *l = &r.layer[1];
+    CHECK(isnan(l->loss_raw[MOE_LOSS_EXPERT]) && isnan(l->ideal[MOE_LOSS_Z]) &&
+          isnan(l->loss_by_scope[MOE_SCOPE_GLOBAL][MOE_LOSS_COMM]));
+    CHECK(l->total == 0 && l->selections == 0 && isnan(l->mean_devices_unlimited));
+    for (int i = 0; i < 12; i++) {
+        l->counts_per_expert[i] = l->kept_per_expert[i] = 7;
+    }
+    for (int i = 0; i < 4; i++) {
+        l->counts_per_device[i] = l->distinct_tokens_per_device[i] = l->sent_rows[i] =
+            l->received_rows[i] = 8;
+    }
+    for (int i = 0; i < 16; i++) {
+        l->matrix[i] = 9;
+    }
+    CHECK(l->counts_per_expert[11] == 7 && l->kept_per_expert[11] == 7 &&
+          l->received_rows[3] == 8 && l->matrix[0] == 9);
+
+    int64_t *counts = l->counts_per_expert;
+    l->total = r.seconds = 3;
+    l->tokens_by_reach[64] = 5;
+    moe_step_metrics_check(&r, "a", true, false, "no");
+    moe_step_metrics_clear(&r);
+    CHECK(r.layer[1].counts_per_expert == counts && counts[11] == 0 && l->kept_per_expert[0] == 0 &&
+          l->matrix[15] == 0);
+    CHECK(l->total == 0 && l->tokens_by_reach[64] == 0 && r.num_checks == 0 && r.seconds == 0);
+    moe_step_metrics_free(&r);
+    CHECK(r.layer == NULL);
+}
+
+static void check_merging(void) {
+    moe_step_metrics r;
+    moe_step_metrics_init(&r, 1, 1, 1);
+    moe_step_metrics_check(&r, "sums", true, true, "layer %d", 0);
+    moe_step_metrics_check(&r, "sums", true, true, "layer %d", 1);
+    moe_step_metrics_check(&r, "later", false, false, "not yet");
+    CHECK(moe_step_metrics_all_passed(&r) && r.num_checks == 2 &&
+          !strcmp(r.check[0].detail, "layer 0"));
+    moe_step_metrics_check(&r, "later", true, true, "now");
+    CHECK(r.check[1].made && r.check[1].passed && !strcmp(r.check[1].detail, "now"));
+    moe_step_metrics_check(&r, "sums", true, false, "broken in layer %d", 2);
+    moe_step_metrics_check(&r, "sums", true, false, "broken in layer %d", 3);
+    moe_step_metrics_check(&r, "sums", true, true, "fine in layer 4");
+    moe_step_metrics_check(&r, "sums", false, false, "not made in layer 5");
+    CHECK(r.num_checks == 2 && !r.check[0].passed && r.check[0].made &&
+          !strcmp(r.check[0].detail, "broken in layer 2"));
+    CHECK(!moe_step_metrics_all_passed(&r));
+    moe_step_metrics_check(&r, "long", true, true, "%0300d", 1);
+    CHECK(strlen(r.check[2].detail) == sizeof r.check[2].detail - 1);
+    moe_step_metrics_free(&r);
+}
+
+static void check_sums(void) {
+    moe_config c;
+    moe_step_metrics r;
+    made_config(&c, 3, 48, 8, 4);
+    moe_step_metrics_init(&r, 3, 48, 8);
+    made_record(&r, &c, 1, 100);
+    moe_volume v;
+    moe_step_metrics_volume(&r, MOE_COMBINE, &v);
+    CHECK(v.rows == 3 * 300 && v.logical_bytes == 900 * MADE_ROW_BYTES &&
+          v.metadata_bytes == 900 * MADE_METADATA_BYTES);
+    CHECK(v.selection_bytes == 1800 * MADE_ROW_BYTES &&
+          v.selection_remote_bytes == 2 * v.remote_bytes);
+    CHECK(v.by_level[0].rows + v.by_level[1].rows + v.by_level[2].rows == v.rows);
+    CHECK(v.remote_bytes == v.by_level[1].bytes + v.by_level[2].bytes);
+
+    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+    moe_step_metrics_mean_losses(&r, loss, raw, &total);
+    CHECK_NEAR(raw[0],
+               (r.layer[0].loss_raw[0] + r.layer[1].loss_raw[0] + r.layer[2].loss_raw[0]) / 3,
+               1e-15);
+    CHECK_NEAR(loss[1], 0.05 * raw[1], 1e-14);
+    CHECK_NEAR(total, loss[0] + loss[1] + loss[2] + loss[3], 1e-14);
+    r.layer[1].loss_raw[2] = NAN;
+    moe_step_metrics_mean_losses(&r, loss, raw, &total);
+    CHECK(isnan(raw[2]) && !isnan(raw[1]));
+    moe_step_metrics_free(&r);
+}
+
+int main(void) {
+    check_cleared();
+    check_merging();
+    check_sums();
+    return check_verdict();
+}

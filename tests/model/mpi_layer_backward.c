@@ -1,0 +1,262 @@
+/* test_backward.c: every gradient of a layer against central differences of total = <y, dy> + sum
+ * alpha L: each kind of parameter and the input, over score functions, normalisations, group
+ * limits, loss scopes, expert types, exchange modes and shared experts. The double build bounds it
+ * tightly, the float build loosely. ctest: f64 np=1,2,4 timeout=120 */
+#include <math.h>
+#include <string.h>
+
+#include "base/gemm.h"
+#include "base/rng.h"
+#include "check.h"
+#include "model/layer_backward.h"
+#include "settings.h"
+#include "world/comm.h"
+
+static const double step = sizeof(real) == sizeof(float) ? 2e-3 : 1e-5;
+static const double tolerance = sizeof(real) == sizeof(float) ? 2e-2 : 2e-7;
+
+typedef struct fixture {
+    moe_config c;
+    moe_batch batch;
+    moe_input input;
+    moe_context context;
+    moe_layer layer;
+    moe_layer_slots slots;
+    moe_activations a;
+    moe_parameters all;
+    moe_backward work;
+    moe_step_metrics metrics;
+    real *x, *dy, *y, *dx;
+} fixture;
+
+static const char common[] = "cluster.devices=4 model.num_experts=16 model.hidden_size=10 "
+                             "model.moe_intermediate_size=6 router.top_k=3 "
+                             "data.tokens_per_device=6 data.sequence_length=9 "
+                             "balance.alpha_expert=0.3 balance.alpha_device=0.2 "
+                             "balance.alpha_comm=0.1 balance.z_loss=0.01";
+
+static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
+    *f = (fixture){0};
+    settings_resolve(&f->c, common, settings, comm->size);
+    int64_t h = f->c.model.hidden_size,
+            tokens = f->c.cluster.devices * f->c.data.tokens_per_device - 2; /* devices hold unequal
+                                                                                numbers */
+    moe_batch_layout(&f->batch, tokens, f->c.data.sequence_length, f->c.cluster.devices, comm->rank,
+                     comm->size);
+    moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);
+    f->context.keep = !f->c.train.recompute;
+    moe_layer_init(&f->layer, &f->context, 0);
+    moe_parameters_init(&f->all, f->batch.devices, f->batch.num_local_devices);
+    f->slots = moe_layer_register(&f->layer, &f->context, &f->all);
+    moe_step_metrics_init(&f->metrics, 1, f->c.model.num_experts, f->c.cluster.devices);
+    f->x = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
+    f->dy = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
+    f->y = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
+    f->dx = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
+    for (int64_t t = 0; t < f->batch.num_tokens; t++) {
+        moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, (uint64_t)(f->batch.first_token + t), 1, 1,
+                       f->x + t * h, h);
+        moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, (uint64_t)(f->batch.first_token + t), 2, 1,
+                       f->dy + t * h, h);
+    }
+}
+
+static void tear_down(fixture *f) {
+    moe_layer_free(&f->layer);
+    moe_activations_free(&f->a);
+    moe_parameters_free(&f->all);
+    moe_backward_free(&f->work);
+    moe_step_metrics_free(&f->metrics);
+    moe_placement_free(&f->context.placement);
+    moe_batch_free(&f->batch);
+    moe_free(f->x);
+    moe_free(f->dy);
+    moe_free(f->y);
+    moe_free(f->dx);
+}
+
+/* total on every rank; *selection is a fingerprint of who was chosen. */
+static double total(fixture *f, int64_t *selection) {
+    double sum = 0;
+    moe_layer_forward(&f->layer, &f->context, f->x, f->y, &f->a, &f->metrics.layer[0]);
+    for (int64_t i = 0; i < f->batch.num_tokens * f->c.model.hidden_size; i++) {
+        sum += (double)f->y[i] * f->dy[i];
+    }
+    double *parts = moe_alloc(f->context.comm->size, sizeof *parts, "test");
+    int64_t *bytes = moe_alloc(f->context.comm->size, sizeof *bytes, "test");
+    for (int q = 0; q < f->context.comm->size; q++) {
+        bytes[q] = sizeof(double);
+    }
+    moe_comm_allgatherv(f->context.comm, &sum, parts, bytes);
+    sum = 0;
+    for (int q = 0; q < f->context.comm->size; q++) {
+        sum += parts[q];
+    }
+    moe_free(parts);
+    moe_free(bytes);
+    *selection = 0;
+    for (int64_t i = 0; i < f->a.routing.num_selections; i++) {
+        *selection = (*selection * 31 + f->a.routing.expert[i]) % 1000003;
+    }
+    for (int64_t i = 0; f->a.drop.on && i < f->a.routing.num_selections; i++) {
+        *selection = (*selection * 31 + f->a.drop.server[i] + 1) % 1000003;
+    }
+    moe_comm_sum_i64(f->context.comm, selection, 1);
+    return sum + f->metrics.layer[0].total;
+}
+
+/* Collective. d total / d *value, where the ranks with value != NULL move it; *same = the selection
+ * did not change. */
+static double difference(fixture *f, real *value, bool *same) {
+    int64_t up, down;
+    real before = value ? *value : 0;
+    if (value) {
+        *value = before + (real)step;
+    }
+    double high = total(f, &up);
+    if (value) {
+        *value = before - (real)step;
+    }
+    double low = total(f, &down);
+    if (value) {
+        *value = before;
+    }
+    *same = up == down;
+    return (high - low) / (2 * step);
+}
+
+/* The gradient as the owner knows it, told to all. */
+static double shared_value(const fixture *f, const real *value) {
+    double told = value ? (double)*value : -INFINITY;
+    moe_comm_max_f64(f->context.comm, &told, 1);
+    return told;
+}
+
+static void compare(fixture *f,
+                    const char *settings,
+                    const char *what,
+                    int64_t element,
+                    real *value,
+                    const real *gradient,
+                    double scale,
+                    int *compared) {
+    bool same;
+    double numeric = difference(f, value, &same), exact = shared_value(f, gradient);
+    if (!same) {
+        return;
+    }
+    ++*compared;
+    CHECK_MSG(fabs(numeric - exact) <= tolerance * (fabs(exact) + scale),
+              "%s: %s[%lld]: %.12g by differences, %.12g by backward", settings, what,
+              (long long)element, numeric, exact);
+}
+
+static double rms(const real *values, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)values[i] * values[i];
+    }
+    return n ? sqrt(sum / (double)n) : 0;
+}
+
+static void check_parameter(fixture *f,
+                            const char *settings,
+                            const moe_parameter *p,
+                            int *compared) {
+    double scale = rms(p->gradient, p->count * p->size);
+    moe_comm_max_f64(f->context.comm, &scale, 1);
+    CHECK_MSG(scale > 0, "%s: %s has no gradient at all", settings, p->name);
+    for (uint64_t i = 0; i < 4; i++) {
+        int64_t at = (int64_t)(moe_rng_bits((moe_rng){9, MOE_RNG_TEST}, (uint64_t)strlen(p->name),
+                                            i, 0) %
+                               (uint64_t)(p->count_global * p->size)),
+                here = -1;
+        for (int64_t b = 0; b < p->count; b++) {
+            if ((p->expert ? p->id[b] : 0) == at / p->size) {
+                here = b * p->size + at % p->size;
+            }
+        }
+        compare(f, settings, p->name, at, here < 0 ? NULL : p->value + here,
+                here < 0 ? NULL : p->gradient + here, scale, compared);
+    }
+}
+
+static void check_input(fixture *f, const char *settings, int *compared) {
+    int64_t h = f->c.model.hidden_size;
+    double scale = rms(f->dx, f->batch.num_tokens * h);
+    moe_comm_max_f64(f->context.comm, &scale, 1);
+    for (uint64_t i = 0; i < 4; i++) {
+        int64_t at = (int64_t)(moe_rng_bits((moe_rng){9, MOE_RNG_TEST}, 77, i, 0) %
+                               (uint64_t)(f->batch.num_tokens_global * h));
+        int64_t here = at - f->batch.first_token * h;
+        bool mine = here >= 0 && here < f->batch.num_tokens * h;
+        compare(f, settings, "x", at, mine ? f->x + here : NULL, mine ? f->dx + here : NULL, scale,
+                compared);
+    }
+}
+
+static void check_settings(const moe_comm *comm, const char *settings) {
+    fixture f;
+    int64_t selection, bytes = 0;
+    int compared = 0;
+    set_up(&f, comm, settings);
+    total(&f, &selection);
+    moe_parameters_clear_gradients(&f.all);
+    moe_layer_backward(&f.layer, &f.slots, &f.context, &f.a, &f.all, f.dy, &f.work, f.dx,
+                       &f.metrics.layer[0]);
+    moe_parameters_reduce(&f.all, comm, 1, &bytes);
+    for (int i = 0; i < f.all.num; i++) {
+        check_parameter(&f, settings, &f.all.p[i], &compared);
+    }
+    check_input(&f, settings, &compared);
+    CHECK_MSG(compared >= f.all.num, "%s: only %d elements could be compared", settings, compared);
+    tear_down(&f);
+}
+
+int main(int argc, char **argv) {
+    static const char *const settings[] = {
+        "router.group_limit=max router.topk_group=2",
+        "router.group_limit=max router.topk_group=2 model.num_shared_experts=2 model.norm=rmsnorm "
+        "balance.scope=device",
+        ("router.score_func=sigmoid router.group_limit=top2_sum router.topk_group=2 "
+         "router.norm_topk_prob=yes "
+         "router.routed_scaling_factor=2.5"),
+        "router.score_func=sigmoid balance.scope=global model.expert_type=silu",
+        "router.score_func=sqrtsoftplus router.norm_topk_prob=yes model.expert_type=gelu "
+        "balance.scope=global",
+        "router.score_func=sqrtsoftplus model.norm=rmsnorm",
+        "router.score_func=softmax_topk model.expert_type=relu router.routed_scaling_factor=3",
+        "router.norm_topk_prob=yes router.scale_normalized=no router.routed_scaling_factor=16",
+        "router.norm_topk_prob=yes exchange.mode=selection balance.comm_count=selections "
+        "balance.device_p=mean",
+        "exchange.mode=selection train.recompute=yes model.num_shared_experts=1 "
+        "balance.comm_count_local=no",
+        "balance.aux_selection=unlimited router.group_limit=max router.topk_group=1 "
+        "cluster.devices_per_node=2",
+        "router.top_k=1 router.norm_topk_prob=yes router.norm_single=no balance.scope=device",
+        "model.expert_type=lora model.lora_rank=2 model.lora_alpha=3",
+        "model.expert_type=lora model.lora_rank=3 train.recompute=yes model.num_shared_experts=1",
+        "router.num_groups=8 router.topk_group=3 router.group_limit=topk_sum",
+        "capacity.policy=device router.group_limit=max router.topk_group=2 "
+        "capacity.capacity_factor=0.8 capacity.exempt_sequences=0.3",
+        "capacity.policy=expert router.norm_topk_prob=yes capacity.drop=position "
+        "capacity.first_choices=yes",
+        "capacity.policy=expert router.norm_topk_prob=yes capacity.renormalize=yes "
+        "exchange.mode=selection",
+        "capacity.policy=expert router.score_func=sigmoid router.norm_topk_prob=yes "
+        "capacity.overflow=next_choice model.norm=rmsnorm",
+        "capacity.policy=sequence capacity.expert_capacity=2 router.score_func=softmax_topk "
+        "model.num_shared_experts=1",
+        "capacity.policy=expert capacity.capacity_scope=device capacity.overflow=next_choice "
+        "router.group_limit=max router.topk_group=2",
+    };
+    moe_comm comm;
+    moe_comm_init(&comm, &argc, &argv);
+    moe_gemm_init();
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
+        check_settings(&comm, settings[i]);
+    }
+    int verdict = check_verdict_mpi(comm.comm);
+    moe_comm_finalize(&comm);
+    return verdict;
+}

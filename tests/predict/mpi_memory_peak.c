@@ -1,0 +1,178 @@
+/* test_memory_peak.c: what a run takes beside what memory.h said it would: within 0.7 and 1.3 of
+ * it, forward only and in training, for shapes in which one term or another is the largest. The
+ * first shape is the largest, so that the peak of the process is its own; the others are judged by
+ * what is held after the last step. ctest: f64 np=1,2,4 timeout=120 */
+#include <omp.h>
+#include <string.h>
+
+#include "base/gemm.h"
+#include "check.h"
+#include "predict/memory.h"
+#include "settings.h"
+#include "tally/tally.h"
+#include "train/train.h"
+#include "world/comm.h"
+
+enum { STEPS = 3, TEXT_BYTES = 40000 };
+
+#define COMMON                                                                           \
+    "run.threads=1 cluster.devices=4 data.sequence_length=64 balance.alpha_expert=0.01 " \
+    "router.top_k=2 "
+#define TRAIN COMMON "run.mode=train "
+static const char *const settings[] = {
+    TRAIN "data.source=text data.path=unused model.num_layers=3 model.num_experts=16 "
+          "model.hidden_size=128 model.moe_intermediate_size=96 "
+          "data.tokens_per_device=512 model.num_shared_experts=1",
+    TRAIN "model.num_layers=2 model.num_experts=32 model.hidden_size=128 "
+          "model.moe_intermediate_size=128 data.tokens_per_device=32",
+    TRAIN "model.num_layers=2 model.num_experts=16 model.hidden_size=64 "
+          "model.moe_intermediate_size=128 data.tokens_per_device=256 "
+          "train.recompute=yes train.optimizer=sgd",
+    TRAIN "model.num_experts=8 model.hidden_size=64 model.moe_intermediate_size=32 "
+          "data.tokens_per_device=512 exchange.mode=selection",
+    TRAIN "data.source=text data.path=unused model.num_experts=8 model.hidden_size=96 "
+          "model.moe_intermediate_size=16 data.tokens_per_device=64 "
+          "train.context=16 model.expert_type=relu",
+    TRAIN "model.num_layers=2 model.num_experts=64 model.hidden_size=48 "
+          "model.moe_intermediate_size=8 data.tokens_per_device=256 "
+          "router.noise_form=softplus router.jitter=0.1 balance.load_form=shazeer",
+    COMMON "model.num_layers=4 model.num_experts=16 model.hidden_size=128 "
+           "model.moe_intermediate_size=64 data.tokens_per_device=256",
+    COMMON "model.num_experts=64 model.hidden_size=128 model.moe_intermediate_size=128 "
+           "data.tokens_per_device=32 model.num_shared_experts=1",
+};
+enum { SHAPES = sizeof settings / sizeof settings[0] };
+
+typedef struct fixture {
+    moe_config c;
+    moe_batch batch;
+    moe_input input;
+    moe_context context;
+    moe_layer *layers;
+    moe_training training;
+    moe_activations a; /* forward only */
+    real *x, *y;
+    moe_step_metrics metrics;
+} fixture;
+
+static void set_up(
+    fixture *f, const moe_comm *comm, const char *words, uint8_t *text, int64_t *domain_offset) {
+    *f = (fixture){0};
+    settings_resolve(&f->c, "", words, comm->size);
+    if (f->c.data.source == MOE_SOURCE_TEXT) {
+        f->input = (moe_input){.text = text,
+                               .text_length = TEXT_BYTES,
+                               .num_domains = 1,
+                               .domain_offset = domain_offset};
+    }
+    moe_batch_layout(&f->batch, f->c.cluster.devices * f->c.data.tokens_per_device,
+                     f->c.data.sequence_length, f->c.cluster.devices, comm->rank, comm->size);
+    moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);
+    f->layers = moe_alloc(f->c.model.num_layers, sizeof *f->layers, "test");
+    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
+        moe_layer_init(&f->layers[l], &f->context, l);
+    }
+    moe_step_metrics_init(&f->metrics, f->c.model.num_layers, f->c.model.num_experts,
+                          f->c.cluster.devices);
+}
+
+static void train(fixture *f) {
+    moe_status st = {0};
+    moe_training_init(&f->training, &f->context, &f->batch, f->layers);
+    for (int64_t step = 0; step < STEPS; step++) {
+        moe_step_metrics_clear(&f->metrics);
+        CHECK_MSG(moe_training_step(&f->training, step, &f->metrics, &st) == MOE_OK, "%s",
+                  st.message);
+    }
+}
+
+static void forward(fixture *f) {
+    int64_t elements = f->batch.num_tokens * f->c.model.hidden_size;
+    f->x = moe_alloc(elements, sizeof(real), "test");
+    f->y = moe_alloc(elements, sizeof(real), "test");
+    for (int64_t step = 0; step < STEPS; step++) {
+        moe_step_metrics_clear(&f->metrics);
+        moe_data_synthetic(&f->c, &f->batch, step, f->x, NULL);
+        for (int32_t l = 0; l < f->c.model.num_layers; l++) {
+            moe_layer_forward(&f->layers[l], &f->context, f->x, f->y, &f->a, &f->metrics.layer[l]);
+            moe_tally_layer(&f->layers[l], &f->context, &f->a, f->y, &f->metrics);
+        }
+    }
+}
+
+/* The table of parameters holds as many as were counted from the configuration. */
+static void check_parameters(const fixture *f) {
+    moe_parameter_counts count = moe_memory_parameters(&f->c);
+    int64_t expert = 0, replicated = 0;
+    for (int i = 0; i < f->training.parameters.num; i++) {
+        const moe_parameter *p = &f->training.parameters.p[i];
+        *(p->expert ? &expert : &replicated) += p->count_global * p->size;
+    }
+    CHECK_INT(count.expert, expert);
+    CHECK_INT(count.replicated, replicated);
+}
+
+static void tear_down(fixture *f) {
+    if (f->training.layers) {
+        moe_training_free(&f->training);
+    }
+    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
+        moe_layer_free(&f->layers[l]);
+    }
+    moe_activations_free(&f->a);
+    moe_step_metrics_free(&f->metrics);
+    moe_placement_free(&f->context.placement);
+    moe_batch_free(&f->batch);
+    moe_free(f->layers);
+    moe_free(f->x);
+    moe_free(f->y);
+}
+
+static void check_shape(const moe_comm *comm, int shape, uint8_t *text, int64_t *domain_offset) {
+    fixture f;
+    int64_t before = moe_alloc_live_bytes();
+    set_up(&f, comm, settings[shape], text, domain_offset);
+    if (f.c.run.mode == MOE_MODE_TRAIN) {
+        train(&f);
+    } else {
+        forward(&f);
+    }
+    double most = (double)((shape == 0 ? moe_alloc_peak_bytes() : moe_alloc_live_bytes()) - before);
+    moe_comm_max_f64(comm, &most, 1);
+    moe_memory m = moe_memory_estimate(&f.c, 0);
+    double ratio = (double)m.total / most;
+    CHECK_MSG(ratio >= 0.7 && ratio <= 1.3,
+              "shape %d: %lld said, %.0f taken: ratio %.2f (weights %lld, gradients %lld, "
+              "optimiser %lld, activations %lld, exchange %lld, "
+              "statistics "
+              "%lld)",
+              shape, (long long)m.total, most, ratio, (long long)m.weights, (long long)m.gradients,
+              (long long)m.optimizer, (long long)m.activations, (long long)m.exchange,
+              (long long)m.statistics);
+    if (comm->rank == 0) {
+        printf("shape %d: estimate / taken = %.3f of %.0f KiB\n", shape, ratio, most / 1024);
+    }
+    if (f.c.run.mode == MOE_MODE_TRAIN) {
+        check_parameters(&f);
+    }
+    tear_down(&f);
+    CHECK_INT(moe_alloc_live_bytes(), before);
+}
+
+int main(int argc, char **argv) {
+    static uint8_t text[TEXT_BYTES];
+    int64_t domain_offset[2] = {0, TEXT_BYTES};
+    moe_comm comm;
+    moe_comm_init(&comm, &argc, &argv);
+    moe_gemm_init();
+    omp_set_num_threads(1);
+    for (int i = 0; i < TEXT_BYTES; i++) {
+        text[i] = (uint8_t)(97 + i * i % 23);
+    }
+    for (int shape = 0; shape < SHAPES; shape++) {
+        check_shape(&comm, shape, text, domain_offset);
+    }
+    int verdict = check_verdict_mpi(comm.comm);
+    moe_comm_finalize(&comm);
+    return verdict;
+}

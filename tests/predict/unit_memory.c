@@ -1,0 +1,115 @@
+/* test_memory.c: the estimate against one counted by hand, its growth, and its saturation. */
+#include <string.h>
+
+#include "base/tensor.h"
+#include "check.h"
+#include "predict/memory.h"
+
+static moe_memory estimate(const char *text, int ranks, int64_t num_tokens) {
+    moe_config c;
+    moe_status st = {0};
+    moe_config_defaults(&c);
+    moe_config_parse(&c, text, (int64_t)strlen(text), "memory.ini", &st);
+    moe_config_resolve(&c, ranks, &st);
+    CHECK_MSG(st.code == MOE_OK, "%s", st.message);
+    return moe_memory_estimate(&c, num_tokens);
+}
+
+#define SMALL                                                                                   \
+    "[model]\nhidden_size = 16\nnum_experts = 8\nmoe_intermediate_size = 4\n[router]\ntop_k = " \
+    "2\n[cluster]\ndevices = 4\n"                                                               \
+    "[data]\ntokens_per_device = 10\nsequence_length = 5\n[run]\nthreads = 1\n"
+
+static void test_by_hand(void) {
+    const int64_t r = sizeof(real);
+    const int64_t t = 20;
+    const int64_t s = 40; /* 2 ranks with 2 devices each */
+    const moe_memory m = estimate(SMALL, 2, 0);
+    CHECK(m.weights == r * (8 * 16 + 4 * 3 * 16 * 4));
+    const int64_t streams = r * 2 * t * 16,
+                  layer = r * (t * 8 + (s + s) * 16 + 2 * (s / 4) * (16 + 2 * 4)) +
+                          s * (4 + r + 8) + t * 8;
+    const int64_t exchange = r * 2 * (s / 2) * 16 + 4 * (12 * s + 20 * s) + 12 * 8 * 2 * 4;
+    CHECK(m.activations == streams + layer + layer / 4 && m.gradients == 0 && m.optimizer == 0);
+    CHECK(m.exchange == exchange + exchange / 4);
+    CHECK(m.input == 0);
+    const int64_t dropping = s * (1 + 3 * 4 + 8 + r + 8 + 4 + 8 + 8); /* kept, slot, server, expert,
+                                                                         way back, weight, score;
+                                                                         group, key, score */
+    CHECK(estimate(SMALL "[capacity]\npolicy = device\n", 2, 0).activations - m.activations ==
+          dropping + dropping / 4);
+    CHECK(m.total == m.weights + m.activations + m.exchange + m.statistics + m.input);
+}
+
+static void test_growth(void) {
+    const moe_memory one = estimate(SMALL, 2, 0);
+    const moe_memory given = estimate(SMALL, 2, 40);
+    const moe_memory twice = estimate(SMALL, 2, 80);
+    const moe_memory alone = estimate(SMALL, 1, 0);
+    CHECK(given.total == one.total);
+    CHECK(twice.activations == 2 * one.activations && twice.weights == one.weights &&
+          twice.exchange > one.exchange);
+    CHECK(alone.weights > one.weights && alone.activations > one.activations &&
+          alone.exchange < 2 * one.exchange);
+    CHECK(estimate(SMALL "[exchange]\nmode = selection\n", 2, 0).exchange >= one.exchange);
+    CHECK(estimate(SMALL "[model]\nnum_layers = 3\nnorm = none\n", 2, 0).weights ==
+          3 * one.weights);
+    CHECK(estimate(SMALL "[model]\nexpert_type = identity\n", 2, 0).weights ==
+          (int64_t)sizeof(real) * 8 * 16);
+    CHECK(estimate("[data]\nsource = logits\npath = x\n", 2, 100).input == 50 * 64 * 8 + 50);
+}
+
+#define TRAIN SMALL "[model]\nnum_layers = 3\n[run]\nmode = train\n"
+
+/* Gate, norm and experts of three layers on 2 ranks; a partial gradient of each of the two devices,
+ * and pieces of them on their way. */
+static void test_training(void) {
+    const int64_t r = sizeof(real);
+    const int64_t replicated = 3 * (8 * 16 + 16);
+    const int64_t local = replicated + 3 * 4 * 3 * 16 * 4;
+    const moe_memory m = estimate(TRAIN, 2, 0),
+                     forward = estimate(SMALL "[model]\nnum_layers = 3\n", 2, 0);
+    CHECK(m.weights == r * local && forward.weights == m.weights && m.optimizer == 2 * m.weights);
+    CHECK(m.gradients == r * (local + 2 * 2 * replicated + 3 * replicated));
+    CHECK(m.exchange > 3 * forward.exchange && m.activations > 2 * forward.activations &&
+          m.statistics > forward.statistics);
+    CHECK(m.total == m.weights + m.gradients + m.optimizer + m.activations + m.exchange +
+                         m.statistics + m.input);
+    CHECK(estimate(TRAIN "[train]\noptimizer = sgd\n", 2, 0).optimizer == 0);
+    CHECK(estimate(TRAIN "[train]\nrecompute = yes\n", 2, 0).activations < m.activations);
+    moe_config c;
+    moe_config_defaults(&c);
+    c.run.mode = MOE_MODE_TRAIN;
+    c.data.source = MOE_SOURCE_TEXT;
+    c.model.num_shared_experts = 1;
+    const int64_t h = c.model.hidden_size;
+    const int64_t expert = 3 * h * c.model.moe_intermediate_size;
+    const int64_t n = c.model.num_experts;
+    CHECK(moe_memory_parameters(&c).expert == n * expert);
+    CHECK(moe_memory_parameters(&c).replicated ==
+          n * h + expert + 256 * h * (c.train.context + 1) + h + (c.model.norm ? h : 0));
+}
+
+/* Far more than any machine has: the estimate saturates, it does not wrap. */
+static void test_saturation(void) {
+    moe_config c;
+    moe_config_defaults(&c);
+    c.model.hidden_size = c.model.num_experts = c.model.moe_intermediate_size = 1 << 30;
+    c.model.num_layers = c.router.top_k = 1 << 30;
+    const moe_memory m = moe_memory_estimate(&c, INT64_MAX);
+    CHECK(m.weights == INT64_MAX && m.activations == INT64_MAX && m.exchange == INT64_MAX &&
+          m.total == INT64_MAX);
+    CHECK(m.statistics > 0);
+    c.run.mode = MOE_MODE_TRAIN;
+    const moe_memory t = moe_memory_estimate(&c, INT64_MAX);
+    CHECK(t.gradients == INT64_MAX && t.optimizer == INT64_MAX && t.activations == INT64_MAX &&
+          t.total == INT64_MAX);
+}
+
+int main(void) {
+    test_by_hand();
+    test_growth();
+    test_training();
+    test_saturation();
+    return check_verdict();
+}

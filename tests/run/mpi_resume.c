@@ -1,0 +1,239 @@
+/* test_resume.c: a run's folder after the run was killed and went on from a checkpoint: the same
+ * bytes as those of a run that was never killed. Steps are made up; what trains is not part of this
+ * test. */
+#include <ftw.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/tensor.h"
+#include "check.h"
+#include "made_record.h"
+#include "output/results.h"
+#include "train/checkpoint.h"
+
+enum { LAYERS = 2, EXPERTS = 48, DEVICES = 8, STEPS = 6, SAVED = 2, KILLED = 4 };
+
+static char base[64]; /* a folder of this test, the same on every rank */
+
+static void path_of(const char *folder, const char *name, char path[256]) {
+    snprintf(path, 256, "%s/%s/%s", base, folder, name);
+}
+
+static int remove_entry(const char *path, const struct stat *what, int kind, struct FTW *place) {
+    (void)what, (void)kind, (void)place;
+    return remove(path);
+}
+
+/* The bytes of a file, to be freed with moe_free; NULL when there is none. */
+static char *bytes_of(const char *folder, const char *name, int64_t *length) {
+    char path[256], *bytes = NULL;
+    struct stat about;
+    path_of(folder, name, path);
+    FILE *file = fopen(path, "rb");
+    *length = -1;
+    if (file && fstat(fileno(file), &about) == 0) {
+        bytes = moe_alloc(about.st_size + 1, 1, "test");
+        *length = (int64_t)fread(bytes, 1, (size_t)about.st_size, file);
+    }
+    if (file) {
+        fclose(file);
+    }
+    return bytes;
+}
+
+static void check_same_file(const char *a, const char *b, const char *name) {
+    int64_t length[2];
+    char *bytes[2] = {bytes_of(a, name, &length[0]), bytes_of(b, name, &length[1])};
+    CHECK_MSG(bytes[0] && length[0] == length[1], "%s: %lld and %lld bytes", name,
+              (long long)length[0], (long long)length[1]);
+    if (bytes[0] && bytes[1] && length[0] == length[1]) {
+        CHECK_MSG(memcmp(bytes[0], bytes[1], (size_t)length[0]) == 0, "%s", name);
+    }
+    moe_free(bytes[0]);
+    moe_free(bytes[1]);
+}
+
+static void run_steps(const moe_comm *comm,
+                      const moe_config *c,
+                      moe_step_metrics *r,
+                      moe_results *results,
+                      int64_t from,
+                      int64_t to) {
+    moe_status st = {0};
+    for (int64_t step = from; step < to; step++) {
+        made_record(r, c, step, 100);
+        CHECK_MSG(moe_results_step(comm, results, c, r, &st) == MOE_OK, "%s", st.message);
+    }
+}
+
+static void end_run(const moe_comm *comm,
+                    const moe_config *c,
+                    const moe_step_metrics *r,
+                    moe_results *results) {
+    moe_status st = {0};
+    moe_topology *t = moe_alloc_zero(comm->size, sizeof *t, "test");
+    CHECK_MSG(moe_results_close(comm, results, c, r, t, 3.25, &st) == MOE_OK, "%s", st.message);
+    moe_free(t);
+}
+
+static void open_run(
+    const moe_comm *comm, const moe_config *c, const char *name, bool force, moe_results *results) {
+    char folder[256];
+    moe_status st = {0};
+    path_of(name, "", folder);
+    CHECK_MSG(moe_results_open(comm, c, folder, force, results, &st) == MOE_OK, "%s", st.message);
+}
+
+static void whole_run(
+    const moe_comm *comm, const moe_config *c, moe_step_metrics *r, const char *name, bool force) {
+    moe_results results;
+    open_run(comm, c, name, force, &results);
+    run_steps(comm, c, r, &results, 0, STEPS);
+    end_run(comm, c, r, &results);
+}
+
+static void save(const moe_comm *comm, const moe_config *c, moe_results *results, int64_t step) {
+    const moe_parameters nothing = {0};
+    moe_blob blobs[MOE_RESULTS_BLOBS];
+    moe_status st = {0};
+    CHECK(moe_results_sync(comm, results, &st) == MOE_OK);
+    moe_results_history(comm, results, c, step, blobs);
+    CHECK_MSG(moe_checkpoint_write(comm, results->folder, c, step, &nothing, blobs,
+                                   MOE_RESULTS_BLOBS, &st) == MOE_OK,
+              "%s", st.message);
+}
+
+/* Steps up to KILLED and half a line. */
+static void killed_run(const moe_comm *comm,
+                       const moe_config *c,
+                       moe_step_metrics *r,
+                       const char *name) {
+    moe_results results;
+    open_run(comm, c, name, false, &results);
+    save(comm, c, &results, 0);
+    run_steps(comm, c, r, &results, 0, SAVED);
+    save(comm, c, &results, SAVED);
+    run_steps(comm, c, r, &results, SAVED, KILLED);
+    if (comm->rank == 0) {
+        fputs("{\"step\": 4, \"num_tok", results.metrics);
+        fclose(results.metrics);
+    }
+    results.metrics = NULL;
+    moe_results_free(&results);
+    moe_comm_barrier(comm);
+}
+
+/* Opens the folder again after the newest checkpoint; returns its step. */
+static int64_t go_on(const moe_comm *comm,
+                     const moe_config *c,
+                     const char *name,
+                     moe_results *results,
+                     moe_status *st) {
+    char folder[256], word[512];
+    moe_parameters nothing = {0};
+    moe_checkpoint found;
+    moe_blob blobs[MOE_RESULTS_BLOBS];
+    path_of(name, "", folder);
+    memset(results, 0, sizeof *results);
+    CHECK_MSG(moe_checkpoint_find(comm, folder, &found, word, st) == MOE_OK, "%s", st->message);
+    moe_results_history(comm, results, c, found.step, blobs);
+    CHECK_MSG(moe_checkpoint_read(comm, found.path, &nothing, blobs, MOE_RESULTS_BLOBS, st) ==
+                  MOE_OK,
+              "%s", st->message);
+    moe_results_reopen(comm, c, folder, found.step, results, st);
+    moe_checkpoint_free(&found);
+    return found.step;
+}
+
+static void check_resumed(const moe_comm *comm, const moe_config *c, moe_step_metrics *r) {
+    static const char *const files[] = {"metrics.jsonl",   "config.ini",
+                                        "summary.json",    "expert_load.npy",
+                                        "comm_matrix.npy", "comm_matrix_steps.npy"};
+    moe_results results;
+    moe_status st = {0};
+    char folder[256];
+    path_of("killed", "", folder);
+    CHECK(!moe_results_finished(comm, folder, 0));
+    CHECK_INT(go_on(comm, c, "killed", &results, &st), SAVED);
+    CHECK_MSG(st.code == MOE_OK, "%s", st.message);
+    run_steps(comm, c, r, &results, SAVED, STEPS);
+    end_run(comm, c, r, &results);
+    moe_comm_barrier(comm);
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++) {
+        check_same_file("whole", "killed", files[i]);
+    }
+    CHECK(moe_results_finished(comm, folder, 0) && moe_results_finished(comm, folder, STEPS) &&
+          !moe_results_finished(comm, folder, STEPS + 1));
+}
+
+/* Two more steps of a run that had ended; its last checkpoint is older. */
+static void check_longer(const moe_comm *comm, const moe_config *c, moe_step_metrics *r) {
+    moe_config longer = *c;
+    moe_results results;
+    moe_status st = {0};
+    char folder[256], path[256];
+    longer.run.steps = STEPS + 2;
+    path_of("killed", "", folder);
+    path_of("killed", "summary.json", path);
+    CHECK_INT(go_on(comm, &longer, "killed", &results, &st), SAVED);
+    CHECK(st.code == MOE_OK && access(path, F_OK) != 0);
+    run_steps(comm, &longer, r, &results, SAVED, STEPS + 2);
+    end_run(comm, &longer, r, &results);
+    CHECK(moe_results_finished(comm, folder, STEPS + 2) && moe_results_finished(comm, folder, 0));
+}
+
+/* Lines that the checkpoint counts on are gone: refused, and nothing is touched. */
+static void check_lost_lines(const moe_comm *comm, const moe_config *c) {
+    moe_results results;
+    moe_status st = {0};
+    char path[256];
+    path_of("killed", "metrics.jsonl", path);
+    moe_comm_barrier(comm);
+    if (comm->rank == 0) {
+        CHECK(truncate(path, 100) == 0);
+    }
+    CHECK_INT(go_on(comm, c, "killed", &results, &st), SAVED);
+    CHECK_MSG(st.code == MOE_USER && strstr(st.message, "0 steps") &&
+                  strstr(st.message, "metrics.jsonl"),
+              "%s", st.message);
+    struct stat about;
+    CHECK(stat(path, &about) == 0 && about.st_size == 100);
+    path_of("killed", "metrics.jsonl.tmp", path);
+    CHECK(access(path, F_OK) != 0);
+    moe_results_free(&results);
+    moe_comm_barrier(comm);
+}
+
+int main(int argc, char **argv) {
+    moe_comm comm;
+    moe_config c;
+    moe_step_metrics r;
+    moe_comm_init(&comm, &argc, &argv);
+    if (comm.rank == 0) {
+        snprintf(base, sizeof base, "/tmp/moesim-test-resume-XXXXXX");
+        CHECK(mkdtemp(base) != NULL);
+    }
+    moe_comm_bcast(&comm, base, sizeof base, 0);
+    made_config(&c, LAYERS, EXPERTS, DEVICES, DEVICES);
+    c.run.steps = STEPS;
+    c.run.mode = MOE_MODE_TRAIN;
+    moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
+    whole_run(&comm, &c, &r, "whole", false);
+    killed_run(&comm, &c, &r, "killed");
+    check_resumed(&comm, &c, &r);
+    check_longer(&comm, &c, &r);
+    check_lost_lines(&comm, &c);
+    whole_run(&comm, &c, &r, "killed", true); /* --force takes the checkpoints away, too */
+    char path[256];
+    path_of("killed", "checkpoints", path);
+    CHECK(access(path, F_OK) != 0);
+    check_same_file("whole", "killed", "metrics.jsonl");
+    moe_step_metrics_free(&r);
+    moe_comm_barrier(&comm);
+    if (comm.rank == 0) {
+        CHECK(nftw(base, remove_entry, 16, FTW_DEPTH | FTW_PHYS) == 0);
+    }
+    int verdict = check_verdict_mpi(comm.comm);
+    moe_comm_finalize(&comm);
+    return verdict;
+}
