@@ -1,4 +1,6 @@
-/* bare_mpi.c: a bare MPI program, to subtract.   bench: part of startup and memory */
+/* bare_mpi.c: a bare MPI program, to subtract.
+ *
+ * bench: part of startup and memory */
 #include <mpi.h>
 #include <stdio.h>
 

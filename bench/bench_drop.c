@@ -1,7 +1,9 @@
 /* bench_drop.c: dropping at a capacity (moe_drop_decide: who stays, and the routing that is sent)
  * against routing the same tokens (moe_router_route), which it follows; its collectives and the
  * bytes that a rank gives to them per selection; and whether its time grows with the rows, not
- * faster. bench: np=1,2 The ratio is routing / dropping. */
+ * faster. The ratio is routing / dropping.
+ *
+ * bench: np=1,2 */
 #include "bench.h"
 #include "capacity/drop.h"
 #include "collectives.h"

@@ -1,8 +1,10 @@
 /* bench_exchange.c: dispatch + combine against a bare pack + MPI_Alltoallv + unpack-and-add of the
- * same rows.   bench: np=2,4 moesim's side includes what the bare one is spared: sizes, metadata
+ * same rows. moesim's side includes what the bare one is spared: sizes, metadata
  * (experts and weights of each row), grouping by expert. Two bare versions: `all rows` sends
  * everything through MPI_Alltoallv, the rows that stay on their rank too; `other ranks` leaves
- * those where they are, as moesim does. */
+ * those where they are, as moesim does.
+ *
+ * bench: np=2,4 */
 #include "bare.h"
 
 typedef struct exchange_bench {

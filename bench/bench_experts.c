@@ -1,8 +1,10 @@
 /* bench_experts.c: the grouped experts, forward and forward + backward, against a bare loop of
- * cblas_sgemm over the same shapes.   bench: np=1 moesim's side includes what the bare loop is
+ * cblas_sgemm over the same shapes. moesim's side includes what the bare loop is
  * spared: gathering rows by expert, the activation, weighting and adding up each row's experts, the
  * gradient of the weights. Rows per expert are those that the router chose; both sides use the same
- * threads, over experts. */
+ * threads, over experts.
+ *
+ * bench: np=1 */
 #include "bare.h"
 #include "model/layer_backward.h"
 

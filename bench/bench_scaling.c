@@ -1,8 +1,10 @@
-/* bench_scaling.c: how the cost of a layer grows as tokens, experts and ranks double.   bench:
- * np=1,2,4,8 Column `bare` is what linear growth from the line before would cost, `ratio` that over
- * what was measured: 1 = linear, above 1 = cheaper. With more ranks the work stays the same (8
- * devices, folded), and so do the cores: only the exchange grows. Lines of one number of ranks are
- * measured in one run, those of different numbers in runs one after the other. */
+/* bench_scaling.c: how the cost of a layer grows as tokens, experts and ranks double. Column `bare`
+ * is what linear growth from the line before would cost, `ratio` that over what was measured: 1 =
+ * linear, above 1 = cheaper. With more ranks the work stays the same (8 devices, folded), and so do
+ * the cores: only the exchange grows. Lines of one number of ranks are measured in one run, those
+ * of different numbers in runs one after the other.
+ *
+ * bench: np=1,2,4,8 */
 #include "bench.h"
 
 static void run(void *argument) {

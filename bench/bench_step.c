@@ -1,7 +1,9 @@
 /* bench_step.c: a whole layer, forward, against the sum of the bare parts: gate GEMM, plain router,
- * pack + MPI_Alltoallv + unpack, loop of GEMMs. bench: np=2,4 Beside it: does a step allocate after
+ * pack + MPI_Alltoallv + unpack, loop of GEMMs. Beside it: does a step allocate after
  * the first one? (moesim's own calls are counted; MPI and BLAS have theirs.) And its collectives;
- * bare has 2. */
+ * bare has 2.
+ *
+ * bench: np=2,4 */
 #include "bare.h"
 #include "collectives.h"
 

@@ -1,7 +1,9 @@
 /* bench_training.c: a training step (forward, backward, sum of gradients, AdamW) against a forward
  * step of the same network on as many tokens, in turns; the collectives of each; and what a step
- * allocates after the first ones.   bench: np=1,2 The ratio is forward / training: 0.30 is 3.3
- * times a forward step, whose arithmetic backward has twice. */
+ * allocates after the first ones. The ratio is forward / training: 0.30 is 3.3
+ * times a forward step, whose arithmetic backward has twice.
+ *
+ * bench: np=1,2 */
 #include "bench.h"
 #include "collectives.h"
 #include "tally/tally.h"

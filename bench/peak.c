@@ -1,5 +1,7 @@
 /* peak.c: peak FOLDER PROGRAM [ARGUMENT...]: runs the program and writes its largest resident
- * memory in KiB to FOLDER/<rank>. bench: part of memory */
+ * memory in KiB to FOLDER/<rank>.
+ *
+ * bench: part of memory */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/resource.h>

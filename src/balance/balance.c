@@ -60,10 +60,10 @@ double moe_balance_alpha_all_layers(const moe_config *c) {
 void moe_balance_init(moe_balance *b, const moe_config *c) {
     bool recorded = c->data.source == MOE_SOURCE_ROUTING;
     *b = (moe_balance){.comm_limit = c->comm_limit,
-                       .comm_count = (enum moe_comm_count)c->balance.comm_count,
-                       .device_p = (enum moe_device_p)c->balance.device_p,
-                       .importance_of = (enum moe_importance_of)c->balance.importance_of,
-                       .load_form = (enum moe_load_form)c->balance.load_form,
+                       .comm_count = c->balance.comm_count,
+                       .device_p = c->balance.device_p,
+                       .importance_of = c->balance.importance_of,
+                       .load_form = c->balance.load_form,
                        .has_scores = !recorded || c->data.scores[0],
                        .has_logits = !recorded};
     moe_balance_alphas(c, b->alpha);

@@ -10,11 +10,11 @@
 #include "base/status.h"
 
 void moe_capacity_init(moe_capacity *c, const moe_config *config) {
-    *c = (moe_capacity){.policy = (enum moe_capacity_policy)config->capacity.policy,
-                        .scope = (enum moe_capacity_scope)config->capacity.capacity_scope,
-                        .drop = (enum moe_drop_order)config->capacity.drop,
-                        .overflow = (enum moe_overflow)config->capacity.overflow,
-                        .rounding = (enum moe_rounding)config->capacity.rounding,
+    *c = (moe_capacity){.policy = config->capacity.policy,
+                        .scope = config->capacity.capacity_scope,
+                        .drop = config->capacity.drop,
+                        .overflow = config->capacity.overflow,
+                        .rounding = config->capacity.rounding,
                         .factor = config->capacity.capacity_factor,
                         .exempt_sequences = config->capacity.exempt_sequences,
                         .expert_capacity = config->capacity.expert_capacity,

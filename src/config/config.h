@@ -99,109 +99,143 @@ enum moe_bias_update { MOE_BIAS_SIGN, MOE_BIAS_PROPORTIONAL };
 enum moe_schedule { MOE_SCHEDULE_CONSTANT, MOE_SCHEDULE_COSINE };
 enum moe_source { MOE_SOURCE_SYNTHETIC, MOE_SOURCE_TEXT, MOE_SOURCE_LOGITS, MOE_SOURCE_ROUTING };
 
+typedef struct moe_run_config { /* [run] */
+    int64_t seed, steps;
+    enum moe_mode mode;
+    int32_t threads;
+} moe_run_config;
+
+typedef struct moe_model_config { /* [model] */
+    double lora_alpha;
+    int32_t num_layers, hidden_size, num_experts, num_shared_experts, moe_intermediate_size,
+        lora_rank, expert_segmentation;
+    enum moe_expert_type expert_type;
+    bool residual;
+    enum moe_norm norm;
+    enum moe_attention attention;
+    char load[MOE_PATH_MAX];
+} moe_model_config;
+
+typedef struct moe_router_config { /* [router] */
+    char preset[MOE_NAME_MAX];
+    enum moe_router_method method;
+    enum moe_score_func score_func;
+    int32_t top_k;
+    enum moe_group_limit group_limit;
+    int32_t num_groups, topk_group;
+    bool norm_topk_prob;
+    double routed_scaling_factor;
+    bool scale_normalized; /* router.scale_normalized: no = DeepSeek-V2's own code, which
+                              normalises OR scales */
+    bool norm_single;      /* router.norm_single: no = DeepSeek's own code, which does not normalise
+                              when top_k = 1 */
+    double gate_scale;     /* router.gate_scale: standard deviation of keyed random logits for
+                              unit-variance x */
+    double noise, jitter, expert_dropout, bias_update_rate;
+    enum moe_noise_form noise_form;
+    bool jitter_experts;
+    enum moe_bias_update bias_update;
+    bool bias_centered;
+    double top_p, temperature;
+    enum moe_temperature_on temperature_on;
+    enum moe_second_choice second_choice;
+    double sinkhorn_tolerance;
+    int32_t sinkhorn_iterations;
+    char bias_file[MOE_PATH_MAX];
+} moe_router_config;
+
+typedef struct moe_balance_config { /* [balance] */
+    double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss, load_loss;
+    enum moe_importance_of importance_of;
+    enum moe_load_form load_form;
+    enum moe_scope scope;
+    enum moe_comm_count comm_count;
+    enum moe_device_p device_p;
+    bool comm_count_local;
+    enum moe_aux_selection aux_selection;
+    enum moe_aux_form aux_form;
+    enum moe_aux_layers aux_layers;
+    int64_t begin_step, ramp_steps; /* schedule of the coefficients: 0 before begin_step, then a
+                                       linear ramp */
+} moe_balance_config;
+
+typedef struct moe_capacity_config { /* [capacity] */
+    enum moe_capacity_policy policy;
+    double capacity_factor;
+    enum moe_drop_order drop;
+    enum moe_overflow overflow;
+    double exempt_sequences;
+    int32_t expert_capacity, min_capacity;
+    enum moe_capacity_scope capacity_scope;
+    enum moe_rounding rounding;
+    bool first_choices, renormalize, pad_to_capacity;
+} moe_capacity_config;
+
+typedef struct moe_exchange_config { /* [exchange] */
+    enum moe_exchange_mode mode;
+    int32_t chunks;
+    enum moe_transport transport;
+    enum moe_algorithm algorithm;
+    enum moe_payload payload;
+    enum moe_payload combine_payload;
+} moe_exchange_config;
+
+typedef struct moe_cluster_config { /* [cluster] */
+    int32_t devices, devices_per_node;
+    double intra_gbps, inter_gbps, intra_latency_us, inter_latency_us, device_tflops, efficiency;
+} moe_cluster_config;
+
+typedef struct moe_placement_config { /* [placement] */
+    enum moe_placement_policy policy;
+    char file[MOE_PATH_MAX];
+    int32_t redundant_experts, rebalance_every;
+} moe_placement_config;
+
+typedef struct moe_data_config { /* [data] */
+    enum moe_source source;
+    char path[MOE_PATH_MAX], mask[MOE_PATH_MAX], weights[MOE_PATH_MAX], scores[MOE_PATH_MAX];
+    int64_t tokens_per_device, sequence_length;
+    double skew; /* Zipf exponent of topic popularity; 0 = all topics alike */
+    int32_t num_topics;
+    double topic_strength;    /* share of a token's vector (by variance) that comes from its topic,
+                                 0 .. 1 */
+    double topic_persistence; /* probability that a token has its sequence's topic */
+} moe_data_config;
+
+typedef struct moe_train_config { /* [train] */
+    enum moe_optimizer optimizer;
+    double learning_rate;
+    int64_t warmup_steps;
+    enum moe_schedule schedule;
+    double weight_decay, clip_norm;
+    int32_t accumulate, context;
+    int64_t validation_every, checkpoint_every;
+    double beta1, beta2, epsilon; /* AdamW */
+    int32_t validation_batches;
+    bool recompute;
+    double validation_share; /* share of every device's part of every domain of a text that is
+                                held out */
+    bool specialization;
+} moe_train_config;
+
+typedef struct moe_output_config { /* [output] */
+    bool routing, tensors, timeline;
+    int64_t every;
+} moe_output_config;
+
 typedef struct moe_config {
     char name[MOE_NAME_MAX]; /* configuration's name: the file's, without folder and .ini */
-    struct {
-        int64_t seed, steps;
-        int mode;
-        int32_t threads;
-    } run;
-    struct {
-        double lora_alpha;
-        int32_t num_layers, hidden_size, num_experts, num_shared_experts, moe_intermediate_size,
-            expert_type, lora_rank, expert_segmentation;
-        bool residual;
-        int norm;
-        int attention;
-        char load[MOE_PATH_MAX];
-    } model;
-    struct {
-        char preset[MOE_NAME_MAX];
-        int method, score_func;
-        int32_t top_k;
-        int group_limit;
-        int32_t num_groups, topk_group;
-        bool norm_topk_prob;
-        double routed_scaling_factor;
-        bool scale_normalized; /* router.scale_normalized: no = DeepSeek-V2's own code, which
-                                  normalises OR scales */
-        bool norm_single;  /* router.norm_single: no = DeepSeek's own code, which does not normalise
-                              when top_k = 1 */
-        double gate_scale; /* router.gate_scale: standard deviation of keyed random logits for
-                              unit-variance x */
-        double noise, jitter, expert_dropout, bias_update_rate;
-        int noise_form;
-        bool jitter_experts;
-        int bias_update;
-        bool bias_centered;
-        double top_p, temperature;
-        int temperature_on, second_choice;
-        double sinkhorn_tolerance;
-        int32_t sinkhorn_iterations;
-        char bias_file[MOE_PATH_MAX];
-    } router;
-    struct {
-        double alpha_expert, alpha_device, alpha_comm, z_loss, importance_loss, load_loss;
-        int importance_of, load_form, scope, comm_count, device_p;
-        bool comm_count_local;
-        int aux_selection;
-        int aux_form, aux_layers;
-        int64_t begin_step, ramp_steps; /* schedule of the coefficients: 0 before begin_step, then a
-                                           linear ramp */
-    } balance;
-    struct {
-        int policy;
-        double capacity_factor;
-        int drop, overflow;
-        double exempt_sequences;
-        int32_t expert_capacity, min_capacity;
-        int capacity_scope, rounding;
-        bool first_choices, renormalize, pad_to_capacity;
-    } capacity;
-    struct {
-        int mode;
-        int32_t chunks;
-        int transport, algorithm, payload, combine_payload;
-    } exchange;
-    struct {
-        int32_t devices, devices_per_node;
-        double intra_gbps, inter_gbps, intra_latency_us, inter_latency_us, device_tflops,
-            efficiency;
-    } cluster;
-    struct {
-        int policy;
-        char file[MOE_PATH_MAX];
-        int32_t redundant_experts, rebalance_every;
-    } placement;
-    struct {
-        int source;
-        char path[MOE_PATH_MAX], mask[MOE_PATH_MAX], weights[MOE_PATH_MAX], scores[MOE_PATH_MAX];
-        int64_t tokens_per_device, sequence_length;
-        double skew; /* Zipf exponent of topic popularity; 0 = all topics alike */
-        int32_t num_topics;
-        double topic_strength; /* share of a token's vector (by variance) that comes from its topic,
-                                  0 .. 1 */
-        double topic_persistence; /* probability that a token has its sequence's topic */
-    } data;
-    struct {
-        int optimizer;
-        double learning_rate;
-        int64_t warmup_steps;
-        int schedule;
-        double weight_decay, clip_norm;
-        int32_t accumulate, context;
-        int64_t validation_every, checkpoint_every;
-        double beta1, beta2, epsilon; /* AdamW */
-        int32_t validation_batches;
-        bool recompute;
-        double validation_share; /* share of every device's part of every domain of a text that is
-                                    held out */
-        bool specialization;
-    } train;
-    struct {
-        bool routing, tensors, timeline;
-        int64_t every;
-    } output;
+    moe_run_config run;
+    moe_model_config model;
+    moe_router_config router;
+    moe_balance_config balance;
+    moe_capacity_config capacity;
+    moe_exchange_config exchange;
+    moe_cluster_config cluster;
+    moe_placement_config placement;
+    moe_data_config data;
+    moe_train_config train;
+    moe_output_config output;
 
     char file[MOE_PATH_MAX];     /* file_name of moe_config_parse, for messages */
     int32_t place[MOE_MAX_KEYS]; /* where the value of key k of the table came from */

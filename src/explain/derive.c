@@ -331,7 +331,7 @@ static void add_loss(moe_derivation *d,
                      const units *u,
                      int loss,
                      term *terms) {
-    bool trains = (int)scope == job->config->balance.scope,
+    bool trains = scope == job->config->balance.scope,
          whole = scope == MOE_SCOPE_GLOBAL || is_mean_over_tokens(loss);
     moe_pieces p = {.length = 0};
     char name[64], formula[200];

@@ -67,7 +67,7 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
         }
     }
     moe_ffn_shape shape = {
-        .type = (enum moe_expert_type)c->model.expert_type,
+        .type = c->model.expert_type,
         .count = (int64_t)context->batch->num_local_devices * p->slots_per_device,
         .hidden = h,
         .width = f,
@@ -405,8 +405,8 @@ void moe_layer_forward(const moe_layer *layer,
     route(layer, context, a);
     drop(layer, context, a);
     phase(&watch, MOE_PHASE_ROUTE, NULL);
-    moe_plan_build(&a->plan, (enum moe_exchange_mode)c->exchange.mode, b, &context->placement,
-                   context->comm->size, moe_sent_routing(a));
+    moe_plan_build(&a->plan, c->exchange.mode, b, &context->placement, context->comm->size,
+                   moe_sent_routing(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
     moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x, h,
                           b->num_tokens_global * moe_config_most_experts(c));
@@ -432,9 +432,8 @@ static void add_all_layers(const moe_context *context,
                            double divisor,
                            double *coefficient) {
     double all;
-    int64_t *cell =
-        moe_scopes_cell(context->all_layers, (enum moe_scope)context->config->balance.scope,
-                        context->batch, i, &all);
+    int64_t *cell = moe_scopes_cell(context->all_layers, context->config->balance.scope,
+                                    context->batch, i, &all);
     moe_balance_add_all_layers(&context->balance, &context->all_layers->global, cell, divisor / all,
                                coefficient);
 }
@@ -474,8 +473,7 @@ void moe_layer_dlogits(const moe_layer *layer,
     }
     for (int64_t i = 0; i < b->num_segments; i++) {
         double divisor;
-        int64_t *cell = moe_scopes_cell(&a->scopes, (enum moe_scope)context->config->balance.scope,
-                                        b, i, &divisor);
+        int64_t *cell = moe_scopes_cell(&a->scopes, context->config->balance.scope, b, i, &divisor);
         if (divisor == 0) {
             continue;
         }

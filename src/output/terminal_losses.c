@@ -120,7 +120,7 @@ static void print_scopes(const moe_screen *s, const moe_config *c, const moe_ste
     static const char *const names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
     fprintf(s->out, "\n  %-15s %13s %13s %13s\n", "raw, by scope", long_names[MOE_LOSS_EXPERT],
             long_names[MOE_LOSS_DEVICE], long_names[MOE_LOSS_COMM]);
-    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
+    for (enum moe_scope scope = 0; scope < MOE_NUM_SCOPES; scope++) {
         moe_screen_row(s, &scope_table, "  %-15s %13s %13s %13s%s\n", names[scope],
                        moe_format_number(mean_in_scope(r, scope, MOE_LOSS_EXPERT), 6).s,
                        moe_format_number(mean_in_scope(r, scope, MOE_LOSS_DEVICE), 6).s,

@@ -299,7 +299,7 @@ static void add_volume(moe_volume *v,
 
 static void fill_volume(const tally *t, const moe_config *c, moe_layer_metrics *out) {
     int64_t d = c->cluster.devices, row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
-    int64_t head = moe_exchange_row_metadata_bytes((enum moe_exchange_mode)c->exchange.mode),
+    int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
     memset(out->pairs_by_level, 0, sizeof out->pairs_by_level);

@@ -1,6 +1,8 @@
 /* test_scopes.c: the balance losses of random batches in all three scopes: against the naive
  * reference over the whole global batch, and bit for bit against one rank that hosts all the
- * devices. Sequences that span devices and ranks, padding, fewer tokens than devices. ctest: f64 */
+ * devices. Sequences that span devices and ranks, padding, fewer tokens than devices.
+ *
+ * ctest: f64 */
 #include <limits.h>
 #include <string.h>
 
@@ -97,7 +99,7 @@ static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     moe_stats_reserve(&segments, p->router.num_experts, p->devices, batch.num_segments);
     moe_logits logits = {.f32 = p->z + batch.first_token * p->router.num_experts};
     moe_router_route(&p->router, &batch, &p->placement, logits, &routing, &segments, &bad);
-    CHECK_INT(bad, -1);
+    CHECK_EQ(bad, -1);
     moe_plan_build(&plan, MOE_EXCHANGE_TOKEN, &batch, &p->placement, comm->size, &routing);
     bool rows_are_tokens =
         !p->counted && p->router.comm_count_local && p->router.aux_selection == MOE_AUX_ACTUAL;
@@ -149,12 +151,12 @@ static void check_scope(const problem *p,
         used += counts[i].tokens > 0;
     }
     if (scope != MOE_SCOPE_GLOBAL) {
-        CHECK_INT(scopes->population[scope], used);
+        CHECK_EQ(scopes->population[scope], used);
     }
     if (scope == MOE_SCOPE_GLOBAL) {
         int64_t *tokens = moe_stats_device_tokens(&scopes->global, scopes->global.cell);
         for (int32_t d = 0; d < p->devices; d++) {
-            CHECK_INT(tokens[d], counts[0].device[d]);
+            CHECK_EQ(tokens[d], counts[0].device[d]);
         }
     }
     ref_counts_free(counts, b->num_scopes);
@@ -203,7 +205,7 @@ static void check_folded(const problem *p, const moe_scopes *scopes) {
     CHECK(memcmp(alone.population, scopes->population, sizeof alone.population) == 0);
     CHECK(memcmp(alone.global.cell, scopes->global.cell,
                  (size_t)alone.global.words * sizeof(int64_t)) == 0);
-    CHECK_INT(alone.allreduce_bytes, scopes->allreduce_bytes);
+    CHECK_EQ(alone.allreduce_bytes, scopes->allreduce_bytes);
     moe_scopes_free(&alone);
 }
 
@@ -214,13 +216,13 @@ int main(int argc, char **argv) {
     for (uint64_t seed = 1; seed <= 60; seed++) {
         problem p = make_problem(seed, comm.size * (int32_t)(1 + seed / 6 % 3));
         moe_scopes scopes = {0};
-        reduce(&p, &comm, &scopes);
-        check_reference(&p, &scopes);
-        check_folded(&p, &scopes);
+        RUN(reduce, &p, &comm, &scopes);
+        RUN(check_reference, &p, &scopes);
+        RUN(check_folded, &p, &scopes);
         reduce(&p, &comm, &reused); /* memory of the problem before, as from step to step */
         CHECK(memcmp(reused.loss, scopes.loss, sizeof scopes.loss) == 0);
         moe_scopes_free(&scopes);
-        free_problem(&p);
+        RUN(free_problem, &p);
     }
     moe_scopes_free(&reused);
     int verdict = check_verdict_mpi(comm.comm);

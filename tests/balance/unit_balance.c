@@ -290,23 +290,23 @@ static void test_ends(void) {
     moe_balance_losses(&b, &p, &s, s.cell, loss);
     moe_balance_ideal(&b, &s, s.cell, ideal);
     for (int l = 0; l < MOE_LOSS_Z; l++) {
-        CHECK(loss[l] == ideal[l]);
+        CHECK_EQ(loss[l], ideal[l]);
     }
-    CHECK(ideal[MOE_LOSS_COMM] == 0.5);
+    CHECK_EQ(ideal[MOE_LOSS_COMM], 0.5);
     moe_stats_reserve(&s, 4, 2, 1);
     moe_balance_losses(&b, &p, &s, s.cell, loss);
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
-        CHECK(loss[l] == 0);
+        CHECK_EQ(loss[l], 0);
     }
     moe_stats_free(&s);
     moe_placement_free(&p);
 }
 
 int main(void) {
-    test_by_hand();
-    test_ends();
+    RUN(test_by_hand);
+    RUN(test_ends);
     for (uint64_t seed = 0; seed < 200; seed++) {
-        test_random(seed);
+        RUN(test_random, seed);
     }
     return check_verdict();
 }

@@ -4,7 +4,9 @@
  *   mean P'        P' of a device as the mean of its experts' P: both losses of devices are |E_d|
  * times too small, and so are their gradients selections     f'' of selections instead of distinct
  * tokens: the third loss is (K/M) times the second, whatever the routing masks of 0     instead of
- * -inf: experts outside the kept groups win as soon as s + b of a kept one is below 0 ctest: f64 */
+ * -inf: experts outside the kept groups win as soon as s + b of a kept one is below 0
+ *
+ * ctest: f64 */
 #include <math.h>
 #include <string.h>
 
@@ -230,16 +232,16 @@ static void test_masks(void) {
     printf("choices outside the kept groups with masks of 0, of 800: bias above 0: %d, about "
            "-0.55: %d, about -1.15: %d\n",
            positive, some, all);
-    CHECK(positive == 0);           /* no negative selection score: both masks agree */
+    CHECK_EQ(positive, 0);          /* no negative selection score: both masks agree */
     CHECK(some > 20 && some < all); /* some of the kept experts lose */
-    CHECK(all == 800);              /* every kept expert is below 0: only masked ones are chosen */
+    CHECK_EQ(all, 800);             /* every kept expert is below 0: only masked ones are chosen */
 }
 
 int main(void) {
-    test_f_and_p();
+    RUN(test_f_and_p);
     for (uint64_t seed = 0; seed < 40; seed++) {
-        test_identity(seed);
+        RUN(test_identity, seed);
     }
-    test_masks();
+    RUN(test_masks);
     return check_verdict();
 }

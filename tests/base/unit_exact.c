@@ -31,10 +31,10 @@ static void test_order(void) {
         sum += reference(any_value(i));
     }
     for (int w = 0; w < 3; w++) {
-        CHECK(forward[w] == backward[w]);
-        CHECK(forward[w] == split[0][w] + split[1][w] + split[2][w] + split[3][w]);
+        CHECK_EQ(forward[w], backward[w]);
+        CHECK_EQ(forward[w], split[0][w] + split[1][w] + split[2][w] + split[3][w]);
     }
-    CHECK(moe_exact_value(forward) == (double)sum * 0x1p-60);
+    CHECK_EQ(moe_exact_value(forward), (double)sum * 0x1p-60);
 }
 
 static void test_single_values(void) {
@@ -84,9 +84,9 @@ static void test_rounding(void) {
                                                                                    is 2^53 + 2 */
     const int64_t half[3] = {(int64_t)1 << 53, (int64_t)1 << 30, 0};
     const int64_t carries[3] = {-3, (int64_t)1 << 61, -((int64_t)1 << 60)};
-    CHECK(moe_exact_value(just_above_half) == 0x1p53 + 2);
-    CHECK(moe_exact_value(half) == 0x1p53);
-    CHECK(moe_exact_value(carries) == 0x1p31 - 4);
+    CHECK_EQ(moe_exact_value(just_above_half), 0x1p53 + 2);
+    CHECK_EQ(moe_exact_value(half), 0x1p53);
+    CHECK_EQ(moe_exact_value(carries), 0x1p31 - 4);
 }
 
 static void test_add01(void) {
@@ -126,10 +126,10 @@ static void test_many(void) {
 }
 
 int main(void) {
-    test_order();
-    test_single_values();
-    test_rounding();
-    test_add01();
-    test_many();
+    RUN(test_order);
+    RUN(test_single_values);
+    RUN(test_rounding);
+    RUN(test_add01);
+    RUN(test_many);
     return check_verdict();
 }

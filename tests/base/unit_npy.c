@@ -18,7 +18,7 @@ static void write_file(const void *bytes, size_t length) {
         return;
     }
     CHECK(fwrite(bytes, 1, length, f) == length);
-    CHECK(fclose(f) == 0);
+    CHECK_EQ(fclose(f), 0);
 }
 
 /* A sentence is one line with something in it, and says what is expected. */
@@ -55,7 +55,7 @@ static void test_round_trip(void) {
             moe_free(data);
         }
     }
-    CHECK(moe_alloc_live_bytes() == 0);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
 }
 
 static void test_elements(void) {
@@ -125,7 +125,7 @@ static void test_accepted(void) {
             CHECK_MSG(moe_npy_parse(file, length, (int64_t)length + cases[i].bytes, &h, &st) ==
                           MOE_OK,
                       "%s: %s", cases[i].dictionary, st.message);
-            CHECK(h.num_dims == cases[i].dims);
+            CHECK_EQ(h.num_dims, cases[i].dims);
         }
     }
 }
@@ -241,7 +241,7 @@ static void test_files(void) {
     CHECK(mkfifo(path, 0600) == 0);
     CHECK(moe_npy_read(path, &h, &data, &pipe) == MOE_USER);
     check_refused(&pipe, "not a regular", "pipe");
-    CHECK(moe_alloc_live_bytes() == 0);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
 }
 
 static void test_status(void) {
@@ -253,13 +253,13 @@ static void test_status(void) {
 
 int main(void) {
     snprintf(path, sizeof path, "/tmp/moesim_test_npy_%ld", (long)getpid());
-    test_round_trip();
-    test_elements();
-    test_accepted();
-    test_malformed_dictionaries();
-    test_malformed_preambles();
-    test_files();
-    test_status();
+    RUN(test_round_trip);
+    RUN(test_elements);
+    RUN(test_accepted);
+    RUN(test_malformed_dictionaries);
+    RUN(test_malformed_preambles);
+    RUN(test_files);
+    RUN(test_status);
     unlink(path);
     return check_verdict();
 }

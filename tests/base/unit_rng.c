@@ -154,7 +154,7 @@ static void test_normal_independence(void) {
     CHECK(memcmp(front, again, sizeof front) != 0);
     moe_rng_normal(r, 5, 6, 4, again, 200);
     for (int i = 0; i < 200; i++) {
-        CHECK((double)again[i] == 4 * (double)front[i]);
+        CHECK_EQ((double)again[i], 4 * (double)front[i]);
     }
 }
 
@@ -173,12 +173,12 @@ static void test_normal_bits(void) {
 }
 
 int main(void) {
-    test_known_answers();
-    test_distinct();
-    test_uniform();
-    test_normal_moments();
-    test_normal_formula();
-    test_normal_independence();
-    test_normal_bits();
+    RUN(test_known_answers);
+    RUN(test_distinct);
+    RUN(test_uniform);
+    RUN(test_normal_moments);
+    RUN(test_normal_formula);
+    RUN(test_normal_independence);
+    RUN(test_normal_bits);
     return check_verdict();
 }

@@ -11,7 +11,7 @@ static void check_reuse(void) {
     int64_t before = moe_alloc_count(), live = moe_alloc_live_bytes();
     char *small = moe_scratch_take(&s, 100, 1, "test"),
          *large = moe_scratch_take(&s, 1000, 8, "test");
-    CHECK_INT(moe_alloc_count() - before, 2);
+    CHECK_EQ(moe_alloc_count() - before, 2);
     CHECK(((uintptr_t)small | (uintptr_t)large) % 64 == 0);
     memset(small, 1, 100);
     memset(large, 1, 8000);
@@ -19,11 +19,11 @@ static void check_reuse(void) {
     moe_scratch_give(&s, small);
     CHECK(moe_scratch_take(&s, 90, 1, "test") == small);
     CHECK(moe_scratch_take(&s, 90, 1, "test") == large); /* the next larger one */
-    CHECK_INT(moe_alloc_count() - before, 2);
+    CHECK_EQ(moe_alloc_count() - before, 2);
     char *third = moe_scratch_take_zero(&s, 90, 1, "test");
-    CHECK_INT(moe_alloc_count() - before, 3);
+    CHECK_EQ(moe_alloc_count() - before, 3);
     for (int i = 0; i < 90; i++) {
-        CHECK(third[i] == 0);
+        CHECK_EQ(third[i], 0);
     }
     moe_scratch_give(&s, small);
     moe_scratch_give(&s, large);
@@ -31,7 +31,7 @@ static void check_reuse(void) {
     CHECK(moe_scratch_take(&s, 0, 8, "test") == NULL);
     moe_scratch_give(&s, NULL);
     moe_scratch_free(&s);
-    CHECK_INT(moe_alloc_live_bytes(), live);
+    CHECK_EQ(moe_alloc_live_bytes(), live);
 }
 
 /* Every size fits into what was taken for it, and at most a quarter more is taken; a load has room
@@ -70,22 +70,22 @@ static void check_threads(void) {
         }
         moe_scratch_give(&s, outside);
     }
-    CHECK_INT(moe_alloc_count() - before, 0);
+    CHECK_EQ(moe_alloc_count() - before, 0);
     moe_scratch_free(&s);
 }
 
 static void check_none(void) {
     int64_t live = moe_alloc_live_bytes();
     void *block = moe_scratch_take(NULL, 10, 8, "test");
-    CHECK_INT(moe_alloc_bytes(block), 80);
+    CHECK_EQ(moe_alloc_bytes(block), 80);
     moe_scratch_give(NULL, block);
-    CHECK_INT(moe_alloc_live_bytes(), live);
+    CHECK_EQ(moe_alloc_live_bytes(), live);
 }
 
 int main(void) {
-    check_reuse();
-    check_sizes();
-    check_threads();
-    check_none();
+    RUN(check_reuse);
+    RUN(check_sizes);
+    RUN(check_threads);
+    RUN(check_none);
     return check_verdict();
 }

@@ -1,6 +1,8 @@
 /* test_drop.c: dropping decided by all ranks together is what one rank decides about the whole
  * batch, pair by pair, however the devices are dealt to ranks; at most two collectives and 16 bytes
- * a selection for the decision; room is used again from step to step. ctest: f64 timeout=120 */
+ * a selection for the decision; room is used again from step to step.
+ *
+ * ctest: f64 timeout=120 */
 #include <limits.h>
 
 #include "capacity_cases.h"
@@ -45,7 +47,7 @@ static void check_sums(const capacity_case *c,
               "seed %llu", (unsigned long long)seed);
     CHECK_MSG(c->drop.capacity == whole->drop.capacity, "seed %llu: capacity %lld",
               (unsigned long long)seed, (long long)c->drop.capacity);
-    CHECK(whole->drop.collectives == 0);
+    CHECK_EQ(whole->drop.collectives, 0);
     if (c->rule.overflow == MOE_OVERFLOW_DROP) {
         CHECK_MSG(c->drop.collectives <= 2, "seed %llu", (unsigned long long)seed);
     }
@@ -98,11 +100,11 @@ int main(int argc, char **argv) {
     moe_comm_init(&comm, &argc, &argv);
     moe_drop reused = {0};
     for (uint64_t seed = 1; seed <= 250; seed++) {
-        check_seed(&comm, seed, &reused);
+        RUN(check_seed, &comm, seed, &reused);
     }
     moe_drop_free(&reused);
-    check_bytes(&comm, 1, false);
-    check_bytes(&comm, 2, true);
+    RUN(check_bytes, &comm, 1, false);
+    RUN(check_bytes, &comm, 2, true);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

@@ -1,6 +1,8 @@
 /* test_capacity.c: who is dropped, against sorting and cutting; and what must hold for every rule:
  * budgets and order are respected, exempt pairs stay, next_choice is never worse than drop,
- * deciding twice changes nothing. ctest: f64 timeout=120 */
+ * deciding twice changes nothing.
+ *
+ * ctest: f64 timeout=120 */
 #include "base/status.h"
 #include "capacity_cases.h"
 #include "check.h"
@@ -409,18 +411,18 @@ static void check_keys(void) {
         CHECK_MSG(moe_capacity_key(falling[i]) < moe_capacity_key(falling[i + 1]), "%g before %g",
                   falling[i], falling[i + 1]);
     }
-    CHECK(moe_capacity_key(0.0) == moe_capacity_key(-0.0));
+    CHECK_EQ(moe_capacity_key(0.0), moe_capacity_key(-0.0));
 }
 
 static void check_capacities(void) {
     moe_capacity c = {
         .policy = MOE_CAPACITY_DEVICE, .factor = 1, .devices = 8, .num_experts = 160, .top_k = 6};
-    CHECK_INT(moe_capacity_pairs(&c, 100, 600), 75);
-    CHECK_INT(moe_capacity_pairs(&c, 101, 606), 76); /* 75.75 */
+    CHECK_EQ(moe_capacity_pairs(&c, 100, 600), 75);
+    CHECK_EQ(moe_capacity_pairs(&c, 101, 606), 76); /* 75.75 */
     c.factor = 0.07; /* 0.07 x 800 / 8 is 7.000000000000001 in double */
-    CHECK_INT(moe_capacity_pairs(&c, 800, 800), 7);
+    CHECK_EQ(moe_capacity_pairs(&c, 800, 800), 7);
     c.min_capacity = 9;
-    CHECK_INT(moe_capacity_pairs(&c, 800, 800), 9);
+    CHECK_EQ(moe_capacity_pairs(&c, 800, 800), 9);
     c.factor = 0;
     CHECK(moe_capacity_pairs(&c, 800, 800) == INT64_MAX);
 }
@@ -447,28 +449,28 @@ static void check_exempt_overflow(void) {
     moe_router_route(&r, &c.batch, &c.placement, (moe_logits){.f32 = z[0]}, &c.routing, &c.stats,
                      &bad);
     capacity_case_decide(&c, &alone);
-    CHECK_INT(c.drop.capacity, 2);
-    CHECK_INT(c.drop.exempt_overflow, 4);
-    CHECK_INT(c.drop.sent.num_selections, 6);
+    CHECK_EQ(c.drop.capacity, 2);
+    CHECK_EQ(c.drop.exempt_overflow, 4);
+    CHECK_EQ(c.drop.sent.num_selections, 6);
     for (int t = 0; t < 8; t++) {
         kept[t / 2] += c.drop.kept[t];
     }
     for (int q = 0; q < 4; q++) {
         whole += kept[q] == 2;
     }
-    CHECK_INT(whole, 3);
+    CHECK_EQ(whole, 3);
     capacity_case_free(&c);
 }
 
 int main(void) {
-    check_nth();
-    check_keys();
-    check_capacities();
-    check_exempt_overflow();
+    RUN(check_nth);
+    RUN(check_keys);
+    RUN(check_capacities);
+    RUN(check_exempt_overflow);
     for (uint64_t seed = 1; seed <= 400; seed++) {
         capacity_case c = capacity_case_make(seed, random_int(seed, 60, 1, 40), 0, &alone);
-        check_against_naive(&c, seed);
-        check_idempotent(&c, seed);
+        RUN(check_against_naive, &c, seed);
+        RUN(check_idempotent, &c, seed);
         capacity_case_free(&c);
     }
     CHECK_MSG(next_choices > 40, "%lld cases of next_choice", (long long)next_choices);

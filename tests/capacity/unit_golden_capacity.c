@@ -174,7 +174,7 @@ static void decide(golden *g) {
     moe_stats_reserve(&g->stats, g->router.num_experts, g->capacity.devices, g->batch.num_segments);
     moe_logits logits = {.f32 = g->logits.data};
     moe_router_route(&g->router, &g->batch, &g->placement, logits, &g->routing, &g->stats, &bad);
-    CHECK(bad == -1);
+    CHECK_EQ(bad, -1);
     moe_drop_decide(&g->drop, &(moe_drop_job){.comm = &alone,
                                               .capacity = &g->capacity,
                                               .batch = &g->batch,
@@ -318,13 +318,13 @@ int main(int argc, char **argv) {
     CHECK_MSG(folder, "%s", dir);
     for (struct dirent *e; folder && (e = readdir(folder));) {
         if (has_capacity(e->d_name)) {
-            check_case(dir, e->d_name);
+            RUN(check_case, dir, e->d_name);
         }
     }
     if (folder) {
         closedir(folder);
     }
-    check_roundings();
+    RUN(check_roundings);
     printf("%d cases with a capacity: kept, counts and weights of all, slots of %d\n", cases_run,
            slots_run);
     CHECK_MSG(cases_run >= EXPECTED_CASES && slots_run >= EXPECTED_SLOTS &&

@@ -423,9 +423,9 @@ static void test_derived(void) {
     CHECK(c.balance.alpha_expert == 0 && c.balance.alpha_device == 0 && c.balance.alpha_comm == 0 &&
           c.balance.z_loss == 0);
     resolve(&c, "", "model.num_layers=2", 8, &st);
-    CHECK(c.model.norm == MOE_NORM_RMSNORM);
+    CHECK_EQ(c.model.norm, MOE_NORM_RMSNORM);
     resolve(&c, "", "model.num_layers=2 model.norm=none", 8, &st);
-    CHECK(c.model.norm == MOE_NORM_NONE);
+    CHECK_EQ(c.model.norm, MOE_NORM_NONE);
     resolve(&c, "", "data.source=logits data.path=x.npy run.steps=5", 8, &st);
     CHECK(st.code == MOE_OK && c.run.steps == 1);
 }
@@ -657,24 +657,24 @@ static void test_keys(void) {
 }
 
 int main(void) {
-    test_table();
-    test_ranges();
-    test_lines();
-    test_bytes();
-    test_set();
-    test_distance();
-    test_combinations();
-    test_not_yet();
-    test_capacity();
-    test_comm_limit();
-    test_derived();
-    test_segmentation();
-    test_recorded();
-    test_doubles();
-    test_presets();
-    test_deepseek();
-    test_configs();
-    test_quickstart();
-    test_keys();
+    RUN(test_table);
+    RUN(test_ranges);
+    RUN(test_lines);
+    RUN(test_bytes);
+    RUN(test_set);
+    RUN(test_distance);
+    RUN(test_combinations);
+    RUN(test_not_yet);
+    RUN(test_capacity);
+    RUN(test_comm_limit);
+    RUN(test_derived);
+    RUN(test_segmentation);
+    RUN(test_recorded);
+    RUN(test_doubles);
+    RUN(test_presets);
+    RUN(test_deepseek);
+    RUN(test_configs);
+    RUN(test_quickstart);
+    RUN(test_keys);
     return check_verdict();
 }

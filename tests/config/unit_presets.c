@@ -120,11 +120,11 @@ static void check_losses(const documented *d, const moe_config *c) {
         CHECK_MSG(b.alpha[l] == wanted[l], "%s: alpha of %s is %g, not %g", d->preset,
                   moe_loss_names[l], b.alpha[l], wanted[l]);
     }
-    CHECK_MSG(c->balance.scope == (int)d->scope, "%s: scope %d", d->preset, c->balance.scope);
+    CHECK_MSG(c->balance.scope == d->scope, "%s: scope %d", d->preset, c->balance.scope);
 }
 
 static void check_capacity(const documented *d, const moe_config *c) {
-    CHECK_MSG(c->capacity.policy == (int)d->policy, "%s: policy %d", d->preset, c->capacity.policy);
+    CHECK_MSG(c->capacity.policy == d->policy, "%s: policy %d", d->preset, c->capacity.policy);
     if (d->policy != MOE_CAPACITY_NONE) {
         CHECK_MSG(c->capacity.capacity_factor == d->factor, "%s: factor %g", d->preset,
                   c->capacity.capacity_factor);
@@ -189,7 +189,7 @@ static fixture fixture_make(const documented *d, const moe_config *c) {
     }
     moe_router_route(&f.router, &f.batch, &f.placement, (moe_logits){.f64 = f.z}, &f.routing,
                      &f.stats, &bad);
-    CHECK(bad == -1);
+    CHECK_EQ(bad, -1);
     return f;
 }
 
@@ -384,7 +384,7 @@ static void check_details(void) {
               c.model.expert_type == MOE_EXPERT_LORA && c.model.lora_rank == 16);
     }
     if (resolve(&c, "megatron", 8, 64)) {
-        CHECK(c.balance.aux_selection == MOE_AUX_UNLIMITED);
+        CHECK_EQ(c.balance.aux_selection, MOE_AUX_UNLIMITED);
     }
     if (resolve(&c, "deepspeed_top2", 8, 64)) {
         CHECK(c.capacity.min_capacity == 4 && c.capacity.first_choices && c.capacity.renormalize);
@@ -407,19 +407,19 @@ static void check_details(void) {
 }
 
 int main(void) {
-    CHECK(moe_num_presets == NUM_SYSTEMS);
+    CHECK_EQ(moe_num_presets, NUM_SYSTEMS);
     for (int i = 0; i < NUM_SYSTEMS; i++) {
         moe_config c;
         CHECK_MSG(moe_preset_find(systems[i].preset) != NULL, "%s", systems[i].preset);
         if (!resolve(&c, systems[i].preset, systems[i].devices, 64)) {
             continue;
         }
-        check_router(&systems[i], &c);
-        check_losses(&systems[i], &c);
-        check_capacity(&systems[i], &c);
-        check_what_runs(&systems[i], &c);
+        RUN(check_router, &systems[i], &c);
+        RUN(check_losses, &systems[i], &c);
+        RUN(check_capacity, &systems[i], &c);
+        RUN(check_what_runs, &systems[i], &c);
     }
-    check_details();
-    check_sizes_of_capacity();
+    RUN(check_details);
+    RUN(check_sizes_of_capacity);
     return check_verdict();
 }

@@ -81,7 +81,7 @@ static void test_implied(void) {
 }
 
 int main(void) {
-    test_refused();
-    test_implied();
+    RUN(test_refused);
+    RUN(test_implied);
     return check_verdict();
 }

@@ -178,7 +178,7 @@ static void test_routing(int fold, int layers, enum moe_dtype dtype, bool f64) {
     for (int64_t i = 0; i < layers * b.num_tokens * K; i++) {
         int64_t t = b.first_token + i / K % b.num_tokens,
                 global = (i / K / b.num_tokens * T + t) * K + i % K;
-        CHECK(in.routing[i] == wide[global]);
+        CHECK_EQ(in.routing[i], wide[global]);
         CHECK((double)in.weights[i] == (wide[global] < 0 ? 0 : weights[global]));
     }
     for (int64_t i = 0; i < layers * b.num_tokens * N; i++) {
@@ -240,7 +240,7 @@ static void test_bias(void) {
         return;
     }
     for (int i = 0; i < N; i++) {
-        CHECK(in.bias[i] == i * 0.5 - 3);
+        CHECK_EQ(in.bias[i], i * 0.5 - 3);
     }
     CHECK(!in.logits && !in.mask && !in.routing && !in.text && in.num_tokens_global == 0);
     moe_input_free(&in);
@@ -425,20 +425,20 @@ static void remove_folder(void) {
 
 int main(int argc, char **argv) {
     moe_comm_init(&comm, &argc, &argv);
-    make_folder();
-    test_logits();
-    test_routing(1, 1, MOE_I8, true);
-    test_routing(2, 2, MOE_I64, false);
-    make_text();
-    test_text("text", "acccbxccc");
-    test_text("text/a", "a");
-    test_bias();
-    test_bad_shapes();
-    test_bad_routing();
-    test_bad_files();
-    test_huge();
-    remove_folder();
-    CHECK(moe_alloc_live_bytes() == 0);
+    RUN(make_folder);
+    RUN(test_logits);
+    RUN(test_routing, 1, 1, MOE_I8, true);
+    RUN(test_routing, 2, 2, MOE_I64, false);
+    RUN(make_text);
+    RUN(test_text, "text", "acccbxccc");
+    RUN(test_text, "text/a", "a");
+    RUN(test_bias);
+    RUN(test_bad_shapes);
+    RUN(test_bad_routing);
+    RUN(test_bad_files);
+    RUN(test_huge);
+    RUN(remove_folder);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
     int code = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return code;

@@ -230,7 +230,7 @@ static void test_persistence(double persistence) {
               "persistence %g: %g of neighbours agree, expected %g", persistence, same / pairs,
               expected);
     if (persistence == 1) {
-        CHECK(same == pairs);
+        CHECK_EQ(same, pairs);
     }
 }
 
@@ -300,7 +300,7 @@ static void test_text_stretches(void) {
     }
     moe_data_text(&c, text, 7, 0, &b, x); /* a text shorter than a sequence goes round */
     for (int t = 0; t < T; t++) {
-        CHECK(b.byte[t] == text[t % LENGTH % 7]);
+        CHECK_EQ(b.byte[t], text[t % LENGTH % 7]);
     }
     moe_batch_free(&b);
 }
@@ -335,25 +335,25 @@ int main(void) {
         text[i] = (uint8_t)(i * i / 7);
     }
     for (int number = 0; number < 300; number++) {
-        test_layout(number);
+        RUN(test_layout, number);
     }
     for (int number = 0; number < 60; number++) {
         for (int source = SYNTHETIC; source < NUM_SOURCES; source++) {
-            test_splits(number, source);
+            RUN(test_splits, number, source);
         }
     }
-    test_steps();
-    test_skew(0);
-    test_skew(1);
-    test_skew(1.7);
-    test_persistence(0);
-    test_persistence(0.5);
-    test_persistence(1);
-    test_strength(0);
-    test_strength(0.5);
-    test_strength(1);
-    test_text_stretches();
-    test_text_vectors();
-    CHECK(moe_alloc_live_bytes() == 0);
+    RUN(test_steps);
+    RUN(test_skew, 0);
+    RUN(test_skew, 1);
+    RUN(test_skew, 1.7);
+    RUN(test_persistence, 0);
+    RUN(test_persistence, 0.5);
+    RUN(test_persistence, 1);
+    RUN(test_strength, 0);
+    RUN(test_strength, 0.5);
+    RUN(test_strength, 1);
+    RUN(test_text_stretches);
+    RUN(test_text_vectors);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
     return check_verdict();
 }

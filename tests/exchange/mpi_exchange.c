@@ -1,8 +1,9 @@
 /* test_exchange.c: dispatch and combine of ragged random routings against a naive serial reference,
  * bit for bit. Every rank computes the reference from keyed global data: what its tokens must get
  * back, and what must lie in its inbox. All exchange modes, devices folded onto ranks, several
- * nodes, ranks without tokens, scattered experts, and counts beyond what one MPI call takes. ctest:
- * f64 timeout=120 */
+ * nodes, ranks without tokens, scattered experts, and counts beyond what one MPI call takes.
+ *
+ * ctest: f64 timeout=120 */
 #include <string.h>
 
 #include "base/rng.h"
@@ -230,8 +231,8 @@ static void walk_block(const problem *p,
             walk_row(p, in, w, g, g - first_of_rank, j, on + c, step);
         }
     }
-    CHECK_INT(in->rows_from[s * per_rank + j], w->row - row);
-    CHECK_INT(in->pairs_from[s * per_rank + j], w->pair - pair);
+    CHECK_EQ(in->rows_from[s * per_rank + j], w->row - row);
+    CHECK_EQ(in->pairs_from[s * per_rank + j], w->pair - pair);
 }
 
 static void check_inbox(const problem *p,
@@ -243,15 +244,15 @@ static void check_inbox(const problem *p,
     walk w = {0};
     for (int32_t s = 0; s < p->devices; s++) {
         if (s % per_rank == 0) {
-            CHECK_INT(in->rank_row[s / per_rank], w.row);
+            CHECK_EQ(in->rank_row[s / per_rank], w.row);
         }
         for (int32_t j = 0; j < per_rank; j++) {
             walk_block(p, comm, placement, mode, in, s, j, &w);
         }
     }
-    CHECK_INT(in->rank_row[comm->size], w.row);
-    CHECK_INT(in->num_rows, w.row);
-    CHECK_INT(in->num_pairs, w.pair);
+    CHECK_EQ(in->rank_row[comm->size], w.row);
+    CHECK_EQ(in->num_rows, w.row);
+    CHECK_EQ(in->num_pairs, w.pair);
     CHECK_MSG(w.wrong_rows == 0 && w.wrong_pairs == 0 && w.wrong_x == 0,
               "seed %llu: %lld rows, %lld pairs, %lld numbers of x are wrong",
               (unsigned long long)p->seed, (long long)w.wrong_rows, (long long)w.wrong_pairs,
@@ -265,8 +266,8 @@ static void check_groups(const problem *p,
                          const moe_placement *placement,
                          const moe_inbox *in) {
     int64_t wrong = 0, slots = (int64_t)in->num_local * in->slots;
-    CHECK_INT(in->slot_offset[0], 0);
-    CHECK_INT(in->slot_offset[slots], in->num_pairs);
+    CHECK_EQ(in->slot_offset[0], 0);
+    CHECK_EQ(in->slot_offset[slots], in->num_pairs);
     for (int64_t s = 0; s < slots; s++) {
         int32_t e = placement->expert_at[(int64_t)comm->rank * slots + s];
         int64_t at = in->slot_offset[s];
@@ -398,14 +399,14 @@ int main(int argc, char **argv) {
             p.k = p.experts;
         }
         machine alone = {0};
-        check_problem(&p, comm, &alone);
-        check_problem(&p, comm, &together);
+        RUN(check_problem, &p, comm, &alone);
+        RUN(check_problem, &p, comm, &together);
         if (seed == 8) {
-            check_beyond_int(&p, &comm, &together);
+            RUN(check_beyond_int, &p, &comm, &together);
         }
-        free_machine(&alone);
+        RUN(free_machine, &alone);
     }
-    free_machine(&together);
+    RUN(free_machine, &together);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

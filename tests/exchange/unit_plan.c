@@ -1,5 +1,7 @@
 /* test_plan.c: the plan against the routing it is made from, over random routings, both modes, and
- * every way to spread devices over ranks. ctest: f64 */
+ * every way to spread devices over ranks.
+ *
+ * ctest: f64 */
 #include <string.h>
 
 #include "base/rng.h"
@@ -128,10 +130,10 @@ int main(void) {
                             {3, 8, 16, 2, true},   {64, 1, 8, 2, false}, {100, 12, 120, 40, true}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (uint64_t seed = 0; seed < 6; seed++) {
-            check_shape(shapes[i], MOE_EXCHANGE_TOKEN, seed);
-            check_shape(shapes[i], MOE_EXCHANGE_SELECTION, seed);
+            RUN(check_shape, shapes[i], MOE_EXCHANGE_TOKEN, seed);
+            RUN(check_shape, shapes[i], MOE_EXCHANGE_SELECTION, seed);
         }
     }
-    check_the_check();
+    RUN(check_the_check);
     return check_verdict();
 }

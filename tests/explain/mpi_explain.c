@@ -1,8 +1,9 @@
 /* test_explain.c: an explanation of every token adds up. Shares of the losses to the losses, rows
  * to the volume, contributions to y; gradients are the program's, bit for bit; groups and choices
  * those of the oracle; and the same numbers when the devices are folded onto one rank. A derivation
- * agrees with what is reported, and does not when what is reported is wrong. ctest: np=1,2,4
- * timeout=60 */
+ * agrees with what is reported, and does not when what is reported is wrong.
+ *
+ * ctest: np=1,2,4 timeout=60 */
 #include <limits.h>
 #include <omp.h>
 #include <string.h>
@@ -76,20 +77,20 @@ static void check_choice(const layer_run *r, const moe_explained_layer *l) {
         CHECK_NEAR(l->score[i], s[i], 1e-12);
     }
     int32_t count = ref_select(router, l->logit, s, expert, weight);
-    CHECK_INT(l->num_choices, count);
+    CHECK_EQ(l->num_choices, count);
     for (int32_t k = 0; k < count && k < l->num_choices; k++) {
-        CHECK_INT(l->choice[k].expert, expert[k]);
+        CHECK_EQ(l->choice[k].expert, expert[k]);
         CHECK_NEAR(l->choice[k].weight, weight[k], 1e-6);
         CHECK_NEAR(l->choice[k].score / l->weight_divisor * l->weight_factor, weight[k], 1e-6);
         if (l->num_groups) {
-            CHECK(l->admitted[expert[k] / (n / l->num_groups)] == 1);
+            CHECK_EQ(l->admitted[expert[k] / (n / l->num_groups)], 1);
         }
     }
     for (int32_t g = 0; g < l->num_groups; g++) {
         admitted += l->admitted[g] == 1;
     }
     if (l->num_groups) {
-        CHECK_INT(admitted, router->topk_group);
+        CHECK_EQ(admitted, router->topk_group);
     }
     for (int32_t g = 0; g < l->num_groups; g++) { /* every admitted group's score is at least every
                                                      other's */
@@ -121,14 +122,14 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
     for (int32_t i = 0; i < l->num_rows; i++) {
         int32_t here = 0;
         pairs += l->row[i].pairs;
-        CHECK_INT(l->row[i].level,
-                  moe_level_of(e->device, l->row[i].device, r->c.cluster.devices_per_node));
+        CHECK_EQ(l->row[i].level,
+                 moe_level_of(e->device, l->row[i].device, r->c.cluster.devices_per_node));
         for (int32_t k = 0; k < l->num_choices; k++) {
             here += l->choice[k].served_on == l->row[i].device;
         }
         CHECK(r->c.exchange.mode == MOE_EXCHANGE_TOKEN ? here == l->row[i].pairs : here >= 1);
     }
-    CHECK_INT(pairs, served);
+    CHECK_EQ(pairs, served);
     if (!isnan(l->shared_norm)) {
         part += l->shared_share;
     }
@@ -210,10 +211,10 @@ static void check_totals(const layer_run *r, const totals *sum) {
             CHECK(isnan(sum->share[loss]));
         }
     }
-    CHECK_INT(sum->rows, metrics->volume[MOE_DISPATCH].rows);
-    CHECK_INT(sum->bytes, metrics->volume[MOE_DISPATCH].logical_bytes);
-    CHECK_INT(sum->metadata, metrics->volume[MOE_DISPATCH].metadata_bytes);
-    CHECK_INT(sum->dropped, metrics->dropped);
+    CHECK_EQ(sum->rows, metrics->volume[MOE_DISPATCH].rows);
+    CHECK_EQ(sum->bytes, metrics->volume[MOE_DISPATCH].logical_bytes);
+    CHECK_EQ(sum->metadata, metrics->volume[MOE_DISPATCH].metadata_bytes);
+    CHECK_EQ(sum->dropped, metrics->dropped);
 }
 
 /* --- the step
@@ -227,7 +228,7 @@ static int32_t derived(const layer_run *r, int32_t *count) {
     int code = moe_explain_finish(&x, &r->context, &r->metrics, &st);
     int64_t disagree = x.derivation.disagree;
     moe_comm_bcast(r->context.comm, &disagree, sizeof disagree, 0);
-    CHECK_INT(code, disagree ? MOE_RUN_FAILED : MOE_OK);
+    CHECK_EQ(code, disagree ? MOE_RUN_FAILED : MOE_OK);
     *count = x.derivation.count;
     moe_explainer_free(&x);
     return (int32_t)disagree;
@@ -237,16 +238,16 @@ static int32_t derived(const layer_run *r, int32_t *count) {
 static void check_derivation(layer_run *r) {
     moe_layer_metrics *l = &r->metrics.layer[0];
     int32_t count;
-    CHECK_INT(derived(r, &count), 0);
+    CHECK_EQ(derived(r, &count), 0);
     CHECK(r->context.comm->rank != 0 || count >= 60);
     l->loss_by_scope[r->c.balance.scope][MOE_LOSS_DEVICE] *= 1 + 1e-9;
-    CHECK_INT(derived(r, &count), 1);
+    CHECK_EQ(derived(r, &count), 1);
     l->loss_by_scope[r->c.balance.scope][MOE_LOSS_DEVICE] /= 1 + 1e-9;
     l->volume[MOE_DISPATCH].rows++;
     CHECK(derived(r, &count) >= 1);
     l->volume[MOE_DISPATCH].rows--;
     l->total += 1e-6;
-    CHECK_INT(derived(r, &count), 1);
+    CHECK_EQ(derived(r, &count), 1);
     l->total -= 1e-6;
 }
 
@@ -315,7 +316,7 @@ int main(int argc, char **argv) {
     moe_gemm_init();
     omp_set_num_threads(1); /* a token is little work, and the ranks share the cores */
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        check_case(&comm, cases[i]);
+        RUN(check_case, &comm, cases[i]);
     }
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);

@@ -70,7 +70,7 @@ static void check_random(uint64_t seed, int n) {
     CHECK(fabs(m.cv - sqrt(fmax(squares / n - mean * mean, 0)) / mean) < 1e-7);
     CHECK(fabs(m.gini - naive_gini(x, n, mean)) < 1e-12);
     CHECK(fabs(m.entropy - entropy) < 1e-12);
-    CHECK(m.idle == idle);
+    CHECK_EQ(m.idle, idle);
     CHECK(fabs(m.p50 - naive_percentile(x, n, 0.50)) < 1e-9 * (1 + m.p50));
     CHECK(fabs(m.p90 - naive_percentile(x, n, 0.90)) < 1e-9 * (1 + m.p90));
     CHECK(fabs(m.p99 - naive_percentile(x, n, 0.99)) < 1e-9 * (1 + m.p99));
@@ -92,7 +92,7 @@ static void check_known(void) {
     CHECK_NEAR(m.gini, 0.75, 1e-15);
     CHECK_NEAR(m.cv, sqrt(3), 1e-15);
     m = moe_imbalance_of(ramp, 5);
-    CHECK(m.p50 == 3);
+    CHECK_EQ(m.p50, 3);
     CHECK_NEAR(m.p90, 4.6, 1e-15);
     CHECK_NEAR(m.p99, 4.96, 1e-15);
     CHECK_NEAR(m.gini, 4.0 / 15, 1e-15);
@@ -142,10 +142,10 @@ static void check_reach(void) {
 }
 
 int main(void) {
-    check_known();
+    RUN(check_known);
     for (uint64_t seed = 1; seed <= 300; seed++) {
-        check_random(seed, 1 + (int)(seed * 7919 % 200));
+        RUN(check_random, seed, 1 + (int)(seed * 7919 % 200));
     }
-    check_reach();
+    RUN(check_reach);
     return check_verdict();
 }

@@ -53,7 +53,7 @@ static void check_merging(void) {
           !strcmp(r.check[0].detail, "broken in layer 2"));
     CHECK(!moe_step_metrics_all_passed(&r));
     moe_step_metrics_check(&r, "long", true, true, "%0300d", 1);
-    CHECK(strlen(r.check[2].detail) == sizeof r.check[2].detail - 1);
+    CHECK_EQ(strlen(r.check[2].detail), sizeof r.check[2].detail - 1);
     moe_step_metrics_free(&r);
 }
 
@@ -69,8 +69,8 @@ static void check_sums(void) {
           v.metadata_bytes == 900 * MADE_METADATA_BYTES);
     CHECK(v.selection_bytes == 1800 * MADE_ROW_BYTES &&
           v.selection_remote_bytes == 2 * v.remote_bytes);
-    CHECK(v.by_level[0].rows + v.by_level[1].rows + v.by_level[2].rows == v.rows);
-    CHECK(v.remote_bytes == v.by_level[1].bytes + v.by_level[2].bytes);
+    CHECK_EQ(v.by_level[0].rows + v.by_level[1].rows + v.by_level[2].rows, v.rows);
+    CHECK_EQ(v.remote_bytes, v.by_level[1].bytes + v.by_level[2].bytes);
 
     double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_step_metrics_mean_losses(&r, loss, raw, &total);
@@ -86,8 +86,8 @@ static void check_sums(void) {
 }
 
 int main(void) {
-    check_cleared();
-    check_merging();
-    check_sums();
+    RUN(check_cleared);
+    RUN(check_merging);
+    RUN(check_sums);
     return check_verdict();
 }

@@ -1,7 +1,8 @@
 /* test_allocations.c: after the first steps a step allocates nothing: forward only and training,
  * for every router, way of dropping and exchange. What depends on who chose whom (rows that arrive)
- * has a quarter more room than the first steps needed; the loads here stay within that. ctest:
- * np=1,2,4 timeout=120 */
+ * has a quarter more room than the first steps needed; the loads here stay within that.
+ *
+ * ctest: np=1,2,4 timeout=120 */
 #include <omp.h>
 #include <string.h>
 
@@ -154,10 +155,10 @@ int main(int argc, char **argv) {
         int64_t live = moe_alloc_live_bytes(), first = 0;
         fixture f = {0};
         settings_resolve(&f.c, "", settings[i], comm.size);
-        set_up(&f, &comm, text, domain_offset);
+        RUN(set_up, &f, &comm, text, domain_offset);
         for (int64_t step = 0; step < STEPS; step++) {
             int64_t before = moe_alloc_count();
-            run_step(&f, step);
+            RUN(run_step, &f, step);
             int64_t count = moe_alloc_count() - before;
             CHECK_MSG(step < FIRST || count == 0, "%s: step %lld allocates %lld times",
                       settings[i] + (sizeof COMMON - 1), (long long)step, (long long)count);
@@ -165,7 +166,7 @@ int main(int argc, char **argv) {
         }
         CHECK_MSG(first > 0, "%s: the first step allocates nothing: is anything counted?",
                   settings[i]);
-        tear_down(&f);
+        RUN(tear_down, &f);
         CHECK_MSG(moe_alloc_live_bytes() - live <= 4096, "%s: %lld bytes are left", settings[i],
                   (long long)(moe_alloc_live_bytes() - live));
     }

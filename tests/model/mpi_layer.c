@@ -1,6 +1,7 @@
 /* test_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's
  * routing and losses); bit for bit the same when its devices are folded onto one rank, with 1 and 2
  * threads and in every exchange mode; and against golden layers of the public reference code.
+ *
  * ctest: f64 timeout=120 */
 #include <limits.h>
 #include <omp.h>
@@ -59,7 +60,7 @@ static void forward(layer_run *r, int threads) {
     memset(r->y, 0x7f, (size_t)(r->batch.num_tokens * r->c.model.hidden_size) * sizeof *r->y);
     moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->metrics.layer[0]);
     moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);
-    CHECK_INT(r->a.first_bad_token, -1);
+    CHECK_EQ(r->a.first_bad_token, -1);
 }
 
 static void tear_down(layer_run *r) {
@@ -189,9 +190,9 @@ static void check_losses(const layer_run *r, const double *z) {
                      .home = home,
                      .scope = scope_of,
                      .comm_limit = r->c.comm_limit,
-                     .comm_count = (enum moe_comm_count)r->c.balance.comm_count,
-                     .device_p = (enum moe_device_p)r->c.balance.device_p};
-    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
+                     .comm_count = r->c.balance.comm_count,
+                     .device_p = r->c.balance.device_p};
+    for (enum moe_scope scope = 0; scope < MOE_NUM_SCOPES; scope++) {
         double loss[MOE_NUM_LOSSES];
         for (int32_t d = 0; d < b->devices; d++) {
             for (int64_t t = b->device_offset[d]; t < b->device_offset[d + 1]; t++) {
@@ -432,13 +433,13 @@ static void check_golden(const golden_case *c, const moe_comm *comm) {
     int64_t wrong = 0;
     CHECK_MSG(distance(y + first * h, r.y, tokens * h) <= tolerance, "%s: y differs by %g", c->name,
               distance(y + first * h, r.y, tokens * h));
-    CHECK_INT(r.a.routing.num_selections, tokens * k);
+    CHECK_EQ(r.a.routing.num_selections, tokens * k);
     CHECK_MSG(distance(weight + first * k, r.a.routing.weight, tokens * k) <= tolerance,
               "%s: weights", c->name);
     for (int64_t i = 0; i < tokens * k; i++) {
         wrong += r.a.routing.expert[i] != (int32_t)idx[first * k + i];
     }
-    CHECK_INT(wrong, 0);
+    CHECK_EQ(wrong, 0);
     for (int l = 0; l < 3; l++) { /* from float logits in the float build: within their rounding */
         CHECK_NEAR(r.metrics.layer[0].loss[l], c->loss[l],
                    sizeof(real) == sizeof(float) ? 1e-6 : 1e-12);
@@ -458,7 +459,8 @@ int main(int argc, char **argv) {
                                                                     ranks share the cases */
     }
     for (int i = 0; i < (int)(sizeof golden_cases / sizeof golden_cases[0]); i++) {
-        check_golden(&golden_cases[i], golden_cases[i].devices % comm.size == 0 ? &comm : &self);
+        RUN(check_golden, &golden_cases[i],
+            golden_cases[i].devices % comm.size == 0 ? &comm : &self);
     }
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);

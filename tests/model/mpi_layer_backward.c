@@ -1,7 +1,9 @@
 /* test_backward.c: every gradient of a layer against central differences of total = <y, dy> + sum
  * alpha L: each kind of parameter and the input, over score functions, normalisations, group
  * limits, loss scopes, expert types, exchange modes and shared experts. The double build bounds it
- * tightly, the float build loosely. ctest: f64 np=1,2,4 timeout=120 */
+ * tightly, the float build loosely.
+ *
+ * ctest: f64 np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
@@ -254,7 +256,7 @@ int main(int argc, char **argv) {
     moe_comm_init(&comm, &argc, &argv);
     moe_gemm_init();
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
-        check_settings(&comm, settings[i]);
+        RUN(check_settings, &comm, settings[i]);
     }
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);

@@ -1,5 +1,7 @@
 /* test_parameters.c: sums over devices in their tree, reduced gradients and the norm, against a
- * naive serial tree and against all devices on one rank. ctest: f64 */
+ * naive serial tree and against all devices on one rank.
+ *
+ * ctest: f64 */
 #include <math.h>
 #include <string.h>
 
@@ -128,8 +130,8 @@ static void check_reduce(const moe_comm *comm, int32_t devices, double scale) {
         int64_t bytes = 5, bytes_whole = 5;
         moe_parameters_reduce(&here.all, comm, round ? 1 : scale, &bytes);
         moe_parameters_reduce(&whole.all, &one, round ? 1 : scale, &bytes_whole);
-        CHECK_INT(bytes, 5 + 2 * (devices - 1) * (int64_t)(LONG + SHORT) * (int64_t)sizeof(real));
-        CHECK_INT(bytes, bytes_whole);
+        CHECK_EQ(bytes, 5 + 2 * (devices - 1) * (int64_t)(LONG + SHORT) * (int64_t)sizeof(real));
+        CHECK_EQ(bytes, bytes_whole);
         const moe_parameter *p = here.all.p, *q = whole.all.p;
         real *expected = naive_tree(devices, 1, LONG);
         for (int64_t i = 0; i < LONG; i++) {
@@ -154,7 +156,7 @@ static void check_reduce(const moe_comm *comm, int32_t devices, double scale) {
     int64_t live = moe_alloc_live_bytes(), ignored = 0;
     moe_parameters_reduce(&here.all, comm, scale, &ignored);
     moe_parameters_gradient_norm(&here.all, comm, &worst);
-    CHECK_INT(moe_alloc_live_bytes(), live);
+    CHECK_EQ(moe_alloc_live_bytes(), live);
     moe_parameters_clear_gradients(&here.all);
     CHECK(moe_parameters_gradient_norm(&here.all, comm, &worst) == 0);
     moe_parameters_reduce(&here.all, comm, 1, &ignored);
@@ -190,11 +192,11 @@ static void check_bad(const moe_comm *comm, double bad) {
     }
     CHECK(isnan(moe_parameters_gradient_norm(&m.all, comm, &worst)));
     CHECK(worst && strcmp(worst, "experts") == 0);
-    CHECK_INT(m.all.worst_rank, last);
+    CHECK_EQ(m.all.worst_rank, last);
     m.all.p[0].gradient[LONG - 1] = (real)bad;
     CHECK(isnan(moe_parameters_gradient_norm(&m.all, comm, &worst)));
     CHECK(worst && strcmp(worst, "gate") == 0);
-    CHECK_INT(m.all.worst_rank, 0);
+    CHECK_EQ(m.all.worst_rank, 0);
     free_table(&m);
 }
 
@@ -206,7 +208,7 @@ static void check_growth(void) {
     moe_parameters_init(&all, 4, 2);
     for (int i = 0; i < 40; i++) {
         snprintf(name, sizeof name, "tensor%d", i);
-        CHECK_INT(moe_parameters_add(&all, name, i % 2, 3, value[i]), i);
+        CHECK_EQ(moe_parameters_add(&all, name, i % 2, 3, value[i]), i);
     }
     for (int i = 0; i < 40; i++) {
         snprintf(name, sizeof name, "tensor%d", i);
@@ -226,23 +228,23 @@ int main(int argc, char **argv) {
             continue;
         }
         for (size_t k = 0; k < sizeof count / sizeof *count; k++) {
-            check_tree(&comm, num_devices[i], count[k]);
+            RUN(check_tree, &comm, num_devices[i], count[k]);
         }
-        check_reduce(&comm, num_devices[i], 0.25);
+        RUN(check_reduce, &comm, num_devices[i], 0.25);
     }
     for (int32_t local = 1; local < 12; local++) { /* uneven numbers: subtrees end across ranks */
-        check_tree(&comm, local * comm.size, 63);
+        RUN(check_tree, &comm, local * comm.size, 63);
     }
     moe_comm small = comm;
     small.max_count = 100; /* several rounds of the Alltoallv, broadcasts for the allgather */
-    check_tree(&small, 8 * comm.size, 777);
-    check_sizes(&comm, 1e-25);
-    check_sizes(&comm, 1);
-    check_sizes(&comm, 1e18);
-    check_bad(&comm, NAN);
-    check_bad(&comm, INFINITY);
-    check_growth();
-    CHECK(moe_alloc_live_bytes() == 0);
+    RUN(check_tree, &small, 8 * comm.size, 777);
+    RUN(check_sizes, &comm, 1e-25);
+    RUN(check_sizes, &comm, 1);
+    RUN(check_sizes, &comm, 1e18);
+    RUN(check_bad, &comm, NAN);
+    RUN(check_bad, &comm, INFINITY);
+    RUN(check_growth);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

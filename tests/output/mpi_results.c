@@ -1,5 +1,7 @@
 /* test_results.c: the results' folder: what is written reads back equal, folders that must not be
- * touched are refused, and a full disk is one sentence on every rank. ctest: f64 */
+ * touched are refused, and a full disk is one sentence on every rank.
+ *
+ * ctest: f64 */
 #include <errno.h>
 #include <ftw.h>
 #include <sys/mount.h>
@@ -124,7 +126,7 @@ static void check_metrics(const moe_config *c, const char *path) {
         check_line(c, o, ++step);
         json_decref(o);
     }
-    CHECK(step == STEPS);
+    CHECK_EQ(step, STEPS);
     if (file) {
         fclose(file);
     }
@@ -316,7 +318,7 @@ static void train(const moe_comm *comm,
         }
         CHECK_MSG(moe_results_step(comm, &results, c, r, &st) == MOE_OK, "%s", st.message);
     }
-    CHECK(results.history.steps == TRAINED);
+    CHECK_EQ(results.history.steps, TRAINED);
     moe_topology *t = make_topologies(comm->size);
     CHECK_MSG(moe_results_close(comm, &results, c, r, t, 1, &st) == MOE_OK, "%s", st.message);
     moe_free(t);
@@ -368,7 +370,7 @@ static void check_training_lines(const moe_config *c, const char *path, bool div
         check_training_line(c, o, step++, diverges);
         json_decref(o);
     }
-    CHECK_INT(step, TRAINED);
+    CHECK_EQ(step, TRAINED);
     if (file) {
         fclose(file);
     }
@@ -507,7 +509,7 @@ static void check_default_folder(const moe_comm *comm, const moe_config *c) {
     }
     CHECK(strcmp(results[0].folder, results[1].folder) != 0);
     moe_comm_barrier(comm);
-    CHECK(chdir(here) == 0);
+    CHECK_EQ(chdir(here), 0);
 }
 
 /* Arrays of each rank's tokens; with few tokens some ranks have none. */
@@ -658,15 +660,15 @@ int main(int argc, char **argv) {
     }
     moe_comm_bcast(&comm, base, sizeof base, 0);
     made_config(&c, LAYERS, EXPERTS, DEVICES, 4);
-    check_written(&comm, &c);
-    check_training(&comm, c, "text", true, false);
-    check_training(&comm, c, "regression", false, false);
-    check_training(&comm, c, "diverged", true, true);
-    check_refusals(&comm, &c);
-    check_default_folder(&comm, &c);
-    check_tokens(&comm, c, 5);
-    check_tokens(&comm, c, 61);
-    check_disk(&comm, &c);
+    RUN(check_written, &comm, &c);
+    RUN(check_training, &comm, c, "text", true, false);
+    RUN(check_training, &comm, c, "regression", false, false);
+    RUN(check_training, &comm, c, "diverged", true, true);
+    RUN(check_refusals, &comm, &c);
+    RUN(check_default_folder, &comm, &c);
+    RUN(check_tokens, &comm, c, 5);
+    RUN(check_tokens, &comm, c, 61);
+    RUN(check_disk, &comm, &c);
     moe_comm_barrier(&comm);
     if (comm.rank == 0) {
         nftw(base, remove_entry, 16, FTW_DEPTH | FTW_PHYS);

@@ -26,7 +26,7 @@ static void check_steps(int32_t layers, int32_t devices, int64_t steps, int64_t 
     int64_t kept = moe_matrix_history_kept(layers, devices, steps, &stride);
     int64_t listed = moe_matrix_history_steps(layers, devices, steps, step);
     int64_t wanted = stride_of(steps, most);
-    CHECK_INT(stride, wanted);
+    CHECK_EQ(stride, wanted);
     CHECK(kept <= most && kept * layers * devices * devices * 8 <= MOE_MATRICES_BYTES);
     CHECK(2 * kept >= most || steps <= most); /* no more is left out than doubling the stride must
                                                */
@@ -87,9 +87,9 @@ static void check_going_on(int64_t cut) {
 
 int main(void) {
     for (int64_t steps = 1; steps < 200; steps++) {
-        check_steps(LAYERS, DEVICES, steps, MOE_MATRICES);
+        RUN(check_steps, LAYERS, DEVICES, steps, MOE_MATRICES);
     }
-    check_steps(1, 1, 1000000, MOE_MATRICES);
+    RUN(check_steps, 1, 1, 1000000, MOE_MATRICES);
     check_steps(1, 256, 7, MOE_MATRICES); /* half a MiB each: just fits */
     check_steps(5, 256, 100, 6);          /* 2.5 MiB each */
     check_steps(1, 1448, 100, 1);         /* all but one step's bytes: the first and the last */
@@ -97,7 +97,7 @@ int main(void) {
     CHECK(moe_matrix_history_kept(1, 1449, 100, &stride) == 0 &&
           moe_matrix_history_steps(1, 1449, 100, step) == 0);
     for (int64_t cut = 0; cut < STEPS; cut += 37) {
-        check_going_on(cut);
+        RUN(check_going_on, cut);
     }
     return check_verdict();
 }

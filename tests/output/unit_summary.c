@@ -23,9 +23,9 @@ int main(void) {
     for (int i = 0; i < 300; i++) {
         json_array_append_new(numbers, json_real(i / 7.0));
     }
-    check_round_trip(json_pack("{s:s, s:{s:s, s:i}, s:[s, {s:s}]}", "a", longer, "b", "c", longer,
-                               "d", 1, "e", longer, "f", longer));
-    check_round_trip(json_pack("{s:o, s:{}, s:[], s:n, s:b}", "numbers", numbers, "empty", "none",
-                               "null", "yes", 1));
+    RUN(check_round_trip, json_pack("{s:s, s:{s:s, s:i}, s:[s, {s:s}]}", "a", longer, "b", "c",
+                                    longer, "d", 1, "e", longer, "f", longer));
+    RUN(check_round_trip, json_pack("{s:o, s:{}, s:[], s:n, s:b}", "numbers", numbers, "empty",
+                                    "none", "null", "yes", 1));
     return check_verdict();
 }

@@ -469,21 +469,21 @@ static void check_numbers(void) {
 }
 
 int main(void) {
-    check_devices(8, false);
-    check_devices(8, true);
-    check_devices(64, false);
-    check_devices(64, true);
-    check_odd(1, 1, true);
-    check_odd(1, 2, false);
-    check_odd(13, 3, false);
-    check_odd(100, 9, true);
-    check_odd(100, 2, false);
-    check_training(true);
-    check_training(false);
-    check_verdicts();
-    check_forward_has_none();
-    check_progress();
-    check_quiet_and_color();
-    check_numbers();
+    RUN(check_devices, 8, false);
+    RUN(check_devices, 8, true);
+    RUN(check_devices, 64, false);
+    RUN(check_devices, 64, true);
+    RUN(check_odd, 1, 1, true);
+    RUN(check_odd, 1, 2, false);
+    RUN(check_odd, 13, 3, false);
+    RUN(check_odd, 100, 9, true);
+    RUN(check_odd, 100, 2, false);
+    RUN(check_training, true);
+    RUN(check_training, false);
+    RUN(check_verdicts);
+    RUN(check_forward_has_none);
+    RUN(check_progress);
+    RUN(check_quiet_and_color);
+    RUN(check_numbers);
     return check_verdict();
 }

@@ -40,15 +40,16 @@ static void check_figures(const moe_step_metrics *r) {
     CHECK_NEAR(figure[MOE_FIGURE_RECEIVED_MAXVIO], received, 1e-14);
     CHECK(figure[MOE_FIGURE_SENT_BYTES] == sent &&
           figure[MOE_FIGURE_DISPATCH_BYTES] == sent / MOE_NUM_DIRECTIONS);
-    CHECK(figure[MOE_FIGURE_RAW + MOE_LOSS_COMM] == (r->layer[0].loss_raw[MOE_LOSS_COMM] / LAYERS +
-                                                     r->layer[1].loss_raw[MOE_LOSS_COMM] / LAYERS));
+    CHECK_EQ(figure[MOE_FIGURE_RAW + MOE_LOSS_COMM],
+             (r->layer[0].loss_raw[MOE_LOSS_COMM] / LAYERS +
+              r->layer[1].loss_raw[MOE_LOSS_COMM] / LAYERS));
     CHECK(figure[MOE_FIGURE_TASK_LOSS] == r->task_loss &&
           figure[MOE_FIGURE_GRADIENT_NORM] == r->gradient_norm);
 }
 
 static void check_means(const moe_training_history *h, double list[][MOE_NUM_FIGURES], int steps) {
     int window = steps < MOE_HISTORY_WINDOW ? steps : MOE_HISTORY_WINDOW;
-    CHECK(moe_training_history_window(h) == window);
+    CHECK_EQ(moe_training_history_window(h), window);
     for (int f = 0; f < MOE_NUM_FIGURES; f++) {
         double sum = 0;
         for (int i = steps - window; i < steps; i++) {
@@ -148,13 +149,13 @@ static void check_failures_count(void) {
     moe_step_metrics_init(&r, 1, 4, 2);
     moe_step_metrics_clear(&r);
     moe_training_history_add(&h, &r);
-    CHECK(h.steps == 0);
+    CHECK_EQ(h.steps, 0);
     r.learning_rate = 0.1;
     r.task_loss = NAN;
     moe_training_history_add(&h, &r);
     CHECK(h.steps == 1 && isnan(moe_training_history_mean(&h, MOE_FIGURE_TASK_LOSS)) &&
           moe_training_history_rose(&h));
-    CHECK(h.validation.count == 0);
+    CHECK_EQ(h.validation.count, 0);
     moe_step_metrics_free(&r);
 }
 
@@ -172,9 +173,9 @@ static void check_facts(void) {
 }
 
 int main(void) {
-    check_facts();
-    check_course();
-    check_verdicts();
-    check_failures_count();
+    RUN(check_facts);
+    RUN(check_course);
+    RUN(check_verdicts);
+    RUN(check_failures_count);
     return check_verdict();
 }

@@ -15,7 +15,7 @@ static void test_block(int32_t num_experts, int32_t devices) {
         CHECK_MSG(p.device[i] == i / (num_experts / devices), "expert %d of %d on %d devices", i,
                   num_experts, devices);
         CHECK(p.slot[i] >= 0 && p.slot[i] < p.slots_per_device);
-        CHECK(p.expert_at[p.device[i] * p.slots_per_device + p.slot[i]] == i);
+        CHECK_EQ(p.expert_at[p.device[i] * p.slots_per_device + p.slot[i]], i);
     }
     moe_placement_free(&p);
     CHECK(p.device == NULL && p.num_experts == 0);
@@ -32,14 +32,14 @@ static void test_routing(void) {
     moe_routing_reserve(&r, 4, 2);
     CHECK(r.num_tokens == 4 && r.expert == before);
     moe_routing_reserve(&r, 0, 0);
-    CHECK(r.num_tokens == 0);
+    CHECK_EQ(r.num_tokens, 0);
     moe_routing_reserve(&r, 100, 8);
     r.expert[799] = 1;
     r.weight[799] = 1;
     r.row_offset[100] = 800;
     CHECK(r.selection_capacity >= 800);
     moe_routing_free(&r);
-    CHECK(moe_alloc_live_bytes() == 0);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
 }
 
 static void test_stats(void) {
@@ -47,7 +47,7 @@ static void test_stats(void) {
     moe_stats_reserve(&s, 5, 3, 4);
     CHECK(s.words == MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * 5 + 3 && s.num_cells == 4);
     for (int64_t i = 0; i < 4 * s.words; i++) {
-        CHECK(s.cell[i] == 0);
+        CHECK_EQ(s.cell[i], 0);
     }
     int64_t *cell = moe_stats_cell(&s, 1), *other = moe_stats_cell(&s, 2);
     CHECK(moe_stats_counts(&s, cell) + 5 == moe_stats_device_tokens(&s, cell) &&
@@ -64,10 +64,10 @@ static void test_stats(void) {
     }
     moe_stats_reserve(&s, 5, 3, 2);
     for (int64_t i = 0; i < 2 * s.words; i++) {
-        CHECK(s.cell[i] == 0);
+        CHECK_EQ(s.cell[i], 0);
     }
     moe_stats_free(&s);
-    CHECK(moe_alloc_live_bytes() == 0);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
 }
 
 static void test_tensor(void) {
@@ -76,7 +76,7 @@ static void test_tensor(void) {
     double *grown = NULL;
     CHECK(((uintptr_t)a & 63) == 0 && ((uintptr_t)b & 63) == 0);
     for (int i = 0; i < 8000; i++) {
-        CHECK(b[i] == 0);
+        CHECK_EQ(b[i], 0);
     }
     CHECK(moe_alloc_live_bytes() == 1008000 && moe_alloc_peak_bytes() >= 1008000 &&
           moe_alloc_peak_bytes() >= peak);
@@ -88,21 +88,21 @@ static void test_tensor(void) {
     moe_reserve(&grown, &capacity, 100, sizeof *grown, "test");
     CHECK(capacity == 100 && grown);
     moe_reserve(&grown, &capacity, 101, sizeof *grown, "test");
-    CHECK(capacity == 125);
+    CHECK_EQ(capacity, 125);
     moe_reserve(&grown, &capacity, 50, sizeof *grown, "test");
     CHECK(capacity == 125 && moe_alloc_live_bytes() == 1000);
     moe_free(grown);
-    CHECK(moe_alloc_live_bytes() == 0);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
 }
 
 int main(void) {
     static const int32_t cases[][2] = {{1, 1},    {8, 1},  {8, 8}, {160, 8},
                                        {256, 64}, {60, 4}, {6, 3}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        test_block(cases[i][0], cases[i][1]);
+        RUN(test_block, cases[i][0], cases[i][1]);
     }
-    test_routing();
-    test_stats();
-    test_tensor();
+    RUN(test_routing);
+    RUN(test_stats);
+    RUN(test_tensor);
     return check_verdict();
 }

@@ -1,7 +1,9 @@
 /* test_memory_peak.c: what a run takes beside what memory.h said it would: within 0.7 and 1.3 of
  * it, forward only and in training, for shapes in which one term or another is the largest. The
  * first shape is the largest, so that the peak of the process is its own; the others are judged by
- * what is held after the last step. ctest: f64 np=1,2,4 timeout=120 */
+ * what is held after the last step.
+ *
+ * ctest: f64 np=1,2,4 timeout=120 */
 #include <omp.h>
 #include <string.h>
 
@@ -108,8 +110,8 @@ static void check_parameters(const fixture *f) {
         const moe_parameter *p = &f->training.parameters.p[i];
         *(p->expert ? &expert : &replicated) += p->count_global * p->size;
     }
-    CHECK_INT(count.expert, expert);
-    CHECK_INT(count.replicated, replicated);
+    CHECK_EQ(count.expert, expert);
+    CHECK_EQ(count.replicated, replicated);
 }
 
 static void tear_down(fixture *f) {
@@ -156,7 +158,7 @@ static void check_shape(const moe_comm *comm, int shape, uint8_t *text, int64_t 
         check_parameters(&f);
     }
     tear_down(&f);
-    CHECK_INT(moe_alloc_live_bytes(), before);
+    CHECK_EQ(moe_alloc_live_bytes(), before);
 }
 
 int main(int argc, char **argv) {
@@ -170,7 +172,7 @@ int main(int argc, char **argv) {
         text[i] = (uint8_t)(97 + i * i % 23);
     }
     for (int shape = 0; shape < SHAPES; shape++) {
-        check_shape(&comm, shape, text, domain_offset);
+        RUN(check_shape, &comm, shape, text, domain_offset);
     }
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);

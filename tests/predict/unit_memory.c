@@ -25,20 +25,20 @@ static void test_by_hand(void) {
     const int64_t t = 20;
     const int64_t s = 40; /* 2 ranks with 2 devices each */
     const moe_memory m = estimate(SMALL, 2, 0);
-    CHECK(m.weights == r * (8 * 16 + 4 * 3 * 16 * 4));
+    CHECK_EQ(m.weights, r * (8 * 16 + 4 * 3 * 16 * 4));
     const int64_t streams = r * 2 * t * 16,
                   layer = r * (t * 8 + (s + s) * 16 + 2 * (s / 4) * (16 + 2 * 4)) +
                           s * (4 + r + 8) + t * 8;
     const int64_t exchange = r * 2 * (s / 2) * 16 + 4 * (12 * s + 20 * s) + 12 * 8 * 2 * 4;
     CHECK(m.activations == streams + layer + layer / 4 && m.gradients == 0 && m.optimizer == 0);
-    CHECK(m.exchange == exchange + exchange / 4);
-    CHECK(m.input == 0);
+    CHECK_EQ(m.exchange, exchange + exchange / 4);
+    CHECK_EQ(m.input, 0);
     const int64_t dropping = s * (1 + 3 * 4 + 8 + r + 8 + 4 + 8 + 8); /* kept, slot, server, expert,
                                                                          way back, weight, score;
                                                                          group, key, score */
     CHECK(estimate(SMALL "[capacity]\npolicy = device\n", 2, 0).activations - m.activations ==
           dropping + dropping / 4);
-    CHECK(m.total == m.weights + m.activations + m.exchange + m.statistics + m.input);
+    CHECK_EQ(m.total, m.weights + m.activations + m.exchange + m.statistics + m.input);
 }
 
 static void test_growth(void) {
@@ -46,7 +46,7 @@ static void test_growth(void) {
     const moe_memory given = estimate(SMALL, 2, 40);
     const moe_memory twice = estimate(SMALL, 2, 80);
     const moe_memory alone = estimate(SMALL, 1, 0);
-    CHECK(given.total == one.total);
+    CHECK_EQ(given.total, one.total);
     CHECK(twice.activations == 2 * one.activations && twice.weights == one.weights &&
           twice.exchange > one.exchange);
     CHECK(alone.weights > one.weights && alone.activations > one.activations &&
@@ -70,11 +70,11 @@ static void test_training(void) {
     const moe_memory m = estimate(TRAIN, 2, 0),
                      forward = estimate(SMALL "[model]\nnum_layers = 3\n", 2, 0);
     CHECK(m.weights == r * local && forward.weights == m.weights && m.optimizer == 2 * m.weights);
-    CHECK(m.gradients == r * (local + 2 * 2 * replicated + 3 * replicated));
+    CHECK_EQ(m.gradients, r * (local + 2 * 2 * replicated + 3 * replicated));
     CHECK(m.exchange > 3 * forward.exchange && m.activations > 2 * forward.activations &&
           m.statistics > forward.statistics);
-    CHECK(m.total == m.weights + m.gradients + m.optimizer + m.activations + m.exchange +
-                         m.statistics + m.input);
+    CHECK_EQ(m.total, m.weights + m.gradients + m.optimizer + m.activations + m.exchange +
+                          m.statistics + m.input);
     CHECK(estimate(TRAIN "[train]\noptimizer = sgd\n", 2, 0).optimizer == 0);
     CHECK(estimate(TRAIN "[train]\nrecompute = yes\n", 2, 0).activations < m.activations);
     moe_config c;
@@ -107,9 +107,9 @@ static void test_saturation(void) {
 }
 
 int main(void) {
-    test_by_hand();
-    test_growth();
-    test_training();
-    test_saturation();
+    RUN(test_by_hand);
+    RUN(test_growth);
+    RUN(test_training);
+    RUN(test_saturation);
     return check_verdict();
 }

@@ -388,7 +388,7 @@ int main(int argc, char **argv) {
     char dir[2048];
     snprintf(dir, sizeof dir, "%s/routing", argc > 1 ? argv[1] : MOESIM_GOLDEN_DIR);
     for (int i = 0; i < NUM_CASES; i++) {
-        run_case(dir, cases[i]);
+        RUN(run_case, dir, cases[i]);
     }
     printf("%d of %d cases, %d losses; %d have parts that golden_capacity compares\n", cases_run,
            NUM_CASES, losses_compared, left_to_capacity);

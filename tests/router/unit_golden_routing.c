@@ -471,7 +471,7 @@ int main(int argc, char **argv) {
     char dir[2048];
     snprintf(dir, sizeof dir, "%s/routing", argc > 1 ? argv[1] : MOESIM_GOLDEN_DIR);
     for (int i = 0; i < NUM_CASES; i++) {
-        run_case(dir, cases[i]);
+        RUN(run_case, dir, cases[i]);
     }
     printf("%d of %d cases, %d with gradients, %d losses\n", cases_run, NUM_CASES, gradients_run,
            losses_compared);

@@ -1,5 +1,7 @@
 /* test_noisy.c: jitter, noise of learned scale, and the smooth load: against their definitions, by
- * statistics, and as functions of keys alone. ctest: f64 */
+ * statistics, and as functions of keys alone.
+ *
+ * ctest: f64 */
 #include <math.h>
 #include <string.h>
 
@@ -188,18 +190,18 @@ static void test_load(void) {
         moe_noisy_load(&r, 0, h, expert, count, load);
         double total = 0;
         for (int32_t k = 0; k < count; k++) {
-            CHECK(load[expert[k]] == 1);
+            CHECK_EQ(load[expert[k]], 1);
         }
         for (int32_t i = 0; i < N; i++) {
             total += load[i];
         }
-        CHECK(total == count);
+        CHECK_EQ(total, count);
     }
 }
 
 int main(void) {
-    test_jitter();
-    test_learned_noise();
-    test_load();
+    RUN(test_jitter);
+    RUN(test_learned_noise);
+    RUN(test_load);
     return check_verdict();
 }

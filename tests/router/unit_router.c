@@ -23,7 +23,7 @@ static void test_exp(void) {
           y[5] == 0 && y[6] == 1 && isnan(y[7]));
     CHECK_NEAR(y[8], exp(709.782712893384), 1e-15);
     CHECK_NEAR(y[9], exp(-708.3), 1e-15);
-    CHECK(y[10] == 0x1p-1074);
+    CHECK_EQ(y[10], 0x1p-1074);
     for (uint64_t j = 0; j < 2000; j++) {
         for (uint64_t i = 0; i < 61; i++) {
             x[i] = (random_unit(j, 2, i) - 0.5) * (j % 3 == 0 ? 1400 : j % 3 == 1 ? 60 : 2);
@@ -306,7 +306,7 @@ static void route(const random_router *c,
     omp_set_num_threads(threads);
     moe_stats_reserve(stats, c->router.num_experts, p->devices, b->num_segments);
     moe_router_route(&c->router, b, p, logits, routing, stats, &bad);
-    CHECK(bad == -1);
+    CHECK_EQ(bad, -1);
 }
 
 static bool same_results(const moe_routing *a,
@@ -470,20 +470,20 @@ static void test_theorem(void) {
 }
 
 int main(void) {
-    test_exp();
-    test_saturation();
-    test_random_tokens();
-    test_ties();
-    test_negative_bias();
-    test_disabled();
-    test_groups_of_one();
-    test_rules_differ();
-    test_weights();
+    RUN(test_exp);
+    RUN(test_saturation);
+    RUN(test_random_tokens);
+    RUN(test_ties);
+    RUN(test_negative_bias);
+    RUN(test_disabled);
+    RUN(test_groups_of_one);
+    RUN(test_rules_differ);
+    RUN(test_weights);
     for (uint64_t seed = 0; seed < 300; seed++) {
-        test_route(seed);
+        RUN(test_route, seed);
     }
-    test_recorded();
-    test_bad_tokens();
-    test_theorem();
+    RUN(test_recorded);
+    RUN(test_bad_tokens);
+    RUN(test_theorem);
     return check_verdict();
 }

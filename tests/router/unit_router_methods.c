@@ -104,7 +104,7 @@ static void test_ranks(enum moe_router_method method, int kind) {
         routed part = route(&r, z, rank, DEVICES);
         int64_t first = part.batch.first_token, at = whole.routing.row_offset[first];
         for (int64_t t = 0; t <= part.batch.num_tokens; t++) {
-            CHECK(whole.routing.row_offset[first + t] - at == part.routing.row_offset[t]);
+            CHECK_EQ(whole.routing.row_offset[first + t] - at, part.routing.row_offset[t]);
         }
         CHECK(memcmp(whole.routing.expert + at, part.routing.expert,
                      (size_t)part.routing.num_selections * sizeof(int32_t)) == 0);
@@ -174,7 +174,7 @@ static void test_sinkhorn(void) {
     }
     routed x = route(&r, z, 0, 1), y = route(&top, z, 0, 1);
     int64_t balanced[N], greedy[N];
-    CHECK(x.routing.unconverged_device == -1);
+    CHECK_EQ(x.routing.unconverged_device, -1);
     count_experts(&x.routing, balanced);
     count_experts(&y.routing, greedy);
     CHECK(balanced[0] > greedy[0] && balanced[N - 1] < greedy[N - 1]);
@@ -182,7 +182,7 @@ static void test_sinkhorn(void) {
     r.sinkhorn_iterations = 1;
     r.sinkhorn_tolerance = 1e-12;
     x = route(&r, z, 0, 1);
-    CHECK(x.routing.unconverged_device == 0);
+    CHECK_EQ(x.routing.unconverged_device, 0);
     routed_free(&x);
     r.evaluating = true; /* plain top-k outside training */
     x = route(&r, z, 0, 1);
@@ -248,8 +248,8 @@ static void test_second_choice(void) {
         double p = 2 * (double)y.routing.weight[2 * t + 1];
         expected += 1 + p;
         variance += p * (1 - p);
-        CHECK(x.routing.expert[x.routing.row_offset[t]] == y.routing.expert[2 * t]);
-        CHECK(x.routing.weight[x.routing.row_offset[t]] == y.routing.weight[2 * t]);
+        CHECK_EQ(x.routing.expert[x.routing.row_offset[t]], y.routing.expert[2 * t]);
+        CHECK_EQ(x.routing.weight[x.routing.row_offset[t]], y.routing.weight[2 * t]);
     }
     CHECK_MSG(fabs((double)x.routing.num_selections - expected) <= 5 * sqrt(variance),
               "%lld selections, %g expected", (long long)x.routing.num_selections, expected);
@@ -282,7 +282,7 @@ static void test_perturb(void) {
     for (int i = 0; i < N; i++) {
         dropped += a[i] == -(real)INFINITY;
     }
-    CHECK(dropped == DROPPED);
+    CHECK_EQ(dropped, DROPPED);
     for (int i = 0; i < TOKENS * N; i++) {
         CHECK((a[i] == -(real)INFINITY) == (a[i % N] == -(real)INFINITY));
         if (a[i] == -(real)INFINITY) {
@@ -359,18 +359,18 @@ static void test_weight_gradients(void) {
 int main(void) {
     for (int method = MOE_METHOD_TOPK; method <= MOE_METHOD_EXPERT_CHOICE; method++) {
         for (int kind = 0; kind < 6; kind++) {
-            test_ranks((enum moe_router_method)method, kind);
+            RUN(test_ranks, (enum moe_router_method)method, kind);
         }
     }
-    test_round_robin();
-    test_expert_choice();
-    test_sinkhorn();
-    test_top_p(MOE_TEMPERATURE_LOGITS, 1);
-    test_top_p(MOE_TEMPERATURE_LOGITS, 0.5);
-    test_top_p(MOE_TEMPERATURE_PROBABILITIES, 0.5);
-    test_keys();
-    test_second_choice();
-    test_perturb();
-    test_weight_gradients();
+    RUN(test_round_robin);
+    RUN(test_expert_choice);
+    RUN(test_sinkhorn);
+    RUN(test_top_p, MOE_TEMPERATURE_LOGITS, 1);
+    RUN(test_top_p, MOE_TEMPERATURE_LOGITS, 0.5);
+    RUN(test_top_p, MOE_TEMPERATURE_PROBABILITIES, 0.5);
+    RUN(test_keys);
+    RUN(test_second_choice);
+    RUN(test_perturb);
+    RUN(test_weight_gradients);
     return check_verdict();
 }

@@ -154,7 +154,7 @@ static void check_resumed(const moe_comm *comm, const moe_config *c, moe_step_me
     char folder[256];
     path_of("killed", "", folder);
     CHECK(!moe_results_finished(comm, folder, 0));
-    CHECK_INT(go_on(comm, c, "killed", &results, &st), SAVED);
+    CHECK_EQ(go_on(comm, c, "killed", &results, &st), SAVED);
     CHECK_MSG(st.code == MOE_OK, "%s", st.message);
     run_steps(comm, c, r, &results, SAVED, STEPS);
     end_run(comm, c, r, &results);
@@ -175,7 +175,7 @@ static void check_longer(const moe_comm *comm, const moe_config *c, moe_step_met
     longer.run.steps = STEPS + 2;
     path_of("killed", "", folder);
     path_of("killed", "summary.json", path);
-    CHECK_INT(go_on(comm, &longer, "killed", &results, &st), SAVED);
+    CHECK_EQ(go_on(comm, &longer, "killed", &results, &st), SAVED);
     CHECK(st.code == MOE_OK && access(path, F_OK) != 0);
     run_steps(comm, &longer, r, &results, SAVED, STEPS + 2);
     end_run(comm, &longer, r, &results);
@@ -192,7 +192,7 @@ static void check_lost_lines(const moe_comm *comm, const moe_config *c) {
     if (comm->rank == 0) {
         CHECK(truncate(path, 100) == 0);
     }
-    CHECK_INT(go_on(comm, c, "killed", &results, &st), SAVED);
+    CHECK_EQ(go_on(comm, c, "killed", &results, &st), SAVED);
     CHECK_MSG(st.code == MOE_USER && strstr(st.message, "0 steps") &&
                   strstr(st.message, "metrics.jsonl"),
               "%s", st.message);
@@ -218,16 +218,16 @@ int main(int argc, char **argv) {
     c.run.steps = STEPS;
     c.run.mode = MOE_MODE_TRAIN;
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
-    whole_run(&comm, &c, &r, "whole", false);
-    killed_run(&comm, &c, &r, "killed");
-    check_resumed(&comm, &c, &r);
-    check_longer(&comm, &c, &r);
-    check_lost_lines(&comm, &c);
+    RUN(whole_run, &comm, &c, &r, "whole", false);
+    RUN(killed_run, &comm, &c, &r, "killed");
+    RUN(check_resumed, &comm, &c, &r);
+    RUN(check_longer, &comm, &c, &r);
+    RUN(check_lost_lines, &comm, &c);
     whole_run(&comm, &c, &r, "killed", true); /* --force takes the checkpoints away, too */
     char path[256];
-    path_of("killed", "checkpoints", path);
+    RUN(path_of, "killed", "checkpoints", path);
     CHECK(access(path, F_OK) != 0);
-    check_same_file("whole", "killed", "metrics.jsonl");
+    RUN(check_same_file, "whole", "killed", "metrics.jsonl");
     moe_step_metrics_free(&r);
     moe_comm_barrier(&comm);
     if (comm.rank == 0) {

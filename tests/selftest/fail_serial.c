@@ -3,7 +3,7 @@
 
 int main(int argc, char **argv) {
     (void)argv;
-    CHECK(1 + 1 == 2);
+    CHECK_EQ(1 + 1, 2);
     CHECK_MSG(argc > 1, "this failure is wanted: it proves that a failing check fails the test");
     return check_verdict();
 }

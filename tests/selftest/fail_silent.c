@@ -5,7 +5,7 @@
 int main(int argc, char **argv) {
     (void)argv;
     if (argc > 1) {
-        CHECK(argc == 2);
+        CHECK_EQ(argc, 2);
     }
     return check_verdict();
 }

@@ -23,6 +23,7 @@
 static long check_failures, check_count;
 static bool check_asked;
 static pid_t check_process;
+static const char *check_running; /* the case that runs (RUN), or NULL */
 
 /* At exit: a test that checked and never asked for the verdict must not end with 0. A forked child
  * is left alone. */
@@ -54,8 +55,9 @@ __attribute__((format(printf, 4, 5), unused)) static void check_print(
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
     const char *rank = getenv("OMPI_COMM_WORLD_RANK");
-    fprintf(stderr, "%s%s%s%s:%d: failed: %s%s%s\n", rank ? "rank " : "", rank ? rank : "",
-            rank ? ": " : "", file, line, expression, *message ? ": " : "", message);
+    fprintf(stderr, "%s%s%s%s:%d: %s%sfailed: %s%s%s\n", rank ? "rank " : "", rank ? rank : "",
+            rank ? ": " : "", file, line, check_running ? check_running : "",
+            check_running ? ": " : "", expression, *message ? ": " : "", message);
 }
 
 /* Passes when a and b differ by at most `relative` times the larger magnitude. Equal infinities
@@ -63,6 +65,47 @@ __attribute__((format(printf, 4, 5), unused)) static void check_print(
 static inline bool check_near(double a, double b, double relative) {
     return a == b || fabs(a - b) <= relative * fmax(fabs(a), fabs(b));
 }
+
+/* A value of CHECK_EQ, kept so that it can be compared and printed. */
+typedef struct check_value {
+    bool floating;
+    long long integer;
+    double number;
+} check_value;
+typedef struct check_shown {
+    char s[32];
+} check_shown;
+
+static inline check_value check_of_integer(long long value) {
+    return (check_value){false, value, (double)value};
+}
+static inline check_value check_of_double(double value) {
+    return (check_value){true, 0, value};
+}
+#define CHECK_VALUE(a) \
+    _Generic((a), double: check_of_double, float: check_of_double, default: check_of_integer)(a)
+
+static inline bool check_equal(check_value a, check_value b) {
+    return a.floating || b.floating ? a.number == b.number : a.integer == b.integer;
+}
+static inline check_shown check_text(check_value a) {
+    check_shown text;
+    if (a.floating) {
+        snprintf(text.s, sizeof text.s, "%.17g", a.number);
+    } else {
+        snprintf(text.s, sizeof text.s, "%lld", a.integer);
+    }
+    return text;
+}
+
+/* Calls a case of a test: RUN(test_ties), RUN(test_route, seed). A failure inside it is printed
+ * with the name of the case and its arguments as they are written here. */
+#define RUN(name, ...)         \
+    do {                       \
+        check_running = #name; \
+        name(__VA_ARGS__);     \
+        check_running = NULL;  \
+    } while (0)
 
 #define CHECK(condition) CHECK_MSG(condition, "%s", "")
 /* With a printf message, evaluated only when it is printed. */
@@ -77,10 +120,12 @@ static inline bool check_near(double a, double b, double relative) {
         CHECK_MSG(check_near(check_a, check_b, relative), "%s = %.17g, %s = %.17g", #a, check_a, \
                   #b, check_b);                                                                  \
     } while (0)
-#define CHECK_INT(a, b)                                                                  \
-    do {                                                                                 \
-        long long check_a = (long long)(a), check_b = (long long)(b);                    \
-        CHECK_MSG(check_a == check_b, "%s = %lld, %s = %lld", #a, check_a, #b, check_b); \
+/* Integers of any width, bool, enumerators, or floating point; a failure prints both values. */
+#define CHECK_EQ(a, b)                                                                          \
+    do {                                                                                        \
+        check_value check_a = CHECK_VALUE(a), check_b = CHECK_VALUE(b);                         \
+        CHECK_MSG(check_equal(check_a, check_b), "%s = %s, %s = %s", #a, check_text(check_a).s, \
+                  #b, check_text(check_b).s);                                                   \
     } while (0)
 #define CHECK_STR(a, b)                                                                       \
     do {                                                                                      \

@@ -1,6 +1,8 @@
 /* test_checkpoint.c: what is written under some ranks comes back bit for bit under any other;
  * whatever is damaged, missing or of another model is recognised on all ranks; a full disk leaves
- * the older ones alone. ctest: f64 */
+ * the older ones alone.
+ *
+ * ctest: f64 */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mount.h>
@@ -211,9 +213,9 @@ static void check_read(const moe_comm *comm, const char *path) {
     moe_status st = {0};
     make(&m, comm, true, false);
     CHECK_MSG(moe_checkpoint_read(comm, path, &m.all, m.blob, 2, &st) == MOE_OK, "%s", st.message);
-    CHECK_INT(wrong_values(&m), 0);
+    CHECK_EQ(wrong_values(&m), 0);
     CHECK(m.bias[3] == 0.1 * 3 && m.bias[EXPERTS - 1] == 0.1 * (EXPERTS - 1));
-    CHECK_INT(m.history[HISTORY - 1], comm->rank == 0 ? 100 + HISTORY - 1 : 0);
+    CHECK_EQ(m.history[HISTORY - 1], comm->rank == 0 ? 100 + HISTORY - 1 : 0);
     forget(&m);
 }
 
@@ -227,7 +229,7 @@ static void check_round_trip(const moe_comm *comm,
     char word[512] = "-";
     must_write(comm, folder, m, 10);
     CHECK(moe_checkpoint_find(comm, folder, &found, word, &st) == MOE_OK);
-    CHECK_INT(found.step, 10);
+    CHECK_EQ(found.step, 10);
     CHECK_STR(found.name, "some name");
     CHECK_STR(word, "");
     CHECK_MSG(moe_checkpoint_config(&found, &c, &st) == MOE_OK &&
@@ -279,7 +281,7 @@ static void check_keeps_two(const moe_comm *comm, const char *folder, const made
         CHECK(file >= 0 && write(file, "MOESIMCK", 8) == 8 && close(file) == 0);
     }
     moe_comm_barrier(comm);
-    CHECK_INT(find(comm, folder, word, &st), 10);
+    CHECK_EQ(find(comm, folder, word, &st), 10);
     must_write(comm, folder, m, 20);
     CHECK(exists(folder, 10, "") && exists(folder, 20, "") && !exists(folder, 12, ".tmp"));
     moe_comm_barrier(comm);
@@ -289,7 +291,7 @@ static void check_keeps_two(const moe_comm *comm, const char *folder, const made
     must_write(comm, folder, m, 25); /* went on from 20: 30 is of another future */
     CHECK(exists(folder, 20, "") && exists(folder, 25, "") && !exists(folder, 30, "") &&
           !exists(folder, 25, ".tmp"));
-    CHECK_INT(find(comm, folder, word, &st), 25);
+    CHECK_EQ(find(comm, folder, word, &st), 25);
 }
 
 /* --- what is damaged: the folder has steps 20 and 25
@@ -353,13 +355,13 @@ static void check_none_whole(const moe_comm *comm, const char *folder, const mad
         path_of(folder, 20 + 5 * i, "", path[i]);
         flip(comm, path[i], size_of(path[i]) - 1 - i);
     }
-    CHECK_INT(find(comm, folder, word, &st), 0);
+    CHECK_EQ(find(comm, folder, word, &st), 0);
     CHECK_MSG(st.code == MOE_USER && strstr(st.message, folder) &&
                   strstr(st.message, "step-00000020"),
               "%s", st.message);
-    CHECK_INT(find(comm, "/no/such/folder", word, &none), 0);
+    CHECK_EQ(find(comm, "/no/such/folder", word, &none), 0);
     CHECK_MSG(none.code == MOE_USER && strstr(none.message, "/no/such/folder"), "%s", none.message);
-    CHECK_INT(find(comm, "/", word, &empty), 0);
+    CHECK_EQ(find(comm, "/", word, &empty), 0);
     CHECK_MSG(empty.code == MOE_USER && strstr(empty.message, "no checkpoints"), "%s",
               empty.message);
     must_write(comm, folder, m, 20);
@@ -380,7 +382,7 @@ static void check_refused(const moe_comm *comm,
     char path[256];
     moe_status st = {0};
     path_of(folder, 25, "", path);
-    CHECK_INT(moe_checkpoint_read(comm, path, &m->all, m->blob, num_blobs, &st), MOE_USER);
+    CHECK_EQ(moe_checkpoint_read(comm, path, &m->all, m->blob, num_blobs, &st), MOE_USER);
     CHECK_MSG(strstr(st.message, first) && strstr(st.message, second) && strstr(st.message, path),
               "%s", st.message);
 }
@@ -446,7 +448,7 @@ static void check_other_precision(const moe_comm *comm, const char *folder) {
         moe_free(header);
     }
     moe_comm_barrier(comm);
-    CHECK_INT(find(comm, folder, word, &st), 26);
+    CHECK_EQ(find(comm, folder, word, &st), 26);
     CHECK(moe_checkpoint_read(comm, path, &nothing, NULL, 0, &st) == MOE_USER);
     CHECK_MSG(strstr(st.message, sizeof(real) == 4 ? "go on with moesim-f64" : "go on with moesim"),
               "%s", st.message);
@@ -519,12 +521,12 @@ static void check_full_disk(const moe_comm *comm, const char *folder, const made
         few.all.p++; /* without the large table */
         few.all.num--;
         must_write(comm, small, &few, 3);
-        CHECK_INT(write_step(comm, small, m, 6, &st), MOE_ERROR);
+        CHECK_EQ(write_step(comm, small, m, 6, &st), MOE_ERROR);
         CHECK_MSG(strstr(st.message, "step-00000006.moe") && strstr(st.message, "No space left"),
                   "%s", st.message);
         CHECK(!exists(small, 6, "") && !exists(small, 6, ".tmp"));
         moe_comm_barrier(comm);
-        CHECK_INT(find(comm, small, word, &ok), 3);
+        CHECK_EQ(find(comm, small, word, &ok), 3);
         CHECK_STR(word, "");
         moe_file_piece piece = {m->p[0].value, comm->rank * (int64_t)(TABLE * sizeof(real)),
                                 TABLE * sizeof(real)};
@@ -557,25 +559,25 @@ int main(int argc, char **argv) {
     }
     moe_comm_bcast(&comm, folder, sizeof folder, 0);
     made m;
-    make(&m, &comm, true, true);
+    RUN(make, &m, &comm, true, true);
     if (comm.rank == 0) {
-        check_checksum();
+        RUN(check_checksum);
     }
-    check_round_trip(&comm, &self, folder, &m);
-    check_same_bytes(&comm, &self, folder);
-    check_keeps_two(&comm, folder, &m);
-    check_damage(&comm, folder);
-    check_truncation(&comm, folder, &m);
-    check_none_whole(&comm, folder, &m);
-    check_other_model(&comm, folder);
-    check_other_precision(&comm, folder);
-    check_same_run(&comm);
-    check_full_disk(&comm, folder, &m);
+    RUN(check_round_trip, &comm, &self, folder, &m);
+    RUN(check_same_bytes, &comm, &self, folder);
+    RUN(check_keeps_two, &comm, folder, &m);
+    RUN(check_damage, &comm, folder);
+    RUN(check_truncation, &comm, folder, &m);
+    RUN(check_none_whole, &comm, folder, &m);
+    RUN(check_other_model, &comm, folder);
+    RUN(check_other_precision, &comm, folder);
+    RUN(check_same_run, &comm);
+    RUN(check_full_disk, &comm, folder, &m);
     moe_status st = {0};
     if (comm.rank == 0) {
         CHECK(moe_checkpoint_remove(folder, &st) == MOE_OK && rmdir(folder) == 0);
     }
-    forget(&m);
+    RUN(forget, &m);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

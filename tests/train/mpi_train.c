@@ -5,7 +5,9 @@
  * where every loss is a plain mean over tokens or over whole sequences: the task, the z-loss, and
  * balance losses in scope `sequence`. In the scopes `device` and `global` it is not: there f and P
  * are averages over more tokens before they are multiplied, and mean(f) mean(P) is not mean(f P).
- * The test shows both. ctest: f64 np=1,2,4 timeout=120 */
+ * The test shows both.
+ *
+ * ctest: f64 np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
@@ -162,7 +164,7 @@ static void check_accumulate(const moe_comm *comm) {
     for (int j = 0; j < NUM_MEANS; j++) {
         CHECK_NEAR((means[0][j] + means[1][j]) / 2, means[2][j], 1e-12);
     }
-    CHECK_INT(sequences[0] + sequences[1], sequences[2]);
+    CHECK_EQ(sequences[0] + sequences[1], sequences[2]);
     for (int i = 0; i < 3; i++) {
         moe_free(gradient[i]);
     }
@@ -312,11 +314,11 @@ static void check_failed_step(const moe_comm *comm) {
     if (comm->rank == 0) {
         f.training.task.teacher[0] = NAN; /* its target is NaN wherever rank 0 meets topic 0 */
     }
-    CHECK_INT(step_once(&f, 7, &st), MOE_RUN_FAILED);
+    CHECK_EQ(step_once(&f, 7, &st), MOE_RUN_FAILED);
     CHECK_MSG(strstr(st.message, "step 7") && strstr(st.message, "rank 0"), "%s", st.message);
     real *after = flat(&f.training.parameters, true);
     CHECK(memcmp(before, after, (size_t)num_values(&f.training.parameters) * sizeof *after) == 0);
-    CHECK(f.layers[0].bias[0] == 0);
+    CHECK_EQ(f.layers[0].bias[0], 0);
     moe_free(before);
     moe_free(after);
     tear_down(&f);
@@ -359,7 +361,7 @@ static void check_specialize(const moe_comm *comm) {
     real *after = flat(&f.training.parameters, true);
     CHECK(memcmp(before, after, (size_t)num_values(&f.training.parameters) * sizeof *after) == 0);
     CHECK(s.loss[0] == loss && moe_training_validate(&f.training, 2) == loss);
-    CHECK_INT(s.num_disabled, 5); /* 0 1 2 4 8 of 16 - 3 */
+    CHECK_EQ(s.num_disabled, 5); /* 0 1 2 4 8 of 16 - 3 */
     for (int32_t i = 1; i < s.num_disabled; i++) {
         CHECK_MSG(s.loss[i] > s.loss[0], "without the best %d experts: %g, with them %g",
                   s.disabled[i], s.loss[i], s.loss[0]);
@@ -368,7 +370,7 @@ static void check_specialize(const moe_comm *comm) {
     for (int64_t i = 0; i < 2 * (int64_t)s.num_domains * s.num_experts; i++) {
         total += s.domain_load[i];
     }
-    CHECK_INT(total, 2 * 2 * 3 * f.batch.num_tokens_global);
+    CHECK_EQ(total, 2 * 2 * 3 * f.batch.num_tokens_global);
     moe_specialization_free(&s);
     moe_free(before);
     moe_free(after);
@@ -394,15 +396,15 @@ int main(int argc, char **argv) {
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
     moe_gemm_init();
-    check_accumulate(&comm);
-    check_twice_the_size(&comm);
+    RUN(check_accumulate, &comm);
+    RUN(check_twice_the_size, &comm);
     for (int i = 0; i < 4; i++) {
-        check_bias(&comm, i & 1, i & 2);
+        RUN(check_bias, &comm, i & 1, i & 2);
     }
-    check_failed_step(&comm);
-    check_memory(&comm);
-    check_specialize(&comm);
-    check_score();
+    RUN(check_failed_step, &comm);
+    RUN(check_memory, &comm);
+    RUN(check_specialize, &comm);
+    RUN(check_score);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

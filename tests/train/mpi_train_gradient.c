@@ -2,7 +2,9 @@
  * differences of task loss + sum over layers of sum alpha L + the loss over all layers, with what
  * chance does to the gate (noise of fixed and of learned scale, smooth load, input jitter, expert
  * dropout) held fast by its keys, and with Mixtral's loss over the tokens of all layers in each
- * scope. ctest: f64 np=1,2,4 timeout=120 */
+ * scope.
+ *
+ * ctest: f64 np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
@@ -202,7 +204,7 @@ int main(int argc, char **argv) {
     moe_comm_init(&comm, &argc, &argv);
     moe_gemm_init();
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
-        check_settings(&comm, settings[i]);
+        RUN(check_settings, &comm, settings[i]);
     }
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);

@@ -1,5 +1,7 @@
 /* test_optimizer.c: SGD and AdamW against a naive double implementation and hand values, clipping,
- * and the schedules. ctest: f64 */
+ * and the schedules.
+ *
+ * ctest: f64 */
 #include <math.h>
 #include <string.h>
 
@@ -111,7 +113,7 @@ static void check_against_naive(int optimizer, double clip, double beta1) {
     }
     CHECK_MSG(worst < 10 * TIGHT, "optimizer %d, clip %g, beta1 %g: off by %g", optimizer, clip,
               beta1, worst);
-    CHECK_INT(moe_alloc_live_bytes(), live);
+    CHECK_EQ(moe_alloc_live_bytes(), live);
     CHECK((all.p[0].m != NULL) == (optimizer == MOE_OPTIMIZER_ADAMW));
     moe_parameters_free(&all);
 }
@@ -130,7 +132,7 @@ static void check_clip(void) {
     moe_optimizer_step(&all, &c, 0, 1, 50);
     CHECK_NEAR((double)value[0], -3.3, TIGHT);
     CHECK_NEAR((double)value[1], -4.4, TIGHT);
-    CHECK(all.p[0].gradient[0] == 3);
+    CHECK_EQ(all.p[0].gradient[0], 3);
     moe_parameters_free(&all);
 }
 
@@ -171,15 +173,15 @@ static void check_alpha(void) {
 }
 
 int main(void) {
-    check_adamw_by_hand();
-    check_against_naive(MOE_OPTIMIZER_SGD, 0, 0.9);
-    check_against_naive(MOE_OPTIMIZER_SGD, 2, 0.9);
-    check_against_naive(MOE_OPTIMIZER_ADAMW, 0, 0.9);
-    check_against_naive(MOE_OPTIMIZER_ADAMW, 2, 0.9);
-    check_against_naive(MOE_OPTIMIZER_ADAMW, 2, 0);
-    check_clip();
-    check_learning_rate();
-    check_alpha();
-    CHECK(moe_alloc_live_bytes() == 0);
+    RUN(check_adamw_by_hand);
+    RUN(check_against_naive, MOE_OPTIMIZER_SGD, 0, 0.9);
+    RUN(check_against_naive, MOE_OPTIMIZER_SGD, 2, 0.9);
+    RUN(check_against_naive, MOE_OPTIMIZER_ADAMW, 0, 0.9);
+    RUN(check_against_naive, MOE_OPTIMIZER_ADAMW, 2, 0.9);
+    RUN(check_against_naive, MOE_OPTIMIZER_ADAMW, 2, 0);
+    RUN(check_clip);
+    RUN(check_learning_rate);
+    RUN(check_alpha);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
     return check_verdict();
 }

@@ -1,5 +1,7 @@
 /* test_task.c: what the text task reads, both ends of the network against naive doubles and finite
- * differences, the regression task, and that nothing depends on the split over ranks. ctest: f64 */
+ * differences, the regression task, and that nothing depends on the split over ranks.
+ *
+ * ctest: f64 */
 #include <math.h>
 #include <string.h>
 
@@ -88,7 +90,7 @@ static void check_stretches(made *m, int64_t draw, enum moe_split split) {
                   (long long)begin, (long long)(begin + length));
         CHECK(b->byte[t] == text[at] && m->task.next[t] == text[at + 1]);
         if (t > 0 && (b->first_token + t) % b->sequence_length) {
-            CHECK(at == m->task.position[t - 1] + 1);
+            CHECK_EQ(at, m->task.position[t - 1] + 1);
         }
     }
 }
@@ -98,20 +100,20 @@ static void check_parts(const made *m) {
     for (int32_t domain = 0; domain < m->input.num_domains; domain++) {
         int64_t at = m->offset[domain], length, all;
         for (int32_t d = 0; d < m->b.devices; d++) {
-            CHECK_INT(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
-                                         MOE_SPLIT_ALL, &all),
-                      at);
-            CHECK_INT(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
-                                         MOE_SPLIT_TRAIN, &length),
-                      at);
+            CHECK_EQ(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
+                                        MOE_SPLIT_ALL, &all),
+                     at);
+            CHECK_EQ(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
+                                        MOE_SPLIT_TRAIN, &length),
+                     at);
             at += length;
             CHECK(fabs((double)length / (double)all - 0.8) < 0.01);
-            CHECK_INT(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
-                                         MOE_SPLIT_VALIDATION, &length),
-                      at);
+            CHECK_EQ(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
+                                        MOE_SPLIT_VALIDATION, &length),
+                     at);
             at += length;
         }
-        CHECK_INT(at, m->offset[domain + 1]);
+        CHECK_EQ(at, m->offset[domain + 1]);
     }
 }
 
@@ -178,7 +180,7 @@ static double naive_nats(const made *m, const real *h, uint8_t next) {
 
 static double loss_of(made *m, const real *h, int64_t tokens_global, real *dh) {
     int64_t words[MOE_EXACT_WORDS] = {0}, tokens = 0;
-    CHECK_INT(moe_task_loss(&m->task, &m->b, h, tokens_global, &m->all, words, &tokens, dh), -1);
+    CHECK_EQ(moe_task_loss(&m->task, &m->b, h, tokens_global, &m->all, words, &tokens, dh), -1);
     return moe_exact_value(words) / (double)tokens_global;
 }
 
@@ -196,11 +198,11 @@ static void test_text_values(void) {
         nats += naive_nats(&m, m.x + t * 12, m.task.next[t]);
     }
     int64_t words[MOE_EXACT_WORDS] = {0}, tokens = 3;
-    CHECK_INT(moe_task_loss(&m.task, &m.b, m.x, 200, &m.all, words, &tokens, NULL), -1);
-    CHECK_INT(tokens, 203);
+    CHECK_EQ(moe_task_loss(&m.task, &m.b, m.x, 200, &m.all, words, &tokens, NULL), -1);
+    CHECK_EQ(tokens, 203);
     CHECK_NEAR(moe_exact_value(words), nats, TIGHT);
     for (int64_t i = 0; i < m.all.p[m.task.head_index].size; i++) {
-        CHECK(m.all.p[m.task.head_index].partial[i] == 0); /* no gradient was asked for */
+        CHECK_EQ(m.all.p[m.task.head_index].partial[i], 0); /* no gradient was asked for */
     }
     free_made(&m);
 }
@@ -377,7 +379,7 @@ static void test_synthetic(void) {
     shape s = {MOE_SOURCE_SYNTHETIC, H, 1, 3, 0, T, 10};
     real shift[2 * H], validation[T * H];
     make(&m, s, 0, 1);
-    CHECK_INT(m.all.num, 0);
+    CHECK_EQ(m.all.num, 0);
     moe_task_input(&m.task, &m.b, 2, MOE_SPLIT_VALIDATION, validation);
     moe_task_input(&m.task, &m.b, 2, MOE_SPLIT_TRAIN, m.x);
     CHECK(memcmp(validation, m.x, sizeof validation) != 0);
@@ -434,7 +436,7 @@ static void run_both(made *m, int64_t *words) {
                       m->dh);
         moe_task_input_backward(&m->task, &m->b, m->dh, &m->all);
     }
-    CHECK_INT(tokens, 2 * m->b.num_tokens);
+    CHECK_EQ(tokens, 2 * m->b.num_tokens);
 }
 
 static void test_ranks(shape s) {
@@ -471,22 +473,22 @@ static void test_bad(int source, double bad) {
     make(&m, s, 0, 1);
     moe_task_input(&m.task, &m.b, 0, MOE_SPLIT_TRAIN, m.x);
     m.x[20 * H + 1] = m.x[41 * H] = (real)bad;
-    CHECK_INT(moe_task_loss(&m.task, &m.b, m.x, T, &m.all, words, &tokens, m.dh), 20);
-    CHECK_INT(tokens, T);
+    CHECK_EQ(moe_task_loss(&m.task, &m.b, m.x, T, &m.all, words, &tokens, m.dh), 20);
+    CHECK_EQ(tokens, T);
     uint8_t counted[T];
     memset(counted, 1, T);
     counted[20] = counted[41] = 0;
     m.b.counted = counted;
-    CHECK_INT(moe_task_loss(&m.task, &m.b, m.x, T, &m.all, rest, &tokens, NULL), -1);
-    CHECK_INT(tokens, 2 * T - 2);
-    CHECK(moe_exact_value(words) == moe_exact_value(rest));
+    CHECK_EQ(moe_task_loss(&m.task, &m.b, m.x, T, &m.all, rest, &tokens, NULL), -1);
+    CHECK_EQ(tokens, 2 * T - 2);
+    CHECK_EQ(moe_exact_value(words), moe_exact_value(rest));
     free_made(&m);
 }
 
 static void check_refused(made *m, const char *expected) {
     moe_status st = {0};
     int code = moe_task_check(&m->c, &m->input, &st);
-    CHECK_INT(code, expected ? MOE_USER : MOE_OK);
+    CHECK_EQ(code, expected ? MOE_USER : MOE_OK);
     if (expected) {
         CHECK_MSG(strstr(st.message, expected) != NULL, "\"%s\" is not in: %s", expected,
                   st.message);
@@ -526,25 +528,25 @@ int main(void) {
             (uint8_t)(97 +
                       20 * pow(moe_rng_uniform((moe_rng){8, MOE_RNG_TEST}, 1, (uint64_t)i, 0), 2));
     }
-    test_reading();
-    test_text_values();
-    test_start();
+    RUN(test_reading);
+    RUN(test_text_values);
+    RUN(test_start);
     if (sizeof(real) == 8) {
-        test_text_gradients(false);
-        test_text_gradients(true);
+        RUN(test_text_gradients, false);
+        RUN(test_text_gradients, true);
     }
-    test_text_dh();
-    test_accumulation();
-    test_synthetic();
+    RUN(test_text_dh);
+    RUN(test_accumulation);
+    RUN(test_synthetic);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        test_ranks(shapes[i]);
+        RUN(test_ranks, shapes[i]);
     }
-    test_bad(MOE_SOURCE_TEXT, NAN);
-    test_bad(MOE_SOURCE_TEXT, INFINITY);
-    test_bad(MOE_SOURCE_SYNTHETIC, NAN);
-    test_bad(MOE_SOURCE_SYNTHETIC, INFINITY);
-    test_bad(MOE_SOURCE_SYNTHETIC, 1e30);
-    test_check();
-    CHECK(moe_alloc_live_bytes() == 0);
+    RUN(test_bad, MOE_SOURCE_TEXT, NAN);
+    RUN(test_bad, MOE_SOURCE_TEXT, INFINITY);
+    RUN(test_bad, MOE_SOURCE_SYNTHETIC, NAN);
+    RUN(test_bad, MOE_SOURCE_SYNTHETIC, INFINITY);
+    RUN(test_bad, MOE_SOURCE_SYNTHETIC, 1e30);
+    RUN(test_check);
+    CHECK_EQ(moe_alloc_live_bytes(), 0);
     return check_verdict();
 }

@@ -52,7 +52,7 @@ static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes)
     }
     CHECK_MSG(wrong == 0, "%lld wrong bytes with max_count %lld", (long long)wrong,
               (long long)max_count);
-    CHECK(recv[0] == 0);
+    CHECK_EQ(recv[0], 0);
     moe_free(send);
     moe_free(recv);
 }
@@ -81,7 +81,8 @@ static void check_sums(moe_comm comm) {
         }
         moe_comm_sum_i64(&comm, values, 10);
         for (int i = 0; i < 10; i++) {
-            CHECK(values[i] == (int64_t)comm.size * (comm.size + 1) / 2 * (i + (INT64_C(1) << 40)));
+            CHECK_EQ(values[i],
+                     (int64_t)comm.size * (comm.size + 1) / 2 * (i + (INT64_C(1) << 40)));
         }
         char text[20] = "";
         if (comm.rank == comm.size - 1) {
@@ -140,14 +141,14 @@ static void check_clock(moe_comm comm) {
 int main(int argc, char **argv) {
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
-    check_alltoallv(comm, comm.max_count, 12);
-    check_alltoallv(comm, 1, 4);
-    check_alltoallv(comm, 7, 5);
-    check_alltoallv(comm, 40, 64);
-    check_agreement(&comm);
-    check_sums(comm);
-    check_npy(&comm);
-    check_clock(comm);
+    RUN(check_alltoallv, comm, comm.max_count, 12);
+    RUN(check_alltoallv, comm, 1, 4);
+    RUN(check_alltoallv, comm, 7, 5);
+    RUN(check_alltoallv, comm, 40, 64);
+    RUN(check_agreement, &comm);
+    RUN(check_sums, comm);
+    RUN(check_npy, &comm);
+    RUN(check_clock, comm);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

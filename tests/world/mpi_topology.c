@@ -76,7 +76,7 @@ static void check_real(const moe_comm *comm) {
     moe_comm_sum_i64(comm, &threads, 1);
     if (comm->num_hosts == 1) {
         CHECK(threads == (comm->size <= t.host_cores ? t.host_cores : comm->size));
-        CHECK(t.oversubscribed == (comm->size > t.host_cores));
+        CHECK_EQ(t.oversubscribed, (comm->size > t.host_cores));
     }
 
     cpu_set_t start, one;
@@ -102,11 +102,11 @@ static void check_real(const moe_comm *comm) {
 int main(int argc, char **argv) {
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
-    check_share();
-    check_synthetic(&comm, 0);
-    check_synthetic(&comm, 1);
-    check_synthetic(&comm, 3);
-    check_real(&comm);
+    RUN(check_share);
+    RUN(check_synthetic, &comm, 0);
+    RUN(check_synthetic, &comm, 1);
+    RUN(check_synthetic, &comm, 3);
+    RUN(check_real, &comm);
     int64_t free_bytes = moe_memory_available(), limit = moe_memory_limit();
     CHECK_MSG(free_bytes > 0 && limit > 0 && free_bytes <= limit, "%lld free of %lld",
               (long long)free_bytes, (long long)limit);
