@@ -15,8 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/gemm.h"
-#include "base/tensor.h"
 #include "model/layer.h"
 #include "predict/memory.h"
 #include "settings.h"

@@ -9,7 +9,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "random_router.h"
 #include "router/scores.h"
 #include "router/select.h"

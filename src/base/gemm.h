@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 /* Local. Tells the BLAS to use one thread per call. */
 void moe_gemm_init(void);

@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 enum { MAGIC_LENGTH = 6, HEADER_MAX = 65536 };
 

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 enum moe_rng_stream { /* never renumber: results are keyed by these */
                       MOE_RNG_GATE = 1,

@@ -3,8 +3,8 @@
 
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 enum { LEAST = 6 /* blocks of 64 bytes, a cache line */ };
 

@@ -8,9 +8,9 @@
  */
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
 #include "base/status.h"
-#include "base/tensor.h"
 #include "capacity/capacity.h"
 
 /* Bins: values from 2^-24 to 2^8 in steps of 2^-(52-shift) of their power of two; what lies outside

@@ -12,8 +12,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/tensor.h"
 #include "config/config.h"
 
 typedef struct moe_segment {

@@ -5,7 +5,7 @@
 
 #include <math.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "data/text.h"
 #include "data/token_array.h"
 #include "world/topology.h"

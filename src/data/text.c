@@ -10,7 +10,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 typedef struct moe_text_file {
     struct moe_text_file *next;

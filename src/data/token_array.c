@@ -6,7 +6,7 @@
 #include <stdarg.h>
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "data/data.h"
 #include "world/topology.h"
 

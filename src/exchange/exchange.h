@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "exchange/plan.h"
 #include "world/comm.h"
 

@@ -7,7 +7,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 /* Local. h[i] = silu(h1[i]) * h3[i]; h may be h1. */
 void moe_swiglu(const real *h1, const real *h3, real *h, int64_t n);

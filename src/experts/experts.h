@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "config/config.h"
 #include "exchange/exchange.h"
 #include "experts/ffn.h"

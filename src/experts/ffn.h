@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "config/config.h"
 
 typedef struct moe_ffn { /* `count` FFNs of equal shape */

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/exact.h"
-#include "base/tensor.h"
 #include "explain/derive_internal.h"
 
 const char *const moe_derived_parts[MOE_NUM_DERIVED_PARTS] = {"Losses", "Devices per token",

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "explain/show_internal.h"
 #include "output/chart.h"
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "explain/show_internal.h"
 
 static const char *const names[MOE_NUM_LOSSES] = {

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 void moe_explanation_init(moe_explanation *e, int64_t token, int32_t num_layers) {
     *e = (moe_explanation){.token = token, .num_layers = num_layers};

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 const moe_imbalance_formula moe_imbalance_formulas[] = {
     {"max_over_mean", "max / mean"},

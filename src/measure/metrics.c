@@ -8,8 +8,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 const char *const moe_level_names[MOE_NUM_LEVELS] = {"same_device", "same_node", "across_nodes"};
 const char *const moe_direction_names[MOE_NUM_DIRECTIONS] = {

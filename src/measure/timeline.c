@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/file.h"
-#include "base/tensor.h"
 
 const char *const moe_span_names[MOE_NUM_SPAN_KINDS] = {
     "gate",

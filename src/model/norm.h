@@ -7,7 +7,7 @@
 #ifndef MOESIM_MODEL_NORM_H
 #define MOESIM_MODEL_NORM_H
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 /* Local. u [tokens,width] from x [tokens,width] and w [width]; inverse_rms [tokens] = r for the
  * backward pass, or NULL. OpenMP over tokens. */

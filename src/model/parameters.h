@@ -10,8 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 #include "world/comm.h"
 
 typedef struct moe_parameter {

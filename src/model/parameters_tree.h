@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "world/comm.h"
 
 /* One vector: sum [count] from partials [num_local][count]. */

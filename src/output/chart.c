@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 enum { NAME_WIDTH = 14, NUM_SHADES = 5 };
 

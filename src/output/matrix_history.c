@@ -3,8 +3,8 @@
 
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 static int64_t cells(int32_t layers, int32_t devices) {
     return (int64_t)layers * devices * devices;

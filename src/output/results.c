@@ -11,8 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/file.h"
-#include "base/tensor.h"
 #include "output/json.h"
 
 /* Everything that moesim may leave in a folder: what --force removes. Tensors of several layers

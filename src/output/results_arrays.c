@@ -2,7 +2,7 @@
  * experts, weights, and tensors. */
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "output/results.h"
 
 enum { FILE_PATH_MAX = MOE_PATH_MAX + MOE_NAME_MAX + 8 };

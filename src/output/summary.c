@@ -8,8 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 #include "measure/imbalance.h"
 #include "output/matrix_history.h"
 #include "output/summary_internal.h"

@@ -1,5 +1,5 @@
 /* report_capacity.c: what the capacity dropped, and what that saved or wasted. */
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "config/table.h"
 #include "output/chart.h"
 #include "output/terminal_internal.h"

@@ -2,7 +2,7 @@
  * device, and the device matrix. */
 #include <stddef.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "measure/imbalance.h"
 #include "output/chart.h"
 #include "output/terminal_internal.h"

@@ -1,8 +1,8 @@
 /* placement.c: the block placement: device d has experts d*N/D .. (d+1)*N/D - 1. */
 #include "placement/placement.h"
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 void moe_placement_block(moe_placement *p, int32_t num_experts, int32_t devices) {
     MOE_ASSERT(num_experts > 0 && devices > 0 && num_experts % devices == 0);

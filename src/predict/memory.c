@@ -8,7 +8,7 @@
 #include "predict/memory.h"
 
 #include "balance/balance.h"
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "router/stats.h"
 
 static int64_t add(int64_t a, int64_t b) {

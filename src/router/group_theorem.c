@@ -7,8 +7,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/tensor.h"
 #include "router/router.h"
 
 typedef struct ranked {

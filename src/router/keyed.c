@@ -11,10 +11,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/rng.h"
 #include "base/scratch.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 enum { MAX_LAYERS = 4096 };
 

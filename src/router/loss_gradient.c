@@ -11,8 +11,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/tensor.h"
 #include "router/router.h"
 #include "router/scores.h"
 #include "router/select.h"

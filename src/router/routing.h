@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 typedef struct moe_routing {
     int64_t num_tokens;     /* T */

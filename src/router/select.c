@@ -10,9 +10,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
 #include "base/status.h"
-#include "base/tensor.h"
 #include "base/vector.h"
 #include "router/keyed.h"
 

@@ -9,9 +9,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
 #include "base/status.h"
-#include "base/tensor.h"
 #include "router/devices.h"
 #include "router/scores.h"
 

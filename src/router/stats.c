@@ -3,8 +3,8 @@
 
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 
 void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells) {
     int64_t words = MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * (int64_t)num_experts + devices, total;

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/status.h"
-#include "base/tensor.h"
 #include "config/config.h"
 #include "output/results.h"
 #include "run/dialects.h"

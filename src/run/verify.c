@@ -12,9 +12,9 @@
 #include <string.h>
 
 #include "balance/scopes.h"
+#include "base/alloc.h"
 #include "base/exact.h"
 #include "base/rng.h"
-#include "base/tensor.h"
 #include "config/config.h"
 #include "data/data.h"
 #include "measure/imbalance.h"

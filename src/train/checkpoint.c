@@ -20,7 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "train/checkpoint_internal.h"
 
 enum { KEPT = 2 };

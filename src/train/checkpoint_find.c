@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "config/table.h"
 #include "train/checkpoint_internal.h"
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "train/checkpoint_internal.h"
 
 enum { SLICE_BYTES = 1 << 20, VERSION = 1, HEADER_BYTES_MAX = 1 << 30 };

@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
 

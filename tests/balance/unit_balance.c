@@ -2,8 +2,8 @@
  * against the oracle and by finite differences. */
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/exact.h"
-#include "base/tensor.h"
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "balance/balance.h"
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"

@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/npy.h"
-#include "base/tensor.h"
 #include "check.h"
 
 static char path[64];

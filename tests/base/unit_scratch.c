@@ -2,8 +2,8 @@
  * before; without a scratch every block is its own. */
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/tensor.h"
 #include "check.h"
 
 static void check_reuse(void) {

@@ -6,8 +6,8 @@
 #include <jansson.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/npy.h"
-#include "base/tensor.h"
 #include "capacity/drop.h"
 #include "check.h"
 

@@ -5,8 +5,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/rng.h"
-#include "base/tensor.h"
 #include "check.h"
 #include "data/input.h"
 

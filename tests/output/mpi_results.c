@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "made_record.h"
 #include "measure/imbalance.h"

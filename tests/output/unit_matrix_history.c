@@ -1,6 +1,6 @@
 /* test_matrices.c: which steps' matrices are kept, against the definition, and that what is kept
  * are these steps' matrices, after any number of steps and when a run goes on from there. */
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "made_record.h"
 #include "output/matrix_history.h"

@@ -1,7 +1,7 @@
 /* test_memory.c: the estimate against one counted by hand, its growth, and its saturation. */
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "predict/memory.h"
 

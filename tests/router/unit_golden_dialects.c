@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "balance/balance.h"
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "golden_case.h"
 #include "router/router.h"

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "balance/balance.h"
+#include "base/alloc.h"
 #include "base/npy.h"
-#include "base/tensor.h"
 #include "check.h"
 #include "router/router.h"
 

@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "random_router.h"
 #include "router/noise.h"

@@ -3,8 +3,8 @@
 #include <omp.h>
 #include <string.h>
 
+#include "base/alloc.h"
 #include "base/exact.h"
-#include "base/tensor.h"
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"

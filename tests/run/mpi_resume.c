@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "base/tensor.h"
+#include "base/alloc.h"
 #include "check.h"
 #include "made_record.h"
 #include "output/results.h"

@@ -9,8 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/rng.h"
-#include "base/tensor.h"
 #include "check.h"
 #include "config/config.h"
 #include "train/checkpoint.h"

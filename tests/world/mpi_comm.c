@@ -4,8 +4,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/rng.h"
-#include "base/tensor.h"
 #include "check.h"
 #include "world/comm.h"
 

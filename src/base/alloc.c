@@ -1,7 +1,7 @@
-/* tensor.c: aligned memory that knows how much of it is in use.
+/* alloc.c: aligned memory that knows how much of it is in use.
  * Each block is preceded by one cache line that holds its size, so that moe_free can account for
  * it. */
-#include "base/tensor.h"
+#include "base/alloc.h"
 
 #include <stdatomic.h>
 #include <stdlib.h>

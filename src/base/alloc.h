@@ -1,11 +1,11 @@
-/* tensor.h: the working precision and aligned memory. Layer 0 (base).
+/* alloc.h: the working precision and aligned memory.
  *
  * `real` is float in moesim and double in moesim-f64 (compiled with MOE_REAL_DOUBLE from the same
  * sources). Tensors are plain row-major arrays; shapes stand in comments with these letters: T
  * tokens of this rank   H hidden_size   N routed experts   F expert width   K top_k   D devices   L
  * layers   R rows */
-#ifndef MOESIM_BASE_TENSOR_H
-#define MOESIM_BASE_TENSOR_H
+#ifndef MOESIM_BASE_ALLOC_H
+#define MOESIM_BASE_ALLOC_H
 
 #include <stddef.h>
 #include <stdint.h>
