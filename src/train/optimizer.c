@@ -15,7 +15,7 @@ static const double PI = 3.14159265358979323846;
 
 /* --- schedules --- */
 
-double moe_learning_rate(const moe_config *c, int64_t step) {
+double moe_optimizer_learning_rate(const moe_config *c, int64_t step) {
     int64_t warmup = c->train.warmup_steps, steps = c->run.steps;
     double most = c->train.learning_rate;
     if (step < warmup) {
@@ -28,14 +28,6 @@ double moe_learning_rate(const moe_config *c, int64_t step) {
         return 0;
     }
     return most * 0.5 * (1 + cos(PI * (double)(step - warmup) / (double)(steps - warmup)));
-}
-
-double moe_alpha_factor(const moe_config *c, int64_t step) {
-    int64_t begin = c->balance.begin_step, ramp = c->balance.ramp_steps;
-    if (step < begin) {
-        return 0;
-    }
-    return step - begin + 1 < ramp ? (double)(step - begin + 1) / (double)ramp : 1;
 }
 
 /* --- one step --- */

@@ -8,10 +8,7 @@
 
 /* Local, pure. Learning rate of step t (0-based): linear warm-up over warmup_steps to
  * learning_rate, then constant or cosine to 0 at `steps`. */
-double moe_learning_rate(const moe_config *c, int64_t step);
-/* Local, pure. Factor of the loss coefficients in step t: 0 before balance.begin_step, then a
- * linear ramp of balance.ramp_steps up to 1. */
-double moe_alpha_factor(const moe_config *c, int64_t step);
+double moe_optimizer_learning_rate(const moe_config *c, int64_t step);
 /* Local. Allocates the state that the optimiser needs. */
 void moe_optimizer_init(moe_parameters *all, const moe_config *c);
 /* Local. One update with learning rate lr; gradients are multiplied by clip_norm / norm first when

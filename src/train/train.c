@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "balance/bias.h"
 #include "base/exact.h"
 
 /* --- setting up --- */
@@ -93,31 +94,8 @@ static int run_micro_batch(
 
 /* --- between the steps --- */
 
-/* Auxiliary-loss-free balancing (2408.15664), method.md section 2: sign: b += gamma sign(mean(c) -
- * c); proportional: b += gamma (mean(c) - c); centred: minus the mean change. Counts are of the
- * global batch. */
-static void update_bias(const moe_config *c, const int64_t *counts, double *bias) {
-    int32_t n = c->model.num_experts;
-    double mean = 0, mean_change = 0;
-    for (int32_t e = 0; e < n; e++) {
-        mean += (double)counts[e] / n;
-    }
-    for (int pass = 0; pass < 2; pass++) {
-        for (int32_t e = 0; e < n; e++) {
-            double gap = mean - (double)counts[e], sign = (gap > 0) - (gap < 0);
-            double change =
-                c->router.bias_update_rate * (c->router.bias_update == MOE_BIAS_SIGN ? sign : gap);
-            if (pass == 0) {
-                mean_change += c->router.bias_centered ? change / n : 0;
-            } else {
-                bias[e] += change - mean_change;
-            }
-        }
-    }
-}
-
 static void set_alpha(moe_training *t, int64_t step) {
-    double factor = moe_alpha_factor(t->stack->context->config, step);
+    double factor = moe_balance_alpha_factor(&t->stack->context->config->balance, step);
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         t->stack->context->balance.alpha[i] = factor * t->alpha[i];
     }
@@ -176,7 +154,8 @@ static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_
     moe_optimizer_step(&t->parameters, c, step, metrics->learning_rate, metrics->gradient_norm);
     for (int32_t l = 0; l < s->num_layers; l++) {
         if (s->layer[l].bias) {
-            update_bias(c, metrics->layer[l].counts_per_expert, s->layer[l].bias);
+            moe_bias_update(&c->router, c->model.num_experts, metrics->layer[l].counts_per_expert,
+                            s->layer[l].bias);
         }
     }
     moe_timeline_add(s->context->timeline, MOE_SPAN_OPTIMIZER, -1, reduced, moe_comm_time(), NULL);
@@ -191,7 +170,7 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, 
         return st->code;
     }
     metrics->task_loss = loss;
-    metrics->learning_rate = moe_learning_rate(t->stack->context->config, step);
+    metrics->learning_rate = moe_optimizer_learning_rate(t->stack->context->config, step);
     if (!isfinite(loss)) {
         return moe_fail(st, MOE_RUN_FAILED,
                         "step %lld: the loss of the task (after the last layer) is NaN or Inf, "
