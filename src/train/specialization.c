@@ -159,8 +159,8 @@ static bool chooses_by_score(const moe_config *c) {
 static moe_specialization prepared(const moe_training *t, int64_t batches) {
     const moe_config *c = t->stack->context->config;
     moe_specialization s = {.num_layers = t->stack->num_layers,
-                            .num_domains =
-                                t->task.text ? t->task.corpus.num_domains : c->data.num_topics,
+                            .num_domains = moe_task_is_text(&t->task) ? t->task.corpus.num_domains
+                                                                      : c->data.num_topics,
                             .num_experts = c->model.num_experts,
                             .top_k = c->router.method == MOE_METHOD_TOP_P ? 1 : c->router.top_k,
                             .num_shared = c->model.num_shared_experts,
