@@ -1,6 +1,6 @@
-/* specialize.c: evaluates the network with some of its experts out of reach. The library's own
- * router chooses among the rest: a first pass through a layer gives its logits, a second one takes
- * them, masked, as recorded logits. */
+/* specialization.c: evaluates the network with some of its experts out of reach. The library's own
+ * router chooses among the rest: a first pass through a layer gives its logits, a second pass takes
+ * them, masked, as if they had been recorded. */
 #include "train/specialization.h"
 
 #include <math.h>
@@ -218,10 +218,10 @@ static int64_t num_seen(const int64_t *count, int32_t n) {
 }
 
 /* I = H(domain) + H(expert) - H(domain, expert). */
-moe_domain_score moe_domain_score_of(const int64_t *load,
-                                     int32_t domains,
-                                     int32_t experts,
-                                     int32_t top_k) {
+moe_domain_score moe_specialization_score(const int64_t *load,
+                                          int32_t domains,
+                                          int32_t experts,
+                                          int32_t top_k) {
     int64_t *of_domain = moe_alloc_zero((int64_t)domains + experts, sizeof *of_domain, "scores");
     int64_t *of_expert = of_domain + domains;
     int64_t total = 0;

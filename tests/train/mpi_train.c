@@ -346,14 +346,14 @@ static void check_score(void) {
     const int64_t none[2 * 4] = {6, 2, 4, 4, 3, 1, 2, 2};
     const int64_t one[4] = {1, 2, 3, 4};
     const int64_t empty[8] = {0};
-    moe_domain_score s = moe_domain_score_of(ideal, 2, 4, 2);
+    moe_domain_score s = moe_specialization_score(ideal, 2, 4, 2);
     CHECK_NEAR(s.score, 1, 1e-15);
     CHECK_NEAR(s.information, log(2), 1e-15);
     CHECK_NEAR(s.chance, 1.0 * 3 / (2 * 20) / log(2), 1e-15);
-    CHECK(fabs(moe_domain_score_of(none, 2, 4, 2).score) < 1e-15);
-    CHECK(isnan(moe_domain_score_of(one, 1, 4, 2).score) &&
-          isnan(moe_domain_score_of(ideal, 2, 4, 4).score));
-    CHECK(moe_domain_score_of(empty, 2, 4, 2).score == 0);
+    CHECK(fabs(moe_specialization_score(none, 2, 4, 2).score) < 1e-15);
+    CHECK(isnan(moe_specialization_score(one, 1, 4, 2).score) &&
+          isnan(moe_specialization_score(ideal, 2, 4, 4).score));
+    CHECK(moe_specialization_score(empty, 2, 4, 2).score == 0);
 }
 
 int main(int argc, char **argv) {
