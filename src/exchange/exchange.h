@@ -60,7 +60,6 @@ typedef struct moe_exchange {
     real *scratch;                 /* per thread [2, H]: sums of combine */
     int64_t outgoing_room, words_out_room, words_in_room, sizes_room, layout_room, scratch_room;
     int64_t most_rows; /* T_global * K: no rank holds more rows, known to all */
-    const char *wrong; /* first inconsistency found in what arrived, or NULL */
 } moe_exchange;
 
 /* Local. Bytes of metadata that a row and a pair cost on the wire in this mode: token: id and count

@@ -20,6 +20,7 @@
 #ifndef MOESIM_TRAIN_CHECKPOINT_H
 #define MOESIM_TRAIN_CHECKPOINT_H
 
+#include "base/checksum.h"
 #include "base/status.h"
 #include "config/config.h"
 #include "model/parameters.h"
@@ -41,9 +42,6 @@ typedef struct moe_checkpoint {
     char name[MOE_NAME_MAX]; /* the configuration's name */
     char *config_text;       /* the resolved configuration as moe_config_print wrote it. Owned */
 } moe_checkpoint;
-
-/* Local. XXH64 (seed 0) of bytes. */
-uint64_t moe_checksum(const void *bytes, int64_t length);
 
 /* Collective. Writes folder/checkpoints/step-NNNNNNNN.moe after `step` steps are done: values, m, v
  * of every parameter and the blobs. Removes what a killed write left behind, all but the last two,

@@ -10,6 +10,8 @@
 #include "base/alloc.h"
 #include "train/checkpoint_internal.h"
 
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian");
+
 enum { SLICE_BYTES = 1 << 20, VERSION = 1, HEADER_BYTES_MAX = 1 << 30 };
 enum { AT_CHECKSUM = 8, AT_VERSION = 16, AT_FILE_BYTES = 24, AT_TEXT_BYTES = 32 };
 
