@@ -161,17 +161,7 @@ static void make_x(run *r, int64_t step) {
                (size_t)(r->batch.num_tokens * h) * sizeof(real));
         return;
     }
-    switch (r->c->data.source) {
-    case MOE_SOURCE_SYNTHETIC:
-        moe_data_synthetic(r->c, &r->batch, step, r->x, NULL);
-        break;
-    case MOE_SOURCE_TEXT:
-        moe_data_text(r->c, r->input.text, r->input.text_length, step, &r->batch, r->x);
-        break;
-    default:
-        moe_data_keyed(r->c, &r->batch, r->x);
-        break;
-    }
+    moe_input_vectors(&r->input, r->c, step, &r->batch, r->x);
 }
 
 /* The layer's output goes into the next layer's input. */

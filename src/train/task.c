@@ -5,6 +5,7 @@
 
 #include "base/exact.h"
 #include "base/rng.h"
+#include "data/synthetic.h"
 #include "train/task_text.h"
 
 /* --- is there enough text? --- */
@@ -15,8 +16,9 @@ static int64_t sequence_length(const moe_config *c) {
     return length > 0 && length < total ? length : total;
 }
 
-static moe_corpus corpus_of(const moe_input *input) {
-    return (moe_corpus){input->text, input->text_length, input->num_domains, input->domain_offset};
+static moe_corpus corpus_of(const moe_config *c, const moe_input *input) {
+    return (moe_corpus){input->text, input->text_length, input->num_domains, input->domain_offset,
+                        c->train.validation_share};
 }
 
 static int check_part(const moe_config *c,
@@ -26,7 +28,7 @@ static int check_part(const moe_config *c,
                       enum moe_split split,
                       moe_status *st) {
     int64_t needed = sequence_length(c) + 1, length;
-    moe_data_text_part(c, text, c->cluster.devices, device, domain, split, &length);
+    moe_window_part(text, c->cluster.devices, device, domain, split, &length);
     if (length >= needed) {
         return MOE_OK;
     }
@@ -43,7 +45,7 @@ static int check_part(const moe_config *c,
 }
 
 int moe_task_check(const moe_config *c, const moe_input *input, moe_status *st) {
-    moe_corpus text = corpus_of(input);
+    moe_corpus text = corpus_of(c, input);
     if (c->data.source != MOE_SOURCE_TEXT) {
         return MOE_OK;
     }
@@ -80,9 +82,9 @@ static const int64_t VALIDATION_DRAW = INT64_C(1) << 39; /* no training draw com
 static void synthetic_input(
     moe_task *task, const moe_batch *b, int64_t draw, enum moe_split split, real *x0) {
     int64_t h = task->hidden;
-    moe_data_synthetic(task->config, b,
-                       split == MOE_SPLIT_VALIDATION ? VALIDATION_DRAW + draw : draw, x0,
-                       task->domain);
+    moe_synthetic_vectors(
+        &task->config->data, task->config->run.seed, task->config->model.hidden_size, b,
+        split == MOE_SPLIT_VALIDATION ? VALIDATION_DRAW + draw : draw, x0, task->domain);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < b->num_tokens; t++) {
         const real *s = task->teacher + 2 * task->domain[t] * h;
@@ -148,7 +150,7 @@ void moe_task_init(moe_task *task,
                    const moe_batch *b,
                    moe_parameters *all) {
     *task = (moe_task){.config = c,
-                       .corpus = corpus_of(input),
+                       .corpus = corpus_of(c, input),
                        .text = c->data.source == MOE_SOURCE_TEXT,
                        .hidden = c->model.hidden_size,
                        .num_tokens = b->num_tokens,

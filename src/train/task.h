@@ -14,8 +14,9 @@
 #include <stdint.h>
 
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "data/input.h"
+#include "data/window.h"
 #include "model/parameters.h"
 
 enum { MOE_VOCABULARY = 256 };

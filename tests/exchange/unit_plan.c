@@ -1,4 +1,4 @@
-/* test_plan.c: the plan against the routing it is made from, over random routings, both modes, and
+/* unit_plan.c: the plan against the routing it is made from, over random routings, both modes, and
  * every way to spread devices over ranks.
  *
  * ctest: f64 */

@@ -8,6 +8,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "data/synthetic.h"
 #include "settings.h"
 #include "tally/tally.h"
 #include "train/train.h"
@@ -117,7 +118,8 @@ static void run_step(fixture *f, int64_t step) {
         }
         return;
     }
-    moe_data_synthetic(&f->c, &f->batch, step, f->x, NULL);
+    moe_synthetic_vectors(&f->c.data, f->c.run.seed, f->c.model.hidden_size, &f->batch, step, f->x,
+                          NULL);
     for (int32_t l = 0; l < f->c.model.num_layers; l++) {
         moe_layer_forward(&f->layers[l], &f->context, f->x, f->y, &f->a, &f->metrics.layer[l]);
         moe_tally_layer(&f->layers[l], &f->context, &f->a, f->y, &f->metrics);

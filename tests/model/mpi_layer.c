@@ -9,6 +9,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "data/synthetic.h"
 #include "model/layer.h"
 #include "reference.h"
 #include "settings.h"
@@ -51,7 +52,8 @@ static void set_up(layer_run *r, const moe_comm *comm, const char *settings, int
     r->y = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->y, "test");
     r->dlogits =
         moe_alloc(r->batch.num_tokens * r->c.model.num_experts, sizeof *r->dlogits, "test");
-    moe_data_synthetic(&r->c, &r->batch, 0, r->x, NULL);
+    moe_synthetic_vectors(&r->c.data, r->c.run.seed, r->c.model.hidden_size, &r->batch, 0, r->x,
+                          NULL);
 }
 
 static void forward(layer_run *r, int threads) {
