@@ -8,6 +8,7 @@
 
 #include "base/exact.h"
 #include "base/status.h"
+#include "exchange/row_format.h"
 #include "router/scores.h"
 #include "router/select.h"
 #include "tally/internal.h"
@@ -298,7 +299,7 @@ static void add_volume(moe_volume *v,
 }
 
 static void fill_volume(const tally *t, const moe_config *c, moe_layer_metrics *out) {
-    int64_t d = c->cluster.devices, row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t d = c->cluster.devices, row_bytes = moe_row_format_vector_bytes(c->model.hidden_size);
     int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
