@@ -17,6 +17,7 @@
 
 #include "base/alloc.h"
 #include "base/gemm.h"
+#include "data/synthetic.h"
 #include "model/layer.h"
 #include "predict/memory.h"
 #include "settings.h"
@@ -144,7 +145,7 @@ static inline void bench_layer_init(bench_layer *b, const moe_comm *comm, const 
     moe_step_metrics_init(&b->metrics, 1, c->model.num_experts, c->cluster.devices);
     b->x = moe_alloc(b->batch.num_tokens * c->model.hidden_size, sizeof(real), "bench");
     b->y = moe_alloc(b->batch.num_tokens * c->model.hidden_size, sizeof(real), "bench");
-    moe_data_synthetic(c, &b->batch, 0, b->x, NULL);
+    moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, &b->batch, 0, b->x, NULL);
 }
 
 static inline void bench_layer_forward(bench_layer *b) {

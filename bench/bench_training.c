@@ -6,6 +6,7 @@
  * bench: np=1,2 */
 #include "bench.h"
 #include "collectives.h"
+#include "data/synthetic.h"
 #include "tally/tally.h"
 #include "train/train.h"
 
@@ -21,7 +22,8 @@ static void forward_step(void *argument) {
     bench_layer *b = &n->base;
     b->context.keep = b->context.trains = false;
     moe_step_metrics_clear(&b->metrics);
-    moe_data_synthetic(&b->config, &b->batch, n->step++, b->x, NULL);
+    moe_synthetic_vectors(&b->config.data, b->config.run.seed, b->config.model.hidden_size,
+                          &b->batch, n->step++, b->x, NULL);
     bench_layer_forward(b);
     moe_tally_layer(&b->layer, &b->context, &b->activations, b->y, &b->metrics);
 }

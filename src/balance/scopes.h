@@ -13,7 +13,7 @@
 #include <stdint.h>
 
 #include "balance/balance.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "router/stats.h"
 #include "world/comm.h"
 

@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "placement/placement.h"
 #include "router/routing.h"
 

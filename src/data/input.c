@@ -1,21 +1,25 @@
-/* input.c: what the configuration names is read, dealt out, checked and turned into the types that
- * the simulation works with. Every rank checks its own share, tokens in order; then all agree on
- * the failure with the lowest token. */
+/* input.c: reads what the configuration names, deals it out to the ranks, checks it and turns it
+ * into the types that the simulation works with. Every rank checks its own tokens in their order
+ * and ranks have tokens in their order too, so that the failure of the lowest rank, on which all
+ * agree, is the one of the lowest token. */
 #include "data/input.h"
 
 #include <math.h>
 
 #include "base/alloc.h"
+#include "data/keyed.h"
+#include "data/synthetic.h"
 #include "data/text.h"
 #include "data/token_array.h"
+#include "data/window.h"
 #include "world/topology.h"
 
-static moe_token_array moe_input_rows(const moe_config *c,
-                                      const char *key,
-                                      const char *path,
-                                      enum moe_kind kind,
-                                      int64_t columns,
-                                      int64_t tokens) {
+static moe_token_array token_rows(const moe_config *c,
+                                  const char *key,
+                                  const char *path,
+                                  enum moe_kind kind,
+                                  int64_t columns,
+                                  int64_t tokens) {
     return (moe_token_array){.key = key,
                              .path = path,
                              .kind = kind,
@@ -24,20 +28,20 @@ static moe_token_array moe_input_rows(const moe_config *c,
                              .layers = c->model.num_layers};
 }
 
-/* Index of the first number of row (layer, local token). */
-static int64_t moe_input_row(const moe_token_array *r, int32_t layer, int64_t t) {
+/* Index of the first number of the row of a layer and a local token. */
+static int64_t index_of_row(const moe_token_array *r, int32_t layer, int64_t t) {
     return (layer * r->count + t) * r->columns;
 }
 
-/* "token 3, expert 5" or with the layer where there are several. */
-static int moe_input_bad_number(const moe_token_array *r,
-                                int32_t layer,
-                                int64_t t,
-                                int64_t column,
-                                const char *what,
-                                double value,
-                                const char *allowed,
-                                moe_status *st) {
+/* Says "token 3, expert 5: ...", with the layer where there are several. */
+static int bad_number(const moe_token_array *r,
+                      int32_t layer,
+                      int64_t t,
+                      int64_t column,
+                      const char *what,
+                      double value,
+                      const char *allowed,
+                      moe_status *st) {
     char in_layer[32] = "";
     if (r->layers > 1) {
         snprintf(in_layer, sizeof in_layer, " in layer %d", layer);
@@ -49,10 +53,7 @@ static int moe_input_bad_number(const moe_token_array *r,
 
 /* --- text --- */
 
-static int moe_input_read_text(const moe_comm *comm,
-                               const moe_config *c,
-                               moe_input *in,
-                               moe_status *st) {
+static int read_text(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
     if (comm->rank == 0) {
         moe_status inner = {0};
         int64_t available = moe_memory_available();
@@ -81,14 +82,14 @@ static int moe_input_read_text(const moe_comm *comm,
 
 /* --- recorded logits --- */
 
-static int moe_input_check_logits(const moe_token_array *r, moe_status *st) {
+static int check_logits(const moe_token_array *r, moe_status *st) {
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
             for (int64_t e = 0; e < r->columns; e++) {
-                double z = moe_npy_f64(&r->header, r->data, moe_input_row(r, layer, t) + e);
+                double z = moe_npy_f64(&r->header, r->data, index_of_row(r, layer, t) + e);
                 if (!(z < INFINITY)) {
-                    return moe_input_bad_number(r, layer, t, e, "expert", z,
-                                                "finite logits and -inf (a disabled expert)", st);
+                    return bad_number(r, layer, t, e, "expert", z,
+                                      "finite logits and -inf (a disabled expert)", st);
                 }
             }
         }
@@ -96,56 +97,52 @@ static int moe_input_check_logits(const moe_token_array *r, moe_status *st) {
     return MOE_OK;
 }
 
-static int moe_input_read_logits(const moe_comm *comm,
-                                 const moe_config *c,
-                                 moe_input *in,
-                                 moe_status *st) {
+static int read_logits(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
     moe_token_array r =
-        moe_input_rows(c, "data.path", c->data.path, MOE_KIND_FLOAT, c->model.num_experts, 0);
+        token_rows(c, "data.path", c->data.path, MOE_KIND_FLOAT, c->model.num_experts, 0);
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;
     }
     in->num_tokens_global = r.tokens;
     in->logits_dtype = r.header.dtype;
     in->logits = r.data;
-    moe_input_check_logits(&r, st);
+    check_logits(&r, st);
     return moe_comm_agree(comm, st);
 }
 
 /* --- recorded routing, its weights and scores --- */
 
-/* The ids of one token: in range, none twice (-1 = none may stand anywhere). */
-static int moe_input_check_choices(
+/* No expert may stand twice in the choices of one token; -1, which is none, may stand anywhere. */
+static int check_choices(
     const moe_token_array *r, int32_t layer, int64_t t, const int32_t *idx, moe_status *st) {
     for (int64_t k = 0; k < r->columns; k++) {
         for (int64_t j = 0; j < k; j++) {
             if (idx[k] >= 0 && idx[j] == idx[k]) {
-                return moe_input_bad_number(r, layer, t, k, "choice", idx[k],
-                                            "different experts in one token", st);
+                return bad_number(r, layer, t, k, "choice", idx[k],
+                                  "different experts in one token", st);
             }
         }
     }
     return MOE_OK;
 }
 
-static int moe_input_convert_routing(const moe_token_array *r,
-                                     int32_t num_experts,
-                                     int32_t *routing,
-                                     moe_status *st) {
+static int convert_routing(const moe_token_array *r,
+                           int32_t num_experts,
+                           int32_t *routing,
+                           moe_status *st) {
     char allowed[64];
     snprintf(allowed, sizeof allowed, "-1 (none) and experts 0 to %d", num_experts - 1);
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
-            int64_t row = moe_input_row(r, layer, t);
+            int64_t row = index_of_row(r, layer, t);
             for (int64_t k = 0; k < r->columns; k++) {
                 int64_t expert = moe_npy_i64(&r->header, r->data, row + k);
                 if (expert < -1 || expert >= num_experts) {
-                    return moe_input_bad_number(r, layer, t, k, "choice", (double)expert, allowed,
-                                                st);
+                    return bad_number(r, layer, t, k, "choice", (double)expert, allowed, st);
                 }
                 routing[row + k] = (int32_t)expert;
             }
-            if (moe_input_check_choices(r, layer, t, routing + row, st)) {
+            if (check_choices(r, layer, t, routing + row, st)) {
                 return st->code;
             }
         }
@@ -153,11 +150,8 @@ static int moe_input_convert_routing(const moe_token_array *r,
     return MOE_OK;
 }
 
-static int moe_input_read_choices(const moe_comm *comm,
-                                  moe_config *c,
-                                  moe_input *in,
-                                  moe_status *st) {
-    moe_token_array r = moe_input_rows(c, "data.path", c->data.path, MOE_KIND_INTEGER, 0, 0);
+static int read_choices(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
+    moe_token_array r = token_rows(c, "data.path", c->data.path, MOE_KIND_INTEGER, 0, 0);
     r.most_columns = c->model.num_experts;
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;
@@ -166,7 +160,7 @@ static int moe_input_read_choices(const moe_comm *comm,
     in->routing_k = (int32_t)r.columns;
     in->routing =
         moe_alloc(r.layers * r.count * r.columns, sizeof *in->routing, "recorded routing");
-    moe_input_convert_routing(&r, c->model.num_experts, in->routing, st);
+    convert_routing(&r, c->model.num_experts, in->routing, st);
     moe_free(r.data);
     if (moe_comm_agree(comm, st)) {
         return st->code;
@@ -174,20 +168,19 @@ static int moe_input_read_choices(const moe_comm *comm,
     return moe_config_recorded_top_k(c, in->routing_k, st);
 }
 
-/* Where there is no expert (-1), whatever stands beside it becomes 0. */
-static int moe_input_convert_weights(const moe_token_array *r,
-                                     const int32_t *routing,
-                                     real *weights,
-                                     moe_status *st) {
+/* Where there is no expert (-1) the weight becomes 0, whatever the file says. */
+static int convert_weights(const moe_token_array *r,
+                           const int32_t *routing,
+                           real *weights,
+                           moe_status *st) {
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
             for (int64_t k = 0; k < r->columns; k++) {
-                int64_t i = moe_input_row(r, layer, t) + k;
+                int64_t i = index_of_row(r, layer, t) + k;
                 double weight = routing[i] < 0 ? 0 : moe_npy_f64(&r->header, r->data, i);
                 weights[i] = (real)weight;
                 if (!isfinite(weights[i])) {
-                    return moe_input_bad_number(r, layer, t, k, "choice", weight, "finite weights",
-                                                st);
+                    return bad_number(r, layer, t, k, "choice", weight, "finite weights", st);
                 }
             }
         }
@@ -195,37 +188,31 @@ static int moe_input_convert_weights(const moe_token_array *r,
     return MOE_OK;
 }
 
-static int moe_input_read_weights(const moe_comm *comm,
-                                  const moe_config *c,
-                                  moe_input *in,
-                                  moe_status *st) {
-    moe_token_array r = moe_input_rows(c, "data.weights", c->data.weights, MOE_KIND_FLOAT,
-                                       in->routing_k, in->num_tokens_global);
+static int read_weights(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
+    moe_token_array r = token_rows(c, "data.weights", c->data.weights, MOE_KIND_FLOAT,
+                                   in->routing_k, in->num_tokens_global);
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;
     }
     in->weights =
         moe_alloc(r.layers * r.count * r.columns, sizeof *in->weights, "recorded weights");
-    moe_input_convert_weights(&r, in->routing, in->weights, st);
+    convert_weights(&r, in->routing, in->weights, st);
     moe_free(r.data);
     return moe_comm_agree(comm, st);
 }
 
-/* Scores that are shares (softmax) may pass 1 by the rounding of whoever recorded them. */
-static int moe_input_convert_scores(const moe_token_array *r,
-                                    bool shares,
-                                    double *scores,
-                                    moe_status *st) {
+/* Scores that are shares (softmax) may pass 1 by as much as whoever recorded them rounded. */
+static int convert_scores(const moe_token_array *r, bool shares, double *scores, moe_status *st) {
     const double most = 1 + 1e-5;
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
             for (int64_t e = 0; e < r->columns; e++) {
-                int64_t i = moe_input_row(r, layer, t) + e;
+                int64_t i = index_of_row(r, layer, t) + e;
                 double s = moe_npy_f64(&r->header, r->data, i);
                 if (!(s >= 0 && s < INFINITY) || (shares && s > most)) {
-                    return moe_input_bad_number(
-                        r, layer, t, e, "expert", s,
-                        shares ? "scores from 0 to 1" : "finite scores of 0 and more", st);
+                    return bad_number(r, layer, t, e, "expert", s,
+                                      shares ? "scores from 0 to 1" : "finite scores of 0 and more",
+                                      st);
                 }
                 scores[i] = shares && s > 1 ? 1 : s;
             }
@@ -234,34 +221,28 @@ static int moe_input_convert_scores(const moe_token_array *r,
     return MOE_OK;
 }
 
-static int moe_input_read_scores(const moe_comm *comm,
-                                 const moe_config *c,
-                                 moe_input *in,
-                                 moe_status *st) {
-    moe_token_array r = moe_input_rows(c, "data.scores", c->data.scores, MOE_KIND_FLOAT,
-                                       c->model.num_experts, in->num_tokens_global);
+static int read_scores(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
+    moe_token_array r = token_rows(c, "data.scores", c->data.scores, MOE_KIND_FLOAT,
+                                   c->model.num_experts, in->num_tokens_global);
     bool shares =
         c->router.score_func == MOE_SCORE_SOFTMAX || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;
     }
     in->scores = moe_alloc(r.layers * r.count * r.columns, sizeof *in->scores, "recorded scores");
-    moe_input_convert_scores(&r, shares, in->scores, st);
+    convert_scores(&r, shares, in->scores, st);
     moe_free(r.data);
     return moe_comm_agree(comm, st);
 }
 
-static int moe_input_read_routing(const moe_comm *comm,
-                                  moe_config *c,
-                                  moe_input *in,
-                                  moe_status *st) {
-    if (moe_input_read_choices(comm, c, in, st)) {
+static int read_routing(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
+    if (read_choices(comm, c, in, st)) {
         return st->code;
     }
-    if (c->data.weights[0] && moe_input_read_weights(comm, c, in, st)) {
+    if (c->data.weights[0] && read_weights(comm, c, in, st)) {
         return st->code;
     }
-    if (c->data.scores[0] && moe_input_read_scores(comm, c, in, st)) {
+    if (c->data.scores[0] && read_scores(comm, c, in, st)) {
         return st->code;
     }
     return MOE_OK;
@@ -269,10 +250,7 @@ static int moe_input_read_routing(const moe_comm *comm,
 
 /* --- mask and bias --- */
 
-static int moe_input_read_mask(const moe_comm *comm,
-                               const moe_config *c,
-                               moe_input *in,
-                               moe_status *st) {
+static int read_mask(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
     int64_t tokens = in->num_tokens_global ? in->num_tokens_global
                                            : c->cluster.devices * c->data.tokens_per_device;
     moe_token_array r = {.key = "data.mask",
@@ -298,8 +276,8 @@ static int moe_input_read_mask(const moe_comm *comm,
     return MOE_OK;
 }
 
-/* Rank 0 only. */
-static void moe_input_load_bias(const moe_config *c, double *bias, moe_status *st) {
+/* Called on rank 0 only. */
+static void load_bias(const moe_config *c, double *bias, moe_status *st) {
     moe_npy_header h;
     void *data;
     moe_status inner = {0};
@@ -328,13 +306,10 @@ static void moe_input_load_bias(const moe_config *c, double *bias, moe_status *s
     moe_free(data);
 }
 
-static int moe_input_read_bias(const moe_comm *comm,
-                               const moe_config *c,
-                               moe_input *in,
-                               moe_status *st) {
+static int read_bias(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
     in->bias = moe_alloc(c->model.num_experts, sizeof *in->bias, "bias");
     if (comm->rank == 0) {
-        moe_input_load_bias(c, in->bias, st);
+        load_bias(c, in->bias, st);
     }
     if (moe_comm_agree(comm, st)) {
         return st->code;
@@ -343,31 +318,59 @@ static int moe_input_read_bias(const moe_comm *comm,
     return MOE_OK;
 }
 
-static int moe_input_read_source(const moe_comm *comm,
-                                 moe_config *c,
-                                 moe_input *in,
-                                 moe_status *st) {
-    switch (c->data.source) {
-    case MOE_SOURCE_TEXT:
-        return moe_input_read_text(comm, c, in, st);
-    case MOE_SOURCE_LOGITS:
-        return moe_input_read_logits(comm, c, in, st);
-    case MOE_SOURCE_ROUTING:
-        return moe_input_read_routing(comm, c, in, st);
-    default:
-        return MOE_OK;
-    }
+/* --- hidden vectors --- */
+
+static void synthetic_vectors(
+    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+    (void)in;
+    moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, b, step, x, NULL);
+}
+
+static void text_vectors(
+    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+    moe_window_vectors(in->text, in->text_length, c->run.seed, c->train.context,
+                       c->model.hidden_size, step, b, x);
+}
+
+static void keyed_vectors(
+    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+    (void)in, (void)step;
+    moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
+}
+
+/* --- all sources --- */
+
+typedef struct source {
+    /* Collective. Reads the file of data.path; NULL: there is none. */
+    int (*read)(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st);
+    /* Local. Makes the hidden vectors of a step. */
+    void (*vectors)(const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x);
+} source;
+
+static const source sources[] = {
+    [MOE_SOURCE_SYNTHETIC] = {NULL, synthetic_vectors},
+    [MOE_SOURCE_TEXT] = {read_text, text_vectors},
+    [MOE_SOURCE_LOGITS] = {read_logits, keyed_vectors},
+    [MOE_SOURCE_ROUTING] = {read_routing, keyed_vectors},
+};
+
+void moe_input_vectors(
+    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+    sources[c->data.source].vectors(in, c, step, b, x);
 }
 
 int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
     *in = (moe_input){0};
     MOE_ASSERT(c->cluster.devices > 0 && c->cluster.devices % comm->size == 0);
-    moe_input_read_source(comm, c, in, st);
+    const source *from = &sources[c->data.source];
+    if (from->read) {
+        from->read(comm, c, in, st);
+    }
     if (st->code == MOE_OK && c->data.mask[0]) {
-        moe_input_read_mask(comm, c, in, st);
+        read_mask(comm, c, in, st);
     }
     if (st->code == MOE_OK && c->router.bias_file[0]) {
-        moe_input_read_bias(comm, c, in, st);
+        read_bias(comm, c, in, st);
     }
     if (st->code != MOE_OK) {
         moe_input_free(in);

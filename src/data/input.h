@@ -1,36 +1,43 @@
-/* input.h: brings files to the ranks that need them: rank 0 reads, everybody gets its share. Layer
- * 3 (act). */
+/* input.h: brings the files that the configuration names to the ranks that need them (rank 0 reads,
+ * every rank gets its share), and makes the hidden vectors of a step. */
 #ifndef MOESIM_DATA_INPUT_H
 #define MOESIM_DATA_INPUT_H
 
+#include "base/npy.h"
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "world/comm.h"
 
+/* T counts the tokens of this rank. What a source does not have is NULL or 0. */
 typedef struct moe_input {
-    int64_t num_tokens_global; /* T of logits and routing; 0 for synthetic and text */
-    uint8_t *text;
-    int64_t text_length; /* source text: all bytes, on every rank; files of a folder in sorted path
-                            order */
+    int64_t num_tokens_global; /* tokens of recorded logits or routing; else 0 */
+    uint8_t *text;             /* [text_length] the whole text, on every rank; the files of a folder
+                                  stand in the order of their paths */
+    int64_t text_length;
     int32_t num_domains;
-    int64_t *domain_offset; /* source text: domain i (a file or folder) has the bytes offset[i] ..
-                               offset[i+1] - 1 */
-    enum moe_dtype logits_dtype;
-    void *logits; /* source logits: [layers][T,N] of this rank, float or double (dtype kept) */
-    int32_t *routing;
-    int32_t routing_k; /* source routing: [layers][T,K] of this rank */
-    real *weights;     /* [layers][T,K] or NULL */
-    double *scores;    /* [layers][T,N] or NULL */
-    uint8_t *mask;     /* [T] 1 = counted, or NULL */
-    double *bias;      /* [N] on every rank, or NULL */
+    int64_t *domain_offset;      /* [num_domains + 1] domain i (a file or folder) has the bytes
+                                    domain_offset[i] .. domain_offset[i+1] - 1 of the text */
+    void *logits;                /* [layers][T,N] float or double, as in the file */
+    enum moe_dtype logits_dtype; /* MOE_F32 or MOE_F64 */
+    int32_t *routing;            /* [layers][T,K] */
+    int32_t routing_k;           /* K */
+    real *weights;               /* [layers][T,K] */
+    double *scores;              /* [layers][T,N] */
+    uint8_t *mask;               /* [T] 1 = the token counts; NULL = all count */
+    double *bias;                /* [N] on every rank */
 } moe_input;
 
-/* Collective. c is resolved. Reads and checks everything that it names (shape, dtype, NaN, ids in
- * range, no duplicates within a token, memory); the sentence names the key and the file. Settles
- * c->router.top_k with a recorded routing's K (moe_config_recorded_top_k). A recording of several
- * layers is [layers,T,..] or [layers x T,..]. On failure, agreed by all ranks, nothing is left
- * allocated. */
+/* Collective. Reads and checks every file that the resolved configuration *c names: shape, dtype,
+ * NaN, ids in range, no expert twice in a token, memory. A recording of several layers has the
+ * shape [layers,T,..] or [layers x T,..]. Settles c->router.top_k with a recorded routing's K
+ * (moe_config_recorded_top_k). A failure is agreed by all ranks, its sentence names the key and the
+ * file, and nothing is left allocated. The caller owns *in: moe_input_free. */
 int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st);
 void moe_input_free(moe_input *in);
+
+/* Local. x [T,H] of a step from the source that the configuration names: random topics, windows of
+ * the text (which also fills b->byte), or, where the files have no hidden states, keyed vectors. */
+void moe_input_vectors(
+    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x);
 
 #endif

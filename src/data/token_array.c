@@ -1,5 +1,5 @@
-/* recording.c: rank 0 reads a .npy file block by block; each rank gets its own rows of each block
- * through one Alltoallv. Nobody ever holds more than its share and one block. */
+/* token_array.c: rank 0 reads a .npy file block by block, and each rank gets its own rows of each
+ * block through one Alltoallv. No rank ever holds more than its share and one block. */
 #include "data/token_array.h"
 
 #include <errno.h>
@@ -7,35 +7,35 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "world/topology.h"
 
 enum { BLOCK_BYTES = 8 << 20 };
 
-int moe_token_array_fail(const moe_token_array *r, moe_status *st, const char *format, ...) {
+int moe_token_array_fail(const moe_token_array *a, moe_status *st, const char *format, ...) {
     char text[512];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    return moe_fail(st, MOE_USER, "%s = %s: %s", r->key, r->path, text);
+    return moe_fail(st, MOE_USER, "%s = %s: %s", a->key, a->path, text);
 }
 
-static int moe_recording_open(const moe_comm *comm, moe_token_array *r, moe_status *st) {
+static int open_file(const moe_comm *comm, moe_token_array *a, moe_status *st) {
     moe_status inner = {0};
-    r->file = NULL;
-    if (comm->rank == 0 && !(r->file = moe_npy_open(r->path, &r->header, &inner))) {
-        moe_fail(st, inner.code, "%s = %s", r->key, inner.message);
+    a->file = NULL;
+    if (comm->rank == 0 && !(a->file = moe_npy_open(a->path, &a->header, &inner))) {
+        moe_fail(st, inner.code, "%s = %s", a->key, inner.message);
     }
     if (moe_comm_agree(comm, st)) {
         return st->code;
     }
-    moe_comm_bcast(comm, &r->header, sizeof r->header, 0);
+    moe_comm_bcast(comm, &a->header, sizeof a->header, 0);
     return MOE_OK;
 }
 
-/* "[4, 8]" */
-static const char *moe_recording_shape_text(const moe_npy_header *h, char *out, size_t capacity) {
+/* Writes a shape as "[4, 8]". */
+static const char *shape_text(const moe_npy_header *h, char *out, size_t capacity) {
     int length = snprintf(out, capacity, "[");
     for (int d = 0; d < h->num_dims; d++) {
         length += snprintf(out + length, capacity - (size_t)length, d ? ", %lld" : "%lld",
@@ -45,101 +45,99 @@ static const char *moe_recording_shape_text(const moe_npy_header *h, char *out, 
     return out;
 }
 
-static int moe_recording_check_kind(const moe_token_array *r, moe_status *st) {
-    bool is_float = r->header.dtype == MOE_F32 || r->header.dtype == MOE_F64;
-    if (is_float == (r->kind == MOE_KIND_FLOAT)) {
+static int check_kind(const moe_token_array *a, moe_status *st) {
+    bool is_float = a->header.dtype == MOE_F32 || a->header.dtype == MOE_F64;
+    if (is_float == (a->kind == MOE_KIND_FLOAT)) {
         return MOE_OK;
     }
-    return moe_token_array_fail(r, st, "its dtype is %s; allowed are %s",
-                                moe_dtype_name(r->header.dtype),
+    return moe_token_array_fail(a, st, "its dtype is %s; allowed are %s",
+                                moe_dtype_name(a->header.dtype),
                                 is_float ? "integers and bool" : "float32 and float64");
 }
 
-/* [T] or [B,S]. */
-static int moe_recording_check_flat(const moe_token_array *r, moe_status *st) {
+/* A flat array has the shape [T] or [B,S]. */
+static int check_flat(const moe_token_array *a, moe_status *st) {
     char shape[128];
-    if ((r->header.num_dims == 1 || r->header.num_dims == 2) && r->header.count == r->tokens) {
+    if ((a->header.num_dims == 1 || a->header.num_dims == 2) && a->header.count == a->tokens) {
         return MOE_OK;
     }
     return moe_token_array_fail(
-        r, st, "its shape is %s; allowed is [T] or [B, S] with T = B S = %lld tokens",
-        moe_recording_shape_text(&r->header, shape, sizeof shape), (long long)r->tokens);
+        a, st, "its shape is %s; allowed is [T] or [B, S] with T = B S = %lld tokens",
+        shape_text(&a->header, shape, sizeof shape), (long long)a->tokens);
 }
 
-/* [T,columns], or [layers,T,columns] and the same in two dimensions. */
-static int moe_recording_check_rows(moe_token_array *r, moe_status *st) {
-    const moe_npy_header *h = &r->header;
+/* Rows have the shape [T,columns], or [layers,T,columns], or the latter in two dimensions. */
+static int check_rows(moe_token_array *a, moe_status *st) {
+    const moe_npy_header *h = &a->header;
     char shape[128], columns[24] = "K", tokens[24] = "T";
-    bool in_layers = h->num_dims == 3 && h->shape[0] == r->layers,
-         in_rows = h->num_dims == 2 && h->shape[0] % r->layers == 0;
-    int64_t found_tokens = in_layers ? h->shape[1] : in_rows ? h->shape[0] / r->layers : 0;
+    bool in_layers = h->num_dims == 3 && h->shape[0] == a->layers,
+         in_rows = h->num_dims == 2 && h->shape[0] % a->layers == 0;
+    int64_t found_tokens = in_layers ? h->shape[1] : in_rows ? h->shape[0] / a->layers : 0;
     int64_t found_columns = in_layers || in_rows ? h->shape[h->num_dims - 1] : 0;
-    bool tokens_fit = found_tokens > 0 && (r->tokens == 0 || r->tokens == found_tokens);
-    bool columns_fit = r->columns ? r->columns == found_columns
-                                  : found_columns > 0 && found_columns <= r->most_columns;
+    bool tokens_fit = found_tokens > 0 && (a->tokens == 0 || a->tokens == found_tokens);
+    bool columns_fit = a->columns ? a->columns == found_columns
+                                  : found_columns > 0 && found_columns <= a->most_columns;
     if (tokens_fit && columns_fit) {
-        r->tokens = found_tokens;
-        r->columns = found_columns;
+        a->tokens = found_tokens;
+        a->columns = found_columns;
         return MOE_OK;
     }
-    if (r->tokens) {
-        snprintf(tokens, sizeof tokens, "%lld", (long long)r->tokens);
+    if (a->tokens) {
+        snprintf(tokens, sizeof tokens, "%lld", (long long)a->tokens);
     }
-    if (r->columns) {
-        snprintf(columns, sizeof columns, "%lld", (long long)r->columns);
+    if (a->columns) {
+        snprintf(columns, sizeof columns, "%lld", (long long)a->columns);
     }
-    moe_recording_shape_text(h, shape, sizeof shape);
-    if (r->columns == 0 && found_columns > r->most_columns) {
-        return moe_token_array_fail(r, st,
+    shape_text(h, shape, sizeof shape);
+    if (a->columns == 0 && found_columns > a->most_columns) {
+        return moe_token_array_fail(a, st,
                                     "its shape is %s: %lld columns are more than the %lld experts",
-                                    shape, (long long)found_columns, (long long)r->most_columns);
+                                    shape, (long long)found_columns, (long long)a->most_columns);
     }
-    if (r->layers == 1) {
-        return moe_token_array_fail(r, st, "its shape is %s; allowed is [%s, %s]%s", shape, tokens,
-                                    columns, r->tokens ? "" : " with T >= 1 tokens");
+    if (a->layers == 1) {
+        return moe_token_array_fail(a, st, "its shape is %s; allowed is [%s, %s]%s", shape, tokens,
+                                    columns, a->tokens ? "" : " with T >= 1 tokens");
     }
     return moe_token_array_fail(
-        r, st,
+        a, st,
         "its shape is %s; allowed is [%d, %s, %s] (layers, tokens, columns) or [%d x %s, %s]%s",
-        shape, r->layers, tokens, columns, r->layers, tokens, columns,
-        r->tokens ? "" : " with T >= 1 tokens");
+        shape, a->layers, tokens, columns, a->layers, tokens, columns,
+        a->tokens ? "" : " with T >= 1 tokens");
 }
 
-/* Says what does not fit before taking it. The file's size bounds every product here. */
-static int moe_recording_check_memory(const moe_comm *comm,
-                                      const moe_token_array *r,
-                                      moe_status *st) {
-    int64_t row_bytes = r->columns * (int64_t)moe_dtype_size(r->header.dtype),
+/* Refuses what does not fit into memory before taking it. The file has as many bytes, so that no
+ * product here overflows. */
+static int check_memory(const moe_comm *comm, const moe_token_array *a, moe_status *st) {
+    int64_t row_bytes = a->columns * (int64_t)moe_dtype_size(a->header.dtype),
             available = moe_memory_available();
-    int64_t share = r->layers * r->count * row_bytes;
+    int64_t share = a->layers * a->count * row_bytes;
     if (available < 0 || share <= available / comm->local_size) {
         return MOE_OK;
     }
     return moe_token_array_fail(
-        r, st,
+        a, st,
         "its share of %.1f MiB for each of %d ranks does not fit in the %.1f MiB of free memory",
         (double)share / 0x1p20, comm->local_size, (double)available / 0x1p20);
 }
 
-/* One block under way: rows [begin, end) of a layer. */
-typedef struct moe_recording_block {
+/* The block that is under way: some rows of one layer. */
+typedef struct block {
     char *bytes;  /* rank 0 */
-    int64_t rows; /* room */
+    int64_t rows; /* for which there is memory */
     int64_t row_bytes;
     int64_t *first;  /* [size + 1] first token of each rank */
     int64_t *counts; /* [4][size] */
-} moe_recording_block;
+} block;
 
-/* How many of rows [begin, end) belong to rank q, and the first of them. */
-static int64_t moe_recording_overlap(
-    const moe_recording_block *b, int q, int64_t begin, int64_t end, int64_t *from) {
+/* How many of the rows begin .. end - 1 belong to rank q; *from receives the first of them. */
+static int64_t overlap(const block *b, int q, int64_t begin, int64_t end, int64_t *from) {
     *from = b->first[q] > begin ? b->first[q] : begin;
     int64_t to = b->first[q + 1] < end ? b->first[q + 1] : end;
     return to > *from ? to - *from : 0;
 }
 
-static void moe_recording_deal_block(
-    const moe_comm *comm, const moe_recording_block *b, int64_t begin, int64_t end, char *mine) {
+static void deal_block(
+    const moe_comm *comm, const block *b, int64_t begin, int64_t end, char *mine) {
     int n = comm->size;
     int64_t *send_count = b->counts;
     int64_t *send_offset = b->counts + n;
@@ -148,56 +146,50 @@ static void moe_recording_deal_block(
     int64_t from;
     memset(b->counts, 0, 4 * (size_t)n * sizeof *b->counts);
     for (int q = 0; q < n && comm->rank == 0; q++) {
-        send_count[q] = moe_recording_overlap(b, q, begin, end, &from);
+        send_count[q] = overlap(b, q, begin, end, &from);
         send_offset[q] = send_count[q] ? from - begin : 0;
     }
-    recv_count[0] = moe_recording_overlap(b, comm->rank, begin, end, &from);
+    recv_count[0] = overlap(b, comm->rank, begin, end, &from);
     char *at = recv_count[0] ? mine + (from - b->first[comm->rank]) * b->row_bytes : mine;
     moe_comm_alltoallv(comm, (moe_blocks){b->bytes, send_count, send_offset},
                        (moe_blocks){at, recv_count, recv_offset}, b->row_bytes, b->rows);
 }
 
 /* A read that fails is noted and the dealing goes on, so that no rank is left waiting. */
-static void moe_recording_deal(const moe_comm *comm,
-                               const moe_token_array *r,
-                               const moe_recording_block *b,
-                               moe_status *st) {
-    for (int32_t layer = 0; layer < r->layers; layer++) {
-        char *mine = r->count ? (char *)r->data + layer * r->count * b->row_bytes : NULL;
-        for (int64_t begin = 0; begin < r->tokens; begin += b->rows) {
-            int64_t end = begin + b->rows < r->tokens ? begin + b->rows : r->tokens;
+static void deal(const moe_comm *comm, const moe_token_array *a, const block *b, moe_status *st) {
+    for (int32_t layer = 0; layer < a->layers; layer++) {
+        char *mine = a->count ? (char *)a->data + layer * a->count * b->row_bytes : NULL;
+        for (int64_t begin = 0; begin < a->tokens; begin += b->rows) {
+            int64_t end = begin + b->rows < a->tokens ? begin + b->rows : a->tokens;
             size_t rows = (size_t)(end - begin);
-            if (comm->rank == 0 && fread(b->bytes, (size_t)b->row_bytes, rows, r->file) != rows) {
-                moe_token_array_fail(r, st, "it cannot be read: %s",
-                                     ferror(r->file) ? strerror(errno)
+            if (comm->rank == 0 && fread(b->bytes, (size_t)b->row_bytes, rows, a->file) != rows) {
+                moe_token_array_fail(a, st, "it cannot be read: %s",
+                                     ferror(a->file) ? strerror(errno)
                                                      : "it became shorter meanwhile");
             }
-            moe_recording_deal_block(comm, b, begin, end, mine);
+            deal_block(comm, b, begin, end, mine);
         }
     }
 }
 
-static int moe_recording_share(const moe_comm *comm,
-                               int32_t devices,
-                               moe_token_array *r,
-                               moe_status *st) {
-    moe_recording_block b = {.row_bytes = r->columns * (int64_t)moe_dtype_size(r->header.dtype)};
+static int read_share(const moe_comm *comm, int32_t devices, moe_token_array *a, moe_status *st) {
+    block b = {.row_bytes = a->columns * (int64_t)moe_dtype_size(a->header.dtype)};
     b.rows = b.row_bytes < BLOCK_BYTES ? BLOCK_BYTES / b.row_bytes : 1;
-    if (b.rows > r->tokens) {
-        b.rows = r->tokens;
+    if (b.rows > a->tokens) {
+        b.rows = a->tokens;
     }
     b.first = moe_alloc(comm->size + 1, sizeof *b.first, "input");
     b.counts = moe_alloc(4 * comm->size, sizeof *b.counts, "input");
     for (int q = 0; q <= comm->size; q++) {
-        b.first[q] = moe_batch_token_begin(r->tokens, devices, devices / comm->size * q);
+        b.first[q] = moe_batch_token_begin(a->tokens, devices, devices / comm->size * q);
     }
-    r->first = b.first[comm->rank];
-    r->count = b.first[comm->rank + 1] - r->first;
-    moe_recording_check_memory(comm, r, st);
+    a->first = b.first[comm->rank];
+    a->count = b.first[comm->rank + 1] - a->first;
+    check_memory(comm, a, st);
     if (moe_comm_agree(comm, st) == MOE_OK) {
         b.bytes = comm->rank == 0 ? moe_alloc_zero(b.rows, (size_t)b.row_bytes, "input") : NULL;
-        r->data = moe_alloc(r->layers * r->count, (size_t)b.row_bytes, "input");
-        moe_recording_deal(comm, r, &b, st);
+        a->data = moe_alloc(a->layers * a->count, (size_t)b.row_bytes, "input");
+        deal(comm, a, &b, st);
         moe_comm_agree(comm, st);
     }
     moe_free(b.bytes);
@@ -208,26 +200,26 @@ static int moe_recording_share(const moe_comm *comm,
 
 int moe_token_array_read(const moe_comm *comm,
                          int32_t devices,
-                         moe_token_array *r,
+                         moe_token_array *a,
                          moe_status *st) {
-    r->data = NULL;
-    if (moe_recording_open(comm, r, st)) {
+    a->data = NULL;
+    if (open_file(comm, a, st)) {
         return st->code;
     }
-    if (r->flat) {
-        r->columns = r->layers = 1;
+    if (a->flat) {
+        a->columns = a->layers = 1;
     }
-    if (moe_recording_check_kind(r, st) == MOE_OK &&
-        (r->flat ? moe_recording_check_flat(r, st) : moe_recording_check_rows(r, st)) == MOE_OK) {
-        moe_recording_share(comm, devices, r, st);
+    if (check_kind(a, st) == MOE_OK &&
+        (a->flat ? check_flat(a, st) : check_rows(a, st)) == MOE_OK) {
+        read_share(comm, devices, a, st);
     }
-    if (r->file) {
-        fclose(r->file);
+    if (a->file) {
+        fclose(a->file);
     }
-    r->file = NULL;
+    a->file = NULL;
     if (st->code != MOE_OK) {
-        moe_free(r->data);
-        r->data = NULL;
+        moe_free(a->data);
+        a->data = NULL;
     }
     return st->code;
 }

@@ -1,11 +1,10 @@
 /* exchange.c: dispatch and combine over MPI_Alltoallv.
  *
- * Metadata is one stream of int32 words per destination: for each row its token id (and, in mode
- * `token`, how many pairs follow), for each pair the expert id and the weight. One Alltoallv
- * carries it, one more the payload. Advantage: a row's payload stays contiguous and aligned, and
- * the receiver can group rows by expert before the payload arrives. Disadvantage: one more message
- * per pair of ranks than a fused format. Rows of the own rank never enter a buffer; at 1 rank
- * nothing is packed at all. */
+ * Metadata are one stream of int32 words per destination (row_format.h). One Alltoallv carries
+ * them, one more the vectors. The advantage is that a row's vector stays contiguous and aligned,
+ * and that the receiver can group rows by expert before the vectors arrive; the price is one more
+ * message per pair of ranks than in a fused format. Rows of the own rank never enter a buffer: on
+ * one rank nothing is packed at all. */
 #include "exchange/exchange.h"
 
 #include <omp.h>
@@ -13,32 +12,88 @@
 
 #include "base/status.h"
 #include "base/vector.h"
-
-enum { PAIR_WORDS = 1 + (int)(sizeof(real) / sizeof(int32_t)) };
-
-static int64_t head_words(enum moe_exchange_mode mode) {
-    return mode == MOE_EXCHANGE_TOKEN ? 2 : 1;
-}
+#include "exchange/row_format.h"
 
 int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode) {
-    return head_words(mode) * (int64_t)sizeof(int32_t);
+    return moe_row_format_of(mode)->head_words * (int64_t)sizeof(int32_t);
 }
+
 int64_t moe_exchange_pair_metadata_bytes(void) {
-    return PAIR_WORDS * (int64_t)sizeof(int32_t);
+    return MOE_PAIR_WORDS * (int64_t)sizeof(int32_t);
+}
+
+/* --- memory --- */
+
+/* Arrays whose sizes depend on the ranks, devices, experts and threads only. */
+static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
+    moe_inbox *in = &e->inbox;
+    int64_t blocks = (int64_t)plan->devices * plan->num_local;
+    const moe_block_array table[] = {
+        MOE_ARRAY(in->rows_from, blocks),
+        MOE_ARRAY(in->pairs_from, blocks),
+        MOE_ARRAY(in->rank_row, plan->ranks + 1),
+        MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
+        MOE_ARRAY(e->sizes, 4 * blocks),
+        MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
+        MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
+    };
+    moe_block_reserve(&e->fixed, table, MOE_ARRAYS(table), "exchange");
+}
+
+/* Arrays whose sizes depend on what is sent and what arrives. */
+static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
+    moe_inbox *in = &e->inbox;
+    const moe_row_format *format = moe_row_format_of(plan->mode);
+    int64_t rows = in->num_rows, pairs = in->num_pairs;
+    const moe_block_array table[] = {
+        MOE_ARRAY(in->row_device, rows),
+        MOE_ARRAY(in->row_token, rows),
+        MOE_ARRAY(in->row_pair, rows + 1),
+        MOE_ARRAY(in->pair_expert, pairs),
+        MOE_ARRAY(in->pair_weight, pairs),
+        MOE_ARRAY(in->pair_row, pairs),
+        MOE_ARRAY(in->slot_pair, pairs),
+        MOE_ARRAY(in->pair_position, pairs),
+        MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
+        MOE_ARRAY(e->words_in, moe_row_format_words(format, rows, pairs)),
+    };
+    moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
+}
+
+/* Counts and offsets of one Alltoallv, in units of its rows; each use is over before the next
+ * begins. */
+typedef struct layout {
+    int64_t *send_count, *send_offset, *recv_count, *recv_offset; /* [ranks] */
+} layout;
+
+static layout layout_of(const moe_exchange *e) {
+    int64_t ranks = e->comm->size;
+    return (layout){e->layout, e->layout + ranks, e->layout + 2 * ranks, e->layout + 3 * ranks};
+}
+
+/* Puts blocks one behind the other. */
+static void set_offsets(const layout *l, int ranks) {
+    int64_t out = 0, arriving = 0;
+    for (int q = 0; q < ranks; q++) {
+        l->send_offset[q] = out;
+        l->recv_offset[q] = arriving;
+        out += l->send_count[q];
+        arriving += l->recv_count[q];
+    }
 }
 
 /* --- sizes --- */
 
-/* Every rank tells every other (rows, pairs) of each device pair between them. */
-static void exchange_sizes(moe_exchange *e, const moe_comm *comm, const moe_plan *plan) {
+/* Every rank tells every other the rows and pairs of each device pair between them. They arrive in
+ * the order of (source rank, source device, destination device), which is that of [D][num_local].
+ */
+static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
     int32_t n = plan->num_local;
-    int64_t per_rank = 2 * (int64_t)n * n, total = per_rank * comm->size;
-    moe_reserve(&e->sizes, &e->sizes_room, 2 * total, sizeof(int64_t), "sizes of the exchange");
-    int64_t *send = e->sizes;
-    int64_t *recv = e->sizes + total;
-    int64_t *at = send;
-    for (int32_t q = 0; q < comm->size; q++) {
+    int64_t blocks = (int64_t)plan->devices * n;
+    int64_t *at = e->sizes;
+    const int64_t *recv = e->sizes + 2 * blocks;
+    for (int32_t q = 0; q < plan->ranks; q++) {
         for (int32_t j = 0; j < n; j++) {
             for (int32_t d = q * n; d < (q + 1) * n; d++) {
                 *at++ = plan->rows_to[(int64_t)j * plan->devices + d];
@@ -46,175 +101,128 @@ static void exchange_sizes(moe_exchange *e, const moe_comm *comm, const moe_plan
             }
         }
     }
-    moe_comm_alltoall_i64(comm, send, recv, per_rank);
+    moe_comm_alltoall_i64(e->comm, e->sizes, e->sizes + 2 * blocks, 2 * (int64_t)n * n);
     in->num_rows = in->num_pairs = 0;
-    for (int64_t i = 0; i < total / 2; i++) { /* (source rank, source device, destination device) =
-                                                 row-major [D][num_local] */
+    for (int64_t i = 0; i < blocks; i++) {
         in->num_rows += in->rows_from[i] = recv[2 * i];
         in->num_pairs += in->pairs_from[i] = recv[2 * i + 1];
     }
 }
 
-static void reserve_inbox(moe_inbox *in, const moe_plan *plan, const moe_placement *placement) {
-    int64_t room = in->device_room, blocks = (int64_t)plan->devices * plan->num_local;
-    in->devices = plan->devices;
-    in->num_local = plan->num_local;
-    in->slots = placement->slots_per_device;
-    moe_reserve(&in->rows_from, &in->device_room, blocks + 1, sizeof(int64_t), "inbox");
-    moe_reserve(&in->pairs_from, &room, blocks + 1, sizeof(int64_t), "inbox");
-    moe_reserve(&in->slot_offset, &in->slot_room, (int64_t)in->num_local * in->slots + 2,
-                sizeof(int64_t), "inbox");
-    if (!in->rank_row) {
-        in->rank_row = moe_alloc(plan->ranks + 1, sizeof(int64_t), "inbox");
-    }
-}
-
-static void reserve_inbox_rows(moe_inbox *in) {
-    int64_t row_room = in->row_room, pair_room = in->pair_room, same;
-    moe_reserve_varying(&in->row_pair, &in->row_room, in->num_rows + 1, sizeof(int64_t), "inbox");
-    moe_reserve_varying((same = row_room, &in->row_device), &same, in->num_rows + 1,
-                        sizeof(int32_t), "inbox");
-    moe_reserve_varying((same = row_room, &in->row_token), &same, in->num_rows + 1, sizeof(int32_t),
-                        "inbox");
-    moe_reserve_varying(&in->pair_expert, &in->pair_room, in->num_pairs, sizeof(int32_t), "inbox");
-    moe_reserve_varying((same = pair_room, &in->pair_weight), &same, in->num_pairs, sizeof(real),
-                        "inbox");
-    moe_reserve_varying((same = pair_room, &in->pair_row), &same, in->num_pairs, sizeof(int64_t),
-                        "inbox");
-    moe_reserve_varying((same = pair_room, &in->slot_pair), &same, in->num_pairs, sizeof(int64_t),
-                        "inbox");
-    moe_reserve_varying((same = pair_room, &in->pair_position), &same, in->num_pairs,
-                        sizeof(int64_t), "inbox");
-}
-
-/* Room for `lists` lists of one number per rank; each use is over before the next begins. */
-static int64_t *reserve_layout(moe_exchange *e, const moe_comm *comm, int64_t lists) {
-    moe_reserve(&e->layout, &e->layout_room, lists * comm->size, sizeof(int64_t),
-                "layout of an exchange");
-    return e->layout;
-}
-
 /* --- metadata --- */
 
-static int32_t *write_words(const moe_plan *plan, int64_t begin, int64_t end, int32_t *word) {
-    for (int64_t r = begin; r < end; r++) {
+/* All rows of the plan, which are in the order of ranks already. Returns the end of the words. */
+static const int32_t *write_words(const moe_plan *plan, int32_t *word) {
+    bool several = moe_row_format_of(plan->mode)->several_pairs;
+    for (int64_t r = 0; r < plan->num_rows; r++) {
         *word++ = plan->row_token[r];
-        if (plan->mode == MOE_EXCHANGE_TOKEN) {
+        if (several) {
             *word++ = (int32_t)(plan->row_pair[r + 1] - plan->row_pair[r]);
         }
         for (int64_t p = plan->row_pair[r]; p < plan->row_pair[r + 1]; p++) {
             *word++ = plan->pair_expert[p];
             memcpy(word, &plan->pair_weight[p], sizeof(real));
-            word += PAIR_WORDS - 1;
+            word += MOE_PAIR_WORDS - 1;
         }
     }
     return word;
 }
 
-/* Reads `rows` rows for local device j from words into the inbox at row r and pair p (both
- * advance). Every id is checked: what arrives must be for an expert that lives here. */
-static const int32_t *read_words(moe_exchange *e,
-                                 const moe_plan *plan,
-                                 const moe_placement *placement,
-                                 int32_t j,
-                                 int64_t rows,
-                                 int64_t *r,
-                                 int64_t *p,
-                                 const int32_t *word,
-                                 const int32_t *end) {
-    moe_inbox *in = &e->inbox;
-    for (int64_t i = 0; i < rows; i++, ++*r) {
-        if (word + head_words(plan->mode) > end) {
-            goto broken;
-        }
-        in->row_token[*r] = *word++;
-        in->row_device[*r] = j;
-        in->row_pair[*r] = *p;
-        int32_t count = plan->mode == MOE_EXCHANGE_TOKEN ? *word++ : 1;
-        if (count < 1 || count > in->num_pairs - *p || word + (int64_t)count * PAIR_WORDS > end) {
-            goto broken;
-        }
-        for (int32_t c = 0; c < count; c++, ++*p) {
-            int32_t expert = *word++;
-            if (expert < 0 || expert >= placement->num_experts ||
-                placement->device[expert] != plan->first_device + j) {
-                goto broken;
-            }
-            in->pair_expert[*p] = expert;
-            in->pair_row[*p] = *r;
-            memcpy(&in->pair_weight[*p], word, sizeof(real));
-            word += PAIR_WORDS - 1;
-        }
+/* How far the words that arrived have been read into the inbox. */
+typedef struct reading {
+    const moe_row_format *format;
+    const moe_placement *placement;
+    int32_t first_device;
+    const int32_t *word, *end;
+    int64_t row, pair;
+} reading;
+
+/* One pair of the row under way, for local device j. What arrives must be for an expert that lives
+ * here. */
+static void read_pair(moe_inbox *in, reading *at, int32_t j) {
+    int32_t expert = *at->word++;
+    MOE_ASSERT(expert >= 0 && expert < at->placement->num_experts &&
+               at->placement->device[expert] == at->first_device + j);
+    in->pair_expert[at->pair] = expert;
+    in->pair_row[at->pair] = at->row;
+    memcpy(&in->pair_weight[at->pair], at->word, sizeof(real));
+    at->word += MOE_PAIR_WORDS - 1;
+    at->pair++;
+}
+
+/* The next row, for local device j. */
+static void read_row(moe_inbox *in, reading *at, int32_t j) {
+    MOE_ASSERT(at->format->head_words <= at->end - at->word);
+    in->row_token[at->row] = *at->word++;
+    in->row_device[at->row] = j;
+    in->row_pair[at->row] = at->pair;
+    int32_t count = at->format->several_pairs ? *at->word++ : 1;
+    MOE_ASSERT(count >= 1 && count <= in->num_pairs - at->pair &&
+               (int64_t)count * MOE_PAIR_WORDS <= at->end - at->word);
+    for (int32_t c = 0; c < count; c++) {
+        read_pair(in, at, j);
     }
-    return word;
-broken:
-    moe_bug(__FILE__, __LINE__, "metadata that arrived names rows or experts that are not here");
-    return end;
+    at->row++;
 }
 
 static void read_inbox(moe_exchange *e,
                        const moe_plan *plan,
                        const moe_placement *placement,
-                       const int32_t *words,
                        int64_t num_words) {
     moe_inbox *in = &e->inbox;
-    const int32_t *word = words, *end = words + num_words;
-    int64_t r = 0, p = 0;
+    reading at = {.format = moe_row_format_of(plan->mode),
+                  .placement = placement,
+                  .first_device = plan->first_device,
+                  .word = e->words_in,
+                  .end = e->words_in + num_words};
     for (int32_t d = 0; d < in->devices; d++) {
         if (d % in->num_local == 0) {
-            in->rank_row[d / in->num_local] = r;
+            in->rank_row[d / in->num_local] = at.row;
         }
         for (int32_t j = 0; j < in->num_local; j++) {
-            word = read_words(e, plan, placement, j, in->rows_from[(int64_t)d * in->num_local + j],
-                              &r, &p, word, end);
+            int64_t rows = in->rows_from[(int64_t)d * in->num_local + j];
+            for (int64_t i = 0; i < rows; i++) {
+                read_row(in, &at, j);
+            }
         }
     }
-    in->rank_row[plan->ranks] = r;
-    in->row_pair[r] = p;
-    MOE_ASSERT(word == end && r == in->num_rows && p == in->num_pairs);
+    in->rank_row[plan->ranks] = at.row;
+    in->row_pair[at.row] = at.pair;
+    MOE_ASSERT(at.word == at.end && at.row == in->num_rows && at.pair == in->num_pairs);
 }
 
 static void exchange_metadata(moe_exchange *e,
-                              const moe_comm *comm,
                               const moe_plan *plan,
                               const moe_placement *placement) {
-    moe_inbox *in = &e->inbox;
-    int64_t heads = head_words(plan->mode);
-    int64_t out = 0;
-    int64_t arriving = 0;
-    int64_t *sc = reserve_layout(e, comm, 4);
-    int64_t *so = sc + comm->size;
-    int64_t *rc = so + comm->size;
-    int64_t *ro = rc + comm->size;
-    int64_t per = (int64_t)plan->num_local * plan->num_local;
-    for (int q = 0; q < comm->size; q++) {
-        sc[q] = (plan->rank_row[q + 1] - plan->rank_row[q]) * heads +
-                (plan->rank_pair[q + 1] - plan->rank_pair[q]) * PAIR_WORDS;
-        rc[q] = 0;
-        for (int64_t b = q * per; b < (q + 1) * per; b++) {
-            rc[q] += in->rows_from[b] * heads + in->pairs_from[b] * PAIR_WORDS;
+    const moe_inbox *in = &e->inbox;
+    const moe_row_format *format = moe_row_format_of(plan->mode);
+    int64_t per_rank = (int64_t)plan->num_local * plan->num_local;
+    layout l = layout_of(e);
+    for (int q = 0; q < plan->ranks; q++) {
+        l.send_count[q] = moe_row_format_words(format, plan->rank_row[q + 1] - plan->rank_row[q],
+                                               plan->rank_pair[q + 1] - plan->rank_pair[q]);
+        l.recv_count[q] = 0;
+        for (int64_t b = q * per_rank; b < (q + 1) * per_rank; b++) {
+            l.recv_count[q] += moe_row_format_words(format, in->rows_from[b], in->pairs_from[b]);
         }
-        so[q] = out;
-        ro[q] = arriving;
-        out += sc[q];
-        arriving += rc[q];
     }
-    moe_reserve_varying(&e->words_out, &e->words_out_room, out, sizeof(int32_t), "metadata");
-    moe_reserve_varying(&e->words_in, &e->words_in_room, arriving, sizeof(int32_t), "metadata");
-    int32_t *written = write_words(plan, 0, plan->num_rows, e->words_out);
-    MOE_ASSERT(written == e->words_out + out);
-    moe_comm_alltoallv(comm, (moe_blocks){e->words_out, sc, so}, (moe_blocks){e->words_in, rc, ro},
-                       sizeof(int32_t), e->most_rows * (heads + PAIR_WORDS));
-    read_inbox(e, plan, placement, e->words_in, arriving);
+    set_offsets(&l, plan->ranks);
+    const int32_t *end = write_words(plan, e->words_out);
+    MOE_ASSERT(end == e->words_out + moe_row_format_words(format, plan->num_rows, plan->num_pairs));
+    moe_comm_alltoallv(e->comm, (moe_blocks){e->words_out, l.send_count, l.send_offset},
+                       (moe_blocks){e->words_in, l.recv_count, l.recv_offset}, sizeof(int32_t),
+                       moe_row_format_words(format, e->most_rows, e->most_rows));
+    read_inbox(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
 }
 
-/* Groups pairs by (local device, slot) with a counting sort, stable, so rows of a slot stay in
- * (source device, token) order. */
+/* Groups pairs by (local device, slot). The counting sort is stable, so that the rows of a slot
+ * stay in the order of (source device, token). */
 static void group_by_expert(moe_inbox *in, const moe_placement *placement) {
     int64_t slots = (int64_t)in->num_local * in->slots;
     memset(in->slot_offset, 0, (size_t)(slots + 2) * sizeof(int64_t));
-    int64_t *cursor = in->slot_offset + 1; /* cursor[s + 1] counts, then cursor[s] = first place,
-                                              then the end of s = slot_offset[s + 1] */
+    /* cursor[s + 1] counts the pairs of slot s; then cursor[s] is the next free place of s, and in
+     * the end the end of s, which is slot_offset[s + 1] */
+    int64_t *cursor = in->slot_offset + 1;
     for (int64_t p = 0; p < in->num_pairs; p++) {
         cursor[(int64_t)in->row_device[in->pair_row[p]] * in->slots +
                placement->slot[in->pair_expert[p]] + 1]++;
@@ -231,32 +239,22 @@ static void group_by_expert(moe_inbox *in, const moe_placement *placement) {
     }
 }
 
-/* --- payload --- */
+/* --- vectors --- */
 
-typedef struct payload_layout {
-    int64_t *send_count, *send_offset, *recv_count, *recv_offset;
-} payload_layout;
-
-/* Rows for and from each other rank; none for the own. send_packed: outgoing rows stand without the
- * own rank's block (always); receive offsets likewise for x. */
-static payload_layout layout_payload(moe_exchange *e, const moe_plan *plan) {
-    const moe_comm *comm = e->comm;
-    int64_t *all = reserve_layout(e, comm, 4);
-    int64_t out = 0;
-    int64_t arriving = 0;
-    payload_layout l = {all, all + comm->size, all + 2 * comm->size, all + 3 * comm->size};
-    for (int q = 0; q < comm->size; q++) {
-        bool own = q == comm->rank;
+/* Rows for and from each other rank; none for the own. Send offsets and receive offsets leave out
+ * the own rank's block. */
+static layout layout_vectors(const moe_exchange *e, const moe_plan *plan) {
+    layout l = layout_of(e);
+    for (int q = 0; q < plan->ranks; q++) {
+        bool own = q == e->comm->rank;
         l.send_count[q] = own ? 0 : plan->rank_row[q + 1] - plan->rank_row[q];
         l.recv_count[q] = own ? 0 : e->inbox.rank_row[q + 1] - e->inbox.rank_row[q];
-        l.send_offset[q] = out;
-        l.recv_offset[q] = arriving;
-        out += l.send_count[q];
-        arriving += l.recv_count[q];
     }
+    set_offsets(&l, plan->ranks);
     return l;
 }
 
+/* Copies the vectors of the rows for other ranks into `outgoing`. */
 static void pack(const moe_exchange *e, const moe_plan *plan, const real *x, int64_t hidden) {
     int64_t own_begin = plan->rank_row[e->comm->rank];
     int64_t own_end = plan->rank_row[e->comm->rank + 1];
@@ -269,20 +267,20 @@ static void pack(const moe_exchange *e, const moe_plan *plan, const real *x, int
     }
 }
 
-/* Packs x [T,H] along the plan's rows and sends them into `rows` of the inbox. */
+/* Packs x [T,H] along the plan's rows and sends it into `rows` of the inbox. */
 static void send_rows(moe_exchange *e, const moe_plan *plan, const real *x, moe_inbox_rows *rows) {
     const moe_inbox *in = &e->inbox;
     int64_t own = in->own_end - in->own_begin;
     rows->local = x;
-    moe_reserve_varying(&e->outgoing, &e->outgoing_room, (plan->num_rows - own) * in->hidden,
+    moe_reserve_varying(&e->outgoing, &e->outgoing_capacity, (plan->num_rows - own) * in->hidden,
                         sizeof(real), "rows to send");
-    moe_reserve_varying(&rows->remote, &rows->room, (in->num_rows - own) * in->hidden, sizeof(real),
-                        "received rows");
+    moe_reserve_varying(&rows->remote, &rows->capacity, (in->num_rows - own) * in->hidden,
+                        sizeof(real), "received rows");
     pack(e, plan, x, in->hidden);
-    payload_layout l = layout_payload(e, plan);
+    layout l = layout_vectors(e, plan);
     moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
                        (moe_blocks){rows->remote, l.recv_count, l.recv_offset},
-                       in->hidden * (int64_t)sizeof(real), e->most_rows);
+                       moe_row_format_vector_bytes(in->hidden), e->most_rows);
 }
 
 void moe_exchange_dispatch(moe_exchange *e,
@@ -295,12 +293,16 @@ void moe_exchange_dispatch(moe_exchange *e,
     moe_inbox *in = &e->inbox;
     e->comm = comm;
     e->most_rows = most_pairs_global;
-    reserve_inbox(in, plan, placement);
-    exchange_sizes(e, comm, plan);
-    reserve_inbox_rows(in);
-    exchange_metadata(e, comm, plan, placement);
-    group_by_expert(in, placement);
+    in->devices = plan->devices;
+    in->num_local = plan->num_local;
+    in->slots = placement->slots_per_device;
     in->hidden = hidden;
+    e->threads = omp_get_max_threads();
+    reserve_fixed(e, plan);
+    exchange_sizes(e, plan);
+    reserve_arrived(e, plan);
+    exchange_metadata(e, plan, placement);
+    group_by_expert(in, placement);
     in->local_token = plan->row_token + plan->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];
     in->own_end = in->rank_row[comm->rank + 1];
@@ -319,26 +321,28 @@ void moe_exchange_return_pairs(moe_exchange *e,
                                real *returned) {
     const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
-    int64_t *sc = reserve_layout(e, comm, 4);
-    int64_t *so = sc + comm->size;
-    int64_t *rc = so + comm->size;
+    layout l = layout_of(e);
     for (int q = 0; q < comm->size; q++) {
-        so[q] = in->row_pair[in->rank_row[q]];
-        sc[q] = in->row_pair[in->rank_row[q + 1]] - so[q];
-        rc[q] = plan->rank_pair[q + 1] - plan->rank_pair[q];
+        l.send_offset[q] = in->row_pair[in->rank_row[q]];
+        l.send_count[q] = in->row_pair[in->rank_row[q + 1]] - l.send_offset[q];
+        l.recv_count[q] = plan->rank_pair[q + 1] - plan->rank_pair[q];
     }
-    if (sc[comm->rank]) {
-        memcpy(returned + plan->rank_pair[comm->rank], values + so[comm->rank],
-               (size_t)sc[comm->rank] * sizeof(real));
+    int64_t own = l.send_count[comm->rank];
+    if (own) {
+        memcpy(returned + plan->rank_pair[comm->rank], values + l.send_offset[comm->rank],
+               (size_t)own * sizeof(real));
     }
-    sc[comm->rank] = rc[comm->rank] = 0;
-    moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)values, sc, so},
-                       (moe_blocks){returned, rc, plan->rank_pair}, sizeof(real), e->most_rows);
+    l.send_count[comm->rank] = l.recv_count[comm->rank] = 0;
+    moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)values, l.send_count, l.send_offset},
+                       (moe_blocks){returned, l.recv_count, plan->rank_pair}, sizeof(real),
+                       e->most_rows);
 }
 
 /* --- combine --- */
 
-typedef struct returned_rows { /* where the result of a plan row stands */
+/* Where the results of the plan's rows stand: those from other ranks without gaps, those of the own
+ * rank where the experts have put them. */
+typedef struct returned_rows {
     const real *back, *own;
     int64_t own_begin, own_end, hidden;
 } returned_rows;
@@ -350,7 +354,7 @@ static const real *returned_row(const returned_rows *b, int64_t r) {
     return b->back + (r < b->own_begin ? r : r - (b->own_end - b->own_begin)) * b->hidden;
 }
 
-/* to = a + b; to may be a. */
+/* to = a + b; `to` may be a. */
 MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n) {
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
@@ -358,8 +362,9 @@ MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n)
     }
 }
 
-/* What one device returns for a token, beginning at its row *i: its only row where it stands, or
- * the sum of its rows (ascending experts) in scratch. *i becomes the row after. */
+/* What one device returns for a token, whose rows from this device begin at *i: its only row where
+ * it stands, or the sum of its rows, in ascending order of experts, in scratch. *i becomes the row
+ * behind them. */
 static const real *device_sum(
     const moe_plan *plan, const returned_rows *b, int64_t *i, int64_t end, real *scratch) {
     const int64_t *row = plan->token_row;
@@ -372,7 +377,7 @@ static const real *device_sum(
     return sum;
 }
 
-/* y of one token. scratch [2, H]: the sum of a node, the sum of a device. */
+/* y of one token. scratch [2,H] is for the sum of a node and the sum of a device. */
 static void sum_token(const moe_plan *plan,
                       const returned_rows *b,
                       int64_t t,
@@ -408,31 +413,27 @@ void moe_exchange_combine(
     const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
     int64_t hidden = in->hidden;
-    payload_layout l = layout_payload(e, plan);
-    /* results stand in inbox order with the own block among them: send straight from there */
+    MOE_ASSERT(omp_get_max_threads() <= e->threads);
+    layout l = layout_vectors(e, plan);
+    /* results stand in the order of the inbox, with the own block among them: they are sent from
+     * there */
     moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)results, l.recv_count, in->rank_row},
                        (moe_blocks){e->outgoing, l.send_count, l.send_offset},
-                       hidden * (int64_t)sizeof(real), e->most_rows);
+                       moe_row_format_vector_bytes(hidden), e->most_rows);
     returned_rows b = {e->outgoing, results + in->own_begin * hidden, plan->rank_row[comm->rank],
                        plan->rank_row[comm->rank + 1], hidden};
-    moe_reserve(&e->scratch, &e->scratch_room, omp_get_max_threads() * 2 * hidden, sizeof(real),
-                "combine");
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < plan->num_tokens; t++) {
-        sum_token(plan, &b, t, devices_per_node, e->scratch + omp_get_thread_num() * 2 * hidden,
+        sum_token(plan, &b, t, devices_per_node, e->sums + omp_get_thread_num() * 2 * hidden,
                   y + t * hidden);
     }
 }
 
 void moe_exchange_free(moe_exchange *e) {
-    moe_inbox *in = &e->inbox;
-    void *arrays[] = {e->scratch,      e->layout,         e->outgoing,   e->words_out,
-                      e->words_in,     e->sizes,          in->rows_from, in->pairs_from,
-                      in->rank_row,    in->row_device,    in->row_token, in->row_pair,
-                      in->pair_expert, in->pair_weight,   in->pair_row,  in->slot_offset,
-                      in->slot_pair,   in->pair_position, in->x.remote,  in->dy.remote};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        moe_free(arrays[i]);
-    }
+    moe_block_free(&e->fixed);
+    moe_block_free(&e->arrived);
+    moe_free(e->outgoing);
+    moe_free(e->inbox.x.remote);
+    moe_free(e->inbox.dy.remote);
     *e = (moe_exchange){0};
 }

@@ -1,14 +1,18 @@
-/* plan.c: builds the plan by counting: pass 1 sorts each token's experts by (device, expert) and
- * counts rows per device pair, prefix sums give every block its place, pass 2 writes the rows in
- * token order. O(T K). Advantage over sorting all rows: two linear passes, no comparison sort of
- * T*K rows; the order within a block (token, expert) comes for free. */
+/* plan.c: builds the plan by counting. Pass 1 sorts each token's experts by (device, expert) and
+ * counts rows per device pair; prefix sums give every block its place; pass 2 writes the rows in
+ * the order of tokens. This takes O(T K) steps. The advantage over sorting all T K rows is two
+ * linear passes without a large sort, and the order within a block comes for free. */
 #include "exchange/plan.h"
 
 #include <stdlib.h>
 
 #include "base/status.h"
+#include "exchange/row_format.h"
 
-/* A token's experts as sortable keys: device, expert, position in the routing. */
+/* --- sorting a token's experts --- */
+
+/* A key holds device, expert and position in the routing, so that sorting keys as integers sorts
+ * the experts. */
 enum { EXPERT_BITS = 21, POSITION_BITS = 21 };
 
 static int64_t key_of(int32_t device, int32_t expert, int64_t position) {
@@ -44,37 +48,55 @@ static void sort_keys(int64_t *key, int64_t n) {
     }
 }
 
-/* Does pair i of a token's sorted keys begin a row of its own? */
-static bool begins_row(const moe_plan *plan, const int64_t *key, int64_t i) {
-    return i == 0 || plan->mode == MOE_EXCHANGE_SELECTION ||
-           key_device(key[i]) != key_device(key[i - 1]);
+/* --- building --- */
+
+/* Arrays whose sizes depend on the batch and the devices only. */
+static void reserve_fixed(moe_plan *plan) {
+    int64_t blocks = (int64_t)plan->num_local * plan->devices, ends = plan->ranks + 1;
+    const moe_block_array table[] = {
+        MOE_ARRAY(plan->rows_to, blocks),
+        MOE_ARRAY(plan->pairs_to, blocks),
+        MOE_ARRAY(plan->rank_row, ends),
+        MOE_ARRAY(plan->rank_pair, ends),
+        MOE_ARRAY(plan->token_row_offset, plan->num_tokens + 1),
+        MOE_ARRAY(plan->cursor, 2 * blocks),
+    };
+    moe_block_reserve(&plan->fixed, table, MOE_ARRAYS(table), "plan");
 }
 
-static void reserve(moe_plan *plan, const moe_batch *batch, const moe_routing *routing) {
-    int64_t blocks = (int64_t)plan->num_local * plan->devices, block_room = plan->block_room, room;
-    if (blocks > block_room || !plan->rank_row) {
-        moe_reserve(&plan->rows_to, &plan->block_room, blocks, sizeof(int64_t), "plan");
-        room = block_room;
-        moe_reserve(&plan->pairs_to, &room, blocks, sizeof(int64_t), "plan");
-        moe_free(plan->rank_row);
-        moe_free(plan->rank_pair);
-        plan->rank_row = moe_alloc(plan->ranks + 1, sizeof(int64_t), "plan");
-        plan->rank_pair = moe_alloc(plan->ranks + 1, sizeof(int64_t), "plan");
-    }
-    moe_reserve(&plan->cursor, &plan->cursor_room, 2 * blocks, sizeof(int64_t), "plan");
-    moe_reserve_varying(&plan->key, &plan->key_room, routing->num_selections, sizeof(int64_t),
-                        "plan");
-    moe_reserve(&plan->token_row_offset, &plan->token_room, batch->num_tokens + 1, sizeof(int64_t),
-                "plan");
+static void reserve_pairs(moe_plan *plan) {
+    const moe_block_array table[] = {
+        MOE_ARRAY(plan->pair_expert, plan->num_pairs),
+        MOE_ARRAY(plan->pair_weight, plan->num_pairs),
+        MOE_ARRAY(plan->pair_selection, plan->num_pairs),
+        MOE_ARRAY(plan->key, plan->num_pairs),
+    };
+    moe_block_reserve_varying(&plan->pairs, table, MOE_ARRAYS(table), "plan");
 }
 
-/* Pass 1 for the tokens of local device j: sorted keys of every token, rows and pairs per
- * destination. */
+static void reserve_rows(moe_plan *plan) {
+    const moe_block_array table[] = {
+        MOE_ARRAY(plan->row_token, plan->num_rows),
+        MOE_ARRAY(plan->row_device, plan->num_rows),
+        MOE_ARRAY(plan->row_pair, plan->num_rows + 1),
+        MOE_ARRAY(plan->token_row, plan->num_rows),
+    };
+    moe_block_reserve_varying(&plan->rows, table, MOE_ARRAYS(table), "plan");
+}
+
+/* Does pair i of a token's sorted keys begin a row? */
+static bool begins_row(const moe_row_format *format, const int64_t *key, int64_t i) {
+    return i == 0 || format->begins_row(key_device(key[i]), key_device(key[i - 1]));
+}
+
+/* Pass 1 for the tokens of local device j: sorts the keys of every token, and counts rows and pairs
+ * per destination. */
 static void count_device(moe_plan *plan,
                          int32_t j,
                          const moe_batch *batch,
                          const moe_placement *placement,
                          const moe_routing *routing) {
+    const moe_row_format *format = moe_row_format_of(plan->mode);
     int64_t *rows = plan->rows_to + (int64_t)j * plan->devices,
             *pairs = plan->pairs_to + (int64_t)j * plan->devices;
     for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
@@ -89,12 +111,13 @@ static void count_device(moe_plan *plan,
         for (int64_t i = 0; i < n; i++) {
             int32_t d = key_device(key[i]);
             pairs[d]++;
-            rows[d] += begins_row(plan, key, i);
+            rows[d] += begins_row(format, key, i);
         }
     }
 }
 
-/* Prefix sums in the order of the rows: destination rank, source device, destination device. */
+/* Gives every block its place by prefix sums in the order of the rows: destination rank, source
+ * device, destination device. */
 static void place_blocks(moe_plan *plan) {
     int64_t row = 0;
     int64_t pair = 0;
@@ -113,35 +136,15 @@ static void place_blocks(moe_plan *plan) {
         }
     }
     plan->rank_row[plan->ranks] = plan->num_rows = row;
-    plan->rank_pair[plan->ranks] = plan->num_pairs = pair;
+    plan->rank_pair[plan->ranks] = pair;
+    MOE_ASSERT(pair == plan->num_pairs);
 }
 
-static void reserve_rows(moe_plan *plan) {
-    int64_t room = plan->row_room;
-    if (plan->num_rows + 1 > room) {
-        moe_reserve_varying(&plan->row_token, &plan->row_room, plan->num_rows + 1, sizeof(int32_t),
-                            "plan");
-        int64_t same = room;
-        moe_reserve_varying(&plan->row_device, &same, plan->num_rows + 1, sizeof(int32_t), "plan");
-        same = room;
-        moe_reserve_varying(&plan->row_pair, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
-        same = room;
-        moe_reserve_varying(&plan->token_row, &same, plan->num_rows + 1, sizeof(int64_t), "plan");
-    }
-    room = plan->pair_room;
-    if (plan->num_pairs > room) {
-        moe_reserve_varying(&plan->pair_expert, &plan->pair_room, plan->num_pairs, sizeof(int32_t),
-                            "plan");
-        int64_t same = room;
-        moe_reserve_varying(&plan->pair_weight, &same, plan->num_pairs, sizeof(real), "plan");
-        same = room;
-        moe_reserve_varying(&plan->pair_selection, &same, plan->num_pairs, sizeof(int64_t), "plan");
-    }
-}
-
-/* Pass 2 for the tokens of local device j. `listed` counts the entries of token_row so far. */
+/* Pass 2 for the tokens of local device j: writes their rows and pairs. `listed` is the number of
+ * entries of token_row before; returns the number after. */
 static int64_t fill_device(
     moe_plan *plan, int32_t j, const moe_batch *batch, const moe_routing *routing, int64_t listed) {
+    const moe_row_format *format = moe_row_format_of(plan->mode);
     int64_t *row_cursor = plan->cursor + (int64_t)j * plan->devices,
             *pair_cursor = row_cursor + (int64_t)plan->num_local * plan->devices;
     for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
@@ -151,7 +154,7 @@ static int64_t fill_device(
         for (int64_t i = 0; i < n; i++) {
             int32_t d = key_device(key[i]);
             int64_t p = pair_cursor[d]++;
-            if (begins_row(plan, key, i)) {
+            if (begins_row(format, key, i)) {
                 int64_t r = row_cursor[d]++;
                 plan->row_token[r] = (int32_t)t;
                 plan->row_device[r] = d;
@@ -183,7 +186,9 @@ void moe_plan_build(moe_plan *plan,
     plan->num_local = batch->num_local_devices;
     plan->ranks = ranks;
     plan->num_tokens = batch->num_tokens;
-    reserve(plan, batch, routing);
+    plan->num_pairs = routing->num_selections;
+    reserve_fixed(plan);
+    reserve_pairs(plan);
     for (int64_t b = 0; b < (int64_t)plan->num_local * plan->devices; b++) {
         plan->rows_to[b] = plan->pairs_to[b] = 0;
     }
@@ -202,16 +207,9 @@ void moe_plan_build(moe_plan *plan,
 }
 
 void moe_plan_free(moe_plan *plan) {
-    void *arrays[] = {plan->rows_to,          plan->pairs_to,
-                      plan->rank_row,         plan->rank_pair,
-                      plan->row_token,        plan->row_device,
-                      plan->row_pair,         plan->pair_expert,
-                      plan->pair_weight,      plan->pair_selection,
-                      plan->token_row_offset, plan->token_row,
-                      plan->cursor,           plan->key};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        moe_free(arrays[i]);
-    }
+    moe_block_free(&plan->fixed);
+    moe_block_free(&plan->rows);
+    moe_block_free(&plan->pairs);
     *plan = (moe_plan){0};
 }
 
@@ -227,7 +225,7 @@ static const char *check_row(const moe_plan *plan,
     if (end <= begin) {
         return "a row has no expert";
     }
-    if (plan->mode == MOE_EXCHANGE_SELECTION && end != begin + 1) {
+    if (!moe_row_format_of(plan->mode)->several_pairs && end != begin + 1) {
         return "a row of mode selection has several experts";
     }
     if (t < 0 || t >= plan->num_tokens) {
@@ -265,7 +263,7 @@ static const char *check_token_rows(const moe_plan *plan, int64_t t) {
             continue;
         }
         int32_t d = plan->row_device[r], last = plan->row_device[before];
-        bool repeats = plan->mode == MOE_EXCHANGE_SELECTION && d == last;
+        bool repeats = !moe_row_format_of(plan->mode)->several_pairs && d == last;
         if (d < last || (d == last && !repeats)) {
             return "a token's rows are not in ascending order of devices";
         }

@@ -1,5 +1,5 @@
-/* activation.c: silu, gelu, relu and their derivatives, as loops that vectorise at any width with
- * the same bits. */
+/* activation.c: the nonlinearities and their derivatives, as loops that give the same bits at any
+ * vector width. */
 #include "experts/activation.h"
 
 #include <math.h>
@@ -12,9 +12,9 @@ static inline double sigmoid(double a) {
     return 1 / (1 + exp(-a));
 }
 #else
-/* e^a for |a| <= 87: a = n ln 2 + r, |r| <= ln 2 / 2, e^r by its Taylor polynomial of degree 7,
- * times 2^n through the exponent bits. Adding 1.5 * 2^23 rounds to an integer without an
- * instruction that the oldest x86-64 lacks. */
+/* e^a for |a| <= 87: with a = n ln 2 + r and |r| <= ln 2 / 2, e^r comes from its Taylor polynomial
+ * of degree 7, and 2^n is made of its exponent bits. Adding 1.5 * 2^23 rounds to an integer without
+ * an instruction that the oldest x86-64 processors lack. */
 static inline float exp_float(float a) {
     const float magic = 12582912.0f;
     const float ln2_hi = 0.693145751953125f;
@@ -45,32 +45,35 @@ static inline float sigmoid(float a) {
 }
 #endif
 
-MOE_CLONES void moe_swiglu(const real *h1, const real *h3, real *h, int64_t n) {
+MOE_CLONES void moe_activation_swiglu(const real *h1, const real *h3, real *h, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         h[i] = h1[i] * sigmoid(h1[i]) * h3[i];
     }
 }
 
-MOE_CLONES void moe_silu(const real *h1, real *h, int64_t n) {
+MOE_CLONES void moe_activation_silu(const real *h1, const real *h3, real *h, int64_t n) {
+    (void)h3;
     for (int64_t i = 0; i < n; i++) {
         h[i] = h1[i] * sigmoid(h1[i]);
     }
 }
 
-void moe_gelu(const real *h1, real *h, int64_t n) {
+void moe_activation_gelu(const real *h1, const real *h3, real *h, int64_t n) {
+    (void)h3;
     for (int64_t i = 0; i < n; i++) {
         h[i] = (real)(0.5 * h1[i] * (1 + erf(h1[i] * M_SQRT1_2)));
     }
 }
 
-void moe_relu(const real *h1, real *h, int64_t n) {
+void moe_activation_relu(const real *h1, const real *h3, real *h, int64_t n) {
+    (void)h3;
     for (int64_t i = 0; i < n; i++) {
         h[i] = h1[i] > 0 ? h1[i] : 0;
     }
 }
 
 /* silu'(a) = sigma(a) (1 + a (1 - sigma(a))) */
-MOE_CLONES void moe_swiglu_backward(
+MOE_CLONES void moe_activation_swiglu_backward(
     const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         real s = sigmoid(h1[i]);
@@ -82,7 +85,9 @@ MOE_CLONES void moe_swiglu_backward(
     }
 }
 
-MOE_CLONES void moe_silu_backward(const real *h1, const real *dh, real *dh1, int64_t n) {
+MOE_CLONES void moe_activation_silu_backward(
+    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+    (void)h3, (void)dh3;
     for (int64_t i = 0; i < n; i++) {
         real s = sigmoid(h1[i]), a = h1[i];
         dh1[i] = dh[i] * (s * (1 + a * (1 - s)));
@@ -90,7 +95,9 @@ MOE_CLONES void moe_silu_backward(const real *h1, const real *dh, real *dh1, int
 }
 
 /* gelu'(a) = (1 + erf(a / sqrt 2)) / 2 + a e^(-a^2/2) / sqrt(2 pi) */
-void moe_gelu_backward(const real *h1, const real *dh, real *dh1, int64_t n) {
+void moe_activation_gelu_backward(
+    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+    (void)h3, (void)dh3;
     for (int64_t i = 0; i < n; i++) {
         double a = h1[i];
         dh1[i] = (real)(dh[i] * (0.5 * (1 + erf(a * M_SQRT1_2)) +
@@ -98,7 +105,9 @@ void moe_gelu_backward(const real *h1, const real *dh, real *dh1, int64_t n) {
     }
 }
 
-void moe_relu_backward(const real *h1, const real *dh, real *dh1, int64_t n) {
+void moe_activation_relu_backward(
+    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+    (void)h3, (void)dh3;
     for (int64_t i = 0; i < n; i++) {
         dh1[i] = h1[i] > 0 ? dh[i] : 0;
     }

@@ -1,7 +1,6 @@
-/* expert.c: grouped expert computation.
- * Rows are grouped by expert; each expert gathers its rows, runs its GEMMs in calls of
- * MOE_GEMM_ROWS rows, and writes its outputs side by side; a second pass adds up, for each row, its
- * experts in ascending order. Threads take whole experts, the fullest first: which thread does what
+/* experts.c: each expert gathers its rows, runs its GEMMs in calls of MOE_GEMM_ROWS rows, and
+ * writes its outputs side by side; a second pass adds up, for each row, its experts in ascending
+ * order. Threads take whole experts, the one with the most rows first: which thread does what
  * changes no bit. */
 #include "experts/experts.h"
 
@@ -18,9 +17,9 @@ static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Scratch of one thread for calls of c = min(MOE_GEMM_ROWS, most rows) rows: forward x [c,H] and
- * h1, h3 [c,F]; backward x, dy [c,H], and h1, h3 (computed again), h, dh, dh3 [c,F]; with LoRA 2
- * [c,r] more. */
+/* Numbers that one thread needs for calls of c = min(MOE_GEMM_ROWS, most_rows) rows. Forward: x
+ * [c,H] and h1, h3 [c,F]; backward: x, dy [c,H], and h1, h3 (computed again), h, dh, dh3 [c,F];
+ * with adapters 2 [c,r] more. */
 static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
     return min64(most_rows, MOE_GEMM_ROWS) *
            ((backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width) + 2 * f->rank);
@@ -30,20 +29,20 @@ static void reserve_scratch(const moe_ffn *f,
                             int64_t most_rows,
                             bool backward,
                             moe_expert_buffers *b) {
-    moe_reserve_varying(&b->scratch, &b->scratch_room,
+    moe_reserve_varying(&b->scratch, &b->scratch_capacity,
                         scratch_of_thread(f, most_rows, backward) * omp_get_max_threads(),
                         sizeof(real), "expert scratch");
 }
 
 /* --- shared experts: one FFN over all rows --- */
 
-void moe_ffn_forward_all(const moe_ffn *f,
-                         int64_t rows,
-                         const real *x,
-                         moe_expert_buffers *b,
-                         real *h1,
-                         real *h3,
-                         real *y) {
+void moe_experts_shared_forward(const moe_ffn *f,
+                                int64_t rows,
+                                const real *x,
+                                moe_expert_buffers *b,
+                                real *h1,
+                                real *h3,
+                                real *y) {
     reserve_scratch(f, rows, false, b);
     int64_t per_thread = scratch_of_thread(f, rows, false);
 #pragma omp parallel for schedule(dynamic)
@@ -55,15 +54,15 @@ void moe_ffn_forward_all(const moe_ffn *f,
     }
 }
 
-void moe_ffn_backward_all(const moe_ffn *f,
-                          const moe_ffn_gradient *g,
-                          int64_t rows,
-                          const real *x,
-                          const real *h1,
-                          const real *h3,
-                          const real *dy,
-                          moe_expert_buffers *b,
-                          real *dx) {
+void moe_experts_shared_backward(const moe_ffn *f,
+                                 const moe_ffn_gradient *g,
+                                 int64_t rows,
+                                 const real *x,
+                                 const real *h1,
+                                 const real *h3,
+                                 const real *dy,
+                                 moe_expert_buffers *b,
+                                 real *dx) {
     reserve_scratch(f, rows, true, b);
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
         int64_t n = min64(rows - begin, MOE_GEMM_ROWS);
@@ -80,34 +79,41 @@ void moe_ffn_backward_all(const moe_ffn *f,
 
 /* --- grouped experts --- */
 
-typedef struct slot_load {
-    int64_t rows, slot;
-} slot_load;
-
 static int fuller_first(const void *a, const void *b) {
-    const slot_load *x = a, *y = b;
+    const moe_slot_load *x = a, *y = b;
     if (x->rows != y->rows) {
         return x->rows < y->rows ? 1 : -1;
     }
     return (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-/* Fills b->order with pairs (rows, slot), fullest first. Returns the rows that scratch is made for:
- * the most of a slot, or twice the mean if that is more, so that an ordinary change of the load
- * needs no larger one. */
+/* Fills b->order. Returns the number of rows that scratch is made for: the most of any slot, or
+ * twice the mean where that is more, so that an ordinary change of the load needs no larger one. */
 static int64_t order_slots(const moe_inbox *in, moe_expert_buffers *b) {
     int64_t slots = (int64_t)in->num_local * in->slots;
-    moe_reserve(&b->order, &b->order_room, 2 * slots, sizeof(int64_t), "expert order");
-    slot_load *load = (slot_load *)b->order;
     for (int64_t s = 0; s < slots; s++) {
-        load[s] = (slot_load){in->slot_offset[s + 1] - in->slot_offset[s], s};
+        b->order[s] = (moe_slot_load){in->slot_offset[s + 1] - in->slot_offset[s], s};
     }
-    qsort(load, (size_t)slots, sizeof *load, fuller_first);
+    qsort(b->order, (size_t)slots, sizeof *b->order, fuller_first);
     int64_t usual = 2 * (in->num_pairs / slots + 1);
-    return load[0].rows > usual ? load[0].rows : usual;
+    return b->order[0].rows > usual ? b->order[0].rows : usual;
 }
 
-/* Rows begin .. begin + n of a slot's group, gathered into to [n,H]. */
+/* Everything but scratch. dg is for backward, which follows in training whatever `keep` says. */
+static void reserve(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
+    int64_t kept = keep ? in->num_pairs * f->width : 0;
+    const moe_block_array table[] = {
+        MOE_ARRAY(b->order, (int64_t)in->num_local * in->slots),
+        MOE_ARRAY(b->out, in->num_pairs * in->hidden),
+        MOE_ARRAY(b->results, in->num_rows * in->hidden),
+        MOE_ARRAY(b->h1, kept),
+        MOE_ARRAY(b->h3, f->w3 ? kept : 0),
+        MOE_ARRAY(b->dg, in->num_pairs),
+    };
+    moe_block_reserve_varying(&b->block, table, MOE_ARRAYS(table), "buffers of the experts");
+}
+
+/* Gathers the vectors of pairs begin .. begin + n - 1, as they are grouped, into `to` [n,H]. */
 static void gather(
     const moe_inbox *in, const moe_inbox_rows *rows, int64_t begin, int64_t n, real *to) {
     for (int64_t i = 0; i < n; i++) {
@@ -117,7 +123,7 @@ static void gather(
     }
 }
 
-/* One expert over all its rows. */
+/* Runs one expert over all its rows. */
 static void forward_slot(const moe_ffn *f,
                          const moe_inbox *in,
                          int64_t slot,
@@ -143,7 +149,7 @@ static double dot(const real *a, const real *b, int64_t n) {
     return sum;
 }
 
-/* One expert backward: dg = <dy, out>, then dy * g through the FFN; dx overwrites out. */
+/* One expert backward: dg = <dy, out>, then weight * dy through the FFN; dx overwrites out. */
 static void backward_slot(const moe_ffn *f,
                           const moe_ffn_gradient *g,
                           const moe_inbox *in,
@@ -177,7 +183,7 @@ static void backward_slot(const moe_ffn *f,
     }
 }
 
-/* result[i] = weight * out[i], or += : the order of a row's pairs is that of ascending experts. */
+/* result[i] = weight * out[i] */
 MOE_CLONES static void scale_to(real *restrict result,
                                 const real *restrict out,
                                 real weight,
@@ -186,6 +192,8 @@ MOE_CLONES static void scale_to(real *restrict result,
         result[i] = weight * out[i];
     }
 }
+
+/* result[i] += weight * out[i] */
 MOE_CLONES static void scale_add(real *restrict result,
                                  const real *restrict out,
                                  real weight,
@@ -195,8 +203,8 @@ MOE_CLONES static void scale_add(real *restrict result,
     }
 }
 
-/* results of row r = sum over its pairs of weight * out; weighted = false: weight 1 (backward has
- * weighted dy). */
+/* The result of row r is the sum over its pairs, which are in ascending order of experts, of weight
+ * * out. Not weighted: the weight is 1, because backward has weighted dy already. */
 static void sum_row(const moe_inbox *in, const moe_expert_buffers *b, int64_t r, bool weighted) {
     real *result = b->results + r * in->hidden;
     int64_t p = in->row_pair[r];
@@ -216,26 +224,15 @@ static void sum_rows(const moe_inbox *in, const moe_expert_buffers *b, bool weig
 }
 
 void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
-    int64_t h = in->hidden;
     int64_t slots = (int64_t)in->num_local * in->slots;
+    reserve(f, in, b, keep);
     int64_t most = order_slots(in, b);
     int64_t per_thread = scratch_of_thread(f, most, false);
-    moe_reserve_varying(&b->out, &b->out_room, in->num_pairs * h, sizeof(real), "expert outputs");
-    moe_reserve_varying(&b->results, &b->results_room, in->num_rows * h, sizeof(real),
-                        "rows to return");
-    if (keep) {
-        moe_reserve_varying(&b->h1, &b->h1_room, in->num_pairs * f->width, sizeof(real),
-                            "expert activations");
-    }
-    if (keep && f->w3) {
-        moe_reserve_varying(&b->h3, &b->h3_room, in->num_pairs * f->width, sizeof(real),
-                            "expert activations");
-    }
     reserve_scratch(f, most, false, b);
-    const slot_load *load = (const slot_load *)b->order;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t s = 0; s < slots; s++) {
-        forward_slot(f, in, load[s].slot, b, keep, b->scratch + omp_get_thread_num() * per_thread);
+        forward_slot(f, in, b->order[s].slot, b, keep,
+                     b->scratch + omp_get_thread_num() * per_thread);
     }
     sum_rows(in, b, true);
 }
@@ -248,24 +245,17 @@ void moe_experts_backward(const moe_ffn *f,
     int64_t slots = (int64_t)in->num_local * in->slots;
     int64_t most = order_slots(in, b);
     int64_t per_thread = scratch_of_thread(f, most, true);
-    moe_reserve_varying(&b->dg, &b->dg_room, in->num_pairs, sizeof(real), "weight gradients");
     reserve_scratch(f, most, true, b);
-    const slot_load *load = (const slot_load *)b->order;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t s = 0; s < slots; s++) {
-        backward_slot(f, g, in, load[s].slot, b, kept,
+        backward_slot(f, g, in, b->order[s].slot, b, kept,
                       b->scratch + omp_get_thread_num() * per_thread);
     }
     sum_rows(in, b, false);
 }
 
 void moe_expert_buffers_free(moe_expert_buffers *b) {
-    moe_free(b->out);
-    moe_free(b->results);
+    moe_block_free(&b->block);
     moe_free(b->scratch);
-    moe_free(b->order);
-    moe_free(b->h1);
-    moe_free(b->h3);
-    moe_free(b->dg);
     *b = (moe_expert_buffers){0};
 }

@@ -1,5 +1,5 @@
-/* expert.h: the experts of a rank's devices over the rows that arrived: grouped forward and
- * backward. Layer 3 (act). method.md section 5. */
+/* experts.h: the experts of a rank's devices over the rows that arrived: grouped by expert, forward
+ * and backward; and the shared experts, over all tokens. docs/method.md section 5. */
 #ifndef MOESIM_EXPERTS_EXPERTS_H
 #define MOESIM_EXPERTS_EXPERTS_H
 
@@ -7,56 +7,63 @@
 #include <stdint.h>
 
 #include "base/alloc.h"
-#include "config/config.h"
+#include "base/block.h"
 #include "exchange/exchange.h"
 #include "experts/ffn.h"
-#include "placement/placement.h"
 
-/* What a rank needs to run its experts; reused from step to step. */
+typedef struct moe_slot_load {
+    int64_t rows, slot;
+} moe_slot_load;
+
+/* What a rank needs to run its experts. Zeroed before the first step; the memory is used again from
+ * step to step. "Grouped" is the order of moe_inbox.slot_pair. */
 typedef struct moe_expert_buffers {
-    real *out; /* [num_pairs, H] outputs grouped by slot; backward overwrites them with the pairs'
-                  dx */
-    real *results;  /* [num_rows, H] what goes back: sum over a row's experts of weight * output
-                       (backward: of dx) */
-    real *h1, *h3;  /* [num_pairs, F] pre-activations grouped by slot; kept for backward only */
-    real *dg;       /* [num_pairs] gradient of the combine weights, inbox order */
-    real *scratch;  /* per thread */
-    int64_t *order; /* slots by falling number of rows */
-    int64_t out_room, results_room, scratch_room, order_room, h1_room, h3_room, dg_room;
+    real *out;            /* [num_pairs,H] outputs, grouped; backward overwrites them with the
+                             pairs' dx */
+    real *results;        /* [num_rows,H] what goes back, in the order of the inbox: the sum over a
+                             row's experts of weight * output (backward: of dx) */
+    real *h1, *h3;        /* [num_pairs,F] pre-activations, grouped; kept for backward only */
+    real *dg;             /* [num_pairs] gradients of the combine weights, in the inbox's order */
+    moe_slot_load *order; /* [num_local * slots] slots, the one with the most rows first */
+    moe_block block;      /* memory of the above */
+    real *scratch;        /* working memory of every thread */
+    int64_t scratch_capacity; /* in numbers */
 } moe_expert_buffers;
 
-/* Rows of one GEMM call. A constant, so that the calls an expert makes depend on its number of rows
- * only. */
+/* The most rows of one GEMM call. It is a constant, so that the calls that an expert makes depend
+ * on its number of rows only. */
 enum { MOE_GEMM_ROWS = 1024 };
 
-/* Local. y [rows,H] = FFN_0(x) in calls of MOE_GEMM_ROWS rows, OpenMP over the calls (the shared
- * experts). h1, h3 [rows,F]: kept pre-activations, or NULL when there will be no backward. */
-void moe_ffn_forward_all(const moe_ffn *f,
-                         int64_t rows,
-                         const real *x,
-                         moe_expert_buffers *b,
-                         real *h1,
-                         real *h3,
-                         real *y);
-/* Local. Its backward: one thread at a time adds into g, in the order of the rows; dx is written.
- * h1 NULL: computed again from x. */
-void moe_ffn_backward_all(const moe_ffn *f,
-                          const moe_ffn_gradient *g,
-                          int64_t rows,
-                          const real *x,
-                          const real *h1,
-                          const real *h3,
-                          const real *dy,
-                          moe_expert_buffers *b,
-                          real *dx);
+/* Local. The shared experts: y [rows,H] = FFN_0(x [rows,H]) in calls of MOE_GEMM_ROWS rows, spread
+ * over OpenMP threads. h1, h3 [rows,F] keep the pre-activations; NULL when no backward will follow.
+ */
+void moe_experts_shared_forward(const moe_ffn *f,
+                                int64_t rows,
+                                const real *x,
+                                moe_expert_buffers *b,
+                                real *h1,
+                                real *h3,
+                                real *y);
 
-/* Local. Runs the local experts (FFN index = local device * slots + slot) over the inbox:
- * b->results in inbox row order. keep: backward will follow, so pre-activations stay. */
+/* Local. The backward of the above: adds into g in the order of the rows, one call at a time, and
+ * writes dx [rows,H]. h1 NULL: the pre-activations are computed again from x. */
+void moe_experts_shared_backward(const moe_ffn *f,
+                                 const moe_ffn_gradient *g,
+                                 int64_t rows,
+                                 const real *x,
+                                 const real *h1,
+                                 const real *h3,
+                                 const real *dy,
+                                 moe_expert_buffers *b,
+                                 real *dx);
+
+/* Local. Runs the local experts over the inbox: b->results. FFN number local device * slots + slot
+ * is the expert in that slot. keep: the pre-activations stay for a backward. */
 void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep);
 
-/* Local. After moe_exchange_dispatch_gradient: adds the experts' gradients into g, b->dg = <dy,
- * FFN(u)> of every pair, b->results = dx of every row (sum over its experts, ascending). kept: what
- * forward was told; otherwise pre-activations are computed again. */
+/* Local. After moe_exchange_dispatch_gradient: adds the experts' gradients into g; b->dg = <dy,
+ * FFN(u)> of every pair; b->results = dx of every row, the sum over its experts in ascending order.
+ * kept: what forward was told; where it is false, the pre-activations are computed again. */
 void moe_experts_backward(const moe_ffn *f,
                           const moe_ffn_gradient *g,
                           const moe_inbox *in,

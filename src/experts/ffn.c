@@ -7,12 +7,28 @@
 #include "base/gemm.h"
 #include "base/rng.h"
 #include "base/status.h"
-#include "experts/activation.h"
+
+/* --- types --- */
+
+static const moe_ffn_type types[] = {
+    [MOE_EXPERT_SWIGLU] = {"swiglu", 3, false, moe_activation_swiglu,
+                           moe_activation_swiglu_backward},
+    [MOE_EXPERT_SILU] = {"silu", 2, false, moe_activation_silu, moe_activation_silu_backward},
+    [MOE_EXPERT_GELU] = {"gelu", 2, false, moe_activation_gelu, moe_activation_gelu_backward},
+    [MOE_EXPERT_RELU] = {"relu", 2, false, moe_activation_relu, moe_activation_relu_backward},
+    [MOE_EXPERT_LORA] = {"lora", 3, true, moe_activation_swiglu, moe_activation_swiglu_backward},
+    [MOE_EXPERT_IDENTITY] = {"identity", 0, false, NULL, NULL},
+};
+
+const moe_ffn_type *moe_ffn_type_of(enum moe_expert_type type) {
+    MOE_ASSERT((size_t)type < sizeof types / sizeof types[0]);
+    return &types[type];
+}
 
 /* --- weights --- */
 
-/* Block i of each of the `count` matrices [rows, columns]: normal with variance 1 / columns, keyed
- * by (layer, id). */
+/* `count` matrices [rows, columns], each normal with variance 1 / columns and keyed by (layer, id),
+ * or all zero. */
 static real *keyed_matrices(const moe_ffn_shape *s,
                             int64_t count,
                             int64_t rows,
@@ -31,7 +47,7 @@ static real *keyed_matrices(const moe_ffn_shape *s,
     return w;
 }
 
-/* The base is one FFN: keyed by the layer alone. */
+/* The base is one FFN for all experts, keyed by the layer alone. */
 static void init_lora(moe_ffn *f, const moe_ffn_shape *s) {
     int64_t h = s->hidden;
     int64_t w = s->width;
@@ -53,10 +69,11 @@ static void init_lora(moe_ffn *f, const moe_ffn_shape *s) {
 
 void moe_ffn_init(moe_ffn *f, const moe_ffn_shape *s) {
     *f = (moe_ffn){.type = s->type, .count = s->count, .hidden = s->hidden, .width = s->width};
-    if (s->type == MOE_EXPERT_IDENTITY || s->count == 0) {
+    const moe_ffn_type *type = moe_ffn_type_of(s->type);
+    if (type->matrices == 0 || s->count == 0) {
         return;
     }
-    if (s->type == MOE_EXPERT_LORA) {
+    if (type->adapters) {
         init_lora(f, s);
         return;
     }
@@ -64,7 +81,7 @@ void moe_ffn_init(moe_ffn *f, const moe_ffn_shape *s) {
                            s->shared ? MOE_RNG_SHARED_W1 : MOE_RNG_EXPERT_W1, false);
     f->w2 = keyed_matrices(s, s->count, s->hidden, s->width,
                            s->shared ? MOE_RNG_SHARED_W2 : MOE_RNG_EXPERT_W2, false);
-    if (s->type == MOE_EXPERT_SWIGLU) {
+    if (type->matrices == 3) {
         f->w3 = keyed_matrices(s, s->count, s->width, s->hidden,
                                s->shared ? MOE_RNG_SHARED_W3 : MOE_RNG_EXPERT_W3, false);
     }
@@ -80,7 +97,7 @@ void moe_ffn_free(moe_ffn *f) {
 
 /* --- one linear map --- */
 
-/* y = W x (+ s B A x) and where its gradients go (NULL: frozen or absent). */
+/* y = W x (+ s B A x), and where the gradients go: NULL where a matrix is frozen or absent. */
 typedef struct linear {
     int64_t in, out, rank;
     real scale;
@@ -92,7 +109,7 @@ static real *block(real *matrices, int64_t i, int64_t size) {
     return matrices ? matrices + i * size : NULL;
 }
 
-/* Map 1, 2 or 3 of FFN i; g may be NULL. */
+/* The map of W1, W2 or W3 (which) of FFN i; g may be NULL. */
 static linear linear_of(const moe_ffn *f, const moe_ffn_gradient *g, int which, int64_t i) {
     real *const w[3] = {f->w1, f->w2, f->w3};
     real *const a[3] = {f->a1, f->a2, f->a3};
@@ -123,7 +140,7 @@ static void scale(real *x, real by, int64_t n) {
     }
 }
 
-/* low [rows, r] = s x A^T */
+/* low [rows,r] = s x A^T */
 static void project(const linear *l, int64_t rows, const real *x, real *low) {
     moe_gemm_nt(rows, l->rank, l->in, x, l->a, low);
     scale(low, l->scale, rows * l->rank);
@@ -138,8 +155,8 @@ static void linear_forward(const linear *l, int64_t rows, const real *x, real *l
     moe_gemm_nt_add(rows, l->out, l->rank, low, l->b, y);
 }
 
-/* dW += dy^T x, dx = beta dx + dy W; LoRA: dB += dy^T (s x A^T), e = s dy B, dA += e^T x, dx += e
- * A. low: 2 rows r of scratch. */
+/* dW += dy^T x, dx = beta dx + dy W; with adapters also dB += dy^T (s x A^T), e = s dy B, dA += e^T
+ * x, dx += e A. low is scratch of 2 rows r numbers. */
 static void linear_backward(
     const linear *l, int64_t rows, const real *x, const real *dy, real *low, real beta, real *dx) {
     if (l->dw) {
@@ -159,49 +176,6 @@ static void linear_backward(
 }
 
 /* --- one FFN --- */
-
-/* h = act(h1) (* h3) */
-static void activate(const moe_ffn *f, const real *h1, const real *h3, real *h, int64_t n) {
-    switch (f->type) {
-    case MOE_EXPERT_LORA:
-    case MOE_EXPERT_SWIGLU:
-        moe_swiglu(h1, h3, h, n);
-        break;
-    case MOE_EXPERT_SILU:
-        moe_silu(h1, h, n);
-        break;
-    case MOE_EXPERT_GELU:
-        moe_gelu(h1, h, n);
-        break;
-    case MOE_EXPERT_RELU:
-        moe_relu(h1, h, n);
-        break;
-    default:
-        MOE_ASSERT(!"an expert type without a forward");
-    }
-}
-
-/* dh becomes dh1; dh3 is written for swiglu. */
-static void activate_backward(
-    const moe_ffn *f, const real *h1, const real *h3, real *dh, real *dh3, int64_t n) {
-    switch (f->type) {
-    case MOE_EXPERT_LORA:
-    case MOE_EXPERT_SWIGLU:
-        moe_swiglu_backward(h1, h3, dh, dh, dh3, n);
-        break;
-    case MOE_EXPERT_SILU:
-        moe_silu_backward(h1, dh, dh, n);
-        break;
-    case MOE_EXPERT_GELU:
-        moe_gelu_backward(h1, dh, dh, n);
-        break;
-    case MOE_EXPERT_RELU:
-        moe_relu_backward(h1, dh, dh, n);
-        break;
-    default:
-        MOE_ASSERT(!"an expert type without a backward");
-    }
-}
 
 void moe_ffn_pre_activations(
     const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *low, real *h1, real *h3) {
@@ -224,18 +198,20 @@ void moe_ffn_forward(const moe_ffn *f,
                      real *h3,
                      real *h,
                      real *y) {
-    if (f->type == MOE_EXPERT_IDENTITY) {
+    const moe_ffn_type *type = moe_ffn_type_of(f->type);
+    if (type->matrices == 0) {
         memcpy(y, x, (size_t)(rows * f->hidden) * sizeof(real));
         return;
     }
     linear second = linear_of(f, NULL, 2, i);
     moe_ffn_pre_activations(f, i, rows, x, low, h1, h3);
-    activate(f, h1, h3, h, rows * f->width);
+    type->forward(h1, h3, h, rows * f->width);
     linear_forward(&second, rows, h, low, y);
 }
 
-/* y = W2 h, h = act(W1 x, W3 x):  dW2 += dy^T h, dh = dy W2, (dh1, dh3) = act'(dh), dW1 += dh1^T x,
- * dW3 += dh3^T x, dx = dh1 W1 + dh3 W3 */
+/* Of y = W2 h, h = act(W1 x, W3 x):
+ *     dW2 += dy^T h      dh = dy W2      (dh1, dh3) = act'(dh)
+ *     dW1 += dh1^T x     dW3 += dh3^T x  dx = dh1 W1 + dh3 W3 */
 void moe_ffn_backward(const moe_ffn *f,
                       const moe_ffn_gradient *g,
                       int64_t i,
@@ -247,7 +223,8 @@ void moe_ffn_backward(const moe_ffn *f,
                       real *scratch,
                       real *dx) {
     int64_t n = rows * f->width;
-    if (f->type == MOE_EXPERT_IDENTITY) {
+    const moe_ffn_type *type = moe_ffn_type_of(f->type);
+    if (type->matrices == 0) {
         memmove(dx, dy, (size_t)(rows * f->hidden) * sizeof(real));
         return;
     }
@@ -258,9 +235,9 @@ void moe_ffn_backward(const moe_ffn *f,
     real *dh = h + n;
     real *dh3 = dh + n;
     real *low = dh3 + n;
-    activate(f, h1, h3, h, n);
+    type->forward(h1, h3, h, n);
     linear_backward(&second, rows, h, dy, low, 0, dh);
-    activate_backward(f, h1, h3, dh, dh3, n);
+    type->backward(h1, h3, dh, dh, dh3, n);
     linear_backward(&first, rows, x, dh, low, 0, dx);
     if (f->w3) {
         linear_backward(&third, rows, x, dh3, low, 1, dx);

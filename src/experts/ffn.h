@@ -1,16 +1,34 @@
-/* ffn.h: feed-forward networks: weights, one forward, one backward. Layer 3 (act). method.md
- * section 5. swiglu: W2 (silu(W1 u) * W3 u)     silu, gelu, relu: W2 act(W1 u)     identity: u lora
- * (MixLoRA, 2404.15159): a swiglu whose base W1, W2, W3 are frozen and the same for all experts;
- * expert k adds low-rank adapters to each: W u + s B_k (A_k u), A [r, in], B [out, r], s =
- * lora_alpha / r Weights are keyed by expert id, not by rank or slot: an expert is the same
- * wherever it lives. */
+/* ffn.h: feed-forward networks: their weights, one forward and one backward. docs/method.md section
+ * 5.
+ *   swiglu              W2 (silu(W1 u) * W3 u)
+ *   silu, gelu, relu    W2 act(W1 u)
+ *   identity            u
+ *   lora                a swiglu whose W1, W2, W3 are frozen and the same for all experts; expert k
+ *                       adds low-rank adapters to each of them (MixLoRA, 2404.15159):
+ *                       W u + s B_k (A_k u) with A [r, in], B [out, r], s = lora_alpha / r
+ * Weights are keyed by the expert's id, not by rank or slot: an expert is the same wherever it
+ * lives. */
 #ifndef MOESIM_EXPERTS_FFN_H
 #define MOESIM_EXPERTS_FFN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/alloc.h"
 #include "config/config.h"
+#include "experts/activation.h"
+
+/* A type of expert is one row of the table in ffn.c. */
+typedef struct moe_ffn_type {
+    const char *name; /* the value of model.expert_type */
+    int matrices;     /* 0: identity; 2: W1 and W2; 3: W1, W2 and W3 */
+    bool adapters;    /* the matrices are frozen, and each expert has adapters to them */
+    moe_activation_forward *forward; /* NULL for identity */
+    moe_activation_backward *backward;
+} moe_ffn_type;
+
+/* Local. The row of a type; asserts that it exists. */
+const moe_ffn_type *moe_ffn_type_of(enum moe_expert_type type);
 
 typedef struct moe_ffn { /* `count` FFNs of equal shape */
     enum moe_expert_type type;
@@ -23,35 +41,38 @@ typedef struct moe_ffn { /* `count` FFNs of equal shape */
     real *b1, *b3, *b2; /* [count,F,r], [count,F,r], [count,H,r] lora only */
 } moe_ffn;
 
-/* Gradients of a moe_ffn, same shapes; NULL where the FFN has no such matrix or it is frozen. Not
- * owned: they stand in the table of parameters. */
+/* The gradients of a moe_ffn, in the same shapes; NULL where the FFN has no such matrix or it is
+ * frozen. Not owned: they stand in the table of parameters. */
 typedef struct moe_ffn_gradient {
     real *w1, *w3, *w2;
     real *a1, *a3, *a2, *b1, *b3, *b2;
 } moe_ffn_gradient;
 
-/* What keys and shapes the weights of `count` FFNs. */
+/* What shapes and keys the weights of `count` FFNs. */
 typedef struct moe_ffn_shape {
     enum moe_expert_type type;
     int64_t count, hidden, width, rank;
     double lora_alpha;
-    bool zero_b; /* lora: B = 0, as training starts; else keyed random, as after training */
+    bool zero_b; /* lora: B is 0, as where training starts; else it is random, as after training */
     bool shared; /* a shared expert: keyed apart from the routed ones */
     int64_t seed;
     int32_t layer;
     const int32_t *id; /* [count] expert ids */
 } moe_ffn_shape;
 
-/* Local. Keyed random weights: variance 1/(inputs) for W1, W3, W2 and A. Free with moe_ffn_free. */
+/* Local. Makes keyed random weights, of variance 1/(inputs) for W1, W3, W2, A and B. The caller
+ * owns *f: moe_ffn_free. */
 void moe_ffn_init(moe_ffn *f, const moe_ffn_shape *shape);
 void moe_ffn_free(moe_ffn *f);
 
-/* Local. W1 x and W3 x of FFN i: h1, h3 [rows,F]. low: rows * rank of scratch (lora). */
+/* Local. h1, h3 [rows,F] become W1 x and W3 x of FFN i for x [rows,H]. low is scratch of rows *
+ * rank numbers (lora). */
 void moe_ffn_pre_activations(
     const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *low, real *h1, real *h3);
 
-/* Local. y [rows,H] = FFN_i(x [rows,H]). h1, h3 [rows,F] get the pre-activations, h [rows,F] the
- * activation (h may be h1); low: rows * rank of scratch (lora). One call of each GEMM. */
+/* Local. y [rows,H] = FFN_i(x [rows,H]). h1, h3 [rows,F] receive the pre-activations, h [rows,F]
+ * the activation; h may be h1. low is scratch of rows * rank numbers (lora). Calls each GEMM once.
+ */
 void moe_ffn_forward(const moe_ffn *f,
                      int64_t i,
                      int64_t rows,
@@ -62,9 +83,9 @@ void moe_ffn_forward(const moe_ffn *f,
                      real *h,
                      real *y);
 
-/* Local. From dy [rows,H]: adds the gradients of FFN i into g (block i), dx [rows,H] = gradient of
- * x. x, h1, h3 are forward's; scratch holds rows * (3 F + 2 rank). dx may be dy's array only for
- * identity. */
+/* Local. From dy [rows,H], adds the gradients of FFN i into block i of g and writes dx [rows,H],
+ * the gradient of x. x, h1, h3 are those of forward; scratch holds rows * (3 F + 2 rank) numbers.
+ * dx may be dy's array for identity only. */
 void moe_ffn_backward(const moe_ffn *f,
                       const moe_ffn_gradient *g,
                       int64_t i,

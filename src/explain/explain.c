@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "exchange/row_format.h"
 #include "explain/internal.h"
 #include "router/devices.h"
 #include "router/scores.h"
@@ -183,7 +184,7 @@ static void fill_rows(const moe_watched *w) {
                                 .pairs = (int32_t)pairs,
                                 .expert = plan->pair_expert[plan->row_pair[row[i]]],
                                 .level = moe_level_of(w->device, d, c->cluster.devices_per_node),
-                                .bytes = c->model.hidden_size * (int64_t)sizeof(real),
+                                .bytes = moe_row_format_vector_bytes(c->model.hidden_size),
                                 .metadata_bytes = moe_exchange_row_metadata_bytes(plan->mode) +
                                                   pairs * moe_exchange_pair_metadata_bytes()};
     }

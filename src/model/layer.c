@@ -350,10 +350,10 @@ static void add_shared(const moe_layer *layer,
     for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
         int64_t begin = context->batch->device_offset[j],
                 rows = context->batch->device_offset[j + 1] - begin;
-        moe_ffn_forward_all(&layer->shared, rows, a->x + begin * h, &a->buffers,
-                            context->keep ? a->shared_h1 + begin * f : NULL,
-                            context->keep ? a->shared_h3 + begin * f : NULL,
-                            a->shared_y + begin * h);
+        moe_experts_shared_forward(&layer->shared, rows, a->x + begin * h, &a->buffers,
+                                   context->keep ? a->shared_h1 + begin * f : NULL,
+                                   context->keep ? a->shared_h3 + begin * f : NULL,
+                                   a->shared_y + begin * h);
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n * h; i++) {

@@ -13,7 +13,7 @@
 #include "balance/scopes.h"
 #include "capacity/drop.h"
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "data/input.h"
 #include "exchange/plan.h"
 #include "experts/experts.h"

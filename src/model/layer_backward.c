@@ -250,10 +250,10 @@ static void shared_backward(const moe_layer *layer,
         moe_ffn_gradient g = {.w1 = partial_of(all, slots->shared_w1, j),
                               .w3 = partial_of(all, slots->shared_w3, j),
                               .w2 = partial_of(all, slots->shared_w2, j)};
-        moe_ffn_backward_all(&layer->shared, &g, rows, a->x + begin * h,
-                             context->keep ? a->shared_h1 + begin * f : NULL,
-                             context->keep ? a->shared_h3 + begin * f : NULL, dy + begin * h,
-                             &a->buffers, b->shared_dx + begin * h);
+        moe_experts_shared_backward(&layer->shared, &g, rows, a->x + begin * h,
+                                    context->keep ? a->shared_h1 + begin * f : NULL,
+                                    context->keep ? a->shared_h3 + begin * f : NULL, dy + begin * h,
+                                    &a->buffers, b->shared_dx + begin * h);
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {

@@ -207,16 +207,20 @@ static int64_t square_all(moe_parameters *all, bool replicated, int *bad) {
     return done;
 }
 
-/* Collective, one call. Smallest (parameter, rank) that any rank found bad; NULL = none, then *most
- * becomes the largest of all ranks'. Doubles from 0 on are ordered as their bits. */
+/* Collective. The first parameter that any rank found bad, and the lowest such rank; NULL when
+ * there is none. *most becomes the largest of all ranks'. Doubles from 0 on are ordered as their
+ * bits. */
 static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad, double *most) {
-    int64_t first[2] = {-((int64_t)bad * comm->size + comm->rank)};
-    memcpy(&first[1], most, sizeof *most);
-    moe_comm_max_i64(comm, first, 2);
-    memcpy(most, &first[1], sizeof *most);
-    bad = (int)(-first[0] / comm->size);
-    all->worst_rank = (int)(-first[0] % comm->size);
-    return bad < all->num ? all->p[bad].name : NULL;
+    int64_t largest[2] = {-bad};
+    memcpy(&largest[1], most, sizeof *most);
+    moe_comm_max_i64(comm, largest, 2);
+    memcpy(most, &largest[1], sizeof *most);
+    int first = (int)-largest[0];
+    if (first == all->num) {
+        return NULL;
+    }
+    all->worst_rank = moe_comm_lowest_rank(comm, bad == first);
+    return all->p[first].name;
 }
 
 /* The sums are scaled by a power of 4 to below 2^40, where exact integers have room for all of them

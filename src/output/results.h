@@ -8,7 +8,7 @@
 #include <stdio.h>
 
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "measure/metrics.h"
 #include "output/matrix_history.h"
 #include "output/summary.h"

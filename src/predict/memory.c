@@ -9,6 +9,7 @@
 
 #include "balance/balance.h"
 #include "base/alloc.h"
+#include "experts/ffn.h"
 #include "router/stats.h"
 
 static int64_t add(int64_t a, int64_t b) {
@@ -45,11 +46,8 @@ typedef struct sizes { /* of the fullest rank */
     int64_t threads, matrices; /* matrices [H,F] of one expert */
 } sizes;
 
-static int64_t matrices(int expert_type) {
-    if (expert_type == MOE_EXPERT_IDENTITY) {
-        return 0;
-    }
-    return expert_type == MOE_EXPERT_SWIGLU || expert_type == MOE_EXPERT_LORA ? 3 : 2;
+static int64_t matrices(enum moe_expert_type type) {
+    return moe_ffn_type_of(type)->matrices;
 }
 
 /* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per

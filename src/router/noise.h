@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "data/data.h"
+#include "data/batch.h"
 #include "router/router.h"
 #include "router/routing.h"
 

@@ -15,7 +15,7 @@
 
 #include "base/scratch.h"
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "placement/placement.h"
 #include "router/routing.h"
 #include "router/stats.h"

@@ -10,12 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define MOE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define MOE_CLONES
-#endif
+#include "base/vector.h"
 
 enum { LANES = 8, CHUNK = 64 };
 

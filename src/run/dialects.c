@@ -217,13 +217,7 @@ static void make_x(dialects *d) {
     int64_t elements = d->batch.num_tokens * d->c.model.hidden_size;
     d->x = moe_alloc(elements, sizeof(real), "x");
     d->y = moe_alloc(elements, sizeof(real), "y");
-    if (d->c.data.source == MOE_SOURCE_SYNTHETIC) {
-        moe_data_synthetic(&d->c, &d->batch, 0, d->x, NULL);
-    } else if (d->c.data.source == MOE_SOURCE_TEXT) {
-        moe_data_text(&d->c, d->input.text, d->input.text_length, 0, &d->batch, d->x);
-    } else {
-        moe_data_keyed(&d->c, &d->batch, d->x);
-    }
+    moe_input_vectors(&d->input, &d->c, 0, &d->batch, d->x);
 }
 
 static int refuse(const moe_config *c, moe_status *st) {

@@ -22,12 +22,8 @@ static void make_input(moe_run_state *r, int64_t step) {
     if (r->model_files.x) {
         memcpy(x, r->model_files.x + r->batch.first_token * hidden,
                (size_t)(r->batch.num_tokens * hidden) * sizeof(real));
-    } else if (c->data.source == MOE_SOURCE_SYNTHETIC) {
-        moe_data_synthetic(c, &r->batch, step, x, NULL);
-    } else if (c->data.source == MOE_SOURCE_TEXT) {
-        moe_data_text(c, r->input.text, r->input.text_length, step, &r->batch, x);
     } else {
-        moe_data_keyed(c, &r->batch, x);
+        moe_input_vectors(&r->input, c, step, &r->batch, x);
     }
 }
 

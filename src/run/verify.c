@@ -16,7 +16,7 @@
 #include "base/exact.h"
 #include "base/rng.h"
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "measure/imbalance.h"
 #include "router/router.h"
 #include "train/optimizer.h"

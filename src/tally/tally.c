@@ -8,6 +8,7 @@
 
 #include "base/exact.h"
 #include "base/status.h"
+#include "exchange/row_format.h"
 #include "router/scores.h"
 #include "router/select.h"
 #include "tally/internal.h"
@@ -298,7 +299,7 @@ static void add_volume(moe_volume *v,
 }
 
 static void fill_volume(const tally *t, const moe_config *c, moe_layer_metrics *out) {
-    int64_t d = c->cluster.devices, row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t d = c->cluster.devices, row_bytes = moe_row_format_vector_bytes(c->model.hidden_size);
     int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
@@ -416,7 +417,6 @@ static void check_finite(const tally *t,
                          int64_t not_finite_here,
                          const moe_layer_metrics *out,
                          moe_step_metrics *metrics) {
-    int64_t minus_rank = not_finite_here ? -context->comm->rank : INT64_MIN;
     bool total = isfinite(out->total) || !context->balance.has_scores;
     if (t->scalar[NONFINITE] == 0) {
         moe_step_metrics_check(metrics, "finite", true, isfinite(out->output_rms) && total,
@@ -424,11 +424,11 @@ static void check_finite(const tally *t,
                                out->output_rms, out->total);
         return;
     }
-    moe_comm_max_i64(context->comm, &minus_rank, 1);
+    int first = moe_comm_lowest_rank(context->comm, not_finite_here > 0);
     moe_step_metrics_check(metrics, "finite", true, false,
                            "layer %d: NaN, Inf or huge values in the logits or the output of %lld "
-                           "tokens, first on rank %lld",
-                           layer->index, (long long)t->scalar[NONFINITE], (long long)-minus_rank);
+                           "tokens, first on rank %d",
+                           layer->index, (long long)t->scalar[NONFINITE], first);
 }
 
 /* Of the last layer, whose forward finished it. */

@@ -1,8 +1,8 @@
-/* checkpoint_find.c: which checkpoint to go on from, and whether this run may. A file is trusted
- * when every byte of it has been read and its checksums are right; the reading is spread over
- * ranks. */
+/* checkpoint_find.c: a file is trusted when every byte of it has been read and its checksums are
+ * right; the reading is spread over ranks. */
+#include "train/checkpoint_find.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,11 +10,11 @@
 
 #include "base/alloc.h"
 #include "config/table.h"
-#include "train/checkpoint_internal.h"
+#include "train/checkpoint_file.h"
 
 /* --- the newest that is whole --- */
 
-/* This rank's share of the blocks of one section. */
+/* Reads this rank's share of the blocks of one section. */
 static void verify_section(const moe_comm *comm,
                            int file,
                            const char *path,
@@ -24,21 +24,18 @@ static void verify_section(const moe_comm *comm,
     char *data = moe_alloc(s->num_blocks > 0 ? s->block_bytes : 0, 1, "a block of a checkpoint");
     for (int64_t b = 0; b < s->num_blocks && st->code == MOE_OK; b++) {
         if ((s->first + b) % comm->size == comm->rank) {
-            moe_checkpoint_read_block(file, path, t, s, b, data, st);
+            moe_checkpoint_file_read(file, path, t, s, b, data, st);
         }
     }
     moe_free(data);
 }
 
-/* Collective. */
+/* Collective. Reads every block of a file and verifies its checksum. */
 static int verify(const moe_comm *comm,
                   const char *path,
                   const moe_checkpoint_table *t,
                   moe_status *st) {
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) {
-        moe_fail(st, MOE_USER, "the checkpoint '%s' cannot be read: %s", path, strerror(errno));
-    }
+    int file = moe_checkpoint_file_open(path, st);
     for (int i = 0; i < t->num && st->code == MOE_OK; i++) {
         verify_section(comm, file, path, t, &t->section[i], st);
     }
@@ -56,12 +53,12 @@ static void take(moe_checkpoint *found, const moe_checkpoint_table *t) {
     snprintf(found->name, sizeof found->name, "%s", t->name);
 }
 
-/* Collective. Is the checkpoint after `step` steps whole? Then *found is it. */
+/* Collective. *found becomes the checkpoint after `step` steps, if it is whole. */
 static int try_step(
     const moe_comm *comm, const char *folder, int64_t step, moe_checkpoint *found, moe_status *st) {
     moe_checkpoint_table t;
-    moe_checkpoint_path(folder, step, found->path);
-    if (moe_checkpoint_load(comm, found->path, &t, st) == MOE_OK && t.step != step) {
+    moe_checkpoint_folder_file(folder, step, found->path);
+    if (moe_checkpoint_file_load(comm, found->path, &t, st) == MOE_OK && t.step != step) {
         moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: it was made after %lld steps",
                  found->path, (long long)t.step);
     }
@@ -82,7 +79,7 @@ static int64_t *list(const moe_comm *comm, const char *folder, int *num, moe_sta
     int64_t *steps = NULL;
     *num = 0;
     if (comm->rank == 0) {
-        steps = moe_checkpoint_list(folder, num);
+        steps = moe_checkpoint_folder_list(folder, num);
         if (access(folder, F_OK) != 0) {
             moe_fail(st, MOE_USER, "the folder '%s' cannot be opened: %s", folder, strerror(errno));
         } else if (*num == 0) {
@@ -143,7 +140,7 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
     return st->code;
 }
 
-/* Keys, or beginnings of keys, that leave the results alone; router.preset only stands in for keys
+/* Keys, or beginnings of keys, that leave the results alone. router.preset only stands for keys
  * that are compared one by one. */
 static const char *const may_differ[] = {"run.steps",
                                          "run.threads",

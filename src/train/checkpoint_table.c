@@ -1,6 +1,8 @@
-/* checkpoint_table.c: what a checkpoint holds and where, as a table of sections; the table as text
- * and back. No MPI, no files. The table of the run that reads and the table in the file are made
- * the same way, so that comparing them is comparing fields. */
+/* checkpoint_table.c: the layout of the sections, the table as text and back, and how two tables
+ * differ. No MPI, no files. The table of the run that reads and the table in the file are made the
+ * same way, so that comparing them is comparing fields. */
+#include "train/checkpoint_table.h"
+
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -8,7 +10,9 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "train/checkpoint_internal.h"
+#include "base/checksum.h"
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "checkpoints are little-endian");
 
 enum { SLICE_BYTES = 1 << 20, VERSION = 1, HEADER_BYTES_MAX = 1 << 30 };
 enum { AT_CHECKSUM = 8, AT_VERSION = 16, AT_FILE_BYTES = 24, AT_TEXT_BYTES = 32 };
@@ -18,8 +22,8 @@ static const char *const part_names[MOE_NUM_PARTS] = {"value", "m", "v", "blob"}
 
 /* --- layout --- */
 
-/* Puts section s behind the sections before it. False when its numbers have no meaning or the table
- * outgrows `most` bytes. */
+/* Puts section s behind the sections before it. Returns false when its numbers have no meaning, or
+ * when the sections would have more than `most` bytes. */
 static bool place_section(moe_checkpoint_table *t, moe_section *s, int64_t most) {
     int64_t element = s->part == MOE_PART_BLOB ? 1 : t->real_bytes;
     if (s->count < 0 || s->size < 0 || __builtin_mul_overflow(s->size, element, &s->block_bytes)) {
@@ -39,7 +43,7 @@ static bool place_section(moe_checkpoint_table *t, moe_section *s, int64_t most)
     return !__builtin_add_overflow(t->num_blocks, s->num_blocks, &t->num_blocks);
 }
 
-int64_t moe_section_block(const moe_section *s, int64_t block, int64_t *bytes) {
+int64_t moe_checkpoint_table_block(const moe_section *s, int64_t block, int64_t *bytes) {
     int64_t start = block * s->block_bytes;
     *bytes = s->bytes - start < s->block_bytes ? s->bytes - start : s->block_bytes;
     return s->offset + start;
@@ -162,10 +166,10 @@ char *moe_checkpoint_table_print(const moe_checkpoint_table *t,
 
 /* --- and back --- */
 
-int moe_checkpoint_preamble(const char preamble[MOE_CHECKPOINT_PREAMBLE],
-                            int64_t file_bytes,
-                            int64_t *header_bytes,
-                            moe_status *why) {
+int moe_checkpoint_table_preamble(const char preamble[MOE_CHECKPOINT_PREAMBLE],
+                                  int64_t file_bytes,
+                                  int64_t *header_bytes,
+                                  moe_status *why) {
     uint64_t version = get_u64(preamble, AT_VERSION);
     uint64_t whole = get_u64(preamble, AT_FILE_BYTES);
     uint64_t texts = get_u64(preamble, AT_TEXT_BYTES);
@@ -187,16 +191,16 @@ int moe_checkpoint_preamble(const char preamble[MOE_CHECKPOINT_PREAMBLE],
     return MOE_OK;
 }
 
-static bool parse_checksums(const json_t *sums, int64_t num, uint64_t *out) {
-    if (!json_is_array(sums) || json_array_size(sums) != (uint64_t)num) {
+static bool parse_checksums(moe_checkpoint_table *t, const moe_section *s, const json_t *sums) {
+    if (!json_is_array(sums) || json_array_size(sums) != (uint64_t)s->num_blocks) {
         return false;
     }
-    for (int64_t b = 0; b < num; b++) {
+    for (int64_t b = 0; b < s->num_blocks; b++) {
         const char *digits = json_string_value(json_array_get(sums, (size_t)b));
         if (!digits || strlen(digits) != 16 || digits[strspn(digits, "0123456789abcdef")]) {
             return false;
         }
-        out[b] = strtoull(digits, NULL, 16);
+        t->checksum[s->first + b] = strtoull(digits, NULL, 16);
     }
     return true;
 }
@@ -211,8 +215,9 @@ static bool parse_part(const char *name, enum moe_part *part) {
     return false;
 }
 
-/* Appends the section that o describes; t->checksum has room for `room` blocks. */
-static bool parse_section(moe_checkpoint_table *t, json_t *o, int64_t room, int64_t most) {
+/* Appends the section that o describes. There is memory for the checksums of `most_blocks` blocks,
+ * and the file has `most` bytes of data. */
+static bool parse_section(moe_checkpoint_table *t, json_t *o, int64_t most_blocks, int64_t most) {
     moe_section s = {.part = MOE_PART_VALUE};
     const char *name, *part;
     int expert;
@@ -230,34 +235,38 @@ static bool parse_section(moe_checkpoint_table *t, json_t *o, int64_t room, int6
     s.expert = expert;
     s.count = count;
     s.size = size;
-    if (!place_section(t, &s, most) || t->num_blocks > room || s.offset != offset) {
+    if (!place_section(t, &s, most) || t->num_blocks > most_blocks || s.offset != offset) {
         return false;
     }
     t->section[t->num++] = s;
-    return parse_checksums(sums, s.num_blocks, t->checksum + s.first);
+    return parse_checksums(t, &s, sums);
 }
 
+/* The sections may name no more blocks than there are checksums in the text, which bounds what is
+ * allocated by the length of the text. */
 static bool parse_table(moe_checkpoint_table *t, json_t *o, int64_t most) {
-    json_int_t step;
+    json_int_t step, real_bytes;
     json_t *sections, *s;
     size_t i;
-    int64_t room = 0;
-    if (json_unpack(o, "{s:I, s:i, s:o}", "step", &step, "real", &t->real_bytes, "sections",
+    int64_t most_blocks = 0;
+    if (json_unpack(o, "{s:I, s:I, s:o}", "step", &step, "real", &real_bytes, "sections",
                     &sections) != 0) {
         return false;
     }
-    if (step < 0 || (t->real_bytes != 4 && t->real_bytes != 8) || !json_is_array(sections)) {
+    if (step < 0 || (real_bytes != 4 && real_bytes != 8) || !json_is_array(sections) ||
+        json_array_size(sections) > INT32_MAX) {
         return false;
     }
     t->step = step;
+    t->real_bytes = (int32_t)real_bytes;
     json_array_foreach(sections, i, s) {
-        room += (int64_t)json_array_size(json_object_get(s, "checksums"));
+        most_blocks += (int64_t)json_array_size(json_object_get(s, "checksums"));
     }
     t->section =
         moe_alloc((int64_t)json_array_size(sections), sizeof *t->section, "table of a checkpoint");
-    t->checksum = moe_alloc_zero(room, sizeof *t->checksum, "checksums of a checkpoint");
+    t->checksum = moe_alloc_zero(most_blocks, sizeof *t->checksum, "checksums of a checkpoint");
     json_array_foreach(sections, i, s) {
-        if (!parse_section(t, s, room, most)) {
+        if (!parse_section(t, s, most_blocks, most)) {
             return false;
         }
     }
@@ -270,29 +279,49 @@ static const char *next_text(const char *text, const char *end) {
     return nul ? nul + 1 : NULL;
 }
 
-int moe_checkpoint_table_parse(
-    moe_checkpoint_table *t, char *header, int64_t length, int64_t file_bytes, moe_status *why) {
+/* The three texts and the table in the first of them. */
+static bool parse_texts(moe_checkpoint_table *t, const char *text, const char *end, int64_t most) {
+    t->name = next_text(text, end);
+    t->config_text = t->name ? next_text(t->name, end) : NULL;
+    if (!t->config_text || next_text(t->config_text, end) != end) {
+        return false;
+    }
+    json_t *o = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    bool understood = o && parse_table(t, o, most);
+    json_decref(o);
+    return understood;
+}
+
+int moe_checkpoint_table_parse(moe_checkpoint_table *t,
+                               const char *header,
+                               int64_t length,
+                               int64_t file_bytes,
+                               moe_status *why) {
+    int64_t said = 0;
     memset(t, 0, sizeof *t);
-    t->header = header;
     t->data = length;
+    if (length < MOE_CHECKPOINT_PREAMBLE) {
+        return moe_fail(why, MOE_USER, "its header is damaged");
+    }
+    if (moe_checkpoint_table_preamble(header, file_bytes, &said, why) != MOE_OK) {
+        return why->code;
+    }
+    if (said != length) {
+        return moe_fail(why, MOE_USER, "its header is damaged");
+    }
     if (get_u64(header, AT_CHECKSUM) != moe_checksum(header + AT_VERSION, length - AT_VERSION)) {
         return moe_fail(why, MOE_USER, "the checksum of its header differs");
     }
-    const char *end = header + length, *text = header + MOE_CHECKPOINT_PREAMBLE;
-    t->name = next_text(text, end);
-    t->config_text = t->name ? next_text(t->name, end) : NULL;
-    bool three = t->config_text && next_text(t->config_text, end) == end;
-    json_t *o = three ? json_loads(text, JSON_REJECT_DUPLICATES, NULL) : NULL;
-    if (!o || !parse_table(t, o, file_bytes - length)) {
+    if (!parse_texts(t, header + MOE_CHECKPOINT_PREAMBLE, header + length, file_bytes - length)) {
         moe_fail(why, MOE_USER, "its header cannot be understood");
     }
-    json_decref(o);
     return why->code;
 }
 
 /* --- comparing --- */
 
-const moe_section *moe_section_like(const moe_checkpoint_table *t, const moe_section *like) {
+const moe_section *moe_checkpoint_table_section(const moe_checkpoint_table *t,
+                                                const moe_section *like) {
     for (int i = 0; i < t->num; i++) {
         if (t->section[i].part == like->part && strcmp(t->section[i].name, like->name) == 0) {
             return &t->section[i];
@@ -301,7 +330,7 @@ const moe_section *moe_section_like(const moe_checkpoint_table *t, const moe_sec
     return NULL;
 }
 
-/* A section that only one side has: the checkpoint (in_file) or this run. */
+/* Fails because only one side has this section: the checkpoint (in_file) or this run. */
 static int fail_missing(const moe_section *s, bool in_file, const char *path, moe_status *st) {
     const char *here = in_file ? "has" : "lacks",
                *there = in_file ? "this run does not" : "this run has";
@@ -341,7 +370,7 @@ int moe_checkpoint_table_compare(const moe_checkpoint_table *here,
             file->real_bytes, here->real_bytes, file->real_bytes == 8 ? "moesim-f64" : "moesim");
     }
     for (int i = 0; i < here->num && st->code == MOE_OK; i++) {
-        const moe_section *s = &here->section[i], *theirs = moe_section_like(file, s);
+        const moe_section *s = &here->section[i], *theirs = moe_checkpoint_table_section(file, s);
         if (!theirs) {
             fail_missing(s, false, path, st);
         } else {
@@ -349,7 +378,7 @@ int moe_checkpoint_table_compare(const moe_checkpoint_table *here,
         }
     }
     for (int i = 0; i < file->num && st->code == MOE_OK; i++) {
-        if (!moe_section_like(here, &file->section[i])) {
+        if (!moe_checkpoint_table_section(here, &file->section[i])) {
             fail_missing(&file->section[i], true, path, st);
         }
     }

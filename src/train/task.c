@@ -11,8 +11,9 @@ static int64_t sequence_length(const moe_config *c) {
     return length > 0 && length < total ? length : total;
 }
 
-static moe_corpus corpus_of(const moe_input *input) {
-    return (moe_corpus){input->text, input->text_length, input->num_domains, input->domain_offset};
+static moe_corpus corpus_of(const moe_config *c, const moe_input *input) {
+    return (moe_corpus){input->text, input->text_length, input->num_domains, input->domain_offset,
+                        c->train.validation_share};
 }
 
 static int check_part(const moe_config *c,
@@ -22,7 +23,7 @@ static int check_part(const moe_config *c,
                       enum moe_split split,
                       moe_status *st) {
     int64_t needed = sequence_length(c) + 1, length;
-    moe_data_text_part(c, text, c->cluster.devices, device, domain, split, &length);
+    moe_window_part(text, c->cluster.devices, device, domain, split, &length);
     if (length >= needed) {
         return MOE_OK;
     }
@@ -39,7 +40,7 @@ static int check_part(const moe_config *c,
 }
 
 int moe_task_check(const moe_config *c, const moe_input *input, moe_status *st) {
-    moe_corpus text = corpus_of(input);
+    moe_corpus text = corpus_of(c, input);
     if (c->data.source != MOE_SOURCE_TEXT) {
         return MOE_OK;
     }
@@ -74,7 +75,7 @@ void moe_task_init(moe_task *task,
                    moe_parameters *all) {
     *task = (moe_task){.kind = kind_of(c),
                        .config = c,
-                       .corpus = corpus_of(input),
+                       .corpus = corpus_of(c, input),
                        .hidden = c->model.hidden_size,
                        .num_tokens = b->num_tokens,
                        .context = c->train.context,

@@ -20,8 +20,9 @@
 
 #include "base/block.h"
 #include "config/config.h"
-#include "data/data.h"
+#include "data/batch.h"
 #include "data/input.h"
+#include "data/window.h"
 #include "model/parameters.h"
 
 enum { MOE_VOCABULARY = 256 };

@@ -1,6 +1,7 @@
 /* task_regression.c: targets that depend on a token's topic (task.h). */
 #include "base/exact.h"
 #include "base/rng.h"
+#include "data/synthetic.h"
 #include "train/task_internal.h"
 
 /* s and b of every topic, standard normal. */
@@ -24,9 +25,10 @@ static const int64_t VALIDATION_DRAW = INT64_C(1) << 39; /* no training draw com
 
 static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split split, real *x0) {
     int64_t h = task->hidden;
-    moe_data_synthetic(task->config, b,
-                       split == MOE_SPLIT_VALIDATION ? VALIDATION_DRAW + draw : draw, x0,
-                       task->domain);
+    const moe_config *c = task->config;
+    moe_synthetic_vectors(&c->data, c->run.seed, h, b,
+                          split == MOE_SPLIT_VALIDATION ? VALIDATION_DRAW + draw : draw, x0,
+                          task->domain);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < b->num_tokens; t++) {
         const real *s = task->teacher + 2 * task->domain[t] * h;

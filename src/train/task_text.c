@@ -74,8 +74,8 @@ static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split spl
     int64_t h = task->hidden;
     real scale = (real)(1 / sqrt(task->context));
     MOE_ASSERT(task->corpus.length > b->sequence_length);
-    moe_data_text_sample(task->config, &task->corpus, draw, split, b, task->position, task->next,
-                         task->domain);
+    moe_window_draw(&task->corpus, task->config->run.seed, draw, split, b, task->position,
+                    task->next, task->domain);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < b->num_tokens; t++) {
         real *x = x0 + t * h;

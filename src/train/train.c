@@ -53,11 +53,10 @@ static void add_loss(moe_training *t, loss_sum *sum, real *dh) {
  * with such a token. */
 static double mean_loss(moe_training *t, loss_sum sum) {
     const moe_comm *comm = t->stack->context->comm;
-    int64_t from_end = sum.bad ? comm->size - comm->rank : 0;
+    bool bad_here = sum.bad > 0;
     moe_comm_sum_i64(comm, sum.words, sizeof sum / sizeof(int64_t));
     if (sum.bad) {
-        moe_comm_max_i64(comm, &from_end, 1);
-        t->bad_rank = (int)(comm->size - from_end);
+        t->bad_rank = moe_comm_lowest_rank(comm, bad_here);
         return NAN;
     }
     return sum.tokens ? moe_exact_value(sum.words) / (double)sum.tokens : 0;

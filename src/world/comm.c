@@ -121,10 +121,15 @@ double moe_comm_clock_offset(const moe_comm *comm) {
 
 /* --- agreement, broadcast, integer reductions --- */
 
+int moe_comm_lowest_rank(const moe_comm *comm, bool flag) {
+    int lowest = flag ? comm->rank : comm->size;
+    MPI_Allreduce(MPI_IN_PLACE, &lowest, 1, MPI_INT, MPI_MIN, comm->comm);
+    return lowest < comm->size ? lowest : -1;
+}
+
 int moe_comm_agree(const moe_comm *comm, moe_status *st) {
-    int first = st->code == MOE_OK ? comm->size : comm->rank;
-    MPI_Allreduce(MPI_IN_PLACE, &first, 1, MPI_INT, MPI_MIN, comm->comm);
-    if (first == comm->size) {
+    int first = moe_comm_lowest_rank(comm, st->code != MOE_OK);
+    if (first < 0) {
         return MOE_OK;
     }
     MPI_Bcast(st, (int)sizeof *st, MPI_BYTE, first, comm->comm);

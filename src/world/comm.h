@@ -34,6 +34,10 @@ void moe_comm_abort(int code);
  * returns the agreed code. */
 int moe_comm_agree(const moe_comm *comm, moe_status *st);
 
+/* Collective. The lowest rank on which `flag` is set, the same on all ranks; -1 where it is set on
+ * none. */
+int moe_comm_lowest_rank(const moe_comm *comm, bool flag);
+
 void moe_comm_barrier(const moe_comm *comm);                                     /* collective */
 void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root); /* collective; any
                                                                                     size */

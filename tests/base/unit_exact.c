@@ -1,4 +1,4 @@
-/* test_exact.c: sums of doubles that do not depend on their order, against 128-bit integers. */
+/* unit_exact.c: sums of doubles that do not depend on their order, against 128-bit integers. */
 #include "base/exact.h"
 #include "base/rng.h"
 #include "check.h"

@@ -1,4 +1,4 @@
-/* test_npy.c: headers and files written and read again; every malformed file refused with one
+/* unit_npy.c: headers and files written and read again; every malformed file refused with one
  * sentence. */
 #include <stdbool.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* test_rng.c: Philox's published answers, the distributions, and that a number depends on nothing
+/* unit_rng.c: Philox's published answers, the distributions, and that a number depends on nothing
  * but its key. */
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* test_scratch.c: blocks come back; the smallest that fits is taken, whatever was given back
+/* unit_scratch.c: blocks come back; the smallest that fits is taken, whatever was given back
  * before; without a scratch every block is its own. */
 #include <string.h>
 

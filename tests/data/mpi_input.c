@@ -1,4 +1,4 @@
-/* test_input.c: every rank gets its share of every kind of file, whatever the ranks and folded
+/* mpi_input.c: every rank gets its share of every kind of file, whatever the ranks and folded
  * devices; every bad file is refused on all ranks with a sentence that names it. The files are made
  * here, in a temporary folder. */
 #include <string.h>
@@ -68,9 +68,7 @@ static moe_batch layout(const moe_config *c, int64_t tokens) {
     return b;
 }
 
-/* --- good input
- * -------------------------------------------------------------------------------------------------------------------------
- */
+/* --- good input --- */
 
 static double logit_at(int layer, int64_t t, int e) {
     if ((t + e) % 11 == 0) {
@@ -246,9 +244,7 @@ static void test_bias(void) {
     moe_input_free(&in);
 }
 
-/* --- bad input
- * --------------------------------------------------------------------------------------------------------------------------
- */
+/* --- bad input --- */
 
 /* All ranks: MOE_USER, the same one line that names the file and says what is expected; nothing
  * stays allocated. */

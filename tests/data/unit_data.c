@@ -1,10 +1,13 @@
-/* test_data.c: the layout tiles tokens and segments; vectors are the same bits however tokens are
+/* unit_data.c: the layout tiles tokens and segments; vectors are the same bits however tokens are
  * split over ranks; skew, persistence, strength and step do what they say. */
 #include <string.h>
 
 #include "base/rng.h"
 #include "check.h"
-#include "data/data.h"
+#include "data/batch.h"
+#include "data/keyed.h"
+#include "data/synthetic.h"
+#include "data/window.h"
 
 /* Small random numbers keyed by (case, what): a failing case prints its number. */
 static int64_t pick(int number, uint32_t what, int64_t low, int64_t high) {
@@ -12,9 +15,7 @@ static int64_t pick(int number, uint32_t what, int64_t low, int64_t high) {
     return low + (int64_t)(bits % (uint64_t)(high - low + 1));
 }
 
-/* --- layout
- * -----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- layout --- */
 
 static void check_segments(const moe_batch *b, int number) {
     int64_t at = 0;
@@ -77,9 +78,7 @@ static void test_layout(int number) {
               (long long)tokens);
 }
 
-/* --- vectors
- * ----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- vectors --- */
 
 static moe_config example(int64_t hidden_size) {
     moe_config c;
@@ -98,6 +97,17 @@ enum { MAX_TEXT = 5000 };
 static uint8_t text[MAX_TEXT];
 enum { SYNTHETIC, TEXT, KEYED, NUM_SOURCES };
 
+static void synthetic_vectors(
+    const moe_config *c, const moe_batch *b, int64_t step, real *x, int32_t *topic) {
+    moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, b, step, x, topic);
+}
+
+static void text_vectors(
+    const moe_config *c, int64_t text_length, int64_t step, moe_batch *b, real *x) {
+    moe_window_vectors(text, text_length, c->run.seed, c->train.context, c->model.hidden_size, step,
+                       b, x);
+}
+
 static void make(int source,
                  const moe_config *c,
                  moe_batch *b,
@@ -106,13 +116,13 @@ static void make(int source,
                  real *x,
                  int32_t *topic) {
     if (source == SYNTHETIC) {
-        moe_data_synthetic(c, b, step, x, topic);
+        synthetic_vectors(c, b, step, x, topic);
     }
     if (source == TEXT) {
-        moe_data_text(c, text, text_length, step, b, x);
+        text_vectors(c, text_length, step, b, x);
     }
     if (source == KEYED) {
-        moe_data_keyed(c, b, x);
+        moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
     }
 }
 
@@ -171,15 +181,13 @@ static void test_steps(void) {
         make(source, &other, &b, MAX_TEXT, 0, x[1], topic[1]);
         CHECK_MSG(memcmp(x[0], x[1], sizeof x[0]) != 0, "source %d: seed changes nothing", source);
     }
-    moe_data_synthetic(&c, &b, 0, x[1], NULL);
-    moe_data_synthetic(&c, &b, 0, x[0], topic[0]);
+    synthetic_vectors(&c, &b, 0, x[1], NULL);
+    synthetic_vectors(&c, &b, 0, x[0], topic[0]);
     CHECK(memcmp(x[0], x[1], sizeof x[0]) == 0);
     moe_batch_free(&b);
 }
 
-/* --- statistics
- * -------------------------------------------------------------------------------------------------------------------------
- */
+/* --- statistics --- */
 
 enum { MANY = 40000 };
 static int32_t topics[MANY];
@@ -191,7 +199,7 @@ static void draw_topics(double skew, double persistence, int64_t length) {
     c.data.skew = skew;
     c.data.topic_persistence = persistence;
     moe_batch_layout(&b, MANY, length, 8, 0, 1);
-    moe_data_synthetic(&c, &b, 0, x, topics);
+    synthetic_vectors(&c, &b, 0, x, topics);
     moe_batch_free(&b);
 }
 
@@ -248,7 +256,7 @@ static void test_strength(double strength) {
     c.data.topic_strength = strength;
     c.data.num_topics = 8;
     moe_batch_layout(&b, T, 10, 1, 0, 1);
-    moe_data_synthetic(&c, &b, 0, x, topic);
+    synthetic_vectors(&c, &b, 0, x, topic);
     for (int t = 0; t < T; t++) {
         for (int u = 0; u <= t; u++) {
             double dot = 0;
@@ -272,9 +280,7 @@ static void test_strength(double strength) {
     moe_batch_free(&b);
 }
 
-/* --- text
- * -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- text --- */
 
 /* Every sequence is one stretch of the text, inside the share of the device of its first token
  * where the share is long enough. */
@@ -287,7 +293,7 @@ static void test_text_stretches(void) {
     for (int i = 0; i < MAX_TEXT; i++) {
         text[i] = (uint8_t)moe_rng_bits((moe_rng){8, MOE_RNG_TEST}, 1, (uint64_t)i, 0);
     }
-    moe_data_text(&c, text, MAX_TEXT, 0, &b, x);
+    text_vectors(&c, MAX_TEXT, 0, &b, x);
     for (int q = 0; q < T / LENGTH; q++) {
         const uint8_t *found = memmem(text, MAX_TEXT, b.byte + q * LENGTH, LENGTH);
         int device = q * LENGTH / (T / D);
@@ -298,7 +304,7 @@ static void test_text_stretches(void) {
                       "sequence %d", q);
         }
     }
-    moe_data_text(&c, text, 7, 0, &b, x); /* a text shorter than a sequence goes round */
+    text_vectors(&c, 7, 0, &b, x); /* a text shorter than a sequence goes round */
     for (int t = 0; t < T; t++) {
         CHECK_EQ(b.byte[t], text[t % LENGTH % 7]);
     }
@@ -316,7 +322,7 @@ static void test_text_vectors(void) {
         text[i] = (uint8_t)("ab"[i / 3 % 2]);
     }
     moe_batch_layout(&b, T, 0, 2, 0, 1);
-    moe_data_text(&c, text, MAX_TEXT - MAX_TEXT % 6, 0, &b, x);
+    text_vectors(&c, MAX_TEXT - MAX_TEXT % 6, 0, &b, x);
     for (int t = 6; t < T; t++) { /* the text has period 6 */
         CHECK_MSG(memcmp(x + t * H, x + (t - 6) * H, H * sizeof *x) == 0, "token %d", t);
     }

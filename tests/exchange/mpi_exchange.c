@@ -1,4 +1,4 @@
-/* test_exchange.c: dispatch and combine of ragged random routings against a naive serial reference,
+/* mpi_exchange.c: dispatch and combine of ragged random routings against a naive serial reference,
  * bit for bit. Every rank computes the reference from keyed global data: what its tokens must get
  * back, and what must lie in its inbox. All exchange modes, devices folded onto ranks, several
  * nodes, ranks without tokens, scattered experts, and counts beyond what one MPI call takes.
@@ -156,9 +156,7 @@ static real *stand_in(const moe_inbox *in) {
     return results;
 }
 
-/* --- the inbox
- * -----------------------------------------------------------------------------------------------------------------------
- */
+/* --- the inbox --- */
 
 /* Where the walk through an inbox stands, and what was wrong on the way. */
 typedef struct walk {
@@ -291,9 +289,7 @@ static void check_groups(const problem *p,
               (unsigned long long)p->seed, (long long)wrong);
 }
 
-/* --- there and back
- * ------------------------------------------------------------------------------------------------------------------
- */
+/* --- there and back --- */
 
 typedef struct machine { /* reused from problem to problem, as the program does from step to step */
     moe_plan plan;

@@ -1,4 +1,4 @@
-/* test_plan.c: the plan against the routing it is made from, over random routings, both modes, and
+/* unit_plan.c: the plan against the routing it is made from, over random routings, both modes, and
  * every way to spread devices over ranks.
  *
  * ctest: f64 */
@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "check.h"
 #include "exchange/plan.h"
+#include "exchange/row_format.h"
 
 typedef struct shape {
     int64_t tokens;
@@ -125,7 +126,17 @@ static void check_the_check(void) {
     moe_placement_free(&placement);
 }
 
+static void check_format(enum moe_exchange_mode mode) {
+    const moe_row_format *format = moe_row_format_of(mode);
+    CHECK_MSG(strcmp(format->name, moe_config_enum_name("exchange.mode", (int)mode)) == 0, "%s",
+              format->name);
+    CHECK(format->begins_row(2, 1));
+    CHECK(format->begins_row(2, 2) == !format->several_pairs);
+}
+
 int main(void) {
+    RUN(check_format, MOE_EXCHANGE_SELECTION);
+    RUN(check_format, MOE_EXCHANGE_TOKEN);
     const shape shapes[] = {{37, 8, 64, 6, false}, {5, 4, 16, 4, true},  {0, 2, 8, 2, false},
                             {3, 8, 16, 2, true},   {64, 1, 8, 2, false}, {100, 12, 120, 40, true}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {

@@ -10,6 +10,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "data/synthetic.h"
 #include "explain/explain.h"
 #include "explain/explain_json.h"
 #include "reference.h"
@@ -44,7 +45,8 @@ static void forward(layer_run *r, const moe_comm *comm, const char *settings) {
     r->y = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->y, "test");
     r->dlogits =
         moe_alloc(r->batch.num_tokens * r->c.model.num_experts, sizeof *r->dlogits, "test");
-    moe_data_synthetic(&r->c, &r->batch, 0, r->x, NULL);
+    moe_synthetic_vectors(&r->c.data, r->c.run.seed, r->c.model.hidden_size, &r->batch, 0, r->x,
+                          NULL);
     moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->metrics.layer[0]);
     moe_tally_layer(&r->layer, &r->context, &r->a, r->y, &r->metrics);
     moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);

@@ -8,6 +8,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "data/synthetic.h"
 #include "model_fixture.h"
 #include "tally/tally.h"
 #include "train/train.h"
@@ -90,7 +91,8 @@ static void run_step(fixture *f, int64_t step) {
     }
     moe_step_metrics_clear(&f->metrics);
     f->metrics.step = f->context.step = step;
-    moe_data_synthetic(&f->c, &f->batch, step, moe_stack_input(&f->stack), NULL);
+    moe_synthetic_vectors(&f->c.data, f->c.run.seed, f->c.model.hidden_size, &f->batch, step,
+                          moe_stack_input(&f->stack), NULL);
     moe_stack_forward(&f->stack, &f->tally, &f->metrics, &st);
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "data/synthetic.h"
 #include "model_fixture.h"
 #include "reference.h"
 #include "world/comm.h"
@@ -40,7 +41,8 @@ static void set_up(layer_run *r, const moe_comm *comm, const char *settings, int
     r->y = r->m.stack.y;
     r->dlogits =
         moe_alloc(r->m.batch.num_tokens * r->m.c.model.num_experts, sizeof *r->dlogits, "test");
-    moe_data_synthetic(&r->m.c, &r->m.batch, 0, r->x, NULL);
+    moe_synthetic_vectors(&r->m.c.data, r->m.c.run.seed, r->m.c.model.hidden_size, &r->m.batch, 0,
+                          r->x, NULL);
 }
 
 static void forward(layer_run *r, int threads) {

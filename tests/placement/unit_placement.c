@@ -1,4 +1,4 @@
-/* test_placement.c: the block placement, and the reusable memory of routing and statistics. */
+/* unit_placement.c: the block placement, and the reusable memory of routing and statistics. */
 #include <stdint.h>
 
 #include "check.h"

@@ -9,6 +9,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "data/synthetic.h"
 #include "model_fixture.h"
 #include "predict/memory.h"
 #include "tally/tally.h"
@@ -71,7 +72,8 @@ static void forward(fixture *f) {
     moe_status st = {0};
     for (int64_t step = 0; step < STEPS; step++) {
         moe_step_metrics_clear(&f->metrics);
-        moe_data_synthetic(&f->c, &f->batch, step, moe_stack_input(&f->stack), NULL);
+        moe_synthetic_vectors(&f->c.data, f->c.run.seed, f->c.model.hidden_size, &f->batch, step,
+                              moe_stack_input(&f->stack), NULL);
         moe_stack_forward(&f->stack, &f->tally, &f->metrics, &st);
     }
 }

@@ -1,4 +1,4 @@
-/* test_checkpoint.c: what is written under some ranks comes back bit for bit under any other;
+/* mpi_checkpoint.c: what is written under some ranks comes back bit for bit under any other;
  * whatever is damaged, missing or of another model is recognised on all ranks; a full disk leaves
  * the older ones alone.
  *
@@ -288,8 +288,7 @@ static void check_keeps_two(const moe_comm *comm, const char *folder, const made
     CHECK_EQ(find(comm, folder, word, &st), 25);
 }
 
-/* --- what is damaged: the folder has steps 20 and 25
- * --------------------------------------------------------------------------------------- */
+/* --- what is damaged: the folder has steps 20 and 25 --- */
 
 static void check_previous_is_used(const moe_comm *comm,
                                    const char *folder,

@@ -83,8 +83,8 @@ static void check_stretches(made *m, int64_t draw, enum moe_split split) {
                sequence * b->sequence_length) {
             home++;
         }
-        int64_t begin = moe_data_text_part(&m->c, &m->task.corpus, b->devices, home,
-                                           m->task.domain[t], split, &length);
+        int64_t begin =
+            moe_window_part(&m->task.corpus, b->devices, home, m->task.domain[t], split, &length);
         CHECK_MSG(at >= begin && at + 1 < begin + length,
                   "token %lld stands at %lld, not in [%lld, %lld)", (long long)t, (long long)at,
                   (long long)begin, (long long)(begin + length));
@@ -100,16 +100,15 @@ static void check_parts(const made *m) {
     for (int32_t domain = 0; domain < m->input.num_domains; domain++) {
         int64_t at = m->offset[domain], length, all;
         for (int32_t d = 0; d < m->b.devices; d++) {
-            CHECK_EQ(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
-                                        MOE_SPLIT_ALL, &all),
+            CHECK_EQ(moe_window_part(&m->task.corpus, m->b.devices, d, domain, MOE_SPLIT_ALL, &all),
                      at);
-            CHECK_EQ(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
-                                        MOE_SPLIT_TRAIN, &length),
-                     at);
+            CHECK_EQ(
+                moe_window_part(&m->task.corpus, m->b.devices, d, domain, MOE_SPLIT_TRAIN, &length),
+                at);
             at += length;
             CHECK(fabs((double)length / (double)all - 0.8) < 0.01);
-            CHECK_EQ(moe_data_text_part(&m->c, &m->task.corpus, m->b.devices, d, domain,
-                                        MOE_SPLIT_VALIDATION, &length),
+            CHECK_EQ(moe_window_part(&m->task.corpus, m->b.devices, d, domain, MOE_SPLIT_VALIDATION,
+                                     &length),
                      at);
             at += length;
         }

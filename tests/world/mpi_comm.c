@@ -1,5 +1,5 @@
-/* test_comm.c: Alltoallv in one and in many rounds, agreement, integer sums, broadcast beyond the
- * count limit, collective .npy files. */
+/* mpi_comm.c: Alltoallv in one and in many rounds, agreement, the lowest rank, integer sums,
+ * broadcast beyond the count limit, collective .npy files. */
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
@@ -55,6 +55,13 @@ static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes)
     CHECK_EQ(recv[0], 0);
     moe_free(send);
     moe_free(recv);
+}
+
+static void check_lowest_rank(const moe_comm *comm) {
+    CHECK_EQ(moe_comm_lowest_rank(comm, false), -1);
+    for (int lowest = 0; lowest < comm->size; lowest++) {
+        CHECK_EQ(moe_comm_lowest_rank(comm, comm->rank >= lowest), lowest);
+    }
 }
 
 static void check_agreement(const moe_comm *comm) {
@@ -145,6 +152,7 @@ int main(int argc, char **argv) {
     RUN(check_alltoallv, comm, 1, 4);
     RUN(check_alltoallv, comm, 7, 5);
     RUN(check_alltoallv, comm, 40, 64);
+    RUN(check_lowest_rank, &comm);
     RUN(check_agreement, &comm);
     RUN(check_sums, comm);
     RUN(check_npy, &comm);

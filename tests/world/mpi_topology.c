@@ -1,4 +1,4 @@
-/* test_topology.c: cores are shared fairly; a described machine (HWLOC_SYNTHETIC) gives the same
+/* mpi_topology.c: cores are shared fairly; a described machine (HWLOC_SYNTHETIC) gives the same
  * answers anywhere; on this machine a rank that was bound too narrowly is widened to its own slice.
  */
 #include <omp.h>

@@ -1,0 +1,16 @@
+/* checkpoint_blob.h: state beside the parameters that a checkpoint carries as bytes. */
+#ifndef MOESIM_TRAIN_CHECKPOINT_BLOB_H
+#define MOESIM_TRAIN_CHECKPOINT_BLOB_H
+
+#include <stdint.h>
+
+/* For example the balancing biases, the history of the run, or the checksum of its text. `bytes` is
+ * the same on all ranks, and so are the contents on all ranks that have them; on some of them data
+ * may be NULL: then nothing is written from there nor read there. */
+typedef struct moe_blob {
+    const char *name; /* ASCII, at most 63 characters, and no other blob has it. Not owned */
+    void *data;       /* not owned */
+    int64_t bytes;
+} moe_blob;
+
+#endif
