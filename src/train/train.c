@@ -182,9 +182,6 @@ static void set_alpha(moe_training *t, int64_t step) {
         t->context->balance.alpha[i] = factor * t->alpha[i];
     }
     t->context->balance.alpha_all_layers = factor * t->alpha_all_layers;
-    for (int32_t l = 0; l < t->num_layers; l++) {
-        t->layers[l].router.alpha_z = factor * t->alpha[MOE_LOSS_Z];
-    }
 }
 
 static int gradient_failed(const moe_training *t, int64_t step, const char *worst, moe_status *st) {

@@ -50,7 +50,7 @@ static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device,
                      c->data.sequence_length, c->cluster.devices, comm->rank, comm->size);
     moe_context_init(&f->context, comm, c, &f->batch, &f->input, NULL);
-    if (moe_balance_has_all_layers(c)) {
+    if (moe_balance_has_all_layers(&c->balance)) {
         f->context.all_layers = &f->all_layers;
     }
     f->layers = moe_alloc_zero(c->model.num_layers, sizeof *f->layers, "test");
