@@ -24,8 +24,9 @@ static void run_route(void *argument) {
     moe_activations *a = &b->base.activations;
     moe_stats_reserve(&a->segments, b->base.config.model.num_experts, b->base.batch.devices,
                       b->base.batch.num_segments);
-    moe_router_route(&b->base.layer.router, &b->base.batch, &b->base.context.placement, a->logits,
-                     &a->routing, &a->segments, &a->first_bad_token);
+    moe_draw draw = moe_layer_draw(&b->base.layer, &b->base.context);
+    moe_router_route(&b->base.layer.router, &draw, &b->base.batch, &b->base.context.placement,
+                     a->logits, NULL, &a->routing, &a->segments, &a->first_bad_token);
 }
 
 static void prepare(drop_bench *b, const moe_comm *comm, int64_t tokens, const char *settings) {
@@ -36,7 +37,9 @@ static void prepare(drop_bench *b, const moe_comm *comm, int64_t tokens, const c
              "model.moe_intermediate_size=8 capacity.capacity_factor=1 %s",
              (long long)tokens, settings);
     bench_layer_init(&b->base, comm, all);
-    moe_capacity_init(&b->base.context.capacity, &b->base.config);
+    moe_capacity_init(&b->base.context.capacity, &b->base.config.capacity,
+                      b->base.config.model.num_experts, b->base.config.cluster.devices,
+                      b->base.config.router.top_k, (uint64_t)b->base.config.run.seed);
     bench_layer_forward(&b->base);
     b->job = (moe_drop_job){.comm = comm,
                             .capacity = &b->base.context.capacity,

@@ -60,8 +60,9 @@ static double route_ns(const routers *b, side *s) {
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &begin);
     moe_stats_reserve(&s->stats, s->router.num_experts, b->placement.devices,
                       b->batch.num_segments);
-    moe_router_route(&s->router, &b->batch, &b->placement, (moe_logits){.f32 = b->logits},
-                     &s->routing, &s->stats, &bad);
+    moe_draw draw = {.seed = 1};
+    moe_router_route(&s->router, &draw, &b->batch, &b->placement, (moe_logits){.f32 = b->logits},
+                     NULL, &s->routing, &s->stats, &bad);
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &end);
     return (1e9 * (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec)) /
            TOKENS;
@@ -80,7 +81,8 @@ static routers prepare(const moe_config *c) {
     for (int64_t i = 0; i < n; i++) {
         b.bias[i] = 0.1 * random_unit(1, 30, (uint64_t)i);
     }
-    moe_router_init(&b.measured.router, c, c->router.bias_update_rate > 0 ? b.bias : NULL);
+    moe_router_init(&b.measured.router, &c->router, &c->balance, (int32_t)n, c->cluster.devices,
+                    c->router.bias_update_rate > 0 ? b.bias : NULL);
     b.plain.router = (moe_router){.num_experts = (int32_t)n,
                                   .top_k = c->router.top_k,
                                   .num_groups = 1,

@@ -195,7 +195,7 @@ static void run_plain(const moe_router *r, buffers *b) {
 static void run_moesim(const moe_router *r, buffers *b, moe_select *w) {
     for (int64_t t = 0; t < TOKENS; t++) {
         int flags = moe_scores_read_logits((moe_logits){.f32 = b->logits}, t, r->num_experts, b->z);
-        moe_router_scores(r, b->z, b->s, NULL);
+        moe_scores_fill(r, b->z, b->s, NULL);
         moe_select_experts(w, r, b->z, b->s, flags, b->expert + t * r->top_k,
                            b->weight + t * r->top_k);
     }
@@ -211,8 +211,9 @@ typedef struct whole {
 static void run_whole(const moe_router *r, buffers *b, whole *w) {
     int64_t bad;
     moe_stats_reserve(&w->stats, r->num_experts, w->placement.devices, w->batch.num_segments);
-    moe_router_route(r, &w->batch, &w->placement, (moe_logits){.f32 = b->logits}, &w->routing,
-                     &w->stats, &bad);
+    moe_draw draw = {0};
+    moe_router_route(r, &draw, &w->batch, &w->placement, (moe_logits){.f32 = b->logits}, NULL,
+                     &w->routing, &w->stats, &bad);
 }
 
 /* --- timing --- */
@@ -267,11 +268,11 @@ static buffers make_buffers(moe_router *r) {
 static int bench(const setting *c) {
     moe_router r = c->router;
     buffers b = make_buffers(&r);
-    moe_select w = {0};
+    moe_select w;
     whole all = {0};
     double plain[REPEATS], fast[REPEATS], route[REPEATS], ratio[REPEATS];
     int64_t sums[2] = {0};
-    moe_select_reserve(&w, &r);
+    moe_select_reserve(&w, &r, NULL);
     moe_batch_layout(&all.batch, TOKENS, 0, 1, 0, 1);
     moe_placement_block(&all.placement, r.num_experts, 1);
     for (int i = 0; i < REPEATS; i++) {

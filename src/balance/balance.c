@@ -1,20 +1,23 @@
-/* balance.c: f, P and the balance losses of one cell of counts. method.md section 2; DeepSeek-V2
- * (arXiv 2405.04434) Eqs. 23 to 31.
+/* balance.c: f, P and the balance losses of one cell of counts. docs/method.md section 2;
+ * DeepSeek-V2 (arXiv 2405.04434) Eqs. 23 to 31.
  *
- * With c_i selections of expert i, S = sum_i c_i of them by T tokens, K-bar = S/T in K's place:
- *   f_i  = N/(K-bar T) c_i = N c_i / S                      P_i  = (1/T) sum_t s'_{i,t}
- *   f'_d = mean of f over E_d = D/S sum_{i in E_d} c_i      P'_d = sum (or mean) of P over E_d
+ * With c_i selections of expert i, S = sum_i c_i of them by T tokens, and K-bar = S/T in K's place:
+ *   f_i   = N/(K-bar T) c_i = N c_i / S                      P_i  = (1/T) sum_t s'_{i,t}
+ *   f'_d  = mean of f over E_d = D/S sum_{i in E_d} c_i      P'_d = sum (or mean) of P over E_d
  *   f''_d = D/(M T) (distinct tokens sent to d, or selections of d)
  *   L1 = sum_i f_i P_i    L2 = sum_d f'_d P'_d    L3 = sum_d f''_d P'_d    Lz = (1/T) sum_t lse_t^2
  * and, under the names of other systems,
- *   switch, gshard   N sum_i F_i P_i, F_i the share of first choices (2101.03961 Eq. 4; 2006.16668
- * Algorithm 1) mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's
- * load_balancing_loss_func of one layer); mixtral_all_layers is the same of a cell that holds the
- * counts and scores of all layers: T tokens of each of them importance       CV^2 of I_i = sum_t
- * g_{t,i}, or of sum_t s'_{t,i} (1701.06538 Eq. 7) load             CV^2 of c_i, or of the smooth
- * load (1701.06538 Eq. 11) usage_variance   variance of c_i / S      entropy  -(1/T) sum_t sum_i s'
- * log s'      entropy_z  -entropy / N CV^2(x) = variance / mean^2, variances over the experts
- * divided by N - 1. */
+ *   switch, gshard   N sum_i F_i P_i, F_i the share of first choices (arXiv 2101.03961 Eq. 4;
+ *                    2006.16668 Algorithm 1)
+ *   mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's load_balancing_loss_func of
+ *                    one layer); over all layers it is the same of a cell that holds the counts and
+ *                    scores of all layers, with T tokens of each of them
+ *   importance       CV^2 of I_i = sum_t g_{t,i}, or of sum_t s'_{t,i} (1701.06538 Eq. 7)
+ *   load             CV^2 of c_i, or of the smooth load (1701.06538 Eq. 11)
+ *   usage_variance   variance of c_i / S
+ *   entropy          -(1/T) sum_t sum_i s' log s'
+ *   entropy_z        -entropy / N
+ * CV^2(x) = variance / mean^2; variances over the experts are divided by N - 1. */
 #include "balance/balance.h"
 
 #include <math.h>
@@ -26,12 +29,22 @@ const char *const moe_loss_names[MOE_NUM_LOSSES] = {
     "expert",     "device", "comm",           "z",       "switch",   "gshard", "mixtral",
     "importance", "load",   "usage_variance", "entropy", "entropy_z"};
 
-static bool trains_over_all_layers(const moe_config *c) {
-    return moe_balance_has_all_layers(c) && c->balance.aux_layers == MOE_LAYERS_ALL &&
-           c->model.num_layers > 1;
+bool moe_balance_has_all_layers(const moe_balance_config *c) {
+    return c->aux_form == MOE_AUX_MIXTRAL;
 }
 
-void moe_balance_alphas(const moe_config *c, double alpha[MOE_NUM_LOSSES]) {
+/* With one layer both losses are the same, and the layer's own trains. */
+static bool trains_over_all_layers(const moe_balance_config *c, int32_t num_layers) {
+    return moe_balance_has_all_layers(c) && c->aux_layers == MOE_LAYERS_ALL && num_layers > 1;
+}
+
+double moe_balance_alpha_all_layers(const moe_balance_config *c, int32_t num_layers) {
+    return trains_over_all_layers(c, num_layers) ? c->alpha_expert : 0;
+}
+
+void moe_balance_alphas(const moe_balance_config *c,
+                        int32_t num_layers,
+                        double alpha[MOE_NUM_LOSSES]) {
     static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
                                          [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
                                          [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
@@ -39,38 +52,54 @@ void moe_balance_alphas(const moe_config *c, double alpha[MOE_NUM_LOSSES]) {
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
         alpha[l] = 0;
     }
-    if (!trains_over_all_layers(c)) {
-        alpha[form[c->balance.aux_form]] = c->balance.alpha_expert;
+    if (!trains_over_all_layers(c, num_layers)) {
+        alpha[form[c->aux_form]] = c->alpha_expert;
     }
-    alpha[MOE_LOSS_DEVICE] = c->balance.alpha_device;
-    alpha[MOE_LOSS_COMM] = c->balance.alpha_comm;
-    alpha[MOE_LOSS_Z] = c->balance.z_loss;
-    alpha[MOE_LOSS_IMPORTANCE] = c->balance.importance_loss;
-    alpha[MOE_LOSS_LOAD] = c->balance.load_loss;
+    alpha[MOE_LOSS_DEVICE] = c->alpha_device;
+    alpha[MOE_LOSS_COMM] = c->alpha_comm;
+    alpha[MOE_LOSS_Z] = c->z_loss;
+    alpha[MOE_LOSS_IMPORTANCE] = c->importance_loss;
+    alpha[MOE_LOSS_LOAD] = c->load_loss;
 }
 
-bool moe_balance_has_all_layers(const moe_config *c) {
-    return c->balance.aux_form == MOE_AUX_MIXTRAL;
+void moe_balance_init(moe_balance *b,
+                      const moe_balance_config *c,
+                      int32_t num_layers,
+                      int32_t comm_limit) {
+    *b = (moe_balance){.comm_limit = comm_limit,
+                       .comm_count = c->comm_count,
+                       .device_p = c->device_p,
+                       .importance_of = c->importance_of,
+                       .load_form = c->load_form,
+                       .has_scores = true,
+                       .has_logits = true};
+    moe_balance_alphas(c, num_layers, b->alpha);
+    b->alpha_all_layers = moe_balance_alpha_all_layers(c, num_layers);
 }
 
-double moe_balance_alpha_all_layers(const moe_config *c) {
-    return trains_over_all_layers(c) ? c->balance.alpha_expert : 0;
+/* What a loss is made of: where the routing was recorded, scores or logits may be missing. */
+enum needs { NEEDS_COUNTS, NEEDS_SCORES, NEEDS_LOGITS };
+
+static enum needs needs_of(const moe_balance *b, enum moe_loss loss) {
+    static const enum needs needs[MOE_NUM_LOSSES] = {
+        [MOE_LOSS_EXPERT] = NEEDS_SCORES,         [MOE_LOSS_DEVICE] = NEEDS_SCORES,
+        [MOE_LOSS_COMM] = NEEDS_SCORES,           [MOE_LOSS_Z] = NEEDS_LOGITS,
+        [MOE_LOSS_SWITCH] = NEEDS_SCORES,         [MOE_LOSS_GSHARD] = NEEDS_SCORES,
+        [MOE_LOSS_MIXTRAL] = NEEDS_SCORES,        [MOE_LOSS_IMPORTANCE] = NEEDS_SCORES,
+        [MOE_LOSS_LOAD] = NEEDS_LOGITS,           [MOE_LOSS_ENTROPY] = NEEDS_SCORES,
+        [MOE_LOSS_USAGE_VARIANCE] = NEEDS_COUNTS, [MOE_LOSS_ENTROPY_Z] = NEEDS_SCORES};
+    bool by_weights = loss == MOE_LOSS_IMPORTANCE && b->importance_of == MOE_IMPORTANCE_WEIGHTS;
+    bool by_counts = loss == MOE_LOSS_LOAD && b->load_form == MOE_LOAD_SELECTIONS;
+    return by_weights || by_counts ? NEEDS_COUNTS : needs[loss];
 }
 
-void moe_balance_init(moe_balance *b, const moe_config *c) {
-    bool recorded = c->data.source == MOE_SOURCE_ROUTING;
-    *b = (moe_balance){.comm_limit = c->comm_limit,
-                       .comm_count = c->balance.comm_count,
-                       .device_p = c->balance.device_p,
-                       .importance_of = c->balance.importance_of,
-                       .load_form = c->balance.load_form,
-                       .has_scores = !recorded || c->data.scores[0],
-                       .has_logits = !recorded};
-    moe_balance_alphas(c, b->alpha);
-    b->alpha_all_layers = moe_balance_alpha_all_layers(c);
+bool moe_balance_defined(const moe_balance *b, enum moe_loss loss) {
+    const bool has[] = {
+        [NEEDS_COUNTS] = true, [NEEDS_SCORES] = b->has_scores, [NEEDS_LOGITS] = b->has_logits};
+    return has[needs_of(b, loss)];
 }
 
-/* Numbers of the whole cell. */
+/* Sums over the whole cell. */
 typedef struct totals {
     double tokens, selections, firsts;
 } totals;
@@ -82,6 +111,8 @@ static double total(const int64_t *x, int32_t n) {
     }
     return (double)sum;
 }
+
+/* --- what the losses multiply --- */
 
 static totals totals_of(const moe_stats *s, int64_t *cell) {
     int32_t n = s->num_experts;
@@ -111,7 +142,7 @@ static double score_sum(const moe_stats *s, int64_t *cell, int32_t i) {
     return moe_exact_value01(moe_stats_score_hi(s, cell)[i], moe_stats_score_lo(s, cell)[i]);
 }
 
-/* I_i */
+/* I_i: the sum of the weights of expert i, or of its scores. */
 static double importance(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i) {
     if (b->importance_of == MOE_IMPORTANCE_SCORES) {
         return score_sum(s, cell, i);
@@ -119,6 +150,7 @@ static double importance(const moe_balance *b, const moe_stats *s, int64_t *cell
     return moe_exact_value01(moe_stats_weight_hi(s, cell)[i], moe_stats_weight_lo(s, cell)[i]);
 }
 
+/* The selections of expert i, or its smooth load. */
 static double load(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i) {
     if (b->load_form == MOE_LOAD_SELECTIONS) {
         return (double)moe_stats_counts(s, cell)[i];
@@ -132,6 +164,7 @@ typedef struct variation {
     double mean, variance; /* sample variance (N - 1); 0 for one expert */
 } variation;
 
+/* Over the experts, of the quantity x. */
 static variation variation_of(quantity *x,
                               const moe_balance *b,
                               const moe_stats *s,
@@ -141,7 +174,7 @@ static variation variation_of(quantity *x,
     for (int32_t i = 0; i < n; i++) {
         v.mean += x(b, s, cell, i);
     }
-    v.mean /= n; /* equal counts: exact, so that the variance is 0 */
+    v.mean /= n; /* exact where all counts are equal, so that the variance is 0 */
     for (int32_t i = 0; i < n && n > 1; i++) {
         double gap = x(b, s, cell, i) - v.mean;
         v.variance += gap * gap / (n - 1);
@@ -149,7 +182,7 @@ static variation variation_of(quantity *x,
     return v;
 }
 
-/* CV^2; 0 where nothing was added up. */
+/* CV^2, or 0 where nothing was added up. */
 static double squared_variation(variation v) {
     return v.mean != 0 ? v.variance / (v.mean * v.mean) : 0;
 }
@@ -165,7 +198,7 @@ static double variation_slope(variation v, double x, int32_t n) {
 
 /* --- devices --- */
 
-/* What one device adds up to: exact integer sums over its experts. */
+/* Sums over the experts of one device: integers, and so exact. */
 typedef struct device_sums {
     int64_t experts, selections, score_hi, score_lo;
 } device_sums;
@@ -204,7 +237,7 @@ static double device_share(const moe_balance *b, device_sums sum) {
     return b->device_p == MOE_DEVICE_P_MEAN ? (double)sum.experts : 1.0;
 }
 
-/* sum_i f_i P_i of the forms that look at experts. */
+/* The losses that are sums over experts. */
 static void expert_losses(const moe_stats *s,
                           int64_t *cell,
                           totals t,
@@ -235,7 +268,7 @@ static void device_losses(const moe_balance *b,
     }
 }
 
-/* Those that need no score. */
+/* The losses that need no score. */
 static void count_losses(const moe_balance *b,
                          const moe_stats *s,
                          int64_t *cell,
@@ -271,21 +304,6 @@ void moe_balance_variation(const moe_balance *b,
     *variance = v.variance;
 }
 
-bool moe_balance_defined(const moe_balance *b, enum moe_loss loss) {
-    switch (loss) {
-    case MOE_LOSS_USAGE_VARIANCE:
-        return true;
-    case MOE_LOSS_IMPORTANCE:
-        return b->has_scores || b->importance_of == MOE_IMPORTANCE_WEIGHTS;
-    case MOE_LOSS_LOAD:
-        return b->has_logits || b->load_form == MOE_LOAD_SELECTIONS;
-    case MOE_LOSS_Z:
-        return b->has_logits;
-    default:
-        return b->has_scores;
-    }
-}
-
 void moe_balance_losses(const moe_balance *b,
                         const moe_placement *p,
                         const moe_stats *s,
@@ -309,7 +327,7 @@ void moe_balance_losses(const moe_balance *b,
     }
 }
 
-/* a[i] += the forms that look at expert i. */
+/* a[i] += what the losses over experts multiply P_i by. */
 static void add_expert_coefficients(
     const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, double *a) {
     double of_first = b->alpha[MOE_LOSS_SWITCH] + b->alpha[MOE_LOSS_GSHARD];

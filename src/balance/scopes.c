@@ -1,5 +1,6 @@
-/* scopes.c: adds segment cells up to devices, sequences and the global batch, and makes the three
- * kinds of loss from them. One integer allreduce per layer: cells, and exact sums of the losses. */
+/* scopes.c: adds the cells of segments up to devices, sequences and the global batch, and makes the
+ * losses of the three scopes from them. It costs one integer allreduce per layer, of cells and of
+ * exact sums of the losses. */
 #include "balance/scopes.h"
 
 #include <math.h>
@@ -10,7 +11,7 @@
 
 /* --- sequences that several ranks hold --- */
 
-/* The sequence that is cut at the first token of device d, or -1: d's first token does not begin a
+/* The sequence that the first token of device d cuts in two, or -1 where that token begins a
  * sequence. */
 static int64_t cut_sequence(const moe_batch *b, int32_t d) {
     int64_t first = moe_batch_token_begin(b->num_tokens_global, b->devices, d);
@@ -18,8 +19,8 @@ static int64_t cut_sequence(const moe_batch *b, int32_t d) {
     return inside ? first / b->sequence_length : -1;
 }
 
-/* Counts the distinct sequences cut at the first token of every `step`-th device; with list, writes
- * them (ascending). */
+/* Number of distinct sequences that are cut at the first token of every `step`-th device. list, if
+ * not NULL, takes their ids in ascending order. */
 static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
     int64_t count = 0, last = -1;
     for (int32_t d = step; d < b->devices; d += step) {
@@ -104,8 +105,8 @@ bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
 
-/* This rank's sums of the losses of its devices, and of the sequences that begin on it but for
- * those in list [num_shared], ascending, which are not complete yet. */
+/* This rank's sums of the losses of its devices, and of the sequences that begin on it. Those in
+ * s->list [num_shared], ascending, are left out: they are not complete yet. */
 static void sum_losses(const moe_scopes *s,
                        const moe_balance *balance,
                        const moe_placement *placement,
@@ -131,8 +132,8 @@ static void sum_losses(const moe_scopes *s,
 
 /* --- over all ranks --- */
 
-/* Copies the sequences that several ranks hold into their places behind the global cell of the
- * vector, or back from there. */
+/* Copies the cells of sequences that several ranks hold into their places behind the global cell of
+ * the vector, or back from there. */
 static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, bool back) {
     size_t bytes = (size_t)s->sequence.words * sizeof(int64_t);
     for (int64_t i = 0; i < num_shared; i++) {
@@ -146,9 +147,9 @@ static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, 
     }
 }
 
-/* The vector of the allreduce: [global cell | shared sequences | sums of losses]. The losses of
- * shared sequences, which are complete only after it, are then added by every rank: a few more
- * losses to compute in place of another allreduce. */
+/* The vector of the allreduce is [global cell | shared sequences | sums of losses]. Shared
+ * sequences are complete only after it; every rank then adds their losses by itself, which means a
+ * few more losses to compute but saves another allreduce. */
 static void reduce(moe_scopes *s,
                    const moe_comm *comm,
                    const moe_balance *balance,
@@ -178,8 +179,7 @@ static void reduce(moe_scopes *s,
     }
 }
 
-/* These have no product in them: the mean over all counted tokens is what they are in every scope.
- */
+/* These losses have no product in them, and are the mean over all counted tokens in every scope. */
 static void use_means_over_tokens(moe_scopes *s) {
     static const enum moe_loss means[] = {MOE_LOSS_Z, MOE_LOSS_ENTROPY, MOE_LOSS_ENTROPY_Z};
     for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {

@@ -1,11 +1,14 @@
-/* scopes.h: the balance losses in all three scopes, completed over all devices. Layer 3 (act).
- * method.md section 2.
+/* scopes.h: the balance losses in all three scopes, completed over all devices. docs/method.md
+ * section 2.
  *
- *   sequence: per sequence, then the plain mean over the sequences that hold a counted token; a
- * sequence that spans devices is completed device:   per DEVICE (a rank may host several), then the
- * plain mean over the devices that hold a counted token global:   counts and score sums of all
- * devices, then one product Sums over ranks are integer sums and the means are exact sums: the
- * results do not depend on the number of ranks. */
+ *   sequence  per sequence, then the plain mean over the sequences that hold a counted token; a
+ *             sequence that spans devices is completed first
+ *   device    per DEVICE (a rank may host several), then the plain mean over the devices that hold
+ *             a counted token
+ *   global    counts and score sums of all devices, then one product
+ *
+ * Sums over ranks are integer sums and the means are exact sums, so that the results do not depend
+ * on the number of ranks. */
 #ifndef MOESIM_BALANCE_SCOPES_H
 #define MOESIM_BALANCE_SCOPES_H
 
@@ -20,10 +23,11 @@
 typedef struct moe_scopes {
     double loss[MOE_NUM_SCOPES][MOE_NUM_LOSSES]; /* raw; NaN without scores */
     double ideal[MOE_NUM_LOSSES];                /* at perfect balance (global) */
-    int64_t population[MOE_NUM_SCOPES];          /* sequences, devices with a counted token; 1 */
+    int64_t population[MOE_NUM_SCOPES];          /* sequences and devices with a counted token; 1 */
     int64_t first_sequence;                      /* of this rank */
     moe_stats sequence, device, global; /* cells: local sequences (complete), local devices, one */
-    moe_stats shared; /* the allreduce's vector: global, sequences that several ranks hold, sums */
+    moe_stats shared; /* the vector of the allreduce: the global cell, those of sequences that
+                         several ranks hold, sums of losses */
     int64_t *list;    /* ids of those sequences */
     int64_t list_room;
     int64_t allreduce_bytes; /* payload given to MPI_Allreduce, as if every device were a rank,
@@ -42,19 +46,19 @@ void moe_scopes_reduce(moe_scopes *s,
                        const moe_stats *segments,
                        const int64_t *rows_to);
 
-/* Local. Puts the tokens of a layer (complete: moe_scopes_reduce) beside those of the layers before
- * it; `first` begins anew. */
+/* Local. Adds the tokens of a layer, which moe_scopes_reduce has completed, to those of the layers
+ * before it; `first` begins anew. */
 void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first);
-/* Collective. The losses of what was put together, and their values at balance. Balance looks at
- * forms that need no device. */
+/* Collective. Makes the losses of all layers together, and their values at balance. Only losses
+ * that look at no device are asked for. */
 void moe_scopes_finish(moe_scopes *sum,
                        const moe_comm *comm,
                        const moe_balance *balance,
                        const moe_placement *placement,
                        const moe_batch *batch);
 
-/* Local. The cell that holds segment i of the batch in a scope, and by what its gradient is
- * divided: tokens of the cell x population. */
+/* Local. The cell that holds segment i of the batch in a scope. *divisor = what its gradient is
+ * divided by: the tokens of the cell times the population of the scope. */
 int64_t *moe_scopes_cell(
     const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor);
 

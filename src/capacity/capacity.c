@@ -1,31 +1,35 @@
-/* capacity.c: the rules: how large a budget is, who shares it, and in which order pairs take their
- * places. */
+/* capacity.c: how large a budget is, who shares it, and in which order pairs take their places. */
 #include "capacity/capacity.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/rng.h"
 #include "base/status.h"
+#include "capacity/radix.h"
 
-void moe_capacity_init(moe_capacity *c, const moe_config *config) {
-    *c = (moe_capacity){.policy = config->capacity.policy,
-                        .scope = config->capacity.capacity_scope,
-                        .drop = config->capacity.drop,
-                        .overflow = config->capacity.overflow,
-                        .rounding = config->capacity.rounding,
-                        .factor = config->capacity.capacity_factor,
-                        .exempt_sequences = config->capacity.exempt_sequences,
-                        .expert_capacity = config->capacity.expert_capacity,
-                        .min_capacity = config->capacity.min_capacity,
-                        .first_choices = config->capacity.first_choices,
-                        .renormalize = config->capacity.renormalize,
-                        .pad = config->capacity.pad_to_capacity,
-                        .num_experts = config->model.num_experts,
-                        .devices = config->cluster.devices,
-                        .top_k = config->router.top_k,
-                        .seed = (uint64_t)config->run.seed};
+void moe_capacity_init(moe_capacity *c,
+                       const moe_capacity_config *config,
+                       int32_t num_experts,
+                       int32_t devices,
+                       int32_t top_k,
+                       uint64_t seed) {
+    *c = (moe_capacity){.policy = config->policy,
+                        .scope = config->capacity_scope,
+                        .drop = config->drop,
+                        .overflow = config->overflow,
+                        .rounding = config->rounding,
+                        .factor = config->capacity_factor,
+                        .exempt_sequences = config->exempt_sequences,
+                        .expert_capacity = config->expert_capacity,
+                        .min_capacity = config->min_capacity,
+                        .first_choices = config->first_choices,
+                        .renormalize = config->renormalize,
+                        .pad = config->pad_to_capacity,
+                        .num_experts = num_experts,
+                        .devices = devices,
+                        .top_k = top_k,
+                        .seed = seed};
 }
 
 int32_t moe_capacity_targets(const moe_capacity *c) {
@@ -39,21 +43,41 @@ static double ceil_near(double x) {
     return fabs(x - whole) <= 1e-12 * fabs(x) ? whole : ceil(x);
 }
 
-static double unlimited_pairs(const moe_capacity *c, double tokens, double selections) {
-    double n = moe_capacity_targets(c), k = c->top_k;
-    switch (c->rounding) {
-    case MOE_ROUNDING_MEGATRON:
-        return ceil(selections / n * c->factor);
-    case MOE_ROUNDING_DEEPSPEED:
-        return ceil(tokens / n * (c->factor * k));
-    case MOE_ROUNDING_FASTMOE:
-        return floor(ceil(c->factor * tokens) * k / n);
-    case MOE_ROUNDING_TUTEL:
-        return k * floor(c->factor * ceil(tokens / n));
-    default:
-        return ceil_near(c->factor * selections / n);
-    }
+static double pairs_ceil(const moe_capacity *c, double tokens, double selections, double n) {
+    (void)tokens;
+    return ceil_near(c->factor * selections / n);
 }
+
+static double pairs_megatron(const moe_capacity *c, double tokens, double selections, double n) {
+    (void)tokens;
+    return ceil(selections / n * c->factor);
+}
+
+static double pairs_deepspeed(const moe_capacity *c, double tokens, double selections, double n) {
+    double k = c->top_k;
+    (void)selections;
+    return ceil(tokens / n * (c->factor * k));
+}
+
+static double pairs_fastmoe(const moe_capacity *c, double tokens, double selections, double n) {
+    double k = c->top_k;
+    (void)selections;
+    return floor(ceil(c->factor * tokens) * k / n);
+}
+
+static double pairs_tutel(const moe_capacity *c, double tokens, double selections, double n) {
+    double k = c->top_k;
+    (void)selections;
+    return k * floor(c->factor * ceil(tokens / n));
+}
+
+const moe_rounding_row moe_roundings[MOE_NUM_ROUNDINGS] = {
+    [MOE_ROUNDING_CEIL] = {"ceil", pairs_ceil},
+    [MOE_ROUNDING_MEGATRON] = {"megatron", pairs_megatron},
+    [MOE_ROUNDING_DEEPSPEED] = {"deepspeed", pairs_deepspeed},
+    [MOE_ROUNDING_FASTMOE] = {"fastmoe", pairs_fastmoe},
+    [MOE_ROUNDING_TUTEL] = {"tutel", pairs_tutel},
+};
 
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections) {
     if (c->expert_capacity > 0) {
@@ -62,7 +86,9 @@ int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t select
     if (c->factor == 0) {
         return INT64_MAX;
     }
-    double pairs = unlimited_pairs(c, (double)tokens, (double)selections);
+    MOE_ASSERT((unsigned)c->rounding < MOE_NUM_ROUNDINGS);
+    double pairs = moe_roundings[c->rounding].pairs(c, (double)tokens, (double)selections,
+                                                    moe_capacity_targets(c));
     if (pairs >= 0x1p62) {
         return INT64_MAX;
     }
@@ -72,7 +98,8 @@ int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t select
 int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st) {
     moe_capacity k;
     int64_t pool = tokens, length = c->data.sequence_length;
-    moe_capacity_init(&k, c);
+    moe_capacity_init(&k, &c->capacity, c->model.num_experts, c->cluster.devices, c->router.top_k,
+                      (uint64_t)c->run.seed);
     if (k.policy == MOE_CAPACITY_NONE) {
         return MOE_OK;
     }
@@ -90,8 +117,8 @@ int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st) {
                     "%lld tokens leave room for 0 pairs in each of %d "
                     "%s, and everything would be dropped: a larger factor, capacity.min_capacity "
                     "of at least 1, or rounding = ceil",
-                    k.factor, moe_config_enum_name("capacity.rounding", c->capacity.rounding),
-                    (long long)pool, moe_capacity_targets(&k),
+                    k.factor, moe_roundings[k.rounding].name, (long long)pool,
+                    moe_capacity_targets(&k),
                     k.policy == MOE_CAPACITY_DEVICE ? "devices" : "experts");
 }
 
@@ -111,7 +138,7 @@ int64_t moe_capacity_exempt(const moe_capacity *c,
     for (int64_t q = 0; q < sequences; q++) {
         hash[q] = moe_rng_bits((moe_rng){c->seed, MOE_RNG_EXEMPT}, (uint64_t)step, (uint64_t)q, 0);
     }
-    uint64_t last = moe_capacity_nth(hash, sequences, wanted, &smaller);
+    uint64_t last = moe_radix_nth(hash, sequences, wanted, &smaller);
     int64_t equal = wanted - smaller;
     int64_t seen = 0;
     int64_t q = 0;
@@ -168,28 +195,34 @@ int64_t moe_capacity_pools(const moe_capacity *c, const moe_batch *b, moe_pool *
 
 /* --- in which order --- */
 
-/* Orderable bits: of a negative number all are turned, of another the sign alone. */
-uint64_t moe_capacity_key(double v) {
-    uint64_t bits;
-    if (isnan(v)) {
-        return UINT64_MAX;
-    }
-    v += 0.0; /* -0 becomes 0 */
-    memcpy(&bits, &v, sizeof bits);
-    return bits >> 63 ? bits : ~(bits | (uint64_t)1 << 63);
+/* DeepSeek-V2 drops by affinity, so for a device that is the score; else it is the combine weight.
+ */
+static double value_probs(const moe_capacity *c, const moe_routing *r, int64_t i, int64_t first) {
+    (void)first;
+    return c->policy == MOE_CAPACITY_DEVICE ? r->score[i] : (double)r->weight[i];
 }
 
-/* What a pair is kept for: the larger, the sooner. For a device that is the affinity s, for an
- * expert the weight g (probs) or s (scores); Tutel's batch priority is the token's largest s. */
-static double value_of(const moe_capacity *c, const moe_routing *r, int64_t i, int64_t first) {
-    if (c->drop == MOE_DROP_BATCH_PRIORITY) {
-        return r->score[first];
-    }
-    if (c->drop == MOE_DROP_SCORES || c->policy == MOE_CAPACITY_DEVICE) {
-        return r->score[i];
-    }
-    return (double)r->weight[i];
+static double value_scores(const moe_capacity *c, const moe_routing *r, int64_t i, int64_t first) {
+    (void)c;
+    (void)first;
+    return r->score[i];
 }
+
+/* Tutel's batch priority: the token's largest score. */
+static double value_largest(const moe_capacity *c, const moe_routing *r, int64_t i, int64_t first) {
+    (void)c;
+    (void)i;
+    return r->score[first];
+}
+
+const moe_drop_order_row moe_drop_orders[MOE_NUM_DROP_ORDERS] = {
+    [MOE_DROP_PROBS] = {.name = "probs", .value = value_probs},
+    [MOE_DROP_POSITION] = {.name = "position"},
+    [MOE_DROP_SCORES] = {.name = "scores", .value = value_scores},
+    [MOE_DROP_BATCH_PRIORITY] = {.name = "batch_priority",
+                                 .value = value_largest,
+                                 .fills_by_key = true},
+};
 
 /* Choices beyond top_k (where tokens choose different numbers) are one class with the last. */
 static int32_t last_class(const moe_capacity *c, int64_t choice) {
@@ -204,6 +237,7 @@ void moe_capacity_order(const moe_capacity *c,
                         int32_t *group,
                         uint64_t *key) {
     bool by_device = c->policy == MOE_CAPACITY_DEVICE;
+    const moe_drop_order_row *order = &moe_drop_orders[c->drop];
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < r->num_tokens; t++) {
         for (int64_t begin = r->row_offset[t], i = begin; i < r->row_offset[t + 1]; i++) {
@@ -214,7 +248,8 @@ void moe_capacity_order(const moe_capacity *c,
             }
             group[i] = target * classes + class;
             if (key) {
-                key[i] = exempt && exempt[t] ? 0 : moe_capacity_key(value_of(c, r, i, begin));
+                bool is_exempt = exempt && exempt[t];
+                key[i] = is_exempt ? 0 : moe_radix_key(order->value(c, r, i, begin));
             }
         }
     }

@@ -1,38 +1,31 @@
-/* capacity_cut.c: who stays in one pool, without sorting: count cells, find the cell in which each
- * budget ends, select inside it by radix.
- *
- * Idea: counts of (class, range of keys) are small and add up over ranks; they settle every pair
- * except those of one cell a target. Advantage over gathering all keys: a pool of the global batch
- * needs the keys of a few pairs in a thousand. Disadvantage: equal keys all fall in one cell; then
- * all of them travel, still 8 bytes each, since order of arrival follows from the order of ranks.
- */
+/* cut.c: counting, cutting and settling one pool. */
+#include "capacity/cut.h"
+
 #include <string.h>
 
-#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/status.h"
-#include "capacity/capacity.h"
+#include "capacity/radix.h"
 
-/* Bins: values from 2^-24 to 2^8 in steps of 2^-(52-shift) of their power of two; what lies outside
- * is in the outermost bins. */
+/* Bins cover the values from 2^-24 to 2^8 in steps of 2^-(52-shift) of their power of two; what
+ * lies outside is in the outermost bins. */
 enum { FINEST = 46, COARSEST = 58 };
 
 static uint64_t rise(double v) {
-    return ~moe_capacity_key(v);
+    return ~moe_radix_key(v);
 }
 
 static int32_t bins_of(int shift) {
     return (int32_t)((rise(0x1p8) - rise(0x1p-24)) >> shift) + 1;
 }
 
-moe_shape moe_capacity_shape(const moe_capacity *c, bool exempt, int64_t max_words) {
+moe_shape moe_cut_shape(const moe_capacity *c, bool exempt, int64_t max_words) {
     moe_shape s = {.targets = moe_capacity_targets(c),
                    .classes = exempt + (c->first_choices ? c->top_k : 1),
                    .bins = 1,
                    .shift = COARSEST};
     s.exempt = exempt;
-    s.has_keys = c->drop != MOE_DROP_POSITION && c->policy != MOE_CAPACITY_SEQUENCE;
-    s.by_key = c->drop == MOE_DROP_BATCH_PRIORITY;
+    s.has_keys = moe_drop_orders[c->drop].value && c->policy != MOE_CAPACITY_SEQUENCE;
+    s.by_key = moe_drop_orders[c->drop].fills_by_key;
     if (!s.has_keys || s.by_key) {
         return s;
     }
@@ -64,7 +57,7 @@ static int64_t cell_of(const moe_shape *s, const moe_pairs *p, int64_t i) {
     return group * s->bins + (s->exempt && group % s->classes == 0 ? 0 : bin_of(s, p->key[i]));
 }
 
-void moe_capacity_count(const moe_shape *s, const moe_pairs *p, int64_t *count) {
+void moe_cut_count(const moe_shape *s, const moe_pairs *p, int64_t *count) {
     memset(count, 0, (size_t)moe_shape_words(s) * sizeof *count);
     for (int64_t i = 0; i < p->count; i++) {
         count[cell_of(s, p, i)]++;
@@ -92,7 +85,7 @@ static moe_cut cut_target(const moe_shape *s, const int64_t *total, int64_t capa
     return cut;
 }
 
-void moe_capacity_cut(const moe_shape *s, const int64_t *total, int64_t capacity, moe_cut *cut) {
+void moe_cut_targets(const moe_shape *s, const int64_t *total, int64_t capacity, moe_cut *cut) {
     for (int32_t target = 0; target < s->targets; target++) {
         cut[target] = cut_target(s, total + target * moe_shape_cells(s), capacity);
     }
@@ -107,7 +100,7 @@ static bool is_listed(const moe_shape *s, const moe_cut *cut, int64_t cell) {
     return cell < cut->cell ? s->by_key : cut->room > 0;
 }
 
-int64_t moe_capacity_listed(const moe_shape *s, const moe_cut *cut, const int64_t *count) {
+int64_t moe_cut_listed(const moe_shape *s, const moe_cut *cut, const int64_t *count) {
     int64_t cells = moe_shape_cells(s), sum = 0;
     for (int32_t target = 0; target < s->targets; target++) {
         for (int64_t x = 0; x < cells && x <= cut[target].cell; x++) {
@@ -119,7 +112,8 @@ int64_t moe_capacity_listed(const moe_shape *s, const moe_cut *cut, const int64_
     return sum;
 }
 
-/* begin [words]: where each cell's keys begin in a part's list, -1 when it is not listed. */
+/* begin [words] = where each cell's keys begin in a part's list, or -1 where they are not listed.
+ */
 static void list_begins(const moe_shape *s,
                         const moe_cut *cut,
                         const int64_t *count,
@@ -132,11 +126,11 @@ static void list_begins(const moe_shape *s,
     }
 }
 
-void moe_capacity_list(const moe_shape *s,
-                       const moe_cut *cut,
-                       const int64_t *count,
-                       const moe_pairs *p,
-                       uint64_t *keys) {
+void moe_cut_list(const moe_shape *s,
+                  const moe_cut *cut,
+                  const int64_t *count,
+                  const moe_pairs *p,
+                  uint64_t *keys) {
     int64_t *cursor = moe_scratch_take(s->scratch, moe_shape_words(s), sizeof *cursor, "capacity");
     list_begins(s, cut, count, cursor);
     for (int64_t i = 0; i < p->count; i++) {
@@ -150,66 +144,14 @@ void moe_capacity_list(const moe_shape *s,
 
 /* --- selection inside a cell --- */
 
-/* Byte by byte from the highest: counts the keys that agree so far, steps over those that are
- * smaller. */
-uint64_t moe_capacity_nth(const uint64_t *key, int64_t n, int64_t nth, int64_t *smaller) {
-    uint64_t prefix = 0, mask = 0;
-    int64_t left = nth;
-    MOE_ASSERT(nth >= 1 && nth <= n);
-    for (int shift = 56; shift >= 0; shift -= 8) {
-        int64_t count[256] = {0}, byte = 0;
-        for (int64_t i = 0; i < n; i++) {
-            if ((key[i] & mask) == prefix) {
-                count[key[i] >> shift & 255]++;
-            }
-        }
-        for (; left > count[byte]; byte++) {
-            left -= count[byte];
-        }
-        prefix |= (uint64_t)byte << shift;
-        mask |= (uint64_t)255 << shift;
-    }
-    *smaller = nth - left;
-    return prefix;
-}
-
-typedef struct entry {
-    uint64_t key;
-    int64_t place;
-} entry;
-
-/* Sorts by key, equal keys in the order they come in: byte by byte from the lowest, bytes that all
- * share left out. O(n); `other` [n] is working memory. */
-static entry *sort_entries(entry *e, entry *other, int64_t n) {
-    for (int shift = 0; shift < 64; shift += 8) {
-        int64_t place[257] = {0};
-        for (int64_t i = 0; i < n; i++) {
-            place[(e[i].key >> shift & 255) + 1]++;
-        }
-        if (place[(e[0].key >> shift & 255) + 1] == n) {
-            continue;
-        }
-        for (int byte = 0; byte < 256; byte++) {
-            place[byte + 1] += place[byte];
-        }
-        for (int64_t i = 0; i < n; i++) {
-            other[place[e[i].key >> shift & 255]++] = e[i];
-        }
-        entry *sorted = other;
-        other = e;
-        e = sorted;
-    }
-    return e;
-}
-
 /* What became of the listed pairs of this rank. */
 typedef struct verdicts {
     int64_t *begin;       /* [words] of this rank's list */
-    int64_t *place;       /* [listed] place in the cell's order; -1 = gone */
+    int64_t *place;       /* [listed] place in the order of the cell; -1 = gone */
     int64_t *kept_before; /* [targets] pairs that stay in earlier parts */
 } verdicts;
 
-/* One listed cell: its keys from all parts in rank order, the first `room` of them stay. */
+/* One listed cell: takes its keys from all parts in rank order; the first `room` of them stay. */
 static void settle_cell(const moe_shape *s,
                         const moe_parts *parts,
                         int64_t *const *part_begin,
@@ -235,7 +177,7 @@ static void settle_cell(const moe_shape *s,
                (size_t)parts->count[q][cell] * sizeof *key);
     }
     if (room < n) {
-        last = moe_capacity_nth(key, n, room, &smaller);
+        last = moe_radix_nth(key, n, room, &smaller);
     }
     int64_t equal = room < n ? room - smaller : n;
     for (int64_t i = 0; i < own + mine; i++) {
@@ -248,11 +190,12 @@ static void settle_cell(const moe_shape *s,
         }
     }
     if (s->by_key) {
-        entry *memory = moe_scratch_take_varying(s->scratch, 2 * n, sizeof *memory, "capacity");
+        moe_radix_entry *memory =
+            moe_scratch_take_varying(s->scratch, 2 * n, sizeof *memory, "capacity");
         for (int64_t i = 0; i < n; i++) {
-            memory[i] = (entry){key[i], i};
+            memory[i] = (moe_radix_entry){key[i], i};
         }
-        const entry *order = sort_entries(memory, memory + n, n);
+        const moe_radix_entry *order = moe_radix_sort(memory, memory + n, n);
         for (int64_t i = 0; i < n && i < room; i++) {
             if (order[i].place >= own && order[i].place < own + mine) {
                 v->place[v->begin[cell] + order[i].place - own] = i;
@@ -268,9 +211,8 @@ static verdicts settle_cells(const moe_shape *s, const moe_parts *parts, const m
     int64_t **begin = moe_scratch_take(s->scratch, parts->num, sizeof *begin, "capacity");
     verdicts v = {.kept_before =
                       moe_scratch_take_zero(s->scratch, s->targets, sizeof(int64_t), "capacity")};
-    v.place =
-        moe_scratch_take_varying(s->scratch, moe_capacity_listed(s, cut, parts->count[parts->self]),
-                                 sizeof(int64_t), "capacity");
+    v.place = moe_scratch_take_varying(
+        s->scratch, moe_cut_listed(s, cut, parts->count[parts->self]), sizeof(int64_t), "capacity");
     for (int q = 0; q < parts->num; q++) {
         begin[q] = moe_scratch_take(s->scratch, words, sizeof **begin, "capacity");
         list_begins(s, cut, parts->count[q], begin[q]);
@@ -295,8 +237,8 @@ static verdicts settle_cells(const moe_shape *s, const moe_parts *parts, const m
     return v;
 }
 
-/* first [words]: pairs of earlier cells of the target, of all parts, and of this cell in earlier
- * parts (the latter not when places follow keys). */
+/* first [words] = pairs of earlier cells of the target in all parts; before [words] = pairs of the
+ * same cell in earlier parts. */
 static void first_places(const moe_shape *s,
                          const moe_parts *parts,
                          int64_t *first,
@@ -313,12 +255,12 @@ static void first_places(const moe_shape *s,
     }
 }
 
-void moe_capacity_settle(const moe_shape *s,
-                         const moe_parts *parts,
-                         const moe_cut *cut,
-                         const moe_pairs *p,
-                         uint8_t *kept,
-                         int32_t *slot) {
+void moe_cut_settle(const moe_shape *s,
+                    const moe_parts *parts,
+                    const moe_cut *cut,
+                    const moe_pairs *p,
+                    uint8_t *kept,
+                    int32_t *slot) {
     int64_t words = moe_shape_words(s), cells = moe_shape_cells(s);
     int64_t *first = moe_scratch_take(s->scratch, 2 * words, sizeof *first, "capacity"),
             *before = first + words; /* before: counts on with the pairs gone by */

@@ -1,106 +1,17 @@
-/* drop.c: one decision: counts of all parts of a pool, where its budgets end, the keys at that end,
- * who stays; then the routing that is sent. */
+/* drop.c: one decision. For each pool: the counts of all its parts, where its budgets end, the keys
+ * at that end, who stays. Then the routing that is sent. */
 #include "capacity/drop.h"
 
 #include <string.h>
 
 #include "base/status.h"
 #include "capacity/internal.h"
-#include "router/select.h"
-
-/* --- pools that span ranks --- */
-
-/* Pools of rank q that other ranks have tokens of, too; returns how many, at most 2. */
-static int shared_pools(const moe_drop_job *job, int q, int64_t id[2]) {
-    const moe_capacity *c = job->capacity;
-    const moe_batch *b = job->batch;
-    int64_t length = b->sequence_length, begin, end;
-    if (job->comm->size == 1 ||
-        (c->policy != MOE_CAPACITY_SEQUENCE && c->scope == MOE_CAPACITY_PER_DEVICE)) {
-        return 0;
-    }
-    id[0] = 0;
-    if (c->policy != MOE_CAPACITY_SEQUENCE) {
-        return 1;
-    }
-    begin = moe_batch_token_begin(b->num_tokens_global, b->devices, q * b->num_local_devices);
-    end = moe_batch_token_begin(b->num_tokens_global, b->devices, (q + 1) * b->num_local_devices);
-    int count = 0;
-    if (begin == end) {
-        return 0;
-    }
-    if (begin % length != 0) {
-        id[count++] = begin / length;
-    }
-    bool goes_on = end % length != 0 && end < b->num_tokens_global;
-    if (goes_on && (count == 0 || id[0] != (end - 1) / length)) {
-        id[count++] = (end - 1) / length;
-    }
-    return count;
-}
-
-moe_shared moe_drop_share(moe_dropping *w, int64_t words, const int64_t *const *vector) {
-    const moe_drop_job *job = w->job;
-    int ranks = job->comm->size;
-    int64_t *bytes = moe_scratch_take(w->scratch, ranks, sizeof *bytes, "capacity"), count = 0;
-    moe_shared s = {.words = words,
-                    .scratch = w->scratch,
-                    .first = moe_scratch_take(w->scratch, ranks + 1, sizeof *s.first, "capacity"),
-                    .id =
-                        moe_scratch_take(w->scratch, 2 * (int64_t)ranks, sizeof *s.id, "capacity")};
-    for (int q = 0; q < ranks; q++) {
-        int vectors = shared_pools(job, q, s.id + count);
-        s.first[q] = count;
-        bytes[q] = vectors * words * (int64_t)sizeof(int64_t);
-        count += vectors;
-    }
-    s.first[ranks] = count;
-    s.value = moe_scratch_take(w->scratch, count * words, sizeof *s.value, "capacity");
-    int64_t *send = moe_scratch_take(w->scratch, 2 * words, sizeof *send, "capacity");
-    for (int i = 0; i < w->num_shared; i++) {
-        for (int64_t p = 0; p < w->num_pools; p++) {
-            if (w->pool[p].id == w->shared_id[i]) {
-                memcpy(send + i * words, vector[p], (size_t)words * sizeof *send);
-            }
-        }
-    }
-    if (count > 0) {
-        moe_comm_allgatherv(job->comm, send, s.value, bytes);
-        w->drop->collectives++;
-        w->drop->collective_bytes += bytes[job->comm->rank];
-    }
-    moe_scratch_give(w->scratch, send);
-    moe_scratch_give(w->scratch, bytes);
-    return s;
-}
-
-void moe_drop_shared_free(moe_shared *s) {
-    moe_scratch_give(s->scratch, s->first);
-    moe_scratch_give(s->scratch, s->id);
-    moe_scratch_give(s->scratch, s->value);
-}
-
-int moe_drop_parts(
-    const moe_dropping *w, const moe_shared *s, int64_t id, const int64_t **part, int *self) {
-    int count = 0;
-    for (int q = 0; q < w->job->comm->size; q++) {
-        for (int64_t i = s->first[q]; i < s->first[q + 1]; i++) {
-            if (s->id[i] != id) {
-                continue;
-            }
-            if (q == w->job->comm->rank) {
-                *self = count;
-            }
-            part[count++] = s->value + i * s->words;
-        }
-    }
-    return count;
-}
+#include "router/weights.h"
 
 /* --- one pool --- */
 
-/* Keys of the pairs in the cells in which the global pool's budgets end, from all ranks; key
- * [parts] points into *memory. */
+/* Collective. Gathers from all ranks the keys of the pairs in the cells in which the budgets of the
+ * global pool end. key [parts] points into *memory, which the caller gives back. */
 static void gather_keys(moe_dropping *w,
                         const moe_shape *s,
                         const moe_cut *cut,
@@ -110,7 +21,7 @@ static void gather_keys(moe_dropping *w,
                         uint64_t **memory) {
     int64_t *bytes = moe_scratch_take(w->scratch, parts->num, sizeof *bytes, "capacity"), sum = 0;
     for (int q = 0; q < parts->num; q++) {
-        bytes[q] = moe_capacity_listed(s, cut, parts->count[q]) * (int64_t)sizeof(uint64_t);
+        bytes[q] = moe_cut_listed(s, cut, parts->count[q]) * (int64_t)sizeof(uint64_t);
         sum += bytes[q];
     }
     *memory = moe_scratch_take_varying(w->scratch, sum, 1, "capacity");
@@ -134,24 +45,25 @@ static void settle(moe_dropping *w,
                    int64_t begin) {
     const uint64_t **key = moe_scratch_take(w->scratch, parts->num, sizeof *key, "capacity");
     uint64_t *own = moe_scratch_take_varying(w->scratch,
-                                             moe_capacity_listed(s, cut, parts->count[parts->self]),
+                                             moe_cut_listed(s, cut, parts->count[parts->self]),
                                              sizeof *own, "capacity"),
              *memory = NULL;
     if (s->has_keys) {
-        moe_capacity_list(s, cut, parts->count[parts->self], p, own);
+        moe_cut_list(s, cut, parts->count[parts->self], p, own);
     }
     key[0] = own;
     if (s->has_keys && parts->num > 1) {
         gather_keys(w, s, cut, parts, own, key, &memory);
     }
     parts->keys = key;
-    moe_capacity_settle(s, parts, cut, p, w->drop->kept + begin, w->drop->slot + begin);
+    moe_cut_settle(s, parts, cut, p, w->drop->kept + begin, w->drop->slot + begin);
     moe_scratch_give(w->scratch, key);
     moe_scratch_give(w->scratch, own);
     moe_scratch_give(w->scratch, memory);
 }
 
-/* Sums over the parts; returns all pairs, *most = those of the busiest target. */
+/* total [words] = counts of all parts. Returns the number of pairs; *most = those of the busiest
+ * target. */
 static int64_t add_parts(const moe_shape *s,
                          const moe_parts *parts,
                          int64_t *total,
@@ -173,7 +85,7 @@ static int64_t add_parts(const moe_shape *s,
     return sum;
 }
 
-/* What is reported of a pool; of a shared one its first part does it. */
+/* Adds what is reported of a pool; of a shared pool its first part does it. */
 static void note_pool(moe_dropping *w, const moe_cut *cut, int64_t capacity, bool first_part) {
     for (int32_t target = 0; target < w->targets && first_part; target++) {
         if (cut[target].exempt > capacity) {
@@ -203,7 +115,7 @@ static void decide_pool(moe_dropping *w,
         w->job->capacity->scope == MOE_CAPACITY_GLOBAL) {
         w->drop->capacity = capacity;
     }
-    moe_capacity_cut(s, total, capacity, cut);
+    moe_cut_targets(s, total, capacity, cut);
     settle(w, s, parts, cut, p, begin);
     note_pool(w, cut, capacity, parts->self == 0);
     for (int32_t target = 0; target < s->targets && w->room; target++) {
@@ -231,7 +143,7 @@ static moe_shape shape_of(const moe_dropping *w, bool exempt) {
     bool global = c->policy != MOE_CAPACITY_SEQUENCE && c->scope == MOE_CAPACITY_GLOBAL;
     int64_t share =
         w->job->batch->num_tokens_global / (global ? w->job->comm->size : w->job->batch->devices);
-    moe_shape s = moe_capacity_shape(c, exempt, share * c->top_k);
+    moe_shape s = moe_cut_shape(c, exempt, share * c->top_k);
     s.scratch = w->scratch;
     return s;
 }
@@ -250,23 +162,23 @@ static void decide_pools(moe_dropping *w,
     if (w->num_shared > 0) {
         for (int i = 0; i < 2; i++) { /* only the first and the last pool can be shared */
             moe_pairs p = pairs_of(w, ends[i], group, key);
-            moe_capacity_count(s, &p, count + i * words);
+            moe_cut_count(s, &p, count + i * words);
             vector[ends[i]] = count + i * words;
         }
     }
-    moe_shared shared = moe_drop_share(w, words, vector);
+    moe_shared shared = moe_shared_gather(w, words, vector);
     for (int64_t i = 0; i < w->num_pools; i++) {
         moe_pairs p = pairs_of(w, i, group, key);
         moe_parts parts = {.count = part};
-        parts.num = moe_drop_parts(w, &shared, w->pool[i].id, part, &parts.self);
+        parts.num = moe_shared_parts(w, &shared, w->pool[i].id, part, &parts.self);
         if (parts.num == 0) {
-            moe_capacity_count(s, &p, own);
+            moe_cut_count(s, &p, own);
             part[0] = own;
             parts.num = 1;
         }
         decide_pool(w, i, s, &parts, &p, w->job->routing->row_offset[w->pool[i].begin]);
     }
-    moe_drop_shared_free(&shared);
+    moe_shared_free(&shared);
     moe_scratch_give(w->scratch, count);
     moe_scratch_give(w->scratch, own);
     moe_scratch_give(w->scratch, vector);
@@ -275,7 +187,8 @@ static void decide_pools(moe_dropping *w,
 
 /* --- the routing that is sent --- */
 
-/* Order of routing.h: falling score, then index. */
+/* Moves selection i of `sent` to its place among those of its token, which begin at `begin`:
+ * falling score, then index, as routing.h says. */
 static void put_in_order(moe_drop *d, int64_t begin, int64_t i) {
     moe_routing *r = &d->sent;
     int32_t expert = r->expert[i];
@@ -296,11 +209,11 @@ static void put_in_order(moe_drop *d, int64_t begin, int64_t i) {
     d->selection[i] = selection;
 }
 
-/* Weights as the router gives them to the experts that serve the token. */
+/* Gives the experts that serve a token the weights that the router gives to a choice of these. */
 static void reweight(const moe_router *router, moe_routing *r, double *weight) {
     for (int64_t t = 0; t < r->num_tokens; t++) {
         int64_t begin = r->row_offset[t], count = r->row_offset[t + 1] - begin;
-        moe_select_weights(router, r->score + begin, (int32_t)count, weight);
+        moe_weights_fill(router, r->score + begin, (int32_t)count, weight);
         for (int64_t k = 0; k < count; k++) {
             r->weight[begin + k] = (real)weight[k];
         }
@@ -322,8 +235,6 @@ static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score)
     int32_t most = most_choices(full);
     int64_t n = 0;
     moe_routing_reserve(&d->sent, full->num_tokens, most);
-    moe_reserve_varying(&d->selection, &d->selection_room, full->num_selections,
-                        sizeof *d->selection, "capacity");
     for (int64_t t = 0; t < full->num_tokens; t++) {
         int64_t begin = d->sent.row_offset[t] = n;
         for (int64_t i = full->row_offset[t]; i < full->row_offset[t + 1]; i++) {
@@ -348,19 +259,23 @@ static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score)
 
 /* --- a decision --- */
 
-static void reserve(moe_drop *d, const moe_routing *r) {
-    int64_t n = r->num_selections;
-    moe_reserve_varying(&d->kept, &d->kept_room, n, sizeof *d->kept, "capacity");
-    moe_reserve_varying(&d->slot, &d->slot_room, n, sizeof *d->slot, "capacity");
-    moe_reserve_varying(&d->server, &d->server_room, n, sizeof *d->server, "capacity");
+static void reserve(moe_drop *d, int64_t pairs) {
+    moe_block_array table[] = {
+        MOE_ARRAY(d->selection, pairs),
+        MOE_ARRAY(d->slot, pairs),
+        MOE_ARRAY(d->server, pairs),
+        MOE_ARRAY(d->kept, pairs),
+    };
+    moe_block_reserve_varying(&d->block, table, MOE_ARRAYS(table), "capacity");
     d->exempt_overflow = d->padding_rows = d->collectives = d->collective_bytes = 0;
 }
 
-/* For pools that differ in size: that of the largest, with K pairs a token. */
+/* What is reported where pools differ in size: the capacity of the largest, with K pairs a token.
+ */
 static int64_t nominal_capacity(const moe_drop_job *job) {
     const moe_batch *b = job->batch;
-    int64_t tokens = moe_batch_token_begin(b->num_tokens_global, b->devices, 1); /* the first device
-                                                                              has the most */
+    /* the first device has the most tokens */
+    int64_t tokens = moe_batch_token_begin(b->num_tokens_global, b->devices, 1);
     if (job->capacity->policy == MOE_CAPACITY_SEQUENCE) {
         tokens =
             b->num_tokens_global < b->sequence_length ? b->num_tokens_global : b->sequence_length;
@@ -368,7 +283,7 @@ static int64_t nominal_capacity(const moe_drop_job *job) {
     return moe_capacity_pairs(job->capacity, tokens, tokens * job->capacity->top_k);
 }
 
-/* Who stays: exempt tokens, order, pools. */
+/* Who stays: finds the exempt tokens and the order of the pairs, then decides pool by pool. */
 static void decide(moe_dropping *w) {
     const moe_drop_job *job = w->job;
     int64_t n = job->routing->num_selections;
@@ -399,9 +314,9 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
     d->on = true;
     d->reweighted = next || c->renormalize;
     d->capacity = nominal_capacity(job);
-    reserve(d, r);
+    reserve(d, r->num_selections);
     w.num_pools = moe_capacity_pools(c, job->batch, &w.pool);
-    w.num_shared = shared_pools(job, job->comm->rank, w.shared_id);
+    w.num_shared = moe_shared_pools(job, job->comm->rank, w.shared_id);
     w.score = moe_scratch_take(w.scratch, r->num_selections, sizeof *w.score, "capacity");
     w.room =
         next ? moe_scratch_take(w.scratch, w.num_pools * w.targets + 1, sizeof *w.room, "capacity")
@@ -415,7 +330,7 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
         w.score[i] = r->score[i];
     }
     if (next) {
-        moe_drop_next_choice(&w);
+        moe_next_choice_give(&w);
     }
     make_sent(d, job, w.score);
     moe_scratch_give(w.scratch, w.pool);
@@ -425,10 +340,7 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
 }
 
 void moe_drop_free(moe_drop *d) {
-    moe_free(d->kept);
-    moe_free(d->slot);
-    moe_free(d->server);
-    moe_free(d->selection);
+    moe_block_free(&d->block);
     moe_routing_free(&d->sent);
     *d = (moe_drop){0};
 }

@@ -1,10 +1,10 @@
-/* drop_next.c: overflow = next_choice, in rounds (drop.h). The pools of this rank alone go first,
- * without a word to others; then those that span ranks, one collective a round: how many ask for
- * each target. */
+/* next_choice.c: overflow = next_choice, in rounds as drop.h says. The pools that this rank alone
+ * holds go first and cost no collective; then those that span ranks, with one collective a round,
+ * in which ranks tell how many of their pairs ask for each target. */
 #include <math.h>
 #include <string.h>
 
-#include "base/status.h"
+#include "base/scratch.h"
 #include "capacity/internal.h"
 #include "router/scores.h"
 #include "router/select.h"
@@ -18,26 +18,26 @@ typedef struct asking {
 /* What choosing the best expert of a token takes. */
 typedef struct chooser {
     moe_select select;
-    double *z, *s;   /* [N] */
-    int32_t *expert; /* [top_k] */
-    int64_t *taken;  /* [N] last token that has, or has asked for, the expert */
-    int64_t mark;
+    double *z, *s;        /* [N] */
+    int64_t *taken;       /* [N] mark of the last token that has, or has asked for, the expert */
+    int64_t mark;         /* of the token that is looked at */
     moe_scratch *scratch; /* the router's */
 } chooser;
 
+/* Nothing is drawn: only the groups that a token may go to are asked for. */
+static const moe_draw no_draw;
+
 static void chooser_reserve(chooser *c, const moe_router *r) {
     *c = (chooser){.scratch = r->scratch};
-    moe_select_reserve(&c->select, r);
+    moe_select_reserve(&c->select, r, &no_draw);
     c->z = moe_scratch_take(r->scratch, 2 * (int64_t)r->num_experts, sizeof *c->z, "capacity");
     c->s = c->z + r->num_experts;
-    c->expert = moe_scratch_take(r->scratch, r->top_k, sizeof *c->expert, "capacity");
     c->taken = moe_scratch_take_zero(r->scratch, r->num_experts, sizeof *c->taken, "capacity");
 }
 
 static void chooser_free(chooser *c) {
     moe_select_free(&c->select);
     moe_scratch_give(c->scratch, c->z);
-    moe_scratch_give(c->scratch, c->expert);
     moe_scratch_give(c->scratch, c->taken);
 }
 
@@ -46,12 +46,12 @@ static int32_t target_of(const moe_dropping *w, int32_t expert) {
                                                            : expert;
 }
 
-/* Scores and admitted groups of a token; marks the experts that it has. */
+/* Finds the scores and the admitted groups of a token, and marks the experts that it has. */
 static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
     const moe_drop_job *job = w->job;
-    int flags = moe_scores_read_logits(job->logits, token, job->router->num_experts, c->z);
-    moe_router_scores(job->router, c->z, c->s, NULL);
-    moe_select_experts(&c->select, job->router, c->z, c->s, flags, c->expert, NULL);
+    moe_scores_read_logits(job->logits, token, job->router->num_experts, c->z);
+    moe_scores_fill(job->router, c->z, c->s, NULL);
+    moe_select_admit(&c->select, job->router, c->z, c->s);
     c->mark++;
     for (int64_t i = job->routing->row_offset[token]; i < job->routing->row_offset[token + 1];
          i++) {
@@ -62,14 +62,15 @@ static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
     }
 }
 
-/* Highest selection score s + b, then lowest index, of the admitted experts with room that the
- * token has not taken; -1 = none. */
+/* Among the admitted experts with room that the token has not taken: the one with the highest
+ * selection score s + b, and among equals the lowest index; -1 = there is none. */
 static int32_t best_expert(const moe_dropping *w, const chooser *c, int64_t pool) {
     const moe_router *r = w->job->router;
-    int32_t size = c->select.group_size, best = -1;
+    const moe_tournament *groups = &c->select.choice.tournament;
+    int32_t size = groups->group_size, best = -1;
     double highest = -INFINITY;
-    for (int32_t g = 0; g < c->select.num_kept; g++) {
-        for (int32_t e = c->select.kept[g] * size, end = e + size; e < end; e++) {
+    for (int32_t g = 0; g < groups->num_kept; g++) {
+        for (int32_t e = groups->kept[g] * size, end = e + size; e < end; e++) {
             double score = c->s[e] + (r->bias ? r->bias[e] : 0);
             if (c->z[e] == -INFINITY || c->taken[e] == c->mark ||
                 w->room[pool * w->targets + target_of(w, e)] == 0) {
@@ -85,8 +86,8 @@ static int32_t best_expert(const moe_dropping *w, const chooser *c, int64_t pool
     return best;
 }
 
-/* Fills in what everyone asks for and counts it by pool and target; leaves out those for whom
- * nothing is left. Returns how many still ask. */
+/* Fills in which expert each pair asks for, and counts them by pool and target. Pairs for whom
+ * nothing is left go out of the list. Returns how many still ask. */
 static int64_t ask(moe_dropping *w, chooser *c, asking *list, int64_t count, int64_t *asked) {
     int64_t left = 0, token = -1;
     memset(asked, 0, (size_t)(w->num_pools * w->targets) * sizeof *asked);
@@ -107,8 +108,8 @@ static int64_t ask(moe_dropping *w, chooser *c, asking *list, int64_t count, int
     return left;
 }
 
-/* Grants as many as there is room for, `before` being those of earlier ranks. Returns how many were
- * refused; they stay in the list. */
+/* Grants as many as there is room for after those of earlier ranks (`before`). Returns how many
+ * were refused; they stay in the list. */
 static int64_t grant(moe_dropping *w, asking *list, int64_t count, int64_t *before) {
     moe_drop *d = w->drop;
     int64_t left = 0;
@@ -135,8 +136,8 @@ static void fill_up(moe_dropping *w, const int64_t *asked) {
     }
 }
 
-/* Adds up what all ranks ask of shared pools: asked becomes the sum over ranks, before that over
- * earlier ranks. Returns the sum over pools. */
+/* Collective. Adds up what all ranks ask of shared pools: `asked` becomes the sum over all ranks,
+ * and `before` the sum over earlier ones. Returns the sum over pools. */
 static int64_t share(moe_dropping *w, int64_t *asked, int64_t *before) {
     const int64_t **vector = moe_scratch_take(w->scratch, w->num_pools, sizeof *vector, "capacity");
     const int64_t **part =
@@ -145,9 +146,9 @@ static int64_t share(moe_dropping *w, int64_t *asked, int64_t *before) {
     for (int64_t p = 0; p < w->num_pools; p++) {
         vector[p] = asked + p * w->targets;
     }
-    moe_shared s = moe_drop_share(w, w->targets, vector);
+    moe_shared s = moe_shared_gather(w, w->targets, vector);
     for (int64_t p = 0; p < w->num_pools; p++) {
-        int self = 0, parts = moe_drop_parts(w, &s, w->pool[p].id, part, &self);
+        int self = 0, parts = moe_shared_parts(w, &s, w->pool[p].id, part, &self);
         for (int32_t target = 0; target < w->targets && parts > 0; target++) {
             int64_t at = p * w->targets + target;
             asked[at] = 0;
@@ -160,7 +161,7 @@ static int64_t share(moe_dropping *w, int64_t *asked, int64_t *before) {
     for (int64_t i = 0; i < s.first[w->job->comm->size] * s.words; i++) {
         sum += s.value[i];
     }
-    moe_drop_shared_free(&s);
+    moe_shared_free(&s);
     moe_scratch_give(w->scratch, vector);
     moe_scratch_give(w->scratch, part);
     return sum;
@@ -175,7 +176,8 @@ static bool is_shared(const moe_dropping *w, int64_t pool) {
     return false;
 }
 
-/* Dropped pairs of the shared, or of the other pools, in order of tokens and choices. */
+/* Lists the dropped pairs of the shared, or of the other pools, in the order of tokens and choices.
+ */
 static int64_t list_dropped(const moe_dropping *w, bool shared, asking *list) {
     const moe_routing *r = w->job->routing;
     int64_t count = 0;
@@ -191,7 +193,7 @@ static int64_t list_dropped(const moe_dropping *w, bool shared, asking *list) {
     return count;
 }
 
-void moe_drop_next_choice(moe_dropping *w) {
+void moe_next_choice_give(moe_dropping *w) {
     int64_t n = w->num_pools * w->targets;
     int64_t *asked = moe_scratch_take(w->scratch, n + 1, sizeof *asked, "capacity");
     int64_t *before = moe_scratch_take(w->scratch, n + 1, sizeof *before, "capacity");

@@ -7,9 +7,10 @@
 
 #include "exchange/row_format.h"
 #include "explain/internal.h"
-#include "router/devices.h"
+#include "router/methods.h"
 #include "router/scores.h"
 #include "router/select.h"
+#include "router/weights.h"
 
 /* --- where the token is --- */
 
@@ -26,7 +27,7 @@ moe_watched moe_watch(moe_explanation *e,
                      .context = context,
                      .a = a,
                      .e = &e->layer[layer->index],
-                     .router = moe_layer_router(layer, context),
+                     .draw = moe_layer_draw(layer, context),
                      .token = e->token,
                      .device = d,
                      .rank = d / b->num_local_devices};
@@ -83,17 +84,18 @@ static bool score_token(const moe_watched *w) {
     if (moe_scores_read_logits(w->a->logits, w->local, n, e->logit) & MOE_ROW_BAD) {
         return false;
     }
-    moe_router_scores(&w->router, e->logit, e->score, &e->lse);
-    if (w->router.method == MOE_METHOD_SINKHORN && !w->router.evaluating) {
+    moe_scores_fill(&w->layer->router, e->logit, e->score, &e->lse);
+    const moe_method *method = moe_method_of(&w->layer->router);
+    if (method->factors && !w->draw.evaluating) {
         const int64_t *offset =
             w->context->batch->device_offset + (w->device - w->context->batch->first_device);
         factor = moe_alloc(n, sizeof *factor, "sinkhorn");
-        moe_sinkhorn_factors(&w->router, w->a->logits, offset[0], offset[1], factor);
+        method->factors(&w->layer->router, w->a->logits, offset[0], offset[1], factor);
     }
     for (int32_t i = 0; i < n; i++) {
-        e->added[i] = factor ? factor[i] : w->router.bias ? w->router.bias[i] : 0;
+        e->added[i] = factor ? factor[i] : w->layer->router.bias ? w->layer->router.bias[i] : 0;
     }
-    moe_select_reasons(&w->router, e->logit, e->score, factor, e->selection,
+    moe_select_reasons(&w->layer->router, e->logit, e->score, factor, e->selection,
                        e->num_groups ? e->group_score : ignored_of_group, e->admitted);
     moe_free(factor);
     return true;
@@ -121,7 +123,7 @@ static void fill_scores(const moe_watched *w) {
         return;
     }
     e->score_sum = moe_scores_sum(e->score, (int32_t)n);
-    moe_router_normalized(&w->router, e->score, e->normalized);
+    moe_scores_normalize(&w->layer->router, e->score, e->normalized);
 }
 
 static void fill_choices(const moe_watched *w) {
@@ -156,16 +158,15 @@ static void fill_weights(const moe_watched *w) {
         return;
     }
     e->weight_divisor = 1;
-    e->weight_factor = moe_weights_factor(&w->router);
-    if (!moe_weights_normalized(&w->router)) {
+    e->weight_factor = moe_weights_factor(&w->layer->router);
+    if (!moe_weights_normalized(&w->layer->router)) {
         return;
     }
     e->weight_divisor = 0;
     for (int32_t k = 0; k < e->num_choices; k++) {
         e->weight_divisor += e->choice[k].score;
     }
-    bool one_left_out = w->router.method == MOE_METHOD_GSHARD &&
-                        w->router.second_choice == MOE_SECOND_RANDOM && e->num_choices == 1;
+    bool one_left_out = moe_method_may_leave_out(&w->layer->router) && e->num_choices == 1;
     if (one_left_out && e->choice[0].weight > 0) {
         e->weight_divisor = e->choice[0].score * e->weight_factor / e->choice[0].weight;
     }
@@ -196,7 +197,9 @@ static void fill_shape(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     bool recorded = moe_config_recorded(c);
     e->num_experts = c->model.num_experts;
-    e->num_groups = recorded || w->router.group_limit == MOE_GROUP_NONE ? 0 : w->router.num_groups;
+    e->num_groups = recorded || w->layer->router.group_limit == MOE_GROUP_NONE
+                        ? 0
+                        : w->layer->router.num_groups;
     e->num_choices =
         (int32_t)(w->a->routing.row_offset[w->local + 1] - w->a->routing.row_offset[w->local]);
     e->num_rows = (int32_t)(w->a->plan.token_row_offset[w->local + 1] -

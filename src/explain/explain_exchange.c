@@ -2,7 +2,7 @@
  * and what experts elsewhere computed. */
 #include <string.h>
 
-#include "capacity/capacity.h"
+#include "capacity/cut.h"
 #include "explain/internal.h"
 
 /* --- places in the order of a capacity --- */
@@ -39,7 +39,7 @@ static pair_order order_pairs(const moe_watched *w, bool *exempt_token) {
     if (exempts) {
         exempts = moe_capacity_exempt(c, w->context->batch, w->context->step, exempt) > 0;
     }
-    moe_shape shape = moe_capacity_shape(c, exempts, 1);
+    moe_shape shape = moe_cut_shape(c, exempts, 1);
     pair_order o = {.classes = shape.classes,
                     .group = moe_alloc(r->num_selections, sizeof *o.group, "explanation")};
     if (shape.has_keys) {

@@ -8,8 +8,9 @@
 #include <string.h>
 
 #include "explain/internal.h"
-#include "router/noise.h"
+#include "router/loss_gradient.h"
 #include "router/scores.h"
+#include "router/smooth_load.h"
 #include "router/weight_gradient.h"
 
 static bool is_sum_of_scores(int loss) {
@@ -108,46 +109,42 @@ static void set_alone(const moe_watched *w, const moe_routing *r, alone *one) {
                                  .weight = r->weight + begin};
 }
 
-static void add_gradient(const moe_watched *w,
-                         const moe_router *router,
-                         const double *a,
-                         double *dz) {
+static void add_gradient(const moe_watched *w, double alpha_z, const double *a, double *dz) {
+    const moe_router *router = &w->layer->router;
+    moe_loss_coefficients all = {.a = a,
+                                 .inverse_tokens = 1 / w->e->divisor,
+                                 .alpha_z = alpha_z,
+                                 .inverse_counted = 1 / (double)w->e->counted_tokens};
     alone one;
     set_alone(w, &w->a->routing, &one);
-    moe_router_loss_gradient(router, &one.batch, one.logits, &one.routing, 0, 1, a,
-                             1 / w->e->divisor, 1 / (double)w->e->counted_tokens, dz);
+    moe_loss_gradient(router, &one.batch, one.logits, &one.routing, 0, 1, &all, dz);
     if (router->load_form != MOE_LOAD_SHAZEER || !w->context->trains) {
         return;
     }
     int64_t n = w->e->num_experts, at = w->local * n;
     moe_noisy noisy = {w->a->noisy.clean + at, w->a->noisy.v ? w->a->noisy.v + at : NULL};
-    moe_router with_noise = *router;
-    with_noise.noisy = &noisy;
-    moe_noisy_load_gradient(&with_noise, &one.batch, one.logits, &one.routing, 0, 1, a + 2 * n,
-                            1 / w->e->divisor, dz, NULL);
+    moe_smooth_load_gradient(router, &noisy, &one.batch, one.logits, &one.routing, 0, 1, a + 2 * n,
+                             1 / w->e->divisor, dz, NULL);
 }
 
 void moe_explain_gradients(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     int64_t n = e->num_experts;
     double divisor, *a = moe_alloc(MOE_COEFFICIENTS * n, sizeof *a, "explanation");
+    double alpha_z = w->context->balance.alpha[MOE_LOSS_Z];
     memset(e->gradient, 0, (size_t)(MOE_NUM_LOSSES * n) * sizeof(double));
     memset(e->balance_gradient, 0, (size_t)n * sizeof(double));
     if (e->divisor > 0) {
         for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
-            moe_router router = w->router;
             if (e->loss[loss].alpha == 0) {
                 continue;
             }
-            if (loss != MOE_LOSS_Z) {
-                router.alpha_z = 0;
-            }
             coefficients_of(w, loss, loss == MOE_LOSS_Z ? 0 : e->loss[loss].alpha, a);
-            add_gradient(w, &router, a, e->gradient + loss * n);
+            add_gradient(w, loss == MOE_LOSS_Z ? alpha_z : 0, a, e->gradient + loss * n);
         }
         moe_balance_coefficients(&w->context->balance, &w->context->placement, &w->a->scopes.global,
                                  cell_of(w, &divisor), a);
-        add_gradient(w, &w->layer->router, a, e->balance_gradient);
+        add_gradient(w, alpha_z, a, e->balance_gradient);
     }
     moe_free(a);
 }
@@ -161,7 +158,6 @@ void moe_explain_all_layers(const moe_watched *w) {
         return;
     }
     moe_balance one = w->context->balance;
-    moe_router router = w->router;
     int64_t *cell = cell_in(w, all, &divisor);
     double *a = moe_alloc_zero((MOE_COEFFICIENTS + 1) * n, sizeof *a, "explanation"),
            *dz = a + MOE_COEFFICIENTS * n;
@@ -174,8 +170,7 @@ void moe_explain_all_layers(const moe_watched *w) {
     for (int64_t i = 0; i < n; i++) {
         a[i] *= alpha * e->divisor / divisor;
     }
-    router.alpha_z = 0;
-    add_gradient(w, &router, a, dz);
+    add_gradient(w, 0, a, dz);
     for (int64_t i = 0; i < n; i++) {
         e->gradient[MOE_LOSS_MIXTRAL * n + i] += dz[i];
         e->balance_gradient[i] += dz[i];

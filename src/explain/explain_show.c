@@ -8,6 +8,8 @@
 #include "base/alloc.h"
 #include "explain/show_internal.h"
 #include "output/chart.h"
+#include "router/groups.h"
+#include "router/scores.h"
 
 enum { MOST_BARS = 16, OTHERS = 4 };
 
@@ -136,19 +138,6 @@ static void print_token(const moe_screen *s, const moe_explanation *e) {
 
 /* --- scores --- */
 
-static const char *score_formula(const moe_config *c) {
-    switch (c->router.score_func) {
-    case MOE_SCORE_SIGMOID:
-        return "s = 1 / (1 + exp(-z))";
-    case MOE_SCORE_SQRTSOFTPLUS:
-        return "s = sqrt(log(1 + exp(z)))";
-    case MOE_SCORE_SOFTMAX_TOPK:
-        return "s = exp(z) / sum of exp(z), over the chosen for the weights";
-    default:
-        return "s = exp(z) / sum of exp(z)";
-    }
-}
-
 static bool has_added(const moe_explained_layer *l) {
     for (int32_t i = 0; i < l->num_experts; i++) {
         if (l->added[i] != 0) {
@@ -214,7 +203,8 @@ static void print_scores(const moe_screen *s, const moe_config *c, const moe_exp
     }
     if (l->has_logits) {
         moe_screen_wrapped(
-            s, 2, "", "scores: %s%s%s", score_formula(c), added ? "; ranked by " : "",
+            s, 2, "", "scores: %s%s%s", moe_score_functions[c->router.score_func].formula,
+            added ? "; ranked by " : "",
             !added                                    ? ""
             : c->router.method == MOE_METHOD_SINKHORN ? "z + log of sinkhorn's factor"
                                                       : "s + bias; the weights are made from s");
@@ -238,19 +228,6 @@ static void print_scores(const moe_screen *s, const moe_config *c, const moe_exp
 
 /* --- groups --- */
 
-static const char *group_rule(const moe_config *c) {
-    switch (c->router.group_limit) {
-    case MOE_GROUP_TOP2_SUM:
-        return "a group's score is the sum of its two best";
-    case MOE_GROUP_TOPK_SUM:
-        return "a group's score is the sum of its top_k / topk_group best";
-    case MOE_GROUP_QUOTA:
-        return "a group's score is its best; each admitted group gives top_k / topk_group experts";
-    default:
-        return "a group's score is its best";
-    }
-}
-
 static void print_groups(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
     bool devices = l->num_groups == c->cluster.devices;
     double top = -INFINITY, low = INFINITY;
@@ -259,9 +236,9 @@ static void print_groups(const moe_screen *s, const moe_config *c, const moe_exp
     }
     fputc('\n', s->out);
     moe_screen_wrapped(s, 2, "", "%s: %s; the best %d of %d are admitted%s",
-                       devices ? "device limit" : "group limit", group_rule(c),
-                       c->router.topk_group, l->num_groups,
-                       devices ? " (a group is a device)" : "");
+                       devices ? "device limit" : "group limit",
+                       moe_group_limits[c->router.group_limit].rule, c->router.topk_group,
+                       l->num_groups, devices ? " (a group is a device)" : "");
     for (int32_t g = 0; g < l->num_groups; g++) {
         if (!isfinite(l->group_score[g])) {
             continue;

@@ -10,8 +10,8 @@ typedef struct moe_watched {
     const moe_context *context;
     const moe_activations *a;
     moe_explained_layer *e;
-    moe_router router; /* with the keys of the step */
-    int64_t token;     /* global id */
+    moe_draw draw; /* the keys of the step */
+    int64_t token; /* global id */
     int32_t device, rank;
     bool here;     /* this rank is the token's */
     int64_t local; /* its id on its rank */

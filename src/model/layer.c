@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "base/vector.h"
 #include "model/norm.h"
+#include "router/loss_gradient.h"
 #include "router/noise.h"
 
 /* --- what layers share, parameters --- */
@@ -21,13 +22,14 @@ void moe_context_init(moe_context *context,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
     moe_placement_block(&context->placement, c->model.num_experts, c->cluster.devices);
-    moe_router_init(&context->router, c, input->bias);
+    moe_router_init(&context->router, &c->router, &c->balance, c->model.num_experts,
+                    c->cluster.devices, input->bias);
     batch->scratch = context->router.scratch = scratch;
-    moe_balance_init(&context->balance, c);
-    if (c->data.source == MOE_SOURCE_ROUTING && !c->data.scores[0]) {
-        context->balance.has_scores = false;
-    }
-    moe_capacity_init(&context->capacity, c);
+    moe_balance_init(&context->balance, &c->balance, c->model.num_layers, c->comm_limit);
+    context->balance.has_logits = !moe_config_recorded(c);
+    context->balance.has_scores = !moe_config_recorded(c) || c->data.scores[0];
+    moe_capacity_init(&context->capacity, &c->capacity, c->model.num_experts, c->cluster.devices,
+                      c->router.top_k, (uint64_t)c->run.seed);
 }
 
 static void init_gate(moe_layer *layer, const moe_config *c) {
@@ -122,22 +124,26 @@ static void gate_logits(
     }
 }
 
-moe_router moe_layer_router(const moe_layer *layer, const moe_context *context) {
-    moe_router r = layer->router;
-    moe_router_set_step(&r, context->trains ? context->draw : context->step, layer->index,
-                        context->trains);
-    r.evaluating = context->config->run.mode == MOE_MODE_TRAIN && !context->trains;
-    return r;
+moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context) {
+    const moe_run_config *run = &context->config->run;
+    return (moe_draw){.seed = (uint64_t)run->seed,
+                      .step = context->trains ? context->draw : context->step,
+                      .layer = layer->index,
+                      .training = context->trains,
+                      .evaluating = run->mode == MOE_MODE_TRAIN && !context->trains};
 }
 
-static void jitter(const moe_router *r, const moe_context *context, moe_activations *a) {
+static void jitter(const moe_layer *layer,
+                   const moe_draw *d,
+                   const moe_context *context,
+                   moe_activations *a) {
     int64_t h = context->config->model.hidden_size;
-    if (!moe_jitter_acts(r)) {
+    if (!moe_noise_jitters(&layer->router, d)) {
         return;
     }
     moe_reserve(&a->jittered, &a->jittered_room, context->batch->num_tokens * h, sizeof(real),
                 "jittered x");
-    moe_jitter(r, context->batch, h, a->x, a->jittered);
+    moe_noise_jitter(&layer->router, d, context->batch, h, a->x, a->jittered);
     a->gate_x = a->jittered;
     if (context->config->router.jitter_experts) {
         a->x = a->jittered;
@@ -146,9 +152,10 @@ static void jitter(const moe_router *r, const moe_context *context, moe_activati
 
 /* Keeps what the smooth load needs of the logits, then adds the learned noise. */
 static void add_noise(const moe_layer *layer,
+                      const moe_draw *d,
                       const moe_context *context,
-                      const moe_router *r,
                       moe_activations *a) {
+    const moe_router *r = &layer->router;
     int64_t n = r->num_experts;
     int64_t h = context->config->model.hidden_size;
     int64_t count = context->batch->num_tokens * n;
@@ -163,7 +170,7 @@ static void add_noise(const moe_layer *layer,
     }
     moe_reserve(&a->v, &a->v_room, count, sizeof(real), "noise on the logits");
     gate_logits(layer->gate_noise, context->batch, a->gate_x, h, n, a->v);
-    moe_noise_add(r, context->batch, a->v, a->gate_logits);
+    moe_noise_add_learned(r, d, context->batch, a->v, a->gate_logits);
 }
 
 static void make_logits(const moe_layer *layer, const moe_context *context, moe_activations *a) {
@@ -178,14 +185,14 @@ static void make_logits(const moe_layer *layer, const moe_context *context, moe_
             a->logits.f32 = (const float *)context->input->logits + offset;
         }
     } else if (!moe_config_recorded(context->config)) {
-        moe_router router = moe_layer_router(layer, context);
-        jitter(&router, context, a);
+        moe_draw draw = moe_layer_draw(layer, context);
+        jitter(layer, &draw, context, a);
         moe_reserve(&a->gate_logits, &a->logits_room, b->num_tokens * n, sizeof(real), "logits");
         gate_logits(layer->gate, b, a->gate_x, c->model.hidden_size, n, a->gate_logits);
         if (context->trains) {
-            add_noise(layer, context, &router, a);
+            add_noise(layer, &draw, context, a);
         }
-        moe_router_perturb(&router, b, a->gate_logits);
+        moe_noise_perturb(&layer->router, &draw, b, a->gate_logits);
 #ifdef MOE_REAL_DOUBLE
         a->logits.f64 = a->gate_logits;
 #else
@@ -219,10 +226,9 @@ static void route(const moe_layer *layer, const moe_context *context, moe_activa
                                   in->scores ? in->scores + t * context->router.num_experts : NULL,
                                   &a->routing, &a->segments);
     } else {
-        moe_router router = moe_layer_router(layer, context);
-        router.noisy = noisy_of(context, a);
-        moe_router_route(&router, b, &context->placement, a->logits, &a->routing, &a->segments,
-                         &a->first_bad_token);
+        moe_draw draw = moe_layer_draw(layer, context);
+        moe_router_route(&layer->router, &draw, b, &context->placement, a->logits,
+                         noisy_of(context, a), &a->routing, &a->segments, &a->first_bad_token);
     }
 }
 
@@ -463,8 +469,7 @@ void moe_layer_dlogits(const moe_layer *layer,
     int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
     bool load = context->balance.alpha[MOE_LOSS_LOAD] != 0 &&
                 context->balance.load_form == MOE_LOAD_SHAZEER;
-    moe_router router = layer->router;
-    router.noisy = context->trains ? &a->noisy : NULL;
+    const moe_noisy *noisy = context->trains ? &a->noisy : NULL;
     if (b->num_tokens > 0) {
         memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
     }
@@ -478,13 +483,16 @@ void moe_layer_dlogits(const moe_layer *layer,
             continue;
         }
         coefficients(context, a, cell, i, divisor, coefficient);
-        moe_router_loss_gradient(&router, b, a->logits, &a->routing, b->segment[i].begin,
-                                 b->segment[i].end, coefficient, 1 / divisor, 1 / (double)counted,
-                                 dlogits);
+        moe_loss_coefficients all = {.a = coefficient,
+                                     .inverse_tokens = 1 / divisor,
+                                     .alpha_z = context->balance.alpha[MOE_LOSS_Z],
+                                     .inverse_counted = 1 / (double)counted};
+        moe_loss_gradient(&layer->router, b, a->logits, &a->routing, b->segment[i].begin,
+                          b->segment[i].end, &all, dlogits);
         if (load) {
-            moe_noisy_load_gradient(&router, b, a->logits, &a->routing, b->segment[i].begin,
-                                    b->segment[i].end, coefficient + 2 * n, 1 / divisor, dlogits,
-                                    spread);
+            moe_smooth_load_gradient(&layer->router, noisy, b, a->logits, &a->routing,
+                                     b->segment[i].begin, b->segment[i].end, coefficient + 2 * n,
+                                     1 / divisor, dlogits, spread);
         }
     }
     moe_scratch_give(b->scratch, coefficient);

@@ -114,9 +114,9 @@ const moe_routing *moe_sent_routing(const moe_activations *a);
  * (method.md section 2), else why they are not. */
 const char *moe_rows_not_tokens(const moe_context *context);
 
-/* Local. The layer's router with the keys of this step. In training outside a training step
- * (validation) it evaluates. */
-moe_router moe_layer_router(const moe_layer *layer, const moe_context *context);
+/* Local. What the layer's random choices are keyed by in this step. In training outside a training
+ * step (validation) the router evaluates. */
+moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context);
 
 /* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that
  * trains. The loss over all layers, if it trains, needs the forward pass of the last layer. spread

@@ -153,13 +153,14 @@ static bool noise_gradient(const moe_layer *layer,
                            const moe_context *context,
                            const moe_activations *a,
                            moe_backward *b) {
-    moe_router r = moe_layer_router(layer, context);
+    const moe_router *r = &layer->router;
+    moe_draw draw = moe_layer_draw(layer, context);
     if (!layer->gate_noise || !context->trains) {
         return false;
     }
-    moe_reserve(&b->dv, &b->dv_room, context->batch->num_tokens * r.num_experts, sizeof(real),
+    moe_reserve(&b->dv, &b->dv_room, context->batch->num_tokens * r->num_experts, sizeof(real),
                 "gradient of the noise");
-    moe_noise_gradient(&r, context->batch, a->v, b->dlogits, b->spread, b->dv);
+    moe_noise_learned_gradient(r, &draw, context->batch, a->v, b->dlogits, b->spread, b->dv);
     return true;
 }
 
@@ -183,16 +184,17 @@ static void jitter_backward(const moe_layer *layer,
                             const moe_context *context,
                             const moe_activations *a,
                             moe_backward *b) {
-    moe_router r = moe_layer_router(layer, context);
+    const moe_router *r = &layer->router;
+    moe_draw draw = moe_layer_draw(layer, context);
     int64_t h = context->config->model.hidden_size;
-    if (!moe_jitter_acts(&r) || !layer->gate) {
+    if (!moe_noise_jitters(r, &draw) || !layer->gate) {
         return;
     }
     if (a->gate_x == a->x) {
-        moe_jitter(&r, context->batch, h, b->du, b->du);
+        moe_noise_jitter(r, &draw, context->batch, h, b->du, b->du);
         return;
     }
-    moe_jitter(&r, context->batch, h, b->gate_dx, b->gate_dx);
+    moe_noise_jitter(r, &draw, context->batch, h, b->gate_dx, b->gate_dx);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < context->batch->num_tokens * h; i++) {
         b->du[i] += b->gate_dx[i];

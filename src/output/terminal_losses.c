@@ -59,7 +59,7 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
     const double factor =
         c->run.mode == MOE_MODE_TRAIN ? moe_balance_alpha_factor(&c->balance, r->step) : 1;
     double alpha[MOE_NUM_LOSSES], loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_balance_alphas(c, alpha);
+    moe_balance_alphas(&c->balance, c->model.num_layers, alpha);
     moe_step_metrics_mean_losses(r, loss, raw, &total);
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance",
                    "ratio", "alpha", "alpha x raw");
@@ -68,7 +68,8 @@ static void print_table(const moe_screen *s, const moe_config *c, const moe_step
                    factor * alpha[i], loss[i]);
         if (i == MOE_LOSS_MIXTRAL && shows_all_layers(r)) {
             print_loss(s, "  all layers", true, r->all_layers.raw, r->all_layers.ideal,
-                       factor * moe_balance_alpha_all_layers(c), r->all_layers.loss);
+                       factor * moe_balance_alpha_all_layers(&c->balance, c->model.num_layers),
+                       r->all_layers.loss);
         }
     }
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "",

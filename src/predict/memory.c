@@ -60,7 +60,8 @@ static int64_t rows_of(const moe_config *c, int64_t tokens) {
 }
 
 int32_t moe_memory_kept_layers(const moe_config *c) {
-    const bool gradient = c->output.tensors && moe_balance_alpha_all_layers(c) > 0;
+    const bool gradient =
+        c->output.tensors && moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0;
     return c->run.mode == MOE_MODE_TRAIN || gradient ? c->model.num_layers : 1;
 }
 
@@ -298,7 +299,7 @@ static int64_t statistics(const moe_config *c, const sizes *s) {
             : s->local_devices;
     const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD),
                   cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
-    const int64_t copies = s->copies + (moe_balance_has_all_layers(c) ? 1 : 0);
+    const int64_t copies = s->copies + (moe_balance_has_all_layers(&c->balance) ? 1 : 0);
     const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(d, d)));
     const int64_t records =
         c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1; /* a

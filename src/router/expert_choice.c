@@ -1,13 +1,10 @@
-/* router_expert_choice.c: experts choose tokens (Zhou et al. 2022, 2202.09368): each takes the T K
- * / N tokens with its highest scores, so that the load is exactly balanced and tokens have
- * different numbers of experts. T are the tokens of one device: no device has to see another's
- * scores. */
+/* expert_choice.c: experts choose tokens (Zhou et al. 2022, arXiv 2202.09368). Each takes the
+ * T K / N tokens with its highest scores, so that the load is exactly balanced and tokens have
+ * different numbers of experts. T are the tokens of one device, so that no device has to see
+ * another's scores. */
 #include <math.h>
-#include <string.h>
 
-#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/status.h"
 #include "router/devices.h"
 #include "router/scores.h"
 
@@ -43,13 +40,13 @@ static double ranked_value(double *x, int64_t n, int64_t rank) {
     return x[rank];
 }
 
-/* T K / N to the nearest, at least 1, at most T. */
+/* T K / N, rounded to the nearest; at least 1, at most T. */
 static int64_t tokens_of_expert(const moe_router *r, int64_t tokens) {
     int64_t n = r->num_experts, count = (2 * tokens * r->top_k + n) / (2 * n);
     return count < 1 ? 1 : count > tokens ? tokens : count;
 }
 
-/* Expert i takes the `count` best of s [T,N]; a score of -1 is not to be had. */
+/* Expert i takes the `count` best of s [T,N]. A score of -1 marks a token that it cannot have. */
 static void take_tokens(const double *s,
                         int64_t tokens,
                         int32_t n,
@@ -73,6 +70,7 @@ static void take_tokens(const double *s,
     }
 }
 
+/* s [T,N], -1 where the expert is disabled for the token or the token is bad. */
 static void fill_scores(
     const moe_router *r, moe_logits logits, int64_t begin, int64_t tokens, double *s) {
     int32_t n = r->num_experts;
@@ -83,7 +81,7 @@ static void fill_scores(
         for (int64_t t = 0; t < tokens; t++) {
             bool bad = moe_scores_read_logits(logits, begin + t, n, z) & MOE_ROW_BAD;
             if (!bad) {
-                moe_router_scores(r, z, s + t * n, NULL);
+                moe_scores_fill(r, z, s + t * n, NULL);
             }
             for (int32_t i = 0; i < n; i++) {
                 if (bad || z[i] == -INFINITY) {
@@ -95,7 +93,7 @@ static void fill_scores(
     }
 }
 
-void moe_expert_choice(
+void moe_expert_choice_takes(
     const moe_router *r, moe_logits logits, int64_t begin, int64_t end, uint8_t *chosen) {
     int64_t tokens = end - begin;
     if (tokens == 0) {

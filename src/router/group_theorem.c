@@ -1,15 +1,14 @@
-/* router_check.c: the theorem of method.md section 1, checked on tokens that were routed, with a
- * plain sort and nothing of select.c.
- *
- * With rule max, no ties, no disabled expert and M N/G >= K, a token reaches exactly min(M, groups
- * of its greedy top-K) groups: the M groups with the largest maxima hold the first experts of M
- * different groups in greedy order. */
+/* group_theorem.c: the check, with a plain sort and nothing of what the router itself uses to
+ * choose. */
+#include "router/group_theorem.h"
+
 #include <math.h>
 #include <stdlib.h>
 
-#include "base/alloc.h"
 #include "base/scratch.h"
-#include "router/router.h"
+#include "router/groups.h"
+#include "router/methods.h"
+#include "router/scores.h"
 
 typedef struct ranked {
     double score;
@@ -21,7 +20,7 @@ static int falling(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* z [N] as double; false when an expert is disabled or the logits are not numbers. */
+/* z [N] as double. False where an expert is disabled or a logit is not a number. */
 static bool read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
     bool finite = true;
     for (int32_t i = 0; i < n; i++) {
@@ -31,7 +30,7 @@ static bool read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
     return finite;
 }
 
-/* Sorts the experts by selection score; false when two are equal. */
+/* Sorts the experts by selection score. False where two of them are equal. */
 static bool sort_without_ties(const moe_router *r, const double *s, ranked *order) {
     bool distinct = true;
     for (int32_t i = 0; i < r->num_experts; i++) {
@@ -52,8 +51,7 @@ void moe_group_theorem_check(const moe_router *r,
                              int64_t *violations) {
     int32_t n = r->num_experts, k = r->top_k;
     *eligible = *violations = 0;
-    bool by_score = r->method == MOE_METHOD_TOPK || r->method == MOE_METHOD_SWITCH;
-    if (!by_score || r->group_limit != MOE_GROUP_MAX ||
+    if (!moe_method_of(r)->chooses_best || r->group_limit != MOE_GROUP_MAX ||
         (int64_t)r->topk_group * (n / r->num_groups) < k) {
         return;
     }
@@ -65,20 +63,20 @@ void moe_group_theorem_check(const moe_router *r,
         if (!read_logits(logits, t, n, z)) {
             continue;
         }
-        moe_router_scores(r, z, s, NULL);
+        moe_scores_fill(r, z, s, NULL);
         if (!sort_without_ties(r, s, order)) {
             continue;
         }
         for (int32_t i = 0; i < k; i++) {
             greedy[i] = order[i].expert;
         }
-        int32_t unlimited = moe_router_distinct_groups(r, greedy, k),
+        int32_t unlimited = moe_groups_distinct(r, greedy, k),
                 expected = unlimited < r->topk_group ? unlimited : r->topk_group;
         int64_t begin = routing->row_offset[t];
         *eligible += 1;
         *violations +=
-            moe_router_distinct_groups(r, routing->expert + begin,
-                                       (int32_t)(routing->row_offset[t + 1] - begin)) != expected;
+            moe_groups_distinct(r, routing->expert + begin,
+                                (int32_t)(routing->row_offset[t + 1] - begin)) != expected;
     }
     moe_scratch_give(r->scratch, z);
     moe_scratch_give(r->scratch, order);

@@ -1,32 +1,27 @@
-/* router_keyed.h: choices that look at no score but at a key: (seed, step, layer, token). Layer 2
- * (decide): pure. Used by the router's own files. */
+/* keyed.h: choices that look at no score but at a key: for comparison with routers that learn, and
+ * for expert dropout. A key is made of the draw (seed, step, layer) and the token. */
 #ifndef MOESIM_ROUTER_KEYED_H
 #define MOESIM_ROUTER_KEYED_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
-#include "router/router.h"
+#include "base/rng.h"
+#include "router/settings.h"
 
-/* Local. Whether a method chooses without looking at scores: hash, random, round_robin. */
-static inline bool moe_method_is_keyed(enum moe_router_method method) {
-    return method == MOE_METHOD_HASH || method == MOE_METHOD_RANDOM ||
-           method == MOE_METHOD_ROUND_ROBIN;
-}
+/* Local. place [k] = k distinct numbers of 0 .. n-1. Every set of k is as likely as any other. a
+ * and b are keys beside the rng's seed and purpose. */
+void moe_keyed_subset(moe_rng rng, uint64_t a, uint64_t b, int32_t n, int32_t k, int32_t *place);
 
-/* Local. Up to top_k distinct experts of a token among those whose logit is not -inf; enabled [N]
- * is working memory. Returns how many. */
-int32_t moe_keyed_choice(const moe_router *r,
-                         int64_t token,
-                         const double *z,
-                         int may_be_disabled,
-                         int32_t *enabled,
-                         int32_t *expert);
+/* Local. place [k] = k distinct numbers of 0 .. n-1 for one token.
+ *   random       drawn anew in every step
+ *   hash         a function of the token (its byte in text, else its id) and of the layer alone
+ *                (Roller et al. 2021, arXiv 2106.04426)
+ *   round_robin  the numbers in turn: token t begins at t K */
+typedef void moe_keyed_places(
+    const moe_router *r, const moe_draw *d, int64_t token, int32_t n, int32_t k, int32_t *place);
+moe_keyed_places moe_keyed_random, moe_keyed_hash, moe_keyed_round_robin;
 
-/* Local. Step and layer in one number: the key of what is drawn anew in every step. */
-uint64_t moe_router_step_key(const moe_router *r);
-
-/* Local. Uniform in [0,1) for the second choice of a token. */
-double moe_keyed_second(const moe_router *r, int64_t token);
+/* Local. Uniform in [0,1), for the second choice of a token. */
+double moe_keyed_second(const moe_draw *d, int64_t token);
 
 #endif

@@ -1,10 +1,9 @@
-/* scores.c: from the logits of one token to its scores. method.md section 1.2.
+/* scores.c: from the logits of one token to its scores: the kernels, then the table.
  *
- * Idea: every loop is over experts, elementwise or in 8 fixed lanes, so that the compiler may use
- * any vector width and the bits stay the same (no fused multiply-add: the whole project is compiled
- * with -ffp-contract=off). Advantage over libm's exp: 4 to 8 times faster, and the same result on
- * every machine. Where gcc can, each kernel exists for AVX-512, AVX2 and plain x86-64, chosen when
- * the program starts. */
+ * Every loop is over experts, elementwise or in 8 fixed lanes, so that the compiler may use any
+ * vector width and the bits stay the same (the whole project is compiled with -ffp-contract=off,
+ * without fused multiply-add). Against libm's exp this is 4 to 8 times faster, and gives the same
+ * result on every machine. */
 #include "router/scores.h"
 
 #include <math.h>
@@ -16,6 +15,8 @@ enum { LANES = 8, CHUNK = 64 };
 
 typedef double vec
     __attribute__((vector_size(LANES * sizeof(double)), aligned(sizeof(double)), may_alias));
+
+/* --- exp --- */
 
 /* exp(x) = 2^k exp(r), k = round(x / ln 2), r = x - k ln 2 in two pieces (Cody and Waite), |r| <=
  * 0.347; *k_bits: k in two's complement. */
@@ -106,6 +107,8 @@ MOE_CLONES void moe_scores_exp(const double *restrict x,
     }
 }
 
+/* --- sums --- */
+
 static double lanes_total(const double *l) {
     return ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]));
 }
@@ -168,6 +171,8 @@ MOE_CLONES static void scale(double *x, double factor, int32_t n) {
     }
 }
 
+/* --- logits --- */
+
 MOE_CLONES static int row_flags(const double *z, int32_t n) {
     int64_t disabled = 0, bad = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -191,6 +196,8 @@ int moe_scores_read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
     }
     return row_flags(z, n);
 }
+
+/* --- softmax and entropy --- */
 
 MOE_CLONES double moe_scores_lse(const double *z, int32_t n) {
     double m = maximum(z, n), lane[LANES] = {0}, e[CHUNK];
@@ -294,6 +301,8 @@ MOE_CLONES double moe_scores_softmax_entropy(const double *z, const double *s, i
     return lanes_total(lane) - log(maximum(s, n));
 }
 
+/* --- sigmoid and sqrtsoftplus --- */
+
 /* s = 1 / (1 + exp(-z)) (DeepSeek-V3 Eq. 15); *lse = log sum exp(z) from the same reductions. */
 MOE_CLONES static void sigmoid(const double *restrict z,
                                double *restrict s,
@@ -347,35 +356,94 @@ MOE_CLONES static void sqrtsoftplus(const double *restrict z,
     }
 }
 
-void moe_router_scores(const moe_router *r, const double *z, double *s, double *lse) {
-    double divisor = moe_router_logit_divisor(r);
-    if (moe_scores_sum_to_one(r) && divisor == 1) {
-        softmax(z, s, r->num_experts, lse);
-        return;
-    }
-    if (moe_scores_sum_to_one(r)) {
-        if (lse) {
-            *lse = moe_scores_lse(z, r->num_experts);
-        }
-        softmax_tempered(z, divisor, s, r->num_experts);
-    } else if (r->score_func == MOE_SCORE_SIGMOID) {
-        sigmoid(z, s, r->num_experts, lse);
-    } else {
-        sqrtsoftplus(z, s, r->num_experts, lse);
+/* --- derivatives, with the sum over the experts held fixed --- */
+
+/* Of exp(z_i) / sum, that is s_i itself. */
+static void softmax_derivative(const double *z, const double *s, double *d, int32_t n) {
+    (void)z;
+    memcpy(d, s, (size_t)n * sizeof *d);
+}
+
+static void sigmoid_derivative(const double *z, const double *s, double *d, int32_t n) {
+    (void)z;
+    for (int32_t i = 0; i < n; i++) {
+        d[i] = s[i] * (1 - s[i]);
     }
 }
 
-void moe_router_normalized(const moe_router *r, const double *s, double *normalized) {
+/* sigmoid(z) / (2 s) */
+static void sqrtsoftplus_derivative(const double *z, const double *s, double *d, int32_t n) {
+    for (int32_t i = 0; i < n; i++) {
+        d[i] = s[i] > 0 ? 1 / (1 + exp(-z[i])) / (2 * s[i]) : 0;
+    }
+}
+
+/* --- the table --- */
+
+/* A temperature on the logits: lse stays that of the logits themselves. */
+static void fill_softmax(const double *z, double divisor, double *s, int32_t n, double *lse) {
+    if (divisor == 1) {
+        softmax(z, s, n, lse);
+        return;
+    }
+    if (lse) {
+        *lse = moe_scores_lse(z, n);
+    }
+    softmax_tempered(z, divisor, s, n);
+}
+
+static void fill_sigmoid(const double *z, double divisor, double *s, int32_t n, double *lse) {
+    (void)divisor; /* a temperature goes with method = top_p, and that with a sum of 1 */
+    sigmoid(z, s, n, lse);
+}
+
+static void fill_sqrtsoftplus(const double *z, double divisor, double *s, int32_t n, double *lse) {
+    (void)divisor; /* likewise */
+    sqrtsoftplus(z, s, n, lse);
+}
+
+const moe_score_function moe_score_functions[MOE_NUM_SCORE_FUNCTIONS] = {
+    [MOE_SCORE_SOFTMAX] = {.name = "softmax",
+                           .formula = "s = exp(z) / sum of exp(z)",
+                           .fill = fill_softmax,
+                           .derivative = softmax_derivative,
+                           .bound = 1,
+                           .sums_to_one = true},
+    [MOE_SCORE_SIGMOID] = {.name = "sigmoid",
+                           .formula = "s = 1 / (1 + exp(-z))",
+                           .fill = fill_sigmoid,
+                           .derivative = sigmoid_derivative,
+                           .bound = 1},
+    [MOE_SCORE_SQRTSOFTPLUS] = {.name = "sqrtsoftplus",
+                                .formula = "s = sqrt(log(1 + exp(z)))",
+                                .fill = fill_sqrtsoftplus,
+                                .derivative = sqrtsoftplus_derivative,
+                                .bound = INFINITY},
+    [MOE_SCORE_SOFTMAX_TOPK] = {.name = "softmax_topk",
+                                .formula = "s = exp(z) / sum of exp(z), over the chosen for the "
+                                           "weights",
+                                .fill = fill_softmax,
+                                .derivative = softmax_derivative,
+                                .bound = 1,
+                                .sums_to_one = true,
+                                .over_chosen = true},
+};
+
+void moe_scores_fill(const moe_router *r, const double *z, double *s, double *lse) {
+    moe_score_function_of(r)->fill(z, moe_router_logit_divisor(r), s, r->num_experts, lse);
+}
+
+void moe_scores_normalize(const moe_router *r, const double *s, double *normalized) {
     int32_t n = r->num_experts;
     if (normalized != s) {
         memcpy(normalized, s, (size_t)n * sizeof *s);
     }
-    if (moe_scores_sum_to_one(r)) {
+    if (moe_score_function_of(r)->sums_to_one) {
         return;
     }
     double sum = moe_scores_sum(s, n);
     if (sum <= 0) {
-        return; /* all disabled: all scores are 0 */
+        return; /* all experts are disabled, and all scores are 0 */
     }
     scale(normalized, 1.0 / sum, n);
 }

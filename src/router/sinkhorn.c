@@ -1,17 +1,17 @@
-/* router_sinkhorn.c: factors that balance the experts of a device's tokens, as in Megatron-Core's
+/* sinkhorn.c: factors that balance the experts over a device's tokens, as in Megatron-Core's
  * sinkhorn router (moe_utils.py), in double.
  *
- *   C_ti = exp(z_ti - max_i z_ti)      d1_i = 1;  repeat:
+ *   C_ti = exp(z_ti - max_i z_ti)      d1_i = 1;  then again and again
  *   d0_t = 1 / (T (sum_i d1_i C_ti + eps))      d1_i = 1 / (N (sum_t d0_t C_ti + eps))
- * until the mean of |change of d1| is within the tolerance. Token t then takes its top K of d0_t
- * C_ti d1_i, which is the order of z_ti + log d1_i. Taking the maximum off a row changes d0 only
- * (but for eps); it keeps exp finite. Sums over tokens: blocks of 128 in a fixed order. */
+ *
+ * until the mean of |change of d1| is within the tolerance. Token t then takes its top K of
+ * d0_t C_ti d1_i, which is the order of z_ti + log d1_i. Taking the maximum off a row changes d0
+ * only (but for eps), and keeps exp finite. Sums over tokens run in blocks of 128 in a fixed order,
+ * whatever the number of threads. */
 #include <math.h>
 #include <string.h>
 
-#include "base/alloc.h"
 #include "base/scratch.h"
-#include "base/status.h"
 #include "router/devices.h"
 #include "router/scores.h"
 
@@ -21,7 +21,7 @@ static const double epsilon = 1e-8;
 typedef struct sinkhorn {
     int64_t tokens, blocks;
     int32_t n;
-    double *cost;    /* [T,N]; 0 where disabled or bad */
+    double *cost;    /* [T,N] C; 0 where disabled or bad */
     double *partial; /* [blocks,N] */
     double *d1;      /* [N] */
     moe_scratch *scratch;

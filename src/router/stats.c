@@ -1,4 +1,4 @@
-/* stats.c: memory and addition of cells of counts and exact score sums. */
+/* stats.c: memory of cells, and their sum. */
 #include "router/stats.h"
 
 #include <string.h>

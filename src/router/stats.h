@@ -1,16 +1,18 @@
-/* stats.h: counts and exact score sums of a set of tokens: all that the balance losses need. Layer
- * 2 (decide): pure.
+/* stats.h: counts and exact score sums of a set of tokens: all that the balance losses need.
  *
- * A cell is a flat vector of int64 words, so that adding cells (threads, segments, devices, ranks
- * by MPI_Allreduce) is adding words: [0]            tokens counted (padding left out) [1..3] exact
- * sum of (logsumexp z)^2, see exact.h counts         [N] selections of expert i              (c_i)
- *   device_tokens  [D] distinct tokens sent to device d    (numerator of f'')
- *   [4..6]         exact sum of the entropies -sum_i s' log s'
- *   score_hi/lo    [N] exact sums of the normalised score s' of expert i (numerator of P_i)
- *   first          [N] tokens whose first choice is expert i
- *   weight_hi/lo   [N] exact sums of the combine weights g of expert i, before the scaling factor
- * (importance) load_hi/lo     [N] exact sums of the smooth load of expert i; 0 unless
- * balance.load_form asks for it */
+ * A cell is a flat vector of int64 words, so that adding cells (of threads, segments, devices, and
+ * ranks by MPI_Allreduce) is adding words. In this order it holds
+ *   tokens         [1]  tokens counted; padding is left out
+ *   z              [3]  exact sum of (logsumexp z)^2, see base/exact.h
+ *   entropy        [3]  exact sum of the entropies -sum_i s' log s'
+ *   counts         [N]  c_i: selections of expert i
+ *   device_tokens  [D]  distinct tokens sent to device d: the numerator of f''
+ *   score_hi, _lo  [N]  exact sums of the normalised score s' of expert i: the numerator of P_i
+ *   first          [N]  tokens whose first choice is expert i
+ *   weight_hi, _lo [N]  exact sums of the combine weights g of expert i before the scaling factor:
+ *                       the importance
+ *   load_hi, _lo   [N]  exact sums of the smooth load of expert i; 0 unless balance.load_form asks
+ *                       for it */
 #ifndef MOESIM_ROUTER_STATS_H
 #define MOESIM_ROUTER_STATS_H
 
@@ -24,18 +26,18 @@ typedef struct moe_stats {
     int64_t capacity; /* words allocated */
 } moe_stats;
 
-enum {
-    MOE_STAT_TOKENS = 0,
-    MOE_STAT_Z = 1,
-    MOE_STAT_ENTROPY = 4,
-    MOE_STAT_HEAD = 7,
-    MOE_STAT_PER_EXPERT = 8
+enum { /* places of the words before the first array; their number; words for each expert */
+       MOE_STAT_TOKENS = 0,
+       MOE_STAT_Z = 1,
+       MOE_STAT_ENTROPY = 4,
+       MOE_STAT_HEAD = 7,
+       MOE_STAT_PER_EXPERT = 8
 };
 
 /* Local. Room for num_cells cleared cells. Free with moe_stats_free. */
 void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells);
 void moe_stats_free(moe_stats *s);
-/* Local. Parts of cell i. */
+/* Local. Cell i, and the parts of a cell. */
 static inline int64_t *moe_stats_cell(const moe_stats *s, int64_t i) {
     return s->cell + i * s->words;
 }

@@ -1,20 +1,21 @@
-/* weight_gradient.c: g_k = c s_k (plain) or c s_k / S, S = sum of the chosen s + 1e-20
- * (normalised); c the scaling factor.
- *
- *   plain        ds_k = c dg_k
- *   normalised   ds_k = c / S (dg_k - sum_j dg_j s_j / S)
- *   softmax      dz_i = s_i ([i chosen] ds_i - sum_k ds_k s_k)     for all i
- *   sigmoid, sqrtsoftplus   dz_k = s'(z_k) ds_k                      for the chosen */
+/* weight_gradient.c: with c the scaling factor and S the sum that normalised weights are divided by
+ * (weights.h):
+ *   plain        g_k = c s_k        ds_k = c dg_k
+ *   normalised   g_k = c s_k / S    ds_k = c / S (dg_k - sum_j dg_j s_j / S)
+ * and from the scores to the logits by the derivative of the score function:
+ *   scores that sum to 1   dz_i = s_i (ds_i - sum_j ds_j s_j) / temperature    for all i
+ *   others                 dz_k = s'(z_k) ds_k                                 for the chosen */
 #include "router/weight_gradient.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "router/methods.h"
 #include "router/scores.h"
-#include "router/select.h"
+#include "router/weights.h"
 
-/* The sum that the weights were divided by: of the chosen, and of GShard's second best where chance
- * left it out (g1 = s1 / (s1 + s2) then too). */
+/* The sum that the weights were divided by: that of the chosen, and of the second best expert where
+ * chance left it out, since g1 = s1 / (s1 + s2) then too. *left_out is that expert, or -1. */
 static double normalizing_sum(
     const moe_router *r, const double *s, const int32_t *expert, int64_t count, int32_t *left_out) {
     double sum = 1e-20;
@@ -22,7 +23,7 @@ static double normalizing_sum(
     for (int64_t k = 0; k < count; k++) {
         sum += s[expert[k]];
     }
-    if (r->method != MOE_METHOD_GSHARD || r->second_choice != MOE_SECOND_RANDOM || count != 1) {
+    if (!moe_method_may_leave_out(r) || count != 1) {
         return sum;
     }
     for (int32_t i = 0; i < r->num_experts; i++) {
@@ -60,17 +61,23 @@ static void score_gradient(const moe_router *r,
     }
 }
 
-/* dz [N] += from ds [N], all of it: sum_i ds_i s_i(z). */
+/* dz [N] += sum_i ds_i ds_i/dz of all experts. */
 static void logit_gradient(
     const moe_router *r, const double *z, const double *s, const double *ds, double *dz) {
+    const moe_score_function *f = moe_score_function_of(r);
     int32_t n = r->num_experts;
-    double dot = moe_scores_sum_to_one(r) ? moe_scores_dot(ds, s, n) : 0,
-           divisor = moe_router_logit_divisor(r);
-    for (int32_t i = 0; i < n; i++) {
-        if (moe_scores_sum_to_one(r)) {
+    if (f->sums_to_one) {
+        double dot = moe_scores_dot(ds, s, n), divisor = moe_router_logit_divisor(r);
+        for (int32_t i = 0; i < n; i++) {
             dz[i] += s[i] * (ds[i] - dot) / divisor;
-        } else if (ds[i] != 0) {
-            dz[i] += moe_score_derivative(r, z[i], s[i]) * ds[i];
+        }
+        return;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        if (ds[i] != 0) {
+            double slope;
+            f->derivative(z + i, s + i, &slope, 1);
+            dz[i] += slope * ds[i];
         }
     }
 }
@@ -107,7 +114,7 @@ void moe_weight_gradient(const moe_router *r,
             if (count == 0 || moe_scores_read_logits(logits, t, n, z) & MOE_ROW_BAD) {
                 continue;
             }
-            moe_router_scores(r, z, s, &lse);
+            moe_scores_fill(r, z, s, &lse);
             for (int64_t k = 0; k < count; k++) {
                 dg_token[k] = (double)dg[begin + k];
             }

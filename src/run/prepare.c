@@ -68,7 +68,7 @@ static void make_context(moe_run_state *r) {
     r->batch.counted = r->input.mask;
     moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
     r->context.timeline = c->output.timeline ? &r->timeline : NULL;
-    if (moe_balance_has_all_layers(c)) {
+    if (moe_balance_has_all_layers(&c->balance)) {
         r->context.all_layers = &r->all_layers;
     }
 }

@@ -18,7 +18,10 @@
 #include "config/config.h"
 #include "data/batch.h"
 #include "measure/imbalance.h"
+#include "router/group_theorem.h"
+#include "router/groups.h"
 #include "router/router.h"
+#include "router/scores.h"
 #include "train/optimizer.h"
 #include "world/topology.h"
 
@@ -107,13 +110,14 @@ static void make_world(world *w, int rank, int ranks, double spread, const char 
     moe_batch_layout(&w->batch, w->c.data.tokens_per_device * d, w->c.data.sequence_length, d, rank,
                      ranks);
     moe_placement_block(&w->placement, n, d);
-    moe_router_init(&w->router, &w->c, NULL);
-    moe_balance_init(&w->balance, &w->c);
+    moe_router_init(&w->router, &w->c.router, &w->c.balance, n, d, NULL);
+    moe_balance_init(&w->balance, &w->c.balance, w->c.model.num_layers, w->c.comm_limit);
     fill_logits(w, spread);
     moe_stats_reserve(&w->segments, n, d, w->batch.num_segments);
     moe_stats_reserve(&w->cell, n, d, 1);
-    moe_router_route(&w->router, &w->batch, &w->placement, logits_of(w), &w->routing, &w->segments,
-                     &bad);
+    moe_draw draw = {.seed = (uint64_t)w->c.run.seed};
+    moe_router_route(&w->router, &draw, &w->batch, &w->placement, logits_of(w), NULL, &w->routing,
+                     &w->segments, &bad);
     for (int64_t i = 0; i < w->batch.num_segments; i++) {
         moe_stats_add(&w->cell, w->cell.cell, moe_stats_cell(&w->segments, i));
     }
@@ -131,8 +135,7 @@ static void free_world(world *w) {
 /* Distinct devices (here groups) of token t. */
 static int32_t reach(const world *w, int64_t t) {
     const int64_t *row = w->routing.row_offset + t;
-    return moe_router_distinct_groups(&w->router, w->routing.expert + row[0],
-                                      (int32_t)(row[1] - row[0]));
+    return moe_groups_distinct(&w->router, w->routing.expert + row[0], (int32_t)(row[1] - row[0]));
 }
 
 static double mean_reach(const world *w, double *error) {
@@ -207,7 +210,7 @@ static void verify_sums(verification *v) {
         for (int32_t i = 0; i < 64; i++) {
             z[i] = (double)w.logits[t * 64 + i];
         }
-        moe_router_scores(&w.router, z, s, NULL);
+        moe_scores_fill(&w.router, z, s, NULL);
         for (int32_t i = 0; i < 64; i++) {
             all += s[i];
         }

@@ -9,6 +9,8 @@
 #include "base/exact.h"
 #include "base/status.h"
 #include "exchange/row_format.h"
+#include "router/group_theorem.h"
+#include "router/groups.h"
 #include "router/scores.h"
 #include "router/select.h"
 #include "tally/internal.h"
@@ -114,7 +116,7 @@ static void count_reach(tally *t, const moe_context *context, const moe_routing 
         t->scalar[ALL_ROWS] += context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
         t->scalar[BAD_DEVICES] += reach > k || reach > d || (limited && reach > reachable);
         t->scalar[BAD_GROUPS] +=
-            limited && moe_router_distinct_groups(r, routing->expert + begin, (int32_t)k) >
+            limited && moe_groups_distinct(r, routing->expert + begin, (int32_t)k) >
                            (k < r->topk_group ? k : r->topk_group);
     }
     moe_scratch_give(context->batch->scratch, stamp);
@@ -141,18 +143,15 @@ static bool weight_bounds(const moe_context *context, int64_t k, double *exact, 
     if (moe_config_recorded(context->config)) {
         return false;
     }
-    bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) ||
-                      r->score_func == MOE_SCORE_SOFTMAX_TOPK;
-    bool second_left_out = r->method == MOE_METHOD_GSHARD &&
-                           r->second_choice == MOE_SECOND_RANDOM; /* after normalising */
+    const moe_score_function *score = moe_score_function_of(r);
+    bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || score->over_chosen;
     double scale = normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
     if (!normalized) {
         scale /= moe_router_probability_divisor(r);
     }
-    *exact = normalized && !second_left_out ? scale : NAN;
-    *most = r->score_func == MOE_SCORE_SOFTMAX   ? scale
-            : r->score_func == MOE_SCORE_SIGMOID ? scale * (double)k
-                                                 : INFINITY;
+    /* a second expert is left out after its weight was counted in the sum */
+    *exact = normalized && !moe_method_may_leave_out(r) ? scale : NAN;
+    *most = scale * score->bound * (score->sums_to_one ? 1 : (double)k);
     return true;
 }
 
@@ -243,6 +242,7 @@ static void count_unlimited(tally *t,
                             const moe_context *context,
                             const moe_activations *a) {
     moe_router greedy = layer->router;
+    moe_draw draw = {.seed = (uint64_t)context->config->run.seed};
     int32_t n = greedy.num_experts;
     int64_t reached = 0;
     if (!measures_unlimited(context)) {
@@ -251,8 +251,8 @@ static void count_unlimited(tally *t,
     greedy.group_limit = MOE_GROUP_NONE;
 #pragma omp parallel reduction(+ : reached)
     {
-        moe_select select = {0};
-        moe_select_reserve(&select, &greedy);
+        moe_select select;
+        moe_select_reserve(&select, &greedy, &draw);
         double *z = moe_scratch_take(context->batch->scratch, 2 * (int64_t)n, sizeof *z, "tally"),
                *s = z + n;
         int32_t *expert =
@@ -264,7 +264,7 @@ static void count_unlimited(tally *t,
             if (moe_scores_read_logits(a->logits, token, n, z) & MOE_ROW_BAD) {
                 continue;
             }
-            moe_router_scores(&greedy, z, s, NULL);
+            moe_scores_fill(&greedy, z, s, NULL);
             int32_t k = moe_select_experts(&select, &greedy, z, s, 1, expert, NULL);
             reached += distinct_devices(&context->placement, expert, k, stamp, token + 1);
         }

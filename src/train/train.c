@@ -99,9 +99,6 @@ static void set_alpha(moe_training *t, int64_t step) {
         t->stack->context->balance.alpha[i] = factor * t->alpha[i];
     }
     t->stack->context->balance.alpha_all_layers = factor * t->alpha_all_layers;
-    for (int32_t l = 0; l < t->stack->num_layers; l++) {
-        t->stack->layer[l].router.alpha_z = factor * t->alpha[MOE_LOSS_Z];
-    }
 }
 
 static int gradient_failed(const moe_training *t, int64_t step, const char *worst, moe_status *st) {

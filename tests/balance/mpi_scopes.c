@@ -98,7 +98,8 @@ static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     batch.counted = p->counted ? p->counted + batch.first_token : NULL;
     moe_stats_reserve(&segments, p->router.num_experts, p->devices, batch.num_segments);
     moe_logits logits = {.f32 = p->z + batch.first_token * p->router.num_experts};
-    moe_router_route(&p->router, &batch, &p->placement, logits, &routing, &segments, &bad);
+    moe_router_route(&p->router, &(moe_draw){0}, &batch, &p->placement, logits, NULL, &routing,
+                     &segments, &bad);
     CHECK_EQ(bad, -1);
     moe_plan_build(&plan, MOE_EXCHANGE_TOKEN, &batch, &p->placement, comm->size, &routing);
     bool rows_are_tokens =

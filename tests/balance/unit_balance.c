@@ -7,6 +7,7 @@
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"
+#include "router/loss_gradient.h"
 
 /* One routed case: what the library and the oracle need to know. */
 typedef struct fixture {
@@ -47,7 +48,6 @@ static fixture fixture_make(uint64_t seed) {
     fixture f = {.c = random_router_make(seed, random_int(seed, 50, 1, 60))};
     int32_t n = f.c.router.num_experts;
     int64_t bad;
-    f.c.router.alpha_z = 0.3;
     f.c.router.noise = 0.8;
     f.c.router.load_form = f.c.router.score_func == MOE_SCORE_SOFTMAX
                                ? (enum moe_load_form)random_int(seed, 57, 0, 1)
@@ -64,8 +64,8 @@ static fixture fixture_make(uint64_t seed) {
         }
     }
     moe_stats_reserve(&f.segments, n, f.c.devices, f.batch.num_segments);
-    moe_router_route(&f.c.router, &f.batch, &f.placement, (moe_logits){.f64 = f.z}, &f.routing,
-                     &f.segments, &bad);
+    moe_router_route(&f.c.router, &(moe_draw){0}, &f.batch, &f.placement, (moe_logits){.f64 = f.z},
+                     NULL, &f.routing, &f.segments, &bad);
     f.balance = (moe_balance){.alpha = {[MOE_LOSS_EXPERT] = 0.7,
                                         [MOE_LOSS_DEVICE] = 0.5,
                                         [MOE_LOSS_COMM] = 1.1,
@@ -146,9 +146,13 @@ static void gradient(const fixture *f, int64_t used, double *dlogits) {
             continue;
         }
         moe_balance_coefficients(&f->balance, &f->placement, &f->cells, cell, a);
-        moe_router_loss_gradient(
-            &f->c.router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, s->begin, s->end, a,
-            1 / ((double)cell[MOE_STAT_TOKENS] * (double)used), 1 / counted, dlogits);
+        moe_loss_coefficients all = {.a = a,
+                                     .inverse_tokens =
+                                         1 / ((double)cell[MOE_STAT_TOKENS] * (double)used),
+                                     .alpha_z = f->balance.alpha[MOE_LOSS_Z],
+                                     .inverse_counted = 1 / counted};
+        moe_loss_gradient(&f->c.router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, s->begin,
+                          s->end, &all, dlogits);
     }
     free(a);
 }

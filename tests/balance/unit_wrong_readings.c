@@ -15,6 +15,11 @@
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"
+#include "router/groups.h"
+#include "router/loss_gradient.h"
+#include "router/router.h"
+#include "router/scores.h"
+#include "router/select.h"
 
 /* --- f'' and P' --- */
 
@@ -49,8 +54,8 @@ static void make_split(split *f) {
     moe_batch_layout(&f->batch, TOKENS, 0, 1, 0, 1);
     moe_placement_block(&f->placement, N, D);
     moe_stats_reserve(&f->stats, N, D, 1);
-    moe_router_route(&f->router, &f->batch, &f->placement, (moe_logits){.f64 = f->z}, &f->routing,
-                     &f->stats, &bad);
+    moe_router_route(&f->router, &(moe_draw){0}, &f->batch, &f->placement,
+                     (moe_logits){.f64 = f->z}, NULL, &f->routing, &f->stats, &bad);
 }
 
 static void free_split(split *f) {
@@ -75,8 +80,9 @@ static void gradient_of(
     memset(b.alpha, 0, sizeof b.alpha);
     b.alpha[which] = 1;
     moe_balance_coefficients(&b, &f->placement, &f->stats, f->stats.cell, a);
-    moe_router_loss_gradient(&f->router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, 0,
-                             TOKENS, a, 1.0 / TOKENS, 0, dlogits);
+    moe_loss_coefficients all = {.a = a, .inverse_tokens = 1.0 / TOKENS};
+    moe_loss_gradient(&f->router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, 0, TOKENS,
+                      &all, dlogits);
     memcpy(dz, dlogits + t * N, N * sizeof *dz);
 }
 
@@ -135,8 +141,8 @@ static void test_identity(uint64_t seed) {
     moe_batch_layout(&batch, c.num_tokens, 0, 1, 0, 1);
     moe_placement_block(&placement, c.router.num_experts, c.devices);
     moe_stats_reserve(&stats, c.router.num_experts, c.devices, 1);
-    moe_router_route(&c.router, &batch, &placement, (moe_logits){.f32 = c.z}, &routing, &stats,
-                     &bad);
+    moe_router_route(&c.router, &(moe_draw){0}, &batch, &placement, (moe_logits){.f32 = c.z}, NULL,
+                     &routing, &stats, &bad);
     moe_balance b = {.comm_limit = 3,
                      .comm_count = MOE_COUNT_SELECTIONS,
                      .has_scores = true,
@@ -217,9 +223,9 @@ static int32_t choices_outside(double shift) {
             z[i] = (double)random_logit(3, 0, t, i);
             bias[i] = shift + 0.1 * random_unit(4, 0, i);
         }
-        moe_router_scores(&r, z, s, &lse);
-        int32_t count = moe_router_select(&r, (int64_t)t, z, s, expert, weight);
-        CHECK(count == 4 && moe_router_distinct_groups(&r, expert, count) <= 2);
+        moe_scores_fill(&r, z, s, &lse);
+        int32_t count = moe_select_token(&r, &(moe_draw){0}, (int64_t)t, z, s, expert, weight);
+        CHECK(count == 4 && moe_groups_distinct(&r, expert, count) <= 2);
         outside += outside_with_masks_of_zero(&r, s, expert, count);
     }
     return outside;

@@ -4,8 +4,11 @@
  *
  * ctest: f64 timeout=120 */
 #include "base/status.h"
+#include "capacity/radix.h"
 #include "capacity_cases.h"
 #include "check.h"
+#include "router/groups.h"
+#include "router/scores.h"
 
 static const moe_comm alone = {.size = 1};
 static int64_t next_choices; /* cases in which they were compared */
@@ -202,8 +205,8 @@ static void check_groups(const capacity_case *c, uint64_t seed) {
     }
     for (int64_t t = 0; t < c->routing.num_tokens; t++) {
         int64_t begin = c->drop.sent.row_offset[t];
-        int32_t groups = moe_router_distinct_groups(
-            r, c->drop.sent.expert + begin, (int32_t)(c->drop.sent.row_offset[t + 1] - begin));
+        int32_t groups = moe_groups_distinct(r, c->drop.sent.expert + begin,
+                                             (int32_t)(c->drop.sent.row_offset[t + 1] - begin));
         CHECK_MSG(groups <= r->topk_group, "seed %llu: token %lld in %d groups",
                   (unsigned long long)seed, (long long)t, groups);
     }
@@ -261,7 +264,7 @@ static int32_t favourite(const capacity_case *c,
     for (int64_t e = 0; e < n; e++) {
         z[e] = c->r.z[t * n + e];
     }
-    moe_router_scores(r, z, s, NULL);
+    moe_scores_fill(r, z, s, NULL);
     for (int32_t e = 0; e < n; e++) {
         bool taken = z[e] == -INFINITY || room[pool_of(c, t) * n + target_of(c, e)] <= 0;
         for (int64_t i = begin; i < end; i++) {
@@ -394,7 +397,7 @@ static void check_nth(void) {
             key[i] = moe_rng_bits((moe_rng){seed, MOE_RNG_TEST}, (uint64_t)i, 0, 0) >>
                      (seed % 2 ? 0 : 61);
         }
-        uint64_t v = moe_capacity_nth(key, n, nth, &smaller);
+        uint64_t v = moe_radix_nth(key, n, nth, &smaller);
         for (int64_t i = 0; i < n; i++) {
             below += key[i] < v;
             equal += key[i] == v;
@@ -408,10 +411,10 @@ static void check_keys(void) {
     const double falling[] = {INFINITY, 1e300,   2,  1,         1 - 1e-16, 1e-300,
                               0,        -1e-300, -1, -INFINITY, NAN};
     for (int i = 0; i + 1 < 11; i++) {
-        CHECK_MSG(moe_capacity_key(falling[i]) < moe_capacity_key(falling[i + 1]), "%g before %g",
+        CHECK_MSG(moe_radix_key(falling[i]) < moe_radix_key(falling[i + 1]), "%g before %g",
                   falling[i], falling[i + 1]);
     }
-    CHECK_EQ(moe_capacity_key(0.0), moe_capacity_key(-0.0));
+    CHECK_EQ(moe_radix_key(0.0), moe_radix_key(-0.0));
 }
 
 static void check_capacities(void) {
@@ -446,8 +449,8 @@ static void check_exempt_overflow(void) {
     moe_batch_layout(&c.batch, 8, 2, 2, 0, 1);
     moe_placement_block(&c.placement, 2, 2);
     moe_stats_reserve(&c.stats, 2, 2, c.batch.num_segments);
-    moe_router_route(&r, &c.batch, &c.placement, (moe_logits){.f32 = z[0]}, &c.routing, &c.stats,
-                     &bad);
+    moe_router_route(&r, &(moe_draw){0}, &c.batch, &c.placement, (moe_logits){.f32 = z[0]}, NULL,
+                     &c.routing, &c.stats, &bad);
     capacity_case_decide(&c, &alone);
     CHECK_EQ(c.drop.capacity, 2);
     CHECK_EQ(c.drop.exempt_overflow, 4);

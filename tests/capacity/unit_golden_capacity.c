@@ -173,7 +173,8 @@ static void decide(golden *g) {
     moe_placement_block(&g->placement, g->router.num_experts, g->capacity.devices);
     moe_stats_reserve(&g->stats, g->router.num_experts, g->capacity.devices, g->batch.num_segments);
     moe_logits logits = {.f32 = g->logits.data};
-    moe_router_route(&g->router, &g->batch, &g->placement, logits, &g->routing, &g->stats, &bad);
+    moe_router_route(&g->router, &(moe_draw){0}, &g->batch, &g->placement, logits, NULL,
+                     &g->routing, &g->stats, &bad);
     CHECK_EQ(bad, -1);
     moe_drop_decide(&g->drop, &(moe_drop_job){.comm = &alone,
                                               .capacity = &g->capacity,

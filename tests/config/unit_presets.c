@@ -98,7 +98,7 @@ static bool resolve(moe_config *c, const char *preset, int32_t devices, int32_t 
 
 static void check_router(const documented *d, const moe_config *c) {
     moe_router r;
-    moe_router_init(&r, c, NULL);
+    moe_router_init(&r, &c->router, &c->balance, c->model.num_experts, c->cluster.devices, NULL);
     CHECK_MSG(d->experts == 0 || r.num_experts == d->experts, "%s: %d experts", d->preset,
               r.num_experts);
     CHECK_MSG(c->model.num_shared_experts == d->shared && r.top_k == d->top_k,
@@ -111,7 +111,7 @@ static void check_router(const documented *d, const moe_config *c) {
 static void check_losses(const documented *d, const moe_config *c) {
     moe_balance b;
     double wanted[MOE_NUM_LOSSES] = {0};
-    moe_balance_init(&b, c);
+    moe_balance_init(&b, &c->balance, c->model.num_layers, c->comm_limit);
     wanted[d->trains] = d->alpha;
     wanted[MOE_LOSS_DEVICE] = d->alpha_device;
     wanted[MOE_LOSS_COMM] = d->alpha_comm;
@@ -174,8 +174,9 @@ static moe_router documented_router(const documented *d, int32_t experts) {
 static fixture fixture_make(const documented *d, const moe_config *c) {
     fixture f = {.d = d, .c = c};
     int64_t bad, tokens = (int64_t)c->cluster.devices * PER_DEVICE;
-    moe_router_init(&f.router, c, NULL);
-    moe_balance_init(&f.balance, c);
+    moe_router_init(&f.router, &c->router, &c->balance, c->model.num_experts, c->cluster.devices,
+                    NULL);
+    moe_balance_init(&f.balance, &c->balance, c->model.num_layers, c->comm_limit);
     f.wanted = documented_router(d, c->model.num_experts);
     moe_batch_layout(&f.batch, tokens, SEQUENCE, c->cluster.devices, 0, 1);
     moe_placement_block(&f.placement, c->model.num_experts, c->cluster.devices);
@@ -187,8 +188,8 @@ static fixture fixture_make(const documented *d, const moe_config *c) {
                               (uint64_t)(i % c->model.num_experts)) +
                  (i % c->model.num_experts % 7 == 0);
     }
-    moe_router_route(&f.router, &f.batch, &f.placement, (moe_logits){.f64 = f.z}, &f.routing,
-                     &f.stats, &bad);
+    moe_router_route(&f.router, &(moe_draw){0}, &f.batch, &f.placement, (moe_logits){.f64 = f.z},
+                     NULL, &f.routing, &f.stats, &bad);
     CHECK_EQ(bad, -1);
     return f;
 }
@@ -351,7 +352,8 @@ static void check_sizes_of_capacity(void) {
         if (!resolve(&c, sizes[i].preset, sizes[i].devices, 16)) {
             continue;
         }
-        moe_capacity_init(&k, &c);
+        moe_capacity_init(&k, &c.capacity, c.model.num_experts, c.cluster.devices, c.router.top_k,
+                          0);
         int64_t pairs = moe_capacity_pairs(&k, sizes[i].tokens, sizes[i].tokens * c.router.top_k);
         CHECK_MSG(pairs == sizes[i].pairs, "%s: %lld pairs of %lld tokens, not %lld",
                   sizes[i].preset, (long long)pairs, (long long)sizes[i].tokens,

@@ -14,7 +14,7 @@ FOLDERS = (
     " explain run"
 ).split()
 # Folders whose sources decide and compute only: no MPI, no files, no output. Rank and size are arguments.
-PURE = {"placement", "router", "capacity/capacity", "capacity/cut", "exchange/plan", "balance/balance", "predict/memory"}
+PURE = {"placement", "router", "capacity/capacity", "capacity/cut", "capacity/radix", "exchange/plan", "balance/balance", "predict/memory"}
 
 # Folders that may speak MPI, and the files that may end the process.
 SPEAKS_MPI = {"world/comm", "world/topology", "exchange/exchange", "run/main"}

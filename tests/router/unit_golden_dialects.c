@@ -11,6 +11,7 @@
 #include "check.h"
 #include "golden_case.h"
 #include "router/router.h"
+#include "router/scores.h"
 
 static const char *const cases[] = {"deepspeed_top1_E8_cf1",
                                     "deepspeed_top2_E60_cf125",
@@ -173,8 +174,8 @@ static void route(dialect *d) {
     moe_placement_block(&d->placement, d->router.num_experts, golden_int(&d->g, "n_device"));
     moe_stats_reserve(&d->segments, d->router.num_experts, d->placement.devices,
                       d->batch.num_segments);
-    moe_router_route(&d->router, &d->batch, &d->placement, (moe_logits){.f32 = d->logits.data},
-                     &d->routing, &d->segments, &bad);
+    moe_router_route(&d->router, &(moe_draw){0}, &d->batch, &d->placement,
+                     (moe_logits){.f32 = d->logits.data}, NULL, &d->routing, &d->segments, &bad);
     CHECK_MSG(bad == -1 && d->routing.unconverged_device == -1, "%s", d->g.name);
     add_segments(d);
 }
@@ -317,7 +318,7 @@ static void count_after_dropping(dialect *d) {
         for (int64_t i = 0; i < n; i++) {
             z[i] = golden_f64(&d->logits, t * n + i);
         }
-        moe_router_scores(&d->router, z, scores + t * n, NULL);
+        moe_scores_fill(&d->router, z, scores + t * n, NULL);
     }
     moe_stats_reserve(&d->segments, d->router.num_experts, d->placement.devices,
                       d->batch.num_segments);

@@ -8,7 +8,11 @@
 #include "base/alloc.h"
 #include "base/npy.h"
 #include "check.h"
+#include "router/group_theorem.h"
+#include "router/loss_gradient.h"
 #include "router/router.h"
+#include "router/scores.h"
+#include "router/select.h"
 
 #ifndef MOESIM_GOLDEN_DIR
 #define MOESIM_GOLDEN_DIR "tests/golden"
@@ -188,8 +192,8 @@ static void route(golden *g) {
     moe_batch_layout(&g->batch, setting_int(g, "T"), setting_int(g, "S"), devices, 0, 1);
     moe_placement_block(&g->placement, n, devices);
     moe_stats_reserve(&g->segments, n, devices, g->batch.num_segments);
-    moe_router_route(&g->router, &g->batch, &g->placement, (moe_logits){.f32 = g->logits.data},
-                     &g->routing, &g->segments, &bad);
+    moe_router_route(&g->router, &(moe_draw){0}, &g->batch, &g->placement,
+                     (moe_logits){.f32 = g->logits.data}, NULL, &g->routing, &g->segments, &bad);
     CHECK_MSG(bad == -1, "%s", g->name);
     add_segments(g);
 }
@@ -226,8 +230,8 @@ static void check_weights_f64(const golden *g) {
         for (int32_t i = 0; i < n; i++) {
             z[i] = moe_npy_f64(&g->logits.header, g->logits.data, t * n + i);
         }
-        moe_router_scores(&g->router, z, s, &lse);
-        int32_t count = moe_router_select(&g->router, t, z, s, expert, weight);
+        moe_scores_fill(&g->router, z, s, &lse);
+        int32_t count = moe_select_token(&g->router, &(moe_draw){0}, t, z, s, expert, weight);
         for (int32_t j = 0; j < count; j++) {
             double wanted = moe_npy_f64(&g->weight_f64.header, g->weight_f64.data, t * k + j);
             worst = fmax(worst, fabs(weight[j] - wanted) / fmax(fabs(wanted), 1e-300));
@@ -379,7 +383,7 @@ static void use_choice_of_torch(golden *g) {
         for (int32_t i = 0; i < n; i++) {
             z[i] = moe_npy_f64(&g->logits.header, g->logits.data, t * n + i);
         }
-        moe_router_scores(&g->router, z, scores + t * n, NULL);
+        moe_scores_fill(&g->router, z, scores + t * n, NULL);
     }
     moe_stats_reserve(&g->segments, n, g->placement.devices, g->batch.num_segments);
     moe_router_route_recorded(&g->router, &g->batch, &g->placement, torch.data, g->router.top_k,
@@ -419,10 +423,10 @@ static void check_gradient_of(const golden *g,
         const moe_segment *segment = &g->batch.segment[i];
         int64_t *cell = moe_stats_cell(s, per_sequence ? segment->sequence : 0);
         moe_balance_coefficients(&b, &g->placement, s, cell, a);
-        moe_router_loss_gradient(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data},
-                                 &g->routing, segment->begin, segment->end, a,
-                                 1 / ((double)cell[MOE_STAT_TOKENS] * (double)s->num_cells), 0,
-                                 dlogits);
+        moe_loss_coefficients all = {
+            .a = a, .inverse_tokens = 1 / ((double)cell[MOE_STAT_TOKENS] * (double)s->num_cells)};
+        moe_loss_gradient(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, &g->routing,
+                          segment->begin, segment->end, &all, dlogits);
     }
     CHECK_MSG(wanted.header.count == count, "%s: %s", g->name, file);
     for (int64_t i = 0; i < count && wanted.header.count == count; i++) {

@@ -9,6 +9,9 @@
 #include "check.h"
 #include "random_router.h"
 #include "router/noise.h"
+#include "router/scores.h"
+#include "router/select.h"
+#include "router/smooth_load.h"
 
 enum { N = 12, H = 40, TOKENS = 500, K = 3 };
 
@@ -17,8 +20,6 @@ static moe_router router(void) {
                         .top_k = K,
                         .num_groups = 1,
                         .topk_group = 1,
-                        .seed = 5,
-                        .training = true,
                         .jitter = 0.1,
                         .noise_form = MOE_NOISE_SOFTPLUS,
                         .noise = 0.01,
@@ -26,6 +27,8 @@ static moe_router router(void) {
                         .routed_scaling_factor = 1,
                         .comm_count_local = true};
 }
+
+static const moe_draw trained = {.seed = 5, .training = true};
 
 static real *ones(int64_t n) {
     real *x = moe_alloc(n, sizeof *x, "test");
@@ -61,8 +64,8 @@ static void test_jitter(void) {
     real *a = ones(TOKENS * H);
     real *b = ones(part.num_tokens * H);
     real *c = ones(TOKENS * H);
-    moe_jitter(&r, &whole, H, a, a);
-    moe_jitter(&r, &part, H, b, b);
+    moe_noise_jitter(&r, &trained, &whole, H, a, a);
+    moe_noise_jitter(&r, &trained, &part, H, b, b);
     CHECK(equal(a + part.first_token * H, b, part.num_tokens * H) == part.num_tokens * H);
     CHECK_NEAR(mean_of(a, TOKENS * H, 0, 1), 1, 2e-3);
     CHECK_NEAR(mean_of(a, TOKENS * H, 1, 2), 0.1 * 0.1 / 3, 3e-2);
@@ -70,19 +73,19 @@ static void test_jitter(void) {
         CHECK(a[i] >= (real)0.9 && a[i] <= (real)1.1);
     }
     for (int other = 0; other < 3; other++) {
-        moe_router q = router();
+        moe_draw q = trained;
         q.step = other == 0;
         q.layer = other == 1;
         q.seed += other == 2;
         real *one = ones(TOKENS * H);
-        moe_jitter(&q, &whole, H, one, c);
+        moe_noise_jitter(&r, &q, &whole, H, one, c);
         CHECK(equal(a, c, TOKENS * H) < TOKENS);
         moe_free(one);
     }
     CHECK(equal(a, a + H, H) < H / 2); /* tokens differ */
-    moe_router off = router();
+    moe_draw off = trained;
     off.training = false;
-    CHECK(moe_jitter_acts(&r) && !moe_jitter_acts(&off));
+    CHECK(moe_noise_jitters(&r, &trained) && !moe_noise_jitters(&r, &off));
     moe_free(a);
     moe_free(b);
     moe_free(c);
@@ -101,9 +104,9 @@ static void test_learned_noise(void) {
     for (int64_t i = 0; i < count; i++) {
         v[i] = (real)(i % 3 == 0 ? 0 : 4 * random_unit(8, 1, (uint64_t)i) - 2);
     }
-    moe_noise_add(&r, &whole, v, z);
+    moe_noise_add_learned(&r, &trained, &whole, v, z);
     real *own = moe_alloc_zero(part.num_tokens * N, sizeof *own, "test");
-    moe_noise_add(&r, &part, v + part.first_token * N, own);
+    moe_noise_add_learned(&r, &trained, &part, v + part.first_token * N, own);
     CHECK(equal(z + part.first_token * N, own, part.num_tokens * N) == part.num_tokens * N);
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -162,10 +165,9 @@ static void test_load(void) {
                 h[i] = -INFINITY;
             }
         }
-        moe_router_scores(&r, h, s, &lse);
-        int32_t count = moe_router_select(&r, 0, h, s, expert, weight);
-        r.noisy = &noisy;
-        moe_noisy_load(&r, 0, h, expert, count, load);
+        moe_scores_fill(&r, h, s, &lse);
+        int32_t count = moe_select_token(&r, &(moe_draw){0}, 0, h, s, expert, weight);
+        moe_smooth_load_token(&r, &noisy, 0, h, expert, count, load);
         for (int32_t i = 0; i < N; i++) {
             double sigma = seed % 2 ? log(1 + exp((double)v[i])) + 0.05 : 0.7,
                    kth = kth_excluding(h, N, r.top_k, i);
@@ -186,8 +188,8 @@ static void test_load(void) {
                       "seed %d, expert %d: %g of the draws, %g", (int)seed, i, hits / 4000.0,
                       load[i]);
         }
-        r.noisy = NULL; /* outside training: who was chosen */
-        moe_noisy_load(&r, 0, h, expert, count, load);
+        /* outside training it is who was chosen */
+        moe_smooth_load_token(&r, NULL, 0, h, expert, count, load);
         double total = 0;
         for (int32_t k = 0; k < count; k++) {
             CHECK_EQ(load[expert[k]], 1);

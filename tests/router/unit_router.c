@@ -8,7 +8,10 @@
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"
+#include "router/group_theorem.h"
+#include "router/groups.h"
 #include "router/scores.h"
+#include "router/select.h"
 
 enum { SEEDS = 4000 };
 
@@ -43,7 +46,7 @@ static void test_exp(void) {
 static void test_saturation(void) {
     moe_router r = {.num_experts = 9, .score_func = MOE_SCORE_SIGMOID};
     double z[9] = {0, 80, -80, 36, 37, 38, -709, -800, -INFINITY}, s[9], lse;
-    moe_router_scores(&r, z, s, &lse);
+    moe_scores_fill(&r, z, s, &lse);
     for (int i = 0; i < 9; i++) {
         CHECK_NEAR(s[i], 1 / (1 + exp(-z[i])), 4e-16);
     }
@@ -52,7 +55,7 @@ static void test_saturation(void) {
     for (int i = 0; i < 9; i++) {
         z[i] = -INFINITY;
     }
-    moe_router_scores(&r, z, s, &lse);
+    moe_scores_fill(&r, z, s, &lse);
     CHECK(lse == -INFINITY && s[0] == 0 && s[8] == 0);
 }
 
@@ -67,7 +70,7 @@ static void check_token(uint64_t seed, const moe_router *r, const double *z) {
     double lse;
     double ref_lse;
     double worst = 0;
-    moe_router_scores(r, z, s, &lse);
+    moe_scores_fill(r, z, s, &lse);
     ref_scores(r, z, ref, &ref_lse);
     for (int32_t i = 0; i < n; i++) {
         worst = fmax(worst, fabs(s[i] - ref[i]) / fmax(ref[i], 1e-300));
@@ -75,7 +78,7 @@ static void check_token(uint64_t seed, const moe_router *r, const double *z) {
     CHECK_MSG(worst < 1e-14, "seed %llu: score off by %g", (unsigned long long)seed, worst);
     CHECK_MSG(lse == ref_lse || fabs(lse - ref_lse) <= 1e-14 * fmax(1, fabs(ref_lse)),
               "seed %llu: lse %g, %g", (unsigned long long)seed, lse, ref_lse);
-    int32_t count = moe_router_select(r, 0, z, s, expert, weight),
+    int32_t count = moe_select_token(r, &(moe_draw){0}, 0, z, s, expert, weight),
             ref_count_ = ref_select(r, z, s, wanted, ref_weight);
     bool same = count == ref_count_ && memcmp(expert, wanted, (size_t)count * sizeof *expert) == 0;
     CHECK_MSG(same, "seed %llu: another selection (%d of %d, rule %d, scores %d)",
@@ -85,8 +88,7 @@ static void check_token(uint64_t seed, const moe_router *r, const double *z) {
                   "seed %llu: weight", (unsigned long long)seed);
     }
     if (same) {
-        CHECK(moe_router_distinct_groups(r, expert, count) ==
-              ref_distinct_groups(r, expert, count));
+        CHECK(moe_groups_distinct(r, expert, count) == ref_distinct_groups(r, expert, count));
     }
     free(s);
 }
@@ -109,8 +111,8 @@ static void expect(
     const moe_router *r, const double *z, int32_t count, const int32_t *wanted, const char *what) {
     double s[64], weight[64], lse;
     int32_t expert[64];
-    moe_router_scores(r, z, s, &lse);
-    int32_t got = moe_router_select(r, 0, z, s, expert, weight);
+    moe_scores_fill(r, z, s, &lse);
+    int32_t got = moe_select_token(r, &(moe_draw){0}, 0, z, s, expert, weight);
     CHECK_MSG(got == count && memcmp(expert, wanted, (size_t)count * sizeof *wanted) == 0,
               "%s: %d experts, first %d", what, got, got ? expert[0] : -1);
 }
@@ -199,8 +201,8 @@ static void test_rules_differ(void) {
 static double first_weight(moe_router r) {
     double z[4] = {2, 1, 0, -1}, s[4], weight[4], lse;
     int32_t expert[4];
-    moe_router_scores(&r, z, s, &lse);
-    moe_router_select(&r, 0, z, s, expert, weight);
+    moe_scores_fill(&r, z, s, &lse);
+    moe_select_token(&r, &(moe_draw){0}, 0, z, s, expert, weight);
     return weight[0];
 }
 
@@ -305,7 +307,7 @@ static void route(const random_router *c,
     int64_t bad;
     omp_set_num_threads(threads);
     moe_stats_reserve(stats, c->router.num_experts, p->devices, b->num_segments);
-    moe_router_route(&c->router, b, p, logits, routing, stats, &bad);
+    moe_router_route(&c->router, &(moe_draw){0}, b, p, logits, NULL, routing, stats, &bad);
     CHECK_EQ(bad, -1);
 }
 
@@ -416,7 +418,7 @@ static void test_bad_tokens(void) {
     moe_batch_layout(&b, 5, 0, 1, 0, 1);
     moe_placement_block(&p, 4, 1);
     moe_stats_reserve(&s, 4, 1, b.num_segments);
-    moe_router_route(&r, &b, &p, (moe_logits){.f64 = z}, &out, &s, &bad);
+    moe_router_route(&r, &(moe_draw){0}, &b, &p, (moe_logits){.f64 = z}, NULL, &out, &s, &bad);
     CHECK(bad == 1 && memcmp(out.row_offset, offset, sizeof offset) == 0 &&
           s.cell[MOE_STAT_TOKENS] == 2 && out.expert[2] == 1);
     moe_routing_free(&out);
@@ -438,7 +440,8 @@ static void test_theorem(void) {
         moe_batch_layout(&b, c.num_tokens, 0, 1, 0, 1);
         moe_placement_block(&p, c.router.num_experts, 1);
         moe_stats_reserve(&s, c.router.num_experts, 1, b.num_segments);
-        moe_router_route(&c.router, &b, &p, (moe_logits){.f32 = c.z}, &out, &s, &bad);
+        moe_router_route(&c.router, &(moe_draw){0}, &b, &p, (moe_logits){.f32 = c.z}, NULL, &out,
+                         &s, &bad);
         moe_group_theorem_check(&c.router, (moe_logits){.f32 = c.z}, &out, 1, &eligible,
                                 &violations);
         CHECK_MSG(violations == 0 && eligible >= 0, "seed %llu: %lld", (unsigned long long)seed,

@@ -8,6 +8,10 @@
 #include "check.h"
 #include "random_router.h"
 #include "reference.h"
+#include "router/methods.h"
+#include "router/noise.h"
+#include "router/scores.h"
+#include "router/select.h"
 #include "router/weight_gradient.h"
 
 enum { N = 16, K = 3, DEVICES = 4, TOKENS = 203 };
@@ -28,11 +32,10 @@ static moe_router plain(enum moe_router_method method) {
                         .routed_scaling_factor = 1,
                         .scale_normalized = true,
                         .norm_single = true,
-                        .seed = 7,
-                        .step = 5,
-                        .layer = 2,
                         .comm_count_local = true};
 }
+
+static const moe_draw fifth = {.seed = 7, .step = 5, .layer = 2};
 
 typedef struct routed {
     moe_batch batch;
@@ -43,14 +46,19 @@ typedef struct routed {
 } routed;
 
 /* The tokens of one rank of `ranks`. */
-static routed route(const moe_router *r, const float *z, int rank, int ranks) {
+static routed route_drawn(
+    const moe_router *r, const moe_draw *d, const float *z, int rank, int ranks) {
     routed x = {0};
     moe_batch_layout(&x.batch, TOKENS, 40, DEVICES, rank, ranks);
     moe_placement_block(&x.placement, N, DEVICES);
     moe_stats_reserve(&x.stats, N, DEVICES, x.batch.num_segments);
-    moe_router_route(r, &x.batch, &x.placement, (moe_logits){.f32 = z + x.batch.first_token * N},
-                     &x.routing, &x.stats, &x.bad);
+    moe_router_route(r, d, &x.batch, &x.placement, (moe_logits){.f32 = z + x.batch.first_token * N},
+                     NULL, &x.routing, &x.stats, &x.bad);
     return x;
+}
+
+static routed route(const moe_router *r, const float *z, int rank, int ranks) {
+    return route_drawn(r, &fifth, z, rank, ranks);
 }
 
 static void routed_free(routed *x) {
@@ -79,7 +87,7 @@ static void count_experts(const moe_routing *r, int64_t counts[N]) {
 
 static void check_token(const moe_router *r, const moe_routing *x, int64_t t, const float *z) {
     int64_t begin = x->row_offset[t], end = x->row_offset[t + 1];
-    CHECK(end - begin <= moe_router_most(r));
+    CHECK(end - begin <= moe_method_most(r));
     for (int64_t i = begin; i < end; i++) {
         CHECK(z[x->expert[i]] != -INFINITY);
         for (int64_t j = begin; j < i; j++) {
@@ -184,8 +192,9 @@ static void test_sinkhorn(void) {
     x = route(&r, z, 0, 1);
     CHECK_EQ(x.routing.unconverged_device, 0);
     routed_free(&x);
-    r.evaluating = true; /* plain top-k outside training */
-    x = route(&r, z, 0, 1);
+    moe_draw validation = fifth;
+    validation.evaluating = true; /* plain top-k outside training */
+    x = route_drawn(&r, &validation, z, 0, 1);
     CHECK(memcmp(x.routing.expert, y.routing.expert, sizeof(int32_t) * TOKENS * K) == 0);
     routed_free(&x);
     routed_free(&y);
@@ -220,11 +229,12 @@ static void test_keys(void) {
     float *z = logits(8, 0);
     for (int i = 0; i < 2; i++) {
         moe_router r = plain(i ? MOE_METHOD_RANDOM : MOE_METHOD_HASH);
-        routed a = route(&r, z, 0, 1);
-        r.step++;
-        routed b = route(&r, z, 0, 1);
-        r.layer++;
-        routed c = route(&r, z, 0, 1);
+        moe_draw d = fifth;
+        routed a = route_drawn(&r, &d, z, 0, 1);
+        d.step++;
+        routed b = route_drawn(&r, &d, z, 0, 1);
+        d.layer++;
+        routed c = route_drawn(&r, &d, z, 0, 1);
         CHECK((memcmp(a.routing.expert, b.routing.expert, sizeof(int32_t) * TOKENS * K) != 0) ==
               (i == 1));
         CHECK(memcmp(b.routing.expert, c.routing.expert, sizeof(int32_t) * TOKENS * K) != 0);
@@ -273,11 +283,12 @@ static void test_perturb(void) {
     r.expert_dropout = (double)DROPPED / N;
     moe_batch_layout(&whole, TOKENS, 0, DEVICES, 0, 1);
     moe_batch_layout(&part, TOKENS, 0, DEVICES, 2, DEVICES);
-    moe_router_perturb(&r, &whole, a);
+    moe_draw d = fifth;
+    moe_noise_perturb(&r, &d, &whole, a);
     CHECK(memcmp(a, b, sizeof *a * TOKENS * N) == 0); /* not in training: nothing */
-    r.training = true;
-    moe_router_perturb(&r, &whole, a);
-    moe_router_perturb(&r, &part, b);
+    d.training = true;
+    moe_noise_perturb(&r, &d, &whole, a);
+    moe_noise_perturb(&r, &d, &part, b);
     CHECK(memcmp(a + part.first_token * N, b, sizeof *a * (size_t)part.num_tokens * N) == 0);
     for (int i = 0; i < N; i++) {
         dropped += a[i] == -(real)INFINITY;
@@ -302,18 +313,18 @@ static void test_perturb(void) {
 /* --- the gradient of the weights --- */
 
 /* sum_k dg_k g_k of one token, the choice fixed by its key. */
-static double weighted(const moe_router *r, const double *z, const real *dg) {
+static double weighted(const moe_router *r, const moe_draw *d, const double *z, const real *dg) {
     double s[N], weight[N], sum = 0;
     int32_t expert[N];
-    moe_router_scores(r, z, s, NULL);
-    int32_t count = moe_router_select(r, 0, z, s, expert, weight);
+    moe_scores_fill(r, z, s, NULL);
+    int32_t count = moe_select_token(r, d, 0, z, s, expert, weight);
     for (int32_t k = 0; k < count; k++) {
         sum += (double)dg[k] * weight[k];
     }
     return sum;
 }
 
-static void test_weight_gradient(moe_router r, const char *what) {
+static void test_weight_gradient(moe_router r, const moe_draw *d, const char *what) {
     double z[N], s[N], weight[N], dz[N] = {0};
     real dg[N];
     int32_t expert[N];
@@ -322,17 +333,17 @@ static void test_weight_gradient(moe_router r, const char *what) {
         z[i] = random_logit(21, 0, 3, i);
         dg[i] = (real)(random_unit(22, 0, i) - 0.5);
     }
-    moe_router_scores(&r, z, s, NULL);
-    offset[1] = moe_router_select(&r, 0, z, s, expert, weight);
+    moe_scores_fill(&r, z, s, NULL);
+    offset[1] = moe_select_token(&r, d, 0, z, s, expert, weight);
     moe_routing one = {
         .num_tokens = 1, .num_selections = offset[1], .row_offset = offset, .expert = expert};
     moe_weight_gradient(&r, (moe_logits){.f64 = z}, &one, dg, dz);
     for (int i = 0; i < N; i++) {
         double kept = z[i], up, down;
         z[i] = kept + 1e-5;
-        up = weighted(&r, z, dg);
+        up = weighted(&r, d, z, dg);
         z[i] = kept - 1e-5;
-        down = weighted(&r, z, dg);
+        down = weighted(&r, d, z, dg);
         z[i] = kept;
         CHECK_MSG(fabs((up - down) / 2e-5 - dz[i]) < 1e-8,
                   "%s, expert %d: difference %.10g, gradient %.10g", what, i, (up - down) / 2e-5,
@@ -344,16 +355,17 @@ static void test_weight_gradients(void) {
     moe_router r = plain(MOE_METHOD_TOP_P);
     r.temperature = 0.7;
     r.top_k = N;
-    test_weight_gradient(r, "top_p, temperature on logits");
+    test_weight_gradient(r, &fifth, "top_p, temperature on logits");
     r.temperature_on = MOE_TEMPERATURE_PROBABILITIES;
-    test_weight_gradient(r, "top_p, temperature on probabilities");
+    test_weight_gradient(r, &fifth, "top_p, temperature on probabilities");
     r = plain(MOE_METHOD_GSHARD);
     r.norm_topk_prob = true;
     r.second_choice = MOE_SECOND_RANDOM;
-    for (r.seed = 0; r.seed < 6; r.seed++) { /* with and without the second */
-        test_weight_gradient(r, "gshard, random second choice");
+    moe_draw d = fifth;
+    for (d.seed = 0; d.seed < 6; d.seed++) { /* with and without the second */
+        test_weight_gradient(r, &d, "gshard, random second choice");
     }
-    test_weight_gradient(plain(MOE_METHOD_HASH), "hash");
+    test_weight_gradient(plain(MOE_METHOD_HASH), &fifth, "hash");
 }
 
 int main(void) {

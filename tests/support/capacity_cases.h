@@ -66,9 +66,9 @@ static inline capacity_case capacity_case_make(uint64_t seed,
                                                                             divide the experts */
     }
     moe_stats_reserve(&c.stats, n, c.r.devices, c.batch.num_segments);
-    moe_router_route(&c.r.router, &c.batch, &c.placement,
-                     (moe_logits){.f32 = c.r.z + c.batch.first_token * n}, &c.routing, &c.stats,
-                     &bad);
+    moe_router_route(&c.r.router, &(moe_draw){0}, &c.batch, &c.placement,
+                     (moe_logits){.f32 = c.r.z + c.batch.first_token * n}, NULL, &c.routing,
+                     &c.stats, &bad);
     return c;
 }
 

@@ -34,7 +34,7 @@ static inline void model_fixture_make(model_fixture *f, const moe_comm *comm, in
     moe_batch_layout(&f->batch, tokens, c->data.sequence_length, c->cluster.devices, comm->rank,
                      comm->size);
     moe_context_init(&f->context, comm, c, &f->batch, &f->input, &f->scratch);
-    if (moe_balance_has_all_layers(c)) {
+    if (moe_balance_has_all_layers(&c->balance)) {
         f->context.all_layers = &f->all_layers;
     }
     moe_stack_init(&f->stack, &f->context, moe_memory_kept_layers(c), model_fixture_trains(f));

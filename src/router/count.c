@@ -1,0 +1,68 @@
+/* count.c: statistics of one token. */
+#include "router/count.h"
+
+#include <math.h>
+
+#include "base/exact.h"
+#include "base/scratch.h"
+
+void moe_count_reserve(moe_count *c,
+                       const moe_router *r,
+                       const moe_placement *placement,
+                       const moe_stats *stats) {
+    *c = (moe_count){.router = r, .placement = placement, .stats = stats};
+    c->last_token =
+        moe_scratch_take(r->scratch, stats->devices, sizeof(int64_t), "router's working memory");
+    for (int32_t d = 0; d < stats->devices; d++) {
+        c->last_token[d] = -1;
+    }
+}
+
+void moe_count_free(moe_count *c) {
+    moe_scratch_give(c->router->scratch, c->last_token);
+    c->last_token = NULL;
+}
+
+void moe_count_choices(const moe_count *c,
+                       int64_t t,
+                       int32_t home,
+                       const int32_t *expert,
+                       int32_t count,
+                       int64_t *cell) {
+    int64_t *counts = moe_stats_counts(c->stats, cell);
+    int64_t *device_tokens = moe_stats_device_tokens(c->stats, cell);
+    int64_t *first = moe_stats_first(c->stats, cell);
+    for (int32_t k = 0; k < count; k++) {
+        int32_t d = c->placement->device[expert[k]];
+        bool is_new = c->last_token[d] != t;
+        counts[expert[k]]++;
+        first[expert[k]] += k == 0;
+        device_tokens[d] += is_new && (d != home || c->router->comm_count_local);
+        c->last_token[d] = t;
+    }
+}
+
+void moe_count_weights(const moe_count *c,
+                       const int32_t *expert,
+                       const double *weight,
+                       int32_t count,
+                       double factor,
+                       int64_t *cell) {
+    int64_t *hi = moe_stats_weight_hi(c->stats, cell), *lo = moe_stats_weight_lo(c->stats, cell);
+    for (int32_t k = 0; k < count && factor != 0; k++) {
+        double g = weight[k] / factor;
+        if (fabs(g) <= MOE_ROUTER_MAX_LOGIT) {
+            moe_exact_add01(hi + expert[k], lo + expert[k], &g, 1);
+        }
+    }
+}
+
+void moe_count_scores(const moe_count *c, const double *normalized, int64_t *cell) {
+    moe_exact_add01(moe_stats_score_hi(c->stats, cell), moe_stats_score_lo(c->stats, cell),
+                    normalized, c->router->num_experts);
+}
+
+void moe_count_load(const moe_count *c, const double *load, int64_t *cell) {
+    moe_exact_add01(moe_stats_load_hi(c->stats, cell), moe_stats_load_lo(c->stats, cell), load,
+                    c->router->num_experts);
+}
