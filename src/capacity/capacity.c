@@ -90,7 +90,8 @@ int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st) {
                     "%lld tokens leave room for 0 pairs in each of %d "
                     "%s, and everything would be dropped: a larger factor, capacity.min_capacity "
                     "of at least 1, or rounding = ceil",
-                    k.factor, moe_config_enum_name("capacity.rounding", c->capacity.rounding),
+                    k.factor,
+                    moe_config_enum_name(MOE_KEY(capacity, rounding), c->capacity.rounding),
                     (long long)pool, moe_capacity_targets(&k),
                     k.policy == MOE_CAPACITY_DEVICE ? "devices" : "experts");
 }
