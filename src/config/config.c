@@ -56,21 +56,26 @@ static bool is_blank(char c) {
     return c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f';
 }
 
-/* Takes blanks at both ends and a comment off the text from *begin to end. Moves *begin and returns
- * the new end. */
-static const char *clean_line(const char **begin, const char *end) {
+/* Takes blanks at both ends off the text from *begin to end. Moves *begin, returns the new end. */
+static const char *trim(const char **begin, const char *end) {
     while (*begin < end && is_blank(**begin)) {
         (*begin)++;
-    }
-    for (const char *at = *begin; at < end; at++) {
-        if ((*at == ';' || *at == '#') && (at == *begin || is_blank(at[-1]))) {
-            end = at;
-        }
     }
     while (end > *begin && is_blank(end[-1])) {
         end--;
     }
     return end;
+}
+
+/* The same for blanks and a comment. */
+static const char *clean_line(const char **begin, const char *end) {
+    end = trim(begin, end);
+    for (const char *at = *begin; at < end; at++) {
+        if ((*at == ';' || *at == '#') && (at == *begin || is_blank(at[-1]))) {
+            end = at;
+        }
+    }
+    return trim(begin, end);
 }
 
 /* Refuses a section's line that is not complete, has something behind it, or is not known. */
@@ -88,6 +93,20 @@ static int check_section(reader *r) {
     r->in_section = true;
     moe_hint_place(r->file_name, r->line, place);
     return moe_table_has_section(name) ? MOE_OK : moe_hint_unknown_section(name, place, r->st);
+}
+
+/* Refuses a cleaned line that is neither empty, nor a known section, nor a key in a section. */
+static int check_line(reader *r) {
+    if (r->text[0] == '\0') {
+        return MOE_OK;
+    }
+    if (r->text[0] == '[') {
+        return check_section(r);
+    }
+    if (strpbrk(r->text, "=:") == NULL) {
+        return fail_line(r, "this is neither a [section], nor key = value, nor a comment");
+    }
+    return r->in_section ? MOE_OK : fail_line(r, "a key has to stand in a [section]");
 }
 
 /* Puts the next line of the bytes into r->text, cleaned (empty for a comment). Returns false at the
@@ -115,20 +134,7 @@ static bool next_line(reader *r) {
     }
     memcpy(r->text, begin, (size_t)(end - begin));
     r->text[end - begin] = '\0';
-    if (r->text[0] == '\0') {
-        return true;
-    }
-    if (r->text[0] == '[') {
-        return check_section(r) == MOE_OK;
-    }
-    if (strpbrk(r->text, "=:") == NULL) {
-        return fail_line(r, "this is neither a [section], nor key = value, nor a comment") ==
-               MOE_OK;
-    }
-    if (!r->in_section) {
-        return fail_line(r, "a key has to stand in a [section]") == MOE_OK;
-    }
-    return true;
+    return check_line(r) == MOE_OK;
 }
 
 /* What inih calls for a line; it works like fgets. */
@@ -204,35 +210,34 @@ int moe_config_parse(
     return st->code;
 }
 
+/* A key of --set that does not exist; its name reaches from begin to end. */
+static int unknown_key(const char *begin, const char *end, moe_status *st) {
+    char name[KEY_TEXT_MAX];
+    snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
+    char *dot = strchr(name, '.');
+    if (dot == NULL) {
+        return moe_hint_unknown_key("", name, "--set", st);
+    }
+    *dot = '\0';
+    return moe_table_has_section(name) ? moe_hint_unknown_key(name, dot + 1, "--set", st)
+                                       : moe_hint_unknown_section(name, "--set", st);
+}
+
 int moe_config_set(moe_config *c, const char *assignment, moe_status *st) {
-    char quoted[MOE_QUOTE_MAX], name[KEY_TEXT_MAX];
+    char quoted[MOE_QUOTE_MAX], value[LONGEST_LINE + 1];
     const char *equals = strchr(assignment, '=');
-    moe_hint_quote(assignment, quoted);
     if (equals == NULL) {
+        moe_hint_quote(assignment, quoted);
         return moe_fail(st, MOE_USER, "--set: %s: an assignment is written as section.key=value",
                         quoted);
     }
     const char *begin = assignment, *end = clean_line(&begin, equals);
     const enum moe_key_id k = moe_table_find_full(begin, (size_t)(end - begin));
     if (k == MOE_KEY_NONE) {
-        snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
-        char *dot = strchr(name, '.');
-        if (dot == NULL) {
-            return moe_hint_unknown_key("", name, "--set", st);
-        }
-        *dot = '\0';
-        return moe_table_has_section(name) ? moe_hint_unknown_key(name, dot + 1, "--set", st)
-                                           : moe_hint_unknown_section(name, "--set", st);
+        return unknown_key(begin, end, st);
     }
-    char value[LONGEST_LINE + 1];
     begin = equals + 1;
-    end = begin + strlen(begin);
-    while (begin < end && is_blank(*begin)) {
-        begin++;
-    }
-    while (end > begin && is_blank(end[-1])) {
-        end--;
-    }
+    end = trim(&begin, begin + strlen(begin));
     snprintf(value, sizeof value, "%.*s",
              (int)(end - begin < LONGEST_LINE ? end - begin : LONGEST_LINE), begin);
     return moe_value_override(c, k, value, st);

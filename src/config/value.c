@@ -215,6 +215,8 @@ void moe_value_allowed(enum moe_key_id k, char *text, size_t capacity) {
     }
 }
 
+/* --- giving a key its value --- */
+
 /* Number i of the names that an enum or preset key allows; NULL when there are no more. */
 static const char *allowed_name(enum moe_key_id k, int i) {
     if (moe_keys[k].type != MOE_TYPE_PRESET) {

@@ -135,9 +135,12 @@ static int32_t ranks_for(int32_t devices) {
  * config.ini of the run; one that is missing is the run's to complain about as well. */
 static int print_ranks(const moe_options *o, moe_status *st) {
     char path[MOE_PATH_MAX];
+    const char *file = o->config;
     moe_config c;
-    snprintf(path, sizeof path, "%s/config.ini", o->resume ? o->resume : "");
-    const char *file = o->resume && access(path, R_OK) == 0 ? path : o->config;
+    if (o->resume) {
+        snprintf(path, sizeof path, "%s/config.ini", o->resume);
+        file = access(path, R_OK) == 0 ? path : NULL;
+    }
     moe_config_defaults(&c);
     if (file) {
         int64_t length = 0;
