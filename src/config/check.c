@@ -279,7 +279,7 @@ static int check_sizes(const moe_config *c, moe_status *st) {
 }
 
 static int check_data(const moe_config *c, moe_status *st) {
-    const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
+    const char *source = moe_table_enum_name(MOE_KEY(data, source), c->data.source);
     const bool recorded =
         c->data.source == MOE_SOURCE_LOGITS || c->data.source == MOE_SOURCE_ROUTING;
     if (c->data.source != MOE_SOURCE_SYNTHETIC && c->data.path[0] == '\0') {

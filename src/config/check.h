@@ -2,7 +2,8 @@
 #ifndef MOESIM_CONFIG_CHECK_H
 #define MOESIM_CONFIG_CHECK_H
 
-#include "config/config.h"
+#include "base/status.h"
+#include "config/sections.h"
 
 /* Local. Refuses values that stand for features which do not exist yet. */
 int moe_check_available(const moe_config *c, moe_status *st);

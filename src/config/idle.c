@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "config/config.h"
 #include "config/table.h"
 #include "config/value.h"
 

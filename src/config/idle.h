@@ -3,7 +3,7 @@
 #ifndef MOESIM_CONFIG_IDLE_H
 #define MOESIM_CONFIG_IDLE_H
 
-#include "config/config.h"
+#include "config/sections.h"
 
 typedef struct moe_idle {
     enum moe_key_id key;     /* has no effect */

@@ -2,6 +2,7 @@
 #include "config/refuse.h"
 
 #include <stdarg.h>
+#include <stdio.h>
 
 #include "config/hint.h"
 #include "config/table.h"

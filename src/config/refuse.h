@@ -2,7 +2,8 @@
 #ifndef MOESIM_CONFIG_REFUSE_H
 #define MOESIM_CONFIG_REFUSE_H
 
-#include "config/config.h"
+#include "base/status.h"
+#include "config/sections.h"
 
 /* Local. Fails with "place: section.key = value: sentence", where place says where the value came
  * from: "file:line", "--set", "preset NAME" or "default". */

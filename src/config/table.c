@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "config/config.h"
+#include "config/sections.h"
 
 const moe_key moe_keys[MOE_NUM_KEYS] = {
 #define MOE_KEY_ROW(section, key, type, smallest, largest, names, initial, sentence) \

@@ -4,7 +4,8 @@
 
 #include <stddef.h>
 
-#include "config/config.h"
+#include "base/status.h"
+#include "config/sections.h"
 #include "config/table.h"
 
 enum { MOE_VALUE_TEXT_MAX = MOE_PATH_MAX }; /* bytes of any value as text */

@@ -14,6 +14,7 @@
 #include "base/alloc.h"
 #include "base/exact.h"
 #include "base/rng.h"
+#include "config/config.h"
 #include "config/value.h"
 #include "data/data.h"
 #include "measure/imbalance.h"
