@@ -6,7 +6,7 @@
 #include <time.h>
 
 #include "bench.h"
-#include "config/table.h"
+#include "config/presets.h"
 #include "random_router.h"
 
 enum { TOKENS = 1024, REPEATS = 41 };

@@ -1,20 +1,23 @@
 /* config.c: the configuration from bytes and from the command line.
  *
- * inih splits lines into section, key and value; the reader in front of it hands it one clean line
- * at a time, because inih itself cuts lines at 200 and sections at 50 characters without a word and
- * takes an indented key for a continuation of the line above. Rules of a line: leading and trailing
- * blanks do not count; ';' and '#' start a comment at the start of a line and after a blank (so
- * that a path may contain them); CRLF and a UTF-8 byte order mark are fine; a NUL byte, an
- * over-long line and anything that is neither section, nor key, nor comment is refused. A value
- * that would not fit inih's line is kept aside and handed over by the reader. */
+ * The library inih splits lines into section, key and value. The reader in front of it hands it one
+ * clean line at a time, because inih itself cuts lines at 200 and sections at 50 characters without
+ * a word and takes an indented key for a continuation of the line above. These are the rules of a
+ * line: blanks at both ends do not count; ';' and '#' start a comment at the start of a line and
+ * after a blank (so that a path may contain them); CRLF and a UTF-8 byte order mark are fine; a NUL
+ * byte, a line that is too long, and anything that is neither a section, nor a key, nor a comment
+ * is refused. A value that would not fit into inih's line is kept aside by the reader. */
 #include "config/config.h"
 
 #include <ini.h>
 #include <string.h>
 
+#include "config/hint.h"
 #include "config/table.h"
+#include "config/value.h"
 
-enum { LONGEST_LINE = MOE_PATH_MAX + 2 * MOE_NAME_MAX };
+enum { LONGEST_LINE = MOE_PATH_MAX + 2 * MOE_NAME_MAX, KEY_TEXT_MAX = 2 * MOE_NAME_MAX };
+_Static_assert(LONGEST_LINE == 1152, "the sentence of next_line about a long line says so");
 
 typedef struct reader {
     moe_config *c;
@@ -22,25 +25,27 @@ typedef struct reader {
     const char *bytes;
     int64_t length, at;
     const char *file_name;
-    int32_t line; /* number of the line handed out last */
+    int32_t line; /* the number of the line that was handed out last */
     bool in_section;
     char text[LONGEST_LINE + 1]; /* that line, cleaned */
-    const char *aside;           /* its value when it does not fit inih's buffer */
+    const char *aside;           /* its value when that does not fit inih's buffer, else NULL */
 } reader;
 
 void moe_config_defaults(moe_config *c) {
     moe_status st = {0};
     memset(c, 0, sizeof *c);
-    for (int k = 0; k < moe_num_keys; k++) {
-        moe_key_set(c, k, moe_keys[k].default_text, "default", &st);
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
+        moe_value_set(c, k, moe_keys[k].default_text, "default", &st);
     }
     MOE_ASSERT(st.code == MOE_OK);
     c->segmented.parts = 1;
     snprintf(c->name, sizeof c->name, "moesim");
 }
 
+/* --- lines of the file --- */
+
 static int fail_line(const reader *r, const char *sentence) {
-    char place[MOE_PLACE_TEXT_MAX], quoted[68];
+    char place[MOE_PLACE_TEXT_MAX], quoted[MOE_QUOTE_MAX];
     moe_hint_place(r->file_name, r->line, place);
     moe_hint_quote(r->text, quoted);
     return moe_fail(r->st, MOE_USER, "%s: %s%s%s", place, quoted, quoted[0] != '\0' ? ": " : "",
@@ -51,15 +56,10 @@ static bool is_blank(char c) {
     return c == ' ' || c == '\t' || c == '\r' || c == '\v' || c == '\f';
 }
 
-/* Shortens [*begin, return value) by blanks at both ends and by a comment. */
-static const char *clean_line(const char **begin, const char *end) {
+/* Takes blanks at both ends off the text from *begin to end. Moves *begin, returns the new end. */
+static const char *trim(const char **begin, const char *end) {
     while (*begin < end && is_blank(**begin)) {
         (*begin)++;
-    }
-    for (const char *at = *begin; at < end; at++) {
-        if ((*at == ';' || *at == '#') && (at == *begin || is_blank(at[-1]))) {
-            end = at;
-        }
     }
     while (end > *begin && is_blank(end[-1])) {
         end--;
@@ -67,7 +67,18 @@ static const char *clean_line(const char **begin, const char *end) {
     return end;
 }
 
-/* A section's line: complete, nothing behind it, and known. */
+/* The same for blanks and a comment. */
+static const char *clean_line(const char **begin, const char *end) {
+    end = trim(begin, end);
+    for (const char *at = *begin; at < end; at++) {
+        if ((*at == ';' || *at == '#') && (at == *begin || is_blank(at[-1]))) {
+            end = at;
+        }
+    }
+    return trim(begin, end);
+}
+
+/* Refuses a section's line that is not complete, has something behind it, or is not known. */
 static int check_section(reader *r) {
     char place[MOE_PLACE_TEXT_MAX], name[LONGEST_LINE + 1];
     const size_t length = strcspn(r->text + 1, "]");
@@ -81,11 +92,25 @@ static int check_section(reader *r) {
     name[length] = '\0';
     r->in_section = true;
     moe_hint_place(r->file_name, r->line, place);
-    return moe_key_section_known(name) ? MOE_OK : moe_key_unknown_section(name, place, r->st);
+    return moe_table_has_section(name) ? MOE_OK : moe_hint_unknown_section(name, place, r->st);
 }
 
-/* The next line of the bytes into r->text, cleaned (empty for a comment). False at the end and on
- * failure. */
+/* Refuses a cleaned line that is neither empty, nor a known section, nor a key in a section. */
+static int check_line(reader *r) {
+    if (r->text[0] == '\0') {
+        return MOE_OK;
+    }
+    if (r->text[0] == '[') {
+        return check_section(r);
+    }
+    if (strpbrk(r->text, "=:") == NULL) {
+        return fail_line(r, "this is neither a [section], nor key = value, nor a comment");
+    }
+    return r->in_section ? MOE_OK : fail_line(r, "a key has to stand in a [section]");
+}
+
+/* Puts the next line of the bytes into r->text, cleaned (empty for a comment). Returns false at the
+ * end and on failure. */
 static bool next_line(reader *r) {
     if (r->at == 0 && r->length >= 3 && memcmp(r->bytes, "\xEF\xBB\xBF", 3) == 0) {
         r->at = 3;
@@ -109,24 +134,10 @@ static bool next_line(reader *r) {
     }
     memcpy(r->text, begin, (size_t)(end - begin));
     r->text[end - begin] = '\0';
-    if (r->text[0] == '\0') {
-        return true;
-    }
-    if (r->text[0] == '[') {
-        return check_section(r) == MOE_OK;
-    }
-    if (strpbrk(r->text, "=:") == NULL) {
-        return fail_line(r, "this is neither a [section], nor key = value, nor a comment") ==
-               MOE_OK;
-    }
-    if (!r->in_section) {
-        return fail_line(r, "a key has to stand in a [section]") == MOE_OK;
-    }
-    return true;
+    return check_line(r) == MOE_OK;
 }
-_Static_assert(LONGEST_LINE == 1152, "the sentence above says so");
 
-/* inih's reader: like fgets. */
+/* What inih calls for a line; it works like fgets. */
 static char *read_line(char *out, int capacity, void *stream) {
     reader *r = stream;
     if (!next_line(r)) {
@@ -147,21 +158,23 @@ static char *read_line(char *out, int capacity, void *stream) {
     return out;
 }
 
-/* inih's handler: one key. */
+/* --- keys --- */
+
+/* What inih calls for a key; it returns 0 on failure. */
 static int take_key(void *user, const char *section, const char *name, const char *value) {
     reader *r = user;
     char place[MOE_PLACE_TEXT_MAX];
-    const int k = moe_key_find(section, name);
+    const enum moe_key_id k = moe_table_find(section, name);
     moe_hint_place(r->file_name, r->line, place);
-    if (k < 0) {
-        return moe_key_unknown(section, name, place, r->st) == MOE_OK;
+    if (k == MOE_KEY_NONE) {
+        return moe_hint_unknown_key(section, name, place, r->st) == MOE_OK;
     }
     if (r->c->place[k] > 0) {
-        moe_fail(r->st, MOE_USER, "%s: %s.%s is given twice, first in line %d", place, section,
-                 name, r->c->place[k]);
+        moe_fail(r->st, MOE_USER, "%s: %s is given twice, first in line %d", place,
+                 moe_keys[k].full, r->c->place[k]);
         return 0;
     }
-    if (moe_key_set(r->c, k, r->aside != NULL ? r->aside : value, place, r->st) != MOE_OK) {
+    if (moe_value_set(r->c, k, r->aside != NULL ? r->aside : value, place, r->st) != MOE_OK) {
         return 0;
     }
     r->c->place[k] = r->line;
@@ -169,7 +182,7 @@ static int take_key(void *user, const char *section, const char *name, const cha
     return 1;
 }
 
-/* The configuration's name: its file's, without folder and .ini. */
+/* The name of the configuration is that of its file, without folder and .ini. */
 static void set_name(moe_config *c, const char *file_name) {
     const char *slash = strrchr(file_name, '/');
     const char *base = slash != NULL ? slash + 1 : file_name;
@@ -197,53 +210,45 @@ int moe_config_parse(
     return st->code;
 }
 
+/* A key of --set that does not exist; its name reaches from begin to end. */
+static int unknown_key(const char *begin, const char *end, moe_status *st) {
+    char name[KEY_TEXT_MAX];
+    snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
+    char *dot = strchr(name, '.');
+    if (dot == NULL) {
+        return moe_hint_unknown_key("", name, "--set", st);
+    }
+    *dot = '\0';
+    return moe_table_has_section(name) ? moe_hint_unknown_key(name, dot + 1, "--set", st)
+                                       : moe_hint_unknown_section(name, "--set", st);
+}
+
 int moe_config_set(moe_config *c, const char *assignment, moe_status *st) {
-    char quoted[68], name[MOE_KEY_TEXT_MAX];
+    char quoted[MOE_QUOTE_MAX], value[LONGEST_LINE + 1];
     const char *equals = strchr(assignment, '=');
-    moe_hint_quote(assignment, quoted);
     if (equals == NULL) {
+        moe_hint_quote(assignment, quoted);
         return moe_fail(st, MOE_USER, "--set: %s: an assignment is written as section.key=value",
                         quoted);
     }
     const char *begin = assignment, *end = clean_line(&begin, equals);
-    const int k = moe_key_find_full(begin, (size_t)(end - begin));
-    if (k < 0) {
-        snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
-        char *dot = strchr(name, '.');
-        if (dot == NULL) {
-            return moe_key_unknown("", name, "--set", st);
-        }
-        *dot = '\0';
-        return moe_key_section_known(name) ? moe_key_unknown(name, dot + 1, "--set", st)
-                                           : moe_key_unknown_section(name, "--set", st);
+    const enum moe_key_id k = moe_table_find_full(begin, (size_t)(end - begin));
+    if (k == MOE_KEY_NONE) {
+        return unknown_key(begin, end, st);
     }
-    char value[LONGEST_LINE + 1];
     begin = equals + 1;
-    end = begin + strlen(begin);
-    while (begin < end && is_blank(*begin)) {
-        begin++;
-    }
-    while (end > begin && is_blank(end[-1])) {
-        end--;
-    }
+    end = trim(&begin, begin + strlen(begin));
     snprintf(value, sizeof value, "%.*s",
              (int)(end - begin < LONGEST_LINE ? end - begin : LONGEST_LINE), begin);
-    if (moe_key_set(c, k, value, "--set", st) != MOE_OK) {
-        return st->code;
-    }
-    c->place[k] = MOE_PLACE_SET;
-    c->given[k] = 1;
-    return MOE_OK;
+    return moe_value_override(c, k, value, st);
 }
 
-bool moe_config_given(const moe_config *c, const char *key) {
-    const int k = moe_key_find_full(key, strlen(key));
-    MOE_ASSERT(k >= 0);
-    return c->given[k] != 0;
+bool moe_config_given(const moe_config *c, enum moe_key_id key) {
+    return c->given[key] != 0;
 }
 
-const char *moe_config_enum_name(const char *key, int value) {
-    const int k = moe_key_find_full(key, strlen(key));
-    MOE_ASSERT(k >= 0 && moe_keys[k].type == MOE_KEY_ENUM && moe_key_enum_name(k, value) != NULL);
-    return moe_key_enum_name(k, value);
+const char *moe_config_enum_name(enum moe_key_id key, int value) {
+    const char *name = moe_table_enum_name(key, value);
+    MOE_ASSERT(name != NULL);
+    return name;
 }

@@ -1,5 +1,6 @@
-/* config_hint.c: what the user may have meant: nearest words, and sentences about unknown sections
- * and keys. */
+/* hint.c: places, quotes and nearest words for messages. */
+#include "config/hint.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -11,7 +12,7 @@ static int min2(int a, int b) {
     return a < b ? a : b;
 }
 
-/* Optimal string alignment: three rows of the usual table. */
+/* The usual table of distances between beginnings of both words, of which three rows are kept. */
 int moe_hint_distance(const char *a, const char *b) {
     const int n = (int)strnlen(a, LONGEST_WORD + 1), m = (int)strnlen(b, LONGEST_WORD + 1);
     int row[3][LONGEST_WORD + 1];
@@ -41,14 +42,14 @@ bool moe_hint_near(const char *word, int distance) {
     return distance <= (third > 1 ? third : 1) && word[0] != '\0';
 }
 
-void moe_hint_quote(const char *text, char out[68]) {
+void moe_hint_quote(const char *text, char out[MOE_QUOTE_MAX]) {
     size_t length = strnlen(text, 61);
     const bool cut = length > 60;
     if (cut) {
         length = 57;
     }
     while (cut && length > 0 && ((unsigned char)text[length] & 0xc0) == 0x80) {
-        length--; /* not inside a UTF-8 character */
+        length--; /* a UTF-8 character is not cut in two */
     }
     memcpy(out, text, length);
     for (size_t i = 0; i < length; i++) {
@@ -56,7 +57,7 @@ void moe_hint_quote(const char *text, char out[68]) {
             out[i] = '?';
         }
     }
-    snprintf(out + length, 68 - length, "%s", cut ? "..." : "");
+    snprintf(out + length, MOE_QUOTE_MAX - length, "%s", cut ? "..." : "");
 }
 
 void moe_hint_place(const char *file_name, int line, char place[MOE_PLACE_TEXT_MAX]) {
@@ -68,25 +69,26 @@ void moe_hint_place(const char *file_name, int line, char place[MOE_PLACE_TEXT_M
     }
 }
 
-int moe_key_unknown_section(const char *section, const char *place, moe_status *st) {
-    int best = -1, best_distance = FAR;
-    char quoted[68];
+int moe_hint_unknown_section(const char *section, const char *place, moe_status *st) {
+    enum moe_key_id best = MOE_KEY_NONE;
+    int best_distance = FAR;
+    char quoted[MOE_QUOTE_MAX];
     moe_hint_quote(section, quoted);
-    for (int k = 0; k < moe_num_keys; k++) {
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
         const int distance = moe_hint_distance(section, moe_keys[k].section);
         if (moe_hint_near(section, distance) && distance < best_distance) {
             best = k;
             best_distance = distance;
         }
     }
-    if (best >= 0) {
+    if (best != MOE_KEY_NONE) {
         return moe_fail(st, MOE_USER, "%s: [%s]: there is no such section, did you mean [%s]?",
                         place, quoted, moe_keys[best].section);
     }
     char all[256] = "";
-    for (int k = 0; k < moe_num_keys; k++) {
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
         const size_t length = strlen(all);
-        if (k == 0 || strcmp(moe_keys[k].section, moe_keys[k - 1].section) != 0) {
+        if (moe_table_begins_section(k)) {
             snprintf(all + length, sizeof all - length, "%s%s", k > 0 ? ", " : "",
                      moe_keys[k].section);
         }
@@ -95,16 +97,15 @@ int moe_key_unknown_section(const char *section, const char *place, moe_status *
                     quoted, all);
 }
 
-/* The key nearest to `name`: in its own section if one is near, else in any section; -1 = none is
- * near. */
-static int nearest_key(const char *section, const char *name) {
-    int best = -1, best_rank = 2 * FAR;
-    for (int k = 0; k < moe_num_keys; k++) {
+/* The key nearest to `name`: one of that very name in any section, else one of its own section that
+ * is near, else one of any section that is near; MOE_KEY_NONE when none is. */
+static enum moe_key_id nearest_key(const char *section, const char *name) {
+    enum moe_key_id best = MOE_KEY_NONE;
+    int best_rank = 2 * FAR;
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
         const int distance = moe_hint_distance(name, moe_keys[k].name);
         const bool elsewhere = strcmp(section, moe_keys[k].section) != 0;
-        const int rank = distance == 0 ? 0
-                         : elsewhere   ? FAR / 2 + distance
-                                       : distance; /* the same word elsewhere comes first */
+        const int rank = distance == 0 ? 0 : elsewhere ? FAR / 2 + distance : distance;
         if (moe_hint_near(name, distance) && rank < best_rank) {
             best = k;
             best_rank = rank;
@@ -113,17 +114,17 @@ static int nearest_key(const char *section, const char *name) {
     return best;
 }
 
-int moe_key_unknown(const char *section, const char *name, const char *place, moe_status *st) {
-    char quoted[68], quoted_section[68];
-    const int best = nearest_key(section, name);
+int moe_hint_unknown_key(const char *section, const char *name, const char *place, moe_status *st) {
+    char quoted[MOE_QUOTE_MAX], quoted_section[MOE_QUOTE_MAX];
+    const enum moe_key_id best = nearest_key(section, name);
     moe_hint_quote(name, quoted);
     moe_hint_quote(section, quoted_section);
     const char *dot = section[0] != '\0' ? "." : "";
-    if (best < 0) {
+    if (best == MOE_KEY_NONE) {
         return moe_fail(st, MOE_USER,
                         "%s: %s%s%s: there is no such key; moesim --keys lists all keys", place,
                         quoted_section, dot, quoted);
     }
-    return moe_fail(st, MOE_USER, "%s: %s%s%s: there is no such key, did you mean %s.%s?", place,
-                    quoted_section, dot, quoted, moe_keys[best].section, moe_keys[best].name);
+    return moe_fail(st, MOE_USER, "%s: %s%s%s: there is no such key, did you mean %s?", place,
+                    quoted_section, dot, quoted, moe_keys[best].full);
 }

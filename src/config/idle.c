@@ -1,8 +1,11 @@
-/* config_idle.c: keys that were changed and have no effect beside the other keys, so that nobody
- * takes them for what made the figures. */
+/* idle.c: the rules that say which keys have no effect beside which others. */
+#include "config/idle.h"
+
 #include <string.h>
 
+#include "config/config.h"
 #include "config/table.h"
+#include "config/value.h"
 
 static bool drops_nothing(const moe_config *c) {
     return c->capacity.policy == MOE_CAPACITY_NONE;
@@ -30,74 +33,89 @@ static bool always(const moe_config *c) {
     return true;
 }
 
-/* keys: names separated by blanks, "section." for all of a section but `because`. because: the key
- * whose value makes them idle; NULL: nothing uses them yet. */
+#define KEYS(...)                 \
+    (const enum moe_key_id[]) {   \
+        __VA_ARGS__, MOE_KEY_NONE \
+    }
+
+/* A rule: when `idle` is true, the keys have no effect. */
 static const struct {
-    const char *keys, *because;
+    const enum moe_key_id *keys; /* end with MOE_KEY_NONE */
+    bool whole_section;          /* all keys of the section of the first one are meant */
+    enum moe_key_id because; /* its value makes them idle; MOE_KEY_NONE: nothing uses them yet */
     bool (*idle)(const moe_config *);
 } rules[] = {
-    {"capacity.", "capacity.policy", drops_nothing},
-    {"train.", "run.mode", trains_not},
-    {"router.noise router.noise_form router.jitter router.jitter_experts router.expert_dropout "
-     "router.bias_update_rate router.bias_update "
-     "router.bias_centered balance.begin_step balance.ramp_steps",
-     "run.mode", trains_not},
-    {"output.tensors", "run.mode", trains},
-    {"router.top_p", "router.method", is_not_top_p},
-    {"data.path", "data.source", is_synthetic},
-    {"data.skew data.num_topics", "data.source", is_not_synthetic},
-    {"data.tokens_per_device", "data.source", is_recorded},
-    {"cluster.intra_gbps cluster.inter_gbps cluster.intra_latency_us cluster.inter_latency_us "
-     "cluster.device_tflops cluster.efficiency",
-     NULL, always},
+    {KEYS(MOE_KEY(capacity, policy)), true, MOE_KEY(capacity, policy), drops_nothing},
+    {KEYS(MOE_KEY(train, optimizer)), true, MOE_KEY(run, mode), trains_not},
+    {KEYS(MOE_KEY(router, noise),
+          MOE_KEY(router, noise_form),
+          MOE_KEY(router, jitter),
+          MOE_KEY(router, jitter_experts),
+          MOE_KEY(router, expert_dropout),
+          MOE_KEY(router, bias_update_rate),
+          MOE_KEY(router, bias_update),
+          MOE_KEY(router, bias_centered),
+          MOE_KEY(balance, begin_step),
+          MOE_KEY(balance, ramp_steps)),
+     false, MOE_KEY(run, mode), trains_not},
+    {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
+    {KEYS(MOE_KEY(router, top_p)), false, MOE_KEY(router, method), is_not_top_p},
+    {KEYS(MOE_KEY(data, path)), false, MOE_KEY(data, source), is_synthetic},
+    {KEYS(MOE_KEY(data, skew), MOE_KEY(data, num_topics)), false, MOE_KEY(data, source),
+     is_not_synthetic},
+    {KEYS(MOE_KEY(data, tokens_per_device)), false, MOE_KEY(data, source), is_recorded},
+    {KEYS(MOE_KEY(cluster, intra_gbps),
+          MOE_KEY(cluster, inter_gbps),
+          MOE_KEY(cluster, intra_latency_us),
+          MOE_KEY(cluster, inter_latency_us),
+          MOE_KEY(cluster, device_tflops),
+          MOE_KEY(cluster, efficiency)),
+     false, MOE_KEY_NONE, always},
 };
+enum { NUM_RULES = sizeof rules / sizeof rules[0] };
 
-static bool names(const char *keys, int k) {
-    char full[MOE_KEY_TEXT_MAX + 1];
-    int length = snprintf(full, sizeof full, "%s.%s", moe_keys[k].section, moe_keys[k].name);
-    size_t section = strlen(moe_keys[k].section) + 1;
-    if (strncmp(keys, full, section) == 0 && keys[section] == '\0') {
-        return true;
+static bool is_meant_by(int rule, enum moe_key_id key) {
+    const enum moe_key_id *keys = rules[rule].keys;
+    if (rules[rule].whole_section) {
+        return moe_table_same_section(keys[0], key);
     }
-    for (const char *at = strstr(keys, full); at; at = strstr(at + 1, full)) {
-        if ((at == keys || at[-1] == ' ') && (at[length] == ' ' || at[length] == '\0')) {
-            return true;
-        }
+    while (*keys != MOE_KEY_NONE && *keys != key) {
+        keys++;
     }
-    return false;
+    return *keys == key;
 }
 
-/* Set by hand to something else than the default; and not only left over in a file whose other key
- * --set has changed. */
-static bool was_meant(const moe_config *c, const moe_config *defaults, int k, int because) {
+/* Whether the key was set by hand to something else than the default, and is not only left over in
+ * a file whose other key --set has changed. */
+static bool was_meant(const moe_config *c,
+                      const moe_config *defaults,
+                      enum moe_key_id key,
+                      enum moe_key_id because) {
     char value[MOE_VALUE_TEXT_MAX], other[MOE_VALUE_TEXT_MAX];
-    if (c->place[k] == MOE_PLACE_DEFAULT || c->place[k] == MOE_PLACE_PRESET || k == because) {
+    if (c->place[key] == MOE_PLACE_DEFAULT || c->place[key] == MOE_PLACE_PRESET || key == because) {
         return false;
     }
-    if (because >= 0 && c->place[because] == MOE_PLACE_SET && c->place[k] != MOE_PLACE_SET) {
+    if (because != MOE_KEY_NONE && c->place[because] == MOE_PLACE_SET &&
+        c->place[key] != MOE_PLACE_SET) {
         return false;
     }
-    moe_key_format(c, k, value);
-    moe_key_format(defaults, k, other);
+    moe_value_format(c, key, value);
+    moe_value_format(defaults, key, other);
     return strcmp(value, other) != 0;
 }
 
-int moe_config_idle(const moe_config *c, int *key, int *because, int room) {
+int moe_idle_find(const moe_config *c, moe_idle *idle, int room) {
     moe_config defaults;
     int count = 0;
     moe_config_defaults(&defaults);
-    for (size_t r = 0; r < sizeof rules / sizeof rules[0]; r++) {
+    for (int r = 0; r < NUM_RULES; r++) {
         if (!rules[r].idle(c)) {
             continue;
         }
-        int cause =
-            rules[r].because ? moe_key_find_full(rules[r].because, strlen(rules[r].because)) : -1;
-        for (int k = 0; k < moe_num_keys && count < room; k++) {
-            if (!names(rules[r].keys, k) || !was_meant(c, &defaults, k, cause)) {
-                continue;
+        for (enum moe_key_id k = 0; k < MOE_NUM_KEYS && count < room; k++) {
+            if (is_meant_by(r, k) && was_meant(c, &defaults, k, rules[r].because)) {
+                idle[count++] = (moe_idle){k, rules[r].because};
             }
-            key[count] = k;
-            because[count++] = cause;
         }
     }
     return count;

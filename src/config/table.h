@@ -1,87 +1,67 @@
-/* config_table.h: the one table of configuration keys, and presets as lists of its keys. Layer 0
- * (base). Parsing, ranges, --keys, the resolved echo and the messages all read this table; adding a
- * key is adding a row. */
+/* table.h: the table of configuration keys, made from the list in keys.def. Parsing, ranges,
+ * --keys, the resolved configuration and the messages all read it. */
 #ifndef MOESIM_CONFIG_TABLE_H
 #define MOESIM_CONFIG_TABLE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
-#include "config/config.h"
+#include "config/keys.h"
 
 enum moe_key_type {
-    MOE_KEY_INT32,
-    MOE_KEY_INT64,
-    MOE_KEY_DOUBLE,
-    MOE_KEY_BOOL,
-    MOE_KEY_ENUM,
-    MOE_KEY_PATH,
-    MOE_KEY_PRESET
+    MOE_TYPE_INT32,
+    MOE_TYPE_INT64,
+    MOE_TYPE_DOUBLE,
+    MOE_TYPE_BOOL,
+    MOE_TYPE_ENUM,
+    MOE_TYPE_PATH,
+    MOE_TYPE_PRESET
 };
 
 typedef struct moe_key {
     const char *section, *name;
+    const char *full; /* "section.name" */
     enum moe_key_type type;
-    size_t offset;            /* in moe_config */
-    double min, max;          /* numbers; both ends are allowed */
-    const char *const *names; /* enum: names in the order of their values, then NULL */
-    const char *default_text; /* parsed like a value of the file */
+    size_t offset;            /* of the field in moe_config */
+    double min, max;          /* of a number; both ends are allowed */
+    const char *const *names; /* of an enum's values, in their order, then NULL */
+    const char *default_text; /* as it would stand in a file */
     const char *sentence;     /* for --keys */
 } moe_key;
 
-extern const moe_key moe_keys[];
-extern const int moe_num_keys;
+extern const moe_key moe_keys[MOE_NUM_KEYS];
 
-enum { MOE_KEY_TEXT_MAX = 2 * MOE_NAME_MAX }; /* "section.key" */
-enum { MOE_VALUE_TEXT_MAX = MOE_PATH_MAX };
+/* A key and a value for it, as text: how our own code writes settings down. A list of them ends
+ * with MOE_KEY_NONE.
+ *
+ *     MOE_SETTINGS(MOE_SET(router, top_k, 6), MOE_SET(balance, scope, device)) */
+typedef struct moe_setting {
+    enum moe_key_id key;
+    const char *value;
+} moe_setting;
 
-/* Local. Index of a key by its two names, or of "section.key" of the given length; -1 = unknown. */
-int moe_key_find(const char *section, const char *name);
-int moe_key_find_full(const char *full, size_t length);
+#define MOE_SET(section, key, value) \
+    { MOE_KEY(section, key), #value }
+#define MOE_SETTINGS(...)      \
+    (const moe_setting[]) {    \
+        __VA_ARGS__, {         \
+            MOE_KEY_NONE, NULL \
+        }                      \
+    }
+
+/* Local. The key with these two names, or with the name "section.key" of the given length;
+ * MOE_KEY_NONE when there is none. */
+enum moe_key_id moe_table_find(const char *section, const char *name);
+enum moe_key_id moe_table_find_full(const char *full, size_t length);
+
 /* Local. True when some key has this section. */
-bool moe_key_section_known(const char *section);
+bool moe_table_has_section(const char *section);
+/* Local. True when both keys are of the same section. */
+bool moe_table_same_section(enum moe_key_id a, enum moe_key_id b);
+/* Local. True when the key is the first one of its section. */
+bool moe_table_begins_section(enum moe_key_id key);
 
-/* Local. Sets key k from text; MOE_USER with "place: section.key = text: what is allowed" when it
- * is not allowed. Leaves place and given alone. */
-int moe_key_set(moe_config *c, int k, const char *text, const char *place, moe_status *st);
-/* Local. The value of key k as text that moe_key_set reads back to the same value. */
-void moe_key_format(const moe_config *c, int k, char text[MOE_VALUE_TEXT_MAX]);
-/* Local. What key k allows: "a whole number from 1 to 8", "one of a, b, c", ... */
-void moe_key_allowed(int k, char *text, size_t capacity);
-/* Local. Keys that were changed from their default by hand and have no effect beside the other keys
- * of a resolved configuration: at most `room` of them in key; because: the key whose value makes
- * each idle, -1 = nothing uses it yet. Returns how many. */
-int moe_config_idle(const moe_config *c, int *key, int *because, int room);
-/* Local. Name of a value of enum key k; NULL when there is none. */
-const char *moe_key_enum_name(int k, int value);
-
-/* Local. Fails with a sentence about an unknown section or key that names the nearest known one. */
-int moe_key_unknown_section(const char *section, const char *place, moe_status *st);
-int moe_key_unknown(const char *section, const char *name, const char *place, moe_status *st);
-
-enum { MOE_PLACE_TEXT_MAX = 320 };
-/* Local. "file:line" for messages; of a very long file name only the end. */
-void moe_hint_place(const char *file_name, int line, char place[MOE_PLACE_TEXT_MAX]);
-/* Local. Edits (insert, delete, change, swap of neighbours) between two words; words longer than 63
- * characters are far from everything. */
-int moe_hint_distance(const char *a, const char *b);
-/* Local. Is `candidate`, at this distance from `word`, near enough to be suggested? At most a third
- * of the word's length (1 at least). */
-bool moe_hint_near(const char *word, int distance);
-/* Local. Copies text for a message: at most 60 characters, control characters as '?'. */
-void moe_hint_quote(const char *text, char out[68]);
-
-typedef struct moe_preset {
-    const char *name;
-    const char *settings;    /* "section.key=value" separated by blanks; NULL: not available yet */
-    const char *description; /* lines for the echo: where the figures come from, what is left out */
-} moe_preset;
-
-extern const moe_preset moe_presets[];
-extern const int moe_num_presets;
-
-/* Local. The preset of that name, or NULL. */
-const moe_preset *moe_preset_find(const char *name);
-/* Local. What the preset says about key k, copied into value; false when it says nothing. */
-bool moe_preset_value(const moe_preset *preset, int k, char value[MOE_VALUE_TEXT_MAX]);
+/* Local. The name of a value of an enum key; NULL when the key has no such value. */
+const char *moe_table_enum_name(enum moe_key_id key, int value);
 
 #endif

@@ -91,7 +91,7 @@ void moe_explain_show_losses(const moe_screen *s,
     moe_screen_wrapped(s, 2, "",
                        "its share of the losses (scope %s): the shares of all %s counted tokens "
                        "add up to the batch's value",
-                       moe_config_enum_name("balance.scope", c->balance.scope),
+                       moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope),
                        moe_format_glued(moe_format_count(l->counted_tokens)).s);
     moe_screen_row(s, &share_table, "  %-15s %11s %11s %10s %6s %8s %11s\n", "", "batch", "share",
                    "share x T", "ratio", "alpha", "alpha share");

@@ -2,12 +2,11 @@
  * saved and wasted. */
 #include <math.h>
 
-#include "config/table.h"
+#include "config/config.h"
 #include "output/summary_internal.h"
 
-static void put_name(json_t *o, const char *key, const char *name, int value) {
-    const char *text = moe_key_enum_name(moe_key_find("capacity", name), value);
-    moe_json_put(o, key, json_string(text ? text : ""));
+static void put_name(json_t *o, const char *name, enum moe_key_id key, int value) {
+    moe_json_put(o, name, json_string(moe_config_enum_name(key, value)));
 }
 
 static json_t *integers(const int64_t *x, int64_t n) {
@@ -21,12 +20,12 @@ static json_t *integers(const int64_t *x, int64_t n) {
 }
 
 static void put_rule(json_t *o, const moe_config *c) {
-    put_name(o, "policy", "policy", c->capacity.policy);
-    put_name(o, "scope", "capacity_scope", c->capacity.capacity_scope);
-    put_name(o, "drop", "drop",
+    put_name(o, "policy", MOE_KEY(capacity, policy), c->capacity.policy);
+    put_name(o, "scope", MOE_KEY(capacity, capacity_scope), c->capacity.capacity_scope);
+    put_name(o, "drop", MOE_KEY(capacity, drop),
              c->capacity.policy == MOE_CAPACITY_SEQUENCE ? MOE_DROP_POSITION : c->capacity.drop);
-    put_name(o, "overflow", "overflow", c->capacity.overflow);
-    put_name(o, "rounding", "rounding", c->capacity.rounding);
+    put_name(o, "overflow", MOE_KEY(capacity, overflow), c->capacity.overflow);
+    put_name(o, "rounding", MOE_KEY(capacity, rounding), c->capacity.rounding);
 }
 
 json_t *moe_summary_capacity(const moe_config *c,

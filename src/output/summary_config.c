@@ -4,19 +4,19 @@
 #include <string.h>
 
 #include "base/status.h"
-#include "config/table.h"
+#include "config/value.h"
 #include "output/summary.h"
 
 /* A key's value with its own type. */
 static json_t *typed(enum moe_key_type type, const char *value) {
     json_t *typed_value = NULL;
-    if (type == MOE_KEY_INT32 || type == MOE_KEY_INT64) {
+    if (type == MOE_TYPE_INT32 || type == MOE_TYPE_INT64) {
         typed_value = json_integer(strtoll(value, NULL, 10));
     }
-    if (type == MOE_KEY_DOUBLE) {
+    if (type == MOE_TYPE_DOUBLE) {
         typed_value = json_real(strtod(value, NULL));
     }
-    if (type == MOE_KEY_BOOL) {
+    if (type == MOE_TYPE_BOOL) {
         typed_value = json_boolean(!strcmp(value, "yes"));
     }
     if (!typed_value) {
@@ -28,13 +28,13 @@ static json_t *typed(enum moe_key_type type, const char *value) {
 json_t *moe_summary_config(const moe_config *c) {
     char value[MOE_VALUE_TEXT_MAX];
     json_t *all = json_object(), *section = NULL;
-    json_object_set_new(all, "name", typed(MOE_KEY_PATH, c->name));
-    for (int k = 0; k < moe_num_keys; k++) {
-        if (k == 0 || strcmp(moe_keys[k].section, moe_keys[k - 1].section) != 0) {
+    json_object_set_new(all, "name", typed(MOE_TYPE_PATH, c->name));
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
+        if (moe_table_begins_section(k)) {
             section = json_object();
             json_object_set_new(all, moe_keys[k].section, section);
         }
-        moe_key_format(c, k, value);
+        moe_value_format(c, k, value);
         json_object_set_new(section, moe_keys[k].name, typed(moe_keys[k].type, value));
     }
     return all;

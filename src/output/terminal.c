@@ -5,7 +5,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "config/table.h"
+#include "config/idle.h"
+#include "config/value.h"
 #include "output/terminal_internal.h"
 
 enum { LABEL = 11, MOST_PLACES = 8 };
@@ -21,7 +22,7 @@ static void print_model(const moe_screen *s, const moe_config *c) {
         s, LABEL, "model", "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s",
         c->model.num_layers, c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared,
         c->model.hidden_size, c->model.moe_intermediate_size,
-        moe_config_enum_name("model.expert_type", c->model.expert_type));
+        moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type));
 }
 
 /* What chance does to the gate in training. */
@@ -46,7 +47,7 @@ static void print_noise(const moe_config *c, char *text, size_t room) {
 /* How experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)", "expert
  * choice: ...". */
 static void print_method(const moe_config *c, char *text, size_t room) {
-    const char *score = moe_config_enum_name("router.score_func", c->router.score_func);
+    const char *score = moe_config_enum_name(MOE_KEY(router, score_func), c->router.score_func);
     int k = c->router.top_k, n = c->model.num_experts;
     switch (moe_config_recorded(c) ? MOE_METHOD_TOPK : c->router.method) {
     case MOE_METHOD_TOPK:
@@ -62,7 +63,7 @@ static void print_method(const moe_config *c, char *text, size_t room) {
         break;
     default:
         snprintf(text, room, "method %s, %s, %d of %d",
-                 moe_config_enum_name("router.method", c->router.method), score, k, n);
+                 moe_config_enum_name(MOE_KEY(router, method), c->router.method), score, k, n);
     }
 }
 
@@ -73,7 +74,7 @@ static void print_router(const moe_screen *s, const moe_config *c) {
         snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group,
                  c->router.num_groups,
                  c->router.num_groups == c->cluster.devices ? "devices" : "groups",
-                 moe_config_enum_name("router.group_limit", c->router.group_limit));
+                 moe_config_enum_name(MOE_KEY(router, group_limit), c->router.group_limit));
     }
     print_noise(c, noise, sizeof noise);
     if (c->router.preset[0]) {
@@ -88,7 +89,8 @@ static void print_form(const moe_config *c, char *text, size_t room) {
     if (c->balance.aux_form == MOE_AUX_DEEPSEEK || c->balance.alpha_expert == 0) {
         return;
     }
-    snprintf(text, room, " (%s%s)", moe_config_enum_name("balance.aux_form", c->balance.aux_form),
+    snprintf(text, room, " (%s%s)",
+             moe_config_enum_name(MOE_KEY(balance, aux_form), c->balance.aux_form),
              c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1
                  ? ", of all layers together"
                  : "");
@@ -100,22 +102,22 @@ static void print_balance(const moe_screen *s, const moe_config *c) {
     moe_screen_wrapped(
         s, LABEL, "balance", "alpha: expert %g%s, device %g, communication %g, z %g; scope %s",
         c->balance.alpha_expert, form, c->balance.alpha_device, c->balance.alpha_comm,
-        c->balance.z_loss, moe_config_enum_name("balance.scope", c->balance.scope));
+        c->balance.z_loss, moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope));
 }
 
 static void print_exchange(const moe_screen *s, const moe_config *c) {
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
     moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s",
-                       moe_config_enum_name("exchange.mode", c->exchange.mode),
+                       moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
                        token ? ": one row per token and device"
                        : c->exchange.mode == MOE_EXCHANGE_SELECTION
                            ? ": one row per token and expert"
                            : "",
-                       moe_config_enum_name("exchange.payload", c->exchange.payload));
+                       moe_config_enum_name(MOE_KEY(exchange, payload), c->exchange.payload));
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {
-    const char *source = moe_config_enum_name("data.source", c->data.source);
+    const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made) {
         moe_screen_wrapped(s, LABEL, "data", "%s from %s%s%s", source, c->data.path,
@@ -271,24 +273,25 @@ static void warn(const moe_screen *s, const char *text) {
  * each cause. */
 static void warn_idle(const moe_screen *s, const moe_config *c) {
     enum { MOST = 16 };
-    int key[MOST], because[MOST], count = moe_config_idle(c, key, because, MOST);
+    moe_idle idle[MOST];
+    int count = moe_idle_find(c, idle, MOST);
     char value[MOE_VALUE_TEXT_MAX];
     for (int begin = 0, end; begin < count; begin = end) {
         char text[MOE_VALUE_TEXT_MAX + 128 * MOST] = "";
         size_t length = 0;
-        for (end = begin; end < count && because[end] == because[begin]; end++) {
-            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s.%s",
-                                       end > begin ? ", " : "", moe_keys[key[end]].section,
-                                       moe_keys[key[end]].name);
+        for (end = begin; end < count && idle[end].because == idle[begin].because; end++) {
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s",
+                                       end > begin ? ", " : "", moe_keys[idle[end].key].full);
         }
         length += (size_t)snprintf(text + length, sizeof text - length, " ha%s no effect",
                                    end - begin == 1 ? "s" : "ve");
-        if (because[begin] < 0) {
+        enum moe_key_id because = idle[begin].because;
+        if (because == MOE_KEY_NONE) {
             snprintf(text + length, sizeof text - length, " yet: no times are predicted");
         } else {
-            moe_key_format(c, because[begin], value);
-            snprintf(text + length, sizeof text - length, ": %s.%s = %s",
-                     moe_keys[because[begin]].section, moe_keys[because[begin]].name, value);
+            moe_value_format(c, because, value);
+            snprintf(text + length, sizeof text - length, ": %s = %s", moe_keys[because].full,
+                     value);
         }
         warn(s, text);
     }

@@ -1,6 +1,6 @@
 /* report_capacity.c: what the capacity dropped, and what that saved or wasted. */
 #include "base/alloc.h"
-#include "config/table.h"
+#include "config/config.h"
 #include "output/chart.h"
 #include "output/terminal_internal.h"
 
@@ -150,7 +150,7 @@ void moe_terminal_capacity(const moe_screen *s, const moe_config *c, const moe_s
     }
     sums a = sum_layers(r);
     moe_screen_heading(s, "Capacity (policy %s)%s",
-                       moe_key_enum_name(moe_key_find("capacity", "policy"), c->capacity.policy),
+                       moe_config_enum_name(MOE_KEY(capacity, policy), c->capacity.policy),
                        moe_terminal_layers(r, "sum").s);
     print_dropped(s, c, r, &a);
     print_where(s, r);

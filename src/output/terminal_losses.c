@@ -147,7 +147,7 @@ static void print_layers(const moe_screen *s, const moe_step_metrics *r) {
 
 void moe_terminal_losses(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
     moe_screen_heading(s, "Balance losses of step %lld, scope %s%s", (long long)r->step,
-                       moe_config_enum_name("balance.scope", c->balance.scope),
+                       moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope),
                        moe_terminal_layers(r, "mean").s);
     print_table(s, c, r);
     print_meaning(s, c, r);

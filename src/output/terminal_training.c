@@ -47,10 +47,10 @@ static void print_optimizer(const moe_screen *s, const moe_config *c) {
         s, LABEL, "training",
         "%s steps of %s, learning rate %g, warm-up %s steps, then %s, weight decay %g%s%s",
         moe_format_count(c->run.steps).s,
-        moe_config_enum_name("train.optimizer", c->train.optimizer), c->train.learning_rate,
+        moe_config_enum_name(MOE_KEY(train, optimizer), c->train.optimizer), c->train.learning_rate,
         moe_format_count(c->train.warmup_steps).s,
-        moe_config_enum_name("train.schedule", c->train.schedule), c->train.weight_decay, clip,
-        accumulate);
+        moe_config_enum_name(MOE_KEY(train, schedule), c->train.schedule), c->train.weight_decay,
+        clip, accumulate);
 }
 
 static void print_memory(const moe_screen *s, const moe_config *c, const moe_memory *m) {

@@ -1,46 +1,49 @@
-/* dialects.c: moesim --dialects: one configuration per dialect, each through moe_layer_forward and
- * moe_tally_layer like a run, on one batch.
+/* dialects.c: moesim --dialects: one configuration for each dialect, each sent through
+ * moe_layer_forward and moe_tally_layer as in a run, on one batch.
  *
- * A dialect is the user's configuration with the keys of router.*, balance.* and capacity.* as the
- * preset has them (or at their defaults where it says nothing), or with one key changed. Tokens,
- * gate weights and therefore logits are those of the configuration. */
+ * A dialect is the user's configuration with the keys of router.*, balance.* and capacity.* as a
+ * preset has them (or at their defaults where it says nothing), or with one key changed. The tokens
+ * and the gate's weights, and therefore the logits, are those of the configuration. */
 #include "run/dialects.h"
 
 #include <string.h>
 
 #include "base/gemm.h"
-#include "config/table.h"
+#include "config/presets.h"
+#include "config/value.h"
 #include "predict/memory.h"
 #include "run/dialects_internal.h"
 #include "tally/tally.h"
 #include "world/topology.h"
 
-/* The configuration with one key read in another way. */
-static const char *const readings[] = {
-    "router.group_limit=none",         "router.group_limit=max",   "router.group_limit=top2_sum",
-    "router.group_limit=topk_sum",     "balance.device_p=mean",    "balance.comm_count=selections",
-    "balance.aux_selection=unlimited", "balance.aux_form=mixtral",
+/* Each of these is a row: the configuration with one key read in another way. */
+static const moe_setting readings[] = {
+    MOE_SET(router, group_limit, none),         MOE_SET(router, group_limit, max),
+    MOE_SET(router, group_limit, top2_sum),     MOE_SET(router, group_limit, topk_sum),
+    MOE_SET(balance, device_p, mean),           MOE_SET(balance, comm_count, selections),
+    MOE_SET(balance, aux_selection, unlimited), MOE_SET(balance, aux_form, mixtral),
 };
 enum { NUM_READINGS = sizeof readings / sizeof readings[0] };
 
 typedef struct dialects {
     const moe_comm *comm;
-    moe_config c; /* the user's, one layer, without computing experts */
+    moe_config c; /* the user's, with one layer and experts that compute nothing */
     moe_input input;
     moe_batch batch;
     real *x, *y;
-    uint8_t *own; /* [T,N] 1 = chosen by the configuration's own router */
+    uint8_t *own; /* [T,N], 1 where the configuration's own router chose the expert */
     moe_dialect *row;
     int num_rows;
 } dialects;
 
 /* --- configurations --- */
 
-static bool is_routing_key(int k) {
-    const char *section = moe_keys[k].section;
-    bool gate = strcmp(section, "router") == 0 && strcmp(moe_keys[k].name, "gate_scale") == 0;
-    return !gate && (strcmp(section, "router") == 0 || strcmp(section, "balance") == 0 ||
-                     strcmp(section, "capacity") == 0);
+/* Whether a preset decides on the key. The scale of the gate makes the logits, which all share. */
+static bool is_routing_key(enum moe_key_id key) {
+    return key != MOE_KEY(router, gate_scale) &&
+           (moe_table_same_section(key, MOE_KEY(router, preset)) ||
+            moe_table_same_section(key, MOE_KEY(balance, scope)) ||
+            moe_table_same_section(key, MOE_KEY(capacity, policy)));
 }
 
 /* The resolved configuration as one that may be resolved again: what was derived counts as given.
@@ -48,32 +51,32 @@ static bool is_routing_key(int k) {
 static moe_config reopened(const moe_config *resolved) {
     moe_config c = *resolved;
     c.ranks = 0;
-    for (int k = 0; k < moe_num_keys; k++) {
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
         if (!is_routing_key(k)) {
             c.given[k] = 1;
         }
     }
     if (c.segmented.parts > 1) {
-        c.given[moe_key_find("router", "top_k")] = 1;
+        c.given[MOE_KEY(router, top_k)] = 1;
     }
     c.segmented.parts = 1;
     return c;
 }
 
-/* The router of a preset in place of the configuration's. */
+/* Puts the router of a preset in place of the configuration's. */
 static void take_preset(moe_config *c, const moe_preset *preset, moe_status *st) {
-    for (int k = 0; k < moe_num_keys; k++) {
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
         if (!is_routing_key(k)) {
             continue;
         }
-        moe_key_set(c, k, moe_keys[k].default_text, "default", st);
+        moe_value_set(c, k, moe_keys[k].default_text, "default", st);
         c->given[k] = 0;
         c->place[k] = MOE_PLACE_DEFAULT;
     }
     snprintf(c->router.preset, sizeof c->router.preset, "%s", preset->name);
 }
 
-/* What every row has: one layer, forward only, experts and shared experts that cost nothing. */
+/* What every row has in common: one layer, forward only, and experts that cost nothing. */
 static moe_config quick(const moe_config *resolved) {
     moe_config c = *resolved;
     c.run.mode = MOE_MODE_FORWARD;
@@ -92,21 +95,21 @@ static int64_t num_tokens(const dialects *d) {
 static void add_row(dialects *d,
                     const char *name,
                     const moe_preset *preset,
-                    const char *assignment) {
+                    const moe_setting *reading) {
     moe_dialect *row = &d->row[d->num_rows++];
     moe_status st = {0};
     snprintf(row->name, sizeof row->name, "%s", name);
     row->is_preset = preset != NULL;
     row->c = d->c;
-    if (!preset && !assignment) {
+    if (!preset && !reading) {
         return;
     }
     row->c = reopened(&d->c);
     if (preset) {
         take_preset(&row->c, preset, &st);
     }
-    if (assignment) {
-        moe_config_set(&row->c, assignment, &st);
+    if (reading) {
+        moe_value_override(&row->c, reading->key, reading->value, &st);
     }
     if (st.code == MOE_OK) {
         moe_config_resolve(&row->c, d->comm->size, &st);
@@ -117,23 +120,24 @@ static void add_row(dialects *d,
     snprintf(row->reason, sizeof row->reason, "%s", st.message);
 }
 
-/* A reading that is the configuration's own says nothing. */
-static bool reads_alike(const moe_config *c, const char *assignment) {
-    size_t name = strcspn(assignment, "=");
+/* Whether the configuration itself reads the key in this way, so that the row would say nothing. */
+static bool reads_alike(const moe_config *c, const moe_setting *reading) {
     char value[MOE_VALUE_TEXT_MAX];
-    moe_key_format(c, moe_key_find_full(assignment, name), value);
-    return strcmp(value, assignment + name + 1) == 0;
+    moe_value_format(c, reading->key, value);
+    return strcmp(value, reading->value) == 0;
 }
 
 static void add_rows(dialects *d) {
+    char name[MOE_NAME_MAX];
     d->row = moe_alloc_zero(1 + moe_num_presets + NUM_READINGS, sizeof *d->row, "dialects");
     add_row(d, "(configuration)", NULL, NULL);
     for (int i = 0; i < moe_num_presets; i++) {
         add_row(d, moe_presets[i].name, &moe_presets[i], NULL);
     }
     for (int i = 0; i < NUM_READINGS; i++) {
-        if (!reads_alike(&d->c, readings[i])) {
-            add_row(d, strchr(readings[i], '.') + 1, NULL, readings[i]);
+        if (!reads_alike(&d->c, &readings[i])) {
+            snprintf(name, sizeof name, "%s=%s", moe_keys[readings[i].key].name, readings[i].value);
+            add_row(d, name, NULL, &readings[i]);
         }
     }
 }
@@ -234,7 +238,7 @@ static int refuse(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
-/* Rows run one after the other: the largest one has to fit. */
+/* Rows run one after the other, so the largest one has to fit. */
 static int check_memory(const dialects *d, moe_status *st) {
     int64_t available = moe_memory_available(), most = 0;
     for (int i = 0; i < d->num_rows; i++) {

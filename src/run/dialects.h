@@ -1,5 +1,5 @@
 /* dialects.h: moesim --dialects: the same tokens and gate logits through every preset, side by
- * side. Layer 5 (simulate). */
+ * side. */
 #ifndef MOESIM_RUN_DIALECTS_H
 #define MOESIM_RUN_DIALECTS_H
 
@@ -7,11 +7,11 @@
 #include "config/config.h"
 #include "world/comm.h"
 
-/* Collective. c: the resolved configuration; it stays as it is. One layer, one step, forward, with
- * experts that compute nothing. Rows: c itself, every preset's router.*, balance.* and capacity.*
- * (N, D, data, gate and exchange stay c's), and c with one key read in another way. Rank 0 prints
- * the tables and a sentence where rows disagree by definition; what a preset cannot do here is
- * listed with its reason. */
+/* Collective. c is the resolved configuration, which stays as it is. One step of one layer runs
+ * forward, with experts that compute nothing, once for each row: c itself; c with the router.*,
+ * balance.* and capacity.* keys of each preset; and c with one key read in another way. Rank 0
+ * prints the tables, a sentence on each key by whose definition rows disagree, and, for a preset
+ * that does not go with c, the reason. */
 int moe_dialects(const moe_comm *comm, const moe_config *c, moe_status *st);
 
 #endif

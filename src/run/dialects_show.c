@@ -1,10 +1,10 @@
-/* dialects_show.c: what --dialects prints: two tables, what could not be had, and a sentence where
- * rows disagree by definition. */
+/* dialects_show.c: what --dialects prints: the tables, the presets that do not go with the
+ * configuration, and a sentence on each key by whose definition rows disagree. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "config/table.h"
+#include "config/value.h"
 #include "output/screen.h"
 #include "run/dialects_internal.h"
 
@@ -18,13 +18,14 @@ static double share(int64_t part, int64_t all) {
 
 /* --- tables --- */
 
-/* On a narrow terminal without scores, limit, payload and common; without the ratios and the scope;
- * without z, importance, alpha and ratio. */
+/* What a narrow terminal leaves out, in this order: of the first table the columns of scores,
+ * limit, payload and common; of the second the ratios and the scope; of the third z, importance,
+ * alpha and the ratio. */
 static const moe_table choice_table = {80, {{25, 13}, {38, 9}, {71, 9}, {52, 7}}};
 static const moe_table loss_table = {79, {{43, 6}, {58, 6}, {73, 6}, {25, 9}}};
 static const moe_table form_table = {79, {{70, 9}, {59, 11}, {51, 8}, {44, 7}}};
 
-/* "6", with top_p the probability, where experts choose "-". */
+/* How many experts a token has: "6", or "p0.8" with top_p, or "-" where experts choose. */
 static void choices_of(const moe_config *c, char text[16]) {
     if (c->router.method == MOE_METHOD_TOP_P) {
         snprintf(text, 16, "p%.3g", c->router.top_p);
@@ -46,9 +47,9 @@ static void print_choices(const moe_screen *s, const moe_dialect *row, int num_r
         }
         choices_of(&r->c, k);
         moe_screen_row(s, &choice_table, "  %-23s %-12s %-8s%5s%6.1f%%%5.1f%%%6.3f%9.3f\n", r->name,
-                       moe_config_enum_name("router.score_func", r->c.router.score_func),
-                       moe_config_enum_name("router.group_limit", r->c.router.group_limit), k,
-                       100 * share(r->common, r->selections),
+                       moe_config_enum_name(MOE_KEY(router, score_func), r->c.router.score_func),
+                       moe_config_enum_name(MOE_KEY(router, group_limit), r->c.router.group_limit),
+                       k, 100 * share(r->common, r->selections),
                        100 * share(r->dropped, r->selections), r->mean_devices,
                        (double)r->dispatch_bytes / (1 << 20));
     }
@@ -67,7 +68,7 @@ typedef struct two_cells {
     char s[64];
 } two_cells;
 
-/* Raw, and divided by its value at balance. */
+/* A loss as it is, and divided by its value at balance. */
 static two_cells loss_text(const moe_dialect *r, enum moe_loss loss) {
     two_cells text;
     double ideal = r->ideal[loss];
@@ -85,14 +86,13 @@ static void print_losses(const moe_screen *s, const moe_dialect *row, int num_ro
             continue;
         }
         moe_screen_row(s, &loss_table, "  %-23s %-8s%s%s%s\n", r->name,
-                       moe_config_enum_name("balance.scope", r->c.balance.scope),
+                       moe_config_enum_name(MOE_KEY(balance, scope), r->c.balance.scope),
                        loss_text(r, MOE_LOSS_EXPERT).s, loss_text(r, MOE_LOSS_DEVICE).s,
                        loss_text(r, MOE_LOSS_COMM).s);
     }
 }
 
-/* What alpha_expert multiplies in this row, and two losses that have no counterpart in the others.
- */
+/* The loss that alpha_expert multiplies in a row, and two losses without a column elsewhere. */
 static void print_forms(const moe_screen *s, const moe_dialect *row, int num_rows) {
     moe_screen_row(s, &form_table, "  %-23s %-9s%9s%7s%8s%11s%9s\n", "", "form", "loss", "ratio",
                    "alpha", "importance", "z");
@@ -103,7 +103,7 @@ static void print_forms(const moe_screen *s, const moe_dialect *row, int num_row
             continue;
         }
         moe_screen_row(s, &form_table, "  %-23s %-9s%9.5f%7s%8.4g%11s%9s\n", r->name,
-                       moe_config_enum_name("balance.aux_form", r->c.balance.aux_form),
+                       moe_config_enum_name(MOE_KEY(balance, aux_form), r->c.balance.aux_form),
                        r->loss[form], moe_format_number(r->loss[form] / r->ideal[form], 3).s,
                        r->c.balance.alpha_expert,
                        moe_format_number(r->loss[MOE_LOSS_IMPORTANCE], 5).s,
@@ -129,46 +129,53 @@ static void print_reasons(const moe_screen *s, const moe_dialect *row, int num_r
 
 /* --- where rows disagree by definition --- */
 
-/* A key, and what its values mean where rows have several of them. */
+/* Keys by whose definition rows may disagree, and what the values of each mean. */
 static const struct {
-    const char *key, *sentence;
+    enum moe_key_id key;
+    const char *sentence;
 } definitions[] = {
-    {"router.method", "topk and switch take the K best; top_p as many as reach a probability; "
-                      "gshard keeps its second expert by chance, "
-                      "with probability 2 g2."},
-    {"router.score_func", "softmax and softmax_topk rank experts alike; their weights differ "
-                          "(softmax_topk renormalises over the chosen). sigmoid "
-                          "scores do not compete, and P divides them by their sum first."},
-    {"router.group_limit", "groups are ranked by their best score (max), by the sum of their best "
-                           "two (top2_sum) or of their best K/M (topk_sum): one "
-                           "very good expert wins for max, several good ones for the sums. min(M, "
-                           "greedy) holds for max only."},
-    {"balance.aux_form", "deepseek divides f by K (1 at balance); mixtral does not (K at balance, "
-                         "so its loss is K times the expert loss); switch and "
-                         "gshard count first choices only (1 at balance)."},
-    {"balance.aux_layers", "mixtral's loss of each layer, or of the tokens of all layers put "
-                           "together, as Hugging Face's code has it; here, with one "
-                           "layer, both are the same."},
-    {"balance.scope", "averages within a sequence, within a device or over the global batch are "
-                      "three different losses: the mean over sets exceeds "
-                      "the global one by the covariance of f and P over the sets."},
-    {"balance.device_p", "P' of a device is the SUM of its experts' P (1 at balance); the mean "
-                         "makes the device and the communication loss too small "
-                         "by the number of experts of a device."},
-    {"balance.comm_count", "f'' counts distinct TOKENS sent to a device; with selections it is "
-                           "(K/M) f', and the third loss says nothing that the "
-                           "second does not."},
-    {"balance.aux_selection", "f is of the experts that were chosen (actual), or of plain top-K "
-                              "before bias and group limit (unlimited): the choice "
-                              "is the same, the loss is not."},
-    {"capacity.policy", "a capacity is of a device, of an expert or of an expert and sequence: who "
-                        "is dropped differs, f and P are taken before it "
-                        "everywhere here."},
+    {MOE_KEY(router, method),
+     "topk and switch take the K best; top_p as many as reach a probability; gshard keeps its "
+     "second expert by chance, with probability 2 g2."},
+    {MOE_KEY(router, score_func),
+     "softmax and softmax_topk rank experts alike; their weights differ (softmax_topk "
+     "renormalises over the chosen). sigmoid scores do not compete, and P divides them by their "
+     "sum first."},
+    {MOE_KEY(router, group_limit),
+     "groups are ranked by their best score (max), by the sum of their best two (top2_sum) or of "
+     "their best K/M (topk_sum): one very good expert wins for max, several good ones for the "
+     "sums. min(M, greedy) holds for max only."},
+    {MOE_KEY(balance, aux_form),
+     "deepseek divides f by K (1 at balance); mixtral does not (K at balance, so its loss is K "
+     "times the expert loss); switch and gshard count first choices only (1 at balance)."},
+    {MOE_KEY(balance, aux_layers),
+     "mixtral's loss of each layer, or of the tokens of all layers put together, as Hugging "
+     "Face's code has it; here, with one layer, both are the same."},
+    {MOE_KEY(balance, scope),
+     "averages within a sequence, within a device or over the global batch are three different "
+     "losses: the mean over sets exceeds the global one by the covariance of f and P over the "
+     "sets."},
+    {MOE_KEY(balance, device_p),
+     "P' of a device is the SUM of its experts' P (1 at balance); the mean makes the device and "
+     "the communication loss too small by the number of experts of a device."},
+    {MOE_KEY(balance, comm_count),
+     "f'' counts distinct TOKENS sent to a device; with selections it is (K/M) f', and the third "
+     "loss says nothing that the second does not."},
+    {MOE_KEY(balance, aux_selection),
+     "f is of the experts that were chosen (actual), or of plain top-K before bias and group "
+     "limit (unlimited): the choice is the same, the loss is not."},
+    {MOE_KEY(capacity, policy),
+     "a capacity is of a device, of an expert or of an expert and sequence: who is dropped "
+     "differs, f and P are taken before it everywhere here."},
 };
 
-/* Names of the rows that have the value, "" when none; the configuration comes first. */
-static void list_rows(
-    const moe_dialect *row, int num_rows, int k, const char *value, char *text, size_t room) {
+/* Lists the names of the rows that have the value: the configuration first, then the presets. */
+static void list_rows(const moe_dialect *row,
+                      int num_rows,
+                      enum moe_key_id k,
+                      const char *value,
+                      char *text,
+                      size_t room) {
     char own[MOE_VALUE_TEXT_MAX];
     size_t used = 0;
     text[0] = 0;
@@ -176,7 +183,7 @@ static void list_rows(
         if (!ran(&row[i]) || (i > 0 && !row[i].is_preset)) {
             continue;
         }
-        moe_key_format(&row[i].c, k, own);
+        moe_value_format(&row[i].c, k, own);
         if (strcmp(own, value) == 0) {
             used +=
                 (size_t)snprintf(text + used, room - used, "%s%s", used ? ", " : "", row[i].name);
@@ -184,14 +191,14 @@ static void list_rows(
     }
 }
 
-static bool disagree(const moe_dialect *row, int num_rows, int k) {
+static bool disagree(const moe_dialect *row, int num_rows, enum moe_key_id k) {
     char first[MOE_VALUE_TEXT_MAX], other[MOE_VALUE_TEXT_MAX];
-    moe_key_format(&row[0].c, k, first);
+    moe_value_format(&row[0].c, k, first);
     for (int i = 1; i < num_rows; i++) {
         if (!ran(&row[i])) {
             continue;
         }
-        moe_key_format(&row[i].c, k, other);
+        moe_value_format(&row[i].c, k, other);
         if (strcmp(first, other) != 0) {
             return true;
         }
@@ -199,52 +206,53 @@ static bool disagree(const moe_dialect *row, int num_rows, int k) {
     return false;
 }
 
-/* How many presets have this value. */
-static int count_presets(const moe_dialect *row, int num_rows, int k, int value) {
+/* Counts the presets that have this value. */
+static int count_presets(const moe_dialect *row, int num_rows, enum moe_key_id k, int value) {
     char own[MOE_VALUE_TEXT_MAX];
     int count = 0;
     for (int i = 0; i < num_rows; i++) {
         if (!ran(&row[i]) || !row[i].is_preset) {
             continue;
         }
-        moe_key_format(&row[i].c, k, own);
-        count += strcmp(own, moe_key_enum_name(k, value)) == 0;
+        moe_value_format(&row[i].c, k, own);
+        count += strcmp(own, moe_table_enum_name(k, value)) == 0;
     }
     return count;
 }
 
-/* The value that most presets have is said without their names. */
-static void print_definition(
-    const moe_screen *s, const moe_dialect *row, int num_rows, int k, const char *sentence) {
+/* Prints which rows have which value. The value that most presets have stands last, without their
+ * names. */
+static void print_definition(const moe_screen *s,
+                             const moe_dialect *row,
+                             int num_rows,
+                             enum moe_key_id k,
+                             const char *sentence) {
     char who[2048] = "", rows[1024];
     int most = 0;
     size_t used = 0;
-    for (int value = 0; moe_key_enum_name(k, value); value++) {
+    for (int value = 0; moe_table_enum_name(k, value); value++) {
         if (count_presets(row, num_rows, k, value) > count_presets(row, num_rows, k, most)) {
             most = value;
         }
     }
-    for (int value = 0; moe_key_enum_name(k, value); value++) {
-        list_rows(row, num_rows, k, moe_key_enum_name(k, value), rows, sizeof rows);
+    for (int value = 0; moe_table_enum_name(k, value); value++) {
+        list_rows(row, num_rows, k, moe_table_enum_name(k, value), rows, sizeof rows);
         if (value == most || !rows[0]) {
             continue;
         }
         used += (size_t)snprintf(who + used, sizeof who - used, "%s: %s; ",
-                                 moe_key_enum_name(k, value), rows);
+                                 moe_table_enum_name(k, value), rows);
     }
-    moe_screen_wrapped(s, 2, "", "%s.%s: %s [%s%s: %s]", moe_keys[k].section, moe_keys[k].name,
-                       sentence, who, moe_key_enum_name(k, most),
-                       used ? "the others" : "all presets");
+    moe_screen_wrapped(s, 2, "", "%s: %s [%s%s: %s]", moe_keys[k].full, sentence, who,
+                       moe_table_enum_name(k, most), used ? "the others" : "all presets");
 }
 
 static void print_definitions(const moe_screen *s, const moe_dialect *row, int num_rows) {
     bool limited = false;
     moe_screen_heading(s, "Where they disagree by definition");
     for (size_t i = 0; i < sizeof definitions / sizeof definitions[0]; i++) {
-        int k = moe_key_find_full(definitions[i].key, strlen(definitions[i].key));
-        MOE_ASSERT(k >= 0);
-        if (disagree(row, num_rows, k)) {
-            print_definition(s, row, num_rows, k, definitions[i].sentence);
+        if (disagree(row, num_rows, definitions[i].key)) {
+            print_definition(s, row, num_rows, definitions[i].key, definitions[i].sentence);
         }
     }
     for (int i = 0; i < num_rows; i++) {

@@ -1,5 +1,5 @@
-/* verify.c: moesim --verify: figures that method.md knows exactly, out of the program's own router,
- * counts, losses and optimiser.
+/* verify.c: moesim --verify: figures that docs/method.md gives exactly, out of the program's own
+ * router, counts, losses and optimiser.
  *
  * A world is a small resolved configuration with a batch of keyed random logits and what the router
  * made of it. Most worlds are the same on every rank; the one about scopes spreads its devices over
@@ -9,13 +9,13 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "balance/scopes.h"
 #include "base/alloc.h"
 #include "base/exact.h"
 #include "base/rng.h"
 #include "config/config.h"
+#include "config/value.h"
 #include "data/batch.h"
 #include "measure/imbalance.h"
 #include "router/group_theorem.h"
@@ -25,14 +25,14 @@
 #include "train/optimizer.h"
 #include "world/topology.h"
 
-/* --- lines --- */
+/* --- what is printed --- */
 
 typedef struct verification {
     const moe_comm *comm;
     int made, failed;
 } verification;
 
-/* "name: expected ..., found ..., ok", within 80 columns */
+/* Prints "name: expected ..., found ..., ok", within 80 columns, and counts it. */
 MOE_PRINTF(4, 5)
 static void say(verification *v, const char *name, bool ok, const char *format, ...) {
     va_list args;
@@ -63,7 +63,8 @@ typedef struct world {
     moe_balance balance;
     real *logits; /* [T,N] */
     moe_routing routing;
-    moe_stats segments, cell; /* by segment; all of this rank */
+    moe_stats segments; /* one cell for each segment */
+    moe_stats cell;     /* one cell, the sum of all segments of this rank */
 } world;
 
 static moe_logits logits_of(const world *w) {
@@ -74,19 +75,8 @@ static moe_logits logits_of(const world *w) {
 #endif
 }
 
-/* settings: "section.key=value" separated by blanks. */
-static void set_all(moe_config *c, const char *settings, moe_status *st) {
-    char one[MOE_PATH_MAX];
-    for (const char *at = settings; *at; at += strspn(at, " ")) {
-        size_t length = strcspn(at, " ");
-        snprintf(one, sizeof one, "%.*s", (int)length, at);
-        moe_config_set(c, one, st);
-        at += length;
-    }
-}
-
-/* Logits are independent normal numbers times `spread`: with any spread but 0 every set of K
- * experts is as likely as any other. */
+/* Fills the logits with independent normal numbers times `spread`. With any spread but 0 every set
+ * of K experts is as likely as any other. */
 static void fill_logits(world *w, double spread) {
     int64_t n = w->c.model.num_experts;
     w->logits = moe_alloc_zero(w->batch.num_tokens * n, sizeof(real), "logits");
@@ -96,12 +86,12 @@ static void fill_logits(world *w, double spread) {
     }
 }
 
-static void make_world(world *w, int rank, int ranks, double spread, const char *settings) {
+static void make_world(world *w, int rank, int ranks, double spread, const moe_setting *settings) {
     moe_status st = {0};
     int64_t bad;
     *w = (world){0};
     moe_config_defaults(&w->c);
-    set_all(&w->c, settings, &st);
+    moe_value_override_all(&w->c, settings, &st);
     if (st.code == MOE_OK) {
         moe_config_resolve(&w->c, ranks, &st);
     }
@@ -132,7 +122,7 @@ static void free_world(world *w) {
     moe_stats_free(&w->cell);
 }
 
-/* Distinct devices (here groups) of token t. */
+/* The number of distinct devices of token t. Here every device is a group. */
 static int32_t reach(const world *w, int64_t t) {
     const int64_t *row = w->routing.row_offset + t;
     return moe_groups_distinct(&w->router, w->routing.expert + row[0], (int32_t)(row[1] - row[0]));
@@ -151,10 +141,12 @@ static double mean_reach(const world *w, double *error) {
     return sum / tokens;
 }
 
-/* --- section 1: devices of a token; +- is 4 standard errors --- */
+/* --- docs/method.md section 1: devices of a token; +- is 4 standard errors --- */
 
-#define SPREAD_OUT \
-    "model.num_experts=160 router.top_k=6 cluster.devices=8 data.tokens_per_device=1250"
+#define SPREAD_OUT                                                                             \
+    MOE_SET(model, num_experts, 160), MOE_SET(router, top_k, 6), MOE_SET(cluster, devices, 8), \
+        MOE_SET(data, tokens_per_device, 1250)
+#define LIMITED_TO_3 MOE_SET(router, group_limit, max), MOE_SET(router, topk_group, 3)
 
 static void verify_simulated(verification *v, const world *w, const char *name, double expected) {
     double error, found = mean_reach(w, &error);
@@ -162,8 +154,8 @@ static void verify_simulated(verification *v, const world *w, const char *name, 
         4 * error, found);
 }
 
-/* Counts what moe_group_theorem_check would, from two routings of the same tokens: no token is left
- * out. */
+/* Compares two routings of the same tokens, without and with a group limit, and lets the self-check
+ * of every run do the same; here no token is left out. */
 static void verify_theorem(verification *v, const world *limited, const world *greedy) {
     int64_t differ = 0;
     int64_t eligible = 0;
@@ -184,8 +176,8 @@ static void verify_theorem(verification *v, const world *limited, const world *g
 static void verify_reach(verification *v) {
     const double unlimited = 4.458600, limit3 = 2.995002;
     world greedy, limited;
-    make_world(&greedy, 0, 1, 1, SPREAD_OUT);
-    make_world(&limited, 0, 1, 1, SPREAD_OUT " router.group_limit=max router.topk_group=3");
+    make_world(&greedy, 0, 1, 1, MOE_SETTINGS(SPREAD_OUT));
+    make_world(&limited, 0, 1, 1, MOE_SETTINGS(SPREAD_OUT, LIMITED_TO_3));
     compare(v, "E[X], N,D,K = 160,8,6, formula", unlimited,
             moe_imbalance_expected_reach(160, 8, 6, 8), 5e-7);
     compare(v, "E[X], N,D,K = 160,8,6, M = 3, formula", limit3,
@@ -197,13 +189,14 @@ static void verify_reach(verification *v) {
     free_world(&limited);
 }
 
-/* Largest distance from 1 of the sum of a token's scores, and of its normalised weights. */
+/* The sum of a token's scores, and that of its normalised weights, is 1. */
 static void verify_sums(verification *v) {
     world w;
     double scores = 0, weights = 0;
     make_world(&w, 0, 1, 3,
-               "model.num_experts=64 router.top_k=6 router.norm_topk_prob=yes cluster.devices=8 "
-               "data.tokens_per_device=125");
+               MOE_SETTINGS(MOE_SET(model, num_experts, 64), MOE_SET(router, top_k, 6),
+                            MOE_SET(router, norm_topk_prob, yes), MOE_SET(cluster, devices, 8),
+                            MOE_SET(data, tokens_per_device, 125)));
     double z[64], s[64];
     for (int64_t t = 0; t < w.batch.num_tokens; t++) {
         double all = 0, chosen = 0;
@@ -225,15 +218,16 @@ static void verify_sums(verification *v) {
     free_world(&w);
 }
 
-/* --- section 2: losses --- */
+/* --- docs/method.md section 2: losses --- */
 
-/* Experts dealt in turn, all scores equal: every loss has its value at balance. */
+/* With experts dealt in turn and all scores equal, every loss has its value at balance. */
 static void verify_balance(verification *v) {
     world w;
     double loss[MOE_NUM_LOSSES], error;
     make_world(&w, 0, 1, 0,
-               "model.num_experts=64 router.top_k=6 router.method=round_robin cluster.devices=4 "
-               "data.tokens_per_device=256");
+               MOE_SETTINGS(MOE_SET(model, num_experts, 64), MOE_SET(router, top_k, 6),
+                            MOE_SET(router, method, round_robin), MOE_SET(cluster, devices, 4),
+                            MOE_SET(data, tokens_per_device, 256)));
     moe_balance_losses(&w.balance, &w.placement, &w.cell, w.cell.cell, loss);
     double devices = mean_reach(&w, &error);
     compare(v, "expert loss at balance", 1, loss[MOE_LOSS_EXPERT], 1e-12);
@@ -247,14 +241,15 @@ static void verify_balance(verification *v) {
     free_world(&w);
 }
 
-/* f'' of selections is K/M = 2 times f', bit by bit; f'' of tokens is not. */
+/* f'' that counts selections is K/M = 2 times f', to the last bit; f'' that counts tokens is not.
+ */
 static void verify_selections(verification *v) {
     world w;
     int64_t differ = 0, same = 0;
     double first[MOE_COEFFICIENTS * 160], third[MOE_COEFFICIENTS * 160];
     make_world(&w, 0, 1, 1,
-               SPREAD_OUT " router.group_limit=max router.topk_group=3 "
-                          "balance.comm_count=selections balance.alpha_device=1");
+               MOE_SETTINGS(SPREAD_OUT, LIMITED_TO_3, MOE_SET(balance, comm_count, selections),
+                            MOE_SET(balance, alpha_device, 1)));
     moe_balance_coefficients(&w.balance, &w.placement, &w.cell, w.cell.cell, first);
     w.balance.alpha[MOE_LOSS_DEVICE] = 0;
     w.balance.alpha[MOE_LOSS_COMM] = 1;
@@ -274,7 +269,7 @@ static void verify_selections(verification *v) {
     free_world(&w);
 }
 
-/* f_i and P_i of this rank's devices, one row of 2N doubles each. */
+/* Fills a row of 2N doubles, f_i and P_i, for each device of this rank. */
 static void fill_means(const world *w, const moe_scopes *s, double *row) {
     int32_t n = w->c.model.num_experts;
     for (int64_t j = 0; j < s->device.num_cells; j++) {
@@ -290,7 +285,7 @@ static void fill_means(const world *w, const moe_scopes *s, double *row) {
     }
 }
 
-/* Sum over experts of the covariance over D devices; row [D][2N]. */
+/* The sum over experts of the covariance of f_i and P_i over D devices; row is [D][2N]. */
 static double covariances(const double *row, int64_t devices, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -309,15 +304,19 @@ static double covariances(const double *row, int64_t devices, int64_t n) {
     return sum;
 }
 
-/* Mean over devices of the loss of a device, minus the loss of the global batch. D: the least
- * multiple of the ranks from 8 on. */
+/* The mean over devices of a device's loss exceeds the loss of the global batch by the covariance
+ * of f and P over the devices. Their number is the least multiple of the ranks from 8 on. */
 static void verify_scopes(verification *v) {
     const moe_comm *comm = v->comm;
     int32_t devices = comm->size * ((8 + comm->size - 1) / comm->size);
-    char settings[256];
-    snprintf(settings, sizeof settings,
-             "model.num_experts=%d router.top_k=6 cluster.devices=%d data.tokens_per_device=64",
-             4 * devices, devices);
+    char experts_text[16], devices_text[16];
+    snprintf(experts_text, sizeof experts_text, "%d", 4 * devices);
+    snprintf(devices_text, sizeof devices_text, "%d", devices);
+    const moe_setting settings[] = {{MOE_KEY(model, num_experts), experts_text},
+                                    {MOE_KEY(cluster, devices), devices_text},
+                                    MOE_SET(router, top_k, 6),
+                                    MOE_SET(data, tokens_per_device, 64),
+                                    {MOE_KEY_NONE, NULL}};
     world w;
     moe_scopes s = {0};
     make_world(&w, comm->rank, comm->size, 1, settings);
@@ -341,9 +340,10 @@ static void verify_scopes(verification *v) {
     free_world(&w);
 }
 
-/* --- sections 4 and 8: rows, and one step of AdamW --- */
+/* --- docs/method.md sections 4 and 8: rows, and one step of AdamW --- */
 
-/* Bytes of a DeepEP row: fp8 has one fp32 scale for each 128 values. */
+/* The bytes of a row in the format of DeepEP, in which fp8 has an fp32 scale for each 128 values.
+ */
 static int64_t row_bytes(int64_t hidden, enum moe_payload payload) {
     if (payload == MOE_PAYLOAD_FP8) {
         return hidden + (hidden + 127) / 128 * 4;
@@ -358,15 +358,17 @@ static void verify_rows(verification *v) {
             (double)row_bytes(7168, MOE_PAYLOAD_BF16), 0);
 }
 
-/* p = 1, g = 0.5, lr = 0.1, decay 0.01: the first step takes lr wd p + lr g / (|g| + eps) off: 1 -
- * 0.001 - 0.1 (1 - 2e-8). */
+/* From p = 1 with g = 0.5, lr = 0.1 and decay wd = 0.01 the first step takes lr wd p + lr g / (|g|
+ * + eps) off and leaves 1 - 0.001 - 0.1 (1 - 2e-8). */
 static void verify_adamw(verification *v) {
     moe_config c;
     moe_status st = {0};
     moe_parameters all = {0};
     real value = 1;
     moe_config_defaults(&c);
-    set_all(&c, "train.optimizer=adamw train.weight_decay=0.01", &st);
+    moe_value_override_all(
+        &c, MOE_SETTINGS(MOE_SET(train, optimizer, adamw), MOE_SET(train, weight_decay, 0.01)),
+        &st);
     MOE_ASSERT(st.code == MOE_OK);
     moe_parameters_init(&all, 1, 1);
     int i = moe_parameters_add(&all, "value", true, 1, &value);

@@ -9,7 +9,8 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
-#include "config/table.h"
+#include "config/hint.h"
+#include "config/value.h"
 #include "train/checkpoint_file.h"
 
 /* --- the newest that is whole --- */
@@ -140,47 +141,53 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
     return st->code;
 }
 
-/* Keys, or beginnings of keys, that leave the results alone. router.preset only stands for keys
- * that are compared one by one. */
-static const char *const may_differ[] = {"run.steps",
-                                         "run.threads",
-                                         "router.preset",
-                                         "exchange.mode",
-                                         "exchange.transport",
-                                         "exchange.algorithm",
-                                         "cluster.intra_",
-                                         "cluster.inter_",
-                                         "cluster.device_tflops",
-                                         "cluster.efficiency",
-                                         "train.checkpoint_every",
-                                         "train.validation_every",
-                                         "train.specialization",
-                                         "output."};
+/* Keys that leave the results alone. router.preset only stands in for keys that are compared one by
+ * one. */
+static const enum moe_key_id may_differ[] = {MOE_KEY(run, steps),
+                                             MOE_KEY(run, threads),
+                                             MOE_KEY(router, preset),
+                                             MOE_KEY(exchange, mode),
+                                             MOE_KEY(exchange, transport),
+                                             MOE_KEY(exchange, algorithm),
+                                             MOE_KEY(cluster, intra_gbps),
+                                             MOE_KEY(cluster, intra_latency_us),
+                                             MOE_KEY(cluster, inter_gbps),
+                                             MOE_KEY(cluster, inter_latency_us),
+                                             MOE_KEY(cluster, device_tflops),
+                                             MOE_KEY(cluster, efficiency),
+                                             MOE_KEY(train, checkpoint_every),
+                                             MOE_KEY(train, validation_every),
+                                             MOE_KEY(train, specialization),
+                                             MOE_KEY(output, routing),
+                                             MOE_KEY(output, tensors),
+                                             MOE_KEY(output, timeline),
+                                             MOE_KEY(output, every)};
 
-static bool is_free(const moe_key *key) {
-    char full[MOE_KEY_TEXT_MAX];
-    snprintf(full, sizeof full, "%s.%s", key->section, key->name);
+static bool is_free(enum moe_key_id key) {
     for (size_t i = 0; i < sizeof may_differ / sizeof may_differ[0]; i++) {
-        if (strncmp(full, may_differ[i], strlen(may_differ[i])) == 0) {
+        if (may_differ[i] == key) {
             return true;
         }
     }
     return false;
 }
 
-static int compare_key(const moe_config *now, const moe_config *then, int k, moe_status *st) {
+static int compare_key(const moe_config *now,
+                       const moe_config *then,
+                       enum moe_key_id k,
+                       moe_status *st) {
     char value[MOE_VALUE_TEXT_MAX], old[MOE_VALUE_TEXT_MAX], short_value[68], short_old[68];
-    moe_key_format(now, k, value);
-    moe_key_format(then, k, old);
+    moe_value_format(now, k, value);
+    moe_value_format(then, k, old);
     if (strcmp(value, old) == 0) {
         return MOE_OK;
     }
     moe_hint_quote(value[0] ? value : "nothing", short_value);
     moe_hint_quote(old[0] ? old : "nothing", short_old);
     return moe_fail(st, MOE_USER,
-                    "%s.%s was %s when the checkpoint was written and is %s now: a run goes on "
+                    "%s was %s when the checkpoint was written and is %s now: a run goes on "
                     "only with the same model, optimiser and data",
-                    moe_keys[k].section, moe_keys[k].name, short_old, short_value);
+                    moe_keys[k].full, short_old, short_value);
 }
 
 static int compare_steps(const moe_config *now, const moe_config *then, moe_status *st) {
@@ -212,8 +219,8 @@ int moe_checkpoint_same_run(const moe_config *now, const char *config_text, moe_
     if (moe_config_resolve(&then, 1, st) != MOE_OK) {
         return st->code;
     }
-    for (int k = 0; k < moe_num_keys && st->code == MOE_OK; k++) {
-        if (!is_free(&moe_keys[k])) {
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS && st->code == MOE_OK; k++) {
+        if (!is_free(k)) {
             compare_key(now, &then, k, st);
         }
     }

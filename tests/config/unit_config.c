@@ -1,10 +1,13 @@
-/* test_config.c: the table of keys, parsing, messages, presets, resolution and the echo's fixed
- * point. */
+/* unit_config.c: parsing, messages, presets, resolution, and that the printed configuration is a
+ * fixed point. */
 #include <dirent.h>
 #include <string.h>
 
 #include "check.h"
+#include "config/config.h"
+#include "config/presets.h"
 #include "config/table.h"
+#include "config/value.h"
 
 /* A file of the source tree: ctest sets MOESIM_SOURCE_DIR. */
 static void source_path(char *path, size_t capacity, const char *name) {
@@ -67,9 +70,9 @@ static char *print(const moe_config *c) {
  * came from)? */
 static void check_same(const moe_config *a, const moe_config *b) {
     char x[MOE_VALUE_TEXT_MAX], y[MOE_VALUE_TEXT_MAX];
-    for (int k = 0; k < moe_num_keys; k++) {
-        moe_key_format(a, k, x);
-        moe_key_format(b, k, y);
+    for (enum moe_key_id k = 0; k < MOE_NUM_KEYS; k++) {
+        moe_value_format(a, k, x);
+        moe_value_format(b, k, y);
         CHECK_MSG(strcmp(x, y) == 0, "%s.%s: %s, %s", moe_keys[k].section, moe_keys[k].name, x, y);
     }
     CHECK(a->ranks == b->ranks && a->comm_limit == b->comm_limit);
@@ -91,71 +94,6 @@ static void check_echo(const moe_config *c, const char *what) {
     free(second);
 }
 
-static void test_table(void) {
-    moe_config c;
-    moe_config_defaults(&c);
-    for (int k = 0; k < moe_num_keys; k++) {
-        const moe_key *key = &moe_keys[k];
-        char text[MOE_VALUE_TEXT_MAX], again[MOE_VALUE_TEXT_MAX], full[MOE_KEY_TEXT_MAX],
-            bad[MOE_VALUE_TEXT_MAX + 2];
-        moe_status st = {0};
-        const size_t length = strlen(key->sentence);
-        CHECK_MSG(length > 10 && key->sentence[length - 1] == '.', "%s.%s has no sentence",
-                  key->section, key->name);
-        snprintf(full, sizeof full, "%s.%s", key->section, key->name);
-        CHECK_MSG(moe_key_find(key->section, key->name) == k &&
-                      moe_key_find_full(full, strlen(full)) == k,
-                  "%s twice", full);
-        CHECK_MSG(moe_key_set(&c, k, key->default_text, "default", &st) == MOE_OK, "%s",
-                  st.message);
-        moe_key_format(&c, k, text);
-        CHECK_MSG(moe_key_set(&c, k, text, "echo", &st) == MOE_OK, "%s", st.message);
-        moe_key_format(&c, k, again);
-        CHECK_MSG(strcmp(text, again) == 0, "%s: %s, %s", full, text, again);
-        for (int i = 0; moe_key_enum_name(k, i) != NULL; i++) {
-            CHECK(moe_key_set(&c, k, moe_key_enum_name(k, i), "enum", &st) == MOE_OK);
-            CHECK(moe_config_enum_name(full, i) == moe_key_enum_name(k, i));
-        }
-        if (key->type == MOE_KEY_PATH) {
-            continue;
-        }
-        snprintf(bad, sizeof bad, "%s!", text);
-        CHECK_MSG(moe_key_set(&c, k, bad, "bad", &st) == MOE_USER &&
-                      strstr(st.message, full) != NULL,
-                  "%s = %s was accepted", full, bad);
-    }
-}
-
-static void test_ranges(void) {
-    moe_config c;
-    moe_config_defaults(&c);
-    for (int k = 0; k < moe_num_keys; k++) {
-        char text[64];
-        moe_status st = {0};
-        if (moe_keys[k].type > MOE_KEY_DOUBLE) {
-            continue;
-        }
-        const bool whole = moe_keys[k].type != MOE_KEY_DOUBLE;
-        const double ends[2] = {moe_keys[k].min, moe_keys[k].max};
-        for (int e = 0; e < 2; e++) {
-            snprintf(text, sizeof text, whole ? "%.0f" : "%.17g", ends[e]);
-            CHECK_MSG(moe_key_set(&c, k, text, "end", &st) == MOE_OK, "%s", st.message);
-            const double outside =
-                ends[e] + (e == 0 ? -1 : 2) * (whole ? 1 : fabs(ends[e]) * 1e-9 + 1e-9);
-            snprintf(text, sizeof text, whole ? "%.0f" : "%.17g", outside);
-            CHECK_MSG(moe_key_set(&c, k, text, "outside", &st) == MOE_USER,
-                      "%s.%s = %s was accepted", moe_keys[k].section, moe_keys[k].name, text);
-            st.code = MOE_OK;
-        }
-        static const char *const bad[] = {
-            "", "nan", "inf", "0x10", "1 2", "1e", "--1", "1e999", "99999999999999999999", "six"};
-        for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-            CHECK_MSG(moe_key_set(&c, k, bad[i], "bad", &st) == MOE_USER, "%s.%s = %s was accepted",
-                      moe_keys[k].section, moe_keys[k].name, bad[i]);
-        }
-    }
-}
-
 static void test_lines(void) {
     moe_config c;
     moe_status st;
@@ -168,8 +106,9 @@ static void test_lines(void) {
     CHECK(c.run.steps == 3 && c.run.seed == 5 && c.run.threads == 2);
     CHECK_MSG(strcmp(c.data.path, "/a/b#c;d e.npy") == 0, "%s", c.data.path);
     CHECK(strcmp(c.name, "test") == 0);
-    CHECK(moe_config_given(&c, "run.steps") && !moe_config_given(&c, "router.top_k"));
-    CHECK(c.place[moe_key_find("run", "steps")] == 4);
+    CHECK(moe_config_given(&c, MOE_KEY(run, steps)) &&
+          !moe_config_given(&c, MOE_KEY(router, top_k)));
+    CHECK(c.place[MOE_KEY(run, steps)] == 4);
     expect_parse("", "");
     expect_parse("[run]\nsteps = 3\nsteps = 4\n",
                  "folder/test.ini:3: run.steps is given twice, first in line 2");
@@ -259,15 +198,6 @@ static void test_set(void) {
     moe_status st;
     resolve(&c, "[router]\ntop_k = 3\n", "router.top_k=4 router.top_k=5", 1, &st);
     CHECK(st.code == MOE_OK && c.router.top_k == 5); /* the last one wins */
-}
-
-static void test_distance(void) {
-    CHECK(moe_hint_distance("", "") == 0 && moe_hint_distance("abc", "abc") == 0);
-    CHECK(moe_hint_distance("abc", "acb") == 1 && moe_hint_distance("abc", "ab") == 1 &&
-          moe_hint_distance("abc", "axc") == 1);
-    CHECK(moe_hint_distance("kitten", "sitting") == 3 && moe_hint_distance("", "abc") == 3);
-    CHECK(moe_hint_near("router", 2) && !moe_hint_near("router", 3) && moe_hint_near("ab", 1) &&
-          !moe_hint_near("", 0));
 }
 
 static void test_combinations(void) {
@@ -379,7 +309,7 @@ static int32_t limit_of(const char *assignments) {
     return c.comm_limit;
 }
 
-/* M of f'', method.md section 2. */
+/* M of f'', docs/method.md section 2. */
 static void test_comm_limit(void) {
     CHECK(limit_of("cluster.devices=8") == 6);
     CHECK(limit_of("cluster.devices=4") == 4);
@@ -473,24 +403,6 @@ static void test_recorded(void) {
               "%s", st.message);
 }
 
-/* Doubles survive the echo to the last bit. */
-static void test_doubles(void) {
-    static const char *const values[] = {"0.1",    "0.12345678901234567",     "0.3333333333333333",
-                                         "1e-300", "2.2250738585072014e-308", "999999.9999999999"};
-    const int k = moe_key_find("balance", "alpha_expert");
-    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
-        moe_config c;
-        moe_status st = {0};
-        char text[MOE_VALUE_TEXT_MAX];
-        moe_config_defaults(&c);
-        CHECK(moe_key_set(&c, k, values[i], "test", &st) == MOE_OK);
-        moe_key_format(&c, k, text);
-        CHECK_MSG(strtod(text, NULL) == strtod(values[i], NULL) &&
-                      strlen(text) <= strlen(values[i]),
-                  "%s: %s", values[i], text);
-    }
-}
-
 static void test_presets(void) {
     for (int i = 0; i < moe_num_presets; i++) {
         const moe_preset *p = &moe_presets[i];
@@ -501,22 +413,14 @@ static void test_presets(void) {
         const int ranks = strcmp(p->name, "deepseek_moe_2b") == 0 ? 9 : 8; /* 63 experts */
         snprintf(set, sizeof set, "router.preset=%s", p->name);
         resolve(&c, "", set, ranks, &st);
-        CHECK_MSG((st.code == MOE_OK) == (p->settings != NULL), "%s: %s", p->name, st.message);
-        if (p->settings == NULL) {
-            continue;
-        }
-        for (const char *at = p->settings; *at != '\0';) { /* what it says is what runs */
-            char one[128], value[MOE_VALUE_TEXT_MAX];
-            const size_t length = strcspn(at, " "), name = strcspn(at, "=");
-            const int k = moe_key_find_full(at, name);
-            snprintf(one, sizeof one, "%.*s", (int)(length - name - 1), at + name + 1);
-            CHECK_MSG(k >= 0, "%s: %.*s", p->name, (int)length, at);
-            if (k >= 0) {
-                moe_key_format(&c, k, value);
-            }
-            CHECK_MSG(k < 0 || strcmp(value, one) == 0, "%s: %.*s but %s runs", p->name,
-                      (int)length, at, value);
-            at += length + strspn(at + length, " ");
+        CHECK_MSG(st.code == MOE_OK, "%s: %s", p->name, st.message);
+        for (const moe_setting *one = p->settings; one->key != MOE_KEY_NONE; one++) {
+            char value[MOE_VALUE_TEXT_MAX]; /* what the preset says is what runs */
+            moe_value_format(&c, one->key, value);
+            CHECK_MSG(strcmp(value, one->value) == 0, "%s: %s=%s but %s runs", p->name,
+                      moe_keys[one->key].full, one->value, value);
+            CHECK_MSG(moe_preset_value(p, one->key) == one->value, "%s: %s twice", p->name,
+                      moe_keys[one->key].full);
         }
         char *text = print(&c);
         CHECK_MSG(strstr(text, "overrides preset") == NULL, "%s\n%s", p->name, text);
@@ -640,29 +544,10 @@ static void test_quickstart(void) {
     free(text);
 }
 
-static void test_keys(void) {
-    char *text = NULL;
-    size_t length;
-    FILE *out = open_memstream(&text, &length);
-    moe_config_print_keys(out);
-    fclose(out);
-    for (int k = 0; k < moe_num_keys; k++) {
-        char head[MOE_KEY_TEXT_MAX + MOE_VALUE_TEXT_MAX];
-        snprintf(head, sizeof head, "  %s.%s = %s", moe_keys[k].section, moe_keys[k].name,
-                 moe_keys[k].default_text);
-        CHECK_MSG(strstr(text, head) != NULL && strstr(text, moe_keys[k].sentence) != NULL, "%s",
-                  head);
-    }
-    free(text);
-}
-
 int main(void) {
-    RUN(test_table);
-    RUN(test_ranges);
     RUN(test_lines);
     RUN(test_bytes);
     RUN(test_set);
-    RUN(test_distance);
     RUN(test_combinations);
     RUN(test_not_yet);
     RUN(test_capacity);
@@ -670,11 +555,9 @@ int main(void) {
     RUN(test_derived);
     RUN(test_segmentation);
     RUN(test_recorded);
-    RUN(test_doubles);
     RUN(test_presets);
     RUN(test_deepseek);
     RUN(test_configs);
     RUN(test_quickstart);
-    RUN(test_keys);
     return check_verdict();
 }

@@ -1,13 +1,14 @@
-/* test_presets.c: every preset's documented settings (method.md section 7; the public code where
- * that says nothing) are what runs: tokens go through the router, the losses and the capacity that
- * its configuration makes, and come out as the oracle says for a router written down from the
- * documents. tests/cli/test_golden_all.py runs the presets on what their own code recorded. */
+/* unit_presets.c: every preset's documented settings (docs/method.md section 7; the public code
+ * where that says nothing) are what runs: tokens go through the router, the losses and the capacity
+ * that its configuration makes, and come out as the oracle says for a router written down from the
+ * documents. tests/run/cli_golden_all.py runs the presets on what their own code recorded. */
 #include <string.h>
 
 #include "balance/balance.h"
 #include "capacity/capacity.h"
 #include "check.h"
-#include "config/table.h"
+#include "config/config.h"
+#include "config/presets.h"
 #include "random_router.h"
 #include "reference.h"
 #include "router/router.h"
@@ -147,7 +148,7 @@ typedef struct fixture {
     double *z;
 } fixture;
 
-/* Written down from the table above, and what method.md section 7 adds of two systems. */
+/* Written down from the table above, and what docs/method.md section 7 adds of two systems. */
 static moe_router documented_router(const documented *d, int32_t experts) {
     moe_router r = {.num_experts = experts,
                     .top_k = d->top_k,

@@ -1,4 +1,4 @@
-/* test_config_router.c: what router.method implies for other keys, and which combinations of router
+/* unit_router_keys.c: what router.method implies for other keys, and which combinations of router
  * and loss keys are refused. */
 #include <string.h>
 

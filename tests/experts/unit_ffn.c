@@ -6,12 +6,13 @@
 
 #include "check.h"
 #include "config/config.h"
+#include "config/value.h"
 #include "experts/ffn.h"
 
 static void test_type(enum moe_expert_type type) {
     const moe_ffn_type *row = moe_ffn_type_of(type);
     const int32_t id[2] = {0, 1};
-    CHECK_MSG(strcmp(row->name, moe_config_enum_name("model.expert_type", (int)type)) == 0, "%s",
+    CHECK_MSG(strcmp(row->name, moe_config_enum_name(MOE_KEY(model, expert_type), (int)type)) == 0, "%s",
               row->name);
     moe_ffn f;
     moe_ffn_init(&f, &(moe_ffn_shape){

@@ -1,65 +1,117 @@
 #!/bin/bash
-# scripts/run: which mpirun line it makes of its arguments, from any folder, with spaces in paths, and that the exit status comes through.
-# A copy of the scripts stands in a scratch tree whose program counts as built; mpirun is a stand-in that prints its arguments.
+# scripts/run: which mpirun line it makes of its arguments, from any folder, with spaces in paths,
+# and that the exit status comes through; and moesim --ranks, which it asks for the number of ranks.
+# A copy of the scripts stands in a scratch tree with the built program, which counts as up to date;
+# mpirun is a stand-in that prints its arguments.
 set -u
 unset OMPI_MCA_mca_base_param_files
 source=${MOESIM_SOURCE_DIR:-$(cd "$(dirname "$0")/../.." && pwd)}
+program=$(realpath "${MOESIM_BUILD_DIR:-$source/build}/moesim")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 tree="$scratch/a tree"
 mkdir -p "$tree"/{build,configs,src,include,cmake,bin} "$scratch/else where"
 cp -r "$source/scripts" "$tree/"
 touch "$tree/CMakeLists.txt"
-printf '#!/bin/sh\nexit 0\n' > "$tree/build/moesim"
-printf '#!/bin/sh\nif [ -n "$FAKE_PID" ]; then echo $$ > "$FAKE_PID"; exec sleep 60; fi\nfor a; do printf "[%%s]" "$a"; done; echo\n[ -n "$OMPI_MCA_mca_base_param_files" ] || exit 99\nexit ${FAKE_STATUS:-0}\n' > "$tree/bin/mpirun"
+ln -s "$program" "$tree/build/moesim"
+cat > "$tree/bin/mpirun" << 'END'
+#!/bin/sh
+if [ -n "$FAKE_PID" ]; then echo $$ > "$FAKE_PID"; exec sleep 60; fi
+for a; do printf "[%s]" "$a"; done
+echo
+[ -n "$OMPI_MCA_mca_base_param_files" ] || exit 99
+exit ${FAKE_STATUS:-0}
+END
 printf '#!/bin/sh\necho "cmake must not run" >&2\nexit 98\n' > "$tree/bin/cmake"
-chmod +x "$tree/build/moesim" "$tree"/bin/*
+chmod +x "$tree"/bin/*
 touch "$tree/build/.built"
 PATH="$tree/bin:$PATH"
 printf '[cluster]\ndevices = 0\n' > "$tree/configs/quickstart.ini"
-printf '[run]\ndevices = 3 \n[cluster] ; here\n devices=64;sixty-four\n[data]\ndevices = 5\n' > "$scratch/else where/six ty.ini"
+printf '[run]\nsteps = 3 \n[cluster] ; here\n devices=20 ;twenty\n[data]\nskew = 1\n' \
+    > "$scratch/else where/twen ty.ini"
 printf '[cluster]\r\ndevices = 12\r\n' > "$scratch/twelve.ini"
 printf '[cluster]\ndevices = 7 # seven\n' > "$scratch/seven.ini"
 printf '[cluster]\ndevices = many\n' > "$scratch/many.ini"
+many='cluster.devices = many: allowed is a whole number from 0 to 65536'
 failures=0 checks=0
 
-# expect FOLDER "[words][of][mpirun]" arguments...   (the scratch folder is written as @)
+fail() {
+    echo "$*"
+    failures=$((failures + 1))
+}
+
+# expect FOLDER "[words][of][mpirun]" arguments...   Compares the last line. The scratch folder is
+# written as @, the program in the tree there as @moesim.
 expect() {
     local folder=$1 wanted=$2 got
     shift 2
     got=$(cd "$folder" && "$tree/scripts/run" "$@" 2>&1 | tail -n 1)
     got=${got//$scratch/@}
+    got=${got//@\/a tree\/build\//@}
     checks=$((checks + 1))
-    if [ "$got" != "$wanted" ]; then
-        echo "scripts/run $* in $folder: wanted $wanted, got $got"
-        failures=$((failures + 1))
-    fi
+    [ "$got" = "$wanted" ] || fail "scripts/run $* in $folder: wanted $wanted, got $got"
 }
 status() {
     local wanted=$1 got=0
     shift
     (cd "$scratch" && "$tree/scripts/run" "$@" > /dev/null 2>&1) || got=$?
     checks=$((checks + 1))
-    [ "$got" = "$wanted" ] || { echo "scripts/run $*: wanted status $wanted, got $got"; failures=$((failures + 1)); }
+    [ "$got" = "$wanted" ] || fail "scripts/run $*: wanted status $wanted, got $got"
 }
 
+# ranks WANTED arguments...   Compares all that moesim --ranks prints.
+ranks() {
+    local wanted=$1 got
+    shift
+    got=$(cd "$scratch" && "$program" --ranks "$@" 2>&1)
+    checks=$((checks + 1))
+    [ "$got" = "$wanted" ] || fail "moesim --ranks $*: wanted $wanted, got $got"
+}
+
+ranks 8 "$tree/configs/quickstart.ini"
+ranks 6 twelve.ini
+ranks 7 seven.ini
+ranks 5 "else where/twen ty.ini"
+ranks 8 --set cluster.devices=64 seven.ini
+ranks 1 seven.ini --set cluster.devices=11
+ranks 8 --set cluster.devices=0 seven.ini
+ranks 6 --check --quiet --out x twelve.ini
+ranks 8 --verify
+ranks "moesim: many.ini:2: $many" many.ini
+ranks "moesim: --set: $many" twelve.ini --set cluster.devices=many
+ranks 'moesim: no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)'
+
 expect "$tree" '[-np][8][build/moesim][configs/quickstart.ini]'
-expect / '[-np][8][@/a tree/build/moesim][@/a tree/configs/quickstart.ini]'
-expect "$scratch/else where" '[-np][8][@/a tree/build/moesim][six ty.ini]' "six ty.ini"
-expect "$scratch" '[-np][6][@/a tree/build/moesim][twelve.ini]' twelve.ini
-expect "$scratch" '[-np][7][@/a tree/build/moesim][seven.ini]' seven.ini
-expect "$scratch" '[-np][8][@/a tree/build/moesim][many.ini]' many.ini
-expect "$scratch" '[-np][3][@/a tree/build/moesim][twelve.ini]' -np 3 twelve.ini
-expect "$scratch" '[-np][3][@/a tree/build/moesim][--check][twelve.ini]' --check twelve.ini -np 3
-expect "$scratch" '[-np][4][@/a tree/build/moesim][--set][cluster.devices=4][--out][o ut][twelve.ini]' --set cluster.devices=4 twelve.ini --out "o ut"
-expect "$scratch" '[-np][2][@/a tree/build/moesim][--set][run.steps=2][twelve.ini]' twelve.ini --set run.steps=2 -n 2
-expect "$scratch" '[-np][1][@/a tree/build/moesim][--keys]' --keys
-expect "$scratch" '[-np][1][@/a tree/build/moesim][--version]' --version
-expect "$scratch" '[-np][2][@/a tree/build/moesim][--verify]' --verify -np 2
-expect "$scratch" '[-np][6][@/a tree/build/moesim][--explain][17][--explain-step][twelve.ini]' --explain 17 --explain-step twelve.ini
-expect "$scratch" '[-np][6][@/a tree/build/moesim][--explain-step][--explain=17][twelve.ini]' --explain-step twelve.ini --explain=17
+expect / '[-np][8][@moesim][@/a tree/configs/quickstart.ini]'
+expect "$scratch/else where" '[-np][5][@moesim][twen ty.ini]' "twen ty.ini"
+expect "$scratch" '[-np][6][@moesim][twelve.ini]' twelve.ini
+expect "$scratch" '[-np][7][@moesim][seven.ini]' seven.ini
+expect "$scratch" "moesim: many.ini:2: $many" many.ini
+expect "$scratch" '[-np][2][@moesim][many.ini]' -np 2 many.ini
+expect "$scratch" 'moesim: missing.ini cannot be read: No such file or directory' missing.ini
+expect "$scratch" 'moesim: unknown option --chek: moesim --help lists them' twelve.ini --chek
+expect "$scratch" '[-np][3][@moesim][twelve.ini]' -np 3 twelve.ini
+expect "$scratch" '[-np][3][@moesim][--check][twelve.ini]' --check twelve.ini -np 3
+expect "$scratch" '[-np][4][@moesim][--set][cluster.devices=4][--out][o ut][twelve.ini]' \
+    --set cluster.devices=4 twelve.ini --out "o ut"
+expect "$scratch" '[-np][5][@moesim][--set=cluster.devices=5][twelve.ini]' \
+    --set=cluster.devices=5 twelve.ini
+expect "$scratch" '[-np][2][@moesim][--set][run.steps=2][twelve.ini]' \
+    twelve.ini --set run.steps=2 -n 2
+expect "$scratch" '[-np][1][@moesim][--keys]' --keys
+expect "$scratch" '[-np][1][@moesim][--version]' --version
+expect "$scratch" '[-np][2][@moesim][--verify]' --verify -np 2
+expect "$scratch" '[-np][8][@moesim][--verify]' --verify
+expect "$scratch" '[-np][1][@moesim][--ranks][twelve.ini]' --ranks twelve.ini
+expect "$scratch" '[-np][6][@moesim][--explain][17][--explain-step][twelve.ini]' \
+    --explain 17 --explain-step twelve.ini
+expect "$scratch" '[-np][6][@moesim][--explain-step][--explain=17][twelve.ini]' \
+    --explain-step twelve.ini --explain=17
 mkdir -p "$scratch/old run" && cp "$scratch/twelve.ini" "$scratch/old run/config.ini"
-expect "$scratch" '[-np][6][@/a tree/build/moesim][--resume][old run]' --resume "old run"
+expect "$scratch" '[-np][6][@moesim][--resume][old run]' --resume "old run"
+expect "$scratch" '[-np][6][@moesim][--resume=old run]' "--resume=old run"
+expect "$scratch" '[-np][8][@moesim][--resume][no run]' --resume "no run"
+status 2 many.ini
 status 2 -np 0 twelve.ini
 status 2 -np x
 status 2 twelve.ini -np
@@ -77,17 +129,20 @@ got=0
 wait $script || got=$?
 checks=$((checks + 1))
 if [ $got != 143 ] || kill -0 "$(cat "$scratch/pid")" 2> /dev/null; then
-    echo "scripts/run ended by SIGTERM: status $got, or what it ran is still there"
-    failures=$((failures + 1))
+    fail "scripts/run ended by SIGTERM: status $got, or what it ran is still there"
 fi
-touch -d '+1 hour' "$tree/src/new.c"   # a newer source: now it has to build, and a build that fails is a failure
+# with a newer source it has to build, and a build that fails is a failure
+touch -d '+1 hour' "$tree/src/new.c"
 status 1 twelve.ini
 
 # sourced by hand, from bash and from plain sh
 for shell in bash sh; do
     files=$(cd "$tree/src" && $shell -c '. ../scripts/env && echo "$OMPI_MCA_mca_base_param_files"')
     checks=$((checks + 1))
-    case $files in *"$tree/scripts/openmpi.conf"*) ;; *) echo "$shell: scripts/env gave '$files'"; failures=$((failures + 1)) ;; esac
+    case $files in
+    *"$tree/scripts/openmpi.conf"*) ;;
+    *) fail "$shell: scripts/env gave '$files'" ;;
+    esac
 done
 
 echo "$checks checks, $failures failed"

@@ -1,0 +1,375 @@
+/* check.c: which combinations of keys have a meaning. Every refusal is one sentence that names the
+ * key, its place and value, and what is allowed. */
+#include "config/check.h"
+
+#include <string.h>
+
+#include "config/hint.h"
+#include "config/refuse.h"
+#include "config/table.h"
+#include "config/value.h"
+
+/* --- features that do not exist yet --- */
+
+/* Keys of which only some values exist so far. A row goes when its feature is built. */
+static const struct {
+    enum moe_key_id key;
+    const char *available; /* the values that exist, separated by blanks */
+    const char *feature;   /* what the other values stand for */
+} not_yet[] = {
+    {MOE_KEY(run, mode), "forward train", "generating"},
+    {MOE_KEY(model, attention), "none", "attention"},
+    {MOE_KEY(exchange, mode), "selection token", "the two-level exchange"},
+    {MOE_KEY(exchange, chunks), "1", "exchange in chunks"},
+    {MOE_KEY(exchange, transport), "alltoallv", "a transport other than alltoallv"},
+    {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
+    {MOE_KEY(exchange, payload), "fp32", "a payload narrower than fp32"},
+    {MOE_KEY(exchange, combine_payload), "fp32", "a payload narrower than fp32"},
+    {MOE_KEY(placement, policy), "block", "a placement other than block"},
+    {MOE_KEY(placement, redundant_experts), "0", "a placement with replicas"},
+    {MOE_KEY(placement, rebalance_every), "0", "a placement that changes"},
+};
+
+/* Whether `value` is one of the words of `list`. */
+static bool is_listed(const char *list, const char *value) {
+    const size_t length = strlen(value);
+    for (const char *at = strstr(list, value); at != NULL; at = strstr(at + 1, value)) {
+        if ((at == list || at[-1] == ' ') && (at[length] == '\0' || at[length] == ' ')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int moe_check_available(const moe_config *c, moe_status *st) {
+    for (size_t i = 0; i < sizeof not_yet / sizeof not_yet[0]; i++) {
+        char value[MOE_VALUE_TEXT_MAX];
+        moe_value_format(c, not_yet[i].key, value);
+        if (!is_listed(not_yet[i].available, value)) {
+            return moe_refuse_key(c, not_yet[i].key, st, "%s is not available yet, allowed is %s",
+                                  not_yet[i].feature, not_yet[i].available);
+        }
+    }
+    return MOE_OK;
+}
+
+/* --- devices and groups --- */
+
+static int check_devices(const moe_config *c, moe_status *st) {
+    const int32_t n = c->model.num_experts, devices = c->cluster.devices;
+    const enum moe_key_id k_experts = MOE_KEY(model, num_experts),
+                          k_devices = MOE_KEY(cluster, devices);
+    if (devices % c->ranks != 0) {
+        return moe_refuse_key(c, k_devices, st,
+                              "it has to be a multiple of the number of ranks (here %d)", c->ranks);
+    }
+    if (devices % c->cluster.devices_per_node != 0) {
+        return moe_refuse_key(c, MOE_KEY(cluster, devices_per_node), st,
+                              "it has to divide cluster.devices = %d", devices);
+    }
+    if (n % devices != 0) {
+        return moe_refuse_key(
+            c, moe_refuse_written(c, k_experts, k_devices), st,
+            "model.num_experts has to be a multiple of cluster.devices (here %d and %d)", n,
+            devices);
+    }
+    if (n % c->router.num_groups != 0) {
+        return moe_refuse_key(c, MOE_KEY(router, num_groups), st,
+                              "it has to divide model.num_experts = %d", n);
+    }
+    return MOE_OK;
+}
+
+/* What the rules that keep the best groups need of the numbers of experts and groups. */
+static int check_group_rule(const moe_config *c, moe_status *st) {
+    const int32_t k = c->router.top_k;
+    const int32_t m = c->router.topk_group;
+    const int32_t groups = c->router.num_groups;
+    const enum moe_key_id k_or_m =
+        moe_refuse_written(c, MOE_KEY(router, topk_group), MOE_KEY(router, top_k));
+    if (c->router.group_limit == MOE_GROUP_QUOTA && k % m != 0) {
+        return moe_refuse_key(c, k_or_m, st,
+                              "group_limit = quota needs a router.top_k that is a multiple of "
+                              "router.topk_group (here %d and %d)",
+                              k, m);
+    }
+    if (c->router.group_limit == MOE_GROUP_TOPK_SUM && k < m) {
+        return moe_refuse_key(c, k_or_m, st,
+                              "group_limit = topk_sum needs a router.top_k of at least "
+                              "router.topk_group (here %d and %d)",
+                              k, m);
+    }
+    if (c->router.group_limit == MOE_GROUP_TOP2_SUM && c->model.num_experts / groups < 2) {
+        return moe_refuse_key(c, MOE_KEY(router, group_limit), st,
+                              "it needs groups of at least 2 experts (here model.num_experts = %d "
+                              "in router.num_groups = %d)",
+                              c->model.num_experts, groups);
+    }
+    return MOE_OK;
+}
+
+static int check_group_limit(const moe_config *c, moe_status *st) {
+    const int32_t k = c->router.top_k;
+    const int32_t m = c->router.topk_group;
+    const int32_t groups = c->router.num_groups;
+    const int32_t size = c->model.num_experts / groups;
+    const enum moe_key_id key_m = MOE_KEY(router, topk_group);
+    if (c->router.group_limit == MOE_GROUP_NONE) {
+        return MOE_OK;
+    }
+    if (m > groups) {
+        return moe_refuse_key(c, key_m, st, "at most router.num_groups = %d is allowed (0 = all%s)",
+                              groups,
+                              groups == c->cluster.devices ? "; each device is a group" : "");
+    }
+    if (k > (int64_t)m * size) {
+        return moe_refuse_key(c, moe_refuse_written(c, MOE_KEY(router, top_k), key_m), st,
+                              "router.top_k experts have to fit in router.topk_group groups (here "
+                              "%d in %d of %d experts each)",
+                              k, m, size);
+    }
+    return check_group_rule(c, st);
+}
+
+/* --- router and losses --- */
+
+/* Two keys that do not go together when `broken` is true, and what would be consistent. */
+typedef struct pair_rule {
+    bool broken;
+    enum moe_key_id key, other;
+    const char *consistent;
+} pair_rule;
+
+/* Refuses by the first of the rules that is broken. */
+static int check_rules(const moe_config *c, const pair_rule *rules, size_t count, moe_status *st) {
+    for (size_t i = 0; i < count; i++) {
+        if (rules[i].broken) {
+            return moe_refuse_pair(c, rules[i].key, rules[i].other, rules[i].consistent, st);
+        }
+    }
+    return MOE_OK;
+}
+
+static bool sums_to_one(const moe_config *c) {
+    return c->router.score_func == MOE_SCORE_SOFTMAX ||
+           c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+}
+
+/* Keys that only some methods know. */
+static int check_method(const moe_config *c, moe_status *st) {
+    const moe_router_config *r = &c->router;
+    const bool one = r->method == MOE_METHOD_SWITCH;
+    const bool two = r->method == MOE_METHOD_GSHARD;
+    const bool ranked = r->method == MOE_METHOD_TOPK || one || two;
+    const bool limited = r->group_limit != MOE_GROUP_NONE;
+    const bool ranks_none = moe_config_ignores_scores(c) || r->method == MOE_METHOD_EXPERT_CHOICE;
+    const pair_rule rules[] = {
+        {limited && ranks_none, MOE_KEY(router, method), MOE_KEY(router, group_limit),
+         "it ranks no experts of a token: method = topk, or group_limit = none"},
+        {limited && two && r->second_choice == MOE_SECOND_SAMPLED, MOE_KEY(router, second_choice),
+         MOE_KEY(router, group_limit), "second_choice = best or random, or group_limit = none"},
+        {one && r->top_k != 1, MOE_KEY(router, method), MOE_KEY(router, top_k),
+         "switch takes one expert: top_k = 1, or method = topk"},
+        {one && r->norm_topk_prob, MOE_KEY(router, method), MOE_KEY(router, norm_topk_prob),
+         "switch's weight is the largest score: norm_topk_prob = no, or method = topk"},
+        {two && r->top_k != 2, MOE_KEY(router, method), MOE_KEY(router, top_k),
+         "gshard takes two experts: top_k = 2, or method = topk"},
+        {r->second_choice != MOE_SECOND_BEST && !two, MOE_KEY(router, second_choice),
+         MOE_KEY(router, method), "a second choice by chance goes with method = gshard"},
+        {r->temperature != 1 && r->method != MOE_METHOD_TOP_P, MOE_KEY(router, temperature),
+         MOE_KEY(router, method), "a temperature goes with method = top_p"},
+        {r->bias_file[0] != '\0' && !ranked, MOE_KEY(router, bias_file), MOE_KEY(router, method),
+         "a bias moves choices by score: method = topk, switch or gshard"},
+        {r->bias_update_rate > 0 && !ranked, MOE_KEY(router, bias_update_rate),
+         MOE_KEY(router, method), "a bias moves choices by score: method = topk, switch or gshard"},
+        {r->method == MOE_METHOD_TOP_P && !sums_to_one(c), MOE_KEY(router, method),
+         MOE_KEY(router, score_func),
+         "top_p adds up probabilities: score_func = softmax or softmax_topk"},
+    };
+    return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+}
+
+/* What the forms of the load need. Shazeer et al.'s load is the probability to be among the K
+ * largest noisy logits, so it needs noise and a choice by the K largest. */
+static int check_load(const moe_config *c, moe_status *st) {
+    const moe_router_config *r = &c->router;
+    const bool shazeer = c->balance.load_form == MOE_LOAD_SHAZEER;
+    const bool tutel = c->balance.load_form == MOE_LOAD_TUTEL;
+    const bool gaussian = r->noise_form == MOE_NOISE_GAUSSIAN;
+    const bool by_largest = r->method == MOE_METHOD_TOPK || r->method == MOE_METHOD_SWITCH;
+    const enum moe_key_id form = MOE_KEY(balance, load_form);
+    const pair_rule rules[] = {
+        {shazeer && gaussian && r->noise <= 0, form, MOE_KEY(router, noise),
+         "a smooth load is as wide as the noise: router.noise above 0, or noise_form = softplus"},
+        {shazeer && !by_largest, form, MOE_KEY(router, method),
+         "it is of the K largest logits: method = topk or switch"},
+        {shazeer && r->group_limit != MOE_GROUP_NONE, form, MOE_KEY(router, group_limit),
+         "it is of the K largest logits: group_limit = none"},
+        {shazeer && r->bias_file[0] != '\0', form, MOE_KEY(router, bias_file),
+         "it is of the K largest logits: no bias"},
+        {shazeer && r->bias_update_rate > 0, form, MOE_KEY(router, bias_update_rate),
+         "it is of the K largest logits: bias_update_rate = 0"},
+        {tutel && !gaussian, form, MOE_KEY(router, noise_form),
+         "Tutel's noise has a fixed scale: noise_form = gaussian, or load_form = shazeer"},
+        {tutel && r->noise <= 0, form, MOE_KEY(router, noise),
+         "Tutel's smooth load is as wide as the noise: router.noise above 0"},
+        {tutel && !sums_to_one(c), form, MOE_KEY(router, score_func),
+         "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk"},
+        {c->balance.load_loss > 0 && c->balance.load_form == MOE_LOAD_SELECTIONS,
+         MOE_KEY(balance, load_loss), form,
+         "a count has no gradient: load_form = shazeer or tutel, or load_loss = 0"},
+    };
+    return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+}
+
+static int check_router(const moe_config *c, moe_status *st) {
+    const bool method_given =
+        c->router.method != MOE_METHOD_TOPK && c->given[MOE_KEY(router, method)];
+    const pair_rule rules[] = {
+        {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL,
+         MOE_KEY(balance, aux_layers), MOE_KEY(balance, aux_form),
+         "the loss over all layers is that of aux_form = mixtral; or aux_layers = each"},
+        {moe_config_recorded(c) && method_given, MOE_KEY(router, method), MOE_KEY(data, source),
+         "a recorded routing is taken as it is: data.source = logits, or no method"},
+    };
+    if (check_method(c, st) != MOE_OK || check_load(c, st) != MOE_OK) {
+        return st->code;
+    }
+    return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+}
+
+/* --- sizes, data, capacity --- */
+
+/* Products that the program computes in 64 bits have to fit there with room to spare. */
+static int check_sizes(const moe_config *c, moe_status *st) {
+    const double tokens = (double)c->data.tokens_per_device * c->cluster.devices;
+    const double most = 1099511627776.0; /* 2^40 */
+    const double matrices =
+        (double)c->model.num_experts * c->model.moe_intermediate_size * c->model.hidden_size;
+    const enum moe_key_id k_tokens = MOE_KEY(data, tokens_per_device);
+    if (tokens >= most) {
+        return moe_refuse_key(
+            c, k_tokens, st,
+            "times cluster.devices = %d it has to stay below 2^40 = 1099511627776 tokens",
+            c->cluster.devices);
+    }
+    if (tokens * c->router.top_k >= most) {
+        return moe_refuse_key(
+            c, k_tokens, st,
+            "times cluster.devices = %d and router.top_k = %d it has to stay below "
+            "2^40 = 1099511627776 selections",
+            c->cluster.devices, c->router.top_k);
+    }
+    if (tokens * c->model.hidden_size >= most * 1024 ||
+        tokens * c->model.num_experts >= most * 1024) {
+        return moe_refuse_key(
+            c, k_tokens, st,
+            "the batch has %.0f tokens: times hidden_size and times num_experts it has "
+            "to stay below 2^50",
+            tokens);
+    }
+    if (matrices * c->model.num_layers >= most * 1024) {
+        return moe_refuse_key(
+            c, MOE_KEY(model, num_experts), st,
+            "times hidden_size = %d, moe_intermediate_size = %d and num_layers = %d it "
+            "has to stay below 2^50 weights",
+            c->model.hidden_size, c->model.moe_intermediate_size, c->model.num_layers);
+    }
+    return MOE_OK;
+}
+
+static int check_data(const moe_config *c, moe_status *st) {
+    const char *source = moe_table_enum_name(MOE_KEY(data, source), c->data.source);
+    const bool recorded =
+        c->data.source == MOE_SOURCE_LOGITS || c->data.source == MOE_SOURCE_ROUTING;
+    if (c->data.source != MOE_SOURCE_SYNTHETIC && c->data.path[0] == '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, source), st,
+                              "data.path has to name the file to read");
+    }
+    if (!recorded && c->data.mask[0] != '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, mask), st,
+                              "a mask goes with data.source = logits or routing, not with %s",
+                              source);
+    }
+    if (c->data.source != MOE_SOURCE_ROUTING && c->data.weights[0] != '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, weights), st,
+                              "recorded weights go with data.source = routing, not with %s",
+                              source);
+    }
+    if (c->data.source != MOE_SOURCE_ROUTING && c->data.scores[0] != '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, scores), st,
+                              "recorded scores go with data.source = routing, not with %s", source);
+    }
+    return MOE_OK;
+}
+
+/* A key of [capacity] that needs another value of the key `other` when `broken` is true. */
+typedef struct capacity_rule {
+    bool broken;
+    enum moe_key_id key;
+    const char *needs;
+    enum moe_key_id other;
+} capacity_rule;
+
+static int refuse_capacity(const moe_config *c, const capacity_rule *rule, moe_status *st) {
+    char value[MOE_VALUE_TEXT_MAX], quoted[MOE_QUOTE_MAX];
+    moe_value_format(c, rule->other, value);
+    moe_hint_quote(value, quoted);
+    return moe_refuse_key(c, rule->key, st, "it needs %s (here %s = %s)", rule->needs,
+                          moe_keys[rule->other].full, quoted);
+}
+
+/* The rules hold once anything has a capacity. */
+static int check_capacity(const moe_config *c, moe_status *st) {
+    const moe_capacity_config *k = &c->capacity;
+    const enum moe_key_id policy = MOE_KEY(capacity, policy);
+    const bool device = k->policy == MOE_CAPACITY_DEVICE;
+    const bool sequence = k->policy == MOE_CAPACITY_SEQUENCE;
+    const bool by_position = !c->given[MOE_KEY(capacity, drop)] || k->drop == MOE_DROP_POSITION;
+    const bool normalised =
+        c->router.norm_topk_prob || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    const capacity_rule rules[] = {
+        {device && k->expert_capacity > 0, MOE_KEY(capacity, expert_capacity),
+         "policy expert or sequence: a device has a capacity_factor", policy},
+        {sequence && k->exempt_sequences > 0, MOE_KEY(capacity, exempt_sequences),
+         "policy device or expert: there sequences share a budget", policy},
+        {sequence && k->capacity_scope == MOE_CAPACITY_PER_DEVICE,
+         MOE_KEY(capacity, capacity_scope),
+         "policy device or expert: a sequence has its budget wherever its tokens are", policy},
+        {sequence && !by_position, MOE_KEY(capacity, drop),
+         "policy device or expert: of a sequence the later tokens go (drop = position)", policy},
+        {k->pad_to_capacity && k->policy != MOE_CAPACITY_EXPERT, MOE_KEY(capacity, pad_to_capacity),
+         "policy expert: one buffer an expert", policy},
+        {k->renormalize && !normalised, MOE_KEY(capacity, renormalize),
+         "normalised weights: norm_topk_prob = yes or score_func = softmax_topk",
+         MOE_KEY(router, norm_topk_prob)},
+        {k->renormalize && moe_config_recorded(c), MOE_KEY(capacity, renormalize),
+         "a router that makes the weights", MOE_KEY(data, source)},
+        {k->overflow == MOE_OVERFLOW_NEXT_CHOICE && moe_config_recorded(c),
+         MOE_KEY(capacity, overflow), "logits, which tell the next choice", MOE_KEY(data, source)},
+    };
+    for (size_t i = 0; k->policy != MOE_CAPACITY_NONE && i < sizeof rules / sizeof rules[0]; i++) {
+        if (rules[i].broken) {
+            return refuse_capacity(c, &rules[i], st);
+        }
+    }
+    return MOE_OK;
+}
+
+int moe_check_combinations(const moe_config *c, moe_status *st) {
+    if (check_devices(c, st) != MOE_OK) {
+        return st->code;
+    }
+    if (c->router.top_k > c->model.num_experts) {
+        const enum moe_key_id k =
+            moe_refuse_written(c, MOE_KEY(router, top_k), MOE_KEY(model, num_experts));
+        return moe_refuse_key(c, k, st,
+                              "router.top_k may be at most model.num_experts (here %d and %d)",
+                              c->router.top_k, c->model.num_experts);
+    }
+    if (check_router(c, st) != MOE_OK || check_group_limit(c, st) != MOE_OK ||
+        check_data(c, st) != MOE_OK || check_capacity(c, st) != MOE_OK) {
+        return st->code;
+    }
+    return check_sizes(c, st);
+}

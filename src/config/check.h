@@ -1,0 +1,14 @@
+/* check.h: which combinations of keys a configuration may have. */
+#ifndef MOESIM_CONFIG_CHECK_H
+#define MOESIM_CONFIG_CHECK_H
+
+#include "base/status.h"
+#include "config/sections.h"
+
+/* Local. Refuses values that stand for features which do not exist yet. */
+int moe_check_available(const moe_config *c, moe_status *st);
+
+/* Local. Refuses combinations without a meaning, once everything is derived. */
+int moe_check_combinations(const moe_config *c, moe_status *st);
+
+#endif

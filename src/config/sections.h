@@ -1,0 +1,218 @@
+/* sections.h: the configuration of a run as a struct, with one part for each section of the file.
+ *
+ * What a field means, and which values it may have, stands in the row of its key in keys.def; a
+ * comment here says only what that sentence does not. config.h has the functions. */
+#ifndef MOESIM_CONFIG_SECTIONS_H
+#define MOESIM_CONFIG_SECTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config/enums.h"
+#include "config/keys.h"
+
+enum { MOE_PATH_MAX = 1024, MOE_NAME_MAX = 64 }; /* bytes, the final zero included */
+
+/* --- the sections --- */
+
+typedef struct moe_run_config { /* [run] */
+    int64_t seed;
+    int64_t steps;
+    enum moe_mode mode;
+    int32_t threads;
+} moe_run_config;
+
+typedef struct moe_model_config { /* [model] */
+    int32_t num_layers;
+    int32_t hidden_size;           /* H */
+    int32_t num_experts;           /* N, without the shared experts */
+    int32_t num_shared_experts;    /* N_s */
+    int32_t moe_intermediate_size; /* F */
+    int32_t expert_segmentation;   /* 1 once resolved: what it did is in moe_config.segmented */
+    enum moe_expert_type expert_type;
+    double lora_alpha;
+    int32_t lora_rank;
+    bool residual;
+    enum moe_norm norm;
+    enum moe_attention attention;
+    char load[MOE_PATH_MAX];
+} moe_model_config;
+
+typedef struct moe_router_config { /* [router] */
+    char preset[MOE_NAME_MAX];
+    enum moe_router_method method;
+    enum moe_score_func score_func;
+    int32_t top_k; /* K */
+    enum moe_group_limit group_limit;
+    int32_t num_groups; /* G */
+    int32_t topk_group; /* M */
+    bool norm_topk_prob;
+    double routed_scaling_factor;
+    bool scale_normalized; /* no: DeepSeek-V2's code, which normalises or scales, never both */
+    bool norm_single;      /* no: DeepSeek's code, which does not normalise when top_k = 1 */
+    double gate_scale;
+    double noise;
+    enum moe_noise_form noise_form;
+    double jitter;
+    bool jitter_experts;
+    double expert_dropout;
+    double bias_update_rate;
+    enum moe_bias_update bias_update;
+    bool bias_centered;
+    char bias_file[MOE_PATH_MAX];
+    double top_p;
+    double temperature;
+    enum moe_temperature_on temperature_on;
+    enum moe_second_choice second_choice;
+    double sinkhorn_tolerance;
+    int32_t sinkhorn_iterations;
+} moe_router_config;
+
+typedef struct moe_balance_config { /* [balance] */
+    double alpha_expert;
+    double alpha_device;
+    double alpha_comm;
+    double z_loss;
+    double importance_loss;
+    double load_loss;
+    enum moe_importance_of importance_of;
+    enum moe_load_form load_form;
+    enum moe_scope scope;
+    enum moe_comm_count comm_count;
+    bool comm_count_local;
+    enum moe_device_p device_p;
+    enum moe_aux_selection aux_selection;
+    enum moe_aux_form aux_form;
+    enum moe_aux_layers aux_layers;
+    int64_t begin_step; /* the coefficients are 0 before this step, */
+    int64_t ramp_steps; /* and then rise linearly over so many steps */
+} moe_balance_config;
+
+typedef struct moe_capacity_config { /* [capacity] */
+    enum moe_capacity_policy policy;
+    double capacity_factor;
+    enum moe_rounding rounding;
+    int32_t min_capacity;
+    int32_t expert_capacity;
+    enum moe_capacity_scope capacity_scope;
+    enum moe_drop_order drop;
+    enum moe_overflow overflow;
+    double exempt_sequences;
+    bool first_choices;
+    bool renormalize;
+    bool pad_to_capacity;
+} moe_capacity_config;
+
+typedef struct moe_exchange_config { /* [exchange] */
+    enum moe_exchange_mode mode;
+    int32_t chunks;
+    enum moe_transport transport;
+    enum moe_algorithm algorithm;
+    enum moe_payload payload;
+    enum moe_payload combine_payload;
+} moe_exchange_config;
+
+typedef struct moe_cluster_config { /* [cluster] */
+    int32_t devices;                /* D */
+    int32_t devices_per_node;
+    double intra_gbps; /* GB/s of a device, inside a node */
+    double inter_gbps; /* GB/s of a device, across nodes */
+    double intra_latency_us;
+    double inter_latency_us;
+    double device_tflops;
+    double efficiency;
+} moe_cluster_config;
+
+typedef struct moe_placement_config { /* [placement] */
+    enum moe_placement_policy policy;
+    char file[MOE_PATH_MAX];
+    int32_t redundant_experts;
+    int32_t rebalance_every;
+} moe_placement_config;
+
+typedef struct moe_data_config { /* [data] */
+    enum moe_source source;
+    char path[MOE_PATH_MAX];
+    char mask[MOE_PATH_MAX];
+    char weights[MOE_PATH_MAX];
+    char scores[MOE_PATH_MAX];
+    int64_t tokens_per_device;
+    int64_t sequence_length;
+    double skew;
+    int32_t num_topics;
+    double topic_strength;
+    double topic_persistence;
+} moe_data_config;
+
+typedef struct moe_train_config { /* [train] */
+    enum moe_optimizer optimizer;
+    double learning_rate;
+    int64_t warmup_steps;
+    enum moe_schedule schedule;
+    double beta1; /* of AdamW, as are beta2 and epsilon */
+    double beta2;
+    double epsilon;
+    double weight_decay;
+    double clip_norm;
+    int32_t accumulate;
+    int32_t context;
+    int64_t validation_every;
+    int32_t validation_batches;
+    double validation_share;
+    int64_t checkpoint_every;
+    bool recompute;
+    bool specialization;
+} moe_train_config;
+
+typedef struct moe_output_config { /* [output] */
+    bool routing;
+    bool tensors;
+    bool timeline;
+    int64_t every;
+} moe_output_config;
+
+/* --- the whole --- */
+
+/* Where the value of a key came from. A number above 0 is a line of the file. */
+enum { MOE_PLACE_DEFAULT = 0, MOE_PLACE_SET = -1, MOE_PLACE_PRESET = -2 };
+
+typedef struct moe_config {
+    char name[MOE_NAME_MAX]; /* of the file, without its folder and .ini */
+    moe_run_config run;
+    moe_model_config model;
+    moe_router_config router;
+    moe_balance_config balance;
+    moe_capacity_config capacity;
+    moe_exchange_config exchange;
+    moe_cluster_config cluster;
+    moe_placement_config placement;
+    moe_data_config data;
+    moe_train_config train;
+    moe_output_config output;
+
+    char file[MOE_PATH_MAX];     /* the file's name as given to moe_config_parse, for messages */
+    int32_t place[MOE_NUM_KEYS]; /* where the value of each key came from */
+    uint8_t given[MOE_NUM_KEYS]; /* 1: the key came from the file or from --set */
+
+    /* The rest is derived by moe_config_resolve and has no key. */
+    int32_t ranks;      /* 0 until resolved */
+    int32_t comm_limit; /* M of f'' (docs/method.md section 2): a token reaches at most
+                           min(top_k, comm_limit) devices */
+    struct {
+        int32_t parts; /* model.expert_segmentation; 1: nothing was cut */
+        int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */
+    } segmented;
+} moe_config;
+
+/* Local. True when the routing is recorded (data.source = routing) and not computed. */
+static inline bool moe_config_recorded(const moe_config *c) {
+    return c->data.source == MOE_SOURCE_ROUTING;
+}
+
+/* Local. True when the router looks at no score when it chooses experts. */
+static inline bool moe_config_ignores_scores(const moe_config *c) {
+    return c->router.method == MOE_METHOD_HASH || c->router.method == MOE_METHOD_RANDOM ||
+           c->router.method == MOE_METHOD_ROUND_ROBIN;
+}
+
+#endif

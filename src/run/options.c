@@ -1,0 +1,235 @@
+/* options.c: the command line, read with getopt_long from one table that --help is printed from. */
+#include "run/options.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+
+/* --- the table --- */
+
+typedef struct option_row {
+    const char *name;
+    const char *argument; /* what --help calls the value; NULL: the option has none */
+    const char *help;     /* NULL: stands without a sentence in the last line of --help */
+    void (*take)(void *field, const char *value);
+    size_t field; /* of moe_options, for `take` */
+} option_row;
+
+static void take_flag(void *field, const char *value) {
+    (void)value;
+    *(bool *)field = true;
+}
+
+static void take_text(void *field, const char *value) {
+    *(const char **)field = value;
+}
+
+/* Adds the value to moe_options.sets, which has room for as many as there are words. */
+static void take_set(void *field, const char *value) {
+    moe_set_options *sets = field;
+    sets->assignment[sets->count++] = value;
+}
+
+#define FLAG(field) take_flag, offsetof(moe_options, field)
+#define TEXT(field) take_text, offsetof(moe_options, field)
+
+static const option_row table[] = {
+    {"set", "section.key=value", "overrides the file; repeatable", take_set,
+     offsetof(moe_options, sets)},
+    {"out", "DIR", "where results go (default runs/<config name>-<time>)", TEXT(run.out)},
+    {"force", NULL, "replace the results in DIR", FLAG(run.force)},
+    {"check", NULL, "validate, print the configuration as resolved, stop", FLAG(run.check_only)},
+    {"resume", "DIR", "go on from that run's last checkpoint (no CONFIG)", TEXT(resume)},
+    {"keys", NULL, "every key with type, default, range and one sentence", FLAG(keys)},
+    {"quiet", NULL, "print nothing but errors", FLAG(run.quiet)},
+    {"explain", "TOKEN", "one token of the last step on its way (0 = the first)", TEXT(explain)},
+    {"explain-step", NULL, "every figure of the last step derived, and checked",
+     FLAG(run.explains_step)},
+    {"dialects", NULL, "the same tokens through every preset, side by side", FLAG(dialects)},
+    {"verify", NULL, "recompute figures that are known exactly (no CONFIG)", FLAG(verify)},
+    {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
+    {"version", NULL, NULL, FLAG(version)},
+    {"help", NULL, NULL, FLAG(help)},
+};
+enum { NUM_OPTIONS = sizeof table / sizeof table[0] };
+
+/* --- --help --- */
+
+static void print_option(const option_row *row, FILE *out) {
+    char name[32];
+    snprintf(name, sizeof name, "--%s%s%s", row->name, row->argument ? " " : "",
+             row->argument ? row->argument : "");
+    fprintf(out, "  %-23s  %s\n", name, row->help);
+}
+
+void moe_options_print_help(FILE *out) {
+    fputs("moesim simulates expert-parallel Mixture-of-Experts: an MPI rank is a device.\n"
+          "\n"
+          "usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n"
+          "\n",
+          out);
+    const char *before = "  ";
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        if (table[i].help) {
+            print_option(&table[i], out);
+        } else {
+            fprintf(out, "%s--%s", before, table[i].name);
+            before = ", ";
+        }
+    }
+    fputs("\n"
+          "\n"
+          "examples:\n"
+          "  mpirun -np 8 moesim configs/quickstart.ini\n"
+          "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
+          "\n"
+          "exit status: 0 done; 2 a mistake in the input, and one sentence that names it;\n"
+          "             3 the run failed its own checks; 1 anything else\n",
+          out);
+}
+
+/* --- reading --- */
+
+static int unknown_option(const char *word, moe_status *st) {
+    if (strcmp(word, "--calibrate") == 0) {
+        return moe_fail(st, MOE_USER, "%s is not available yet", word);
+    }
+    return moe_fail(st, MOE_USER, "unknown option %s: moesim --help lists them", word);
+}
+
+/* What getopt_long returns for the first row of the table, beyond all characters. */
+enum { FIRST_ROW = 256 };
+
+static void fill_long_options(struct option list[NUM_OPTIONS + 1]) {
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        list[i] =
+            (struct option){table[i].name, table[i].argument ? required_argument : no_argument,
+                            NULL, FIRST_ROW + i};
+    }
+    list[NUM_OPTIONS] = (struct option){NULL, 0, NULL, 0};
+}
+
+/* Whether the word is one that moesim takes. getopt_long would also take the beginning of a name, a
+ * group of letters behind one dash, a lone dash as a file, and two dashes as the end of options. */
+static bool is_known(const char *word) {
+    if (word[0] != '-' || strcmp(word, "-h") == 0) {
+        return true;
+    }
+    const size_t length = strcspn(word, "=");
+    for (int i = 0; i < NUM_OPTIONS; i++) {
+        if (strncmp(word, "--", 2) == 0 && strlen(table[i].name) == length - 2 &&
+            strncmp(word + 2, table[i].name, length - 2) == 0) {
+            return word[length] == '\0' || table[i].argument;
+        }
+    }
+    return false;
+}
+
+static int take_config(moe_options *o, const char *file, moe_status *st) {
+    if (o->config) {
+        return moe_fail(st, MOE_USER, "two configurations are given, %s and %s: one is expected",
+                        o->config, file);
+    }
+    o->config = file;
+    return MOE_OK;
+}
+
+/* Reads the words from left to right up to the first mistake. */
+static int read_words(int argc, char **argv, moe_options *o, moe_status *st) {
+    struct option list[NUM_OPTIONS + 1];
+    fill_long_options(list);
+    opterr = 0;
+    optind = 0; /* start anew, whatever was parsed before */
+    for (int at = 1; at < argc && st->code == MOE_OK; at = optind) {
+        if (!is_known(argv[at])) {
+            return unknown_option(argv[at], st);
+        }
+        /* "-": files and options come in the order in which they are written; ":": a value that is
+         * missing is told apart */
+        const int found = getopt_long(argc, argv, "-:h", list, NULL);
+        if (found == ':') {
+            moe_fail(st, MOE_USER, "%s needs a value: moesim --help shows how", argv[at]);
+        } else if (found == 'h') {
+            o->help = true;
+        } else if (found == 1) {
+            take_config(o, optarg, st);
+        } else {
+            const option_row *row = &table[found - FIRST_ROW];
+            row->take((char *)o + row->field, optarg);
+        }
+    }
+    return st->code;
+}
+
+/* --- options that do not go together --- */
+
+/* The text behind --explain as the id of a token. */
+static int parse_token(moe_options *o, moe_status *st) {
+    char *end;
+    errno = 0;
+    o->run.explain_token = strtoll(o->explain, &end, 10);
+    const bool digits = o->explain[0] >= '0' && o->explain[0] <= '9' && *end == '\0';
+    if (!digits || errno != 0) {
+        return moe_fail(st, MOE_USER, "--explain %s: the number of a token is expected, from 0 on",
+                        o->explain);
+    }
+    o->run.explains_token = true;
+    return MOE_OK;
+}
+
+/* What looks at a run's last step needs a run. */
+static int check_explain(const moe_options *o, moe_status *st) {
+    const char *other = o->run.check_only ? "--check"
+                        : o->dialects     ? "--dialects"
+                        : o->verify       ? "--verify"
+                        : o->keys         ? "--keys"
+                                          : NULL;
+    const bool explains = o->run.explains_token || o->run.explains_step;
+    if (!explains || other == NULL) {
+        return MOE_OK;
+    }
+    return moe_fail(st, MOE_USER,
+                    "%s looks at the last step of a run, and %s makes none: leave one of them out",
+                    o->run.explains_token ? "--explain" : "--explain-step", other);
+}
+
+static int check_together(const moe_options *o, moe_status *st) {
+    if (check_explain(o, st) != MOE_OK) {
+        return st->code;
+    }
+    if (o->resume && (o->config || o->run.out || o->run.force)) {
+        return moe_fail(st, MOE_USER,
+                        "--resume %s takes its configuration and folder from that run: a CONFIG, "
+                        "--out and --force do not go with it",
+                        o->resume);
+    }
+    if (o->dialects && o->resume) {
+        return moe_fail(
+            st, MOE_USER,
+            "--dialects takes a CONFIG and does not go on with a run: leave --resume out");
+    }
+    const bool needs_none = o->help || o->version || o->keys || o->verify || o->resume;
+    if (!o->config && !needs_none) {
+        return moe_fail(
+            st, MOE_USER,
+            "no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)");
+    }
+    return MOE_OK;
+}
+
+int moe_options_parse(int argc, char **argv, moe_options *o, moe_status *st) {
+    *o = (moe_options){0};
+    o->sets.assignment = moe_alloc(argc, sizeof *o->sets.assignment, "arguments");
+    if (read_words(argc, argv, o, st) == MOE_OK && o->explain) {
+        parse_token(o, st);
+    }
+    return st->code == MOE_OK ? check_together(o, st) : st->code;
+}
+
+void moe_options_free(moe_options *o) {
+    moe_free(o->sets.assignment);
+}
