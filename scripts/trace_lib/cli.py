@@ -2,7 +2,9 @@
 2, whatever the input holds."""
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 
 from trace_lib.guard import Refused, shown
@@ -55,13 +57,41 @@ def reason_of(error):
     return f"{shown(error.filename)}: {error.strerror}"
 
 
+def take_streams():
+    """Makes standard output and error fit for every text. A closed one is replaced, so that no
+    file that is opened later stands in its place."""
+    for name, instead in (("stdout", "/dev/full"), ("stderr", os.devnull)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(instead, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+
+
+def finished(work):
+    """What `work` returns or raises; the clock that watches over it stops then."""
+    try:
+        return work()
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def printed(lines):
+    """Prints the lines; returns what was in the way, or None. Nothing is tried again at exit."""
+    try:
+        print("\n".join(lines), flush=True)
+        return None
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return f"standard output: {error.strerror}; the files are written"
+
+
 def run(name, work):
     """Calls `work`, prints the lines that it returns, and turns every error into one line."""
-    sys.stdout.reconfigure(errors="backslashreplace")
-    sys.stderr.reconfigure(errors="backslashreplace")
+    take_streams()
     try:
-        print("\n".join(work()), flush=True)
-        return 0
+        lines = finished(work)
+        said = printed(lines)
+        if said is None:
+            return 0
     except Refused as error:
         said = shown(error, 2000)
     except MemoryError:
@@ -69,11 +99,10 @@ def run(name, work):
             "the files need more memory than files of their size should: they are damaged, or"
             " larger than this machine can take"
         )
+    except KeyboardInterrupt:
+        said = "interrupted"
     except RecursionError:
         said = "what the files hold is nested too deeply"
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        said = "nobody reads the output; the files are written"
     except OSError as error:
         said = reason_of(error)
     except Exception as error:  # the last resort: a fault of the tool, and still one sentence
@@ -81,5 +110,6 @@ def run(name, work):
             f"what the files hold was not foreseen ({type(error).__name__}: {shown(error, 200)}):"
             " they are damaged, or this is a fault of the tool"
         )
-    print(f"{name}: {said}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the exit status says it too
+        print(f"{name}: {said}", file=sys.stderr, flush=True)
     return 2

@@ -12,7 +12,7 @@ from trace_lib.guard import (
     Intake,
     NoJson,
     Refused,
-    few,
+    names_of,
     parse_json,
     shown,
 )
@@ -188,7 +188,7 @@ def convert(options):
         names, experts = trace.count_names, trace.num_experts
         said = (
             f"{trace.source}: loads of {len(trace.counts)} steps, {len(names)} layers"
-            f" ({few(names, 64)}), {experts} experts"
+            f" ({names_of(names)}), {experts} experts"
         )
         trace.notes.append(
             "loads cannot be replayed, since they do not say which token went where; SGLang's mode"
@@ -198,15 +198,11 @@ def convert(options):
         finish(trace, intake, options.experts)
         layer, experts = next(iter(trace.layers.values())), trace.num_experts
         said = (
-            f"{trace.source}: {len(trace.layers)} layers ({few(trace.layers, 64)}),"
+            f"{trace.source}: {len(trace.layers)} layers ({names_of(trace.layers)}),"
             f" {layer.tokens} tokens, top {layer.top_k} of {experts} experts"
         )
-    output.new_folder(options.out, options.force)
-    written = (
-        output.write_counts(options.out, trace)
-        if trace.counts
-        else output.write(options.out, trace)
-    )
+    write = output.write_counts if trace.counts else output.write
+    written = output.written(options.out, options.force, lambda: write(options.out, trace))
     replays = [
         output.replay(options.out, name, experts) for name in written if name.endswith(".ini")
     ]

@@ -40,6 +40,8 @@ def shown(text, most=300):
     text = str(text)
     if len(text) > most:
         text = text[: most // 2] + " ... " + text[-most // 2 :]
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -69,6 +71,12 @@ def range_of(numbers):
     if len(numbers) > 2 and numbers[-1] - numbers[0] == len(numbers) - 1:
         return f"{numbers[0]} to {numbers[-1]}"
     return few(numbers)
+
+
+def names_of(names):
+    """Names of layers for a sentence: 0 to 3, or some names."""
+    numbers = all(name.isdigit() for name in names)
+    return range_of(map(int, names)) if numbers else few(names, 32)
 
 
 def few(things, most=8):
@@ -106,7 +114,6 @@ class Intake:
     def __init__(self, guarded=False):
         self.bytes = 0
         self.guarded = guarded  # whether memory and time of the process are limited
-        self.started = time.monotonic()
 
     def open(self, path):
         """Opens a regular file; a FIFO, a device or a folder gets a sentence and never blocks."""
@@ -134,14 +141,15 @@ class Intake:
             memory = min(memory, hard)
         resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
         seconds = FREE_SECONDS + self.bytes / BYTES_PER_SECOND
-        left = max(0.01, self.started + seconds - time.monotonic())
-        signal.signal(signal.SIGALRM, lambda *_: self.too_slow(seconds))
-        signal.setitimer(signal.ITIMER_REAL, left)
+        left = max(0.01, seconds - time.process_time())
+        signal.signal(signal.SIGPROF, lambda *_: self.too_slow(seconds))
+        signal.setitimer(signal.ITIMER_PROF, left)
 
     @staticmethod
     def too_slow(seconds):
         raise Refused(
-            f"reading took longer than {seconds:.0f} s, which is more than files of this size need"
+            f"reading took longer than {seconds:.0f} s of the processor, which is more than files of"
+            " this size need"
         )
 
     def read(self, path):
@@ -171,15 +179,17 @@ class Intake:
 
     @staticmethod
     def decoded(content, path, line):
-        where = f"{shown(path)}:{line}" if line else shown(path)
-        if line <= 1 and content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise Refused(f"{where}: the text is in UTF-16; expected is UTF-8")
+        """The text of a file's bytes, or of one of its lines."""
+        first = line <= 1
         try:
-            return content.decode("utf-8-sig" if line <= 1 else "utf-8")
+            if first and content.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise Refused("the text is in UTF-16; expected is UTF-8")
+            return content.decode("utf-8-sig" if first else "utf-8")
         except UnicodeDecodeError as error:
-            raise Refused(
-                f"{where}: byte {error.start} is no UTF-8; expected is a text in UTF-8"
-            ) from None
+            wrong = f"byte {error.start} is no UTF-8; expected is a text in UTF-8"
+        except Refused as error:
+            wrong = str(error)
+        raise Refused(f"{shown(path)}:{line}: {wrong}" if line else f"{shown(path)}: {wrong}")
 
     def room(self, places, where):
         """Refuses a table that is far larger than the files it is made of."""

@@ -46,6 +46,20 @@ def new_folder(path, force):
             os.remove(os.path.join(path, name))
 
 
+def written(folder, force, write_files):
+    """Makes the folder and lets `write_files` fill it; after a fault nothing stays in it."""
+    new_folder(folder, force)
+    try:
+        return write_files()
+    except BaseException as error:
+        for name in FILES:
+            if os.path.lexists(os.path.join(folder, name)):
+                os.remove(os.path.join(folder, name))
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, folder) from None
+        raise
+
+
 def shape_of(layers, *inner):
     """[T, ...] for one layer, [layers, T, ...] for several: what moesim reads."""
     return inner if layers == 1 else (layers, *inner)

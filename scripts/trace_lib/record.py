@@ -208,10 +208,12 @@ def work(options):
         raise Refused(f"{shown(options.text)} has no tokens")
     models.settings_of(models.text_config(model), by_hand)  # refused before the model runs
     result = record(model, ids, options.sequence_length, run, by_hand)
-    output.new_folder(options.out, options.force)
     title = f"The router logits of {shown(options.model)}, and its router."
-    written, notes = write(
-        options.out, model, result, len(ids), options.sequence_length, title, by_hand
+    length = options.sequence_length
+    written, notes = output.written(
+        options.out,
+        options.force,
+        lambda: write(options.out, model, result, len(ids), length, title, by_hand),
     )
     said = (
         f"{shown(options.model)}: {len(result[0])} routers, {len(ids)} tokens, {result[1]} experts"

@@ -31,31 +31,33 @@ MOST_COLUMNS = 1000
 
 def rows(path, intake):
     """(line, cells) of each line that has any; quotes do not reach over the end of a line."""
+    name = shown(path)
     for number, line in intake.lines(path):
-        where = f"{shown(path)}:{number}"
         line = line.rstrip("\r\n")
         if not line.strip():
             continue
         if "\0" in line or "\r" in line:
             raise Refused(
-                f"{where}: a NUL or a carriage return stands in the line; expected is a text with"
-                " one choice a line"
+                f"{name}:{number}: a NUL or a carriage return stands in the line; expected is a"
+                " text with one choice a line"
             )
-        if (
-            line.count(",") >= MOST_COLUMNS
-            or len(line) > LONGEST_FIELD * MOST_COLUMNS
-            or max(map(len, line.split(","))) > LONGEST_FIELD
+        cells = line.split(",")
+        if len(cells) > MOST_COLUMNS or (
+            len(line) > LONGEST_FIELD and max(map(len, cells)) > LONGEST_FIELD
         ):
             raise Refused(
-                f"{where}: a column is longer than {LONGEST_FIELD} letters, or there are more than"
-                f" {MOST_COLUMNS} of them"
+                f"{name}:{number}: a column is longer than {LONGEST_FIELD} letters, or there are"
+                f" more than {MOST_COLUMNS} of them"
             )
-        try:
-            yield number, next(csv.reader([line], strict=True))
-        except csv.Error as error:
-            raise Refused(
-                f"{where}: {shown(error, 80)}; expected are cells between commas"
-            ) from None
+        yield number, cells if '"' not in line else quoted_cells(line, f"{name}:{number}")
+
+
+def quoted_cells(line, where):
+    """The cells of a line with quotes in it."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise Refused(f"{where}: {shown(error, 80)}; expected are cells between commas") from None
 
 
 def parse_whole(text, least, most, where, name):
@@ -111,9 +113,9 @@ def columns_of(first, where):
 
 def choices(path, intake, trace):
     """(place, layer, token, expert, weight or None) for each line."""
-    places, width, number = None, 0, 0
+    places, width, name = None, 0, shown(path)
     for number, row in rows(path, intake):
-        where = f"{shown(path)}:{number}"
+        where = f"{name}:{number}"
         if places is None:
             places, named = columns_of(row, where)
             width = len(row)

@@ -354,8 +354,53 @@ def test_names():
     m.check(done.returncode == 2 and "can name up to 1023" in done.stderr, done.stderr)
 
 
+def test_bounds():
+    """Work that goes on for ever, or takes memory without an end, is stopped by the tool itself."""
+    begin = (
+        "import sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True\n"
+        "from trace_lib import cli, guard\n"
+        "guard.FREE_SECONDS = 1\n"
+        "def work():\n"
+        "    guard.Intake(guarded=True).limit()\n"
+    )
+    for what, line, sentence in (
+        ("an endless loop", "    while True: pass", "of the processor, which is more than"),
+        (
+            "endless memory",
+            "    some = [0]\n    while True: some += some",
+            "more memory than files",
+        ),
+        ("endless depth", "    work2 = lambda: work2()\n    work2()", "nested too deeply"),
+        ("an unforeseen fault", "    [][1]", "was not foreseen (IndexError: list index"),
+    ):
+        end = "\nsys.exit(cli.run('tool', work))"
+        words = [sys.executable, "-c", begin + line + end, os.path.join(m.SOURCE, "scripts")]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+        one = done.returncode == 2 and done.stderr.count("\n") == 1 and sentence in done.stderr
+        m.check(one, f"{what}: status {done.returncode}: {done.stderr}")
+
+
+def test_output():
+    """Standard output that is full or closed, and a folder that cannot be filled: status 2, one
+    sentence, and no half of an import."""
+    write("plain.csv", "0,1\n")
+    write("other/routing.ini", "")
+    script = os.path.join(m.SOURCE, "scripts", "import-trace")
+    call = f'"{sys.executable}" "{script}" plain.csv --out full --force'
+    for end, status in (("> /dev/full", 2), (">&-", 2), ("2>&- > /dev/null", 0)):
+        done = subprocess.run(["bash", "-c", f"{call} {end}"], capture_output=True, text=True)
+        m.check(done.returncode == status, f"{end}: status {done.returncode}: {done.stderr}")
+        m.check(done.stderr.count("\n") == (status > 0), f"{end}: {done.stderr}")
+    silent = call.replace("full --force", "other") + " 2>&- > /dev/null"
+    done = subprocess.run(["bash", "-c", silent])
+    m.check(done.returncode == 2, f"a closed standard error: status {done.returncode}")
+    done = subprocess.run(["bash", "-c", f"ulimit -f 0; {call}"], capture_output=True, text=True)
+    m.check(done.returncode == 2 and "full: File too large" in done.stderr, done.stderr)
+    m.check(os.listdir("full") == [], "half of an import stays")
+
+
 for test in (test_steps, test_twice, test_megatron_limits, test_unfilled, test_types, test_options):
     test()
-for test in (test_loads, test_hostile, test_names):
+for test in (test_loads, test_hostile, test_names, test_bounds, test_output):
     test()
 m.verdict()
