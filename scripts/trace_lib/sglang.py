@@ -210,22 +210,33 @@ def tell(trace, entries):
         )
 
 
+def map_of(entry, maps):
+    """The map of the entry's dump, read once, for as many layers as the entry has."""
+    if id(entry.dump) not in maps:
+        maps[id(entry.dump)] = logical_map(entry.dump, entry.shape[0], entry.where)
+    table = maps[id(entry.dump)]
+    if table is not None and len(table) < entry.shape[0]:
+        raise Refused(
+            f"{entry.where}: {entry.shape[0]} layers, and last_physical_to_logical_map has"
+            f" {len(table)}"
+        )
+    return table
+
+
+def experts_of(entry, table):
+    """How many experts an entry knows of: those of its map, else those it counts, else 0."""
+    if table:
+        return 1 + max((max(row) for row in table if row), default=-1)
+    experts = 0 if entry.tokens is not None else entry.shape[1]
+    return whole(experts, 0, MOST_EXPERTS, entry.where, "the number of experts")
+
+
 def read_records(trace, dumps, intake, options):
     """Tokens or loads of every pass."""
     passes, maps, entries = {}, {}, entries_of(dumps, trace, options)
-    for entry in entries:
-        if id(entry.dump) not in maps:
-            maps[id(entry.dump)] = logical_map(entry.dump, entry.shape[0], entry.where)
-        table = maps[id(entry.dump)]
-        if table is not None and len(table) < entry.shape[0]:
-            raise Refused(
-                f"{entry.where}: {entry.shape[0]} layers, and last_physical_to_logical_map has"
-                f" {len(table)}"
-            )
-        logical = 1 + max((max(row) for row in table if row), default=-1) if table else 0
-        if not table and entry.tokens is None:
-            logical = entry.shape[1]
-        trace.num_experts = max(trace.num_experts, logical)
+    tables = [map_of(entry, maps) for entry in entries]
+    trace.num_experts = max(map(experts_of, entries, tables))
+    for entry, table in zip(entries, tables):
         if entry.tokens is not None:
             add_tokens(trace, entry, table)
         else:

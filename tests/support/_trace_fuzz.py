@@ -328,6 +328,10 @@ def dumps(drawn):
     elif kind == 3:
         value = twisted(drawn, value)
         value = files.Raw(b"N") if value == "\ud800" else value
+    made = {}
+    if kind in (0, 2) and drawn.random() < 0.5:
+        other = {**value, "last_physical_to_logical_map": wrong_tensor(drawn, (2, 5), [4] * 10)}
+        made["other.pt"] = files.torch_file(drawn.choice([other, value]))
     content = files.torch_file(value, drawn.choice(["little"] * 9 + ["big"]))
     if kind == 4:
         content = files.torch_file(None, instructions=drawn.choice(PICKLES))
@@ -344,7 +348,8 @@ def dumps(drawn):
         content = files.torch_file(bomb, compression=zipfile.ZIP_DEFLATED)
     elif kind == 6:
         content = mutated(drawn, content)
-    return {"dump.pt": content}, ["dump.pt"]
+    made["dump.pt"] = content
+    return made, sorted(made)
 
 
 FORMATS = {"megatron": megatron, "responses": answers, "npy": arrays, "csv": table}
