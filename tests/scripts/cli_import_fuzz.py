@@ -1,4 +1,4 @@
-"""ctest: timeout=120
+"""ctest: timeout=180
 scripts/import-trace on some hundred hostile inputs of every format: files that the program accepts,
 or one sentence and exit status 2. A planted fault shows that the judge can find one."""
 

@@ -399,7 +399,7 @@ class Outcome:
 
 def child(words):
     """The tool in the forked process, with its output in files."""
-    for name, number in (("case/stdout", 1), ("case/stderr", 2)):
+    for name, number in (("stdout.txt", 1), ("stderr.txt", 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
     status = 70
@@ -431,7 +431,7 @@ def run(words):
             break
         time.sleep(0.001)
     texts = []
-    for name in ("case/stdout", "case/stderr"):
+    for name in ("stdout.txt", "stderr.txt"):
         with open(name, "rb") as file:
             texts.append(file.read().decode("utf-8", "replace"))
     code = os.waitstatus_to_exitcode(status)
