@@ -189,7 +189,8 @@ class Intake:
             wrong = f"byte {error.start} is no UTF-8; expected is a text in UTF-8"
         except Refused as error:
             wrong = str(error)
-        raise Refused(f"{shown(path)}:{line}: {wrong}" if line else f"{shown(path)}: {wrong}")
+        where = f"{shown(path)}:{line}" if line else shown(path)
+        raise Refused(f"{where}: {wrong}")
 
     def room(self, places, where):
         """Refuses a table that is far larger than the files it is made of."""
