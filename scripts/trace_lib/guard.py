@@ -148,8 +148,8 @@ class Intake:
     @staticmethod
     def too_slow(seconds):
         raise Refused(
-            f"reading took longer than {seconds:.0f} s of the processor, which is more than files of"
-            " this size need"
+            f"reading took longer than {seconds:.0f} s of the processor, which is more than files"
+            " of this size need"
         )
 
     def read(self, path):
