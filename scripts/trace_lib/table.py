@@ -1,74 +1,191 @@
-"""A CSV with one line for each choice: token, expert, and where there are any weight and layer, in any order of columns (named in the first
-line) and lines. A token's experts are put in the order of their weights; without weights they stay as they come."""
+"""A CSV with one line for each choice: token, expert, and where there are any weight and layer, in
+any order of columns (named in the first line) and lines. A token's experts are put in the order of
+their weights; without weights they stay as they come."""
+
 import csv
-import math
+import re
 
-from trace_lib.trace import Layer, Refused, Trace, name_of
+from trace_lib.guard import (
+    LARGEST_NUMBER,
+    MOST_EXPERTS,
+    MOST_STEPS,
+    MOST_TOKENS,
+    Refused,
+    few,
+    name_of,
+    shown,
+)
+from trace_lib.trace import Layer, Trace
 
-COLUMNS = {"token": ("token", "token_id", "token_idx", "token_index"), "expert": ("expert", "expert_id", "expert_idx", "expert_index"),
-           "weight": ("weight", "gate", "prob", "probability", "score"), "layer": ("layer", "layer_id", "layer_idx", "layer_index")}
-MOST_TOKENS = 1 << 27
+COLUMNS = {
+    "token": ("token", "token_id", "token_idx", "token_index"),
+    "expert": ("expert", "expert_id", "expert_idx", "expert_index"),
+    "weight": ("weight", "gate", "prob", "probability", "score"),
+    "layer": ("layer", "layer_id", "layer_idx", "layer_index"),
+}
+WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?", re.ASCII)
+LONGEST_FIELD = 1000
+MOST_COLUMNS = 1000
 
 
-def columns_of(first, path):
-    """Name -> position; a first line of numbers is data: token, expert[, weight[, layer]]."""
+def rows(path, intake):
+    """(line, cells) of each line that has any; quotes do not reach over the end of a line."""
+    name = shown(path)
+    for number, line in intake.lines(path):
+        line = line.rstrip("\r\n")
+        if not line.strip():
+            continue
+        if "\0" in line or "\r" in line:
+            raise Refused(
+                f"{name}:{number}: a NUL or a carriage return stands in the line; expected is a"
+                " text with one choice a line"
+            )
+        cells = line.split(",")
+        if len(cells) > MOST_COLUMNS or (
+            len(line) > LONGEST_FIELD and max(map(len, cells)) > LONGEST_FIELD
+        ):
+            raise Refused(
+                f"{name}:{number}: a column is longer than {LONGEST_FIELD} letters, or there are"
+                f" more than {MOST_COLUMNS} of them"
+            )
+        yield number, cells if '"' not in line else quoted_cells(line, f"{name}:{number}")
+
+
+def quoted_cells(line, where):
+    """The cells of a line with quotes in it."""
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise Refused(f"{where}: {shown(error, 80)}; expected are cells between commas") from None
+
+
+def parse_whole(text, least, most, where, name):
+    """A cell that holds a whole number in plain digits."""
+    text = text.strip()
+    if not WHOLE.fullmatch(text) or not least <= int(text) <= most:
+        raise Refused(
+            f"{where}: {name} is {shown(text, 60) or 'empty'}; allowed are whole numbers from"
+            f" {least} to {most}"
+        )
+    return int(text)
+
+
+def parse_number(text, where):
+    """A weight."""
+    text = text.strip()
+    if not NUMBER.fullmatch(text) or not abs(float(text)) <= LARGEST_NUMBER:
+        raise Refused(
+            f"{where}: weight is {shown(text, 60) or 'empty'}; allowed are numbers from"
+            f" {-LARGEST_NUMBER:g} to {LARGEST_NUMBER:g}"
+        )
+    return float(text)
+
+
+def columns_of(first, where):
+    """(name -> position, whether the first line names them); a first line of numbers is data:
+    token, expert[, weight[, layer]]."""
     names = [cell.strip().lower() for cell in first]
-    if names and all(cell.replace(".", "", 1).replace("-", "", 1).isdigit() for cell in names):
+    if names and all(NUMBER.fullmatch(cell) for cell in names):
+        if not 2 <= len(names) <= 4:
+            raise Refused(
+                f"{where}: {len(names)} columns without names; expected are"
+                " token,expert[,weight[,layer]]"
+            )
         return dict(zip(("token", "expert", "weight", "layer"), range(len(names)))), False
     places = {}
     for meaning, known in COLUMNS.items():
-        place = next((names.index(name) for name in known if name in names), None)
-        if place is not None:
-            places[meaning] = place
+        found = [place for place, name in enumerate(names) if name in known]
+        if len(found) > 1:
+            raise Refused(
+                f"{where}: columns {few(first[place] for place in found)} both say the {meaning};"
+                " expected is one of them"
+            )
+        if found:
+            places[meaning] = found[0]
     if not {"token", "expert"} <= set(places):
-        raise Refused(f"{path}:1: the columns are {', '.join(names) or 'none'}; expected are token, expert and, where there are any, weight and layer")
+        raise Refused(
+            f"{where}: the columns are {few(names, 12) or 'none'}; expected are token, expert and,"
+            " where there are any, weight and layer"
+        )
     return places, True
 
 
-def choices(path):
-    """(line, layer, token, expert, weight or None) for each line."""
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        first = next(reader, [])
-        places, named = columns_of(first, path)
-        lines = reader if named else [first, *reader]
-        for number, row in enumerate(lines, 2 if named else 1):
-            if not row:
+def choices(path, intake, trace):
+    """(place, layer, token, expert, weight or None) for each line."""
+    places, width, name = None, 0, shown(path)
+    for number, row in rows(path, intake):
+        where = f"{name}:{number}"
+        if places is None:
+            places, named = columns_of(row, where)
+            width = len(row)
+            used = [row[place].strip() for place in places.values()] if named else list(places)
+            trace.saw([cell.strip() for cell in row] if named else used, used)
+            if named:
                 continue
-            try:
-                token, expert = int(row[places["token"]]), int(row[places["expert"]])
-                layer = int(row[places["layer"]]) if "layer" in places else 0
-                weight = float(row[places["weight"]]) if "weight" in places else None
-            except (ValueError, IndexError):
-                raise Refused(f"{path}:{number}: {','.join(row)}: expected are whole numbers for token, expert and layer, and a number for weight") from None
-            if not 0 <= token < MOST_TOKENS or expert < 0 or (weight is not None and not math.isfinite(weight)):
-                raise Refused(f"{path}:{number}: {','.join(row)}: tokens from 0 to {MOST_TOKENS - 1}, experts from 0 on and finite weights are allowed")
-            yield number, layer, token, expert, weight
+        if len(row) != width:
+            raise Refused(
+                f"{where}: {shown(','.join(row), 80)}: expected are {width} columns, as in the"
+                " first line"
+            )
+        token = parse_whole(row[places["token"]], 0, MOST_TOKENS - 1, where, "token")
+        expert = parse_whole(row[places["expert"]], 0, MOST_EXPERTS - 1, where, "expert")
+        layer = (
+            parse_whole(row[places["layer"]], 0, MOST_STEPS, where, "layer")
+            if "layer" in places
+            else 0
+        )
+        weight = parse_number(row[places["weight"]], where) if "weight" in places else None
+        yield where, layer, token, expert, weight
+    if places is None:
+        columns_of([], f"{shown(path)}:1")
 
 
-def read(paths, _options):
+def read_file(path, intake, trace, layers, base):
+    """Adds one file's choices; returns (number of its tokens, number of its choices)."""
+    most, count = -1, 0
+    for where, layer, token, expert, weight in choices(path, intake, trace):
+        chosen = layers.setdefault(layer, {}).setdefault(base + token, {})
+        if expert in chosen:
+            raise Refused(f"{where}: token {token} has expert {expert} twice; allowed is once")
+        chosen[expert] = weight
+        most = max(most, token)
+        count += 1
+    return most + 1, count
+
+
+def add_layer(trace, name, tokens, top_k, count):
+    """One layer's tokens; with weights the largest first, of equal ones the lower expert."""
+    here = trace.layers[str(name)] = Layer(top_k)
+    weighted = all(weight is not None for chosen in tokens.values() for weight in chosen.values())
+    for token in range(count):
+        chosen = list(tokens.get(token, {}).items())
+        if weighted:
+            chosen.sort(key=lambda choice: (-choice[1], choice[0]))
+        here.add(
+            [expert for expert, _ in chosen], [weight for _, weight in chosen] if weighted else None
+        )
+
+
+def read(paths, intake, _options):
     """Files one behind the other: the tokens of each are counted from 0."""
-    layers, base = {}, 0
+    layers, base, trace = {}, 0, Trace(name_of(paths[0]))
     for path in paths:
-        most = -1
-        for number, layer, token, expert, weight in choices(path):
-            chosen = layers.setdefault(layer, {}).setdefault(base + token, [])
-            if any(expert == other for other, _ in chosen):
-                raise Refused(f"{path}:{number}: token {token} has expert {expert} twice")
-            chosen.append((expert, weight))
-            most = max(most, token)
-        base += most + 1
-    trace = Trace(name_of(paths[0]))
-    top_k = max((len(chosen) for tokens in layers.values() for chosen in tokens.values()), default=1)
+        tokens, count = read_file(path, intake, trace, layers, base)
+        trace.notes.append(f"{name_of(path)}: {count} choices of {tokens} tokens")
+        base += tokens
+    top_k = max(
+        (len(chosen) for tokens in layers.values() for chosen in tokens.values()), default=1
+    )
+    intake.room(
+        len(layers) * base * top_k,
+        f"{trace.source}: {len(layers)} layers of {base} tokens with {top_k} experts each",
+    )
     for name in sorted(layers):
-        here = trace.layers[name] = Layer(top_k)
-        weighted = all(weight is not None for chosen in layers[name].values() for _, weight in chosen)
-        for token in range(base):
-            chosen = layers[name].get(token, [])
-            if weighted:
-                chosen = sorted(chosen, key=lambda choice: (-choice[1], choice[0]))
-            here.add([expert for expert, _ in chosen], [weight for _, weight in chosen] if weighted else None)
-    empty = sum(all(token not in tokens for tokens in layers.values()) for token in range(base))
-    if empty:
-        trace.notes.append(f"{empty} tokens have no line: they are kept, without an expert")
+        add_layer(trace, name, layers[name], top_k, base)
+    seen = set().union(*layers.values()) if layers else set()
+    if base > len(seen):
+        trace.notes.append(
+            f"{base - len(seen)} tokens have no line: they are kept, without an expert"
+        )
     return trace

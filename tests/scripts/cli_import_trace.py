@@ -1,10 +1,9 @@
 """ctest: timeout=60
-scripts/import-trace and scripts/record-trace: files in each documented format, made here out of one known routing, become .npy that hold that
-routing, and moesim replays them on two ranks. Damaged and foreign files are refused with one sentence. The recorder runs on a stand-in for a
-model, so that neither torch nor transformers is needed."""
+scripts/import-trace: files in each documented format, made here out of one known routing, become
+.npy that hold that routing, and moesim replays them on two ranks. Damaged and foreign files are
+refused with one sentence; cli_import_fuzz.py has more of those."""
 import array
 import base64
-import importlib
 import io
 import json
 import os
@@ -19,15 +18,30 @@ import _moesim as m
 
 LAYERS, TOKENS, K, N = 2, 24, 3, 16
 drawn = random.Random(7)
-ROUTING = [[drawn.sample(range(N), K) for _ in range(TOKENS)] for _ in range(LAYERS)]     # [layer][token][choice]
-WEIGHTS = [[sorted((round(drawn.uniform(0.1, 0.9), 3) for _ in range(K)), reverse=True) for _ in range(TOKENS)] for _ in range(LAYERS)]
+ROUTING = [
+    [drawn.sample(range(N), K) for _ in range(TOKENS)] for _ in range(LAYERS)
+]  # [layer][token][choice]
+WEIGHTS = [
+    [
+        sorted((round(drawn.uniform(0.1, 0.9), 3) for _ in range(K)), reverse=True)
+        for _ in range(TOKENS)
+    ]
+    for _ in range(LAYERS)
+]
 FLAT = [expert for layer in ROUTING for token in layer for expert in token]
-BY_TOKEN = [ROUTING[layer][t] for t in range(TOKENS) for layer in range(LAYERS)]          # [token, layer] of choices
+BY_TOKEN = [
+    ROUTING[layer][t] for t in range(TOKENS) for layer in range(LAYERS)
+]  # [token, layer] of choices
 FLAT_BY_TOKEN = [expert for choice in BY_TOKEN for expert in choice]
 
 
 def tool(script, *words):
-    return subprocess.run([sys.executable, os.path.join(m.SOURCE, "scripts", script), *words], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, os.path.join(m.SOURCE, "scripts", script), *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 def write(name, text):
@@ -52,11 +66,16 @@ def holds_routing(folder, shape=(LAYERS, TOKENS, K), numbers=FLAT):
 
 def refused(what, sentence, *words):
     done = tool("import-trace", *words, "--out", "refused")
-    m.check(done.returncode == 2 and sentence in done.stderr and done.stderr.count("\n") == 1 and not os.path.exists("refused"),
-            f"{what}: status {done.returncode}: {done.stderr}")
+    m.check(
+        done.returncode == 2
+        and sentence in done.stderr
+        and done.stderr.count("\n") == 1
+        and not os.path.exists("refused"),
+        f"{what}: status {done.returncode}: {done.stderr}",
+    )
 
 
-# --- Megatron-Core ---------------------------------------------------------------------------------------------------------------------
+# --- Megatron-Core ---
 
 
 def bfloat16(number):
@@ -64,12 +83,22 @@ def bfloat16(number):
 
 
 def megatron_record(layer, rank, step, rows, **more):
-    return {"step": step, "stage": "pre_dispatch", "block": "decoder", "layer": layer, "rank": rank, "num_tokens": len(rows), "topk": K,
-            "top_indices": rows, **more}
+    return {
+        "step": step,
+        "stage": "pre_dispatch",
+        "block": "decoder",
+        "layer": layer,
+        "rank": rank,
+        "num_tokens": len(rows),
+        "topk": K,
+        "top_indices": rows,
+        **more,
+    }
 
 
 def megatron(folder, logits=None):
-    """Two ranks with half of the tokens each, two steps on the second one; layers are named 3 and 10. Prediction's layer 3 is not theirs."""
+    """Two ranks with half of the tokens each, two steps on the second one; layers are named 3 and
+    10. Prediction's layer 3 is not theirs."""
     half = TOKENS // 2
     for rank, parts in ((0, [(0, 0, half)]), (1, [(0, half, half + 5), (1, half + 5, TOKENS)])):
         lines, content = [], b""
@@ -77,12 +106,23 @@ def megatron(folder, logits=None):
             for i, layer in enumerate((3, 10)):
                 more = {}
                 if logits:
-                    part = array.array("H", [bfloat16(z) for t in range(first, last) for z in logits[i][t]]).tobytes()
-                    more = {"logit_offset": len(content), "logit_bytes": len(part), "logit_shape": [last - first, N]}
+                    part = array.array(
+                        "H", [bfloat16(z) for t in range(first, last) for z in logits[i][t]]
+                    ).tobytes()
+                    more = {
+                        "logit_offset": len(content),
+                        "logit_bytes": len(part),
+                        "logit_shape": [last - first, N],
+                    }
                     content += part
                 lines.append(megatron_record(layer, rank, step, ROUTING[i][first:last], **more))
-            lines.append({**megatron_record(3, rank, step, [[0] * K]), "block": "mtp", "mtp_idx": 0})
-        write(f"{folder}/router_trace_rank{rank}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+            lines.append(
+                {**megatron_record(3, rank, step, [[0] * K]), "block": "mtp", "mtp_idx": 0}
+            )
+        write(
+            f"{folder}/router_trace_rank{rank}.jsonl",
+            "".join(json.dumps(line) + "\n" for line in lines),
+        )
         if logits:
             with open(f"{folder}/logits_rank{rank}.bin", "wb") as file:
                 file.write(content)
@@ -91,28 +131,63 @@ def megatron(folder, logits=None):
 
 def test_megatron():
     holds_routing(imported("megatron", megatron("mcore"), "--experts", str(N)))
-    one = imported("megatron1", "mcore/router_trace_rank1.jsonl", "--steps", "1:1", "--layers", "1:1", "--experts", str(N))
-    holds_routing(one, (TOKENS - TOKENS // 2 - 5, K), [e for token in ROUTING[1][TOKENS // 2 + 5:] for e in token])
-    stages = [write(f"stage{i}.jsonl", json.dumps(megatron_record(layer, i, 0, ROUTING[i])) + "\n") for i, layer in enumerate((3, 10))]
+    one = imported(
+        "megatron1",
+        "mcore/router_trace_rank1.jsonl",
+        "--steps",
+        "1:1",
+        "--layers",
+        "1:1",
+        "--experts",
+        str(N),
+    )
+    holds_routing(
+        one,
+        (TOKENS - TOKENS // 2 - 5, K),
+        [e for token in ROUTING[1][TOKENS // 2 + 5 :] for e in token],
+    )
+    stages = [
+        write(f"stage{i}.jsonl", json.dumps(megatron_record(layer, i, 0, ROUTING[i])) + "\n")
+        for i, layer in enumerate((3, 10))
+    ]
     holds_routing(imported("megatron2", *stages))
-    refused("a record without layer", ":1: no record", write("nolayer.jsonl", '{"top_indices": [[1]]}\n{}\n'))
+    refused(
+        "a record without layer",
+        ":1: no record",
+        write("nolayer.jsonl", '{"top_indices": [[1]]}\n{}\n'),
+    )
     refused("another block", "no token with an expert", "mcore", "--block", "mtp", "--steps", "7:8")
     refused("an id too large", "there are 4", "mcore", "--experts", "4")
 
 
 def test_megatron_logits():
     """Logits of distinct sixteenths: exact in bfloat16, and the K largest are the routing."""
-    logits = [[[1.0 - ROUTING[i][t].index(e) / 16 if e in ROUTING[i][t] else -(e + 1) / 16 for e in range(N)] for t in range(TOKENS)]
-              for i in range(LAYERS)]
+    logits = [
+        [
+            [
+                1.0 - ROUTING[i][t].index(e) / 16 if e in ROUTING[i][t] else -(e + 1) / 16
+                for e in range(N)
+            ]
+            for t in range(TOKENS)
+        ]
+        for i in range(LAYERS)
+    ]
     folder = imported("mlogits", megatron("mcore2", logits))
     got = m.load(f"{folder}/logits.npy")
-    m.check(got.shape == (LAYERS, TOKENS, N) and list(got.data) == [z for layer in logits for token in layer for z in token], "logits.npy differs")
+    m.check(
+        got.shape == (LAYERS, TOKENS, N)
+        and list(got.data) == [z for layer in logits for token in layer for z in token],
+        "logits.npy differs",
+    )
     run = m.moesim(2, f"{folder}/logits.ini", "--out", "mrun", "--quiet")
     m.check(run.code == 0, run.err)
-    m.check(run.code == 0 and list(m.load("mrun/topk_idx.npy").data) == FLAT, "moesim chooses other experts from the logits")
+    m.check(
+        run.code == 0 and list(m.load("mrun/topk_idx.npy").data) == FLAT,
+        "moesim chooses other experts from the logits",
+    )
 
 
-# --- SGLang ----------------------------------------------------------------------------------------------------------------------------
+# --- SGLang ---
 
 
 class Storage:
@@ -124,14 +199,25 @@ class FakeTensor:
     """Pickles as torch.save writes a tensor."""
 
     def __init__(self, shape, numbers, kind="IntStorage", strides=None):
-        self.shape, self.storage, self.strides = tuple(shape), Storage(kind, array.array({"IntStorage": "i", "LongStorage": "q"}[kind], numbers)), strides
+        self.shape, self.storage, self.strides = (
+            tuple(shape),
+            Storage(kind, array.array({"IntStorage": "i", "LongStorage": "q"}[kind], numbers)),
+            strides,
+        )
 
     def __reduce__(self):
         strides, size = [], 1
         for length in reversed(self.shape):
             strides.insert(0, size)
             size *= length
-        return sys.modules["torch._utils"]._rebuild_tensor_v2, (self.storage, 0, self.shape, tuple(self.strides or strides), False, {})
+        return sys.modules["torch._utils"]._rebuild_tensor_v2, (
+            self.storage,
+            0,
+            self.shape,
+            tuple(self.strides or strides),
+            False,
+            {},
+        )
 
 
 def fake_torch():
@@ -140,7 +226,12 @@ def fake_torch():
 
     def rebuild(*_):
         raise AssertionError("only the name is needed")
-    rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = "torch._utils", "_rebuild_tensor_v2", "_rebuild_tensor_v2"
+
+    rebuild.__module__, rebuild.__qualname__, rebuild.__name__ = (
+        "torch._utils",
+        "_rebuild_tensor_v2",
+        "_rebuild_tensor_v2",
+    )
     utils._rebuild_tensor_v2 = rebuild
     for kind in ("IntStorage", "LongStorage"):
         setattr(torch, kind, type(kind, (), {"__module__": "torch"}))
@@ -156,7 +247,14 @@ def save_pt(path, thing):
             if not isinstance(part, Storage):
                 return None
             parts.append(part)
-            return "storage", getattr(sys.modules["torch"], part.kind), str(len(parts) - 1), "cpu", len(part.numbers)
+            return (
+                "storage",
+                getattr(sys.modules["torch"], part.kind),
+                str(len(parts) - 1),
+                "cpu",
+                len(part.numbers),
+            )
+
     Pickler(body, protocol=2).dump(thing)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("dump/data.pkl", body.getvalue())
@@ -167,39 +265,87 @@ def save_pt(path, thing):
 
 
 def sglang_record(number, rank, first, last, physical):
-    """8 places for each token, -1 behind the K that are used, and a dense layer 0 without experts."""
+    """8 places for each token, -1 behind the K that are used, and a dense layer without experts."""
     ids = [-1] * (8 * (last - first))
     for layer in ROUTING:
         for token in layer[first:last]:
             ids += [physical(e) for e in token] + [-1] * (8 - K)
-    return {"forward_pass_id": number, "rank": rank, "gatherer_key": "primary", "input_ids": [0] * (last - first), "extend_seq_lens": None,
-            "topk_ids_of_layer": FakeTensor((LAYERS + 1, last - first, 8), ids), "misc_objects": [],
-            "global_physical_count": FakeTensor((LAYERS + 1, N + 2), [0] * (N + 2) * (LAYERS + 1))}
+    return {
+        "forward_pass_id": number,
+        "rank": rank,
+        "gatherer_key": "primary",
+        "input_ids": [0] * (last - first),
+        "extend_seq_lens": None,
+        "topk_ids_of_layer": FakeTensor((LAYERS + 1, last - first, 8), ids),
+        "misc_objects": [],
+        "global_physical_count": FakeTensor((LAYERS + 1, N + 2), [0] * (N + 2) * (LAYERS + 1)),
+    }
 
 
 def test_sglang():
-    """Physical experts stand in reverse order behind two replicas of expert 0; passes are out of order in the files."""
+    """Physical experts stand in reverse order behind two replicas of expert 0; passes are out of
+    order in the files."""
     fake_torch()
-    table = FakeTensor((LAYERS + 1, N + 2), [0, 0, *reversed(range(N))] * (LAYERS + 1), "LongStorage")
-    physical = lambda e: N + 1 - e if e else drawn.randrange(2)   # noqa: E731
+    table = FakeTensor(
+        (LAYERS + 1, N + 2), [0, 0, *reversed(range(N))] * (LAYERS + 1), "LongStorage"
+    )
+    physical = lambda e: N + 1 - e if e else drawn.randrange(2)  # noqa: E731
     os.makedirs("sg")
-    save_pt("sg/expert_distribution_recorder_1.5_0.pt", {"records": [sglang_record(5, 0, 10, 20, physical), sglang_record(4, 0, 0, 10, physical)],
-                                                         "last_physical_to_logical_map": table})
-    save_pt("sg/expert_distribution_recorder_1.5_1.pt", {"records": [sglang_record(5, 1, 20, TOKENS, physical)], "last_physical_to_logical_map": table})
+    save_pt(
+        "sg/expert_distribution_recorder_1.5_0.pt",
+        {
+            "records": [
+                sglang_record(5, 0, 10, 20, physical),
+                sglang_record(4, 0, 0, 10, physical),
+            ],
+            "last_physical_to_logical_map": table,
+        },
+    )
+    save_pt(
+        "sg/expert_distribution_recorder_1.5_1.pt",
+        {
+            "records": [sglang_record(5, 1, 20, TOKENS, physical)],
+            "last_physical_to_logical_map": table,
+        },
+    )
     holds_routing(imported("sglang", "sg"))
-    loads = save_pt("stat.pt", {"rank": 0, "logical_count": FakeTensor((2, 3, 4), range(24)), "average_utilization_rate_over_window": None})
+    loads = save_pt(
+        "stat.pt",
+        {
+            "rank": 0,
+            "logical_count": FakeTensor((2, 3, 4), range(24)),
+            "average_utilization_rate_over_window": None,
+        },
+    )
     got = m.load(os.path.join(imported("sgstat", loads), "expert_load.npy"))
-    m.check(got.dtype == "<i8" and got.shape == (2, 3, 4) and list(got.data) == list(range(24)), "loads differ")
-    turned = save_pt("turned.pt", {"logical_count": FakeTensor((2, 3, 4), range(24), strides=(1, 2, 6))})
+    m.check(
+        got.dtype == "<i8" and got.shape == (2, 3, 4) and list(got.data) == list(range(24)),
+        "loads differ",
+    )
+    turned = save_pt(
+        "turned.pt", {"logical_count": FakeTensor((2, 3, 4), range(24), strides=(1, 2, 6))}
+    )
     got = m.load(os.path.join(imported("sgturned", turned), "expert_load.npy"))
-    m.check(list(got.data) == [a + 2 * b + 6 * c for a in range(2) for b in range(3) for c in range(4)], "a tensor that is not contiguous is misread")
-    old = write("expert_distribution_rank0_timestamp1.csv", "layer_id,expert_id,count\n0,1,5\n1,0,2\n")
-    m.check(list(m.load(os.path.join(imported("sgcsv", old), "expert_load.npy")).data) == [0, 5, 2, 0], "loads of the CSV differ")
-    refused("a pickle with code", "only tensors and plain values", save_pt("evil.pt", {"records": os.getcwd}))
+    m.check(
+        list(got.data) == [a + 2 * b + 6 * c for a in range(2) for b in range(3) for c in range(4)],
+        "a tensor that is not contiguous is misread",
+    )
+    old = write(
+        "expert_distribution_rank0_timestamp1.csv", "layer_id,expert_id,count\n0,1,5\n1,0,2\n"
+    )
+    m.check(
+        list(m.load(os.path.join(imported("sgcsv", old), "expert_load.npy")).data) == [0, 5, 2, 0],
+        "loads of the CSV differ",
+    )
+    refused(
+        "a pickle with code",
+        "only tensors and plain values",
+        save_pt("evil.pt", {"records": os.getcwd}),
+    )
     refused("no zip", "no zip archive", write("text.pt", "hello"))
 
 
-# --- answers of servers ----------------------------------------------------------------------------------------------------------------
+# --- answers of servers ---
 
 
 def npy_bytes(dtype, shape, numbers):
@@ -211,130 +357,137 @@ def nested(first, last):
 
 
 def test_answers():
-    """vLLM 0.21: prompt and choice as lists, cached tokens as -1; later a .npy; SGLang: bare numbers. And the arrays themselves."""
+    """vLLM 0.21: prompt and choice as lists, cached tokens as -1; later a .npy; SGLang: bare
+    numbers. And the arrays themselves."""
     cached = [[[-1] * K] * LAYERS] * 2
-    lists = {"choices": [{"routed_experts": nested(10, TOKENS)}], "prompt_routed_experts": cached + nested(0, 10)}
+    lists = {
+        "choices": [{"routed_experts": nested(10, TOKENS)}],
+        "prompt_routed_experts": cached + nested(0, 10),
+    }
     holds_routing(imported("vllm21", write("vllm21.json", json.dumps(lists)), "--experts", str(N)))
     half = len(FLAT) // 2
-    lines = [{"choices": [{"routed_experts": base64.b64encode(npy_bytes("|u1", (TOKENS // 2, LAYERS, K), part)).decode()}]}
-             for part in (FLAT_BY_TOKEN[:half], FLAT_BY_TOKEN[half:])]
-    holds_routing(imported("vllm22", write("vllm22.jsonl", "".join(json.dumps(line) + "\n" for line in lines))))
-    bare = {"meta_info": {"routed_experts": base64.b64encode(array.array("i", FLAT_BY_TOKEN).tobytes()).decode()}}
+    lines = [
+        {
+            "choices": [
+                {
+                    "routed_experts": base64.b64encode(
+                        npy_bytes("|u1", (TOKENS // 2, LAYERS, K), part)
+                    ).decode()
+                }
+            ]
+        }
+        for part in (FLAT_BY_TOKEN[:half], FLAT_BY_TOKEN[half:])
+    ]
+    holds_routing(
+        imported(
+            "vllm22", write("vllm22.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        )
+    )
+    bare = {
+        "meta_info": {
+            "routed_experts": base64.b64encode(array.array("i", FLAT_BY_TOKEN).tobytes()).decode()
+        }
+    }
     answer = write("sglang.json", json.dumps([bare]))
     holds_routing(imported("sganswer", answer, "--shape", f"{LAYERS},{K}"))
     refused("bare numbers without a shape", "--shape LAYERS,K", answer)
     refused("a wrong shape", "no whole number of tokens", answer, "--shape", "7,5")
-    holds_routing(imported("arrays", m.save("routed.npy", "<i2", (TOKENS, LAYERS, K), FLAT_BY_TOKEN)))
-    refused("an answer without experts", "--enable-return-routed-experts", write("plain.json", '{"choices": [{"text": "hi"}]}'))
+    holds_routing(
+        imported("arrays", m.save("routed.npy", "<i2", (TOKENS, LAYERS, K), FLAT_BY_TOKEN))
+    )
+    refused(
+        "an answer without experts",
+        "--enable-return-routed-experts",
+        write("plain.json", '{"choices": [{"text": "hi"}]}'),
+    )
     refused("no JSON", "is no JSON", write("broken.json", "{"))
 
 
-# --- CSV and the replay ----------------------------------------------------------------------------------------------------------------
+# --- CSV and the replay ---
 
 
 def test_csv():
-    """Lines in any order; two tokens have fewer choices; the replay counts what the file holds, and writes back the same routing."""
-    kept = [(layer, t, k) for layer in range(LAYERS) for t in range(TOKENS) for k in range(K) if not (t == 3 and k == 2) and not (t == 5 and layer == 1)]
+    """Lines in any order; two tokens have fewer choices; the replay counts what the file holds, and
+    writes back the same routing."""
+    kept = [
+        (layer, t, k)
+        for layer in range(LAYERS)
+        for t in range(TOKENS)
+        for k in range(K)
+        if not (t == 3 and k == 2) and not (t == 5 and layer == 1)
+    ]
     drawn.shuffle(kept)
-    path = write("choices.csv", "layer,token,weight,expert\n" + "".join(f"{i},{t},{WEIGHTS[i][t][k]},{ROUTING[i][t][k]}\n" for i, t, k in kept))
+    path = write(
+        "choices.csv",
+        "layer,token,weight,expert\n"
+        + "".join(f"{i},{t},{WEIGHTS[i][t][k]},{ROUTING[i][t][k]}\n" for i, t, k in kept),
+    )
     folder = imported("csv", path, "--experts", str(N))
-    expected = [ROUTING[i][t][k] if (i, t, k) in set(kept) else -1 for i in range(LAYERS) for t in range(TOKENS) for k in range(K)]
+    expected = [
+        ROUTING[i][t][k] if (i, t, k) in set(kept) else -1
+        for i in range(LAYERS)
+        for t in range(TOKENS)
+        for k in range(K)
+    ]
     holds_routing(folder, numbers=expected)
     weights = m.load(f"{folder}/topk_weight.npy")
-    wanted = [WEIGHTS[i][t][k] if e >= 0 else 0 for (i, t, k), e in zip(((i, t, k) for i in range(LAYERS) for t in range(TOKENS) for k in range(K)), expected)]
+    wanted = [
+        WEIGHTS[i][t][k] if e >= 0 else 0
+        for (i, t, k), e in zip(
+            ((i, t, k) for i in range(LAYERS) for t in range(TOKENS) for k in range(K)), expected
+        )
+    ]
     m.check(weights.dtype == "<f4" and m.near(list(weights.data), wanted, 1e-6), "weights differ")
-    run = m.moesim(2, f"{folder}/routing.ini", "--out", "replay", "--set", "output.routing=yes", "--set", "model.hidden_size=8", "--quiet")
+    run = m.moesim(
+        2,
+        f"{folder}/routing.ini",
+        "--out",
+        "replay",
+        "--set",
+        "output.routing=yes",
+        "--set",
+        "model.hidden_size=8",
+        "--quiet",
+    )
     if m.check(run.code == 0, run.err):
-        m.check(list(m.load("replay/topk_idx.npy").data) == expected, "moesim writes back another routing")
+        m.check(
+            list(m.load("replay/topk_idx.npy").data) == expected,
+            "moesim writes back another routing",
+        )
         for i, layer in enumerate(m.summary("replay")["layers"]):
-            counts = [sum(e == expert for e in expected[i * TOKENS * K:(i + 1) * TOKENS * K]) for expert in range(N)]
+            counts = [
+                sum(e == expert for e in expected[i * TOKENS * K : (i + 1) * TOKENS * K])
+                for expert in range(N)
+            ]
             m.check(layer["counts_per_expert"] == counts, f"layer {i}: counts differ")
-    m.check(tool("import-trace", path, "--out", "csv").returncode == 2, "an earlier import was overwritten")
-    m.check(tool("import-trace", path, "--out", "csv", "--force").returncode == 0, "--force does not replace an import")
+    m.check(
+        tool("import-trace", path, "--out", "csv").returncode == 2,
+        "an earlier import was overwritten",
+    )
+    m.check(
+        tool("import-trace", path, "--out", "csv", "--force").returncode == 0,
+        "--force does not replace an import",
+    )
     said = tool("import-trace", path, "--experts", "18", "--out", "eighteen").stdout
     m.check(" -np 6 " in said, f"18 experts on 8 ranks cannot be replayed: {said}")
-    holds_routing(imported("bare", write("bare.csv", "0,1\n0,2\n2,0\n")), (3, 2), [1, 2, -1, -1, 0, -1])
-    refused("an expert twice", "bad.csv:3: token 0 has expert 1 twice", write("bad.csv", "token,expert\n0,1\n0,1\n"))
-    refused("a word", "words.csv:2: x,1: expected", write("words.csv", "token,expert\nx,1\n"))
+    holds_routing(
+        imported("bare", write("bare.csv", "0,1\n0,2\n2,0\n")), (3, 2), [1, 2, -1, -1, 0, -1]
+    )
+    refused(
+        "an expert twice",
+        "bad.csv:3: token 0 has expert 1 twice",
+        write("bad.csv", "token,expert\n0,1\n0,1\n"),
+    )
+    refused(
+        "a word",
+        "words.csv:2: token is x; allowed are whole numbers",
+        write("words.csv", "token,expert\nx,1\n"),
+    )
     refused("no columns", "expected are token, expert", write("else.csv", "a,b\n1,2\n"))
     refused("an empty file", "expected are token, expert", write("empty.csv", ""))
     refused("a missing file", "No such file", "missing.csv")
 
 
-# --- record-trace ----------------------------------------------------------------------------------------------------------------------
-
-
-class Matrix:
-    """As much of a tensor as the recorder asks for."""
-
-    def __init__(self, rows):
-        self.rows, self.shape = rows, (len(rows), len(rows[0]))
-
-    def reshape(self, *_):
-        return self
-
-    def float(self):
-        return self
-
-    detach = cpu = numpy = float
-
-    @property
-    def T(self):   # noqa: N802
-        return Matrix([list(column) for column in zip(*self.rows)])
-
-    def __matmul__(self, other):
-        return Matrix([[sum(a * b for a, b in zip(row, column)) for column in zip(*other.rows)] for row in self.rows])
-
-    def astype(self, _):
-        return self
-
-    def tobytes(self):
-        return array.array("f", [x for row in self.rows for x in row]).tobytes()
-
-
-class Linear:
-    def __init__(self, rows):
-        self.weight, self.hooks = Matrix(rows), []
-
-    def register_forward_hook(self, hook):
-        self.hooks.append(hook)
-        return types.SimpleNamespace(remove=lambda: self.hooks.remove(hook))
-
-
-def test_recorder():
-    """A model of two routers with known weights; its other linear maps are not routers."""
-    sys.path.insert(0, os.path.join(m.SOURCE, "scripts"))
-    sys.dont_write_bytecode = True
-    record = importlib.import_module("trace_lib.record")
-    gates = [Linear([[drawn.randrange(-4, 5) for _ in range(2)] for _ in range(N)]) for _ in range(LAYERS)]
-    modules = [("layers.0.mlp.gate", gates[0]), ("layers.0.mlp.shared_expert_gate", Linear([[1, 1]])),
-               ("layers.0.mlp.experts.0.gate_proj", Linear([[0, 0]] * N)), ("layers.1.mlp.gate", gates[1])]
-    config = types.SimpleNamespace(num_experts=N, num_experts_per_tok=2, norm_topk_prob=True, model_type="olmoe", n_group=8, topk_group=3)
-    model = types.SimpleNamespace(config=config, named_modules=lambda: modules)
-
-    def run(sequence):
-        for gate in gates:
-            for hook in gate.hooks:
-                hook(gate, (Matrix([[token, 1] for token in sequence]),), None)
-    ids = list(range(10))
-    result = record.record(model, ids, 4, run)
-    os.makedirs("recorded")
-    written = record.write("recorded", model, result, len(ids), 4, "A stand-in.")
-    expected = [row[0] * token + row[1] for gate in gates for token in ids for row in gate.weight.rows]
-    got = m.load("recorded/logits.npy")
-    m.check(got.shape == (LAYERS, len(ids), N) and list(got.data) == expected and written == ["logits.npy", "logits.ini"], "recorded logits differ")
-    m.check(not gates[0].hooks, "the hooks stay")
-    with open("recorded/logits.ini") as file:
-        text = file.read()
-    for line in ("top_k = 2", "norm_topk_prob = yes", "group_limit = max", "num_groups = 8", "topk_group = 3", "sequence_length = 4"):
-        m.check(line + "\n" in text, "logits.ini lacks", line)
-    run2 = m.moesim(2, "recorded/logits.ini", "--out", "rec", "--quiet", "--set", "model.hidden_size=8")
-    m.check(run2.code == 0, run2.err)
-    done = tool("record-trace", "some/model", QUICKSTART_TEXT, "--out", "never")
-    m.check(done.returncode == 2 and not os.path.exists("never"), f"record-trace without a model: status {done.returncode}")
-
-
-QUICKSTART_TEXT = write("text.txt", "hello\n")
-for test in (test_megatron, test_megatron_logits, test_sglang, test_answers, test_csv, test_recorder):
+for test in (test_megatron, test_megatron_logits, test_sglang, test_answers, test_csv):
     test()
 m.verdict()
