@@ -395,3 +395,11 @@ void moe_balance_ideal(const moe_balance *b,
     ideal[MOE_LOSS_ENTROPY_Z] = -log(s->num_experts) / s->num_experts;
     ideal[MOE_LOSS_Z] = NAN;
 }
+
+double moe_balance_alpha_factor(const moe_balance_config *c, int64_t step) {
+    int64_t begin = c->begin_step, ramp = c->ramp_steps;
+    if (step < begin) {
+        return 0;
+    }
+    return step - begin + 1 < ramp ? (double)(step - begin + 1) / (double)ramp : 1;
+}

@@ -104,4 +104,8 @@ void moe_balance_ideal(const moe_balance *b,
                        int64_t *cell,
                        double ideal[MOE_NUM_LOSSES]);
 
+/* Local, pure. The factor of all loss coefficients in training step `step`, which counts from 0: it
+ * is 0 before balance.begin_step, then rises linearly over balance.ramp_steps up to 1. */
+double moe_balance_alpha_factor(const moe_balance_config *c, int64_t step);
+
 #endif

@@ -6,18 +6,17 @@
 
 #include "base/exact.h"
 #include "base/vector.h"
-#include "model/parameters_tree.h"
 
 void moe_parameters_init(moe_parameters *all, int32_t devices, int32_t num_local_devices) {
     *all = (moe_parameters){.devices = devices, .num_local_devices = num_local_devices};
 }
 
 static void make_room(moe_parameters *all) {
-    if (all->num < all->room) {
+    if (all->num < all->capacity) {
         return;
     }
-    all->room = all->room ? 2 * all->room : 16;
-    moe_parameter *grown = moe_alloc(all->room, sizeof *grown, "table of parameters");
+    all->capacity = all->capacity ? 2 * all->capacity : 16;
+    moe_parameter *grown = moe_alloc(all->capacity, sizeof *grown, "table of parameters");
     if (all->num) {
         memcpy(grown, all->p, (size_t)all->num * sizeof *grown);
     }
@@ -70,9 +69,8 @@ void moe_parameters_free(moe_parameters *all) {
         moe_free(all->p[i].v);
     }
     moe_free(all->p);
-    moe_free(all->parts);
-    moe_free(all->square);
-    moe_tree_free(all->tree);
+    moe_block_free(&all->block);
+    moe_device_tree_free(all->tree);
     *all = (moe_parameters){0};
 }
 
@@ -95,17 +93,39 @@ void moe_parameters_clear_gradients(moe_parameters *all) {
     }
 }
 
+enum {
+    PIECE = 8192, /* elements of a block whose squares are added in double, in a fixed order */
+    LANES = 8
+};
+
+static int64_t num_pieces(const moe_parameter *p) {
+    return p->count * ((p->size + PIECE - 1) / PIECE);
+}
+
+/* Room for the vectors of the sum and the pieces of the norm, which depend on the table alone. */
+static void reserve(moe_parameters *all) {
+    int64_t pieces = 0;
+    for (int i = 0; i < all->num; i++) {
+        pieces += num_pieces(&all->p[i]);
+    }
+    moe_block_array table[] = {
+        MOE_ARRAY(all->vectors, all->num),
+        MOE_ARRAY(all->square, pieces),
+    };
+    moe_block_reserve(&all->block, table, MOE_ARRAYS(table), "sums of the gradients");
+}
+
 /* The replicated parameters as the vectors of one sum; returns their elements. */
-static int64_t list_parts(moe_parameters *all, int *num) {
+static int64_t list_vectors(moe_parameters *all, int *num) {
     int64_t total = 0;
-    moe_reserve(&all->parts, &all->parts_room, all->num, sizeof *all->parts, "table of parameters");
+    reserve(all);
     *num = 0;
     for (int i = 0; i < all->num; i++) {
         const moe_parameter *p = &all->p[i];
         if (p->expert) {
             continue;
         }
-        all->parts[(*num)++] = (moe_tree_part){p->partial, p->size, p->gradient};
+        all->vectors[(*num)++] = (moe_device_vector){p->partial, p->size, p->gradient};
         total += p->size;
     }
     return total;
@@ -123,12 +143,12 @@ void moe_parameters_reduce(moe_parameters *all,
                            double scale,
                            int64_t *bytes) {
     int num;
-    int64_t total = list_parts(all, &num);
+    int64_t total = list_vectors(all, &num);
     if (total > 0) {
         if (!all->tree) {
-            all->tree = moe_tree_new(comm, all->devices, all->num_local_devices, total);
+            all->tree = moe_device_tree_new(comm, all->devices, all->num_local_devices, total);
         }
-        moe_tree_add(all->tree, comm, all->parts, num);
+        moe_device_tree_sum(all->tree, comm, all->vectors, num);
     }
     for (int i = 0; i < all->num && scale != 1; i++) {
         scale_by(all->p[i].gradient, all->p[i].count * all->p[i].size, (real)scale);
@@ -137,11 +157,6 @@ void moe_parameters_reduce(moe_parameters *all,
 }
 
 /* --- norm --- */
-
-enum {
-    PIECE = 8192, /* elements of a block whose squares are added in double, in a fixed order */
-    LANES = 8
-};
 
 MOE_CLONES static double sum_of_squares(const real *g, int64_t n) {
     double lane[LANES] = {0}, sum = 0;
@@ -160,10 +175,6 @@ MOE_CLONES static double sum_of_squares(const real *g, int64_t n) {
     return sum;
 }
 
-static int64_t num_pieces(const moe_parameter *p) {
-    return p->count * ((p->size + PIECE - 1) / PIECE);
-}
-
 /* square [num_pieces] of one parameter; no piece crosses a block. */
 static void square_pieces(const moe_parameter *p, double *square) {
     int64_t per_block = (p->size + PIECE - 1) / PIECE, pieces = num_pieces(p);
@@ -175,17 +186,12 @@ static void square_pieces(const moe_parameter *p, double *square) {
     }
 }
 
-/* Sums of squares of what this rank answers for: its experts; rank 0 also for what all have.
- * Returns how many; *bad = first parameter with a sum that is not finite, or all->num. */
+/* Sums of squares of what this rank answers for: its experts, and on rank 0 also the replicated
+ * parameters. Returns how many; *bad = first parameter with a sum that is not finite, or all->num.
+ */
 static int64_t square_all(moe_parameters *all, bool replicated, int *bad) {
-    int64_t pieces = 0, done = 0;
-    for (int i = 0; i < all->num; i++) {
-        if (all->p[i].expert || replicated) {
-            pieces += num_pieces(&all->p[i]);
-        }
-    }
-    moe_reserve(&all->square, &all->square_room, pieces, sizeof *all->square,
-                "norm of the gradient");
+    int64_t done = 0;
+    reserve(all);
     *bad = all->num;
     for (int i = 0; i < all->num; i++) {
         if (!all->p[i].expert && !replicated) {
@@ -198,7 +204,7 @@ static int64_t square_all(moe_parameters *all, bool replicated, int *bad) {
             }
         }
     }
-    return pieces;
+    return done;
 }
 
 /* Collective, one call. Smallest (parameter, rank) that any rank found bad; NULL = none, then *most

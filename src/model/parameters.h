@@ -1,9 +1,10 @@
-/* parameters.h: the table of what is trained: values, gradients, optimiser state. Layer 3 (act).
+/* parameters.h: the table of what is trained: values, gradients, state of the optimizer.
  *
- * Two kinds: expert parameters live on their device (one block per local expert slot, keyed by
- * expert id; gradients stay there: expert parallel); replicated parameters are equal on every rank
- * (data parallel): each DEVICE adds its gradient into its own partial, and the partials are added
- * in a binary tree fixed on the device index, the same whether devices are folded or not. */
+ * There are two kinds of parameters. Expert parameters live on the device of their expert, one
+ * block for each local expert slot, keyed by the expert's id; their gradients stay there (expert
+ * parallel). Replicated parameters are equal on every rank (data parallel): each DEVICE adds its
+ * gradient into a partial of its own, and the partials are summed in a binary tree over the device
+ * index (device_tree.h), the same whether devices are folded onto a rank or not. */
 #ifndef MOESIM_MODEL_PARAMETERS_H
 #define MOESIM_MODEL_PARAMETERS_H
 
@@ -11,7 +12,9 @@
 #include <stdint.h>
 
 #include "base/alloc.h"
+#include "base/block.h"
 #include "base/status.h"
+#include "model/device_tree.h"
 #include "world/comm.h"
 
 typedef struct moe_parameter {
@@ -30,23 +33,30 @@ typedef struct moe_parameter {
 } moe_parameter;
 
 typedef struct moe_parameters {
-    moe_parameter *p;
-    int num, room;
+    moe_parameter *p; /* [num], room for [capacity] */
+    int num, capacity;
     int32_t devices, num_local_devices;
-    struct moe_tree *tree; /* buffers of the reduction, from the first step on */
-    struct moe_tree_part *parts;
-    int64_t parts_room;
-    double *square; /* sums of squares of pieces of the gradients */
-    int64_t square_room;
     int worst_rank; /* where moe_parameters_gradient_norm found *worst */
+
+    /* working memory of the reduction and the norm, from the first step on */
+    moe_device_tree *tree;
+    moe_block block;
+    moe_device_vector *vectors; /* [num] the replicated parameters, as vectors of one sum */
+    double *square;             /* sums of squares of pieces of the gradients */
 } moe_parameters;
 
-/* Local. */
+/* Local. An empty table. */
 void moe_parameters_init(moe_parameters *all, int32_t devices, int32_t num_local_devices);
-/* Local. Adds a tensor to the table; returns its index (pointers into the table move). Expert
- * parameters always decay. */
+void moe_parameters_free(moe_parameters *all);
+
+/* Local. Adds a replicated tensor of `size` elements to the table and returns its index. Pointers
+ * into the table are invalid afterwards. `value` stays the caller's. decay: weight decay applies.
+ */
 int moe_parameters_add(
     moe_parameters *all, const char *name, bool decay, int64_t size, real *value);
+
+/* Local. The same for a tensor of the experts: `count` blocks of `size` elements here, of
+ * count_global on all ranks; id [count] are the experts of the blocks. They always decay. */
 int moe_parameters_add_experts(moe_parameters *all,
                                const char *name,
                                int64_t count,
@@ -54,30 +64,20 @@ int moe_parameters_add_experts(moe_parameters *all,
                                int64_t size,
                                const int32_t *id,
                                real *value);
+
 /* Local. Clears gradients and partials before a step. */
 void moe_parameters_clear_gradients(moe_parameters *all);
-/* Collective. gradient of every replicated parameter = tree over devices of the partials; then
- * every gradient is multiplied by `scale` (1 / accumulate). *bytes += payload that devices gave
- * away, summed over devices (as if every device were a rank: reduce-scatter, then allgather: 2
- * (D-1) times the elements); the same number on every rank. */
-void moe_parameters_reduce(moe_parameters *all, const moe_comm *comm, double scale, int64_t *bytes);
-/* Collective. Euclidean norm of all gradients, each parameter once; independent of the number of
- * ranks (exact sums of sums of squares). NaN when a gradient is not finite: then *worst names the
- * first such parameter (in the table) and worst_rank is the lowest rank that has it. *worst is NULL
- * otherwise. */
-double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst);
-void moe_parameters_free(moe_parameters *all);
 
-/* Collective. sum [count] = tree over all devices of partials [num_local][count]: level s adds
- * device d + s into device d for d multiple of 2s. Work is split by slices over ranks
- * (reduce-scatter by MPI_Alltoallv, then allgather); every rank gets all of sum. Local subtrees are
- * added before anything is sent. Vectors are taken in pieces: a few MiB of buffers, whatever the
- * count. */
-void moe_tree_sum(const moe_comm *comm,
-                  int32_t devices,
-                  int32_t num_local,
-                  const real *partials,
-                  int64_t count,
-                  real *sum);
+/* Collective. Sums the partials of every replicated parameter over devices into its gradient, then
+ * multiplies every gradient by `scale` (1 / accumulate). Adds to *bytes what the devices gave away,
+ * summed over devices and as if every device were a rank: a reduce-scatter and an allgather send
+ * 2 (D - 1) times the elements. The number is the same on every rank. */
+void moe_parameters_reduce(moe_parameters *all, const moe_comm *comm, double scale, int64_t *bytes);
+
+/* Collective. The Euclidean norm of all gradients, each parameter once. It does not depend on the
+ * number of ranks, since the sums of squares are summed exactly. When a gradient is not finite the
+ * norm is NaN, *worst names the first such parameter of the table, and worst_rank is the lowest
+ * rank that has it; otherwise *worst is NULL. */
+double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst);
 
 #endif

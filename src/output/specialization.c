@@ -33,7 +33,7 @@ static const int64_t *load_of(const moe_specialization *s, int32_t layer, int32_
 }
 
 static moe_domain_score score_of(const moe_specialization *s, int32_t layer) {
-    return moe_domain_score_of(load_of(s, layer, 0), s->num_domains, s->num_experts, s->top_k);
+    return moe_specialization_score(load_of(s, layer, 0), s->num_domains, s->num_experts, s->top_k);
 }
 
 /* --- files --- */

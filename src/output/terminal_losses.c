@@ -2,8 +2,8 @@
  * and layer by layer where there are few. */
 #include <math.h>
 
+#include "balance/balance.h"
 #include "output/terminal_internal.h"
-#include "train/optimizer.h"
 
 enum { MOST_LAYERS = 8 };
 
@@ -56,7 +56,8 @@ static bool shows_all_layers(const moe_step_metrics *r) {
 }
 
 static void print_table(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
-    const double factor = c->run.mode == MOE_MODE_TRAIN ? moe_alpha_factor(c, r->step) : 1;
+    const double factor =
+        c->run.mode == MOE_MODE_TRAIN ? moe_balance_alpha_factor(&c->balance, r->step) : 1;
     double alpha[MOE_NUM_LOSSES], loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
     moe_balance_alphas(c, alpha);
     moe_step_metrics_mean_losses(r, loss, raw, &total);

@@ -33,7 +33,7 @@ static int64_t div_up(int64_t a, int64_t b) {
 
 enum {
     CALL_ROWS = 1024,     /* most rows of one GEMM call (MOE_GEMM_ROWS) */
-    TREE_BYTES = 4 << 20, /* of the partial gradients, at a time (parameters_tree.c) */
+    TREE_BYTES = 4 << 20, /* of the partial gradients, at a time (device_tree.c) */
     BYTE_VALUES = 256
 };
 

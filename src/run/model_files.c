@@ -1,5 +1,5 @@
-/* loaded.c: reads a layer from .npy files and writes its gradients. Rank 0 reads, every rank takes
- * its own experts. */
+/* model_files.c: rank 0 reads a layer from .npy files, and every rank takes its own experts; the
+ * gradients go back into files. */
 #include "run/model_files.h"
 
 #include <math.h>

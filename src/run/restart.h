@@ -1,6 +1,6 @@
-/* restart.h: what a training run must carry over a restart, and how it goes on. Layer 5 (simulate).
- * Parameters and optimiser state, the results so far, the router biases, and a fingerprint of the
- * text: nothing else lives from step to step. */
+/* restart.h: what a training run must carry over a restart, and how it goes on: parameters and the
+ * state of the optimizer, the results so far, the router biases, and a fingerprint of the text.
+ * Nothing else lives from step to step. */
 #ifndef MOESIM_RUN_RESTART_H
 #define MOESIM_RUN_RESTART_H
 
@@ -18,12 +18,12 @@ typedef struct moe_restart {
     moe_results *results;
 } moe_restart;
 
-/* Collective. Before step `step`: writes a checkpoint when train.checkpoint_every asks for one
- * (step 0 included, the end not). */
+/* Collective. Before step `step`: writes a checkpoint when train.checkpoint_every asks for one,
+ * which includes step 0 and excludes the end. */
 int moe_restart_write(const moe_restart *r, int64_t step, moe_status *st);
 
-/* Collective. Loads the checkpoint and reopens its folder: r->results is {0} on entry. MOE_USER
- * when it belongs to another model, optimiser or text. */
+/* Collective. Loads the checkpoint and reopens its folder; r->results is {0} on entry. Fails with
+ * MOE_USER when the checkpoint belongs to another model, optimizer or text. */
 int moe_restart_read(const moe_restart *r,
                      const moe_checkpoint *from,
                      const char *folder,

@@ -483,3 +483,12 @@ void moe_tally_layer(const moe_layer *layer,
     }
     moe_scratch_give(context->batch->scratch, t.words);
 }
+
+int moe_tally_after_layer(
+    void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st) {
+    double start = moe_comm_time();
+    (void)self, (void)st;
+    moe_tally_layer(&s->layer[l], s->context, moe_stack_activations(s, l), s->y, metrics);
+    moe_timeline_add(s->context->timeline, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
+    return MOE_OK;
+}

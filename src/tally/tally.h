@@ -6,6 +6,7 @@
 
 #include "measure/metrics.h"
 #include "model/layer.h"
+#include "model/stack.h"
 
 /* Collective. Completes record->layer[layer->index]: counts, matrices, volume, reach, output; adds
  * the layer's self-checks to the step's record. y [T,H] is the layer's output. */
@@ -14,5 +15,10 @@ void moe_tally_layer(const moe_layer *layer,
                      const moe_activations *a,
                      const real *y,
                      moe_step_metrics *metrics);
+
+/* Collective. The same for layer l of a stack, right after its forward pass, with a span in the
+ * timeline: a hook for moe_observer.after_layer, which ignores self and never fails. */
+int moe_tally_after_layer(
+    void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st);
 
 #endif

@@ -1,10 +1,6 @@
-/* optimizer.c: schedules, SGD and AdamW. All scalars are computed in double and rounded once to
- * `real`; the order of operations inside the loops is that of PyTorch's single-tensor code, so that
- * one step gives its bits up to the compiler's use of fused operations there.
- *
- * SGD     g' = g + wd p ;  p -= lr g'
- * AdamW   p *= 1 - lr wd ;  m += (1 - b1)(g - m) ;  v = b2 v + (1 - b2) g^2
- *         p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps),  t from 1 */
+/* optimizer.c: the schedule of the learning rate, and the table of optimizers. All scalars are
+ * computed in double and rounded once to `real`, and the loops keep PyTorch's order of operations:
+ * one step gives its bits, up to the compiler's use of fused operations there. */
 #include "train/optimizer.h"
 
 #include <math.h>
@@ -15,7 +11,7 @@ static const double PI = 3.14159265358979323846;
 
 /* --- schedules --- */
 
-double moe_learning_rate(const moe_config *c, int64_t step) {
+double moe_optimizer_learning_rate(const moe_config *c, int64_t step) {
     int64_t warmup = c->train.warmup_steps, steps = c->run.steps;
     double most = c->train.learning_rate;
     if (step < warmup) {
@@ -30,26 +26,7 @@ double moe_learning_rate(const moe_config *c, int64_t step) {
     return most * 0.5 * (1 + cos(PI * (double)(step - warmup) / (double)(steps - warmup)));
 }
 
-double moe_alpha_factor(const moe_config *c, int64_t step) {
-    int64_t begin = c->balance.begin_step, ramp = c->balance.ramp_steps;
-    if (step < begin) {
-        return 0;
-    }
-    return step - begin + 1 < ramp ? (double)(step - begin + 1) / (double)ramp : 1;
-}
-
 /* --- one step --- */
-
-void moe_optimizer_init(moe_parameters *all, const moe_config *c) {
-    if (c->train.optimizer != MOE_OPTIMIZER_ADAMW) {
-        return;
-    }
-    for (int i = 0; i < all->num; i++) {
-        int64_t n = all->p[i].count * all->p[i].size;
-        all->p[i].m = moe_alloc_zero(n, sizeof(real), "optimiser state");
-        all->p[i].v = moe_alloc_zero(n, sizeof(real), "optimiser state");
-    }
-}
 
 /* Scalars of one step. */
 typedef struct update {
@@ -84,18 +61,18 @@ static update make_update(const moe_config *c, bool decay, int64_t step, double 
 #define SQRT sqrtf
 #endif
 
-MOE_CLONES static void sgd(update u, int64_t n, const real *restrict g, real *restrict p) {
+MOE_CLONES static void sgd_loop(update u, int64_t n, const real *restrict g, real *restrict p) {
     for (int64_t i = 0; i < n; i++) {
         p[i] -= u.lr * (g[i] * u.clip + u.decay * p[i]);
     }
 }
 
-MOE_CLONES static void adamw(update u,
-                             int64_t n,
-                             const real *restrict g,
-                             real *restrict p,
-                             real *restrict m,
-                             real *restrict v) {
+MOE_CLONES static void adamw_loop(update u,
+                                  int64_t n,
+                                  const real *restrict g,
+                                  real *restrict p,
+                                  real *restrict m,
+                                  real *restrict v) {
     for (int64_t i = 0; i < n; i++) {
         real gradient = g[i] * u.clip, mean = m[i] + u.take_m * (gradient - m[i]);
         real square = v[i] * u.keep_v + u.take_v * gradient * gradient;
@@ -105,22 +82,46 @@ MOE_CLONES static void adamw(update u,
     }
 }
 
+static void sgd(const update *u, const moe_parameter *p, int64_t begin, int64_t n) {
+    sgd_loop(*u, n, p->gradient + begin, p->value + begin);
+}
+
+static void adamw(const update *u, const moe_parameter *p, int64_t begin, int64_t n) {
+    adamw_loop(*u, n, p->gradient + begin, p->value + begin, p->m + begin, p->v + begin);
+}
+
+/* --- the table --- */
+
+typedef struct optimizer {
+    bool has_moments; /* keeps m and v */
+    void (*update)(const update *u, const moe_parameter *p, int64_t begin, int64_t n);
+} optimizer;
+
+static const optimizer optimizers[] = {
+    [MOE_OPTIMIZER_SGD] = {false, sgd},
+    [MOE_OPTIMIZER_ADAMW] = {true, adamw},
+};
+
+void moe_optimizer_init(moe_parameters *all, const moe_config *c) {
+    for (int i = 0; optimizers[c->train.optimizer].has_moments && i < all->num; i++) {
+        int64_t n = all->p[i].count * all->p[i].size;
+        all->p[i].m = moe_alloc_zero(n, sizeof(real), "optimiser state");
+        all->p[i].v = moe_alloc_zero(n, sizeof(real), "optimiser state");
+    }
+}
+
 enum { CHUNK = 8192 }; /* elements that a thread takes at a time */
 
 void moe_optimizer_step(
     moe_parameters *all, const moe_config *c, int64_t step, double lr, double gradient_norm) {
+    const optimizer *o = &optimizers[c->train.optimizer];
     for (int i = 0; i < all->num; i++) {
         const moe_parameter *p = &all->p[i];
         update u = make_update(c, p->decay, step, lr, gradient_norm);
         int64_t size = p->count * p->size;
 #pragma omp parallel for schedule(static)
         for (int64_t begin = 0; begin < size; begin += CHUNK) {
-            int64_t n = size - begin < CHUNK ? size - begin : CHUNK;
-            if (c->train.optimizer == MOE_OPTIMIZER_ADAMW) {
-                adamw(u, n, p->gradient + begin, p->value + begin, p->m + begin, p->v + begin);
-            } else {
-                sgd(u, n, p->gradient + begin, p->value + begin);
-            }
+            o->update(&u, p, begin, size - begin < CHUNK ? size - begin : CHUNK);
         }
     }
 }

@@ -1,22 +1,26 @@
-/* optimizer.h: SGD and AdamW over the table of parameters. Layer 3 (act). Loshchilov and Hutter
- * 2019 (decoupled weight decay), PyTorch's order of operations. */
+/* optimizer.h: SGD and AdamW over the table of parameters.
+ *
+ *   sgd     g' = g + wd p ;  p -= lr g'
+ *   adamw   p *= 1 - lr wd ;  m += (1 - b1)(g - m) ;  v = b2 v + (1 - b2) g^2
+ *           p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps),   t counted from 1
+ *
+ * AdamW: Loshchilov and Hutter 2019 (arXiv 1711.05101, decoupled weight decay). The order of
+ * operations is that of PyTorch's single-tensor code. */
 #ifndef MOESIM_TRAIN_OPTIMIZER_H
 #define MOESIM_TRAIN_OPTIMIZER_H
 
 #include "config/config.h"
 #include "model/parameters.h"
 
-/* Local, pure. Learning rate of step t (0-based): linear warm-up over warmup_steps to
- * learning_rate, then constant or cosine to 0 at `steps`. */
-double moe_learning_rate(const moe_config *c, int64_t step);
-/* Local, pure. Factor of the loss coefficients in step t: 0 before balance.begin_step, then a
- * linear ramp of balance.ramp_steps up to 1. */
-double moe_alpha_factor(const moe_config *c, int64_t step);
-/* Local. Allocates the state that the optimiser needs. */
+/* Local, pure. The learning rate of a step, which counts from 0: it rises linearly over
+ * train.warmup_steps to train.learning_rate, then stays or falls as a cosine to 0 at run.steps. */
+double moe_optimizer_learning_rate(const moe_config *c, int64_t step);
+
+/* Local. Allocates the state that the optimizer of train.optimizer needs, in the table. */
 void moe_optimizer_init(moe_parameters *all, const moe_config *c);
-/* Local. One update with learning rate lr; gradients are multiplied by clip_norm / norm first when
- * clip_norm > 0 and norm > clip_norm. step counts from 0 (AdamW's bias correction uses step + 1).
- */
+
+/* Local. One update with learning rate lr. When train.clip_norm > 0 and the norm of the gradient is
+ * larger, all gradients are first multiplied by clip_norm / gradient_norm. `step` counts from 0. */
 void moe_optimizer_step(
     moe_parameters *all, const moe_config *c, int64_t step, double lr, double gradient_norm);
 

@@ -1,6 +1,6 @@
-/* specialize.c: evaluates the network with some of its experts out of reach. The library's own
- * router chooses among the rest: a first pass through a layer gives its logits, a second one takes
- * them, masked, as recorded logits. */
+/* specialization.c: evaluates the network with some of its experts out of reach. The library's own
+ * router chooses among the rest: a first pass through a layer gives its logits, a second pass takes
+ * them, masked, as if they had been recorded. */
 #include "train/specialization.h"
 
 #include <math.h>
@@ -44,10 +44,10 @@ typedef struct masked {
 } masked;
 
 static void masked_init(masked *m, moe_training *t) {
-    const moe_context *context = t->context;
+    const moe_context *context = t->stack->context;
     *m = (masked){
         .training = t, .config = *context->config, .input = *context->input, .context = *context};
-    int64_t size = t->num_layers * t->batch->num_tokens * context->config->model.num_experts;
+    int64_t size = t->stack->num_layers * t->batch->num_tokens * context->config->model.num_experts;
     m->logits = moe_alloc(size, sizeof *m->logits, "masked logits");
     m->config.data.source = MOE_SOURCE_LOGITS;
     m->input.logits = m->logits;
@@ -77,9 +77,9 @@ static void masked_layer(
     void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
     masked *m = user;
     const moe_training *t = m->training;
-    moe_layer_forward(&t->layers[l], t->context, x, y, a, metrics);
+    moe_layer_forward(&t->stack->layer[l], t->stack->context, x, y, a, metrics);
     mask(m, l, a->gate_logits);
-    moe_layer_forward(&t->layers[l], &m->context, x, y, a, metrics);
+    moe_layer_forward(&t->stack->layer[l], &m->context, x, y, a, metrics);
 }
 
 /* --- the network as it is --- */
@@ -94,7 +94,7 @@ static void observed_layer(
     const observer *o = user;
     const moe_training *t = o->training;
     moe_specialization *s = o->result;
-    moe_layer_forward(&t->layers[l], t->context, x, y, a, metrics);
+    moe_layer_forward(&t->stack->layer[l], t->stack->context, x, y, a, metrics);
     for (int64_t i = 0; i < t->batch->num_tokens; i++) {
         int64_t *load =
             s->domain_load + ((int64_t)l * s->num_domains + t->task.domain[i]) * s->num_experts;
@@ -118,7 +118,7 @@ typedef struct replaced {
 static void replaced_layer(
     void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
     const replaced *r = user;
-    moe_layer layer = r->training->layers[l];
+    moe_layer layer = r->training->stack->layer[l];
     layer.shared.count = 0;
     layer.router.top_k = r->config.router.top_k;
     moe_layer_forward(&layer, &r->context, x, y, a, metrics);
@@ -136,12 +136,13 @@ static int32_t reachable(const moe_config *c) {
 }
 
 static double loss_without_shared(moe_training *t, int64_t batches) {
-    replaced r = {.training = t, .config = *t->context->config, .context = *t->context};
+    replaced r = {
+        .training = t, .config = *t->stack->context->config, .context = *t->stack->context};
     r.config.router.top_k += r.config.model.num_shared_experts;
     r.context.config = &r.config;
     r.context.router.top_k = r.config.router.top_k;
     if (r.config.model.num_shared_experts == 0 ||
-        r.config.router.top_k > reachable(t->context->config)) {
+        r.config.router.top_k > reachable(t->stack->context->config)) {
         return NAN;
     }
     return moe_training_evaluate(t, batches, replaced_layer, &r);
@@ -156,10 +157,10 @@ static bool chooses_by_score(const moe_config *c) {
 }
 
 static moe_specialization prepared(const moe_training *t, int64_t batches) {
-    const moe_config *c = t->context->config;
-    moe_specialization s = {.num_layers = t->num_layers,
-                            .num_domains =
-                                t->task.text ? t->task.corpus.num_domains : c->data.num_topics,
+    const moe_config *c = t->stack->context->config;
+    moe_specialization s = {.num_layers = t->stack->num_layers,
+                            .num_domains = moe_task_is_text(&t->task) ? t->task.corpus.num_domains
+                                                                      : c->data.num_topics,
                             .num_experts = c->model.num_experts,
                             .top_k = c->router.method == MOE_METHOD_TOP_P ? 1 : c->router.top_k,
                             .num_shared = c->model.num_shared_experts,
@@ -179,7 +180,7 @@ moe_specialization moe_specialization_measure(moe_training *t, int64_t batches) 
     observer o = {t, &s};
     masked m;
     s.loss[0] = moe_training_evaluate(t, batches, observed_layer, &o);
-    moe_comm_sum_i64(t->context->comm, s.domain_load,
+    moe_comm_sum_i64(t->stack->context->comm, s.domain_load,
                      (int64_t)s.num_layers * s.num_domains * s.num_experts);
     masked_init(&m, t);
     for (int32_t i = 1; i < s.num_disabled; i++) {
@@ -217,10 +218,10 @@ static int64_t num_seen(const int64_t *count, int32_t n) {
 }
 
 /* I = H(domain) + H(expert) - H(domain, expert). */
-moe_domain_score moe_domain_score_of(const int64_t *load,
-                                     int32_t domains,
-                                     int32_t experts,
-                                     int32_t top_k) {
+moe_domain_score moe_specialization_score(const int64_t *load,
+                                          int32_t domains,
+                                          int32_t experts,
+                                          int32_t top_k) {
     int64_t *of_domain = moe_alloc_zero((int64_t)domains + experts, sizeof *of_domain, "scores");
     int64_t *of_expert = of_domain + domains;
     int64_t total = 0;

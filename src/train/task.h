@@ -1,18 +1,24 @@
-/* task.h: what is learned: the ends of the network around the MoE layers. Layer 3 (act).
+/* task.h: what is learned: the two ends of the network around the MoE layers.
  *
- *   text: next-byte language model. x0[t] = sum_{j < context} table[j][byte[t-j]] / sqrt(context)
- * (bytes before the sequence's start are left out); after the layers: rmsnorm, head [256,H],
- * cross-entropy in nats, mean over the counted tokens of the global batch. Several files or folders
- * are several domains. The last validation_share of every device's share of every domain is held
- * out. synthetic: regression on topic-dependent targets: target[t] = x[t] * s_topic + b_topic
- * (keyed random vectors), loss = mean over tokens and elements of (h - target)^2; the ideal
- * assignment (topic -> experts) is known, so specialisation can be scored. */
+ *   text        a language model of bytes. The input of token t is the embedding of its byte and of
+ *               the bytes before it in its sequence,
+ *                   x0_t = 1/sqrt(C) sum_{j < C} table[j][byte_{t-j}],   C = train.context,
+ *               and after the layers come an RMSNorm and a head [256,H]; the loss is the
+ *               cross-entropy of the next byte in nats, a mean over the counted tokens of the
+ * global batch. Several files or folders are several domains. The last train.validation_share of
+ * every device's share of every domain is held out. regression  for synthetic tokens: target_t =
+ * x_t s_topic + b_topic with keyed random vectors of each topic; the loss is the mean of (h -
+ * target)^2 over tokens and elements. The ideal assignment of topics to experts is known, so
+ * specialisation can be scored.
+ *
+ * Both are rows of one table (task_internal.h). */
 #ifndef MOESIM_TRAIN_TASK_H
 #define MOESIM_TRAIN_TASK_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/block.h"
 #include "config/config.h"
 #include "data/data.h"
 #include "data/input.h"
@@ -20,25 +26,36 @@
 
 enum { MOE_VOCABULARY = 256 };
 
+struct moe_task_kind;
+
 typedef struct moe_task {
+    const struct moe_task_kind *kind;
     const moe_config *config;
     moe_corpus corpus;
-    bool text;
     int64_t hidden, num_tokens;
     int32_t context;
-    uint8_t *next;       /* [T] text: the byte to predict */
-    int64_t *position;   /* [T] text: where the token stands in it */
-    int32_t *domain;     /* [T] text: which file or folder; synthetic: the topic */
-    real *table;         /* [context,256,H] */
-    real *head_norm;     /* [H] */
-    real *head;          /* [256,H] */
-    real *normed;        /* [T,H] text: input of the head */
-    double *inverse_rms; /* [T] */
-    real *logits;        /* [T,256], then their gradient */
-    real *teacher;       /* [num_topics][2][H] synthetic: s and b of each topic */
-    real *target;        /* [T,H] synthetic */
-    int table_index, head_norm_index, head_index; /* into the table of parameters; -1 = none */
+    moe_block block; /* all arrays below */
+
+    int32_t *domain; /* [T] text: which file or folder; regression: the topic */
+
+    /* text */
+    uint8_t *next;                                /* [T] the byte to predict */
+    int64_t *position;                            /* [T] where the token stands in the text */
+    real *table;                                  /* [context,256,H] */
+    real *head_norm;                              /* [H] */
+    real *head;                                   /* [256,H] */
+    real *normed;                                 /* [T,H] input of the head */
+    double *inverse_rms;                          /* [T] */
+    real *logits;                                 /* [T,256], then their gradient */
+    int table_index, head_norm_index, head_index; /* in the table of parameters; -1 = none */
+
+    /* regression */
+    real *teacher; /* [num_topics][2][H] s and b of each topic */
+    real *target;  /* [T,H] */
 } moe_task;
+
+/* Local. Whether the task is the language model. */
+bool moe_task_is_text(const moe_task *task);
 
 /* Local. For run.mode = train, after moe_input_read: MOE_USER with one sentence when a device's
  * share of a domain, or what is held out of it when validations are asked for, is shorter than a

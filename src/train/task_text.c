@@ -1,14 +1,15 @@
-/* task_text.c: embedding of a byte and the bytes before it; RMSNorm, head and cross-entropy.
+/* task_text.c: the embedding of a byte and the bytes before it; RMSNorm, head and cross-entropy.
  *
- * Forward    x0_t = 1/sqrt(C) sum_{j < C, j <= place of t in its sequence} table[j][byte_{t-j}]
- *            n_t = rmsnorm(h_t),  z_t = head n_t,  loss_t = log sum_i exp z_ti - z_{t,next}
- * Backward   dz_t = (softmax(z_t) - onehot(next)) / tokens,  dn_t = head^T dz_t,  dhead = sum_t
- * dz_t n_t^T dtable[j][v] = 1/sqrt(C) sum_{t: byte_{t-j} = v} dx0_t Letters: C context, V = 256.
- * Softmax in double. Whatever is summed over tokens is summed per device, in the order of its
- * tokens, so that ranks and threads change no bit: GEMMs take rows of one device, a thread takes a
- * context position of a device or whole columns. */
-#include "train/task_text.h"
-
+ *   forward    x0_t = 1/sqrt(C) sum_{j < C, j <= place of t in its sequence} table[j][byte_{t-j}]
+ *              n_t = rmsnorm(h_t),  z_t = head n_t,  loss_t = log sum_i exp z_ti - z_{t,next}
+ *   backward   dz_t = (softmax(z_t) - onehot(next)) / tokens,  dn_t = head^T dz_t
+ *              dhead = sum_t dz_t n_t^T
+ *              dtable[j][v] = 1/sqrt(C) sum_{t: byte_{t-j} = v} dx0_t
+ *
+ * with C the context and V = 256. The softmax is in double. Whatever is summed over tokens is
+ * summed for each device, in the order of its tokens, so that ranks and threads change no bit: a
+ * GEMM takes rows of one device, and a thread takes a context position of a device or whole
+ * columns. */
 #include <math.h>
 
 #include "base/exact.h"
@@ -16,20 +17,30 @@
 #include "base/rng.h"
 #include "model/norm.h"
 #include "router/scores.h"
+#include "train/task_internal.h"
 
 enum { V = MOE_VOCABULARY, ROWS = 256 /* of one GEMM; no call crosses a device */ };
 
+static void reserve(moe_task *task, int64_t rows) {
+    int64_t h = task->hidden, n = task->num_tokens;
+    moe_block_array table[] = {
+        MOE_ARRAY(task->domain, n),     MOE_ARRAY(task->next, n),
+        MOE_ARRAY(task->position, n),   MOE_ARRAY(task->table, rows * h),
+        MOE_ARRAY(task->head_norm, h),  MOE_ARRAY(task->head, V * h),
+        MOE_ARRAY(task->normed, n * h), MOE_ARRAY(task->inverse_rms, n),
+        MOE_ARRAY(task->logits, n * V),
+    };
+    moe_block_reserve(&task->block, table, MOE_ARRAYS(table), "the language model's ends");
+}
+
 /* Rows of unit variance like forward-only vectors; the head as PyTorch's Linear: variance 1 / (3
  * H). */
-void moe_task_text_init(moe_task *task, moe_parameters *all) {
+static void init(moe_task *task, moe_parameters *all) {
     uint64_t seed = (uint64_t)task->config->run.seed;
     int64_t h = task->hidden;
-    int64_t n = task->num_tokens;
     int64_t rows = (int64_t)task->context * V;
     MOE_ASSERT(task->context > 0);
-    task->table = moe_alloc(rows * h, sizeof *task->table, "embedding");
-    task->head_norm = moe_alloc(h, sizeof *task->head_norm, "head");
-    task->head = moe_alloc(V * h, sizeof *task->head, "head");
+    reserve(task, rows);
     for (int64_t i = 0; i < rows; i++) {
         moe_rng_normal((moe_rng){seed, MOE_RNG_EMBEDDING}, (uint64_t)(i / V), (uint64_t)(i % V), 1,
                        task->table + i * h, h);
@@ -44,11 +55,6 @@ void moe_task_text_init(moe_task *task, moe_parameters *all) {
     task->table_index = moe_parameters_add(all, "embedding", true, rows * h, task->table);
     task->head_norm_index = moe_parameters_add(all, "head_norm", false, h, task->head_norm);
     task->head_index = moe_parameters_add(all, "head", true, V * h, task->head);
-    task->next = moe_alloc(n, sizeof *task->next, "text");
-    task->position = moe_alloc(n, sizeof *task->position, "text");
-    task->normed = moe_alloc(n * h, sizeof *task->normed, "head's input");
-    task->inverse_rms = moe_alloc(n, sizeof *task->inverse_rms, "head's input");
-    task->logits = moe_alloc(n * V, sizeof *task->logits, "head's logits");
 }
 
 /* --- embedding --- */
@@ -64,8 +70,7 @@ static int64_t table_row(const moe_task *task, int64_t t, int32_t j) {
     return (int64_t)j * V + task->corpus.bytes[task->position[t] - j];
 }
 
-void moe_task_text_input(
-    moe_task *task, moe_batch *b, int64_t draw, enum moe_split split, real *x0) {
+static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split split, real *x0) {
     int64_t h = task->hidden;
     real scale = (real)(1 / sqrt(task->context));
     MOE_ASSERT(task->corpus.length > b->sequence_length);
@@ -107,10 +112,10 @@ static void table_gradient(const moe_task *task,
     }
 }
 
-void moe_task_text_input_backward(moe_task *task,
-                                  const moe_batch *b,
-                                  const real *dx0,
-                                  moe_parameters *all) {
+static void input_backward(moe_task *task,
+                           const moe_batch *b,
+                           const real *dx0,
+                           moe_parameters *all) {
     const moe_parameter *p = &all->p[task->table_index];
 #pragma omp parallel for collapse(2) schedule(dynamic)
     for (int32_t d = 0; d < b->num_local_devices; d++) {
@@ -187,13 +192,13 @@ static void head_backward(
     moe_rmsnorm_backward(h, task->head_norm, task->inverse_rms, dh, b->num_tokens, width, dh);
 }
 
-int64_t moe_task_text_loss(moe_task *task,
-                           const moe_batch *b,
-                           const real *h,
-                           int64_t tokens_global,
-                           moe_parameters *all,
-                           int64_t *sum,
-                           real *dh) {
+static int64_t loss(moe_task *task,
+                    const moe_batch *b,
+                    const real *h,
+                    int64_t tokens_global,
+                    moe_parameters *all,
+                    int64_t *sum,
+                    real *dh) {
     int64_t width = task->hidden;
     int64_t none = b->num_tokens;
     int64_t bad = none;
@@ -221,11 +226,11 @@ int64_t moe_task_text_loss(moe_task *task,
             }
         }
     }
-    for (int i = 0; i < MOE_EXACT_WORDS; i++) {
-        sum[i] += words[i];
-    }
+    moe_task_add_words(sum, words);
     if (dh) {
         head_backward(task, b, h, all, dh);
     }
     return bad < none ? bad : -1;
 }
+
+const moe_task_kind moe_task_text = {"text", init, input, loss, input_backward};

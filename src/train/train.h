@@ -1,60 +1,53 @@
-/* train.h: training: forward through all layers, backward through all layers, one update. Layer 5
- * (simulate).
+/* train.h: training: forward through the stack, backward through the stack, one update.
  *
- * Expert parallel and data parallel at once: expert gradients stay on their device, gradients of
- * everything else are added up over the devices. One step = `accumulate` micro-batches, each with
- * its own balance losses, then one update from the mean gradient of total = task loss + sum over
- * layers of (alpha1 L_expert + alpha2 L_device + alpha3 L_comm + z_loss L_z) + the loss over all
- * layers, once. */
+ * Training is expert parallel and data parallel at once: the gradients of experts stay on their
+ * device, the gradients of everything else are added up over the devices. One step consists of
+ * train.accumulate micro-batches, each with its own balance losses, and of one update from the mean
+ * gradient of
+ *
+ *   total = task loss
+ *         + sum over layers of (alpha_1 L_expert + alpha_2 L_device + alpha_3 L_comm + z_loss L_z)
+ *         + the loss over the tokens of all layers, once (balance.aux_layers = all). */
 #ifndef MOESIM_TRAIN_TRAIN_H
 #define MOESIM_TRAIN_TRAIN_H
 
 #include <stdint.h>
 
-#include "explain/explain.h"
 #include "measure/metrics.h"
-#include "model/layer.h"
-#include "model/layer_backward.h"
 #include "model/parameters.h"
+#include "model/stack.h"
 #include "train/optimizer.h"
 #include "train/task.h"
 
 typedef struct moe_training {
-    moe_context *context;
-    moe_batch *batch;
-    int32_t num_layers;
-    moe_layer *layers;            /* not owned */
-    moe_layer_slots *slots;       /* [layers] */
-    moe_activations *activations; /* [layers] */
-    real **x;     /* [layers + 1][T,H] input of each layer, then the output of the last */
-    real *y, *dh; /* [T,H] */
-    moe_parameters parameters;
+    moe_stack *stack;          /* not owned */
+    moe_batch *batch;          /* of the stack's context; the task fills in its bytes; not owned */
+    moe_parameters parameters; /* of the layers and the task */
     moe_task task;
-    moe_backward backward;
+    real *gradient;               /* [T,H] of the stack's output, then of its input */
     moe_step_metrics micro;       /* of one micro-batch, where a step has several */
-    int bad_rank;                 /* lowest rank whose last loss was not finite, where it was not */
-    moe_explainer *explainer;     /* watches the next step; NULL = nobody does; not owned */
-    double alpha[MOE_NUM_LOSSES]; /* configured coefficients; the context's are these times the
-                                     schedule */
+    int bad_rank;                 /* lowest rank whose last loss was not finite, where one was */
+    const moe_observer *observer; /* sees every layer of every micro-batch; NULL = nobody */
+    double alpha[MOE_NUM_LOSSES]; /* configured coefficients; those of the context are these times
+                                     the schedule of balance.begin_step and ramp_steps */
     double alpha_all_layers;
 } moe_training;
 
-/* Local. Registers the parameters of the layers and the task, makes room for activations.
- * context->keep is set (unless train.recompute). */
-void moe_training_init(moe_training *t, moe_context *context, moe_batch *batch, moe_layer *layers);
+/* Local. Registers the parameters of the stack and of the task, and allocates what training needs.
+ * The context keeps what backward reads, unless train.recompute. */
+void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch);
 void moe_training_free(moe_training *t);
 
-/* Collective. One step: record gets losses and traffic of all micro-batches
- * (moe_step_metrics_join), task_loss, gradient_norm, learning_rate. MOE_RUN_FAILED (agreed by all)
- * names step, layer and rank when a loss or gradient is not finite; then nothing is updated. */
+/* Collective. One step. metrics gets the losses and the traffic of all micro-batches
+ * (moe_step_metrics_join), task_loss, gradient_norm and learning_rate. Fails with MOE_RUN_FAILED,
+ * agreed by all ranks, when a loss or a gradient is not finite, and with the observer's failure;
+ * nothing is updated then, nor when a self-check of the step did not pass. */
 int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_status *st);
 
-/* Collective. Mean task loss over `batches` fixed held-out batches; nothing is updated. */
+/* Collective. The mean task loss over `batches` fixed held-out batches. Nothing is updated. */
 double moe_training_validate(moe_training *t, int64_t batches);
 
-/* Collective. The same with `run` in place of moe_layer_forward for layer l (specialize.h). */
-typedef void moe_run_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics);
-double moe_training_evaluate(moe_training *t, int64_t batches, moe_run_layer *run, void *user);
+/* Collective. The same with `run` in place of moe_layer_forward (moe_stack_evaluate). */
+double moe_training_evaluate(moe_training *t, int64_t batches, moe_stack_layer *run, void *self);
 
 #endif

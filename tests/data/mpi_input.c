@@ -425,11 +425,11 @@ static void remove_folder(void) {
 
 int main(int argc, char **argv) {
     moe_comm_init(&comm, &argc, &argv);
-    RUN(make_folder);
+    make_folder();
     RUN(test_logits);
     RUN(test_routing, 1, 1, MOE_I8, true);
     RUN(test_routing, 2, 2, MOE_I64, false);
-    RUN(make_text);
+    make_text();
     RUN(test_text, "text", "acccbxccc");
     RUN(test_text, "text/a", "a");
     RUN(test_bias);
@@ -437,7 +437,7 @@ int main(int argc, char **argv) {
     RUN(test_bad_routing);
     RUN(test_bad_files);
     RUN(test_huge);
-    RUN(remove_folder);
+    remove_folder();
     CHECK_EQ(moe_alloc_live_bytes(), 0);
     int code = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);

@@ -8,7 +8,7 @@
 
 #include "base/gemm.h"
 #include "check.h"
-#include "settings.h"
+#include "model_fixture.h"
 #include "tally/tally.h"
 #include "train/train.h"
 #include "world/comm.h"
@@ -67,78 +67,31 @@ static const char *const settings[] = {
     TEXT "capacity.policy=device capacity.capacity_factor=1 balance.scope=sequence",
 };
 
-typedef struct fixture {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_scratch scratch;
-    moe_context context;
-    moe_layer *layers;
-    moe_training training;
-    moe_activations a; /* forward only */
-    real *x, *y;
-    moe_step_metrics metrics;
-} fixture;
+typedef model_fixture fixture;
 
 static void set_up(fixture *f, const moe_comm *comm, uint8_t *text, int64_t *domain_offset) {
-    const moe_config *c = &f->c;
-    if (c->data.source == MOE_SOURCE_TEXT) {
+    if (f->c.data.source == MOE_SOURCE_TEXT) {
         f->input = (moe_input){.text = text,
                                .text_length = TEXT_BYTES,
                                .num_domains = 1,
                                .domain_offset = domain_offset};
     }
-    moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device,
-                     c->data.sequence_length, c->cluster.devices, comm->rank, comm->size);
-    moe_context_init(&f->context, comm, c, &f->batch, &f->input, &f->scratch);
-    f->layers = moe_alloc(c->model.num_layers, sizeof *f->layers, "test");
-    for (int32_t l = 0; l < c->model.num_layers; l++) {
-        moe_layer_init(&f->layers[l], &f->context, l);
-    }
-    moe_step_metrics_init(&f->metrics, c->model.num_layers, c->model.num_experts,
-                          c->cluster.devices);
-    if (c->run.mode == MOE_MODE_TRAIN) {
-        moe_training_init(&f->training, &f->context, &f->batch, f->layers);
-        return;
-    }
-    f->x = moe_alloc(f->batch.num_tokens * c->model.hidden_size, sizeof(real), "test");
-    f->y = moe_alloc(f->batch.num_tokens * c->model.hidden_size, sizeof(real), "test");
+    model_fixture_make(f, comm, 0);
 }
 
 static void run_step(fixture *f, int64_t step) {
     moe_status st = {0};
-    moe_step_metrics_clear(&f->metrics);
-    f->metrics.step = f->context.step = step;
-    if (f->c.run.mode == MOE_MODE_TRAIN) {
-        CHECK_MSG(moe_training_step(&f->training, step, &f->metrics, &st) == MOE_OK, "%s",
-                  st.message);
+    if (model_fixture_trains(f)) {
+        CHECK_MSG(model_fixture_train(f, step, &st) == MOE_OK, "%s", st.message);
         if (step % 2 == 0) {
             moe_training_validate(&f->training, 1);
         }
         return;
     }
-    moe_data_synthetic(&f->c, &f->batch, step, f->x, NULL);
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        moe_layer_forward(&f->layers[l], &f->context, f->x, f->y, &f->a, &f->metrics.layer[l]);
-        moe_tally_layer(&f->layers[l], &f->context, &f->a, f->y, &f->metrics);
-    }
-}
-
-static void tear_down(fixture *f) {
-    if (f->training.layers) {
-        moe_training_free(&f->training);
-    }
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        moe_layer_free(&f->layers[l]);
-    }
-    moe_activations_free(&f->a);
-    moe_step_metrics_free(&f->metrics);
-    moe_placement_free(&f->context.placement);
-    moe_batch_free(&f->batch);
-    moe_scratch_free(&f->scratch);
-    moe_free(f->layers);
-    moe_free(f->x);
-    moe_free(f->y);
+    moe_step_metrics_clear(&f->metrics);
+    f->metrics.step = f->context.step = step;
+    moe_data_synthetic(&f->c, &f->batch, step, moe_stack_input(&f->stack), NULL);
+    moe_stack_forward(&f->stack, &f->tally, &f->metrics, &st);
 }
 
 int main(int argc, char **argv) {
@@ -155,10 +108,10 @@ int main(int argc, char **argv) {
         int64_t live = moe_alloc_live_bytes(), first = 0;
         fixture f = {0};
         settings_resolve(&f.c, "", settings[i], comm.size);
-        RUN(set_up, &f, &comm, text, domain_offset);
+        set_up(&f, &comm, text, domain_offset);
         for (int64_t step = 0; step < STEPS; step++) {
             int64_t before = moe_alloc_count();
-            RUN(run_step, &f, step);
+            run_step(&f, step);
             int64_t count = moe_alloc_count() - before;
             CHECK_MSG(step < FIRST || count == 0, "%s: step %lld allocates %lld times",
                       settings[i] + (sizeof COMMON - 1), (long long)step, (long long)count);
@@ -166,7 +119,7 @@ int main(int argc, char **argv) {
         }
         CHECK_MSG(first > 0, "%s: the first step allocates nothing: is anything counted?",
                   settings[i]);
-        RUN(tear_down, &f);
+        model_fixture_free(&f);
         CHECK_MSG(moe_alloc_live_bytes() - live <= 4096, "%s: %lld bytes are left", settings[i],
                   (long long)(moe_alloc_live_bytes() - live));
     }

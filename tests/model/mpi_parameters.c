@@ -7,8 +7,8 @@
 
 #include "base/rng.h"
 #include "check.h"
+#include "model/device_tree.h"
 #include "model/parameters.h"
-#include "model/parameters_tree.h"
 
 static const int32_t num_devices[] = {1, 2, 3, 4, 6, 8, 12, 24, 40, 64};
 enum { NUM_DEVICES = sizeof num_devices / sizeof *num_devices };
@@ -46,7 +46,9 @@ static void check_tree(const moe_comm *comm, int32_t devices, int64_t count) {
         make_partial(comm->rank * local + j, (uint64_t)count, count, partials + j * count);
     }
     real *expected = naive_tree(devices, (uint64_t)count, count), before = partials[0];
-    moe_tree_sum(comm, devices, local, partials, count, sum);
+    moe_device_tree *tree = moe_device_tree_new(comm, devices, local, count);
+    moe_device_tree_sum(tree, comm, &(moe_device_vector){partials, count, sum}, 1);
+    moe_device_tree_free(tree);
     CHECK_MSG(memcmp(sum, expected, (size_t)count * sizeof *sum) == 0, "%d devices, %lld numbers",
               devices, (long long)count);
     CHECK(count == 0 || partials[0] == before);

@@ -9,8 +9,8 @@
 
 #include "base/gemm.h"
 #include "check.h"
+#include "model_fixture.h"
 #include "predict/memory.h"
-#include "settings.h"
 #include "tally/tally.h"
 #include "train/train.h"
 #include "world/comm.h"
@@ -45,17 +45,7 @@ static const char *const settings[] = {
 };
 enum { SHAPES = sizeof settings / sizeof settings[0] };
 
-typedef struct fixture {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_context context;
-    moe_layer *layers;
-    moe_training training;
-    moe_activations a; /* forward only */
-    real *x, *y;
-    moe_step_metrics metrics;
-} fixture;
+typedef model_fixture fixture;
 
 static void set_up(
     fixture *f, const moe_comm *comm, const char *words, uint8_t *text, int64_t *domain_offset) {
@@ -67,38 +57,22 @@ static void set_up(
                                .num_domains = 1,
                                .domain_offset = domain_offset};
     }
-    moe_batch_layout(&f->batch, f->c.cluster.devices * f->c.data.tokens_per_device,
-                     f->c.data.sequence_length, f->c.cluster.devices, comm->rank, comm->size);
-    moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);
-    f->layers = moe_alloc(f->c.model.num_layers, sizeof *f->layers, "test");
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        moe_layer_init(&f->layers[l], &f->context, l);
-    }
-    moe_step_metrics_init(&f->metrics, f->c.model.num_layers, f->c.model.num_experts,
-                          f->c.cluster.devices);
+    model_fixture_make(f, comm, 0);
 }
 
 static void train(fixture *f) {
     moe_status st = {0};
-    moe_training_init(&f->training, &f->context, &f->batch, f->layers);
     for (int64_t step = 0; step < STEPS; step++) {
-        moe_step_metrics_clear(&f->metrics);
-        CHECK_MSG(moe_training_step(&f->training, step, &f->metrics, &st) == MOE_OK, "%s",
-                  st.message);
+        CHECK_MSG(model_fixture_train(f, step, &st) == MOE_OK, "%s", st.message);
     }
 }
 
 static void forward(fixture *f) {
-    int64_t elements = f->batch.num_tokens * f->c.model.hidden_size;
-    f->x = moe_alloc(elements, sizeof(real), "test");
-    f->y = moe_alloc(elements, sizeof(real), "test");
+    moe_status st = {0};
     for (int64_t step = 0; step < STEPS; step++) {
         moe_step_metrics_clear(&f->metrics);
-        moe_data_synthetic(&f->c, &f->batch, step, f->x, NULL);
-        for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-            moe_layer_forward(&f->layers[l], &f->context, f->x, f->y, &f->a, &f->metrics.layer[l]);
-            moe_tally_layer(&f->layers[l], &f->context, &f->a, f->y, &f->metrics);
-        }
+        moe_data_synthetic(&f->c, &f->batch, step, moe_stack_input(&f->stack), NULL);
+        moe_stack_forward(&f->stack, &f->tally, &f->metrics, &st);
     }
 }
 
@@ -112,22 +86,6 @@ static void check_parameters(const fixture *f) {
     }
     CHECK_EQ(count.expert, expert);
     CHECK_EQ(count.replicated, replicated);
-}
-
-static void tear_down(fixture *f) {
-    if (f->training.layers) {
-        moe_training_free(&f->training);
-    }
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        moe_layer_free(&f->layers[l]);
-    }
-    moe_activations_free(&f->a);
-    moe_step_metrics_free(&f->metrics);
-    moe_placement_free(&f->context.placement);
-    moe_batch_free(&f->batch);
-    moe_free(f->layers);
-    moe_free(f->x);
-    moe_free(f->y);
 }
 
 static void check_shape(const moe_comm *comm, int shape, uint8_t *text, int64_t *domain_offset) {
@@ -157,7 +115,7 @@ static void check_shape(const moe_comm *comm, int shape, uint8_t *text, int64_t 
     if (f.c.run.mode == MOE_MODE_TRAIN) {
         check_parameters(&f);
     }
-    tear_down(&f);
+    model_fixture_free(&f);
     CHECK_EQ(moe_alloc_live_bytes(), before);
 }
 

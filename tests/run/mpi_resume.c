@@ -225,7 +225,7 @@ int main(int argc, char **argv) {
     RUN(check_lost_lines, &comm, &c);
     whole_run(&comm, &c, &r, "killed", true); /* --force takes the checkpoints away, too */
     char path[256];
-    RUN(path_of, "killed", "checkpoints", path);
+    path_of("killed", "checkpoints", path);
     CHECK(access(path, F_OK) != 0);
     RUN(check_same_file, "whole", "killed", "metrics.jsonl");
     moe_step_metrics_free(&r);

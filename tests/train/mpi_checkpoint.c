@@ -559,7 +559,7 @@ int main(int argc, char **argv) {
     }
     moe_comm_bcast(&comm, folder, sizeof folder, 0);
     made m;
-    RUN(make, &m, &comm, true, true);
+    make(&m, &comm, true, true);
     if (comm.rank == 0) {
         RUN(check_checksum);
     }
@@ -577,7 +577,7 @@ int main(int argc, char **argv) {
     if (comm.rank == 0) {
         CHECK(moe_checkpoint_remove(folder, &st) == MOE_OK && rmdir(folder) == 0);
     }
-    RUN(forget, &m);
+    forget(&m);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

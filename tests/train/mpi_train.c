@@ -14,7 +14,7 @@
 #include "base/gemm.h"
 #include "base/rng.h"
 #include "check.h"
-#include "settings.h"
+#include "model_fixture.h"
 #include "train/specialization.h"
 #include "train/train.h"
 #include "world/comm.h"
@@ -23,15 +23,7 @@ static const double rounding = sizeof(real) == sizeof(float) ? 2e-5 : 1e-12; /* 
                                                                                 order, relative to
                                                                                 the largest */
 
-typedef struct fixture {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_context context;
-    moe_layer *layers;
-    moe_training training;
-    moe_step_metrics metrics;
-} fixture;
+typedef model_fixture fixture;
 
 static const char common[] =
     "run.mode=train cluster.devices=4 model.num_experts=16 model.hidden_size=12 "
@@ -39,36 +31,7 @@ static const char common[] =
     "router.top_k=3 data.tokens_per_device=16 data.sequence_length=16 data.num_topics=5";
 
 static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
-    *f = (fixture){0};
-    settings_resolve(&f->c, common, settings, comm->size);
-    const moe_config *c = &f->c;
-    moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device,
-                     c->data.sequence_length, c->cluster.devices, comm->rank, comm->size);
-    moe_context_init(&f->context, comm, c, &f->batch, &f->input, NULL);
-    f->layers = moe_alloc_zero(c->model.num_layers, sizeof *f->layers, "test");
-    for (int32_t l = 0; l < c->model.num_layers; l++) {
-        moe_layer_init(&f->layers[l], &f->context, l);
-    }
-    moe_step_metrics_init(&f->metrics, c->model.num_layers, c->model.num_experts,
-                          c->cluster.devices);
-    moe_training_init(&f->training, &f->context, &f->batch, f->layers);
-}
-
-static void tear_down(fixture *f) {
-    moe_training_free(&f->training);
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        moe_layer_free(&f->layers[l]);
-    }
-    moe_free(f->layers);
-    moe_step_metrics_free(&f->metrics);
-    moe_placement_free(&f->context.placement);
-    moe_batch_free(&f->batch);
-}
-
-static int step_once(fixture *f, int64_t step, moe_status *st) {
-    moe_step_metrics_clear(&f->metrics);
-    f->metrics.step = step;
-    return moe_training_step(&f->training, step, &f->metrics, st);
+    model_fixture_init(f, comm, common, settings, 0);
 }
 
 static int64_t num_values(const moe_parameters *all) {
@@ -144,14 +107,15 @@ static void check_accumulate(const moe_comm *comm) {
         fixture f;
         snprintf(settings, sizeof settings, "%s train.accumulate=%d", of_both, i == 2 ? 2 : 1);
         set_up(&f, comm, settings);
-        CHECK_MSG(step_once(&f, i == 2 ? STEP : 2 * STEP + i, &st) == MOE_OK, "%s", st.message);
+        CHECK_MSG(model_fixture_train(&f, i == 2 ? STEP : 2 * STEP + i, &st) == MOE_OK, "%s",
+                  st.message);
         gradient[i] = flat(&f.training.parameters, false);
         n = num_values(&f.training.parameters);
         loss[i] = f.metrics.task_loss;
         figures(&f.metrics, sums[i], means[i]);
         sequences[i] = f.metrics.layer[1].capacity.num_sequences;
         CHECK(moe_step_metrics_all_passed(&f.metrics) && f.metrics.num_checks > 5);
-        tear_down(&f);
+        model_fixture_free(&f);
     }
     double distance = gap(gradient[0], gradient[1], gradient[2], n);
     CHECK_MSG(distance <= rounding, "accumulated gradients are off by %g", distance);
@@ -284,7 +248,7 @@ static void check_bias(const moe_comm *comm, bool proportional, bool centered) {
              "train.accumulate=2",
              rate, proportional ? "proportional" : "sign", centered ? "yes" : "no");
     set_up(&f, comm, settings);
-    CHECK_MSG(step_once(&f, 0, &st) == MOE_OK, "%s", st.message);
+    CHECK_MSG(model_fixture_train(&f, 0, &st) == MOE_OK, "%s", st.message);
     int32_t n = f.c.model.num_experts;
     const int64_t *counts = f.metrics.layer[0].counts_per_expert;
     for (int32_t e = 0; e < n; e++) {
@@ -298,10 +262,10 @@ static void check_bias(const moe_comm *comm, bool proportional, bool centered) {
     for (int32_t e = 0; e < n; e++) {
         double gap_of = mean - (double)counts[e],
                wanted = rate * (proportional ? gap_of : sign(gap_of)) - shift;
-        CHECK_MSG(fabs(f.layers[0].bias[e] - wanted) <= 1e-15, "expert %d: %g, not %g", e,
-                  f.layers[0].bias[e], wanted);
+        CHECK_MSG(fabs(f.stack.layer[0].bias[e] - wanted) <= 1e-15, "expert %d: %g, not %g", e,
+                  f.stack.layer[0].bias[e], wanted);
     }
-    tear_down(&f);
+    model_fixture_free(&f);
 }
 
 /* --- a failed step updates nothing --- */
@@ -314,14 +278,14 @@ static void check_failed_step(const moe_comm *comm) {
     if (comm->rank == 0) {
         f.training.task.teacher[0] = NAN; /* its target is NaN wherever rank 0 meets topic 0 */
     }
-    CHECK_EQ(step_once(&f, 7, &st), MOE_RUN_FAILED);
+    CHECK_EQ(model_fixture_train(&f, 7, &st), MOE_RUN_FAILED);
     CHECK_MSG(strstr(st.message, "step 7") && strstr(st.message, "rank 0"), "%s", st.message);
     real *after = flat(&f.training.parameters, true);
     CHECK(memcmp(before, after, (size_t)num_values(&f.training.parameters) * sizeof *after) == 0);
-    CHECK_EQ(f.layers[0].bias[0], 0);
+    CHECK_EQ(f.stack.layer[0].bias[0], 0);
     moe_free(before);
     moe_free(after);
-    tear_down(&f);
+    model_fixture_free(&f);
 }
 
 /* --- memory: after some steps nothing grows but the room for rows and for the fullest expert,
@@ -334,13 +298,13 @@ static void check_memory(const moe_comm *comm) {
     set_up(&f, comm, "exchange.mode=selection"); /* a fixed number of rows in all; only their split
                                                     over ranks moves */
     for (int64_t step = 0; step < 60; step++) {
-        CHECK_MSG(step_once(&f, step, &st) == MOE_OK, "%s", st.message);
+        CHECK_MSG(model_fixture_train(&f, step, &st) == MOE_OK, "%s", st.message);
         live[step / 20] = moe_alloc_live_bytes();
     }
     CHECK_MSG(live[2] - live[1] <= live[1] / (comm->size > 1 ? 4 : 20),
               "%lld bytes are live after 40 steps, %lld after 60", (long long)live[1],
               (long long)live[2]);
-    tear_down(&f);
+    model_fixture_free(&f);
 }
 
 /* --- specialisation --- */
@@ -353,7 +317,7 @@ static void check_specialize(const moe_comm *comm) {
     int64_t total = 0;
     set_up(&f, comm, "model.num_layers=2 model.num_shared_experts=1 router.norm_topk_prob=yes");
     for (int64_t step = 0; step < 40; step++) {
-        CHECK_MSG(step_once(&f, step, &st) == MOE_OK, "%s", st.message);
+        CHECK_MSG(model_fixture_train(&f, step, &st) == MOE_OK, "%s", st.message);
     }
     real *before = flat(&f.training.parameters, true);
     double loss = moe_training_validate(&f.training, 2);
@@ -374,7 +338,7 @@ static void check_specialize(const moe_comm *comm) {
     moe_specialization_free(&s);
     moe_free(before);
     moe_free(after);
-    tear_down(&f);
+    model_fixture_free(&f);
 }
 
 static void check_score(void) {
@@ -382,14 +346,14 @@ static void check_score(void) {
     const int64_t none[2 * 4] = {6, 2, 4, 4, 3, 1, 2, 2};
     const int64_t one[4] = {1, 2, 3, 4};
     const int64_t empty[8] = {0};
-    moe_domain_score s = moe_domain_score_of(ideal, 2, 4, 2);
+    moe_domain_score s = moe_specialization_score(ideal, 2, 4, 2);
     CHECK_NEAR(s.score, 1, 1e-15);
     CHECK_NEAR(s.information, log(2), 1e-15);
     CHECK_NEAR(s.chance, 1.0 * 3 / (2 * 20) / log(2), 1e-15);
-    CHECK(fabs(moe_domain_score_of(none, 2, 4, 2).score) < 1e-15);
-    CHECK(isnan(moe_domain_score_of(one, 1, 4, 2).score) &&
-          isnan(moe_domain_score_of(ideal, 2, 4, 4).score));
-    CHECK(moe_domain_score_of(empty, 2, 4, 2).score == 0);
+    CHECK(fabs(moe_specialization_score(none, 2, 4, 2).score) < 1e-15);
+    CHECK(isnan(moe_specialization_score(one, 1, 4, 2).score) &&
+          isnan(moe_specialization_score(ideal, 2, 4, 4).score));
+    CHECK(moe_specialization_score(empty, 2, 4, 2).score == 0);
 }
 
 int main(int argc, char **argv) {

@@ -11,23 +11,14 @@
 #include "base/gemm.h"
 #include "base/rng.h"
 #include "check.h"
-#include "settings.h"
+#include "model_fixture.h"
 #include "train/train.h"
 #include "world/comm.h"
 
 static const double step = sizeof(real) == sizeof(float) ? 2e-3 : 1e-5;
 static const double tolerance = sizeof(real) == sizeof(float) ? 3e-2 : 1e-6;
 
-typedef struct fixture {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_context context;
-    moe_scopes all_layers;
-    moe_layer *layers;
-    moe_training training;
-    moe_step_metrics metrics;
-} fixture;
+typedef model_fixture fixture;
 
 static const char common[] = "run.mode=train cluster.devices=4 model.num_experts=8 "
                              "model.hidden_size=6 model.moe_intermediate_size=4 "
@@ -44,47 +35,20 @@ static void stir_noise(moe_layer *layer, int64_t n) {
 }
 
 static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
-    *f = (fixture){0};
-    settings_resolve(&f->c, common, settings, comm->size);
-    const moe_config *c = &f->c;
-    moe_batch_layout(&f->batch, c->cluster.devices * c->data.tokens_per_device,
-                     c->data.sequence_length, c->cluster.devices, comm->rank, comm->size);
-    moe_context_init(&f->context, comm, c, &f->batch, &f->input, NULL);
-    if (moe_balance_has_all_layers(c)) {
-        f->context.all_layers = &f->all_layers;
+    model_fixture_init(f, comm, common, settings, 0);
+    for (int32_t l = 0; l < f->stack.num_layers; l++) {
+        stir_noise(&f->stack.layer[l], (int64_t)f->c.model.num_experts * f->c.model.hidden_size);
     }
-    f->layers = moe_alloc_zero(c->model.num_layers, sizeof *f->layers, "test");
-    for (int32_t l = 0; l < c->model.num_layers; l++) {
-        moe_layer_init(&f->layers[l], &f->context, l);
-        stir_noise(&f->layers[l], (int64_t)c->model.num_experts * c->model.hidden_size);
-    }
-    moe_step_metrics_init(&f->metrics, c->model.num_layers, c->model.num_experts,
-                          c->cluster.devices);
-    moe_training_init(&f->training, &f->context, &f->batch, f->layers);
-}
-
-static void tear_down(fixture *f) {
-    moe_training_free(&f->training);
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        moe_layer_free(&f->layers[l]);
-    }
-    moe_free(f->layers);
-    moe_scopes_free(&f->all_layers);
-    moe_step_metrics_free(&f->metrics);
-    moe_placement_free(&f->context.placement);
-    moe_batch_free(&f->batch);
 }
 
 /* The objective on every rank; *selection is a fingerprint of who was chosen. */
 static double objective(fixture *f, int64_t *selection) {
     moe_status st = {0};
-    moe_step_metrics_clear(&f->metrics);
-    f->metrics.step = 7;
-    CHECK_MSG(moe_training_step(&f->training, 7, &f->metrics, &st) == MOE_OK, "%s", st.message);
+    CHECK_MSG(model_fixture_train(f, 7, &st) == MOE_OK, "%s", st.message);
     double sum = f->metrics.task_loss + f->metrics.all_layers.loss;
     *selection = 0;
     for (int32_t l = 0; l < f->c.model.num_layers; l++) {
-        const moe_routing *r = &f->training.activations[l].routing;
+        const moe_routing *r = &f->stack.activations[l].routing;
         sum += f->metrics.layer[l].total;
         for (int64_t i = 0; i < r->num_selections; i++) {
             *selection = (*selection * 31 + r->expert[i]) % 1000003;
@@ -175,7 +139,7 @@ static void check_settings(const moe_comm *comm, const char *settings) {
     }
     moe_free(gradient);
     CHECK_MSG(compared >= all->num, "%s: only %d elements could be compared", settings, compared);
-    tear_down(&f);
+    model_fixture_free(&f);
 }
 
 int main(int argc, char **argv) {

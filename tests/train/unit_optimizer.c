@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "balance/balance.h"
 #include "base/rng.h"
 #include "check.h"
 #include "train/optimizer.h"
@@ -142,33 +143,35 @@ static void check_learning_rate(void) {
     moe_config c = example(MOE_OPTIMIZER_SGD);
     c.run.steps = 110;
     c.train.learning_rate = 2;
-    CHECK(moe_learning_rate(&c, 0) == 2 && moe_learning_rate(&c, 109) == 2);
+    CHECK(moe_optimizer_learning_rate(&c, 0) == 2 && moe_optimizer_learning_rate(&c, 109) == 2);
     c.train.warmup_steps = 10;
-    CHECK_NEAR(moe_learning_rate(&c, 0), 0.2, 1e-15);
-    CHECK_NEAR(moe_learning_rate(&c, 4), 1, 1e-15);
-    CHECK(moe_learning_rate(&c, 9) == 2 && moe_learning_rate(&c, 10) == 2);
+    CHECK_NEAR(moe_optimizer_learning_rate(&c, 0), 0.2, 1e-15);
+    CHECK_NEAR(moe_optimizer_learning_rate(&c, 4), 1, 1e-15);
+    CHECK(moe_optimizer_learning_rate(&c, 9) == 2 && moe_optimizer_learning_rate(&c, 10) == 2);
     c.train.schedule = MOE_SCHEDULE_COSINE;
-    CHECK(moe_learning_rate(&c, 9) == 2 && moe_learning_rate(&c, 10) == 2);
-    CHECK_NEAR(moe_learning_rate(&c, 60), 1, 1e-14);
-    CHECK_NEAR(moe_learning_rate(&c, 35), 2 * 0.5 * (1 + sqrt(0.5)), 1e-14);
-    CHECK(moe_learning_rate(&c, 109) > 0 && moe_learning_rate(&c, 109) < 1e-3);
-    CHECK(moe_learning_rate(&c, 110) == 0 && moe_learning_rate(&c, 1000) == 0);
+    CHECK(moe_optimizer_learning_rate(&c, 9) == 2 && moe_optimizer_learning_rate(&c, 10) == 2);
+    CHECK_NEAR(moe_optimizer_learning_rate(&c, 60), 1, 1e-14);
+    CHECK_NEAR(moe_optimizer_learning_rate(&c, 35), 2 * 0.5 * (1 + sqrt(0.5)), 1e-14);
+    CHECK(moe_optimizer_learning_rate(&c, 109) > 0 && moe_optimizer_learning_rate(&c, 109) < 1e-3);
+    CHECK(moe_optimizer_learning_rate(&c, 110) == 0 && moe_optimizer_learning_rate(&c, 1000) == 0);
     for (int64_t t = 10; t < 109; t++) {
-        CHECK(moe_learning_rate(&c, t + 1) < moe_learning_rate(&c, t));
+        CHECK(moe_optimizer_learning_rate(&c, t + 1) < moe_optimizer_learning_rate(&c, t));
     }
     c.train.warmup_steps = 200; /* longer than the run: still rising at its end */
-    CHECK_NEAR(moe_learning_rate(&c, 109), 1.1, 1e-15);
+    CHECK_NEAR(moe_optimizer_learning_rate(&c, 109), 1.1, 1e-15);
 }
 
 static void check_alpha(void) {
     moe_config c = example(MOE_OPTIMIZER_SGD);
-    CHECK(moe_alpha_factor(&c, 0) == 1 && moe_alpha_factor(&c, 99) == 1);
+    CHECK(moe_balance_alpha_factor(&c.balance, 0) == 1 &&
+          moe_balance_alpha_factor(&c.balance, 99) == 1);
     c.balance.begin_step = 5;
-    CHECK(moe_alpha_factor(&c, 4) == 0 && moe_alpha_factor(&c, 5) == 1);
+    CHECK(moe_balance_alpha_factor(&c.balance, 4) == 0 &&
+          moe_balance_alpha_factor(&c.balance, 5) == 1);
     c.balance.ramp_steps = 4;
     double expected[6] = {0, 0.25, 0.5, 0.75, 1, 1};
     for (int64_t t = 0; t < 6; t++) {
-        CHECK(moe_alpha_factor(&c, 4 + t) == expected[t]);
+        CHECK(moe_balance_alpha_factor(&c.balance, 4 + t) == expected[t]);
     }
 }
 

@@ -1,0 +1,137 @@
+/* stack.c: the two loops over the layers. */
+#include "model/stack.h"
+
+#include "base/alloc.h"
+
+/* --- setting up --- */
+
+static void allocate_inputs(moe_stack *s, bool keep_inputs) {
+    const moe_context *context = s->context;
+    int64_t size = context->batch->num_tokens * context->config->model.hidden_size;
+    s->x = moe_alloc(s->num_layers + 1, sizeof *s->x, "inputs of the layers");
+    for (int32_t l = 0; l <= s->num_layers; l++) {
+        bool own = l == 0 || keep_inputs;
+        s->x[l] = own ? moe_alloc(size, sizeof(real), "inputs of the layers") : s->x[0];
+    }
+    s->y = moe_alloc(size, sizeof(real), "output of a layer");
+}
+
+void moe_stack_init(moe_stack *s, moe_context *context, int32_t num_activations, bool keep_inputs) {
+    *s = (moe_stack){.context = context,
+                     .num_layers = context->config->model.num_layers,
+                     .num_activations = num_activations};
+    s->layer = moe_alloc(s->num_layers, sizeof *s->layer, "layers");
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_layer_init(&s->layer[l], context, l);
+    }
+    s->activations = moe_alloc_zero(num_activations, sizeof *s->activations, "activations");
+    allocate_inputs(s, keep_inputs);
+}
+
+void moe_stack_register(moe_stack *s, moe_parameters *parameters) {
+    s->parameters = parameters;
+    s->slots = moe_alloc(s->num_layers, sizeof *s->slots, "table of parameters");
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        s->slots[l] = moe_layer_register(&s->layer[l], s->context, parameters);
+    }
+}
+
+void moe_stack_free(moe_stack *s) {
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_layer_free(&s->layer[l]);
+    }
+    for (int32_t i = 0; i < s->num_activations; i++) {
+        moe_activations_free(&s->activations[i]);
+    }
+    for (int32_t l = s->num_layers; s->x && l >= 0; l--) {
+        if (l == 0 || s->x[l] != s->x[0]) {
+            moe_free(s->x[l]);
+        }
+    }
+    moe_free(s->layer);
+    moe_free(s->activations);
+    moe_free(s->x);
+    moe_free(s->y);
+    moe_free(s->slots);
+    moe_backward_free(&s->backward);
+    *s = (moe_stack){0};
+}
+
+/* --- forward --- */
+
+/* out = y + residual. The residual is added last (docs/method.md section 4), in forward and in
+ * backward alike; out may be the residual's array. */
+static void add_residual(const moe_stack *s, const real *y, const real *residual, real *out) {
+    const moe_context *context = s->context;
+    int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
+    bool adds = context->config->model.residual;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        out[i] = adds ? y[i] + residual[i] : y[i];
+    }
+}
+
+int moe_stack_forward(moe_stack *s,
+                      const moe_observer *observer,
+                      moe_step_metrics *metrics,
+                      moe_status *st) {
+    moe_timeline *timeline = s->context->timeline;
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        int64_t span = moe_timeline_begin(timeline, MOE_SPAN_LAYER, l, moe_comm_time());
+        moe_layer_forward(&s->layer[l], s->context, s->x[l], s->y, moe_stack_activations(s, l),
+                          &metrics->layer[l]);
+        if (observer && observer->after_layer &&
+            observer->after_layer(observer->self, s, l, metrics, st) != MOE_OK) {
+            return st->code;
+        }
+        add_residual(s, s->y, s->x[l], s->x[l + 1]);
+        moe_timeline_end(timeline, span, moe_comm_time());
+    }
+    return MOE_OK;
+}
+
+/* --- backward --- */
+
+void moe_stack_backward(moe_stack *s,
+                        const moe_observer *observer,
+                        real *gradient,
+                        moe_step_metrics *metrics) {
+    for (int32_t l = s->num_layers - 1; l >= 0; l--) {
+        if (observer && observer->before_backward) {
+            observer->before_backward(observer->self, s, l, gradient);
+        }
+        moe_layer_backward(&s->layer[l], &s->slots[l], s->context, moe_stack_activations(s, l),
+                           s->parameters, gradient, &s->backward, s->y, &metrics->layer[l]);
+        if (observer && observer->after_backward) {
+            observer->after_backward(observer->self, s, l);
+        }
+        add_residual(s, s->y, gradient, gradient);
+    }
+}
+
+/* --- evaluation --- */
+
+static void run_layer(
+    void *self, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+    const moe_stack *s = self;
+    moe_layer_forward(&s->layer[l], s->context, x, y, a, metrics);
+}
+
+void moe_stack_evaluate(moe_stack *s, moe_stack_layer *run, void *self) {
+    moe_context *context = s->context;
+    moe_timeline *timeline = context->timeline;
+    bool keep = context->keep;
+    moe_layer_metrics unused = {
+        .distinct_tokens_per_device = moe_scratch_take(
+            context->batch->scratch, context->batch->devices, sizeof(int64_t), "evaluation")};
+    context->keep = false;
+    context->timeline = NULL; /* the caller records one span for all of it */
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        (run ? run : run_layer)(run ? self : s, l, s->x[l], s->y, moe_stack_activations(s, l),
+                                &unused);
+        add_residual(s, s->y, s->x[l], s->x[l + 1]);
+    }
+    context->keep = keep;
+    context->timeline = timeline;
+    moe_scratch_give(context->batch->scratch, unused.distinct_tokens_per_device);
+}

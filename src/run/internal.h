@@ -1,0 +1,72 @@
+/* internal.h: the state of a run, which the files of this folder share. */
+#ifndef MOESIM_RUN_INTERNAL_H
+#define MOESIM_RUN_INTERNAL_H
+
+#include "explain/explain.h"
+#include "model/stack.h"
+#include "output/results.h"
+#include "output/terminal.h"
+#include "predict/memory.h"
+#include "run/model_files.h"
+#include "run/restart.h"
+#include "run/run.h"
+#include "train/train.h"
+#include "world/topology.h"
+
+typedef struct moe_run_state {
+    const moe_comm *comm;
+    moe_config *config;
+    const moe_run_options *options;
+    double start; /* moe_comm_time when the steps began */
+
+    /* what the run works on */
+    moe_topology topology;       /* of this rank */
+    moe_topology *topologies;    /* of all ranks */
+    moe_memory memory;           /* what was estimated */
+    moe_input input;             /* the files of [data] */
+    moe_model_files model_files; /* the files of model.load */
+    moe_batch batch;
+    moe_scratch scratch; /* working memory of the steps */
+    moe_context context;
+    moe_scopes all_layers;
+    moe_stack stack;
+    moe_training training; /* run.mode = train only */
+
+    /* what looks on, and what it saw */
+    moe_observer observer;
+    bool last_step;
+    double writing_seconds; /* of this step, spent on result files */
+    moe_explainer explainer;
+    moe_routing *routing; /* [layers] of the last step, with output.routing */
+    moe_timeline timeline;
+    moe_step_metrics metrics;
+
+    moe_results results;
+    moe_screen screen;
+} moe_run_state;
+
+/* Local. Whether the run trains. */
+static inline bool moe_run_trains(const moe_run_state *r) {
+    return r->config->run.mode == MOE_MODE_TRAIN;
+}
+
+/* prepare.c */
+
+/* Collective. Reads and checks every file, refuses what cannot fit into memory, makes the model and
+ * opens the folder of results. With options->check_only it stops before anything large is made.
+ * A failure is agreed by all ranks. */
+int moe_run_prepare(moe_run_state *r, moe_status *st);
+
+/* Local. What training must carry over a restart. */
+moe_restart moe_run_restart(moe_run_state *r);
+
+/* Local. Frees everything that moe_run_prepare and the steps made. */
+void moe_run_free(moe_run_state *r);
+
+/* observe.c */
+
+/* Local. Who looks on while the layers run: the tally, the explanation, the check of sinkhorn, and
+ * the writers of result files. */
+moe_observer moe_run_observer(moe_run_state *r);
+
+#endif

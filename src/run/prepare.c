@@ -1,0 +1,208 @@
+/* prepare.c: everything before the first step: files are read and checked, memory is estimated
+ * before it is taken, the model is made, the folder of results is opened. And its end: what was
+ * made is freed. */
+#include <stdio.h>
+
+#include "base/alloc.h"
+#include "base/gemm.h"
+#include "run/internal.h"
+#include "run/restart.h"
+
+/* --- the machine --- */
+
+static void gather_topologies(moe_run_state *r) {
+    int64_t *bytes = moe_alloc(r->comm->size, sizeof *bytes, "topologies");
+    for (int q = 0; q < r->comm->size; q++) {
+        bytes[q] = sizeof(moe_topology);
+    }
+    r->topologies = moe_alloc(r->comm->size, sizeof(moe_topology), "topologies");
+    moe_comm_allgatherv(r->comm, &r->topology, r->topologies, bytes);
+    moe_free(bytes);
+}
+
+/* --- what fits --- */
+
+static double gib(int64_t bytes) {
+    return (double)bytes / (1 << 30);
+}
+
+static int64_t num_tokens(const moe_run_state *r) {
+    if (r->model_files.num_tokens) {
+        return r->model_files.num_tokens;
+    }
+    if (r->input.num_tokens_global) {
+        return r->input.num_tokens_global;
+    }
+    return (int64_t)r->config->cluster.devices * r->config->data.tokens_per_device;
+}
+
+/* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
+static int check_memory(moe_run_state *r, moe_status *st) {
+    int64_t available = moe_memory_available(), needed;
+    r->memory = moe_memory_estimate(r->config, num_tokens(r));
+    if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) {
+        needed = INT64_MAX;
+    }
+    if (available >= 0 && needed > available) {
+        moe_fail(st, MOE_USER,
+                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, "
+                 "gradients and optimiser %.3g, activations "
+                 "%.3g, "
+                 "exchange %.3g), and %.3g GiB are available: lower model.num_experts, "
+                 "model.hidden_size, model.moe_intermediate_size or "
+                 "data.tokens_per_device",
+                 gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
+                 gib(r->memory.gradients + r->memory.optimizer), gib(r->memory.activations),
+                 gib(r->memory.exchange), gib(available));
+    }
+    return moe_comm_agree(r->comm, st);
+}
+
+/* --- the model --- */
+
+static void make_context(moe_run_state *r) {
+    const moe_config *c = r->config;
+    int64_t tokens = num_tokens(r);
+    moe_batch_layout(&r->batch, tokens, c->data.sequence_length, c->cluster.devices, r->comm->rank,
+                     r->comm->size);
+    r->batch.counted = r->input.mask;
+    moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
+    r->context.timeline = c->output.timeline ? &r->timeline : NULL;
+    if (moe_balance_has_all_layers(c)) {
+        r->context.all_layers = &r->all_layers;
+    }
+}
+
+/* Forward only, a layer's activations are used again by the next layer where nothing needs them
+ * later; training keeps all of them, and every layer's input. */
+static int make_model(moe_run_state *r, moe_status *st) {
+    const moe_model_config *model = &r->config->model;
+    moe_stack_init(&r->stack, &r->context, moe_memory_kept_layers(r->config), moe_run_trains(r));
+    moe_step_metrics_init(&r->metrics, model->num_layers, model->num_experts,
+                          r->config->cluster.devices);
+    r->routing = moe_alloc_zero(model->num_layers, sizeof *r->routing, "routing");
+    r->observer = moe_run_observer(r);
+    if (r->model_files.x && moe_model_files_weights(&r->context, &r->stack.layer[0], st)) {
+        return st->code;
+    }
+    if (moe_run_trains(r)) {
+        moe_training_init(&r->training, &r->stack, &r->batch);
+        r->training.observer = &r->observer;
+    } else {
+        r->context.keep = r->model_files.dy != NULL;
+    }
+    return MOE_OK;
+}
+
+/* --explain, --explain-step */
+static int prepare_explainer(moe_run_state *r, moe_status *st) {
+    int64_t token = r->options->explain_token, tokens = num_tokens(r);
+    if (r->options->explains_token && token >= tokens) {
+        return moe_fail(st, MOE_USER,
+                        "--explain %lld: there is no such token, a step has %lld (0 to %lld)",
+                        (long long)token, (long long)tokens, (long long)tokens - 1);
+    }
+    r->explainer.token = r->options->explains_token;
+    r->explainer.step = r->options->explains_step;
+    if (r->explainer.token) {
+        moe_explanation_init(&r->explainer.explanation, token, r->config->model.num_layers);
+    }
+    return MOE_OK;
+}
+
+/* --- the folder of results and the screen --- */
+
+moe_restart moe_run_restart(moe_run_state *r) {
+    return (moe_restart){r->comm,    r->config, &r->input, r->stack.layer, &r->training.parameters,
+                         &r->results};
+}
+
+/* Opens a new folder, or goes on in the old one. */
+static int open_results(moe_run_state *r, moe_status *st) {
+    const moe_run_options *o = r->options;
+    if (!o->resume) {
+        return moe_results_open(r->comm, r->config, o->out, o->force, &r->results, st);
+    }
+    moe_restart restart = moe_run_restart(r);
+    return moe_restart_read(&restart, o->resume, o->out, st);
+}
+
+static void show_header(const moe_run_state *r) {
+    const moe_run_options *o = r->options;
+    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, r->memory.total,
+                        moe_memory_available());
+    if (moe_run_trains(r)) {
+        moe_terminal_training(&r->screen, r->config, &r->results.facts, &r->memory);
+    }
+    if (o->resume && !o->quiet) {
+        printf("\n%s%sgoing on after %lld of %lld steps, from %s\n", o->word,
+               o->word[0] ? "\n" : "", (long long)o->resume->step, (long long)r->config->run.steps,
+               o->resume->path);
+    }
+}
+
+/* --- together --- */
+
+/* Collective. Reads the files, and checks what can be checked without making the model. */
+static int read_and_check(moe_run_state *r, moe_status *st) {
+    const moe_config *c = r->config;
+    if (moe_input_read(r->comm, r->config, &r->input, st)) {
+        return st->code;
+    }
+    if (c->model.load[0] && moe_model_files_read(r->comm, c, &r->model_files, st)) {
+        return st->code;
+    }
+    if (moe_run_trains(r)) {
+        moe_task_check(c, &r->input, st);
+    }
+    if (st->code == MOE_OK) {
+        moe_capacity_check(c, num_tokens(r), st);
+    }
+    if (moe_comm_agree(r->comm, st)) {
+        return st->code;
+    }
+    return check_memory(r, st);
+}
+
+int moe_run_prepare(moe_run_state *r, moe_status *st) {
+    const moe_config *c = r->config;
+    moe_gemm_init();
+    moe_topology_init(r->comm, c->run.threads, &r->topology);
+    gather_topologies(r);
+    if (read_and_check(r, st) || r->options->check_only || prepare_explainer(r, st)) {
+        return st->code;
+    }
+    make_context(r);
+    if (make_model(r, st) || open_results(r, st)) {
+        return st->code;
+    }
+    if (moe_run_trains(r)) {
+        r->results.facts =
+            moe_training_facts_of(c, r->input.text, r->input.text_length, r->input.num_domains);
+    }
+    r->screen = moe_screen_of(stdout, r->options->quiet);
+    if (r->comm->rank == 0) {
+        show_header(r);
+    }
+    return MOE_OK;
+}
+
+void moe_run_free(moe_run_state *r) {
+    for (int32_t l = 0; l < r->stack.num_layers; l++) {
+        moe_routing_free(&r->routing[l]);
+    }
+    moe_free(r->routing);
+    moe_step_metrics_free(&r->metrics);
+    moe_results_free(&r->results);
+    moe_explainer_free(&r->explainer);
+    moe_timeline_free(&r->timeline);
+    moe_training_free(&r->training);
+    moe_stack_free(&r->stack);
+    moe_scopes_free(&r->all_layers);
+    moe_model_files_free(&r->model_files);
+    moe_placement_free(&r->context.placement);
+    moe_batch_free(&r->batch);
+    moe_scratch_free(&r->scratch);
+    moe_input_free(&r->input);
+    moe_free(r->topologies);
+}
