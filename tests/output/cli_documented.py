@@ -9,9 +9,15 @@ import re
 from _moesim import GOLDEN, SOURCE, check, run, verdict
 
 BASE = {
-    "run.steps": 2, "model.hidden_size": 16, "model.num_experts": 16, "model.num_shared_experts": 1,
-    "model.moe_intermediate_size": 8, "router.top_k": 3, "cluster.devices": 4,
-    "data.tokens_per_device": 32, "data.sequence_length": 16,
+    "run.steps": 2,
+    "model.hidden_size": 16,
+    "model.num_experts": 16,
+    "model.num_shared_experts": 1,
+    "model.moe_intermediate_size": 8,
+    "router.top_k": 3,
+    "cluster.devices": 4,
+    "data.tokens_per_device": 32,
+    "data.sequence_length": 16,
 }
 DEEPSEEK = {"balance.alpha_expert": 0.003, "balance.alpha_device": 0.05, "balance.alpha_comm": 0.02}
 TRAIN = {"run.mode": "train", "run.steps": 4, "train.validation_every": 2}
@@ -19,37 +25,100 @@ DROP = {"capacity.policy": "device", "capacity.capacity_factor": 0.8}
 
 # What a run changes of BASE, and its options.
 RUNS = {
-    "forward": ({**DEEPSEEK, "model.num_layers": 2, "router.group_limit": "max",
-                 "router.topk_group": 2, "output.routing": "yes", "output.tensors": "yes"},
-                ("--explain", "3", "--explain-step")),
-    "all-layers": ({"model.num_layers": 2, "router.score_func": "softmax_topk",
-                    "balance.aux_form": "mixtral", "balance.aux_layers": "all",
-                    "balance.alpha_expert": 0.02}, ()),
-    "mixtral": ({"balance.aux_form": "mixtral", "balance.alpha_expert": 0.02,
-                 "output.routing": "yes", "output.tensors": "yes",
-                 **DROP, "capacity.policy": "expert", "capacity.overflow": "next_choice"},
-                ("--explain", "3")),
-    "switch": ({"router.top_k": 1, "balance.aux_form": "switch", "balance.alpha_expert": 0.01,
-                "balance.importance_loss": 0.01, "balance.z_loss": 0.001,
-                "router.noise": 0.5, "balance.load_form": "tutel", "balance.load_loss": 0.01},
-               ("--explain", "3")),
-    "gshard": ({"router.method": "gshard", "router.top_k": 2, "balance.aux_form": "gshard",
-                "balance.alpha_expert": 0.01, "model.num_shared_experts": 0},
-               ("--explain", "3")),
-    "text": ({**TRAIN, **DEEPSEEK, "data.source": "text", "data.path": "a.txt:b.txt",
-              "train.accumulate": 2, "train.checkpoint_every": 2, "train.specialization": "yes"},
-             ("--explain", "3", "--explain-step")),
-    "synthetic": ({**TRAIN, **DEEPSEEK, **DROP, "train.validation_every": 0,
-                   "train.specialization": "yes", "model.num_shared_experts": 0},
-                  ("--explain", "3")),
+    "forward": (
+        {
+            **DEEPSEEK,
+            "model.num_layers": 2,
+            "router.group_limit": "max",
+            "router.topk_group": 2,
+            "output.routing": "yes",
+            "output.tensors": "yes",
+        },
+        ("--explain", "3", "--explain-step"),
+    ),
+    "all-layers": (
+        {
+            "model.num_layers": 2,
+            "router.score_func": "softmax_topk",
+            "balance.aux_form": "mixtral",
+            "balance.aux_layers": "all",
+            "balance.alpha_expert": 0.02,
+        },
+        (),
+    ),
+    "mixtral": (
+        {
+            "balance.aux_form": "mixtral",
+            "balance.alpha_expert": 0.02,
+            "output.routing": "yes",
+            "output.tensors": "yes",
+            **DROP,
+            "capacity.policy": "expert",
+            "capacity.overflow": "next_choice",
+        },
+        ("--explain", "3"),
+    ),
+    "switch": (
+        {
+            "router.top_k": 1,
+            "balance.aux_form": "switch",
+            "balance.alpha_expert": 0.01,
+            "balance.importance_loss": 0.01,
+            "balance.z_loss": 0.001,
+            "router.noise": 0.5,
+            "balance.load_form": "tutel",
+            "balance.load_loss": 0.01,
+        },
+        ("--explain", "3"),
+    ),
+    "gshard": (
+        {
+            "router.method": "gshard",
+            "router.top_k": 2,
+            "balance.aux_form": "gshard",
+            "balance.alpha_expert": 0.01,
+            "model.num_shared_experts": 0,
+        },
+        ("--explain", "3"),
+    ),
+    "text": (
+        {
+            **TRAIN,
+            **DEEPSEEK,
+            "data.source": "text",
+            "data.path": "a.txt:b.txt",
+            "train.accumulate": 2,
+            "train.checkpoint_every": 2,
+            "train.specialization": "yes",
+        },
+        ("--explain", "3", "--explain-step"),
+    ),
+    "synthetic": (
+        {
+            **TRAIN,
+            **DEEPSEEK,
+            **DROP,
+            "train.validation_every": 0,
+            "train.specialization": "yes",
+            "model.num_shared_experts": 0,
+        },
+        ("--explain", "3"),
+    ),
 }
 
 # A layer whose weights, input and upstream gradient come from files, with the files' shapes.
 LOADED = {
-    "model.load": os.path.join(GOLDEN, "layer", "layer_1_ds2_seq"), "model.hidden_size": 6,
-    "model.moe_intermediate_size": 5, "model.num_experts": 8, "model.num_shared_experts": 1,
-    "router.top_k": 2, "router.group_limit": "max", "router.topk_group": 2, "cluster.devices": 4,
-    "data.sequence_length": 8, "output.tensors": "yes",
+    "model.load": os.path.join(GOLDEN, "layer", "layer_1_ds2_seq"),
+    "model.hidden_size": 6,
+    "model.moe_intermediate_size": 5,
+    "model.num_experts": 8,
+    "model.num_shared_experts": 1,
+    "router.top_k": 2,
+    "router.group_limit": "max",
+    "router.topk_group": 2,
+    "cluster.devices": 4,
+    "data.sequence_length": 8,
+    "output.tensors": "yes",
 }
 
 
@@ -61,7 +130,7 @@ def expanded(pattern):
     found = re.search(r"\{([^}]*)\}", pattern)
     if not found:
         return [pattern]
-    start, end = pattern[:found.start()], pattern[found.end():]
+    start, end = pattern[: found.start()], pattern[found.end() :]
     return [path for name in found[1].split(",") for path in expanded(start + name + end)]
 
 
@@ -95,8 +164,9 @@ def documented(text):
         for name in [name for name in fields[heading] if name.endswith(".…")]:
             part = "Balance" if name.endswith("balance.…") else "Volume"
             row = fields[heading].pop(name)
-            fields[heading].update((name[:-1] + inner, [*of[:3], row[3]])
-                                   for inner, of in fields[part].items())
+            fields[heading].update(
+                (name[:-1] + inner, [*of[:3], row[3]]) for inner, of in fields[part].items()
+            )
     return files, fields
 
 
@@ -148,8 +218,10 @@ def check_values(label, value, fields, seen):
             continue
         seen.add(path)
         kind = " ".join(fields[path][1:]) if leaf is None else fields[path][1]
-        check(path == "config.*" or has_type(leaf, kind),
-              f"{label}: {path} = {leaf!r:.80} is not '{fields[path][1]}'")
+        check(
+            path == "config.*" or has_type(leaf, kind),
+            f"{label}: {path} = {leaf!r:.80} is not '{fields[path][1]}'",
+        )
 
 
 def files_of(folder):
@@ -164,10 +236,11 @@ def main():
     for name in ("a.txt", "b.txt"):
         with open(name, "w") as file:
             file.write(f"{name}: the quick brown fox jumps over the lazy dog. " * 300)
-    folders = [run(name, 2, {**BASE, **changes}, *options)
-               for name, (changes, options) in RUNS.items()]
+    folders = [
+        run(name, 2, {**BASE, **changes}, *options) for name, (changes, options) in RUNS.items()
+    ]
     folders.append(run("loaded", 1, LOADED))
-    seen_files, seen = {"report.html"}, {heading: set() for heading in fields}   # scripts/report's
+    seen_files, seen = {"report.html"}, {heading: set() for heading in fields}  # scripts/report's
     for folder in filter(None, folders):
         for name in files_of(folder):
             patterns = [pattern for pattern in files if fnmatch.fnmatchcase(name, pattern)]
@@ -175,8 +248,9 @@ def main():
             seen_files.update(patterns)
             if name in fields:
                 for value in objects(os.path.join(folder, name)):
-                    check_values(f"{os.path.basename(folder)}/{name}", value, fields[name],
-                                 seen[name])
+                    check_values(
+                        f"{os.path.basename(folder)}/{name}", value, fields[name], seen[name]
+                    )
     for pattern in sorted(files.keys() - seen_files):
         check(False, f"docs/results.md: no run wrote {pattern}")
     for heading in fields.keys() - {"Volume", "Balance"}:
