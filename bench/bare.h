@@ -31,9 +31,7 @@ static inline void bare_tn(int64_t m, int64_t n, int64_t k, const real *a, const
               (int)n, 1, c, (int)n);
 }
 
-/* --- gate and router
- * -----------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- gate and router --- */
 
 /* logits [T,N] = x gate^T, the tokens dealt evenly to the threads. */
 static inline void bare_gate(const bench_layer *b, real *logits) {
@@ -90,9 +88,7 @@ static inline void bare_router(const bench_layer *b,
     }
 }
 
-/* --- exchange
- * ---------------------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- exchange --- */
 
 /* Every row in one packed buffer, the own rank's too; or those of the other ranks only (`remote`),
  * which reads own rows where they are. */
@@ -182,9 +178,7 @@ static inline void bare_combine(const bare_exchange *e,
     }
 }
 
-/* --- experts
- * ------------------------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- experts --- */
 
 typedef struct bare_experts { /* nothing but GEMMs, over rows that are already grouped by expert */
     const moe_ffn *ffn;

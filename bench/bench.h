@@ -119,9 +119,7 @@ static inline bool bench_fits(const moe_comm *comm, int threads) {
     return threads == 1 || (long)threads * comm->size <= sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-/* --- a layer as the program would make it
- * ----------------------------------------------------------------------------------------------------------
- */
+/* --- a layer as the program would make it --- */
 
 typedef struct bench_layer {
     moe_config config;

@@ -97,6 +97,12 @@ int moe_model_files_read(const moe_comm *comm,
                          moe_model_files *in,
                          moe_status *st) {
     int64_t shape[2] = {-1, c->model.hidden_size};
+    if (c->model.num_layers > 1) {
+        return moe_fail(st, MOE_USER,
+                        "model.load = %s holds the weights of one layer, and model.num_layers is "
+                        "%d: only 1 is allowed with it",
+                        c->model.load, c->model.num_layers);
+    }
     in->x = read_everywhere(comm, c, "x", 2, shape, st);
     in->num_tokens = shape[0];
     if (in->x && file_exists(comm, c, "dy")) {
@@ -111,7 +117,62 @@ void moe_model_files_free(moe_model_files *in) {
     *in = (moe_model_files){0};
 }
 
-/* Local blocks of an array [N, size], by expert id. */
+/* --- the tensors of a layer --- */
+
+/* One file of the folder: a matrix that every rank has, or one of each expert. */
+typedef struct tensor {
+    const char *name;
+    bool of_experts;       /* [N,rows,columns], else [rows,columns] */
+    int64_t rows, columns; /* of a matrix */
+    real *value;           /* where it stands in the layer; NULL: the layer has none */
+    int slot;              /* of its gradient in the table of parameters; -1 = none */
+} tensor;
+
+enum { MOST_TENSORS = 16 };
+
+/* Every tensor of the layer with its shape, which is that of what moe_layer_init allocated. The
+ * base of LoRA experts is one frozen FFN, and the adapters are the experts'. */
+static int list_tensors(const moe_layer *layer,
+                        const moe_layer_slots *slots,
+                        int32_t num_experts,
+                        tensor table[MOST_TENSORS]) {
+    const moe_ffn *e = &layer->experts, *s = &layer->shared;
+    int64_t h = e->hidden, f = e->width, r = e->rank;
+    bool own = r == 0;
+    const tensor all[] = {
+        {"wgate", false, num_experts, h, layer->gate, slots->gate},
+        {"w1", own, f, h, e->w1, slots->w1},
+        {"w2", own, h, f, e->w2, slots->w2},
+        {"w3", own, f, h, e->w3, slots->w3},
+        {"a1", true, r, h, e->a1, slots->a1},
+        {"a2", true, r, f, e->a2, slots->a2},
+        {"a3", true, r, h, e->a3, slots->a3},
+        {"b1", true, f, r, e->b1, slots->b1},
+        {"b2", true, h, r, e->b2, slots->b2},
+        {"b3", true, f, r, e->b3, slots->b3},
+        {"sw1", false, s->width, s->hidden, s->w1, slots->shared_w1},
+        {"sw2", false, s->hidden, s->width, s->w2, slots->shared_w2},
+        {"sw3", false, s->width, s->hidden, s->w3, slots->shared_w3},
+    };
+    _Static_assert(sizeof all / sizeof all[0] <= MOST_TENSORS, "the table has room for all");
+    memcpy(table, all, sizeof all);
+    return (int)(sizeof all / sizeof all[0]);
+}
+
+/* [N,rows,columns] or [rows,columns]; returns the number of dimensions. */
+static int shape_of(const tensor *t, int32_t num_experts, int64_t shape[3]) {
+    int at = 0;
+    if (t->of_experts) {
+        shape[at++] = num_experts;
+    }
+    shape[at++] = t->rows;
+    shape[at++] = t->columns;
+    return at;
+}
+
+/* --- weights --- */
+
+/* Local blocks of an array [N,size], by expert id. */
 static void take_experts(const moe_context *context, const real *all, int64_t size, real *local) {
     const moe_placement *p = &context->placement;
     const int32_t *id = p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device;
@@ -120,70 +181,46 @@ static void take_experts(const moe_context *context, const real *all, int64_t si
     }
 }
 
-static int load_experts(const moe_context *context,
-                        const char *name,
-                        int64_t rows,
-                        int64_t columns,
-                        real *local,
-                        moe_status *st) {
-    int64_t shape[3] = {context->placement.num_experts, rows, columns};
-    if (!local || st->code) {
-        return st->code;
-    }
-    real *all = read_everywhere(context->comm, context->config, name, 3, shape, st);
-    if (all) {
-        take_experts(context, all, rows * columns, local);
-    }
-    moe_free(all);
-    return st->code;
-}
-
-static int load_replicated(const moe_context *context,
-                           const char *name,
-                           int64_t rows,
-                           int64_t columns,
-                           real *local,
-                           moe_status *st) {
-    int64_t shape[2] = {rows, columns};
-    if (!local || st->code) {
-        return st->code;
-    }
-    real *all = read_everywhere(context->comm, context->config, name, 2, shape, st);
-    if (all) {
-        memcpy(local, all, (size_t)(rows * columns) * sizeof(real));
+static int load_tensor(const moe_context *context, const tensor *t, moe_status *st) {
+    int64_t shape[3], size = t->rows * t->columns;
+    int num_dims = shape_of(t, context->placement.num_experts, shape);
+    real *all = read_everywhere(context->comm, context->config, t->name, num_dims, shape, st);
+    if (all && t->of_experts) {
+        take_experts(context, all, size, t->value);
+    } else if (all) {
+        memcpy(t->value, all, (size_t)size * sizeof(real));
     }
     moe_free(all);
     return st->code;
 }
 
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st) {
-    const moe_ffn *e = &layer->experts, *s = &layer->shared;
-    load_replicated(context, "wgate", context->placement.num_experts, e->hidden, layer->gate, st);
-    load_experts(context, "w1", e->width, e->hidden, e->w1, st);
-    load_experts(context, "w2", e->hidden, e->width, e->w2, st);
-    load_experts(context, "w3", e->width, e->hidden, e->w3, st);
-    load_replicated(context, "sw1", s->width, s->hidden, s->w1, st);
-    load_replicated(context, "sw2", s->hidden, s->width, s->w2, st);
-    return load_replicated(context, "sw3", s->width, s->hidden, s->w3, st);
+    tensor table[MOST_TENSORS];
+    int num = list_tensors(layer, &(moe_layer_slots){0}, context->placement.num_experts, table);
+    for (int i = 0; i < num && st->code == MOE_OK; i++) {
+        if (table[i].value) {
+            load_tensor(context, &table[i], st);
+        }
+    }
+    return st->code;
 }
 
 /* --- gradients --- */
 
-static int write_parameter(const moe_context *context,
-                           const moe_results *results,
-                           const moe_parameter *p,
-                           const char *name,
-                           int num_dims,
-                           const int64_t *shape,
-                           moe_status *st) {
+static int write_gradient(const moe_context *context,
+                          const moe_results *results,
+                          const moe_parameter *p,
+                          const tensor *t,
+                          moe_status *st) {
     char path[MOE_PATH_MAX + 32];
+    int64_t shape[3], num = p->expert ? p->count : context->comm->rank == 0;
+    int num_dims = shape_of(t, context->placement.num_experts, shape);
     moe_npy_piece *pieces = moe_alloc(p->count, sizeof *pieces, "pieces of a file");
-    int64_t num = p->expert ? p->count : context->comm->rank == 0;
     for (int64_t i = 0; i < num; i++) {
         pieces[i] = (moe_npy_piece){p->gradient + i * p->size, (p->expert ? p->id[i] : 0) * p->size,
                                     p->size};
     }
-    snprintf(path, sizeof path, "%s/%s.npy", results->folder, name);
+    snprintf(path, sizeof path, "%s/d%s.npy", results->folder, t->name);
     moe_comm_write_npy(context->comm, path, sizeof(real) == sizeof(float) ? MOE_F32 : MOE_F64,
                        num_dims, shape, pieces, num, st);
     moe_free(pieces);
@@ -196,26 +233,11 @@ static int write_gradients(const moe_context *context,
                            const moe_parameters *all,
                            const moe_results *results,
                            moe_status *st) {
-    const moe_ffn *e = &layer->experts, *s = &layer->shared;
-    int64_t n = context->placement.num_experts;
-    const struct {
-        int slot;
-        const char *name;
-        int num_dims;
-        int64_t shape[3];
-    } files[] = {
-        {slots->gate, "dwgate", 2, {n, e->hidden, 0}},
-        {slots->w1, "dw1", 3, {n, e->width, e->hidden}},
-        {slots->w2, "dw2", 3, {n, e->hidden, e->width}},
-        {slots->w3, "dw3", 3, {n, e->width, e->hidden}},
-        {slots->shared_w1, "dsw1", 2, {s->width, s->hidden, 0}},
-        {slots->shared_w2, "dsw2", 2, {s->hidden, s->width, 0}},
-        {slots->shared_w3, "dsw3", 2, {s->width, s->hidden, 0}},
-    };
-    for (size_t i = 0; i < sizeof files / sizeof files[0] && st->code == MOE_OK; i++) {
-        if (files[i].slot >= 0) {
-            write_parameter(context, results, &all->p[files[i].slot], files[i].name,
-                            files[i].num_dims, files[i].shape, st);
+    tensor table[MOST_TENSORS];
+    int num = list_tensors(layer, slots, context->placement.num_experts, table);
+    for (int i = 0; i < num && st->code == MOE_OK; i++) {
+        if (table[i].value && table[i].slot >= 0) {
+            write_gradient(context, results, &all->p[table[i].slot], &table[i], st);
         }
     }
     return st->code;

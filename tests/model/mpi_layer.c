@@ -9,25 +9,18 @@
 
 #include "base/gemm.h"
 #include "check.h"
-#include "model/layer.h"
+#include "model_fixture.h"
 #include "reference.h"
-#include "settings.h"
 #include "world/comm.h"
 
 static const double output_tolerance = sizeof(real) == sizeof(float) ? 1e-4 : 1e-11;
 
-/* --- one layer on one communicator
- * -------------------------------------------------------------------------------------------------------
- */
+/* --- one layer on one communicator --- */
 
 typedef struct layer_run {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_context context;
-    moe_layer layer;
-    moe_activations a;
-    moe_step_metrics metrics;
+    model_fixture m;
+    moe_layer *layer; /* the only one, and what it computed */
+    moe_activations *a;
     real *x, *y;
     double *dlogits;
 } layer_run;
@@ -40,47 +33,35 @@ static moe_comm comm_self(void) {
 /* settings: "section.key=value" separated by blanks. */
 static void set_up(layer_run *r, const moe_comm *comm, const char *settings, int64_t tokens) {
     *r = (layer_run){0};
-    settings_resolve(&r->c, "", settings, comm->size);
-    int64_t total = tokens ? tokens : r->c.data.tokens_per_device * r->c.cluster.devices;
-    moe_batch_layout(&r->batch, total, r->c.data.sequence_length, r->c.cluster.devices, comm->rank,
-                     comm->size);
-    moe_context_init(&r->context, comm, &r->c, &r->batch, &r->input, NULL);
-    moe_layer_init(&r->layer, &r->context, 0);
-    moe_step_metrics_init(&r->metrics, 1, r->c.model.num_experts, r->c.cluster.devices);
-    r->x = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->x, "test");
-    r->y = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->y, "test");
+    model_fixture_init(&r->m, comm, "", settings, tokens);
+    r->layer = &r->m.stack.layer[0];
+    r->a = &r->m.stack.activations[0];
+    r->x = moe_stack_input(&r->m.stack);
+    r->y = r->m.stack.y;
     r->dlogits =
-        moe_alloc(r->batch.num_tokens * r->c.model.num_experts, sizeof *r->dlogits, "test");
-    moe_data_synthetic(&r->c, &r->batch, 0, r->x, NULL);
+        moe_alloc(r->m.batch.num_tokens * r->m.c.model.num_experts, sizeof *r->dlogits, "test");
+    moe_data_synthetic(&r->m.c, &r->m.batch, 0, r->x, NULL);
 }
 
 static void forward(layer_run *r, int threads) {
     omp_set_num_threads(threads);
-    moe_step_metrics_clear(&r->metrics);
-    memset(r->y, 0x7f, (size_t)(r->batch.num_tokens * r->c.model.hidden_size) * sizeof *r->y);
-    moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->metrics.layer[0]);
-    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);
-    CHECK_EQ(r->a.first_bad_token, -1);
+    moe_step_metrics_clear(&r->m.metrics);
+    memset(r->y, 0x7f, (size_t)(r->m.batch.num_tokens * r->m.c.model.hidden_size) * sizeof *r->y);
+    moe_layer_forward(r->layer, &r->m.context, r->x, r->y, r->a, &r->m.metrics.layer[0]);
+    moe_layer_dlogits(r->layer, &r->m.context, r->a, r->dlogits, NULL);
+    CHECK_EQ(r->a->first_bad_token, -1);
 }
 
 static void tear_down(layer_run *r) {
-    moe_layer_free(&r->layer);
-    moe_activations_free(&r->a);
-    moe_step_metrics_free(&r->metrics);
-    moe_placement_free(&r->context.placement);
-    moe_batch_free(&r->batch);
-    moe_free(r->x);
-    moe_free(r->y);
+    model_fixture_free(&r->m);
     moe_free(r->dlogits);
 }
 
 static double logit(const layer_run *r, int64_t i) {
-    return r->a.logits.f64 ? r->a.logits.f64[i] : (double)r->a.logits.f32[i];
+    return r->a->logits.f64 ? r->a->logits.f64[i] : (double)r->a->logits.f32[i];
 }
 
-/* --- the naive layer
- * ---------------------------------------------------------------------------------------------------------------------
- */
+/* --- the naive layer --- */
 
 static double act(enum moe_expert_type type, double a) {
     switch (type) {
@@ -121,14 +102,14 @@ static void naive_ffn(const moe_ffn *f, int64_t i, double weight, const double *
 }
 
 static void naive_norm(const layer_run *r, const real *x, double *u) {
-    int64_t h = r->c.model.hidden_size;
+    int64_t h = r->m.c.model.hidden_size;
     double mean = 0;
     for (int64_t k = 0; k < h; k++) {
         mean += (double)x[k] * (double)x[k] / (double)h;
     }
     for (int64_t k = 0; k < h; k++) {
         u[k] =
-            r->c.model.norm == MOE_NORM_RMSNORM ? (double)x[k] / sqrt(mean + 1e-6) : (double)x[k];
+            r->m.c.model.norm == MOE_NORM_RMSNORM ? (double)x[k] / sqrt(mean + 1e-6) : (double)x[k];
     }
 }
 
@@ -136,8 +117,8 @@ static void naive_norm(const layer_run *r, const real *x, double *u) {
  * reference's experts and weights. */
 static void check_token(
     const layer_run *r, const double *z, int64_t t, double *worst_logit, double *worst_y) {
-    int64_t h = r->c.model.hidden_size, n = r->c.model.num_experts;
-    const moe_placement *p = &r->context.placement;
+    int64_t h = r->m.c.model.hidden_size, n = r->m.c.model.num_experts;
+    const moe_placement *p = &r->m.context.placement;
     double *u = moe_alloc(2 * h + 2 * n, sizeof *u, "test");
     double *y = u + h;
     double *s = y + h;
@@ -150,20 +131,20 @@ static void check_token(
     for (int64_t e = 0; e < n; e++) {
         double sum = 0;
         for (int64_t k = 0; k < h; k++) {
-            sum += (double)r->layer.gate[e * h + k] * u[k];
+            sum += (double)r->layer->gate[e * h + k] * u[k];
         }
         *worst_logit = fmax(*worst_logit, fabs(sum - z[t * n + e]) / (1 + fabs(sum)));
     }
-    ref_scores(&r->context.router, z + t * n, s, &lse);
-    int32_t count = ref_select(&r->context.router, z + t * n, s, expert, weight);
+    ref_scores(&r->m.context.router, z + t * n, s, &lse);
+    int32_t count = ref_select(&r->m.context.router, z + t * n, s, expert, weight);
     memset(y, 0, (size_t)h * sizeof *y);
     for (int32_t i = 0; i < count; i++) {
-        naive_ffn(&r->layer.experts,
+        naive_ffn(&r->layer->experts,
                   (int64_t)p->device[expert[i]] * p->slots_per_device + p->slot[expert[i]],
                   weight[i], u, y);
     }
-    if (r->layer.shared.count) {
-        naive_ffn(&r->layer.shared, 0, 1, u, y);
+    if (r->layer->shared.count) {
+        naive_ffn(&r->layer->shared, 0, 1, u, y);
     }
     for (int64_t k = 0; k < h; k++) {
         most = fmax(most, fabs(y[k]));
@@ -178,20 +159,20 @@ static void check_token(
 
 /* Losses in all scopes, and the gradient in the one that trains. */
 static void check_losses(const layer_run *r, const double *z) {
-    const moe_batch *b = &r->batch;
-    int64_t tokens = b->num_tokens, n = r->c.model.num_experts;
+    const moe_batch *b = &r->m.batch;
+    int64_t tokens = b->num_tokens, n = r->m.c.model.num_experts;
     int32_t *home = moe_alloc(2 * tokens, sizeof *home, "test"), *scope_of = home + tokens;
     double *dlogits = moe_alloc_zero(tokens * n, sizeof *dlogits, "test");
-    ref_batch ref = {.router = &r->context.router,
+    ref_batch ref = {.router = &r->m.context.router,
                      .devices = b->devices,
-                     .device = r->context.placement.device,
+                     .device = r->m.context.placement.device,
                      .num_tokens = tokens,
                      .z = z,
                      .home = home,
                      .scope = scope_of,
-                     .comm_limit = r->c.comm_limit,
-                     .comm_count = r->c.balance.comm_count,
-                     .device_p = r->c.balance.device_p};
+                     .comm_limit = r->m.c.comm_limit,
+                     .comm_count = r->m.c.balance.comm_count,
+                     .device_p = r->m.c.balance.device_p};
     for (enum moe_scope scope = 0; scope < MOE_NUM_SCOPES; scope++) {
         double loss[MOE_NUM_LOSSES];
         for (int32_t d = 0; d < b->devices; d++) {
@@ -211,10 +192,10 @@ static void check_losses(const layer_run *r, const double *z) {
             if (l == MOE_LOSS_Z && scope != MOE_SCOPE_GLOBAL) {
                 continue; /* a mean over tokens, the same in every scope */
             }
-            CHECK_NEAR(r->metrics.layer[0].loss_by_scope[scope][l], loss[l], 1e-11);
+            CHECK_NEAR(r->m.metrics.layer[0].loss_by_scope[scope][l], loss[l], 1e-11);
         }
-        if (scope == r->c.balance.scope) {
-            ref_dlogits(&ref, counts, r->context.balance.alpha, dlogits);
+        if (scope == r->m.c.balance.scope) {
+            ref_dlogits(&ref, counts, r->m.context.balance.alpha, dlogits);
         }
         ref_counts_free(counts, ref.num_scopes);
     }
@@ -229,14 +210,14 @@ static void check_losses(const layer_run *r, const double *z) {
 }
 
 static void check_naive(const layer_run *r, const char *settings) {
-    int64_t count = r->batch.num_tokens * r->c.model.num_experts;
+    int64_t count = r->m.batch.num_tokens * r->m.c.model.num_experts;
     double *z = moe_alloc(count, sizeof *z, "test");
     double worst_logit = 0;
     double worst_y = 0;
     for (int64_t i = 0; i < count; i++) {
         z[i] = logit(r, i);
     }
-    for (int64_t t = 0; t < r->batch.num_tokens; t++) {
+    for (int64_t t = 0; t < r->m.batch.num_tokens; t++) {
         check_token(r, z, t, &worst_logit, &worst_y);
     }
     CHECK_MSG(worst_logit <= output_tolerance / 10, "%s: logits differ by %g", settings,
@@ -246,9 +227,7 @@ static void check_naive(const layer_run *r, const char *settings) {
     moe_free(z);
 }
 
-/* --- folded and distributed
- * --------------------------------------------------------------------------------------------------------------
- */
+/* --- folded and distributed --- */
 
 static const char *const cases[] = {
     "model.expert_type=swiglu model.num_shared_experts=1 router.score_func=softmax router.top_k=6 "
@@ -285,17 +264,18 @@ static const char *const cases[] = {
 static const char *const mode_names[] = {"selection", "token"};
 
 static void check_same_bits(const layer_run *folded, const layer_run *mine, const char *settings) {
-    int64_t h = mine->c.model.hidden_size;
-    int64_t n = mine->c.model.num_experts;
-    int64_t tokens = mine->batch.num_tokens;
-    int64_t first = mine->batch.first_token;
+    int64_t h = mine->m.c.model.hidden_size;
+    int64_t n = mine->m.c.model.num_experts;
+    int64_t tokens = mine->m.batch.num_tokens;
+    int64_t first = mine->m.batch.first_token;
     CHECK_MSG(memcmp(mine->y, folded->y + first * h, (size_t)(tokens * h) * sizeof(real)) == 0,
               "y, %s", settings);
     CHECK_MSG(memcmp(mine->dlogits, folded->dlogits + first * n,
                      (size_t)(tokens * n) * sizeof(double)) == 0,
               "dlogits, %s", settings);
-    CHECK_MSG(memcmp(mine->metrics.layer[0].loss_by_scope, folded->metrics.layer[0].loss_by_scope,
-                     sizeof folded->metrics.layer[0].loss_by_scope) == 0,
+    CHECK_MSG(memcmp(mine->m.metrics.layer[0].loss_by_scope,
+                     folded->m.metrics.layer[0].loss_by_scope,
+                     sizeof folded->m.metrics.layer[0].loss_by_scope) == 0,
               "losses, %s", settings);
 }
 
@@ -327,9 +307,7 @@ static void check_case(const moe_comm *comm, const char *chosen, bool look_close
     tear_down(&folded);
 }
 
-/* --- golden layers
- * -----------------------------------------------------------------------------------------------------------------------
- */
+/* --- golden layers --- */
 
 typedef struct golden_case {
     const char *name, *settings;
@@ -386,19 +364,19 @@ static void load(const golden_case *c, const char *name, int64_t first, int64_t 
 }
 
 static void load_layer(const golden_case *c, layer_run *r) {
-    int64_t h = r->c.model.hidden_size;
-    int64_t f = r->c.model.moe_intermediate_size;
-    int64_t shared = r->layer.shared.width;
-    int64_t first = (int64_t)r->batch.first_device * r->context.placement.slots_per_device,
-            count = r->layer.experts.count;
-    load(c, "x", r->batch.first_token * h, r->batch.num_tokens * h, r->x);
-    load(c, "wgate", 0, r->c.model.num_experts * h, r->layer.gate);
-    load(c, "w1", first * f * h, count * f * h, r->layer.experts.w1);
-    load(c, "w2", first * f * h, count * f * h, r->layer.experts.w2);
-    load(c, "w3", first * f * h, count * f * h, r->layer.experts.w3);
-    load(c, "sw1", 0, shared * h, r->layer.shared.w1);
-    load(c, "sw2", 0, shared * h, r->layer.shared.w2);
-    load(c, "sw3", 0, shared * h, r->layer.shared.w3);
+    int64_t h = r->m.c.model.hidden_size;
+    int64_t f = r->m.c.model.moe_intermediate_size;
+    int64_t shared = r->layer->shared.width;
+    int64_t first = (int64_t)r->m.batch.first_device * r->m.context.placement.slots_per_device,
+            count = r->layer->experts.count;
+    load(c, "x", r->m.batch.first_token * h, r->m.batch.num_tokens * h, r->x);
+    load(c, "wgate", 0, r->m.c.model.num_experts * h, r->layer->gate);
+    load(c, "w1", first * f * h, count * f * h, r->layer->experts.w1);
+    load(c, "w2", first * f * h, count * f * h, r->layer->experts.w2);
+    load(c, "w3", first * f * h, count * f * h, r->layer->experts.w3);
+    load(c, "sw1", 0, shared * h, r->layer->shared.w1);
+    load(c, "sw2", 0, shared * h, r->layer->shared.w2);
+    load(c, "sw3", 0, shared * h, r->layer->shared.w3);
 }
 
 /* Largest difference over the largest magnitude. */
@@ -426,22 +404,22 @@ static void check_golden(const golden_case *c, const moe_comm *comm) {
     set_up(&r, comm, settings, c->tokens);
     load_layer(c, &r);
     forward(&r, 1);
-    int64_t h = r.c.model.hidden_size;
-    int64_t k = r.c.router.top_k;
-    int64_t first = r.batch.first_token;
-    int64_t tokens = r.batch.num_tokens;
+    int64_t h = r.m.c.model.hidden_size;
+    int64_t k = r.m.c.router.top_k;
+    int64_t first = r.m.batch.first_token;
+    int64_t tokens = r.m.batch.num_tokens;
     int64_t wrong = 0;
     CHECK_MSG(distance(y + first * h, r.y, tokens * h) <= tolerance, "%s: y differs by %g", c->name,
               distance(y + first * h, r.y, tokens * h));
-    CHECK_EQ(r.a.routing.num_selections, tokens * k);
-    CHECK_MSG(distance(weight + first * k, r.a.routing.weight, tokens * k) <= tolerance,
+    CHECK_EQ(r.a->routing.num_selections, tokens * k);
+    CHECK_MSG(distance(weight + first * k, r.a->routing.weight, tokens * k) <= tolerance,
               "%s: weights", c->name);
     for (int64_t i = 0; i < tokens * k; i++) {
-        wrong += r.a.routing.expert[i] != (int32_t)idx[first * k + i];
+        wrong += r.a->routing.expert[i] != (int32_t)idx[first * k + i];
     }
     CHECK_EQ(wrong, 0);
     for (int l = 0; l < 3; l++) { /* from float logits in the float build: within their rounding */
-        CHECK_NEAR(r.metrics.layer[0].loss[l], c->loss[l],
+        CHECK_NEAR(r.m.metrics.layer[0].loss[l], c->loss[l],
                    sizeof(real) == sizeof(float) ? 1e-6 : 1e-12);
     }
     moe_free(y);

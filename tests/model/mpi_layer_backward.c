@@ -10,24 +10,17 @@
 #include "base/gemm.h"
 #include "base/rng.h"
 #include "check.h"
-#include "model/layer_backward.h"
-#include "settings.h"
+#include "model_fixture.h"
 #include "world/comm.h"
 
 static const double step = sizeof(real) == sizeof(float) ? 2e-3 : 1e-5;
 static const double tolerance = sizeof(real) == sizeof(float) ? 2e-2 : 2e-7;
 
 typedef struct fixture {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_context context;
-    moe_layer layer;
-    moe_layer_slots slots;
-    moe_activations a;
+    model_fixture m;
+    moe_layer *layer; /* the only one, and what it computed */
+    moe_activations *a;
     moe_parameters all;
-    moe_backward work;
-    moe_step_metrics metrics;
     real *x, *dy, *y, *dx;
 } fixture;
 
@@ -37,74 +30,63 @@ static const char common[] = "cluster.devices=4 model.num_experts=16 model.hidde
                              "balance.alpha_expert=0.3 balance.alpha_device=0.2 "
                              "balance.alpha_comm=0.1 balance.z_loss=0.01";
 
+/* Two tokens fewer than the settings say, so that devices hold unequal numbers. */
 static void set_up(fixture *f, const moe_comm *comm, const char *settings) {
     *f = (fixture){0};
-    settings_resolve(&f->c, common, settings, comm->size);
-    int64_t h = f->c.model.hidden_size,
-            tokens = f->c.cluster.devices * f->c.data.tokens_per_device - 2; /* devices hold unequal
-                                                                                numbers */
-    moe_batch_layout(&f->batch, tokens, f->c.data.sequence_length, f->c.cluster.devices, comm->rank,
-                     comm->size);
-    moe_context_init(&f->context, comm, &f->c, &f->batch, &f->input, NULL);
-    f->context.keep = !f->c.train.recompute;
-    moe_layer_init(&f->layer, &f->context, 0);
-    moe_parameters_init(&f->all, f->batch.devices, f->batch.num_local_devices);
-    f->slots = moe_layer_register(&f->layer, &f->context, &f->all);
-    moe_step_metrics_init(&f->metrics, 1, f->c.model.num_experts, f->c.cluster.devices);
-    f->x = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
-    f->dy = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
-    f->y = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
-    f->dx = moe_alloc(f->batch.num_tokens * h + 1, sizeof(real), "test");
-    for (int64_t t = 0; t < f->batch.num_tokens; t++) {
-        moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, (uint64_t)(f->batch.first_token + t), 1, 1,
-                       f->x + t * h, h);
-        moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, (uint64_t)(f->batch.first_token + t), 2, 1,
-                       f->dy + t * h, h);
+    settings_resolve(&f->m.c, common, settings, comm->size);
+    int64_t h = f->m.c.model.hidden_size;
+    model_fixture_make(&f->m, comm, f->m.c.cluster.devices * f->m.c.data.tokens_per_device - 2);
+    f->m.context.keep = !f->m.c.train.recompute;
+    moe_parameters_init(&f->all, f->m.batch.devices, f->m.batch.num_local_devices);
+    moe_stack_register(&f->m.stack, &f->all);
+    f->layer = &f->m.stack.layer[0];
+    f->a = &f->m.stack.activations[0];
+    f->x = moe_stack_input(&f->m.stack);
+    f->y = f->m.stack.y;
+    f->dy = moe_alloc(f->m.batch.num_tokens * h + 1, sizeof(real), "test");
+    f->dx = moe_alloc(f->m.batch.num_tokens * h + 1, sizeof(real), "test");
+    for (int64_t t = 0; t < f->m.batch.num_tokens; t++) {
+        uint64_t token = (uint64_t)(f->m.batch.first_token + t);
+        moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, token, 1, 1, f->x + t * h, h);
+        moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, token, 2, 1, f->dy + t * h, h);
     }
 }
 
 static void tear_down(fixture *f) {
-    moe_layer_free(&f->layer);
-    moe_activations_free(&f->a);
+    model_fixture_free(&f->m);
     moe_parameters_free(&f->all);
-    moe_backward_free(&f->work);
-    moe_step_metrics_free(&f->metrics);
-    moe_placement_free(&f->context.placement);
-    moe_batch_free(&f->batch);
-    moe_free(f->x);
     moe_free(f->dy);
-    moe_free(f->y);
     moe_free(f->dx);
 }
 
 /* total on every rank; *selection is a fingerprint of who was chosen. */
 static double total(fixture *f, int64_t *selection) {
     double sum = 0;
-    moe_layer_forward(&f->layer, &f->context, f->x, f->y, &f->a, &f->metrics.layer[0]);
-    for (int64_t i = 0; i < f->batch.num_tokens * f->c.model.hidden_size; i++) {
+    moe_layer_forward(f->layer, &f->m.context, f->x, f->y, f->a, &f->m.metrics.layer[0]);
+    for (int64_t i = 0; i < f->m.batch.num_tokens * f->m.c.model.hidden_size; i++) {
         sum += (double)f->y[i] * f->dy[i];
     }
-    double *parts = moe_alloc(f->context.comm->size, sizeof *parts, "test");
-    int64_t *bytes = moe_alloc(f->context.comm->size, sizeof *bytes, "test");
-    for (int q = 0; q < f->context.comm->size; q++) {
+    double *parts = moe_alloc(f->m.context.comm->size, sizeof *parts, "test");
+    int64_t *bytes = moe_alloc(f->m.context.comm->size, sizeof *bytes, "test");
+    for (int q = 0; q < f->m.context.comm->size; q++) {
         bytes[q] = sizeof(double);
     }
-    moe_comm_allgatherv(f->context.comm, &sum, parts, bytes);
+    moe_comm_allgatherv(f->m.context.comm, &sum, parts, bytes);
     sum = 0;
-    for (int q = 0; q < f->context.comm->size; q++) {
+    for (int q = 0; q < f->m.context.comm->size; q++) {
         sum += parts[q];
     }
     moe_free(parts);
     moe_free(bytes);
     *selection = 0;
-    for (int64_t i = 0; i < f->a.routing.num_selections; i++) {
-        *selection = (*selection * 31 + f->a.routing.expert[i]) % 1000003;
+    for (int64_t i = 0; i < f->a->routing.num_selections; i++) {
+        *selection = (*selection * 31 + f->a->routing.expert[i]) % 1000003;
     }
-    for (int64_t i = 0; f->a.drop.on && i < f->a.routing.num_selections; i++) {
-        *selection = (*selection * 31 + f->a.drop.server[i] + 1) % 1000003;
+    for (int64_t i = 0; f->a->drop.on && i < f->a->routing.num_selections; i++) {
+        *selection = (*selection * 31 + f->a->drop.server[i] + 1) % 1000003;
     }
-    moe_comm_sum_i64(f->context.comm, selection, 1);
-    return sum + f->metrics.layer[0].total;
+    moe_comm_sum_i64(f->m.context.comm, selection, 1);
+    return sum + f->m.metrics.layer[0].total;
 }
 
 /* Collective. d total / d *value, where the ranks with value != NULL move it; *same = the selection
@@ -130,7 +112,7 @@ static double difference(fixture *f, real *value, bool *same) {
 /* The gradient as the owner knows it, told to all. */
 static double shared_value(const fixture *f, const real *value) {
     double told = value ? (double)*value : -INFINITY;
-    moe_comm_max_f64(f->context.comm, &told, 1);
+    moe_comm_max_f64(f->m.context.comm, &told, 1);
     return told;
 }
 
@@ -166,7 +148,7 @@ static void check_parameter(fixture *f,
                             const moe_parameter *p,
                             int *compared) {
     double scale = rms(p->gradient, p->count * p->size);
-    moe_comm_max_f64(f->context.comm, &scale, 1);
+    moe_comm_max_f64(f->m.context.comm, &scale, 1);
     CHECK_MSG(scale > 0, "%s: %s has no gradient at all", settings, p->name);
     for (uint64_t i = 0; i < 4; i++) {
         int64_t at = (int64_t)(moe_rng_bits((moe_rng){9, MOE_RNG_TEST}, (uint64_t)strlen(p->name),
@@ -184,14 +166,14 @@ static void check_parameter(fixture *f,
 }
 
 static void check_input(fixture *f, const char *settings, int *compared) {
-    int64_t h = f->c.model.hidden_size;
-    double scale = rms(f->dx, f->batch.num_tokens * h);
-    moe_comm_max_f64(f->context.comm, &scale, 1);
+    int64_t h = f->m.c.model.hidden_size;
+    double scale = rms(f->dx, f->m.batch.num_tokens * h);
+    moe_comm_max_f64(f->m.context.comm, &scale, 1);
     for (uint64_t i = 0; i < 4; i++) {
         int64_t at = (int64_t)(moe_rng_bits((moe_rng){9, MOE_RNG_TEST}, 77, i, 0) %
-                               (uint64_t)(f->batch.num_tokens_global * h));
-        int64_t here = at - f->batch.first_token * h;
-        bool mine = here >= 0 && here < f->batch.num_tokens * h;
+                               (uint64_t)(f->m.batch.num_tokens_global * h));
+        int64_t here = at - f->m.batch.first_token * h;
+        bool mine = here >= 0 && here < f->m.batch.num_tokens * h;
         compare(f, settings, "x", at, mine ? f->x + here : NULL, mine ? f->dx + here : NULL, scale,
                 compared);
     }
@@ -204,8 +186,8 @@ static void check_settings(const moe_comm *comm, const char *settings) {
     set_up(&f, comm, settings);
     total(&f, &selection);
     moe_parameters_clear_gradients(&f.all);
-    moe_layer_backward(&f.layer, &f.slots, &f.context, &f.a, &f.all, f.dy, &f.work, f.dx,
-                       &f.metrics.layer[0]);
+    moe_layer_backward(f.layer, &f.m.stack.slots[0], &f.m.context, f.a, &f.all, f.dy,
+                       &f.m.stack.backward, f.dx, &f.m.metrics.layer[0]);
     moe_parameters_reduce(&f.all, comm, 1, &bytes);
     for (int i = 0; i < f.all.num; i++) {
         check_parameter(&f, settings, &f.all.p[i], &compared);

@@ -31,9 +31,7 @@ typedef struct made {
     moe_blob blob[2];
 } made;
 
-/* --- parameters made of keyed values
- * ---------------------------------------------------------------------------------------------------
- */
+/* --- parameters made of keyed values --- */
 
 static real keyed(int tensor, int part, int64_t element) {
     uint64_t bits = moe_rng_bits((moe_rng){11, MOE_RNG_TEST}, (uint64_t)(tensor * 3 + part),
@@ -125,9 +123,7 @@ static void make_config(moe_config *c, int32_t ranks) {
     CHECK_MSG(moe_config_resolve(c, ranks, &st) == MOE_OK, "%s", st.message);
 }
 
-/* --- files
- * -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- files --- */
 
 static void path_of(const char *folder, int step, const char *end, char path[256]) {
     snprintf(path, 256, "%.200s/checkpoints/step-%08d.moe%s", folder, step, end);
@@ -186,9 +182,7 @@ static int64_t find(const moe_comm *comm, const char *folder, char *word, moe_st
     return step;
 }
 
-/* --- what must work
- * ----------------------------------------------------------------------------------------------------------------------
- */
+/* --- what must work --- */
 
 static void check_checksum(void) {
     unsigned char bytes[101];
@@ -368,9 +362,7 @@ static void check_none_whole(const moe_comm *comm, const char *folder, const mad
     must_write(comm, folder, m, 25);
 }
 
-/* --- what belongs to another run
- * ------------------------------------------------------------------------------------------------------------
- */
+/* --- what belongs to another run --- */
 
 /* Reads step 25 into *m, which must be refused on all ranks with these words. */
 static void check_refused(const moe_comm *comm,
@@ -501,9 +493,7 @@ static void check_same_run(const moe_comm *comm) {
     free(text);
 }
 
-/* --- a full disk
- * ----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- a full disk --- */
 
 static void check_full_disk(const moe_comm *comm, const char *folder, const made *m) {
     char small[256], path[256], word[512];
