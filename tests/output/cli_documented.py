@@ -3,10 +3,11 @@ docs/results.md and what runs write are the same: every file and every field tha
 stands there with its type, and whatever stands there is written by some run."""
 import fnmatch
 import json
+import math
 import os
 import re
 
-from _moesim import GOLDEN, SOURCE, check, run, verdict
+from _moesim import GOLDEN, SOURCE, TEMPORARY, check, run, save, verdict
 
 BASE = {
     "run.steps": 2,
@@ -120,6 +121,40 @@ LOADED = {
     "data.sequence_length": 8,
     "output.tensors": "yes",
 }
+
+# The same with LoRA experts: [T,H] = [8,6], F = 5, N = 4, r = 2.
+ADAPTERS = {
+    "model.load": os.path.join(TEMPORARY, "weights"),
+    "model.expert_type": "lora",
+    "model.lora_rank": 2,
+    "model.hidden_size": 6,
+    "model.moe_intermediate_size": 5,
+    "model.num_experts": 4,
+    "router.top_k": 2,
+    "cluster.devices": 2,
+    "output.tensors": "yes",
+}
+SHAPES = {
+    "x": (8, 6),
+    "dy": (8, 6),
+    "wgate": (4, 6),
+    "w1": (5, 6),
+    "w2": (6, 5),
+    "w3": (5, 6),
+    "a1": (4, 2, 6),
+    "a2": (4, 2, 5),
+    "a3": (4, 2, 6),
+    "b1": (4, 5, 2),
+    "b2": (4, 6, 2),
+    "b3": (4, 5, 2),
+}
+
+
+def write_adapters():
+    os.mkdir(os.path.join(TEMPORARY, "weights"))
+    for name, shape in SHAPES.items():
+        numbers = [(7 * i % 11 - 5) / 10 for i in range(math.prod(shape))]
+        save(os.path.join("weights", name + ".npy"), "<f4", shape, numbers)
 
 
 # --- what stands in docs/results.md ---
@@ -240,6 +275,8 @@ def main():
         run(name, 2, {**BASE, **changes}, *options) for name, (changes, options) in RUNS.items()
     ]
     folders.append(run("loaded", 1, LOADED))
+    write_adapters()
+    folders.append(run("adapters", 1, ADAPTERS))
     seen_files, seen = {"report.html"}, {heading: set() for heading in fields}  # scripts/report's
     for folder in filter(None, folders):
         for name in files_of(folder):
