@@ -22,6 +22,7 @@ PURE = {
     "router",
     "capacity/capacity",
     "capacity/cut",
+    "capacity/radix",
     "exchange/plan",
     "balance/balance",
     "predict/memory",
