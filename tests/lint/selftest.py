@@ -14,7 +14,7 @@ CLEAN = {
     "ARCHITECTURE.md": TABLE,
     "docs/one.md": "[another](two.md), [a place](https://example.org/x.md), [here](#here)\n",
     "docs/two.md": "",
-    WIDE[0]: "x" * 200 + "\n",
+    **{name: "x" * 200 + "\n" for name in WIDE[:1]},
     "src/base/status.h": "/* assert( and MPI_Init in a comment are fine */\nint moe_fail(void);\n",
     "src/base/status.c": '#include "base/status.h"\nint moe_fail(void) { return "MPI_Init"[0]; }\n',
     "src/world/comm.c": '#include <mpi.h>\n#include "base/status.h"\nvoid f(long *x) {\n'
