@@ -128,8 +128,8 @@ static void check_the_check(void) {
 
 static void check_format(enum moe_exchange_mode mode) {
     const moe_row_format *format = moe_row_format_of(mode);
-    CHECK_MSG(strcmp(format->name, moe_config_enum_name(MOE_KEY(exchange, mode), (int)mode)) == 0, "%s",
-              format->name);
+    CHECK_MSG(strcmp(format->name, moe_config_enum_name(MOE_KEY(exchange, mode), (int)mode)) == 0,
+              "%s", format->name);
     CHECK(format->begins_row(2, 1));
     CHECK(format->begins_row(2, 2) == !format->several_pairs);
 }

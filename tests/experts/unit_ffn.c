@@ -12,8 +12,8 @@
 static void test_type(enum moe_expert_type type) {
     const moe_ffn_type *row = moe_ffn_type_of(type);
     const int32_t id[2] = {0, 1};
-    CHECK_MSG(strcmp(row->name, moe_config_enum_name(MOE_KEY(model, expert_type), (int)type)) == 0, "%s",
-              row->name);
+    CHECK_MSG(strcmp(row->name, moe_config_enum_name(MOE_KEY(model, expert_type), (int)type)) == 0,
+              "%s", row->name);
     moe_ffn f;
     moe_ffn_init(&f, &(moe_ffn_shape){
                          .type = type, .count = 2, .hidden = 3, .width = 4, .rank = 1, .id = id});
