@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "explain/derive.h"
+#include "explain/derive_losses.h"
 #include "explain/internal.h"
 #include "router/devices.h"
 #include "router/scores.h"
@@ -12,10 +14,10 @@
 
 /* --- where the token is --- */
 
-moe_watched moe_watch(moe_explanation *e,
-                      const moe_layer *layer,
-                      const moe_context *context,
-                      const moe_activations *a) {
+static moe_watched watch(moe_explanation *e,
+                         const moe_layer *layer,
+                         const moe_context *context,
+                         const moe_activations *a) {
     const moe_batch *b = context->batch;
     int32_t d = 0;
     while (moe_batch_token_begin(b->num_tokens_global, b->devices, d + 1) <= e->token) {
@@ -34,7 +36,7 @@ moe_watched moe_watch(moe_explanation *e,
     return w;
 }
 
-double moe_explain_norm(const real *x, int64_t n) {
+static double norm(const real *x, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         sum += (double)x[i] * (double)x[i];
@@ -247,7 +249,7 @@ static void fill_output(const moe_watched *w, const real *output, const real *y)
         double g = (double)sent->weight[begin + j];
         moe_explained_choice *k = choice_of(w, j);
         k->sent_weight = g;
-        k->output_norm = moe_explain_norm(out, h);
+        k->output_norm = norm(out, h);
         k->contribution = fabs(g) * k->output_norm;
         k->share = squares > 0 ? g * dot(out, own_y, h) / squares : NAN;
         for (int64_t i = 0; i < h; i++) {
@@ -255,14 +257,14 @@ static void fill_output(const moe_watched *w, const real *output, const real *y)
         }
     }
     const real *shared = w->layer->shared.count ? w->a->shared_y + w->local * h : NULL;
-    e->shared_norm = shared ? moe_explain_norm(shared, h) : NAN;
+    e->shared_norm = shared ? norm(shared, h) : NAN;
     e->shared_share = shared && squares > 0 ? dot(shared, own_y, h) / squares : NAN;
     e->gap = 0;
     for (int64_t i = 0; i < h; i++) {
         e->gap = fmax(e->gap, fabs(rest[i] - (shared ? (double)shared[i] : 0)));
     }
-    e->x_norm = moe_explain_norm(x, h);
-    e->u_norm = moe_explain_norm(w->a->x + w->local * h, h);
+    e->x_norm = norm(x, h);
+    e->u_norm = norm(w->a->x + w->local * h, h);
     e->y_norm = sqrt(squares);
     e->residual_norm = w->context->config->model.residual ? sqrt(residual) : NAN;
     moe_free(rest);
@@ -276,13 +278,8 @@ static void share_layer(const moe_watched *w) {
     moe_explained_layer *e = w->e, head = *e;
     moe_comm_bcast(comm, &head, sizeof head, w->rank);
     if (!w->here) {
-        moe_explained_choice *choice = e->choice;
-        moe_explained_row *row = e->row;
-        double *numbers = e->numbers;
+        head.block = e->block;
         *e = head;
-        e->choice = choice;
-        e->row = row;
-        e->numbers = numbers;
         moe_explained_reserve(e);
     }
     moe_comm_bcast(comm, e->choice, e->num_choices * (int64_t)sizeof *e->choice, w->rank);
@@ -296,7 +293,7 @@ static void explain_token(moe_explanation *e,
                           const moe_activations *a,
                           const real *y,
                           const moe_layer_metrics *metrics) {
-    moe_watched w = moe_watch(e, layer, context, a);
+    moe_watched w = watch(e, layer, context, a);
     if (layer->index == 0) {
         fill_head(e, &w);
     }
@@ -346,7 +343,7 @@ void moe_explain_forward(moe_explainer *x,
                           .scopes = &a->scopes,
                           .layer = layer->index,
                           .micro_batch = x->micro_batch};
-    moe_derive_layer(&x->derivation, &job, metrics);
+    moe_derive_losses(&x->derivation, &job, metrics);
 }
 
 void moe_explain_upstream(moe_explainer *x,
@@ -356,10 +353,10 @@ void moe_explain_upstream(moe_explainer *x,
     if (!watches_token(x, context)) {
         return;
     }
-    moe_watched w = moe_watch(&x->explanation, layer, context, NULL);
+    moe_watched w = watch(&x->explanation, layer, context, NULL);
     int64_t h = context->config->model.hidden_size;
     if (w.here) {
-        w.e->gradient_norm = moe_explain_norm(dy + w.local * h, h);
+        w.e->gradient_norm = norm(dy + w.local * h, h);
     }
 }
 
@@ -371,7 +368,7 @@ void moe_explain_backward(moe_explainer *x,
     if (!watches_token(x, context)) {
         return;
     }
-    moe_watched w = moe_watch(&x->explanation, layer, context, a);
+    moe_watched w = watch(&x->explanation, layer, context, a);
     if (w.here) {
         int64_t n = w.e->num_experts;
         w.e->has_task = true;

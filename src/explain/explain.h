@@ -5,7 +5,7 @@
 #ifndef MOESIM_EXPLAIN_EXPLAIN_H
 #define MOESIM_EXPLAIN_EXPLAIN_H
 
-#include "explain/derive.h"
+#include "explain/derivation.h"
 #include "explain/explanation.h"
 #include "model/layer.h"
 #include "model/layer_backward.h"

@@ -1,6 +1,6 @@
-/* explanation.h: one token's way through the layers of a step, as numbers: what --explain shows.
- * Layer 2 (decide): pure data. The same on every rank and for any number of ranks, but for `rank`,
- * where a device happens to be hosted. Not defined: NaN. */
+/* explanation.h: the way of one token through the layers of a step, as numbers: what --explain
+ * shows. It is the same on every rank and for any number of ranks, except for `rank`, where a
+ * device happens to be hosted. What is not defined is NaN. */
 #ifndef MOESIM_EXPLAIN_EXPLANATION_H
 #define MOESIM_EXPLAIN_EXPLANATION_H
 
@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "balance/balance.h"
+#include "base/block.h"
 #include "measure/metrics.h"
 
 typedef struct moe_explained_choice { /* one of the token's selections, in the router's order */
@@ -22,9 +23,9 @@ typedef struct moe_explained_choice { /* one of the token's selections, in the r
     double contribution; /* |g FFN(u)| */
     double share;        /* <g FFN(u), y> / <y, y>: what it makes up of the layer's output */
     double weight_gradient; /* d task / d g; training only */
-    /* with a capacity: its target's budget, how many pairs wanted a place in the pool, and its own
-     * place in their order, from 1 on */
-    int64_t room, wanted, place;
+    /* With a capacity: the budget of its target, how many pairs wanted a place there, and its own
+     * place in their order, from 1 on. */
+    int64_t budget, wanted, place;
 } moe_explained_choice;
 
 typedef struct moe_explained_row { /* of the dispatch; combine brings a row of the same payload back
@@ -66,6 +67,7 @@ typedef struct moe_explained_layer {
     moe_explained_loss loss[MOE_NUM_LOSSES];
     double gradient_norm; /* |d total / d y| of the layer's output; training only */
 
+    moe_block block;              /* holds the arrays below */
     moe_explained_choice *choice; /* [num_choices] */
     moe_explained_row *row;       /* [num_rows] */
     double *numbers;              /* what the following point into */
@@ -98,14 +100,18 @@ typedef struct moe_explanation {
     int32_t seen;                              /* layers that went by */
 } moe_explanation;
 
-/* Local. Room for the layers. Free with moe_explanation_free. */
+/* Local. An explanation of num_layers layers. Owner: the caller, moe_explanation_free. */
 void moe_explanation_init(moe_explanation *e, int64_t token, int32_t num_layers);
 void moe_explanation_free(moe_explanation *e);
 
-/* Local. Makes room in a layer for num_experts, num_groups, num_choices and num_rows as they stand
- * in it; all numbers NaN. */
+/* Local. Makes the arrays of a layer fit num_experts, num_groups, num_choices and num_rows, as they
+ * stand in it. All numbers become NaN. */
 void moe_explained_reserve(moe_explained_layer *l);
-/* Local. Doubles in l->numbers. */
+/* Local. How many doubles there are in l->numbers. */
 int64_t moe_explained_words(const moe_explained_layer *l);
+
+/* Local. A byte as text: itself, \n, \t, \r, \\, or \xNN, so that nothing controls a terminal.
+ * Returns the length. */
+int moe_explanation_byte(int64_t byte, char text[5]);
 
 #endif

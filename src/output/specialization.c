@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "output/format.h"
 #include "output/json.h"
 
 /* --- names --- */

@@ -85,9 +85,7 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
     return s;
 }
 
-/* --- parameters
- * ----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- parameters --- */
 
 static int64_t parameters_of_ffn(const moe_config *c) {
     return mul3(matrices(c->model.expert_type), c->model.hidden_size,
@@ -158,9 +156,7 @@ static int64_t optimizer(const moe_config *c, const sizes *s) {
                : 0;
 }
 
-/* --- activations
- * ---------------------------------------------------------------------------------------------------------------------------
- */
+/* --- activations --- */
 
 /* Working memory of the GEMM calls, for each thread. Forward: x [.,H] and hidden vectors of one
  * call. Backward: x, dy [.,H] and h1, h3 (again), h, dh, dh3 [.,F] of one call, of an expert or of

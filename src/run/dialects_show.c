@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "config/table.h"
+#include "output/format.h"
 #include "output/screen.h"
 #include "run/dialects_internal.h"
 

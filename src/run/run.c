@@ -7,13 +7,15 @@
 #include <string.h>
 
 #include "base/gemm.h"
+#include "explain/derive_show.h"
 #include "explain/explain.h"
-#include "explain/explain_json.h"
-#include "explain/explain_show.h"
+#include "explain/json.h"
+#include "explain/show.h"
 #include "model/layer.h"
 #include "output/results.h"
 #include "output/specialization.h"
 #include "output/terminal.h"
+#include "output/timeline.h"
 #include "predict/memory.h"
 #include "run/model_files.h"
 #include "run/restart.h"

@@ -11,7 +11,7 @@
 #include "base/gemm.h"
 #include "check.h"
 #include "explain/explain.h"
-#include "explain/explain_json.h"
+#include "explain/json.h"
 #include "reference.h"
 #include "settings.h"
 #include "tally/tally.h"
@@ -110,7 +110,7 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
         const moe_explained_choice *choice = &l->choice[k];
         served += choice->server >= 0;
         if (r->c.capacity.policy != MOE_CAPACITY_NONE && !l->exempt) {
-            CHECK((choice->place <= choice->room) == (choice->server == choice->expert));
+            CHECK((choice->place <= choice->budget) == (choice->server == choice->expert));
         }
         if (choice->server >= 0) {
             part += choice->share;

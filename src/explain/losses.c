@@ -1,4 +1,4 @@
-/* explain_losses.c: the token's share of each balance loss, and the gradient that comes back to its
+/* losses.c: the token's share of each balance loss, and the gradient that comes back to its
  * logits.
  *
  * A loss is L = mean over cells of sum_i f_i P_i with P_i = (1/T) sum_t s'_{i,t}, so that token t
@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "explain/internal.h"
+#include "model/layer_backward.h"
 #include "router/noise.h"
 #include "router/scores.h"
 #include "router/weight_gradient.h"

@@ -1,4 +1,4 @@
-/* explain_exchange.c: what only other ranks know of a token: the places in a pool that spans ranks,
+/* exchange.c: what only other ranks know of a token: the places in a pool that spans ranks,
  * and what experts elsewhere computed. */
 #include <string.h>
 
@@ -121,7 +121,7 @@ void moe_explain_capacity(const moe_watched *w) {
         const int64_t *n = count + k * NUM_COUNTS;
         e->choice[k].wanted = n[WANTED];
         e->choice[k].place = n[BEFORE] + 1;
-        e->choice[k].room =
+        e->choice[k].budget =
             moe_capacity_pairs(&w->context->capacity, pool.end - pool.begin, n[IN_POOL]);
         e->exempt = exempt;
     }

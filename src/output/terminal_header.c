@@ -1,16 +1,13 @@
-/* report.c: the beginning and the middle of a run on the screen: what runs where, and the table by
- * step. The ending stands in report_end.c. */
-#include "output/terminal.h"
-
-#include <math.h>
+/* terminal_header.c: the beginning of a run on the screen: what runs, and where. */
 #include <string.h>
 
 #include "config/table.h"
-#include "output/terminal_internal.h"
+#include "output/format.h"
+#include "output/terminal.h"
 
 enum { LABEL = 11, MOST_PLACES = 8 };
 
-/* What runs */
+/* --- what runs --- */
 
 static void print_model(const moe_screen *s, const moe_config *c) {
     char shared[48] = "";
@@ -142,7 +139,7 @@ static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
         c->model.num_experts == devices ? "" : "s");
 }
 
-/* Where it runs */
+/* --- where it runs --- */
 
 static bool same_host(const moe_topology *a, const moe_topology *b) {
     return !strcmp(a->host, b->host);
@@ -340,107 +337,5 @@ void moe_terminal_header(const moe_screen *s,
     print_hosts(s, topologies, ranks);
     print_memory(s, ranks, memory_bytes_per_rank, memory_available);
     print_warnings(s, c, topologies, ranks);
-    fflush(s->out);
-}
-
-/* Step by step */
-
-static void erase_progress(const moe_screen *s) {
-    if (s->terminal) {
-        fputs("\r\033[K", s->out);
-    }
-}
-
-/* On a narrow terminal without devices per token, then without communication and device loss. */
-static const moe_table step_table = {80, {{43, 8}, {24, 9}, {15, 9}}};
-
-static void print_step_heads(const moe_screen *s) {
-    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
-    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s %8s", "step", "expert",
-                   "device", "comm", "loss", "devices", "sent to", "device", "time");
-    fprintf(s->out, "%s\n", moe_screen_paint(s, MOE_PLAIN));
-    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s\n", "", "raw", "raw", "raw",
-                   "x alpha", "a token", "others", "max/mean");
-}
-
-/* Mean over layers of X. */
-static double mean_devices(const moe_step_metrics *r) {
-    double mean = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        mean += r->layer[l].mean_devices / r->num_layers;
-    }
-    return mean;
-}
-
-static double device_imbalance(const moe_step_metrics *r) {
-    double mean = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        const int64_t *load = r->layer[l].counts_per_device;
-        int64_t most = 0, sum = 0;
-        for (int32_t d = 0; d < r->devices; d++) {
-            most = load[d] > most ? load[d] : most;
-            sum += load[d];
-        }
-        mean += (sum > 0 ? (double)most * r->devices / (double)sum : 1) / r->num_layers;
-    }
-    return mean;
-}
-
-static void print_step(const moe_screen *s, const moe_step_metrics *r) {
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_volume dispatch, combine;
-    moe_step_metrics_mean_losses(r, loss, raw, &total);
-    moe_step_metrics_volume(r, MOE_DISPATCH, &dispatch);
-    moe_step_metrics_volume(r, MOE_COMBINE, &combine);
-    moe_screen_row(s, &step_table, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)r->step,
-                   moe_format_number(raw[MOE_LOSS_EXPERT], 4).s,
-                   moe_format_number(raw[MOE_LOSS_DEVICE], 4).s,
-                   moe_format_number(raw[MOE_LOSS_COMM], 4).s, moe_format_number(total, 6).s,
-                   moe_format_number(mean_devices(r), 3).s,
-                   moe_format_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
-                   moe_format_number(device_imbalance(r), 3).s, moe_format_seconds(r->seconds).s);
-}
-
-void moe_terminal_step(moe_screen *s, const moe_config *c, const moe_step_metrics *step) {
-    bool train = c->run.mode == MOE_MODE_TRAIN, passed = moe_step_metrics_all_passed(step);
-    int64_t every = c->output.every > 0 ? c->output.every : 1, seen = s->steps_seen++;
-    if (s->quiet) {
-        return;
-    }
-    erase_progress(s);
-    if (!isnan(step->validation_loss)) {
-        s->validation = step->validation_loss;
-    }
-    if (seen == 0 && train) {
-        moe_terminal_training_heads(s, c);
-    }
-    if (seen == 0 && !train) {
-        print_step_heads(s);
-    }
-    if (step->step % every == 0 || step->step + 1 == c->run.steps || !passed) {
-        if (train) {
-            moe_terminal_training_row(s, c, step);
-        } else {
-            print_step(s, step);
-        }
-        if (!passed) {
-            fputs("       a self-check FAILED\n", s->out);
-        }
-    }
-    fflush(s->out);
-}
-
-void moe_terminal_progress(const moe_screen *s, int64_t done, int64_t total, double seconds) {
-    if (s->quiet || !s->terminal) {
-        return;
-    }
-    double rate = seconds > 0 ? (double)s->steps_seen / seconds : 0;
-    erase_progress(s);
-    if (done < total) {
-        fprintf(s->out, "step %lld/%lld  %.3g steps/s", (long long)done, (long long)total, rate);
-    }
-    if (done < total && rate > 0) {
-        fprintf(s->out, "  %s left", moe_format_seconds((double)(total - done) / rate).s);
-    }
     fflush(s->out);
 }
