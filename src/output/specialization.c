@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "output/files.h"
 #include "output/format.h"
 #include "output/json.h"
 
@@ -109,14 +110,15 @@ int moe_specialization_write(const moe_comm *comm,
     moe_npy_piece all = {s->domain_load, 0, shape[0] * shape[1] * shape[2]};
     if (comm->rank == 0) {
         char *text = text_of(s, c);
-        snprintf(path, sizeof path, "%s/specialization.json", folder);
+        snprintf(path, sizeof path, "%s/%s", folder,
+                 moe_result_files[MOE_RESULT_SPECIALIZATION].name);
         moe_file_write(path, text, st);
         free(text);
     }
     if (moe_comm_agree(comm, st)) {
         return st->code;
     }
-    snprintf(path, sizeof path, "%s/domain_load.npy", folder);
+    snprintf(path, sizeof path, "%s/%s", folder, moe_result_files[MOE_RESULT_DOMAIN_LOAD].name);
     return moe_comm_write_npy(comm, path, MOE_I64, 3, shape, &all, comm->rank == 0, st);
 }
 

@@ -1,5 +1,6 @@
 /* terminal_end.c: the ending of a run: losses, volume, load, self-checks, time, and where the
  * results are. */
+#include "output/files.h"
 #include "output/terminal.h"
 #include "output/terminal_internal.h"
 
@@ -52,21 +53,15 @@ static void print_time(const moe_screen *s,
 
 /* The files that every run has, and the timeline. */
 static void print_files(const moe_screen *s, const moe_config *c) {
-    static const char *const always[] = {
-#define RESULT_TEXT(id, name, when) MOE_WRITTEN_##when(name)
-#define RESULT_ARRAY(id, name, when) MOE_WRITTEN_##when(name ".npy")
-#define MOE_WRITTEN_ALWAYS(name) name,
-#define MOE_WRITTEN_ON_REQUEST(name)
-#include "output/files.def"
-    };
     char text[256] = "";
     size_t length = 0;
-    for (size_t i = 0; i < sizeof always / sizeof always[0]; i++) {
-        length +=
-            (size_t)snprintf(text + length, sizeof text - length, "%s%s", i ? ", " : "", always[i]);
+    for (int i = 0; i < MOE_NUM_RESULTS; i++) {
+        if (moe_result_files[i].always || (i == MOE_RESULT_TIMELINE && c->output.timeline)) {
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s",
+                                       length ? ", " : "", moe_result_files[i].name);
+        }
     }
-    moe_screen_wrapped(s, 2, "", "%s%s%s", text, c->output.timeline ? ", " : "",
-                       c->output.timeline ? "timeline.json" : "");
+    moe_screen_wrapped(s, 2, "", "%s", text);
 }
 
 void moe_terminal_end(const moe_screen *s,

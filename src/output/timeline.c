@@ -9,6 +9,7 @@
 
 #include "base/alloc.h"
 #include "base/file.h"
+#include "output/files.h"
 #include "output/json.h"
 
 /* --- the spans of all ranks on rank 0 --- */
@@ -213,8 +214,8 @@ int moe_timeline_write(const moe_comm *comm,
     moe_timeline common = on_common_clock(comm, t);
     gathered g = gather(comm, &common);
     if (comm->rank == 0) {
-        char path[MOE_PATH_MAX + 16], *text = text_of(comm, t, &g, c, topologies, step);
-        snprintf(path, sizeof path, "%s/timeline.json", folder);
+        char path[MOE_PATH_MAX + 32], *text = text_of(comm, t, &g, c, topologies, step);
+        snprintf(path, sizeof path, "%s/%s", folder, moe_result_files[MOE_RESULT_TIMELINE].name);
         moe_file_write(path, text, st);
         free(text);
     }

@@ -506,7 +506,7 @@ static void explain(run *r, moe_status *writing, moe_status *st) {
     char *text = r->comm->rank == 0 ? moe_explain_json(r->c, x->token ? &x->explanation : NULL,
                                                        x->step ? &x->derivation : NULL)
                                     : NULL;
-    moe_results_text(r->comm, &r->results, "explain.json", text, writing);
+    moe_results_write_text(r->comm, &r->results, "explain.json", text, writing);
     free(text);
 }
 
@@ -544,7 +544,7 @@ static int finish(run *r, moe_status *st) {
                           &writing);
     }
     if (r->comm->rank == 0 && trains(r)) {
-        moe_terminal_outcome(&r->screen, r->c, &r->results.history, &r->results.facts);
+        moe_terminal_outcome(&r->screen, r->c, &r->results.training_history, &r->results.facts);
     }
     if (r->comm->rank == 0 && passed) {
         show_explanations(r);

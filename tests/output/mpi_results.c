@@ -317,7 +317,7 @@ static void train(const moe_comm *comm,
         }
         CHECK_MSG(moe_results_step(comm, &results, c, r, &st) == MOE_OK, "%s", st.message);
     }
-    CHECK_EQ(results.history.steps, TRAINED);
+    CHECK_EQ(results.training_history.steps, TRAINED);
     moe_topology *t = make_topologies(comm->size);
     CHECK_MSG(moe_results_close(comm, &results, c, r, t, 1, &st) == MOE_OK, "%s", st.message);
     moe_free(t);
