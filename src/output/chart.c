@@ -1,5 +1,5 @@
-/* textgraph.c: bars and the device matrix. Block characters where the locale is UTF-8, ASCII
- * otherwise; all widths are counted in columns. */
+/* chart.c: bars and the device matrix, in block characters where the locale is UTF-8 and in ASCII
+ * otherwise. All widths are counted in columns. */
 #include "output/chart.h"
 
 #include <math.h>
@@ -115,9 +115,9 @@ void moe_chart_bars(const moe_screen *s,
     }
 }
 
-/* The matrix */
+/* --- the matrix --- */
 
-typedef struct grid { /* sums by blocks */
+typedef struct grid { /* the matrix summed by blocks */
     const moe_chart_blocks *blocks;
     int32_t n;
     int64_t cell[MOE_MOST_BLOCKS][MOE_MOST_BLOCKS], from[MOE_MOST_BLOCKS], to[MOE_MOST_BLOCKS],
@@ -139,7 +139,7 @@ static void grid_sum(grid *g, const moe_chart_blocks *b, const int64_t *matrix) 
     }
 }
 
-/* Columns of the widest number in a vector of n. */
+/* How many columns the widest number in a vector of n needs. */
 static int columns_of(const int64_t *x, int32_t n) {
     int columns = 1;
     for (int32_t i = 0; i < n; i++) {

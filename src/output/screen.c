@@ -21,9 +21,9 @@ static bool is_utf8(void) {
     return !strcmp(codeset, "UTF-8") || !strcmp(codeset, "utf8");
 }
 
-/* Open MPI gives the first rank a pseudo-terminal even when mpirun's own output is piped: what
- * counts is where the launcher writes to. Looks for a launcher among the parents of this process;
- * path = its standard output, "" when there is no launcher. */
+/* Open MPI gives the first rank a pseudo-terminal even when mpirun's own output is piped, so what
+ * counts is where the launcher writes to. This function looks for a launcher among the parents of
+ * the process: path becomes the launcher's standard output, or "" when there is no launcher. */
 static void find_launcher_output(char *path, size_t capacity) {
     static const char *const launchers[] = {"mpirun",  "mpiexec", "orterun", "orted",
                                             "prterun", "prted",   NULL};
@@ -54,8 +54,8 @@ static void find_launcher_output(char *path, size_t capacity) {
     }
 }
 
-/* A descriptor of the terminal that the stream's text ends up on, to be closed; -1 when it does not
- * end on one. */
+/* Opens the terminal that the stream's text ends up on. The caller closes the descriptor; it is -1
+ * when the text does not end up on a terminal. */
 static int open_terminal(FILE *out) {
     char path[64] = "", target[256];
     if (!isatty(fileno(out))) {
@@ -175,7 +175,7 @@ void moe_screen_row(const moe_screen *s, const moe_table *table, const char *for
     line[strcspn(line, "\n")] = '\0';
     for (int i = 0, width = table->width; width > s->columns && i < 8 && table->least[i].width > 0;
          i++) {
-        int before = 0; /* columns taken out left of this one */
+        int before = 0; /* columns that were taken out left of this one */
         for (int j = 0; j < i; j++) {
             before += table->least[j].at < table->least[i].at ? table->least[j].width : 0;
         }

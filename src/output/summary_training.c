@@ -58,7 +58,7 @@ static json_t *maxvio(const moe_training_history *h) {
     return o;
 }
 
-/* null without a validation. */
+/* It is null without a validation. */
 static json_t *validations(const moe_validations *v, double unit) {
     if (v->count == 0) {
         return json_null();

@@ -6,18 +6,18 @@
 
 enum { CHECK_INDENT = 12 };
 
-static void print_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
+static void print_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
     bool batches = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1;
     moe_screen_heading(s, "Self-checks");
-    if (r->num_layers > 1 || batches) {
+    if (m->num_layers > 1 || batches) {
         moe_screen_wrapped(s, 2, "",
                            "of every layer%s; the figures are those of the first%s, or of where a "
                            "check failed first",
                            batches ? " and micro-batch" : "",
-                           r->num_layers > 1 ? " layer" : " micro-batch");
+                           m->num_layers > 1 ? " layer" : " micro-batch");
     }
-    for (int i = 0; i < r->num_checks; i++) {
-        const moe_check *k = &r->check[i];
+    for (int i = 0; i < m->num_checks; i++) {
+        const moe_check *k = &m->check[i];
         enum moe_paint paint = !k->made ? MOE_DIM : k->passed ? MOE_GREEN : MOE_RED;
         const char *label = !k->made ? "  not made" : k->passed ? "  passed" : "  FAILED";
         fputs(moe_screen_paint(s, paint), s->out);
@@ -25,14 +25,14 @@ static void print_checks(const moe_screen *s, const moe_config *c, const moe_ste
                            k->detail);
         fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
     }
-    if (!moe_step_metrics_all_passed(r)) {
+    if (!moe_step_metrics_all_passed(m)) {
         fprintf(s->out, "  This run failed its own checks: do not use its figures.\n");
     }
 }
 
 static void print_time(const moe_screen *s,
                        const moe_config *c,
-                       const moe_step_metrics *r,
+                       const moe_step_metrics *m,
                        const moe_figures *f,
                        double seconds) {
     char text[512];
@@ -40,7 +40,7 @@ static void print_time(const moe_screen *s,
         text, sizeof text,
         "%lld step%s in %s; the last one %s on the slowest rank:", (long long)s->steps_seen,
         s->steps_seen == 1 ? "" : "s", moe_format_glued(moe_format_seconds(seconds)).s,
-        moe_format_glued(moe_format_seconds(r->seconds)).s);
+        moe_format_glued(moe_format_seconds(m->seconds)).s);
     int phases = c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD;
     for (int phase = 0; phase < phases; phase++) {
         length += snprintf(text + length, sizeof text - (size_t)length, "%s %s\t%s",

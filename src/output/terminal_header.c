@@ -21,8 +21,8 @@ static void print_model(const moe_screen *s, const moe_config *c) {
         moe_config_enum_name("model.expert_type", c->model.expert_type));
 }
 
-/* What chance does to the gate in training. */
-static void print_noise(const moe_config *c, char *text, size_t room) {
+/* Writes what chance does to the gate in training. */
+static void print_noise(const moe_config *c, char *text, size_t size) {
     bool learned = c->router.noise_form == MOE_NOISE_SOFTPLUS;
     int at = 0;
     text[0] = 0;
@@ -30,35 +30,35 @@ static void print_noise(const moe_config *c, char *text, size_t room) {
         return;
     }
     if (learned || c->router.noise > 0) {
-        at = snprintf(text, room, learned ? "; noise of learned scale + %g" : "; noise %g",
+        at = snprintf(text, size, learned ? "; noise of learned scale + %g" : "; noise %g",
                       c->router.noise);
     }
     if (c->router.jitter > 0) {
-        snprintf(text + at, room - (size_t)at, "; jitter %g of what %s read%s", c->router.jitter,
+        snprintf(text + at, size - (size_t)at, "; jitter %g of what %s read%s", c->router.jitter,
                  c->router.jitter_experts ? "gate and experts" : "the gate",
                  c->router.jitter_experts ? "" : "s");
     }
 }
 
-/* How experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)", "expert
- * choice: ...". */
-static void print_method(const moe_config *c, char *text, size_t room) {
+/* Writes how experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)",
+ * "expert choice: ...". */
+static void print_method(const moe_config *c, char *text, size_t size) {
     const char *score = moe_config_enum_name("router.score_func", c->router.score_func);
     int k = c->router.top_k, n = c->model.num_experts;
     switch (moe_config_recorded(c) ? MOE_METHOD_TOPK : c->router.method) {
     case MOE_METHOD_TOPK:
-        snprintf(text, room, "%s, top %d of %d", score, k, n);
+        snprintf(text, size, "%s, top %d of %d", score, k, n);
         break;
     case MOE_METHOD_TOP_P:
-        snprintf(text, room, "%s, top-p %g, temperature %g, at most %d of %d", score,
+        snprintf(text, size, "%s, top-p %g, temperature %g, at most %d of %d", score,
                  c->router.top_p, c->router.temperature, k, n);
         break;
     case MOE_METHOD_EXPERT_CHOICE:
-        snprintf(text, room, "%s, experts choose tokens (%d each token on average, of %d)", score,
+        snprintf(text, size, "%s, experts choose tokens (%d each token on average, of %d)", score,
                  k, n);
         break;
     default:
-        snprintf(text, room, "method %s, %s, %d of %d",
+        snprintf(text, size, "method %s, %s, %d of %d",
                  moe_config_enum_name("router.method", c->router.method), score, k, n);
     }
 }
@@ -79,13 +79,13 @@ static void print_router(const moe_screen *s, const moe_config *c) {
     moe_screen_wrapped(s, LABEL, "router", "%s, %s%s%s", method, limit, noise, preset);
 }
 
-/* Which form alpha_expert trains, where it is not DeepSeek's. */
-static void print_form(const moe_config *c, char *text, size_t room) {
+/* Writes which form alpha_expert trains, where it is not DeepSeek's. */
+static void print_form(const moe_config *c, char *text, size_t size) {
     text[0] = 0;
     if (c->balance.aux_form == MOE_AUX_DEEPSEEK || c->balance.alpha_expert == 0) {
         return;
     }
-    snprintf(text, room, " (%s%s)", moe_config_enum_name("balance.aux_form", c->balance.aux_form),
+    snprintf(text, size, " (%s%s)", moe_config_enum_name("balance.aux_form", c->balance.aux_form),
              c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1
                  ? ", of all layers together"
                  : "");
@@ -150,7 +150,7 @@ static bool same_place(const moe_topology *a, const moe_topology *b) {
            a->core == b->core && a->bound_cores == b->bound_cores && a->threads == b->threads;
 }
 
-/* First rank after `from` that differs. */
+/* The first rank after `from` that differs from it. */
 static int run_end(const moe_topology *t,
                    int from,
                    int ranks,
@@ -180,7 +180,7 @@ static moe_formatted rank_range(int begin, int end) {
     return text;
 }
 
-/* "package 0, NUMA 1, core 3"; what is unknown, or several, is left out. */
+/* Prints "package 0, NUMA 1, core 3". What is unknown or not one place is left out. */
 static void print_place(const moe_screen *s, const moe_topology *t, int begin, int end) {
     char where[96] = "";
     int length = 0;
@@ -239,8 +239,8 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
     }
 }
 
-/* What is available changes from run to run: it is for who looks at a terminal, and not in what is
- * piped. */
+/* The memory that is available changes from run to run, so it is shown on a terminal only and not
+ * in what is piped. */
 static void print_memory(const moe_screen *s,
                          int ranks,
                          int64_t bytes_per_rank,
@@ -264,8 +264,8 @@ static void warn(const moe_screen *s, const char *text) {
     fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
 }
 
-/* "capacity.drop, capacity.capacity_factor have no effect: capacity.policy = none", a warning for
- * each cause. */
+/* Warns once for each cause: "capacity.drop, capacity.capacity_factor have no effect:
+ * capacity.policy = none". */
 static void warn_idle(const moe_screen *s, const moe_config *c) {
     enum { MOST = 16 };
     int key[MOST], because[MOST], count = moe_config_idle(c, key, because, MOST);

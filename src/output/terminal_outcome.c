@@ -76,8 +76,8 @@ static void print_balance(const moe_screen *s, const moe_training_history *h) {
     print_number(s, "", "balance losses x alpha", h, MOE_FIGURE_BALANCE_LOSS, 1, 6);
 }
 
-/* "lm loss 5.55 -> 1.61 nats (2.32 bits per byte); unigram entropy 3.20; expert MaxVio 2.90 ->
- * 0.71; ..." */
+/* Prints "lm loss 5.55 -> 1.61 nats (2.32 bits per byte); unigram entropy 3.20; expert MaxVio 2.90
+ * -> 0.71; ...". */
 static void print_sentence(const moe_screen *s,
                            const moe_config *c,
                            const moe_training_history *h,

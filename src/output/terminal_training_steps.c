@@ -80,13 +80,13 @@ void moe_terminal_training_heads(const moe_screen *s, const moe_config *c) {
     }
 }
 
-void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
+void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
     double f[MOE_NUM_FIGURES];
     moe_formatted cell[NUM_COLUMNS];
-    moe_training_history_figures(r, f);
-    snprintf(cell[STEP].s, sizeof cell[STEP].s, "%lld", (long long)r->step);
-    cell[TASK] = moe_format_short(r->task_loss, 4);
-    cell[BITS] = moe_format_short(r->task_loss / M_LN2, 3);
+    moe_training_history_figures(m, f);
+    snprintf(cell[STEP].s, sizeof cell[STEP].s, "%lld", (long long)m->step);
+    cell[TASK] = moe_format_short(m->task_loss, 4);
+    cell[BITS] = moe_format_short(m->task_loss / M_LN2, 3);
     cell[VALIDATION] = moe_format_short(s->validation, 4);
     cell[EXPERT] = moe_format_short(f[MOE_FIGURE_RAW + MOE_LOSS_EXPERT], 3);
     cell[DEVICE] = moe_format_short(f[MOE_FIGURE_RAW + MOE_LOSS_DEVICE], 3);
@@ -95,8 +95,8 @@ void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_ste
     cell[EXPERT_MAXVIO] = moe_format_short(f[MOE_FIGURE_EXPERT_MAXVIO], 3);
     cell[DEVICE_MAXVIO] = moe_format_short(f[MOE_FIGURE_DEVICE_MAXVIO], 3);
     cell[SENT] = moe_format_bytes((int64_t)f[MOE_FIGURE_SENT_BYTES]);
-    cell[NORM] = moe_format_short(r->gradient_norm, 3);
-    cell[TIME] = moe_format_seconds(r->seconds);
+    cell[NORM] = moe_format_short(m->gradient_norm, 3);
+    cell[TIME] = moe_format_seconds(m->seconds);
     if (isnan(s->validation)) {
         cell[VALIDATION].s[0] = '\0';
     }

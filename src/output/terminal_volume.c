@@ -117,7 +117,7 @@ static void print_levels(const moe_screen *s, const moe_figures *f) {
     }
 }
 
-/* "1: 0.2 %, 2: 4.1 %, 3: 95.7 %" */
+/* Prints "1: 0.2 %, 2: 4.1 %, 3: 95.7 %". */
 static void print_reach(const moe_screen *s, const moe_figures *f) {
     char text[1024] = "tokens by number of devices:";
     int64_t total = 0;

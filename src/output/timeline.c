@@ -55,7 +55,7 @@ static void gathered_free(gathered *g) {
     moe_free(g->offset);
 }
 
-/* This rank's spans on rank 0's clock. */
+/* The spans of this rank on the clock of rank 0. */
 static moe_timeline on_common_clock(const moe_comm *comm, const moe_timeline *t) {
     double offset = moe_comm_clock_offset(comm);
     moe_timeline out = *t;
