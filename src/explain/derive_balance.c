@@ -21,7 +21,7 @@ static const struct {
 
 enum { MAX_OVER_MEAN, MAXVIO, BALANCEDNESS, CV, GINI, ENTROPY, IDLE, NUM_METRICS };
 
-typedef struct load { /* of one layer */
+typedef struct load { /* one kind of load in one layer */
     const int64_t *x;
     int64_t n, sum, most, place, idle;
     double mean;
@@ -71,7 +71,7 @@ static double entropy(const load *a) {
     return sum;
 }
 
-/* One metric of one layer, and its formula with the values. */
+/* Computes one metric of one layer and writes its formula with the values. */
 static double metric_of(const load *a, int metric, const char *unit, moe_pieces *p) {
     double n = (double)a->n;
     double most = (double)a->most;
@@ -107,6 +107,8 @@ static double metric_of(const load *a, int metric, const char *unit, moe_pieces 
     }
 }
 
+/* The mean over layers of what this returns is reported. It is added up here in the same way as the
+ * derived value. */
 static double reported_of(const load *a, int metric) {
     moe_imbalance m = moe_imbalance_of(a->x, a->n);
     const double value[NUM_METRICS] = {m.max_over_mean, m.maxvio,  m.balancedness, m.cv,

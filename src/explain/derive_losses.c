@@ -49,7 +49,7 @@ static int64_t total(const int64_t *x, int64_t n) {
     return sum;
 }
 
-/* f P of an expert or a device. */
+/* The product f P of an expert or a device. */
 typedef struct term {
     double f, p;
     int32_t id;
@@ -64,10 +64,11 @@ static int larger_first(const void *a, const void *b) {
     return x->id - y->id;
 }
 
-/* Terms of a loss in a cell, largest first; returns their sum. terms [N or D], *count of them. */
+/* Computes the terms of a loss in a cell, largest first, and returns their sum. terms [N or D] gets
+ * *count of them. */
 static double terms_of(
     const moe_derive_job *job, int64_t *cell, int loss, term *terms, int32_t *count) {
-    const moe_stats *s = &job->scopes->global; /* its shape only */
+    const moe_stats *s = &job->scopes->global; /* used for its shape only */
     int32_t n = s->num_experts, units = losses[loss].by_device ? s->devices : n;
     double sum = 0, *a = moe_alloc(MOE_COEFFICIENTS * (int64_t)n, sizeof *a, "derivation");
     moe_balance one = *job->balance;
@@ -90,7 +91,7 @@ static double terms_of(
     return sum;
 }
 
-/* Value of a loss in a cell with tokens, from its parts. */
+/* The value of a loss in a cell with tokens. */
 static double value_of(const moe_derive_job *job, int64_t *cell, int loss, term *terms) {
     const moe_stats *s = &job->scopes->global;
     double tokens = (double)cell[MOE_STAT_TOKENS], mean, variance;
@@ -114,7 +115,7 @@ static double value_of(const moe_derive_job *job, int64_t *cell, int loss, term 
     }
 }
 
-/* "f_40 P_40 + ... = 5.67 x 0.0124 + ...; f_40 = 128 x 34 / 768" */
+/* Writes "f_40 P_40 + ... = 5.67 x 0.0124 + ...; f_40 = 128 x 34 / 768". */
 static void write_terms(
     const moe_derive_job *job, int64_t *cell, int loss, term *terms, moe_pieces *p) {
     const moe_stats *s = &job->scopes->global;
@@ -150,7 +151,7 @@ static void write_terms(
     }
 }
 
-static void write_parts(
+static void write_value(
     const moe_derive_job *job, int64_t *cell, int loss, term *terms, moe_pieces *p) {
     const moe_stats *s = &job->scopes->global;
     double tokens = (double)cell[MOE_STAT_TOKENS], mean, variance;
@@ -174,9 +175,10 @@ static void write_parts(
 
 /* --- all cells of a scope --- */
 
-typedef struct units { /* values of the losses in every sequence or device that counts, in their
-                          order, on every rank */
-    double *value;     /* [count][MOE_NUM_LOSSES] */
+/* The values of the losses in every sequence or device that counts, in their order, on every rank.
+ */
+typedef struct units {
+    double *value; /* [count][MOE_NUM_LOSSES] */
     int64_t count;
 } units;
 
@@ -190,7 +192,7 @@ static bool counts_here(const moe_derive_job *job, enum moe_scope scope, int64_t
            moe_scopes_owns(job->batch, job->scopes->first_sequence + i);
 }
 
-/* Collective. */
+/* Collective. Gathers the units of a scope from all ranks. */
 static units gather_units(const moe_derive_job *job, enum moe_scope scope, term *terms) {
     const moe_stats *s =
         scope == MOE_SCOPE_SEQUENCE ? &job->scopes->sequence : &job->scopes->device;
@@ -234,7 +236,7 @@ static const char *scope_unit(enum moe_scope scope) {
     return moe_config_enum_name("balance.scope", (int)scope);
 }
 
-/* The first sequence or device of rank 0 that counts, -1 = none. */
+/* The first sequence or device of rank 0 that counts; -1: there is none. */
 static int64_t first_unit(const moe_derive_job *job, enum moe_scope scope) {
     const moe_stats *s =
         scope == MOE_SCOPE_SEQUENCE ? &job->scopes->sequence : &job->scopes->device;
@@ -246,7 +248,7 @@ static int64_t first_unit(const moe_derive_job *job, enum moe_scope scope) {
     return -1;
 }
 
-/* "sequence 0: ...; mean of 1.65, 1.70, ... (64 sequences)" */
+/* Writes "sequence 0: ...; mean of 1.65, 1.70, ... (64 sequences)". */
 static void write_unit_mean(const moe_derive_job *job,
                             enum moe_scope scope,
                             const units *u,
@@ -261,7 +263,7 @@ static void write_unit_mean(const moe_derive_job *job,
         moe_pieces_add(p, "%s %lld: ", scope_unit(scope),
                        (long long)(scope == MOE_SCOPE_SEQUENCE ? job->scopes->first_sequence + first
                                                                : job->batch->first_device + first));
-        write_parts(job, moe_stats_cell(s, first), loss, terms, p);
+        write_value(job, moe_stats_cell(s, first), loss, terms, p);
         moe_pieces_add(p, "; ");
     }
     moe_pieces_add(p, "mean of ");
@@ -290,7 +292,7 @@ static void add_loss(moe_derivation *d,
     if (!whole) {
         write_unit_mean(job, scope, u, loss, trains, terms, &p);
     } else if (global[MOE_STAT_TOKENS]) {
-        write_parts(job, global, loss, terms, &p);
+        write_value(job, global, loss, terms, &p);
     }
     snprintf(name, sizeof name, "%s%s%s", losses[loss].name, trains ? "" : ", scope ",
              trains ? "" : scope_unit(scope));
@@ -363,8 +365,8 @@ static void add_total(moe_derivation *d,
                        p.length ? p.text : "no loss has a coefficient");
 }
 
-/* What of a layer belongs to one of several micro-batches: shown of the last, and the losses added
- * up for their mean. */
+/* Marks the items from `first` on as those of one of several micro-batches, of which the last one
+ * is shown, and adds up the losses for their mean. */
 static void note_micro_batch(moe_derivation *d,
                              const moe_derive_job *job,
                              const moe_layer_metrics *metrics,
@@ -457,7 +459,7 @@ static void add_layer_means(moe_derivation *d, const moe_step_metrics *m, const 
     }
 }
 
-/* The total of the table: a mean over layers, and what is trained over all layers once. */
+/* The total of the table is a mean over layers, and the loss over all layers once. */
 static void add_step_total(moe_derivation *d, const moe_step_metrics *m, const moe_figures *f) {
     double sum = 0;
     moe_pieces p = {.length = 0};

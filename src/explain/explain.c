@@ -1,5 +1,5 @@
-/* explain.c: the token's rank writes down what it knows, the experts' ranks add what they returned,
- * and everybody gets a copy. */
+/* explain.c: the rank of the token writes down what it knows, the ranks of its experts add what
+ * they returned, and every rank gets a copy. */
 #include "explain/explain.h"
 
 #include <math.h>
@@ -44,7 +44,7 @@ static double norm(const real *x, int64_t n) {
     return sqrt(sum);
 }
 
-/* Collective. The bytes around the token, each from the rank that holds it. */
+/* Collective. Gathers the bytes around the token, each from the rank that holds it. */
 static void gather_text(moe_explanation *e, const moe_context *context) {
     const moe_batch *b = context->batch;
     int64_t begin = e->sequence * b->sequence_length, end = begin + b->sequence_length;
@@ -76,7 +76,7 @@ static void fill_head(moe_explanation *e, const moe_watched *w) {
 
 /* --- what the token's rank knows --- */
 
-/* Scores of a computed routing; false where the logits are bad. */
+/* Fills in the scores of a computed routing. Returns false where the logits are bad. */
 static bool score_token(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     int32_t n = e->num_experts;
@@ -149,7 +149,7 @@ static void fill_choices(const moe_watched *w) {
     }
 }
 
-/* g = score / divisor x factor, in the terms of the weights that came out. */
+/* g = score / divisor x factor, where divisor and factor are those of the weights that came out. */
 static void fill_weights(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     e->weight_divisor = e->weight_factor = NAN;
@@ -220,8 +220,7 @@ static double dot(const real *a, const real *b, int64_t n) {
     return sum;
 }
 
-/* The choice that sent selection j of the token (in the order of the routing that is sent) stands
- * for. */
+/* The choice behind the j-th selection of the token that is sent. */
 static moe_explained_choice *choice_of(const moe_watched *w, int64_t j) {
     const moe_drop *drop = &w->a->drop;
     if (!drop->on) {
@@ -272,7 +271,7 @@ static void fill_output(const moe_watched *w, const real *output, const real *y)
 
 /* --- together --- */
 
-/* Collective. Every rank gets the layer as the token's rank has it. */
+/* Collective. Gives every rank the layer as the token's rank has it. */
 static void share_layer(const moe_watched *w) {
     const moe_comm *comm = w->context->comm;
     moe_explained_layer *e = w->e, head = *e;

@@ -5,7 +5,7 @@
 #include "explain/explanation.h"
 #include "model/layer.h"
 
-/* A token in a layer, seen from this rank. */
+/* The token in a layer, seen from this rank. */
 typedef struct moe_watched {
     const moe_layer *layer;
     const moe_context *context;
@@ -14,7 +14,7 @@ typedef struct moe_watched {
     moe_router router; /* with the keys of the step */
     int64_t token;     /* global id */
     int32_t device, rank;
-    bool here;     /* this rank is the token's */
+    bool here;     /* whether this rank is the token's */
     int64_t local; /* its id on its rank */
 } moe_watched;
 

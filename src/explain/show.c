@@ -14,27 +14,27 @@ enum { MOST_BARS = 16, OTHERS = 4 };
 
 /* --- the token --- */
 
-/* The token in its text, with as much around it as the line holds. */
+/* Prints the token in its text, with as much around it as the line holds. */
 static void print_text(const moe_screen *s, const moe_explanation *e) {
     char byte[2 * MOE_EXPLAINED_BYTES + 1][5], own[5];
     int middle = MOE_EXPLAINED_BYTES;
     int begin = middle;
     int end = middle + 1;
-    int room = s->width - (int)strlen("  text       \"[]\"");
+    int left = s->width - (int)strlen("  text       \"[]\"");
     for (int i = 0; i <= 2 * middle; i++) {
         if (e->byte[i] >= 0) {
             moe_explanation_byte(e->byte[i], byte[i]);
         }
     }
-    room -= moe_explanation_byte(e->byte[middle], own);
-    for (int reach = 1; reach <= middle; reach++) { /* one on either side in turn */
+    left -= moe_explanation_byte(e->byte[middle], own);
+    for (int reach = 1; reach <= middle; reach++) { /* one byte on either side in turn */
         for (int side = -1; side <= 1; side += 2) {
             int at = middle + side * reach, length = e->byte[at] < 0 ? 0 : (int)strlen(byte[at]);
             bool next = side < 0 ? at == begin - 1 : at == end;
-            if (!next || length == 0 || length > room) {
+            if (!next || length == 0 || length > left) {
                 continue;
             }
-            room -= length;
+            left -= length;
             begin = side < 0 ? at : begin;
             end = side < 0 ? end : at + 1;
         }
@@ -94,7 +94,7 @@ static bool has_added(const moe_explained_layer *l) {
 
 enum { SCORES_WIDTH = 2 + 6 + 5 + 9 + 9, MARK_WIDTH = 13, ADDED_WIDTH = 18, LEAST_BAR = 10 };
 
-/* Which columns there are: with a bias, a narrow screen shows neither logit nor bias. */
+/* Which columns are shown: with a bias, a narrow screen has neither logit nor bias. */
 typedef struct bar_columns {
     bool logit, added;
     int bar;

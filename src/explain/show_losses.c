@@ -1,5 +1,5 @@
-/* show_losses.c: the token's share of the losses, where it comes from, and the gradient it
- * gets. */
+/* show_losses.c: the token's share of the losses, where it comes from, and the gradient that the
+ * token gets. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +45,8 @@ static int larger_first(const void *a, const void *b) {
     return x->id - y->id;
 }
 
-/* The largest of `units` equal blocks of experts (devices, or experts themselves) and their sum. */
+/* Prints the largest terms of `units` equal blocks of experts (devices, or experts themselves) and
+ * the sum of all terms. */
 static void print_terms(const moe_screen *s,
                         const moe_explained_layer *l,
                         int loss,
@@ -137,8 +138,8 @@ enum { MOST_ROWS = 12, OTHERS = 2, MOST_COLUMNS = 4 };
 
 enum { OTHER_LOSSES = -1 };
 
-/* The losses with a coefficient, each a column as long as there is room, the last one for all
- * others where there is not; returns how many. */
+/* Each loss with a coefficient gets a column as long as there are columns; where they do not
+ * suffice, the last one is for all other losses. Returns how many columns there are. */
 static int columns_of(const moe_explained_layer *l, int column[MOST_COLUMNS]) {
     int count = 0, most = l->has_task ? MOST_COLUMNS - 1 : MOST_COLUMNS;
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
@@ -172,7 +173,7 @@ static double in_column(
     return sum;
 }
 
-/* 1, 1e3, 1e6, ...: what brings the largest of the numbers shown to 1 .. 1000. */
+/* The power of 1000 that brings the largest of the numbers shown to 1 .. 1000, and its name. */
 static double scale_of(const moe_explained_layer *l,
                        const int32_t *expert,
                        int32_t count,
@@ -190,7 +191,7 @@ static double scale_of(const moe_explained_layer *l,
     return scale;
 }
 
-/* Of the gradients: the losses' columns go first where there is no room. */
+/* The table of the gradients. A narrow terminal does without the columns of the losses. */
 static moe_table gradient_table(const moe_explained_layer *l, int columns) {
     moe_table t = {.width = 8 + 10 * (columns + (l->has_task ? 3 : 1)) + 8};
     for (int i = 0; i < columns; i++) {

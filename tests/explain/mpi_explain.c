@@ -1,4 +1,4 @@
-/* test_explain.c: an explanation of every token adds up. Shares of the losses to the losses, rows
+/* mpi_explain.c: an explanation of every token adds up. Shares of the losses to the losses, rows
  * to the volume, contributions to y; gradients are the program's, bit for bit; groups and choices
  * those of the oracle; and the same numbers when the devices are folded onto one rank. A derivation
  * agrees with what is reported, and does not when what is reported is wrong.

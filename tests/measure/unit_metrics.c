@@ -1,4 +1,4 @@
-/* test_record.c: the record of a step: clearing, merging of checks, sums and means over layers. */
+/* unit_metrics.c: the metrics of a step: clearing, and merging of checks. */
 #include "check.h"
 #include "made_record.h"
 

@@ -1,4 +1,4 @@
-/* test_results.c: the results' folder: what is written reads back equal, folders that must not be
+/* mpi_results.c: the results' folder: what is written reads back equal, folders that must not be
  * touched are refused, and a full disk is one sentence on every rank.
  *
  * ctest: f64 */

@@ -1,5 +1,6 @@
-/* test_report.c: the report of a made-up record at D = 8 and D = 64, piped: no control characters,
- * no line over 80 columns, and the numbers on the screen are the record's. */
+/* unit_terminal.c: the text on the screen for made-up metrics at D = 8 and D = 64, piped: no
+ * control characters, no line over 80 columns, and the numbers on the screen are those of the
+ * metrics. */
 #include <stdlib.h>
 #include <unistd.h>
 
