@@ -39,8 +39,8 @@ typedef struct moe_explained_row {
 
 typedef struct moe_explained_loss {
     double batch;   /* raw, in the scope that trains; the total has it times alpha */
-    double share;   /* what the token adds: the shares of all counted tokens add up to `batch`. NaN
-                       where   the loss is no sum over tokens */
+    double share;   /* what the token adds: the shares of all counted tokens add up to `batch`; NaN
+                       where the loss is no sum over tokens */
     double alpha;   /* in this step */
     int32_t layers; /* the shares in how many layers add up to `batch`: 1, or all of them for the
                        loss over all layers */
@@ -86,9 +86,8 @@ typedef struct moe_explained_layer {
     double *total_gradient;   /* [N] what the gate gets; training only */
 } moe_explained_layer;
 
-enum {
-    MOE_EXPLAINED_BYTES = 24
-}; /* how many bytes of a text are shown before and after the token */
+/* How many bytes of a text are shown before the token, and after it. */
+enum { MOE_EXPLAINED_BYTES = 24 };
 
 typedef struct moe_explanation {
     int64_t token; /* global id */
