@@ -26,8 +26,13 @@
 #include "base/status.h"
 
 const char *const moe_loss_names[MOE_NUM_LOSSES] = {
-    "expert",     "device", "comm",           "z",       "switch",   "gshard", "mixtral",
-    "importance", "load",   "usage_variance", "entropy", "entropy_z"};
+#define LOSS(id, key, title) key,
+#include "balance/losses.def"
+};
+const char *const moe_loss_titles[MOE_NUM_LOSSES] = {
+#define LOSS(id, key, title) title,
+#include "balance/losses.def"
+};
 
 bool moe_balance_has_all_layers(const moe_balance_config *c) {
     return c->aux_form == MOE_AUX_MIXTRAL;

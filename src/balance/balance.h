@@ -10,25 +10,16 @@
 #include "placement/placement.h"
 #include "router/stats.h"
 
-/* The first three are DeepSeek's; z is a mean over tokens; switch and gshard are one formula under
- * its two names. The last three are diagnostics without gradient. */
+/* losses.def has one row for each loss and says what each one is. The first three are DeepSeek's; z
+ * is a mean over tokens; switch and gshard are one formula under its two names. The last three are
+ * diagnostics without gradient. */
 enum moe_loss {
-    MOE_LOSS_EXPERT,
-    MOE_LOSS_DEVICE,
-    MOE_LOSS_COMM,
-    MOE_LOSS_Z,
-    MOE_LOSS_SWITCH,
-    MOE_LOSS_GSHARD,
-    MOE_LOSS_MIXTRAL,
-    MOE_LOSS_IMPORTANCE,
-    MOE_LOSS_LOAD,
-    MOE_LOSS_USAGE_VARIANCE,
-    MOE_LOSS_ENTROPY,
-    MOE_LOSS_ENTROPY_Z,
+#define LOSS(id, key, title) MOE_LOSS_##id,
+#include "balance/losses.def"
     MOE_NUM_LOSSES
 };
-extern const char *const moe_loss_names[MOE_NUM_LOSSES]; /* "expert", "device", "comm", "z",
-                                                            "switch", ... */
+extern const char *const moe_loss_names[MOE_NUM_LOSSES];  /* keys in JSON: "expert", "comm", ... */
+extern const char *const moe_loss_titles[MOE_NUM_LOSSES]; /* "expert", "communication", ... */
 
 typedef struct moe_balance {
     double alpha[MOE_NUM_LOSSES];

@@ -1,16 +1,18 @@
-/* derive_balance.c: metrics of load by their definitions: nothing is sorted, no two share a step.
- */
+/* derive_balance.c: the metrics of balance by their definitions. Nothing is sorted, and no two of
+ * them share a step of the computation. */
 #include <math.h>
 #include <stddef.h>
+#include <stdio.h>
 
 #include "explain/derive_internal.h"
 #include "measure/imbalance.h"
+#include "output/format.h"
 
 static const struct {
     const char *name, *unit;
     size_t member;
     bool by_expert;
-} kinds[] = {
+} loads[] = {
     {"experts, selections", "expert", offsetof(moe_layer_metrics, counts_per_expert), true},
     {"devices, selections", "device", offsetof(moe_layer_metrics, counts_per_device), false},
     {"devices, rows received", "device", offsetof(moe_layer_metrics, received_rows), false},
@@ -19,15 +21,15 @@ static const struct {
 
 enum { MAX_OVER_MEAN, MAXVIO, BALANCEDNESS, CV, GINI, ENTROPY, IDLE, NUM_METRICS };
 
-typedef struct load { /* of one layer */
+typedef struct load { /* one kind of load in one layer */
     const int64_t *x;
     int64_t n, sum, most, place, idle;
     double mean;
 } load;
 
-static load load_of(const moe_step_metrics *r, int32_t layer, size_t kind) {
-    load a = {.x = *(int64_t *const *)((const char *)&r->layer[layer] + kinds[kind].member),
-              .n = kinds[kind].by_expert ? r->num_experts : r->devices};
+static load load_of(const moe_step_metrics *m, int32_t layer, size_t kind) {
+    load a = {.x = *(int64_t *const *)((const char *)&m->layer[layer] + loads[kind].member),
+              .n = loads[kind].by_expert ? m->num_experts : m->devices};
     for (int64_t i = 0; i < a.n; i++) {
         a.sum += a.x[i];
         a.idle += a.x[i] == 0;
@@ -48,7 +50,7 @@ static double deviation(const load *a) {
     return sqrt(squares / (double)a->n);
 }
 
-/* sum_i sum_j |x_i - x_j|, exact */
+/* sum_i sum_j |x_i - x_j|, which is exact. */
 static double differences(const load *a) {
     int64_t sum = 0;
     for (int64_t i = 0; i < a->n; i++) {
@@ -69,7 +71,7 @@ static double entropy(const load *a) {
     return sum;
 }
 
-/* One metric of one layer, and its formula with the values. */
+/* Computes one metric of one layer and writes its formula with the values. */
 static double metric_of(const load *a, int metric, const char *unit, moe_pieces *p) {
     double n = (double)a->n;
     double most = (double)a->most;
@@ -105,14 +107,16 @@ static double metric_of(const load *a, int metric, const char *unit, moe_pieces 
     }
 }
 
+/* The mean over layers of what this returns is reported. It is added up here in the same way as the
+ * derived value. */
 static double reported_of(const load *a, int metric) {
     moe_imbalance m = moe_imbalance_of(a->x, a->n);
     const double value[NUM_METRICS] = {m.max_over_mean, m.maxvio,  m.balancedness, m.cv,
-                                       m.gini,          m.entropy, (double)m.idle};
+                                       m.gini,          m.entropy, m.idle};
     return value[metric];
 }
 
-void moe_derive_balance(moe_derivation *d, const moe_step_metrics *r) {
+void moe_derive_balance(moe_derivation *d, const moe_step_metrics *m) {
     static const char *const names[NUM_METRICS] = {"max/mean", "MaxVio",  "mean/max", "CV",
                                                    "Gini",     "entropy", "idle"};
     static const char *const formulas[NUM_METRICS] = {"max / mean",
@@ -122,23 +126,24 @@ void moe_derive_balance(moe_derivation *d, const moe_step_metrics *r) {
                                                       "sum_i sum_j |x_i - x_j| / (2 n sum x)",
                                                       "-sum p ln p, p = x / sum x",
                                                       "entries that are 0"};
-    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+    for (size_t kind = 0; kind < sizeof loads / sizeof loads[0]; kind++) {
         for (int metric = 0; metric < NUM_METRICS; metric++) {
             moe_derived_numbers sum = {0, 0};
             moe_pieces p = {.length = 0}, unused;
             char name[64];
-            for (int32_t l = 0; l < r->num_layers; l++) {
-                load a = load_of(r, l, kind);
+            for (int32_t l = 0; l < m->num_layers; l++) {
+                load a = load_of(m, l, kind);
                 unused.length = 0;
                 sum.value +=
-                    metric_of(&a, metric, kinds[kind].unit, l == 0 ? &p : &unused) / r->num_layers;
-                sum.reported += reported_of(&a, metric) / r->num_layers;
+                    metric_of(&a, metric, loads[kind].unit, l == 0 ? &p : &unused) / m->num_layers;
+                sum.reported += reported_of(&a, metric) / m->num_layers;
             }
-            snprintf(name, sizeof name, "%s: %s", kinds[kind].name, names[metric]);
-            if (r->num_layers > 1) {
-                moe_pieces_add(&p, " in layer 0; mean of %d layers", r->num_layers);
+            snprintf(name, sizeof name, "%s: %s", loads[kind].name, names[metric]);
+            if (m->num_layers > 1) {
+                moe_pieces_add(&p, " in layer 0; mean of %d layers", m->num_layers);
             }
-            moe_derive_add(d, MOE_DERIVED_BALANCE, -1, name, sum, formulas[metric], "%s", p.text);
+            moe_derivation_add(d, MOE_DERIVED_BALANCE, -1, name, sum, formulas[metric], "%s",
+                               p.text);
         }
     }
 }

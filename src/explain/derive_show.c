@@ -1,8 +1,9 @@
-/* derive_show.c: the derivation on the screen, part by part. */
-#include <math.h>
-#include <string.h>
+/* derive_show.c: the derivation on the screen, section by section. */
+#include "explain/derive_show.h"
 
-#include "explain/derive.h"
+#include <math.h>
+
+#include "output/format.h"
 
 static bool is_shown(const moe_derived *item) {
     return !item->aside || !item->agrees;
@@ -17,7 +18,7 @@ static moe_formatted value_text(double v) {
     return text;
 }
 
-/* Name and value, then "formula = formula with its values". */
+/* Prints name and value, then "formula = formula with its values". */
 static void print_item(const moe_screen *s, const moe_derived *item) {
     fprintf(s->out, "  %s%s", moe_screen_paint(s, MOE_BOLD), item->name);
     if (item->layer > 0) {
@@ -47,10 +48,10 @@ void moe_derive_show(const moe_screen *s, const moe_derivation *d) {
                        "selections, c_i of them of expert i, s' scores "
                        "as the losses use them; each value below is computed again from these and "
                        "compared with the one that is reported");
-    for (int part = 0; part < MOE_NUM_DERIVED_PARTS; part++) {
-        moe_screen_heading(s, "%s", moe_derived_parts[part]);
+    for (int section = 0; section < MOE_NUM_DERIVED_SECTIONS; section++) {
+        moe_screen_heading(s, "%s", moe_derived_sections[section]);
         for (int32_t i = 0; i < d->count; i++) {
-            if ((int)d->item[i].part != part) {
+            if ((int)d->item[i].section != section) {
                 continue;
             }
             hidden += !is_shown(&d->item[i]);

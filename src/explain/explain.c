@@ -1,11 +1,13 @@
-/* explain.c: the token's rank writes down what it knows, the experts' ranks add what they returned,
- * and everybody gets a copy. */
+/* explain.c: the rank of the token writes down what it knows, the ranks of its experts add what
+ * they returned, and every rank gets a copy. */
 #include "explain/explain.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "exchange/row_format.h"
+#include "explain/derive.h"
+#include "explain/derive_losses.h"
 #include "explain/internal.h"
 #include "router/methods.h"
 #include "router/scores.h"
@@ -14,10 +16,10 @@
 
 /* --- where the token is --- */
 
-moe_watched moe_watch(moe_explanation *e,
-                      const moe_layer *layer,
-                      const moe_context *context,
-                      const moe_activations *a) {
+static moe_watched watch(moe_explanation *e,
+                         const moe_layer *layer,
+                         const moe_context *context,
+                         const moe_activations *a) {
     const moe_batch *b = context->batch;
     int32_t d = 0;
     while (moe_batch_token_begin(b->num_tokens_global, b->devices, d + 1) <= e->token) {
@@ -36,7 +38,7 @@ moe_watched moe_watch(moe_explanation *e,
     return w;
 }
 
-double moe_explain_norm(const real *x, int64_t n) {
+static double norm(const real *x, int64_t n) {
     double sum = 0;
     for (int64_t i = 0; i < n; i++) {
         sum += (double)x[i] * (double)x[i];
@@ -44,7 +46,7 @@ double moe_explain_norm(const real *x, int64_t n) {
     return sqrt(sum);
 }
 
-/* Collective. The bytes around the token, each from the rank that holds it. */
+/* Collective. Gathers the bytes around the token, each from the rank that holds it. */
 static void gather_text(moe_explanation *e, const moe_context *context) {
     const moe_batch *b = context->batch;
     int64_t begin = e->sequence * b->sequence_length, end = begin + b->sequence_length;
@@ -76,7 +78,7 @@ static void fill_head(moe_explanation *e, const moe_watched *w) {
 
 /* --- what the token's rank knows --- */
 
-/* Scores of a computed routing; false where the logits are bad. */
+/* Fills in the scores of a computed routing. Returns false where the logits are bad. */
 static bool score_token(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     int32_t n = e->num_experts;
@@ -150,7 +152,7 @@ static void fill_choices(const moe_watched *w) {
     }
 }
 
-/* g = score / divisor x factor, in the terms of the weights that came out. */
+/* g = score / divisor x factor, where divisor and factor are those of the weights that came out. */
 static void fill_weights(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     e->weight_divisor = e->weight_factor = NAN;
@@ -222,8 +224,7 @@ static double dot(const real *a, const real *b, int64_t n) {
     return sum;
 }
 
-/* The choice that sent selection j of the token (in the order of the routing that is sent) stands
- * for. */
+/* The choice behind the j-th selection of the token that is sent. */
 static moe_explained_choice *choice_of(const moe_watched *w, int64_t j) {
     const moe_drop *drop = &w->a->drop;
     if (!drop->on) {
@@ -251,7 +252,7 @@ static void fill_output(const moe_watched *w, const real *output, const real *y)
         double g = (double)sent->weight[begin + j];
         moe_explained_choice *k = choice_of(w, j);
         k->sent_weight = g;
-        k->output_norm = moe_explain_norm(out, h);
+        k->output_norm = norm(out, h);
         k->contribution = fabs(g) * k->output_norm;
         k->share = squares > 0 ? g * dot(out, own_y, h) / squares : NAN;
         for (int64_t i = 0; i < h; i++) {
@@ -259,14 +260,14 @@ static void fill_output(const moe_watched *w, const real *output, const real *y)
         }
     }
     const real *shared = w->layer->shared.count ? w->a->shared_y + w->local * h : NULL;
-    e->shared_norm = shared ? moe_explain_norm(shared, h) : NAN;
+    e->shared_norm = shared ? norm(shared, h) : NAN;
     e->shared_share = shared && squares > 0 ? dot(shared, own_y, h) / squares : NAN;
     e->gap = 0;
     for (int64_t i = 0; i < h; i++) {
         e->gap = fmax(e->gap, fabs(rest[i] - (shared ? (double)shared[i] : 0)));
     }
-    e->x_norm = moe_explain_norm(x, h);
-    e->u_norm = moe_explain_norm(w->a->x + w->local * h, h);
+    e->x_norm = norm(x, h);
+    e->u_norm = norm(w->a->x + w->local * h, h);
     e->y_norm = sqrt(squares);
     e->residual_norm = w->context->config->model.residual ? sqrt(residual) : NAN;
     moe_free(rest);
@@ -274,19 +275,14 @@ static void fill_output(const moe_watched *w, const real *output, const real *y)
 
 /* --- together --- */
 
-/* Collective. Every rank gets the layer as the token's rank has it. */
+/* Collective. Gives every rank the layer as the token's rank has it. */
 static void share_layer(const moe_watched *w) {
     const moe_comm *comm = w->context->comm;
     moe_explained_layer *e = w->e, head = *e;
     moe_comm_bcast(comm, &head, sizeof head, w->rank);
     if (!w->here) {
-        moe_explained_choice *choice = e->choice;
-        moe_explained_row *row = e->row;
-        double *numbers = e->numbers;
+        head.block = e->block;
         *e = head;
-        e->choice = choice;
-        e->row = row;
-        e->numbers = numbers;
         moe_explained_reserve(e);
     }
     moe_comm_bcast(comm, e->choice, e->num_choices * (int64_t)sizeof *e->choice, w->rank);
@@ -300,7 +296,7 @@ static void explain_token(moe_explanation *e,
                           const moe_activations *a,
                           const real *y,
                           const moe_layer_metrics *metrics) {
-    moe_watched w = moe_watch(e, layer, context, a);
+    moe_watched w = watch(e, layer, context, a);
     if (layer->index == 0) {
         fill_head(e, &w);
     }
@@ -350,7 +346,7 @@ void moe_explain_forward(moe_explainer *x,
                           .scopes = &a->scopes,
                           .layer = layer->index,
                           .micro_batch = x->micro_batch};
-    moe_derive_layer(&x->derivation, &job, metrics);
+    moe_derive_losses(&x->derivation, &job, metrics);
 }
 
 void moe_explain_upstream(moe_explainer *x,
@@ -360,10 +356,10 @@ void moe_explain_upstream(moe_explainer *x,
     if (!watches_token(x, context)) {
         return;
     }
-    moe_watched w = moe_watch(&x->explanation, layer, context, NULL);
+    moe_watched w = watch(&x->explanation, layer, context, NULL);
     int64_t h = context->config->model.hidden_size;
     if (w.here) {
-        w.e->gradient_norm = moe_explain_norm(dy + w.local * h, h);
+        w.e->gradient_norm = norm(dy + w.local * h, h);
     }
 }
 
@@ -375,7 +371,7 @@ void moe_explain_backward(moe_explainer *x,
     if (!watches_token(x, context)) {
         return;
     }
-    moe_watched w = moe_watch(&x->explanation, layer, context, a);
+    moe_watched w = watch(&x->explanation, layer, context, a);
     if (w.here) {
         int64_t n = w.e->num_experts;
         w.e->has_task = true;

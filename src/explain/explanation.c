@@ -1,7 +1,9 @@
-/* explanation.c: room for an explanation. */
+/* explanation.c: the memory of an explanation. */
 #include "explain/explanation.h"
 
 #include <math.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "base/alloc.h"
 
@@ -10,15 +12,9 @@ void moe_explanation_init(moe_explanation *e, int64_t token, int32_t num_layers)
     e->layer = moe_alloc_zero(num_layers, sizeof *e->layer, "explanation");
 }
 
-static void free_layer(moe_explained_layer *l) {
-    moe_free(l->choice);
-    moe_free(l->row);
-    moe_free(l->numbers);
-}
-
 void moe_explanation_free(moe_explanation *e) {
     for (int32_t i = 0; e->layer && i < e->num_layers; i++) {
-        free_layer(&e->layer[i]);
+        moe_block_free(&e->layer[i].block);
     }
     moe_free(e->layer);
     *e = (moe_explanation){.token = -1};
@@ -30,10 +26,13 @@ int64_t moe_explained_words(const moe_explained_layer *l) {
 
 void moe_explained_reserve(moe_explained_layer *l) {
     int64_t n = l->num_experts, words = moe_explained_words(l);
-    free_layer(l);
-    l->choice = moe_alloc_zero(l->num_choices, sizeof *l->choice, "explanation");
-    l->row = moe_alloc_zero(l->num_rows, sizeof *l->row, "explanation");
-    l->numbers = moe_alloc(words, sizeof *l->numbers, "explanation");
+    const moe_block_array table[] = {
+        MOE_ARRAY(l->choice, l->num_choices),
+        MOE_ARRAY(l->row, l->num_rows),
+        MOE_ARRAY(l->numbers, words),
+    };
+    moe_block_reserve(&l->block, table, MOE_ARRAYS(table), "explanation");
+    memset(l->block.memory, 0, (size_t)l->block.capacity);
     for (int64_t i = 0; i < words; i++) {
         l->numbers[i] = NAN;
     }
@@ -48,4 +47,12 @@ void moe_explained_reserve(moe_explained_layer *l) {
     l->gradient = l->coefficient + MOE_NUM_LOSSES * n;
     l->group_score = l->gradient + MOE_NUM_LOSSES * n;
     l->admitted = l->group_score + l->num_groups;
+}
+
+int moe_explanation_byte(int64_t byte, char text[5]) {
+    const char *const named[] = {['\n'] = "\\n", ['\t'] = "\\t", ['\r'] = "\\r", ['\\'] = "\\\\"};
+    if (byte < (int64_t)(sizeof named / sizeof named[0]) && named[byte]) {
+        return snprintf(text, 5, "%s", named[byte]);
+    }
+    return snprintf(text, 5, byte >= 32 && byte < 127 ? "%c" : "\\x%02x", (int)byte);
 }

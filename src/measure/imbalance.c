@@ -1,5 +1,5 @@
-/* metrics.c: balance metrics of a vector of loads: one sort, then one formula each (method.md, 6).
- */
+/* imbalance.c: the loads are sorted once; then each metric is one formula of docs/method.md
+ * section 6. */
 #include "measure/imbalance.h"
 
 #include <math.h>
@@ -10,14 +10,8 @@
 #include "base/status.h"
 
 const moe_imbalance_formula moe_imbalance_formulas[] = {
-    {"max_over_mean", "max / mean"},
-    {"maxvio", "max / mean - 1"},
-    {"balancedness", "mean / max"},
-    {"cv", "population standard deviation / mean"},
-    {"gini", "sum_i (2i - n - 1) x_(i) / (n sum x)"},
-    {"entropy", "-sum p ln p, p = x / sum x"},
-    {"idle", "entries that are 0"},
-    {"p50, p90, p99", "percentiles, linear interpolation"},
+#define IMBALANCE(name, formula) {#name, formula},
+#include "measure/names.def"
     {NULL, NULL},
 };
 
@@ -26,7 +20,8 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Value below which the share q of the n sorted entries lies: between neighbours, linear. */
+/* The value below which the share q of the n sorted entries lies. Between two neighbours it is
+ * interpolated, as numpy does by default. */
 static double percentile(const int64_t *sorted, int64_t n, double q) {
     double position = q * (double)(n - 1);
     int64_t below = (int64_t)position;
@@ -74,8 +69,24 @@ moe_imbalance moe_imbalance_of(const int64_t *load, int64_t n) {
     return m;
 }
 
-/* Expert after expert: with y groups reached by the first k, the next one falls into a reached
- * group with probability (y n - k) / (N - k). */
+void moe_imbalance_add(moe_imbalance *sum, const moe_imbalance *m, double share) {
+#define IMBALANCE(name, formula) sum->name += m->name * share;
+#include "measure/names.def"
+}
+
+double moe_imbalance_max_over_mean(const int64_t *load, int64_t n) {
+    int64_t most = 0;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        most = load[i] > most ? load[i] : most;
+        sum += (double)load[i];
+    }
+    return sum > 0 ? (double)most * (double)n / sum : 1;
+}
+
+/* p[y] is the probability that the experts drawn so far have reached y groups. The experts are
+ * drawn one after the other: when the first k of them have reached y groups of n experts, the next
+ * one falls into one of these groups with probability (y n - k) / (N - k). */
 double moe_imbalance_expected_reach(int32_t num_experts,
                                     int32_t groups,
                                     int32_t top_k,

@@ -1,34 +1,41 @@
-/* metrics.h: balance metrics of a vector of loads, each with its formula. Layer 4 (show): pure.
- * method.md section 6. */
+/* imbalance.h: how unevenly a load is spread over experts, devices or nodes.
+ *
+ * Every metric is a function of one vector of loads x_1 .. x_n; its formula stands in names.def.
+ * docs/method.md section 6. */
 #ifndef MOESIM_MEASURE_IMBALANCE_H
 #define MOESIM_MEASURE_IMBALANCE_H
 
 #include <stdint.h>
 
+/* One number for each IMBALANCE row of names.def: max_over_mean, maxvio, balancedness, cv, gini,
+ * entropy (nats, ln n at balance), idle (how many loads are 0), p50, p90, p99. They are doubles so
+ * that a mean over layers has the same type. */
 typedef struct moe_imbalance {
-    double max_over_mean; /* max / mean */
-    double maxvio;       /* max / mean - 1; TensorRT-LLM's (max - mean) / mean is the same number */
-    double balancedness; /* mean / max (SGLang, vLLM) */
-    double cv;           /* population standard deviation / mean */
-    double gini;         /* sum_i (2 i - n - 1) x_(i) / (n sum x), i = 1..n ascending */
-    double entropy;      /* -sum p ln p, p = x / sum x, nats; ln n at balance */
-    int64_t idle;        /* entries that are 0 */
-    double p50, p90, p99; /* percentiles, linear interpolation (numpy's default) */
+#define IMBALANCE(name, formula) double name;
+#include "measure/names.def"
 } moe_imbalance;
 
-/* Local. Metrics of n >= 1 loads; all zero loads give max_over_mean = 1, maxvio = 0, balancedness =
- * 1, cv = gini = entropy = 0. */
-moe_imbalance moe_imbalance_of(const int64_t *load, int64_t n);
-
-/* Local. Table of (name, formula) for reports; ends with a NULL name. */
+/* The names and formulas in the order of the members; the last row has a NULL name. */
 typedef struct moe_imbalance_formula {
     const char *name, *formula;
 } moe_imbalance_formula;
 extern const moe_imbalance_formula moe_imbalance_formulas[];
 
-/* Local. E[min(limit, X)], X = number of distinct groups (of num_experts / groups experts each)
- * among top_k experts drawn uniformly without replacement. limit >= groups gives E[X] = D (1 -
- * C(N-n,K) / C(N,K)): what routing without preference would reach (method.md, 1). */
+/* Local. The metrics of n >= 1 loads. Loads that are all zero count as balanced: max_over_mean and
+ * balancedness are 1, everything else but idle is 0. */
+moe_imbalance moe_imbalance_of(const int64_t *load, int64_t n);
+
+/* Local. Adds share x every metric to *sum, for means over layers. */
+void moe_imbalance_add(moe_imbalance *sum, const moe_imbalance *m, double share);
+
+/* Local. max / mean alone, without sorting and without memory: cheap enough for every rank after
+ * every step. 1 where all loads are zero. */
+double moe_imbalance_max_over_mean(const int64_t *load, int64_t n);
+
+/* Local. The expected value of min(limit, X), where X is the number of distinct groups (of
+ * num_experts / groups experts each) among top_k experts that are drawn uniformly without
+ * replacement. With limit >= groups this is E[X] = D (1 - C(N-n,K) / C(N,K)), which routing
+ * without any preference would reach. docs/method.md section 1. */
 double moe_imbalance_expected_reach(int32_t num_experts,
                                     int32_t groups,
                                     int32_t top_k,

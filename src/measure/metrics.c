@@ -1,6 +1,5 @@
-/* record.c: the record of one step: one block of counts per layer, the figures beside them, and the
- * list of self-checks. Figures that nobody filled in are NaN, so that they show up as "not defined"
- * and never as a plausible zero. */
+/* metrics.c: the metrics of a step. The counts of a layer stand in one block, the figures stand
+ * beside them, and the self-checks are a list. */
 #include "measure/metrics.h"
 
 #include <math.h>
@@ -11,38 +10,45 @@
 #include "base/alloc.h"
 #include "base/status.h"
 
-const char *const moe_level_names[MOE_NUM_LEVELS] = {"same_device", "same_node", "across_nodes"};
+const char *const moe_level_names[MOE_NUM_LEVELS] = {
+#define LEVEL(id, key, title) key,
+#include "measure/names.def"
+};
+const char *const moe_level_titles[MOE_NUM_LEVELS] = {
+#define LEVEL(id, key, title) title,
+#include "measure/names.def"
+};
 const char *const moe_direction_names[MOE_NUM_DIRECTIONS] = {
-    "dispatch", "combine", "dispatch_backward", "combine_backward"};
+#define DIRECTION(id, key, title) key,
+#include "measure/names.def"
+};
+const char *const moe_direction_titles[MOE_NUM_DIRECTIONS] = {
+#define DIRECTION(id, key, title) title,
+#include "measure/names.def"
+};
 const char *const moe_phase_names[MOE_NUM_PHASES] = {
-    "gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance", "backward"};
+#define PHASE(id, key) key,
+#include "measure/names.def"
+};
 
-/* All counts of a layer stand in one block, which begins at counts_per_expert. */
-static int64_t layer_words(const moe_step_metrics *r) {
-    int64_t n = r->num_experts, d = r->devices;
-    return 3 * n + 5 * d + d * d;
+/* --- memory --- */
+
+static void layer_reserve(const moe_step_metrics *m, moe_layer_metrics *l) {
+    int64_t n = m->num_experts, d = m->devices;
+    const moe_block_array table[] = {
+        MOE_ARRAY(l->counts_per_expert, n),  MOE_ARRAY(l->kept_per_expert, n),
+        MOE_ARRAY(l->counts_per_device, d),  MOE_ARRAY(l->distinct_tokens_per_device, d),
+        MOE_ARRAY(l->sent_rows, d),          MOE_ARRAY(l->received_rows, d),
+        MOE_ARRAY(l->dropped_per_expert, n), MOE_ARRAY(l->dropped_per_device, d),
+        MOE_ARRAY(l->matrix, d * d),
+    };
+    moe_block_reserve(&l->block, table, MOE_ARRAYS(table), "the counts of a layer");
+    memset(l->block.memory, 0, (size_t)l->block.capacity);
 }
 
-static void layer_slice(moe_layer_metrics *l, int64_t *block, int64_t n, int64_t d) {
-    l->counts_per_expert = block;
-    l->kept_per_expert = block + n;
-    l->counts_per_device = block + 2 * n;
-    l->distinct_tokens_per_device = l->counts_per_device + d;
-    l->sent_rows = l->distinct_tokens_per_device + d;
-    l->received_rows = l->sent_rows + d;
-    l->dropped_per_expert = l->received_rows + d;
-    l->dropped_per_device = l->dropped_per_expert + n;
-    l->matrix = l->dropped_per_device + d;
-}
-
-static void layer_clear(const moe_step_metrics *r, moe_layer_metrics *l) {
-    int64_t *block = l->counts_per_expert;
-    moe_capacity_metrics room = {.dropped_per_sequence = l->capacity.dropped_per_sequence,
-                                 .sequence_room = l->capacity.sequence_room};
-    memset(l, 0, sizeof *l);
-    l->capacity = room;
-    memset(block, 0, (size_t)layer_words(r) * sizeof *block);
-    layer_slice(l, block, r->num_experts, r->devices);
+static void layer_clear(const moe_step_metrics *m, moe_layer_metrics *l) {
+    *l = (moe_layer_metrics){.block = l->block, .capacity.block = l->capacity.block};
+    layer_reserve(m, l);
     l->mean_devices_unlimited = NAN;
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         l->loss_raw[i] = l->ideal[i] = NAN;
@@ -52,54 +58,59 @@ static void layer_clear(const moe_step_metrics *r, moe_layer_metrics *l) {
     }
 }
 
-void moe_step_metrics_init(moe_step_metrics *r,
+void moe_capacity_metrics_reserve(moe_capacity_metrics *c, int64_t num_sequences) {
+    const moe_block_array table[] = {MOE_ARRAY(c->dropped_per_sequence, num_sequences)};
+    moe_block_reserve(&c->block, table, MOE_ARRAYS(table), "the metrics of a step");
+}
+
+void moe_step_metrics_init(moe_step_metrics *m,
                            int32_t num_layers,
                            int32_t num_experts,
                            int32_t devices) {
-    memset(r, 0, sizeof *r);
-    r->num_layers = num_layers;
-    r->num_experts = num_experts;
-    r->devices = devices;
-    r->layer = moe_alloc_zero(num_layers, sizeof *r->layer, "the record of a step");
+    *m = (moe_step_metrics){0};
+    m->num_layers = num_layers;
+    m->num_experts = num_experts;
+    m->devices = devices;
+    m->layer = moe_alloc_zero(num_layers, sizeof *m->layer, "the metrics of a step");
     for (int32_t i = 0; i < num_layers; i++) {
-        r->layer[i].counts_per_expert =
-            moe_alloc_zero(layer_words(r), sizeof(int64_t), "the counts of a layer");
-        layer_clear(r, &r->layer[i]);
+        layer_clear(m, &m->layer[i]);
     }
 }
 
-void moe_step_metrics_free(moe_step_metrics *r) {
-    for (int32_t i = 0; i < r->num_layers; i++) {
-        moe_free(r->layer[i].counts_per_expert);
-        moe_free(r->layer[i].capacity.dropped_per_sequence);
+void moe_step_metrics_free(moe_step_metrics *m) {
+    for (int32_t i = 0; i < m->num_layers; i++) {
+        moe_block_free(&m->layer[i].block);
+        moe_block_free(&m->layer[i].capacity.block);
     }
-    moe_free(r->layer);
-    memset(r, 0, sizeof *r);
+    moe_free(m->layer);
+    *m = (moe_step_metrics){0};
 }
 
-void moe_step_metrics_clear(moe_step_metrics *r) {
-    r->step = r->num_tokens = 0;
-    r->seconds = 0;
-    r->num_checks = 0;
-    r->task_loss = r->validation_loss = r->gradient_norm = r->learning_rate = NAN;
-    r->gradient_allreduce_bytes = 0;
-    r->all_layers = (moe_all_layers_metrics){0};
-    for (int32_t i = 0; i < r->num_layers; i++) {
-        layer_clear(r, &r->layer[i]);
+void moe_step_metrics_clear(moe_step_metrics *m) {
+    m->step = m->num_tokens = 0;
+    m->seconds = 0;
+    m->num_checks = 0;
+    m->task_loss = m->validation_loss = m->gradient_norm = m->learning_rate = NAN;
+    m->gradient_allreduce_bytes = 0;
+    m->all_layers = (moe_all_layers_metrics){0};
+    for (int32_t i = 0; i < m->num_layers; i++) {
+        layer_clear(m, &m->layer[i]);
     }
 }
 
-static moe_check *find_check(moe_step_metrics *r, const char *name) {
-    for (int i = 0; i < r->num_checks; i++) {
-        if (!strcmp(r->check[i].name, name)) {
-            return &r->check[i];
+/* --- self-checks --- */
+
+static moe_check *find_check(moe_step_metrics *m, const char *name) {
+    for (int i = 0; i < m->num_checks; i++) {
+        if (!strcmp(m->check[i].name, name)) {
+            return &m->check[i];
         }
     }
     return NULL;
 }
 
 void moe_step_metrics_check(
-    moe_step_metrics *r, const char *name, bool made, bool passed, const char *detail, ...) {
+    moe_step_metrics *m, const char *name, bool made, bool passed, const char *detail, ...) {
     moe_check now = {.made = made, .passed = passed};
     MOE_ASSERT(strlen(name) < sizeof now.name);
     memcpy(now.name, name, strlen(name));
@@ -108,25 +119,27 @@ void moe_step_metrics_check(
     vsnprintf(now.detail, sizeof now.detail, detail, arguments);
     va_end(arguments);
 
-    moe_check *before = find_check(r, name);
+    moe_check *before = find_check(m, name);
     if (!before) {
-        MOE_ASSERT(r->num_checks < MOE_MAX_CHECKS);
-        r->check[r->num_checks++] = now;
+        MOE_ASSERT(m->num_checks < MOE_MAX_CHECKS);
+        m->check[m->num_checks++] = now;
     } else if (made && (!before->made || (before->passed && !passed))) {
         *before = now;
     }
 }
 
-bool moe_step_metrics_all_passed(const moe_step_metrics *r) {
-    for (int i = 0; i < r->num_checks; i++) {
-        if (r->check[i].made && !r->check[i].passed) {
+bool moe_step_metrics_all_passed(const moe_step_metrics *m) {
+    for (int i = 0; i < m->num_checks; i++) {
+        if (m->check[i].made && !m->check[i].passed) {
             return false;
         }
     }
     return true;
 }
 
-static void add_volume(moe_volume *sum, const moe_volume *v) {
+/* --- sums --- */
+
+void moe_volume_add(moe_volume *sum, const moe_volume *v) {
     sum->rows += v->rows;
     sum->logical_bytes += v->logical_bytes;
     sum->remote_bytes += v->remote_bytes;
@@ -140,43 +153,21 @@ static void add_volume(moe_volume *sum, const moe_volume *v) {
     }
 }
 
-void moe_step_metrics_volume(const moe_step_metrics *r,
-                             enum moe_direction direction,
-                             moe_volume *sum) {
-    memset(sum, 0, sizeof *sum);
-    for (int32_t i = 0; i < r->num_layers; i++) {
-        add_volume(sum, &r->layer[i].volume[direction]);
-    }
+void moe_capacity_metrics_add(moe_capacity_metrics *sum, const moe_capacity_metrics *c) {
+    sum->on = c->on;
+    sum->capacity = c->capacity;
+    sum->reassigned += c->reassigned;
+    sum->dropped_tokens += c->dropped_tokens;
+    sum->fully_dropped_tokens += c->fully_dropped_tokens;
+    sum->exempt_overflow += c->exempt_overflow;
+    sum->rows_saved += c->rows_saved;
+    sum->bytes_saved += c->bytes_saved;
+    sum->padding_rows += c->padding_rows;
+    sum->padding_bytes += c->padding_bytes;
+    sum->dropped_sequences += c->dropped_sequences;
 }
 
-void moe_step_metrics_mean_losses(const moe_step_metrics *r,
-                                  double loss[MOE_NUM_LOSSES],
-                                  double raw[MOE_NUM_LOSSES],
-                                  double *total) {
-    *total = r->all_layers.loss;
-    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
-        loss[i] = raw[i] = 0;
-    }
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        for (int i = 0; i < MOE_NUM_LOSSES; i++) {
-            loss[i] += r->layer[l].loss[i] / r->num_layers;
-            raw[i] += r->layer[l].loss_raw[i] / r->num_layers;
-        }
-        *total += r->layer[l].total / r->num_layers;
-    }
-}
-
-double moe_step_metrics_objective(const moe_step_metrics *r) {
-    double sum = r->all_layers.loss;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        sum += r->layer[l].total;
-    }
-    return sum;
-}
-
-/* --- micro-batches
- * -------------------------------------------------------------------------------------------------------------------------
- */
+/* --- micro-batches --- */
 
 static void join_losses(moe_layer_metrics *to,
                         const moe_layer_metrics *from,
@@ -194,39 +185,30 @@ static void join_losses(moe_layer_metrics *to,
     to->total += from->total / of;
 }
 
-/* Sequences are listed as long as those of all micro-batches fit. */
+/* The sequences are listed as long as those of all micro-batches fit into the list. */
 static void join_sequences(moe_capacity_metrics *to,
                            const moe_capacity_metrics *from,
                            bool first,
                            int32_t of) {
-    to->dropped_sequences += from->dropped_sequences;
     if (from->num_sequences == 0 || from->num_sequences > MOE_MAX_LISTED_SEQUENCES / of) {
         return;
     }
     if (first) {
-        moe_reserve(&to->dropped_per_sequence, &to->sequence_room, of * from->num_sequences,
-                    sizeof(int64_t), "the record of a step");
+        moe_capacity_metrics_reserve(to, of * from->num_sequences);
     }
     memcpy(to->dropped_per_sequence + to->num_sequences, from->dropped_per_sequence,
            (size_t)from->num_sequences * sizeof(int64_t));
     to->num_sequences += from->num_sequences;
 }
 
-static void join_capacity(moe_capacity_metrics *to,
-                          const moe_capacity_metrics *from,
-                          bool first,
-                          int32_t of) {
-    to->on = from->on;
-    to->capacity = from->capacity;
-    to->reassigned += from->reassigned;
-    to->dropped_tokens += from->dropped_tokens;
-    to->fully_dropped_tokens += from->fully_dropped_tokens;
-    to->exempt_overflow += from->exempt_overflow;
-    to->rows_saved += from->rows_saved;
-    to->bytes_saved += from->bytes_saved;
-    to->padding_rows += from->padding_rows;
-    to->padding_bytes += from->padding_bytes;
-    join_sequences(to, from, first, of);
+/* The blocks of two layers of equal shape have equal counts at equal places. */
+static void join_counts(moe_block *to, const moe_block *from) {
+    int64_t *sum = (int64_t *)(void *)to->memory;
+    const int64_t *more = (const int64_t *)(const void *)from->memory;
+    MOE_ASSERT(to->capacity == from->capacity);
+    for (int64_t i = 0; i < to->capacity / (int64_t)sizeof *sum; i++) {
+        sum[i] += more[i];
+    }
 }
 
 static void join_all_layers(moe_all_layers_metrics *to,
@@ -244,13 +226,14 @@ static void join_all_layers(moe_all_layers_metrics *to,
     }
 }
 
-static void join_layer(
-    moe_layer_metrics *to, const moe_layer_metrics *from, int64_t words, bool first, int32_t of) {
+static void join_layer(moe_layer_metrics *to,
+                       const moe_layer_metrics *from,
+                       bool first,
+                       int32_t of) {
     join_losses(to, from, first, of);
-    join_capacity(&to->capacity, &from->capacity, first, of);
-    for (int64_t i = 0; i < words; i++) {
-        to->counts_per_expert[i] += from->counts_per_expert[i]; /* all counts: see layer_words */
-    }
+    moe_capacity_metrics_add(&to->capacity, &from->capacity);
+    join_sequences(&to->capacity, &from->capacity, first, of);
+    join_counts(&to->block, &from->block);
     to->dropped += from->dropped;
     to->selections += from->selections;
     for (int x = 0; x < 65; x++) {
@@ -260,7 +243,7 @@ static void join_layer(
     to->mean_devices_unlimited =
         (first ? 0 : to->mean_devices_unlimited) + from->mean_devices_unlimited / of;
     for (int i = 0; i < MOE_NUM_DIRECTIONS; i++) {
-        add_volume(&to->volume[i], &from->volume[i]);
+        moe_volume_add(&to->volume[i], &from->volume[i]);
     }
     for (int level = 0; level < MOE_NUM_LEVELS; level++) {
         to->pairs_by_level[level] += from->pairs_by_level[level];
@@ -290,6 +273,6 @@ void moe_step_metrics_join(moe_step_metrics *step,
         if (first) {
             layer_clear(step, &step->layer[l]);
         }
-        join_layer(&step->layer[l], &micro->layer[l], layer_words(step), first, of);
+        join_layer(&step->layer[l], &micro->layer[l], first, of);
     }
 }

@@ -1,6 +1,6 @@
-/* record.h: the record of one step: what was computed and what was sent, side by side. Layer 2
- * (decide): pure data. Global figures: the same on every rank, and independent of the number of
- * ranks (time aside). */
+/* metrics.h: what one step computed and sent, as global figures: the same on every rank and for any
+ * number of ranks, except for times. The model and the tally fill the metrics in, and everything
+ * that is shown or written afterwards is made from them. */
 #ifndef MOESIM_MEASURE_METRICS_H
 #define MOESIM_MEASURE_METRICS_H
 
@@ -8,34 +8,33 @@
 #include <stdint.h>
 
 #include "balance/balance.h"
+#include "base/block.h"
 #include "base/status.h"
 #include "config/config.h"
 
-enum moe_level {
-    MOE_LEVEL_DEVICE,
-    MOE_LEVEL_NODE,
-    MOE_LEVEL_CLUSTER,
-    MOE_NUM_LEVELS
-}; /* same device, same node, across nodes */
-enum moe_direction {
-    MOE_DISPATCH,
-    MOE_COMBINE,
-    MOE_DISPATCH_BACKWARD /* dy */,
-    MOE_COMBINE_BACKWARD /* dx, dg */,
-    MOE_NUM_DIRECTIONS
+/* --- names: see names.def --- */
+
+enum moe_level { /* how far a row travels: MOE_LEVEL_DEVICE, MOE_LEVEL_NODE, MOE_LEVEL_CLUSTER */
+#define LEVEL(id, key, title) MOE_LEVEL_##id,
+#include "measure/names.def"
+                 MOE_NUM_LEVELS
 };
-enum moe_phase {
-    MOE_PHASE_GATE,
-    MOE_PHASE_ROUTE,
-    MOE_PHASE_PLAN,
-    MOE_PHASE_DISPATCH,
-    MOE_PHASE_EXPERT,
-    MOE_PHASE_COMBINE,
-    MOE_PHASE_SHARED,
-    MOE_PHASE_BALANCE,
-    MOE_PHASE_BACKWARD,
-    MOE_NUM_PHASES
+enum moe_direction { /* MOE_DISPATCH, MOE_COMBINE, MOE_DISPATCH_BACKWARD, MOE_COMBINE_BACKWARD */
+#define DIRECTION(id, key, title) MOE_##id,
+#include "measure/names.def"
+                     MOE_NUM_DIRECTIONS
 };
+enum moe_phase { /* MOE_PHASE_GATE, MOE_PHASE_ROUTE, ... */
+#define PHASE(id, key) MOE_PHASE_##id,
+#include "measure/names.def"
+                 MOE_NUM_PHASES
+};
+extern const char *const moe_level_names[MOE_NUM_LEVELS];          /* keys in JSON */
+extern const char *const moe_level_titles[MOE_NUM_LEVELS];         /* on the screen */
+extern const char *const moe_direction_names[MOE_NUM_DIRECTIONS];  /* keys in JSON */
+extern const char *const moe_direction_titles[MOE_NUM_DIRECTIONS]; /* on the screen */
+extern const char *const moe_phase_names[MOE_NUM_PHASES];
+
 /* Local. The level of a row between two devices. */
 static inline enum moe_level moe_level_of(int64_t source,
                                           int64_t destination,
@@ -47,20 +46,17 @@ static inline enum moe_level moe_level_of(int64_t source,
                                                                        : MOE_LEVEL_CLUSTER;
 }
 
-extern const char *const moe_level_names[MOE_NUM_LEVELS]; /* "same_device", "same_node",
-                                                             "across_nodes" */
-extern const char *const moe_direction_names[MOE_NUM_DIRECTIONS];
-extern const char *const moe_phase_names[MOE_NUM_PHASES]; /* "gate", "route", ... */
+/* --- the metrics of a layer --- */
 
-typedef struct moe_traffic { /* one direction, one level */
+typedef struct moe_traffic { /* of one direction on one level */
     int64_t rows, bytes, metadata_bytes;
 } moe_traffic;
 
-typedef struct moe_volume {  /* one direction of one layer, or the sum over layers */
-    int64_t rows;            /* all levels and hops */
-    int64_t logical_bytes;   /* payload, rows that stay on their device included */
-    int64_t remote_bytes;    /* payload without them */
-    int64_t selection_bytes; /* payload that mode `selection` would have sent (logical) */
+typedef struct moe_volume { /* of one direction in one layer, or summed over layers */
+    int64_t rows;
+    int64_t logical_bytes;   /* payload, including rows that stay on their device */
+    int64_t remote_bytes;    /* payload without those rows */
+    int64_t selection_bytes; /* logical payload that mode `selection` would have sent */
     int64_t selection_remote_bytes;
     int64_t metadata_bytes;
     moe_traffic by_level[MOE_NUM_LEVELS];
@@ -69,63 +65,66 @@ typedef struct moe_volume {  /* one direction of one layer, or the sum over laye
 enum { MOE_MAX_LISTED_SEQUENCES = 4096 };
 typedef struct moe_capacity_metrics { /* what a capacity did to a layer */
     bool on;
-    int64_t capacity;                /* pairs per target; INT64_MAX: as much as is needed */
-    int64_t reassigned;              /* pairs that another expert serves (next_choice) */
-    int64_t dropped_tokens;          /* tokens that lost one pair or more */
-    int64_t fully_dropped_tokens;    /* tokens that lost all */
-    int64_t exempt_overflow;         /* pairs of exempt sequences that are kept beyond a capacity */
-    int64_t rows_saved, bytes_saved; /* not sent: dispatch rows; payload of dispatch and combine */
-    int64_t padding_rows, padding_bytes; /* wasted by pad_to_capacity: rows; payload of dispatch and
-                                            combine */
-    int64_t dropped_sequences;           /* sequences that lost a pair */
-    int64_t num_sequences;         /* listed; 0 when there are more than MOE_MAX_LISTED_SEQUENCES */
-    int64_t *dropped_per_sequence; /* [num_sequences] pairs */
-    int64_t sequence_room;
+    int64_t capacity;             /* pairs per target; INT64_MAX: as much as is needed */
+    int64_t reassigned;           /* pairs that another expert serves (next_choice) */
+    int64_t dropped_tokens;       /* tokens that lost at least one pair */
+    int64_t fully_dropped_tokens; /* tokens that lost all of their pairs */
+    int64_t exempt_overflow;      /* pairs of exempt sequences that are kept beyond a capacity */
+    int64_t rows_saved;           /* dispatch rows that are not sent because of dropping */
+    int64_t bytes_saved;          /* their payload, in dispatch and combine */
+    int64_t padding_rows;         /* dispatch rows that pad_to_capacity wastes */
+    int64_t padding_bytes;        /* their payload, in dispatch and combine */
+    int64_t dropped_sequences;    /* sequences that lost at least one pair */
+    int64_t num_sequences; /* listed below; 0 when there are more than MOE_MAX_LISTED_SEQUENCES */
+    int64_t *dropped_per_sequence; /* [num_sequences] pairs, in the block */
+    moe_block block;
 } moe_capacity_metrics;
 
-typedef struct moe_all_layers_metrics { /* Mixtral's loss over the tokens of all layers put
-                                          together; on with balance.aux_form = mixtral */
-    bool on;
-    double raw, ideal;               /* alpha = 1, training scope; at perfect balance */
-    double by_scope[MOE_NUM_SCOPES]; /* raw */
-    double loss;                     /* times alpha; 0 where each layer's trains instead */
+typedef struct moe_all_layers_metrics { /* Mixtral's loss over the tokens of all layers together */
+    bool on;                            /* with balance.aux_form = mixtral */
+    double raw, ideal;                  /* with alpha = 1, in the scope that trains; at balance */
+    double by_scope[MOE_NUM_SCOPES];    /* raw */
+    double loss; /* times alpha; 0 where each layer's own loss trains instead */
 } moe_all_layers_metrics;
 
 typedef struct moe_layer_metrics {
-    double loss_raw[MOE_NUM_LOSSES]; /* alpha = 1, training scope; NaN = not defined for this run */
+    double loss_raw[MOE_NUM_LOSSES]; /* alpha = 1, scope that trains; NaN: not defined in this run
+                                      */
     double loss[MOE_NUM_LOSSES];     /* times alpha */
     double total;                    /* sum of the losses with a coefficient */
     double loss_by_scope[MOE_NUM_SCOPES][MOE_NUM_LOSSES]; /* raw; z is the same in every scope */
-    double ideal[MOE_NUM_LOSSES];        /* value at perfect balance (alpha = 1), NaN = none */
-    int64_t *counts_per_expert;          /* [N] selections, before dropping, padding included */
-    int64_t *kept_per_expert;            /* [N] after dropping */
-    int64_t *counts_per_device;          /* [D] selections */
-    int64_t *distinct_tokens_per_device; /* [D] numerator of f'' (global) */
+    double ideal[MOE_NUM_LOSSES]; /* value at perfect balance with alpha = 1; NaN: there is none */
+
+    int64_t *counts_per_expert;          /* [N] selections before dropping, padding included */
+    int64_t *kept_per_expert;            /* [N] selections after dropping */
+    int64_t *counts_per_device;          /* [D] selections before dropping */
+    int64_t *distinct_tokens_per_device; /* [D] numerator of f'' in the global scope */
     int64_t *sent_rows;                  /* [D] dispatch rows by source device */
     int64_t *received_rows;              /* [D] dispatch rows by destination device */
-    int64_t *dropped_per_expert; /* [N] pairs that nobody serves, by the expert that was chosen */
-    int64_t *dropped_per_device; /* [D] the same by its device */
+    int64_t *dropped_per_expert;         /* [N] pairs that nobody serves, by their chosen expert */
+    int64_t *dropped_per_device;         /* [D] the same by the device of that expert */
+    int64_t *matrix;                     /* [D*D] dispatch rows, source -> destination */
+    moe_block block;                     /* holds the arrays above, and nothing but counts */
+
     moe_capacity_metrics capacity;
-    int64_t *matrix;             /* [D*D] dispatch rows source -> destination */
-    int64_t dropped;             /* token-expert pairs */
-    int64_t selections;          /* token-expert pairs chosen */
-    int64_t tokens_by_reach[65]; /* tokens that reach x distinct devices, x = 0 .. 63; [64] = 64 and
-                                    more */
-    double mean_devices;         /* mean of X_t */
-    double mean_devices_unlimited; /* mean of X_t if there were no group limit; NaN = not computed
-                                    */
+    int64_t selections;            /* token-expert pairs that the router chose */
+    int64_t dropped;               /* those of them that nobody serves */
+    int64_t tokens_by_reach[65];   /* tokens that reach 0, 1, .. 63 devices; [64]: 64 and more */
+    double mean_devices;           /* mean over tokens of the devices that a token reaches */
+    double mean_devices_unlimited; /* the same without the group limit; NaN: not computed */
     moe_volume volume[MOE_NUM_DIRECTIONS];
     int64_t pairs_by_level[MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
-    int64_t allreduce_bytes; /* payload that the devices give to MPI_Allreduce, summed over devices
-                              */
-    double output_rms;       /* of y, from exact sums */
-    double phase_seconds[MOE_NUM_PHASES]; /* slowest rank */
+    int64_t allreduce_bytes;              /* payload given to MPI_Allreduce, summed over devices */
+    double output_rms;                    /* of y, from exact sums */
+    double phase_seconds[MOE_NUM_PHASES]; /* of the slowest rank */
 } moe_layer_metrics;
+
+/* --- the metrics of a step --- */
 
 enum { MOE_MAX_CHECKS = 32 };
 typedef struct moe_check {
     char name[48];
-    bool made, passed; /* made = false: not applicable here, `detail` says why */
+    bool made, passed; /* made = false: not applicable here, and `detail` says why */
     char detail[160];
 } moe_check;
 
@@ -136,51 +135,51 @@ typedef struct moe_step_metrics {
     moe_all_layers_metrics all_layers;
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
-    double seconds; /* whole step, slowest rank */
-    /* training only; NaN = not evaluated in this step */
+    double seconds; /* the whole step on the slowest rank */
+    /* Training only; NaN: not evaluated in this step. */
     double task_loss, validation_loss, gradient_norm, learning_rate;
-    int64_t gradient_allreduce_bytes; /* payload of the sum of replicated gradients, summed over
-                                         devices */
+    int64_t gradient_allreduce_bytes; /* payload of the sum of replicated gradients over devices */
 } moe_step_metrics;
 
-/* Local. Cleared record with room for num_layers layers. */
-void moe_step_metrics_init(moe_step_metrics *r,
+/* Local. Cleared metrics with memory for num_layers layers. Owner: the caller, who calls
+ * moe_step_metrics_free. */
+void moe_step_metrics_init(moe_step_metrics *m,
                            int32_t num_layers,
                            int32_t num_experts,
                            int32_t devices);
-void moe_step_metrics_free(moe_step_metrics *r);
-/* Local. Clears figures, keeps room: counts become 0, loss_raw, loss_by_scope, ideal and
- * mean_devices_unlimited NaN. */
-void moe_step_metrics_clear(moe_step_metrics *r);
-/* Local. Joins micro-batch `number` (0, 1, ...) of a step of `of` micro-batches to the record of
- * the step: counts, rows, bytes and times add up, and so do their matrices; losses, their values at
- * balance and the mean number of devices are means (a step trains with the mean of its
- * micro-batches' losses); the output's rms is that of all tokens; sequences are listed one
- * micro-batch after the other; a check passed if it passed in each. `number` 0 starts the step's
- * layers and checks anew; what is not of a layer (step, losses of the task) is left alone. */
+void moe_step_metrics_free(moe_step_metrics *m);
+
+/* Local. Clears the figures and keeps the memory. Counts become 0; loss_raw, loss_by_scope, ideal
+ * and mean_devices_unlimited become NaN, so that what nobody filled in shows up as "not defined"
+ * and never as a plausible zero. */
+void moe_step_metrics_clear(moe_step_metrics *m);
+
+/* Local. Makes c->dropped_per_sequence an array of num_sequences pairs. */
+void moe_capacity_metrics_reserve(moe_capacity_metrics *c, int64_t num_sequences);
+/* Local. Adds the figures of one volume, or of one capacity without its sequences, to a sum. The
+ * capacity itself is no sum: the one added last stays. */
+void moe_volume_add(moe_volume *sum, const moe_volume *v);
+void moe_capacity_metrics_add(moe_capacity_metrics *sum, const moe_capacity_metrics *c);
+
+/* Local. Joins micro-batch `number` (0, 1, ...) of a step of `of` micro-batches to the metrics of
+ * the step. Counts, rows, bytes and times add up, and so do the matrices. Losses, their values at
+ * balance and the mean numbers of devices become means, since a step trains with the mean of its
+ * micro-batches' losses. The output's rms is that of all tokens. Sequences are listed one
+ * micro-batch after the other. A check passed if it passed in each. Number 0 starts the step's
+ * layers and checks anew. What belongs to no layer (step, losses of the task) is left alone. */
 void moe_step_metrics_join(moe_step_metrics *step,
                            const moe_step_metrics *micro,
                            int32_t number,
                            int32_t of);
-/* Local. Adds (or merges, if the name exists: made |=, passed &=, first failing detail stays) a
- * check. `detail` is a printf format. */
+
+/* Local. Adds a self-check, whose detail is a printf format. A check of the same name is merged
+ * with it: it was made if one of the two was, it passed if both did, and the detail of the first
+ * failure stays. */
 void moe_step_metrics_check(
-    moe_step_metrics *r, const char *name, bool made, bool passed, const char *detail, ...)
+    moe_step_metrics *m, const char *name, bool made, bool passed, const char *detail, ...)
     MOE_PRINTF(5, 6);
-/* Local. True when every check that was made passed. */
-bool moe_step_metrics_all_passed(const moe_step_metrics *r);
-/* Local. Sum over layers of the volume of one direction. */
-void moe_step_metrics_volume(const moe_step_metrics *r,
-                             enum moe_direction direction,
-                             moe_volume *sum);
-/* Local. Mean over layers of loss (times alpha) and loss_raw; *total: of the layers' totals, and
- * the loss over all layers once. */
-void moe_step_metrics_mean_losses(const moe_step_metrics *r,
-                                  double loss[MOE_NUM_LOSSES],
-                                  double raw[MOE_NUM_LOSSES],
-                                  double *total);
-/* Local. What training adds to the loss of the task: the layers' totals, added up, and the loss
- * over all layers once. */
-double moe_step_metrics_objective(const moe_step_metrics *r);
+
+/* Local. Whether every check that was made passed. */
+bool moe_step_metrics_all_passed(const moe_step_metrics *m);
 
 #endif

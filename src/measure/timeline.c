@@ -1,64 +1,20 @@
-/* timeline.c: spans of this rank, and all ranks' spans as trace events. */
+/* timeline.c: the spans of this rank, in the order in which they begin. */
 #include "measure/timeline.h"
 
-#include <jansson.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "base/alloc.h"
-#include "base/file.h"
 
 const char *const moe_span_names[MOE_NUM_SPAN_KINDS] = {
-    "gate",
-    "route",
-    "plan",
-    "dispatch",
-    "expert",
-    "combine",
-    "shared",
-    "balance",
-    "backward",
-    "step",
-    "input",
-    "layer",
-    "tally",
-    "head and loss",
-    "dispatch dy",
-    "expert backward",
-    "combine dx",
-    "router backward",
-    "shared backward",
-    "input backward",
-    "sum of gradients",
-    "optimizer",
-    "validation",
+#define PHASE(id, key) key,
+#define SPAN(id, name) name,
+#include "measure/names.def"
 };
-
-/* --- recording --- */
 
 void moe_timeline_start(moe_timeline *t, int ranks) {
     t->count = t->left_out = 0;
     t->most = MOE_TIMELINE_SPANS / ranks > 1 ? MOE_TIMELINE_SPANS / ranks : 1;
 }
 
-static void make_room(moe_timeline *t) {
-    int64_t room = 0;
-    moe_span *wider = NULL;
-    if (t->count < t->room) {
-        return;
-    }
-    moe_reserve(&wider, &room, 2 * t->count > 64 ? 2 * t->count : 64, sizeof *wider, "timeline");
-    if (t->count > 0) {
-        memcpy(wider, t->span, (size_t)t->count * sizeof *wider);
-    }
-    moe_free(t->span);
-    t->span = wider;
-    t->room = room;
-}
-
-/* The next span, cleared; -1 where there is no room. */
+/* The number of the next span, which is cleared; -1 where the timeline is full. */
 static int64_t next_span(moe_timeline *t, int kind, int32_t layer) {
     if (!t) {
         return -1;
@@ -67,7 +23,7 @@ static int64_t next_span(moe_timeline *t, int kind, int32_t layer) {
         t->left_out++;
         return -1;
     }
-    make_room(t);
+    moe_reserve(&t->span, &t->capacity, t->most, sizeof *t->span, "timeline");
     t->span[t->count] = (moe_span){.kind = kind, .layer = layer};
     return t->count++;
 }
@@ -98,214 +54,4 @@ void moe_timeline_add(
 void moe_timeline_free(moe_timeline *t) {
     moe_free(t->span);
     *t = (moe_timeline){0};
-}
-
-/* --- all ranks' spans on rank 0 --- */
-
-typedef struct gathered {
-    moe_span *span;          /* rank 0 */
-    int64_t *count, *offset; /* [ranks] */
-    int64_t total;
-} gathered;
-
-static gathered gather(const moe_comm *comm, const moe_timeline *t) {
-    int n = comm->size;
-    int64_t *bytes = moe_alloc(n, sizeof *bytes, "timeline");
-    int64_t *none = moe_alloc_zero(n, sizeof *none, "timeline");
-    int64_t *mine = moe_alloc_zero(n, sizeof *mine, "timeline");
-    gathered g = {.count = moe_alloc(n, sizeof *g.count, "timeline"),
-                  .offset = moe_alloc_zero(n, sizeof *g.offset, "timeline")};
-    for (int q = 0; q < n; q++) {
-        bytes[q] = sizeof(int64_t);
-    }
-    moe_comm_allgatherv(comm, &t->count, g.count, bytes);
-    for (int q = 0; q < n; q++) {
-        g.offset[q] = g.total;
-        g.total += g.count[q];
-    }
-    mine[0] = t->count;
-    bool root = comm->rank == 0;
-    if (root) {
-        g.span = moe_alloc(g.total, sizeof *g.span, "timeline");
-    }
-    moe_comm_alltoallv(comm, (moe_blocks){t->span, mine, none},
-                       (moe_blocks){g.span, root ? g.count : none, root ? g.offset : none},
-                       sizeof(moe_span), g.total);
-    moe_free(bytes);
-    moe_free(none);
-    moe_free(mine);
-    return g;
-}
-
-static void gathered_free(gathered *g) {
-    moe_free(g->span);
-    moe_free(g->count);
-    moe_free(g->offset);
-}
-
-/* This rank's spans on rank 0's clock. */
-static moe_timeline on_common_clock(const moe_comm *comm, const moe_timeline *t) {
-    double offset = moe_comm_clock_offset(comm);
-    moe_timeline out = *t;
-    out.span = moe_alloc(t->count, sizeof *out.span, "timeline");
-    for (int64_t i = 0; i < t->count; i++) {
-        out.span[i] = t->span[i];
-        out.span[i].begin -= offset;
-        out.span[i].end -= offset;
-    }
-    return out;
-}
-
-/* --- text --- */
-
-/* A process stands for a host and has the number of its first rank. Numbers begin at 1: trace
- * viewers keep 0 for the idle task. */
-static int process_of(const moe_topology *topologies, int rank) {
-    int first = 0;
-    while (strcmp(topologies[first].host, topologies[rank].host) != 0) {
-        first++;
-    }
-    return first + 1;
-}
-
-static void print_name(FILE *out, const char *kind, int process, int rank, const char *name) {
-    json_t *string = json_string(name);
-    char *quoted = json_dumps(string ? string : json_null(), JSON_ENCODE_ANY);
-    fprintf(out, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":%s}},\n",
-            process, rank + 1, kind, quoted ? quoted : "\"\"");
-    free(quoted);
-    json_decref(string);
-}
-
-static void print_names(
-    FILE *out, const moe_config *c, const moe_topology *topologies, int rank, int ranks) {
-    char name[128];
-    int devices = c->cluster.devices / ranks, process = process_of(topologies, rank);
-    snprintf(name, sizeof name, "host %s", topologies[rank].host);
-    if (process == rank + 1) {
-        print_name(out, "process_name", process, rank, name);
-    }
-    if (devices == 1) {
-        snprintf(name, sizeof name, "rank %d: device %d", rank, rank);
-    } else {
-        snprintf(name, sizeof name, "rank %d: devices %d-%d", rank, rank * devices,
-                 (rank + 1) * devices - 1);
-    }
-    print_name(out, "thread_name", process, rank, name);
-}
-
-/* What the span moved or computed. Combine goes the other way: it sends what dispatch received. */
-static void print_rows(FILE *out, const moe_span *s) {
-    const moe_span_rows *r = &s->rows;
-    bool back = s->kind == MOE_PHASE_COMBINE || s->kind == MOE_SPAN_COMBINE_BACKWARD;
-    if (s->kind == MOE_PHASE_EXPERT || s->kind == MOE_SPAN_EXPERT_BACKWARD) {
-        fprintf(out, ",\"rows\":%lld,\"selections\":%lld", (long long)r->received,
-                (long long)r->selections);
-    } else if (back || s->kind == MOE_PHASE_DISPATCH || s->kind == MOE_SPAN_DISPATCH_BACKWARD) {
-        fprintf(out, ",\"rows_sent\":%lld,\"rows_received\":%lld,\"rows_own\":%lld",
-                (long long)(back ? r->received : r->sent),
-                (long long)(back ? r->sent : r->received), (long long)r->own);
-    }
-}
-
-typedef struct rank_line { /* what the spans of a rank share */
-    int process, rank, devices;
-    int64_t step;
-    double origin;
-} rank_line;
-
-/* Both ends are rounded to nanoseconds, so that spans that nest still do. */
-static void print_span(FILE *out, const moe_span *s, const rank_line *on) {
-    long long begin = llround((s->begin - on->origin) * 1e9),
-              end = llround((s->end - on->origin) * 1e9);
-    fprintf(out, "{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"name\":\"%s",
-            on->process, on->rank + 1, (double)begin / 1e3, (double)(end - begin) / 1e3,
-            moe_span_names[s->kind]);
-    if (s->kind == MOE_SPAN_LAYER) {
-        fprintf(out, " %d", s->layer);
-    }
-    if (s->layer >= 0) {
-        fprintf(out, "\",\"args\":{\"layer\":%d", s->layer);
-    } else {
-        fprintf(out, "\",\"args\":{\"step\":%lld", (long long)on->step);
-    }
-    if (s->kind == MOE_SPAN_STEP) {
-        fprintf(out, ",\"first_device\":%d,\"devices\":%d", on->rank * on->devices, on->devices);
-    }
-    print_rows(out, s);
-    fputs("}}", out);
-}
-
-static void print_events(FILE *out,
-                         const gathered *g,
-                         const moe_config *c,
-                         const moe_topology *topologies,
-                         int ranks,
-                         int64_t step) {
-    double origin = g->total > 0 ? g->span[0].begin : 0;
-    for (int q = 0; q < ranks; q++) {
-        if (g->count[q] > 0 && g->span[g->offset[q]].begin < origin) {
-            origin = g->span[g->offset[q]].begin;
-        }
-    }
-    for (int q = 0; q < ranks; q++) {
-        print_names(out, c, topologies, q, ranks);
-    }
-    for (int q = 0; q < ranks; q++) {
-        rank_line on = {process_of(topologies, q), q, c->cluster.devices / ranks, step, origin};
-        for (int64_t i = g->offset[q]; i < g->offset[q] + g->count[q]; i++) {
-            print_span(out, &g->span[i], &on);
-            fputs(i + 1 < g->total ? ",\n" : "\n", out);
-        }
-    }
-}
-
-static char *text_of(const moe_comm *comm,
-                     const moe_timeline *t,
-                     const gathered *g,
-                     const moe_config *c,
-                     const moe_topology *topologies,
-                     int64_t step) {
-    char *text = NULL;
-    size_t length = 0;
-    FILE *out = open_memstream(&text, &length);
-    if (!out) {
-        moe_out_of_memory("the timeline", 0);
-    }
-    fprintf(
-        out,
-        "{\"displayTimeUnit\":\"ms\",\n\"otherData\":{\"version\":\"%s\",\"step\":%lld,\"ranks\":%"
-        "d,\"devices\":%d,\"layers\":%d,"
-        "\"devices_per_rank\":%d,\"spans_left_out\":%lld,\"clock\":\"%s\"},\n\"traceEvents\":[\n",
-        MOESIM_VERSION, (long long)step, comm->size, c->cluster.devices, c->model.num_layers,
-        c->cluster.devices / comm->size, (long long)t->left_out * comm->size,
-        comm->num_hosts == 1
-            ? "of the host, the same for all ranks"
-            : "of rank 0; other hosts' clocks are compared with it by messages after the step");
-    print_events(out, g, c, topologies, comm->size, step);
-    fputs("]}\n", out);
-    if (fclose(out) != 0) {
-        moe_out_of_memory("the timeline", (int64_t)length);
-    }
-    return text;
-}
-
-int moe_timeline_write(const moe_comm *comm,
-                       const moe_timeline *t,
-                       const moe_config *c,
-                       const moe_topology *topologies,
-                       int64_t step,
-                       const char *folder,
-                       moe_status *st) {
-    moe_timeline common = on_common_clock(comm, t);
-    gathered g = gather(comm, &common);
-    if (comm->rank == 0) {
-        char path[MOE_PATH_MAX + 16], *text = text_of(comm, t, &g, c, topologies, step);
-        snprintf(path, sizeof path, "%s/timeline.json", folder);
-        moe_file_write(path, text, st);
-        free(text);
-    }
-    gathered_free(&g);
-    moe_timeline_free(&common);
-    return moe_comm_agree(comm, st);
 }

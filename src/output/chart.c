@@ -1,5 +1,5 @@
-/* textgraph.c: bars and the device matrix. Block characters where the locale is UTF-8, ASCII
- * otherwise; all widths are counted in columns. */
+/* chart.c: bars and the device matrix, in block characters where the locale is UTF-8 and in ASCII
+ * otherwise. All widths are counted in columns. */
 #include "output/chart.h"
 
 #include <math.h>
@@ -10,8 +10,8 @@
 
 enum { NAME_WIDTH = 14, NUM_SHADES = 5 };
 
-moe_blocks moe_chart_blocks_of(int32_t devices, int32_t devices_per_node) {
-    moe_blocks b = {devices, 1, devices, false};
+moe_chart_blocks moe_chart_blocks_of(int32_t devices, int32_t devices_per_node) {
+    moe_chart_blocks b = {devices, 1, devices, false};
     if (devices <= MOE_MOST_BLOCKS) {
         return b;
     }
@@ -23,14 +23,14 @@ moe_blocks moe_chart_blocks_of(int32_t devices, int32_t devices_per_node) {
     return b;
 }
 
-static int32_t block_begin(const moe_blocks *b, int32_t block) {
+static int32_t block_begin(const moe_chart_blocks *b, int32_t block) {
     return block * b->size;
 }
-static int32_t block_end(const moe_blocks *b, int32_t block) {
+static int32_t block_end(const moe_chart_blocks *b, int32_t block) {
     return (block + 1) * b->size < b->devices ? (block + 1) * b->size : b->devices;
 }
 
-moe_formatted moe_chart_block_name(const moe_blocks *b, int32_t block) {
+moe_formatted moe_chart_block_name(const moe_chart_blocks *b, int32_t block) {
     moe_formatted text;
     int32_t begin = block_begin(b, block), end = block_end(b, block);
     if (end - begin == 1) {
@@ -70,13 +70,13 @@ static int32_t fullest(const int64_t *x, int32_t begin, int32_t end) {
     return best;
 }
 
-static double block_mean(const moe_blocks *b, int32_t block, const int64_t *x) {
+static double block_mean(const moe_chart_blocks *b, int32_t block, const int64_t *x) {
     int32_t begin = block_begin(b, block), end = block_end(b, block);
     return (double)sum_of(x + begin, end - begin) / (end - begin);
 }
 
 static void bar_line(const moe_screen *s,
-                     const moe_blocks *b,
+                     const moe_chart_blocks *b,
                      int32_t block,
                      const int64_t *load,
                      const int64_t *rows,
@@ -96,7 +96,7 @@ static void bar_line(const moe_screen *s,
 }
 
 void moe_chart_bars(const moe_screen *s,
-                    const moe_blocks *b,
+                    const moe_chart_blocks *b,
                     const int64_t *load,
                     const int64_t *rows) {
     double mean = (double)sum_of(load, b->devices) / b->devices, top = mean;
@@ -115,16 +115,16 @@ void moe_chart_bars(const moe_screen *s,
     }
 }
 
-/* The matrix */
+/* --- the matrix --- */
 
-typedef struct grid { /* sums by blocks */
-    const moe_blocks *blocks;
+typedef struct grid { /* the matrix summed by blocks */
+    const moe_chart_blocks *blocks;
     int32_t n;
     int64_t cell[MOE_MOST_BLOCKS][MOE_MOST_BLOCKS], from[MOE_MOST_BLOCKS], to[MOE_MOST_BLOCKS],
         total;
 } grid;
 
-static void grid_sum(grid *g, const moe_blocks *b, const int64_t *matrix) {
+static void grid_sum(grid *g, const moe_chart_blocks *b, const int64_t *matrix) {
     memset(g, 0, sizeof *g);
     g->blocks = b;
     g->n = b->count;
@@ -139,7 +139,7 @@ static void grid_sum(grid *g, const moe_blocks *b, const int64_t *matrix) {
     }
 }
 
-/* Columns of the widest number in a vector of n. */
+/* How many columns the widest number in a vector of n needs. */
 static int columns_of(const int64_t *x, int32_t n) {
     int columns = 1;
     for (int32_t i = 0; i < n; i++) {
@@ -162,7 +162,7 @@ static int cell_columns(const grid *g) {
  * devices. */
 static int shade_of(const grid *g, int32_t from, int32_t to) {
     static const double bounds[NUM_SHADES - 1] = {0.5, 0.8, 1.25, 2};
-    const moe_blocks *b = g->blocks;
+    const moe_chart_blocks *b = g->blocks;
     double pairs = (double)(block_end(b, from) - block_begin(b, from)) *
                    (block_end(b, to) - block_begin(b, to));
     double mean = (double)g->total / b->devices / b->devices,
@@ -234,7 +234,7 @@ static void print_shades(const moe_screen *s, const grid *g) {
     print_legend(s, g);
 }
 
-void moe_chart_matrix(const moe_screen *s, const moe_blocks *b, const int64_t *matrix) {
+void moe_chart_matrix(const moe_screen *s, const moe_chart_blocks *b, const int64_t *matrix) {
     grid g;
     grid_sum(&g, b, matrix);
     int columns = cell_columns(&g), total = columns_of(&g.total, 1);

@@ -13,12 +13,50 @@ enum { JSON_FORMAT = JSON_REAL_PRECISION(17) | JSON_ENCODE_ANY, SHORT_LINE = 120
 
 void moe_json_put(json_t *object, const char *key, json_t *value) {
     if (json_object_set_new(object, key, value) != 0) {
-        moe_out_of_memory("the summary", 0);
+        moe_out_of_memory("an object of JSON", 0);
+    }
+}
+
+static void append(json_t *list, json_t *value) {
+    if (json_array_append_new(list, value) != 0) {
+        moe_out_of_memory("a list of numbers", 0);
     }
 }
 
 json_t *moe_json_number(double value) {
     return isfinite(value) ? json_real(value) : json_null();
+}
+
+json_t *moe_json_integers(const int64_t *values, int64_t n) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < n; i++) {
+        append(list, json_integer(values[i]));
+    }
+    return list;
+}
+
+json_t *moe_json_numbers(const double *values, int64_t n) {
+    json_t *list = json_array();
+    for (int64_t i = 0; i < n; i++) {
+        append(list, moe_json_number(values[i]));
+    }
+    return list;
+}
+
+json_t *moe_json_text(const char *value) {
+    json_t *string = json_string(value);
+    if (string) {
+        return string;
+    }
+    char *plain = strdup(value);
+    for (char *p = plain; p && *p; p++) {
+        if ((unsigned char)*p >= 0x80) {
+            *p = '?';
+        }
+    }
+    string = plain ? json_string(plain) : json_null();
+    free(plain);
+    return string;
 }
 
 char *moe_json_line(const json_t *value) {
@@ -29,7 +67,7 @@ char *moe_json_line(const json_t *value) {
     return text;
 }
 
-/* What stays on one line however long: strings and numbers, and arrays of them. */
+/* Whether a value stays on one line however long it is: strings, numbers, and arrays of them. */
 static bool is_plain(const json_t *value) {
     for (size_t i = 0; i < json_array_size(value); i++) {
         if (json_is_object(json_array_get(value, i)) || json_is_array(json_array_get(value, i))) {

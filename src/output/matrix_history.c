@@ -1,4 +1,4 @@
-/* matrices.c: which steps' matrices are kept, and keeping them. */
+/* matrix_history.c: decides which steps' matrices are kept, and keeps them. */
 #include "output/matrix_history.h"
 
 #include <string.h>
@@ -47,18 +47,18 @@ void moe_matrix_history_reserve(moe_matrix_history *m,
                                 int32_t devices,
                                 int64_t steps) {
     int64_t stride, kept = moe_matrix_history_kept(layers, devices, steps, &stride);
-    moe_reserve(&m->rows, &m->room, kept * cells(layers, devices), sizeof *m->rows,
+    moe_reserve(&m->rows, &m->capacity, kept * cells(layers, devices), sizeof *m->rows,
                 "device matrices of some steps");
 }
 
-/* Room for one more step than are there, which stay. */
+/* Makes the memory fit one more step than the `there` steps in it, which stay. */
 static void widen(moe_matrix_history *m, int64_t there, int64_t size) {
     moe_matrix_history wider = {NULL, 0};
-    if ((there + 1) * size <= m->room) {
+    if ((there + 1) * size <= m->capacity) {
         return;
     }
-    moe_reserve(&wider.rows, &wider.room, (there > 0 ? 2 * there : 1) * size, sizeof *wider.rows,
-                "device matrices of some steps");
+    moe_reserve(&wider.rows, &wider.capacity, (there > 0 ? 2 * there : 1) * size,
+                sizeof *wider.rows, "device matrices of some steps");
     if (there > 0) {
         memcpy(wider.rows, m->rows, (size_t)(there * size) * sizeof *m->rows);
     }

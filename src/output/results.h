@@ -1,6 +1,7 @@
-/* results.h: the run's folder: config.ini, metrics.jsonl, summary.json and the .npy files
- * (interface.md, Results). Layer 4 (show). Rank 0 writes text, flushed step by step; arrays are
- * written by all ranks together. A failure to write (disk full) is MOE_ERROR, agreed by all. */
+/* results.h: the folder of a run: config.ini, metrics.jsonl, summary.json and the .npy files that
+ * files.def lists and docs/results.md describes. Rank 0 writes texts, metrics.jsonl flushed step by
+ * step; arrays are written by all ranks together. A failure to write, such as a full disk, is
+ * MOE_ERROR and agreed by all ranks. */
 #ifndef MOESIM_OUTPUT_RESULTS_H
 #define MOESIM_OUTPUT_RESULTS_H
 
@@ -20,19 +21,20 @@
 
 typedef struct moe_results {
     char folder[MOE_PATH_MAX];
-    FILE *metrics;                /* rank 0 only */
-    moe_run_times times;          /* of the steps written so far */
-    moe_training_history history; /* of training; the same on every rank */
-    moe_training_facts facts;     /* of training; the caller sets them before moe_results_close */
-    int64_t *expert_load;         /* rank 0: [steps][layers][N] */
+    FILE *metrics;                         /* metrics.jsonl, on rank 0 only */
+    moe_run_times times;                   /* of the steps written so far */
+    moe_training_history training_history; /* the same on every rank */
+    moe_training_facts facts;              /* set by the caller before moe_results_close */
+    int64_t *expert_load;                  /* [steps][layers][N] on rank 0 */
     int64_t expert_load_capacity;
-    moe_matrix_history matrices; /* rank 0: of some steps */
+    moe_matrix_history matrix_history; /* of some steps, on rank 0 */
 } moe_results;
 
-/* Collective. Makes the folder (parents too). An existing non-empty folder is refused (MOE_USER)
- * unless force; with force the files that moesim writes (checkpoints too) are removed, others stay.
- * A folder that cannot be made or written to is MOE_USER too, a full disk MOE_ERROR. folder NULL:
- * runs/<config name>-<YYYYmmdd-HHMMSS>, made unique. Writes config.ini and opens metrics.jsonl. */
+/* Collective. Makes the folder and its parents, writes config.ini and opens metrics.jsonl. A folder
+ * that exists and is not empty is refused (MOE_USER) unless force is set; then the files that
+ * moesim writes are removed, checkpoints too, and others stay. A folder that cannot be made or
+ * written to is MOE_USER too, a full disk MOE_ERROR. folder NULL stands for runs/<config
+ * name>-<YYYYmmdd-HHMMSS>, made unique. */
 int moe_results_open(const moe_comm *comm,
                      const moe_config *c,
                      const char *folder,
@@ -47,13 +49,13 @@ int moe_results_step(const moe_comm *comm,
                      const moe_step_metrics *step,
                      moe_status *st);
 
-/* Going on from a checkpoint: {0} -> moe_results_history -> moe_checkpoint_read with its blobs ->
- * moe_results_reopen. Writing one: moe_results_sync -> moe_results_history -> moe_checkpoint_write
- * with its blobs. */
+/* A run goes on from a checkpoint in these steps: {0} -> moe_results_history -> moe_checkpoint_read
+ * with its blobs -> moe_results_reopen. A checkpoint is written in these: moe_results_sync ->
+ * moe_results_history -> moe_checkpoint_write with its blobs. */
 enum { MOE_RESULTS_BLOBS = 4 };
-/* Local. What *r knows of the first `step` steps (times, loads of experts, history of training,
- * device matrices), as blobs of a checkpoint that point into *r; makes room for what is to be read.
- * They hold until the next step. */
+/* Local. What *r knows of the first `step` steps (times, loads of experts, training history, device
+ * matrices), as blobs of a checkpoint that point into *r. It makes room for what is to be read. The
+ * blobs hold until the next step. */
 void moe_results_history(const moe_comm *comm,
                          moe_results *r,
                          const moe_config *c,
@@ -61,24 +63,23 @@ void moe_results_history(const moe_comm *comm,
                          moe_blob blobs[MOE_RESULTS_BLOBS]);
 /* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st);
-/* Collective. Opens the folder of a run that goes on after `step` steps; *r has its history. Cuts
+/* Collective. Opens the folder of a run that goes on after `step` steps, whose history *r has. Cuts
  * metrics.jsonl back to the lines of these steps (a torn line goes too; MOE_USER when one is
- * missing), renews config.ini, removes summary.json. The folder is as it was when this fails early.
- */
+ * missing), renews config.ini, and removes summary.json. Where this fails early, the folder is as
+ * it was. */
 int moe_results_reopen(const moe_comm *comm,
                        const moe_config *c,
                        const char *folder,
                        int64_t step,
                        moe_results *r,
                        moe_status *st);
-/* Collective. Does folder hold a run that has made `steps` steps (0: as many as its own
- * configuration says) and written its summary? */
+/* Collective. Whether the folder holds a run that has made `steps` steps (0: as many as its own
+ * configuration says) and has written its summary. */
 bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t steps);
 
 /* Collective. Closes metrics.jsonl, writes comm_matrix.npy, comm_matrix_steps.npy and
- * expert_load.npy, and summary.json last and at once (renamed into place): a folder with a
- * summary.json is a finished run. topologies [size] is used on rank 0. Frees what *r holds, on
- * failure too. */
+ * expert_load.npy, and summary.json last and at once: a folder with a summary.json is that of a
+ * finished run. topologies [size] is used on rank 0. Frees what *r holds, on failure too. */
 int moe_results_close(const moe_comm *comm,
                       moe_results *r,
                       const moe_config *c,
@@ -87,17 +88,20 @@ int moe_results_close(const moe_comm *comm,
                       double seconds,
                       moe_status *st);
 
-/* Local. Frees what *r holds when a run ends without moe_results_close (a step that could not be
- * written); safe after it. */
+/* Local. Frees what *r holds when a run ends without moe_results_close, because a step could not be
+ * written. It is safe after moe_results_close. */
 void moe_results_free(moe_results *r);
 
-/* Collective. Writes a text (rank 0's) into the folder, whole or not at all. */
-int moe_results_text(
+/* Collective. Writes rank 0's text into the folder, whole or not at all. `name` is one of
+ * files.def.
+ */
+int moe_results_write_text(
     const moe_comm *comm, const moe_results *r, const char *name, const char *text, moe_status *st);
 
-/* Collective. topk_idx.npy int32 [layers,T,K] (-1 = none), topk_weight.npy float32, kept.npy uint8
- * (1 = an expert serves it): routing [layers] of this rank. With overflow = next_choice also
- * served_idx.npy int32: the expert that serves it, -1 = dropped. */
+/* Collective. Writes topk_idx.npy int32 [layers,T,K] (-1: none), topk_weight.npy float32 and
+ * kept.npy uint8 (1: an expert serves it) of the same shape; with overflow = next_choice also
+ * served_idx.npy int32, the expert that serves it (-1: dropped). routing [layers] is that of this
+ * rank. */
 int moe_results_routing(const moe_comm *comm,
                         const moe_results *r,
                         const moe_config *c,
@@ -105,8 +109,8 @@ int moe_results_routing(const moe_comm *comm,
                         const moe_routing *routing,
                         moe_status *st);
 
-/* Collective. name.npy [T_global, columns] from each rank's rows [T, columns], float32 or float64
- * by element_size. */
+/* Collective. Writes name.npy [T_global, columns] from each rank's rows [T, columns], as float32 or
+ * float64 by element_size. `name` is an array of files.def, or one of its layers ("y_layer0"). */
 int moe_results_tensor(const moe_comm *comm,
                        const moe_results *r,
                        const char *name,

@@ -1,104 +1,66 @@
-/* results_arrays.c: what a rank knows about its own tokens, written by all ranks together: chosen
- * experts, weights, and tensors. */
-#include <string.h>
-
+/* results_arrays.c: the matrices and loads of the run, which all ranks write together. */
 #include "base/alloc.h"
-#include "output/results.h"
+#include "output/results_internal.h"
 
-enum { FILE_PATH_MAX = MOE_PATH_MAX + MOE_NAME_MAX + 8 };
-
-/* [layers, T, K] from this rank's [layers][T_local][K] values: one piece a layer. */
-static int write_by_token(const moe_comm *comm,
-                          const moe_results *r,
-                          const char *name,
-                          enum moe_dtype dtype,
-                          const int64_t shape[3],
-                          const moe_batch *batch,
-                          const void *values,
-                          moe_status *st) {
-    char path[FILE_PATH_MAX];
-    int64_t local = batch->num_tokens * shape[2];
-    moe_npy_piece *pieces = moe_alloc(shape[0], sizeof *pieces, "pieces of an array");
-    for (int64_t l = 0; l < shape[0]; l++) {
-        const char *at = (const char *)values + (size_t)(l * local) * moe_dtype_size(dtype);
-        pieces[l] = (moe_npy_piece){at, (l * shape[1] + batch->first_token) * shape[2], local};
+int moe_results_write_matrix(const moe_comm *comm,
+                             const char *folder,
+                             const moe_step_metrics *last,
+                             moe_status *st) {
+    char path[MOE_RESULTS_PATH_MAX];
+    int64_t devices = last->devices;
+    int64_t shape[3] = {last->num_layers, devices, devices};
+    int64_t mine = 0;
+    moe_npy_piece *pieces = moe_alloc(last->num_layers, sizeof *pieces, "pieces of the matrix");
+    for (int32_t l = comm->rank; l < last->num_layers; l += comm->size) {
+        pieces[mine++] =
+            (moe_npy_piece){last->layer[l].matrix, l * devices * devices, devices * devices};
     }
-    snprintf(path, sizeof path, "%s/%s", r->folder, name);
-    moe_comm_write_npy(comm, path, dtype, 3, shape, pieces, local > 0 ? shape[0] : 0, st);
+    moe_results_path(folder, moe_result_files[MOE_RESULT_COMM_MATRIX].name, path);
+    moe_comm_write_npy(comm, path, MOE_I64, 3, shape, pieces, mine, st);
     moe_free(pieces);
     return st->code;
 }
 
-/* Rows of a layer spread to k columns; tokens with fewer experts are filled up with -1, 0, 0, -1.
- */
-static void spread(const moe_routing *routing,
-                   int64_t k,
-                   int32_t *idx,
-                   float *weight,
-                   uint8_t *kept,
-                   int32_t *server) {
-    for (int64_t t = 0; t < routing->num_tokens; t++) {
-        int64_t begin = routing->row_offset[t], count = routing->row_offset[t + 1] - begin;
-        MOE_ASSERT(count <= k);
-        for (int64_t j = 0; j < k; j++) {
-            idx[t * k + j] = j < count ? routing->expert[begin + j] : -1;
-            weight[t * k + j] = j < count ? (float)routing->weight[begin + j] : 0;
-            server[t * k + j] = j >= count        ? -1
-                                : routing->server ? routing->server[begin + j]
-                                                  : routing->expert[begin + j];
-            kept[t * k + j] = server[t * k + j] >= 0;
+int moe_results_write_matrix_history(const moe_comm *comm,
+                                     const char *folder,
+                                     const moe_matrix_history *kept,
+                                     const moe_step_metrics *last,
+                                     int64_t steps,
+                                     moe_status *st) {
+    char path[MOE_RESULTS_PATH_MAX];
+    int32_t layers = last->num_layers, devices = last->devices;
+    int64_t step[MOE_MATRICES + 1], stride,
+        written = moe_matrix_history_steps(layers, devices, steps, step);
+    int64_t num_kept = moe_matrix_history_kept(layers, devices, steps, &stride);
+    int64_t layer = (int64_t)devices * devices;
+    int64_t size = layers * layer;
+    int64_t shape[4] = {written, layers, devices, devices}, num = 0;
+    if (written == 0) {
+        return MOE_OK;
+    }
+    moe_npy_piece *pieces = moe_alloc(layers + 1, sizeof *pieces, "pieces of the matrices");
+    if (comm->rank == 0) {
+        pieces[num++] = (moe_npy_piece){kept->rows, 0, num_kept * size};
+        for (int32_t l = 0; written > num_kept && l < layers; l++) {
+            pieces[num++] =
+                (moe_npy_piece){last->layer[l].matrix, num_kept * size + l * layer, layer};
         }
     }
+    moe_results_path(folder, moe_result_files[MOE_RESULT_COMM_MATRIX_STEPS].name, path);
+    moe_comm_write_npy(comm, path, MOE_I64, 4, shape, pieces, num, st);
+    moe_free(pieces);
+    return st->code;
 }
 
-int moe_results_routing(const moe_comm *comm,
-                        const moe_results *r,
-                        const moe_config *c,
-                        const moe_batch *batch,
-                        const moe_routing *routing,
-                        moe_status *st) {
-    int64_t shape[3] = {c->model.num_layers, batch->num_tokens_global, moe_config_most_experts(c)},
-            words = batch->num_tokens * shape[2];
-    int32_t *idx = moe_alloc(shape[0] * words, sizeof *idx, "topk_idx");
-    float *weight = moe_alloc(shape[0] * words, sizeof *weight, "topk_weight");
-    uint8_t *kept = moe_alloc(shape[0] * words, sizeof *kept, "kept");
-    int32_t *server = moe_alloc(shape[0] * words, sizeof *server, "served_idx");
-    for (int64_t l = 0; l < shape[0]; l++) {
-        spread(&routing[l], shape[2], idx + l * words, weight + l * words, kept + l * words,
-               server + l * words);
-    }
-
-    int code = write_by_token(comm, r, "topk_idx.npy", MOE_I32, shape, batch, idx, st);
-    if (code == MOE_OK) {
-        code = write_by_token(comm, r, "topk_weight.npy", MOE_F32, shape, batch, weight, st);
-    }
-    if (code == MOE_OK) {
-        code = write_by_token(comm, r, "kept.npy", MOE_U8, shape, batch, kept, st);
-    }
-    moe_free(idx);
-    moe_free(weight);
-    if (code == MOE_OK && c->capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE) {
-        code = write_by_token(comm, r, "served_idx.npy", MOE_I32, shape, batch, server, st);
-    }
-    moe_free(kept);
-    moe_free(server);
-    return code;
-}
-
-int moe_results_tensor(const moe_comm *comm,
-                       const moe_results *r,
-                       const char *name,
-                       const moe_batch *batch,
-                       const void *rows,
-                       int64_t columns,
-                       size_t element_size,
-                       moe_status *st) {
-    char path[FILE_PATH_MAX];
-    int64_t shape[2] = {batch->num_tokens_global, columns};
-    moe_npy_piece piece = {rows, batch->first_token * columns, batch->num_tokens * columns};
-    MOE_ASSERT(strlen(name) <= MOE_NAME_MAX &&
-               (element_size == sizeof(float) || element_size == sizeof(double)));
-    snprintf(path, sizeof path, "%s/%s.npy", r->folder, name);
-    return moe_comm_write_npy(comm, path, element_size == sizeof(float) ? MOE_F32 : MOE_F64, 2,
-                              shape, &piece, piece.count > 0, st);
+int moe_results_write_expert_load(const moe_comm *comm,
+                                  const char *folder,
+                                  const int64_t *load,
+                                  const moe_step_metrics *last,
+                                  int64_t steps,
+                                  moe_status *st) {
+    char path[MOE_RESULTS_PATH_MAX];
+    int64_t shape[3] = {steps, last->num_layers, last->num_experts};
+    moe_npy_piece all = {load, 0, shape[0] * shape[1] * shape[2]};
+    moe_results_path(folder, moe_result_files[MOE_RESULT_EXPERT_LOAD].name, path);
+    return moe_comm_write_npy(comm, path, MOE_I64, 3, shape, &all, comm->rank == 0, st);
 }

@@ -1,4 +1,4 @@
-/* screen.c: looks at the stream once, so that everything else only asks what it may do. Piped
+/* screen.c: looks at the stream once, so that everything else only has to ask what it may do. Piped
  * output has no colour and no control character. */
 #include "output/screen.h"
 
@@ -21,9 +21,9 @@ static bool is_utf8(void) {
     return !strcmp(codeset, "UTF-8") || !strcmp(codeset, "utf8");
 }
 
-/* Open MPI gives the first rank a pseudo-terminal even when mpirun's own output is piped: what
- * counts is where the launcher writes to. Looks for a launcher among the parents of this process;
- * path = its standard output, "" when there is no launcher. */
+/* Open MPI gives the first rank a pseudo-terminal even when mpirun's own output is piped, so what
+ * counts is where the launcher writes to. This function looks for a launcher among the parents of
+ * the process: path becomes the launcher's standard output, or "" when there is no launcher. */
 static void find_launcher_output(char *path, size_t capacity) {
     static const char *const launchers[] = {"mpirun",  "mpiexec", "orterun", "orted",
                                             "prterun", "prted",   NULL};
@@ -54,8 +54,8 @@ static void find_launcher_output(char *path, size_t capacity) {
     }
 }
 
-/* A descriptor of the terminal that the stream's text ends up on, to be closed; -1 when it does not
- * end on one. */
+/* Opens the terminal that the stream's text ends up on. The caller closes the descriptor; it is -1
+ * when the text does not end up on a terminal. */
 static int open_terminal(FILE *out) {
     char path[64] = "", target[256];
     if (!isatty(fileno(out))) {
@@ -175,7 +175,7 @@ void moe_screen_row(const moe_screen *s, const moe_table *table, const char *for
     line[strcspn(line, "\n")] = '\0';
     for (int i = 0, width = table->width; width > s->columns && i < 8 && table->least[i].width > 0;
          i++) {
-        int before = 0; /* columns taken out left of this one */
+        int before = 0; /* columns that were taken out left of this one */
         for (int j = 0; j < i; j++) {
             before += table->least[j].at < table->least[i].at ? table->least[j].width : 0;
         }
@@ -183,70 +183,4 @@ void moe_screen_row(const moe_screen *s, const moe_table *table, const char *for
         width -= table->least[i].width;
     }
     fprintf(s->out, "%s%s", line, ends ? "\n" : "");
-}
-
-moe_formatted moe_format_glued(moe_formatted text) {
-    for (char *p = text.s; *p; p++) {
-        if (*p == ' ') {
-            *p = '\t';
-        }
-    }
-    return text;
-}
-
-moe_formatted moe_format_count(int64_t n) {
-    moe_formatted text = {""};
-    char digits[32];
-    int length = snprintf(digits, sizeof digits, "%lld", (long long)(n < 0 ? -n : n)), at = 0;
-    if (n < 0) {
-        text.s[at++] = '-';
-    }
-    for (int i = 0; i < length; i++) {
-        if (i > 0 && (length - i) % 3 == 0) {
-            text.s[at++] = ',';
-        }
-        text.s[at++] = digits[i];
-    }
-    return text;
-}
-
-moe_formatted moe_format_bytes(int64_t n) {
-    static const char *const units[] = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-    moe_formatted text;
-    double value = (double)n / 1024;
-    int unit = 0;
-    for (; unit < 5 && value >= 1023.95; unit++) {
-        value /= 1024;
-    }
-    if (n < 1024) {
-        snprintf(text.s, sizeof text.s, "%lld B", (long long)n);
-    } else {
-        snprintf(text.s, sizeof text.s, "%.*f %s", value < 9.995 ? 2 : 1, value, units[unit]);
-    }
-    return text;
-}
-
-moe_formatted moe_format_seconds(double seconds) {
-    moe_formatted text;
-    if (seconds < 0.9995) {
-        snprintf(text.s, sizeof text.s, "%.3g ms", seconds * 1e3);
-    } else if (seconds < 99.95) {
-        snprintf(text.s, sizeof text.s, "%.3g s", seconds);
-    } else {
-        snprintf(text.s, sizeof text.s, "%lld min %02lld s", (long long)round(seconds) / 60,
-                 (long long)round(seconds) % 60);
-    }
-    return text;
-}
-
-moe_formatted moe_format_number(double value, int decimals) {
-    moe_formatted text;
-    if (!isfinite(value)) {
-        snprintf(text.s, sizeof text.s, "-");
-    } else if (fabs(value) < 1e9) {
-        snprintf(text.s, sizeof text.s, "%.*f", decimals, value);
-    } else {
-        snprintf(text.s, sizeof text.s, "%.*e", decimals, value);
-    }
-    return text;
 }

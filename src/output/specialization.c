@@ -1,4 +1,4 @@
-/* specialization.c: two files and a section on the screen. */
+/* specialization.c: what was measured as two files and as a section on the screen. */
 #include "output/specialization.h"
 
 #include <jansson.h>
@@ -8,12 +8,14 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "output/files.h"
+#include "output/format.h"
 #include "output/json.h"
 
 /* --- names --- */
 
-/* A text's domains are the parts of data.path between colons, topics have numbers. Not
- * NUL-terminated: *length bytes; NULL: a number. */
+/* The domains of a text are the paths in data.path between its colons; topics have numbers. The
+ * name has *length bytes and no NUL at its end; it is NULL where the domain has a number only. */
 static const char *domain_name(const moe_config *c, int32_t domain, int *length) {
     const char *name = c->data.path;
     *length = 0;
@@ -68,7 +70,8 @@ static json_t *domains(const moe_specialization *s, const moe_config *c) {
         int length;
         const char *name = domain_name(c, d, &length);
         json_t *text = name ? json_stringn(name, (size_t)length) : json_integer(d);
-        json_array_append_new(all, text ? text : json_integer(d)); /* a name that is no UTF-8 */
+        /* A name that is no UTF-8 is shown by its number. */
+        json_array_append_new(all, text ? text : json_integer(d));
     }
     return all;
 }
@@ -108,14 +111,15 @@ int moe_specialization_write(const moe_comm *comm,
     moe_npy_piece all = {s->domain_load, 0, shape[0] * shape[1] * shape[2]};
     if (comm->rank == 0) {
         char *text = text_of(s, c);
-        snprintf(path, sizeof path, "%s/specialization.json", folder);
+        snprintf(path, sizeof path, "%s/%s", folder,
+                 moe_result_files[MOE_RESULT_SPECIALIZATION].name);
         moe_file_write(path, text, st);
         free(text);
     }
     if (moe_comm_agree(comm, st)) {
         return st->code;
     }
-    snprintf(path, sizeof path, "%s/domain_load.npy", folder);
+    snprintf(path, sizeof path, "%s/%s", folder, moe_result_files[MOE_RESULT_DOMAIN_LOAD].name);
     return moe_comm_write_npy(comm, path, MOE_I64, 3, shape, &all, comm->rank == 0, st);
 }
 
@@ -138,7 +142,7 @@ static void show_disabled(const moe_screen *screen, const moe_specialization *s)
             moe_format_number(s->loss_without_shared - s->loss[0], 4).s);
 }
 
-/* Index of the largest of n loads, which becomes -1. */
+/* Finds the index of the largest of n loads, and sets that load to -1. */
 static int32_t take_largest(int64_t *load, int32_t n, int64_t *value) {
     int32_t best = 0;
     for (int32_t e = 1; e < n; e++) {
@@ -149,20 +153,21 @@ static int32_t take_largest(int64_t *load, int32_t n, int64_t *value) {
     return best;
 }
 
-/* The experts that a domain chose most often, with their share of its selections. */
+/* Shows the experts that a domain chose most often, with their share of its selections. */
 static void show_domain(const moe_screen *screen,
                         const moe_specialization *s,
                         const moe_config *c,
                         int32_t domain) {
-    int64_t *load = moe_alloc(s->num_experts, sizeof *load, "report"), total = 0, most;
+    int64_t *load = moe_alloc(s->num_experts, sizeof *load, "a section on the screen"), total = 0,
+            most;
     int length;
     const char *name = domain_name(c, domain, &length);
     memcpy(load, load_of(s, 0, domain), (size_t)s->num_experts * sizeof *load);
     for (int32_t e = 0; e < s->num_experts; e++) {
         total += load[e];
     }
-    int cut = length > NAME ? length - NAME : 0; /* the end of a long path tells more than its
-                                                    beginning */
+    /* The end of a long path tells more than its beginning. */
+    int cut = length > NAME ? length - NAME : 0;
     char label[NAME + 8], text[SHOWN_EXPERTS * 32] = "";
     if (name) {
         snprintf(label, sizeof label, "  %-*.*s ", NAME, length - cut, name + cut);

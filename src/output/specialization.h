@@ -1,5 +1,5 @@
-/* specialization.h: what train/specialization.h measured, as files and as a section on the screen.
- */
+/* specialization.h: the specialisation that train/specialization.h measured, as files and as a
+ * section on the screen. */
 #ifndef MOESIM_OUTPUT_SPECIALIZATION_H
 #define MOESIM_OUTPUT_SPECIALIZATION_H
 
@@ -7,15 +7,15 @@
 #include "train/specialization.h"
 #include "world/comm.h"
 
-/* Collective. specialization.json and domain_load.npy (int64 [layers, domains, N]) in the run's
- * folder. */
+/* Collective. Writes specialization.json and domain_load.npy (int64 [layers, domains, N]) into the
+ * folder of a run. */
 int moe_specialization_write(const moe_comm *comm,
                              const moe_specialization *s,
                              const moe_config *c,
                              const char *folder,
                              moe_status *st);
 
-/* Local. A section of the report. */
+/* Local. Prints the section. */
 void moe_specialization_show(const moe_screen *screen,
                              const moe_specialization *s,
                              const moe_config *c);

@@ -1,136 +1,46 @@
-/* summary.c: records as JSON. Small builders moe_json_put() what they are given; a key is written
- * whether or not its value is defined (null), so that readers never have to guess. The order of
- * keys is the order of the calls. */
+/* summary.c: metrics as JSON. A key is written whether or not its value is defined (null), so that
+ * readers never have to guess. The keys stand in the order of the calls. */
 #include "output/summary.h"
 
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/alloc.h"
-#include "base/status.h"
-#include "measure/imbalance.h"
+#include "measure/figures.h"
 #include "output/matrix_history.h"
 #include "output/summary_internal.h"
 
-/* JSON is UTF-8: bytes that are not (a folder named in another encoding) become question marks. */
-static json_t *text(const char *value) {
-    json_t *string = json_string(value);
-    if (string) {
-        return string;
-    }
-    char *plain = strdup(value);
-    for (char *p = plain; p && *p; p++) {
-        if ((unsigned char)*p >= 0x80) {
-            *p = '?';
-        }
-    }
-    string = plain ? json_string(plain) : json_null();
-    free(plain);
-    return string;
-}
+/* --- balance --- */
 
-static json_t *integers(const int64_t *values, int64_t n) {
-    json_t *array = json_array();
-    for (int64_t i = 0; i < n; i++) {
-        if (json_array_append_new(array, json_integer(values[i])) != 0) {
-            moe_out_of_memory("the summary", 0);
-        }
-    }
-    return array;
-}
-
-/* Balance */
-
-static json_t *metrics_object(const moe_imbalance *m, double idle, bool whole) {
+static json_t *imbalance_object(const moe_imbalance *m) {
     json_t *o = json_object();
-    moe_json_put(o, "max_over_mean", moe_json_number(m->max_over_mean));
-    moe_json_put(o, "maxvio", moe_json_number(m->maxvio));
-    moe_json_put(o, "balancedness", moe_json_number(m->balancedness));
-    moe_json_put(o, "cv", moe_json_number(m->cv));
-    moe_json_put(o, "gini", moe_json_number(m->gini));
-    moe_json_put(o, "entropy", moe_json_number(m->entropy));
-    moe_json_put(o, "idle", whole ? json_integer((json_int_t)idle) : moe_json_number(idle));
-    moe_json_put(o, "p50", moe_json_number(m->p50));
-    moe_json_put(o, "p90", moe_json_number(m->p90));
-    moe_json_put(o, "p99", moe_json_number(m->p99));
+#define IMBALANCE(name, formula) moe_json_put(o, #name, moe_json_number(m->name));
+#include "measure/names.def"
     return o;
 }
 
-enum { LOADS = 7 };
-static const char *const load_names[LOADS] = {"expert", "device",        "received", "sent",
-                                              "node",   "node_received", "node_sent"};
-
-/* Metrics by node: sums over the devices of each node. */
-static moe_imbalance node_metrics(const moe_config *c, const int64_t *by_device, int32_t devices) {
-    int32_t per_node = c->cluster.devices_per_node > 0 ? c->cluster.devices_per_node : devices,
-            nodes = (devices + per_node - 1) / per_node;
-    int64_t *sum = moe_alloc_zero(nodes, sizeof *sum, "loads by node");
-    for (int32_t d = 0; d < devices; d++) {
-        sum[d / per_node] += by_device[d];
-    }
-    moe_imbalance m = moe_imbalance_of(sum, nodes);
-    moe_free(sum);
-    return m;
-}
-
-static void layer_metrics(const moe_config *c,
-                          const moe_step_metrics *r,
-                          const moe_layer_metrics *l,
-                          moe_imbalance m[LOADS]) {
-    m[0] = moe_imbalance_of(l->counts_per_expert, r->num_experts);
-    m[1] = moe_imbalance_of(l->counts_per_device, r->devices);
-    m[2] = moe_imbalance_of(l->received_rows, r->devices);
-    m[3] = moe_imbalance_of(l->sent_rows, r->devices);
-    m[4] = node_metrics(c, l->counts_per_device, r->devices);
-    m[5] = node_metrics(c, l->received_rows, r->devices);
-    m[6] = node_metrics(c, l->sent_rows, r->devices);
-}
-
-static json_t *layer_balance(const moe_config *c,
-                             const moe_step_metrics *r,
-                             const moe_layer_metrics *l) {
-    moe_imbalance m[LOADS];
-    layer_metrics(c, r, l, m);
+/* In one layer the number of idle targets is whole. */
+static json_t *layer_balance(const moe_config *c, const moe_step_metrics *m, int32_t layer) {
+    moe_imbalance balance[MOE_NUM_LOADS];
+    moe_figures_layer_balance(m, layer, c->cluster.devices_per_node, balance);
     json_t *o = json_object();
-    for (int i = 0; i < LOADS; i++) {
-        moe_json_put(o, load_names[i], metrics_object(&m[i], (double)m[i].idle, true));
+    for (int load = 0; load < MOE_NUM_LOADS; load++) {
+        json_t *one = imbalance_object(&balance[load]);
+        moe_json_put(one, "idle", json_integer((json_int_t)balance[load].idle));
+        moe_json_put(o, moe_load_names[load], one);
     }
     return o;
 }
 
-static void add_share(moe_imbalance *to, double *idle, const moe_imbalance *m, double share) {
-    to->max_over_mean += m->max_over_mean * share;
-    to->maxvio += m->maxvio * share;
-    to->balancedness += m->balancedness * share;
-    to->cv += m->cv * share;
-    to->gini += m->gini * share;
-    to->entropy += m->entropy * share;
-    to->p50 += m->p50 * share;
-    to->p90 += m->p90 * share;
-    to->p99 += m->p99 * share;
-    *idle += (double)m->idle * share;
-}
-
-/* Mean over layers. */
-static json_t *mean_balance(const moe_config *c, const moe_step_metrics *r) {
-    moe_imbalance mean[LOADS] = {{0}}, m[LOADS];
-    double idle[LOADS] = {0};
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        layer_metrics(c, r, &r->layer[l], m);
-        for (int i = 0; i < LOADS; i++) {
-            add_share(&mean[i], &idle[i], &m[i], 1.0 / r->num_layers);
-        }
-    }
+static json_t *mean_balance(const moe_config *c, const moe_step_metrics *m) {
+    moe_imbalance mean[MOE_NUM_LOADS];
+    moe_figures_balance(m, c->cluster.devices_per_node, mean);
     json_t *o = json_object();
-    for (int i = 0; i < LOADS; i++) {
-        moe_json_put(o, load_names[i], metrics_object(&mean[i], idle[i], false));
+    for (int load = 0; load < MOE_NUM_LOADS; load++) {
+        moe_json_put(o, moe_load_names[load], imbalance_object(&mean[load]));
     }
     return o;
 }
 
-/* Volume */
+/* --- volume --- */
 
 static json_t *volume_object(const moe_volume *v) {
     json_t *o = json_object(), *levels = json_object();
@@ -159,25 +69,15 @@ static int phases_of(const moe_config *c) {
     return c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD;
 }
 
-static json_t *total_volume(const moe_config *c, const moe_step_metrics *r) {
+static json_t *volumes_object(const moe_config *c, const moe_volume volume[MOE_NUM_DIRECTIONS]) {
     json_t *o = json_object();
     for (int i = 0; i < directions_of(c); i++) {
-        moe_volume sum;
-        moe_step_metrics_volume(r, i, &sum);
-        moe_json_put(o, moe_direction_names[i], volume_object(&sum));
+        moe_json_put(o, moe_direction_names[i], volume_object(&volume[i]));
     }
     return o;
 }
 
-static int64_t total_allreduce(const moe_step_metrics *r) {
-    int64_t bytes = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        bytes += r->layer[l].allreduce_bytes;
-    }
-    return bytes;
-}
-
-/* Losses */
+/* --- losses --- */
 
 static json_t *losses_object(const double values[MOE_NUM_LOSSES], int count) {
     json_t *o = json_object();
@@ -201,20 +101,22 @@ static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOS
 
 static const char *const all_layers = "mixtral_all_layers";
 
-static json_t *raw_losses(const moe_step_metrics *r, const double raw[MOE_NUM_LOSSES]) {
+static json_t *raw_losses(const moe_step_metrics *m, const double raw[MOE_NUM_LOSSES]) {
     json_t *o = losses_object(raw, MOE_NUM_LOSSES);
-    if (r->all_layers.on) {
-        moe_json_put(o, all_layers, moe_json_number(r->all_layers.raw));
+    if (m->all_layers.on) {
+        moe_json_put(o, all_layers, moe_json_number(m->all_layers.raw));
     }
     return o;
 }
 
-static const char *const scope_names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
+static const char *scope_name(int scope) {
+    return moe_config_enum_name(MOE_KEY(balance, scope), scope);
+}
 
 static json_t *losses_by_scope(const moe_layer_metrics *l) {
     json_t *o = json_object();
     for (int i = 0; i < MOE_NUM_SCOPES; i++) {
-        moe_json_put(o, scope_names[i], losses_object(l->loss_by_scope[i], MOE_LOSS_Z));
+        moe_json_put(o, scope_name(i), losses_object(l->loss_by_scope[i], MOE_LOSS_Z));
     }
     return o;
 }
@@ -226,136 +128,144 @@ static json_t *only_all_layers(double value) {
 }
 
 /* What the loss over all layers would be at balance, and what it is in each scope. */
-static void put_all_layers(json_t *o, const moe_step_metrics *r) {
+static void put_all_layers(json_t *o, const moe_step_metrics *m) {
     json_t *by_scope = json_object();
     for (int i = 0; i < MOE_NUM_SCOPES; i++) {
-        moe_json_put(by_scope, scope_names[i], only_all_layers(r->all_layers.by_scope[i]));
+        moe_json_put(by_scope, scope_name(i), only_all_layers(m->all_layers.by_scope[i]));
     }
-    moe_json_put(o, "loss_ideal", only_all_layers(r->all_layers.ideal));
+    moe_json_put(o, "loss_ideal", only_all_layers(m->all_layers.ideal));
     moe_json_put(o, "loss_by_scope", by_scope);
 }
 
-/* One step */
+/* --- one step --- */
 
-static json_t *step_time(const moe_config *c, const moe_step_metrics *r) {
+static json_t *step_time(const moe_config *c, const moe_step_metrics *m, const moe_figures *f) {
     json_t *o = json_object(), *phases = json_object();
-    for (int p = 0; p < phases_of(c); p++) {
-        double seconds = 0;
-        for (int32_t l = 0; l < r->num_layers; l++) {
-            seconds += r->layer[l].phase_seconds[p];
-        }
-        moe_json_put(phases, moe_phase_names[p], moe_json_number(seconds));
+    for (int phase = 0; phase < phases_of(c); phase++) {
+        moe_json_put(phases, moe_phase_names[phase], moe_json_number(f->phase_seconds[phase]));
     }
-    moe_json_put(o, "step", moe_json_number(r->seconds));
+    moe_json_put(o, "step", moe_json_number(m->seconds));
     moe_json_put(o, "phases", phases);
     return o;
 }
 
 json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_step_metrics_mean_losses(step, loss, raw, &total);
-    json_t *o = json_object(), *with_alpha = losses_object(loss, MOE_NUM_LOSSES);
+    moe_figures f = moe_figures_of(step);
+    json_t *o = json_object(), *with_alpha = losses_object(f.loss, MOE_NUM_LOSSES);
     if (step->all_layers.on) {
         moe_json_put(with_alpha, all_layers, moe_json_number(step->all_layers.loss));
     }
-    moe_json_put(with_alpha, "total", moe_json_number(total));
-    moe_json_put(with_alpha, "objective", moe_json_number(moe_step_metrics_objective(step)));
+    moe_json_put(with_alpha, "total", moe_json_number(f.total));
+    moe_json_put(with_alpha, "objective", moe_json_number(f.objective));
     moe_json_put(o, "step", json_integer(step->step));
     moe_json_put(o, "num_tokens", json_integer(step->num_tokens));
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_summary_put_training(o, c, step);
     }
     moe_json_put(o, "loss", with_alpha);
-    moe_json_put(o, "loss_raw", raw_losses(step, raw));
-    moe_json_put(o, "volume", total_volume(c, step));
-    moe_json_put(o, "allreduce_bytes", json_integer(total_allreduce(step)));
+    moe_json_put(o, "loss_raw", raw_losses(step, f.raw));
+    moe_json_put(o, "volume", volumes_object(c, f.volume));
+    moe_json_put(o, "allreduce_bytes", json_integer(f.allreduce_bytes));
     moe_json_put(o, "balance", mean_balance(c, step));
     moe_json_put(o, "passed", json_boolean(moe_step_metrics_all_passed(step)));
-    moe_json_put(o, "time", step_time(c, step));
+    moe_json_put(o, "time", step_time(c, step, &f));
     return o;
 }
 
-/* The summary */
+/* --- the summary --- */
 
-static json_t *layer_object(const moe_config *c,
-                            const moe_step_metrics *r,
-                            const moe_layer_metrics *l) {
+static json_t *layer_object(const moe_config *c, const moe_step_metrics *m, int32_t layer) {
+    const moe_layer_metrics *l = &m->layer[layer];
     json_t *o = json_object();
-    json_t *volume = json_object();
     json_t *trained = trained_losses(c, l->loss);
-    int64_t devices = r->devices, reach = devices < 64 ? devices : 64;
+    int64_t devices = m->devices, reach = devices < 64 ? devices : 64;
     moe_json_put(trained, "total", moe_json_number(l->total));
     moe_json_put(o, "loss", trained);
     moe_json_put(o, "loss_raw", losses_object(l->loss_raw, MOE_NUM_LOSSES));
     moe_json_put(o, "loss_ideal", losses_object(l->ideal, MOE_NUM_LOSSES));
     moe_json_put(o, "loss_by_scope", losses_by_scope(l));
-    moe_json_put(o, "counts_per_expert", integers(l->counts_per_expert, r->num_experts));
-    moe_json_put(o, "kept_per_expert", integers(l->kept_per_expert, r->num_experts));
-    moe_json_put(o, "counts_per_device", integers(l->counts_per_device, devices));
-    moe_json_put(o, "distinct_tokens_per_device", integers(l->distinct_tokens_per_device, devices));
-    moe_json_put(o, "sent_rows", integers(l->sent_rows, devices));
-    moe_json_put(o, "received_rows", integers(l->received_rows, devices));
+    moe_json_put(o, "counts_per_expert", moe_json_integers(l->counts_per_expert, m->num_experts));
+    moe_json_put(o, "kept_per_expert", moe_json_integers(l->kept_per_expert, m->num_experts));
+    moe_json_put(o, "counts_per_device", moe_json_integers(l->counts_per_device, devices));
+    moe_json_put(o, "distinct_tokens_per_device",
+                 moe_json_integers(l->distinct_tokens_per_device, devices));
+    moe_json_put(o, "sent_rows", moe_json_integers(l->sent_rows, devices));
+    moe_json_put(o, "received_rows", moe_json_integers(l->received_rows, devices));
     moe_json_put(o, "selections", json_integer(l->selections));
     moe_json_put(o, "dropped", json_integer(l->dropped));
     if (l->capacity.on) {
-        moe_json_put(o, "capacity", moe_summary_capacity(c, r, l));
+        moe_json_put(o, "capacity", moe_summary_capacity(c, m, l));
     }
     moe_json_put(o, "mean_devices_per_token", moe_json_number(l->mean_devices));
     moe_json_put(o, "mean_devices_per_token_unlimited", moe_json_number(l->mean_devices_unlimited));
-    moe_json_put(o, "tokens_by_reach", integers(l->tokens_by_reach, reach + 1));
-    for (int i = 0; i < directions_of(c); i++) {
-        moe_json_put(volume, moe_direction_names[i], volume_object(&l->volume[i]));
-    }
-    moe_json_put(o, "volume", volume);
+    moe_json_put(o, "tokens_by_reach", moe_json_integers(l->tokens_by_reach, reach + 1));
+    moe_json_put(o, "volume", volumes_object(c, l->volume));
     moe_json_put(o, "allreduce_bytes", json_integer(l->allreduce_bytes));
     moe_json_put(o, "output_rms", moe_json_number(l->output_rms));
-    moe_json_put(o, "balance", layer_balance(c, r, l));
+    moe_json_put(o, "balance", layer_balance(c, m, layer));
     return o;
 }
 
-static void put_checks(json_t *o, const moe_step_metrics *r) {
+static void put_checks(json_t *o, const moe_step_metrics *m) {
     json_t *checks = json_object(), *details = json_object();
-    for (int i = 0; i < r->num_checks; i++) {
-        const moe_check *k = &r->check[i];
+    for (int i = 0; i < m->num_checks; i++) {
+        const moe_check *k = &m->check[i];
         moe_json_put(checks, k->name, k->made ? json_boolean(k->passed) : json_null());
-        moe_json_put(details, k->name, text(k->detail));
+        moe_json_put(details, k->name, moe_json_text(k->detail));
     }
     moe_json_put(o, "checks", checks);
     moe_json_put(o, "check_details", details);
+}
+
+static json_t *unknown_or(int32_t number) {
+    return number < 0 ? json_null() : json_integer(number);
+}
+
+static json_t *host_object(const moe_topology *t) {
+    json_t *o = json_object();
+    moe_json_put(o, "name", moe_json_text(t->host));
+    moe_json_put(o, "processor", moe_json_text(t->processor));
+    moe_json_put(o, "cores", json_integer(t->host_cores));
+    moe_json_put(o, "hardware_threads", json_integer(t->host_pus));
+    moe_json_put(o, "memory_bytes", json_integer(t->memory_bytes));
+    moe_json_put(o, "oversubscribed", json_boolean(t->oversubscribed));
+    moe_json_put(o, "synthetic", json_boolean(t->synthetic));
+    return o;
+}
+
+static json_t *rank_object(const moe_topology *t, int rank, int32_t devices) {
+    json_t *o = json_object();
+    moe_json_put(o, "rank", json_integer(rank));
+    moe_json_put(o, "host", moe_json_text(t->host));
+    moe_json_put(o, "devices", json_integer(devices));
+    moe_json_put(o, "threads", json_integer(t->threads));
+    moe_json_put(o, "package", unknown_or(t->package));
+    moe_json_put(o, "numa", unknown_or(t->numa));
+    moe_json_put(o, "core", unknown_or(t->core));
+    moe_json_put(o, "bound_cores", json_integer(t->bound_cores));
+    moe_json_put(o, "l2_bytes", json_integer(t->l2_bytes));
+    moe_json_put(o, "l3_bytes", json_integer(t->l3_bytes));
+    return o;
+}
+
+static bool is_first_of_host(const moe_topology *t, int rank) {
+    for (int before = 0; before < rank; before++) {
+        if (!strcmp(t[before].host, t[rank].host)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static json_t *machine_object(const moe_config *c, const moe_topology *t, int ranks) {
     json_t *o = json_object();
     json_t *hosts = json_array();
     json_t *list = json_array();
-    for (int q = 0; q < ranks; q++) {
-        json_t *rank = json_object(), *host = json_object();
-        bool seen = false;
-        for (int p = 0; p < q && !seen; p++) {
-            seen = !strcmp(t[p].host, t[q].host);
+    for (int rank = 0; rank < ranks; rank++) {
+        if (is_first_of_host(t, rank)) {
+            json_array_append_new(hosts, host_object(&t[rank]));
         }
-        moe_json_put(host, "name", text(t[q].host));
-        moe_json_put(host, "processor", text(t[q].processor));
-        moe_json_put(host, "cores", json_integer(t[q].host_cores));
-        moe_json_put(host, "hardware_threads", json_integer(t[q].host_pus));
-        moe_json_put(host, "memory_bytes", json_integer(t[q].memory_bytes));
-        moe_json_put(host, "oversubscribed", json_boolean(t[q].oversubscribed));
-        moe_json_put(host, "synthetic", json_boolean(t[q].synthetic));
-        if (!seen) {
-            json_array_append(hosts, host);
-        }
-        json_decref(host);
-        moe_json_put(rank, "rank", json_integer(q));
-        moe_json_put(rank, "host", text(t[q].host));
-        moe_json_put(rank, "devices", json_integer(c->cluster.devices / ranks));
-        moe_json_put(rank, "threads", json_integer(t[q].threads));
-        moe_json_put(rank, "package", t[q].package < 0 ? json_null() : json_integer(t[q].package));
-        moe_json_put(rank, "numa", t[q].numa < 0 ? json_null() : json_integer(t[q].numa));
-        moe_json_put(rank, "core", t[q].core < 0 ? json_null() : json_integer(t[q].core));
-        moe_json_put(rank, "bound_cores", json_integer(t[q].bound_cores));
-        moe_json_put(rank, "l2_bytes", json_integer(t[q].l2_bytes));
-        moe_json_put(rank, "l3_bytes", json_integer(t[q].l3_bytes));
-        json_array_append_new(list, rank);
+        json_array_append_new(list, rank_object(&t[rank], rank, c->cluster.devices / ranks));
     }
     moe_json_put(o, "hosts", hosts);
     moe_json_put(o, "ranks", list);
@@ -379,10 +289,10 @@ static json_t *time_object(const moe_config *c, const moe_run_times *times) {
     return o;
 }
 
-/* Which steps comm_matrix_steps.npy holds. */
+/* The steps whose matrices comm_matrix_steps.npy holds. */
 static json_t *matrix_steps(const moe_step_metrics *last, int64_t steps) {
     int64_t step[MOE_MATRICES + 1];
-    return integers(
+    return moe_json_integers(
         step,
         steps > 0 ? moe_matrix_history_steps(last->num_layers, last->devices, steps, step) : 0);
 }
@@ -394,12 +304,11 @@ json_t *moe_summary_run(const moe_config *c,
                         const moe_run_times *times,
                         const moe_training_history *history,
                         const moe_training_facts *facts) {
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_step_metrics_mean_losses(last, loss, raw, &total);
+    moe_figures f = moe_figures_of(last);
     json_t *o = json_object();
     json_t *layers = json_array();
-    json_t *trained = trained_losses(c, loss);
-    moe_json_put(o, "version", text(MOESIM_VERSION));
+    json_t *trained = trained_losses(c, f.loss);
+    moe_json_put(o, "version", moe_json_text(MOESIM_VERSION));
     moe_json_put(o, "config", moe_summary_config(c));
     moe_json_put(o, "devices", json_integer(last->devices));
     moe_json_put(o, "ranks", json_integer(ranks));
@@ -413,18 +322,18 @@ json_t *moe_summary_run(const moe_config *c,
     if (moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0) {
         moe_json_put(trained, all_layers, moe_json_number(last->all_layers.loss));
     }
-    moe_json_put(trained, "total", moe_json_number(total));
-    moe_json_put(trained, "objective", moe_json_number(moe_step_metrics_objective(last)));
+    moe_json_put(trained, "total", moe_json_number(f.total));
+    moe_json_put(trained, "objective", moe_json_number(f.objective));
     moe_json_put(o, "loss", trained);
-    moe_json_put(o, "loss_raw", raw_losses(last, raw));
+    moe_json_put(o, "loss_raw", raw_losses(last, f.raw));
     if (last->all_layers.on) {
         put_all_layers(o, last);
     }
-    moe_json_put(o, "volume", total_volume(c, last));
-    moe_json_put(o, "allreduce_bytes", json_integer(total_allreduce(last)));
+    moe_json_put(o, "volume", volumes_object(c, f.volume));
+    moe_json_put(o, "allreduce_bytes", json_integer(f.allreduce_bytes));
     moe_json_put(o, "balance", mean_balance(c, last));
     for (int32_t l = 0; l < last->num_layers; l++) {
-        json_array_append_new(layers, layer_object(c, last, &last->layer[l]));
+        json_array_append_new(layers, layer_object(c, last, l));
     }
     moe_json_put(o, "layers", layers);
     moe_json_put(o, "machine", machine_object(c, topologies, ranks));

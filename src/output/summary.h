@@ -1,6 +1,6 @@
-/* summary.h: the JSON of a run: one object a step (metrics.jsonl) and the summary (summary.json),
- * built from records. Layer 4 (show): pure, no MPI. Keys keep the order in which they are put in;
- * NaN and Inf become null; doubles carry 17 significant digits. Fields: interface.md, Results. */
+/* summary.h: the JSON of a run, made from metrics: one object a step, which is a line of
+ * metrics.jsonl, and summary.json. Keys keep the order in which they are put in, NaN and Inf become
+ * null, doubles carry 17 significant digits. docs/results.md describes all keys. */
 #ifndef MOESIM_OUTPUT_SUMMARY_H
 #define MOESIM_OUTPUT_SUMMARY_H
 
@@ -19,10 +19,12 @@ typedef struct moe_run_times {
     int64_t steps;
 } moe_run_times;
 
-/* Local. The line of one step. Owner: the caller, json_decref. */
+/* Local. The object of one step. Owner: the caller, json_decref. */
 json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step);
-/* Local. summary.json. topologies [ranks]; history and facts are used when run.mode = train.
- * Everything except ranks, machine and time is independent of the number of ranks. */
+
+/* Local. The object of summary.json. topologies [ranks]; history and facts are used when run.mode =
+ * train. Everything except for ranks, machine and time is independent of the number of ranks.
+ * Owner: the caller, json_decref. */
 json_t *moe_summary_run(const moe_config *c,
                         const moe_step_metrics *last,
                         const moe_topology *topologies,
@@ -30,9 +32,5 @@ json_t *moe_summary_run(const moe_config *c,
                         const moe_run_times *times,
                         const moe_training_history *history,
                         const moe_training_facts *facts);
-
-/* Local. The resolved configuration as an object of sections: {"name": .., "run": {"seed": 1, ..},
- * ..}; numbers and yes / no keep their type. */
-json_t *moe_summary_config(const moe_config *c);
 
 #endif

@@ -1,22 +1,10 @@
-/* summary_capacity.c: the object `capacity` of a layer: the rule in words, and what it dropped,
- * saved and wasted. */
-#include <math.h>
-
-#include "config/config.h"
+/* summary_capacity.c: the object `capacity` of a layer in summary.json: the rule as words, and what
+ * it dropped, saved and wasted. */
+#include "config/table.h"
 #include "output/summary_internal.h"
 
 static void put_name(json_t *o, const char *name, enum moe_key_id key, int value) {
     moe_json_put(o, name, json_string(moe_config_enum_name(key, value)));
-}
-
-static json_t *integers(const int64_t *x, int64_t n) {
-    json_t *list = json_array();
-    for (int64_t i = 0; i < n; i++) {
-        if (json_array_append_new(list, json_integer(x[i])) != 0) {
-            moe_out_of_memory("the summary", 0);
-        }
-    }
-    return list;
 }
 
 static void put_rule(json_t *o, const moe_config *c) {
@@ -29,7 +17,7 @@ static void put_rule(json_t *o, const moe_config *c) {
 }
 
 json_t *moe_summary_capacity(const moe_config *c,
-                             const moe_step_metrics *r,
+                             const moe_step_metrics *m,
                              const moe_layer_metrics *l) {
     const moe_capacity_metrics *k = &l->capacity;
     json_t *o = json_object();
@@ -38,11 +26,11 @@ json_t *moe_summary_capacity(const moe_config *c,
     moe_json_put(o, "dropped", json_integer(l->dropped));
     moe_json_put(o, "dropped_tokens", json_integer(k->dropped_tokens));
     moe_json_put(o, "fully_dropped_tokens", json_integer(k->fully_dropped_tokens));
-    moe_json_put(o, "dropped_per_expert", integers(l->dropped_per_expert, r->num_experts));
-    moe_json_put(o, "dropped_per_device", integers(l->dropped_per_device, r->devices));
+    moe_json_put(o, "dropped_per_expert", moe_json_integers(l->dropped_per_expert, m->num_experts));
+    moe_json_put(o, "dropped_per_device", moe_json_integers(l->dropped_per_device, m->devices));
     moe_json_put(o, "dropped_sequences", json_integer(k->dropped_sequences));
     moe_json_put(o, "dropped_per_sequence",
-                 k->num_sequences > 0 ? integers(k->dropped_per_sequence, k->num_sequences)
+                 k->num_sequences > 0 ? moe_json_integers(k->dropped_per_sequence, k->num_sequences)
                                       : json_null());
     moe_json_put(o, "reassigned", json_integer(k->reassigned));
     moe_json_put(o, "exempt_overflow", json_integer(k->exempt_overflow));

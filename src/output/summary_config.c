@@ -4,10 +4,12 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "config/table.h"
 #include "config/value.h"
 #include "output/summary.h"
+#include "output/summary_internal.h"
 
-/* A key's value with its own type. */
+/* The value of a key in the type of the key. */
 static json_t *typed(enum moe_key_type type, const char *value) {
     json_t *typed_value = NULL;
     if (type == MOE_TYPE_INT32 || type == MOE_TYPE_INT64) {

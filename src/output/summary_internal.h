@@ -1,14 +1,21 @@
-/* summary_parts.h: what the files of the summary share. Layer 4 (show). Private to summary*.c. */
+/* summary_internal.h: the objects of summary.json that have a file of their own. */
 #ifndef MOESIM_OUTPUT_SUMMARY_INTERNAL_H
 #define MOESIM_OUTPUT_SUMMARY_INTERNAL_H
 
-#include "base/status.h"
+#include "config/config.h"
+#include "measure/metrics.h"
 #include "output/json.h"
-#include "output/summary.h"
 #include "output/training_history.h"
 
-/* summary_training.c */
-/* Local. Adds to a step's line what only training has. */
+/* --- summary_config.c --- */
+
+/* Local. The resolved configuration as an object of sections: {"name": .., "run": {"seed": 1, ..},
+ * ..}. Numbers and yes / no keep their type. */
+json_t *moe_summary_config(const moe_config *c);
+
+/* --- summary_training.c --- */
+
+/* Local. Adds to the line of a step what only training has. */
 void moe_summary_put_training(json_t *line, const moe_config *c, const moe_step_metrics *step);
 /* Local. The summary's object `training`. */
 json_t *moe_summary_training(const moe_config *c,
@@ -16,10 +23,11 @@ json_t *moe_summary_training(const moe_config *c,
                              const moe_training_history *h,
                              const moe_training_facts *f);
 
-/* summary_capacity.c */
-/* Local. A layer's object `capacity`. */
+/* --- summary_capacity.c --- */
+
+/* Local. The object `capacity` of a layer. */
 json_t *moe_summary_capacity(const moe_config *c,
-                             const moe_step_metrics *r,
+                             const moe_step_metrics *m,
                              const moe_layer_metrics *l);
 
 #endif

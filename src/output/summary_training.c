@@ -12,9 +12,7 @@ static double bits(double nats) {
     return nats / M_LN2;
 }
 
-/* --- one step
- * ------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- one step --- */
 
 void moe_summary_put_training(json_t *line, const moe_config *c, const moe_step_metrics *step) {
     moe_json_put(line, "task_loss", moe_json_number(step->task_loss));
@@ -34,9 +32,7 @@ void moe_summary_put_training(json_t *line, const moe_config *c, const moe_step_
     moe_json_put(line, "gradient_allreduce_bytes", json_integer(step->gradient_allreduce_bytes));
 }
 
-/* --- the run
- * -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- the run --- */
 
 static json_t *course(const moe_training_history *h, int figure, double unit) {
     json_t *o = json_object();
@@ -62,7 +58,7 @@ static json_t *maxvio(const moe_training_history *h) {
     return o;
 }
 
-/* null without a validation. */
+/* It is null without a validation. */
 static json_t *validations(const moe_validations *v, double unit) {
     if (v->count == 0) {
         return json_null();

@@ -1,44 +1,22 @@
-/* report_capacity.c: what the capacity dropped, and what that saved or wasted. */
+/* terminal_capacity.c: what the capacity dropped, and what that saved or wasted. */
+#include <stddef.h>
+
 #include "base/alloc.h"
 #include "config/config.h"
+#include "config/table.h"
 #include "output/chart.h"
 #include "output/terminal_internal.h"
 
-/* Sums over layers; capacity is the last layer's. */
-typedef struct sums {
-    moe_capacity_metrics c;
-    int64_t dropped, selections;
-} sums;
-
-static sums sum_layers(const moe_step_metrics *r) {
-    sums a = {.dropped = 0};
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        const moe_capacity_metrics *c = &r->layer[l].capacity;
-        a.dropped += r->layer[l].dropped;
-        a.selections += r->layer[l].selections;
-        a.c.capacity = c->capacity;
-        a.c.reassigned += c->reassigned;
-        a.c.dropped_tokens += c->dropped_tokens;
-        a.c.fully_dropped_tokens += c->fully_dropped_tokens;
-        a.c.exempt_overflow += c->exempt_overflow;
-        a.c.rows_saved += c->rows_saved;
-        a.c.bytes_saved += c->bytes_saved;
-        a.c.padding_rows += c->padding_rows;
-        a.c.padding_bytes += c->padding_bytes;
-    }
-    return a;
-}
-
 static void print_dropped(const moe_screen *s,
                           const moe_config *c,
-                          const moe_step_metrics *r,
-                          const sums *a) {
+                          const moe_step_metrics *m,
+                          const moe_figures *f) {
     char capacity[112];
-    if (a->c.capacity == INT64_MAX) {
+    if (f->capacity.capacity == INT64_MAX) {
         snprintf(capacity, sizeof capacity, "as much as is needed");
     } else {
         snprintf(capacity, sizeof capacity, "%s pairs per %s%s",
-                 moe_format_glued(moe_format_count(a->c.capacity)).s,
+                 moe_format_glued(moe_format_count(f->capacity.capacity)).s,
                  c->capacity.policy == MOE_CAPACITY_DEVICE     ? "device"
                  : c->capacity.policy == MOE_CAPACITY_SEQUENCE ? "expert and sequence"
                                                                : "expert",
@@ -47,21 +25,21 @@ static void print_dropped(const moe_screen *s,
     }
     moe_screen_wrapped(
         s, 2, "", "%s: dropped %s of %s pairs (%s %%); %s tokens lost a pair, %s of %s all of them",
-        capacity, moe_format_glued(moe_format_count(a->dropped)).s,
-        moe_format_glued(moe_format_count(a->selections)).s,
-        moe_format_number(a->selections ? 100.0 * (double)a->dropped / (double)a->selections : 0, 2)
+        capacity, moe_format_glued(moe_format_count(f->dropped)).s,
+        moe_format_glued(moe_format_count(f->selections)).s,
+        moe_format_number(f->selections ? 100.0 * (double)f->dropped / (double)f->selections : 0, 2)
             .s,
-        moe_format_glued(moe_format_count(a->c.dropped_tokens)).s,
-        moe_format_glued(moe_format_count(a->c.fully_dropped_tokens)).s,
-        moe_format_glued(moe_format_count(r->num_tokens * r->num_layers)).s);
+        moe_format_glued(moe_format_count(f->capacity.dropped_tokens)).s,
+        moe_format_glued(moe_format_count(f->capacity.fully_dropped_tokens)).s,
+        moe_format_glued(moe_format_count(m->num_tokens * m->num_layers)).s);
 }
 
 /* --- by expert, device and sequence --- */
 
 enum { MOST_LISTED = 8 };
 
-/* The largest of x [n]: "6 (45), 12 (21) and 3 more"; "" when all are 0. */
-static void list_largest(const int64_t *x, int64_t n, char *text, size_t room) {
+/* Writes the largest of x [n] as "6 (45), 12 (21) and 3 more"; "" when all are 0. */
+static void list_largest(const int64_t *x, int64_t n, char *text, size_t size) {
     int64_t listed[MOST_LISTED], count = 0, positive = 0;
     size_t used = 0;
     text[0] = 0;
@@ -79,80 +57,70 @@ static void list_largest(const int64_t *x, int64_t n, char *text, size_t room) {
         }
         listed[at] = i;
     }
-    for (int64_t i = 0; i < count && used < room; i++) {
-        used += (size_t)snprintf(text + used, room - used, "%s%lld (%s)", i ? ", " : "",
+    for (int64_t i = 0; i < count && used < size; i++) {
+        used += (size_t)snprintf(text + used, size - used, "%s%lld (%s)", i ? ", " : "",
                                  (long long)listed[i],
                                  moe_format_glued(moe_format_count(x[listed[i]])).s);
     }
-    if (positive > count && used < room) {
-        snprintf(text + used, room - used, " and %lld more", (long long)(positive - count));
+    if (positive > count && used < size) {
+        snprintf(text + used, size - used, " and %lld more", (long long)(positive - count));
     }
 }
 
-static void add(int64_t *sum, const int64_t *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        sum[i] += x[i];
-    }
-}
-
-static void print_largest(const moe_screen *s, const char *what, const int64_t *x, int64_t n) {
+/* One of the layers' arrays of n counts of dropped pairs, summed over the layers. */
+static void print_largest(
+    const moe_screen *s, const moe_step_metrics *m, const char *what, size_t member, int64_t n) {
     char text[512];
-    list_largest(x, n, text, sizeof text);
+    int64_t *sum = moe_alloc(n, sizeof *sum, "a sum over layers");
+    moe_figures_sum_layers(m, member, n, sum);
+    list_largest(sum, n, text, sizeof text);
     if (text[0]) {
         moe_screen_wrapped(s, 2, "", "dropped pairs by %s, most first: %s", what, text);
     }
+    moe_free(sum);
 }
 
-/* Sums over layers; sequences where they are listed. */
-static void print_where(const moe_screen *s, const moe_step_metrics *r) {
-    int64_t n = r->num_experts;
-    int64_t d = r->devices;
-    int64_t sequences = r->layer[0].capacity.num_sequences;
-    int64_t *by_expert = moe_alloc_zero(n + d + sequences, sizeof *by_expert, "the report");
-    int64_t *by_device = by_expert + n;
-    int64_t *by_sequence = by_device + d;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        add(by_expert, r->layer[l].dropped_per_expert, n);
-        add(by_device, r->layer[l].dropped_per_device, d);
-        if (sequences > 0) {
-            add(by_sequence, r->layer[l].capacity.dropped_per_sequence, sequences);
-        }
+static void print_where(const moe_screen *s, const moe_step_metrics *m) {
+    int64_t sequences = m->layer[0].capacity.num_sequences; /* 0 where they are not listed */
+    print_largest(s, m, "expert", offsetof(moe_layer_metrics, dropped_per_expert), m->num_experts);
+    print_largest(s, m, "device", offsetof(moe_layer_metrics, dropped_per_device), m->devices);
+    if (sequences > 0) {
+        print_largest(s, m, "sequence", offsetof(moe_layer_metrics, capacity.dropped_per_sequence),
+                      sequences);
     }
-    print_largest(s, "expert", by_expert, n);
-    print_largest(s, "device", by_device, d);
-    print_largest(s, "sequence", by_sequence, sequences);
-    moe_free(by_expert);
 }
 
-static void print_rest(const moe_screen *s, const moe_config *c, const sums *a) {
+static void print_rest(const moe_screen *s, const moe_config *c, const moe_figures *f) {
     moe_screen_wrapped(s, 2, "", "saved %s rows, %s of dispatch and combine",
-                       moe_format_glued(moe_format_count(a->c.rows_saved)).s,
-                       moe_format_glued(moe_format_bytes(a->c.bytes_saved)).s);
+                       moe_format_glued(moe_format_count(f->capacity.rows_saved)).s,
+                       moe_format_glued(moe_format_bytes(f->capacity.bytes_saved)).s);
     if (c->capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE) {
         moe_screen_wrapped(s, 2, "", "%s pairs went to another expert",
-                           moe_format_glued(moe_format_count(a->c.reassigned)).s);
+                           moe_format_glued(moe_format_count(f->capacity.reassigned)).s);
     }
     if (c->capacity.exempt_sequences > 0) {
         moe_screen_wrapped(s, 2, "", "%s pairs of exempt sequences are kept beyond a budget",
-                           moe_format_glued(moe_format_count(a->c.exempt_overflow)).s);
+                           moe_format_glued(moe_format_count(f->capacity.exempt_overflow)).s);
     }
     if (c->capacity.pad_to_capacity) {
         moe_screen_wrapped(s, 2, "",
                            "padding to the capacity wastes %s rows, %s of dispatch and combine",
-                           moe_format_glued(moe_format_count(a->c.padding_rows)).s,
-                           moe_format_glued(moe_format_bytes(a->c.padding_bytes)).s);
+                           moe_format_glued(moe_format_count(f->capacity.padding_rows)).s,
+                           moe_format_glued(moe_format_bytes(f->capacity.padding_bytes)).s);
     }
 }
 
-void moe_terminal_capacity(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
+void moe_terminal_capacity(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_step_metrics *m,
+                           const moe_figures *f) {
     if (c->capacity.policy == MOE_CAPACITY_NONE) {
         return;
     }
-    sums a = sum_layers(r);
     moe_screen_heading(s, "Capacity (policy %s)%s",
                        moe_config_enum_name(MOE_KEY(capacity, policy), c->capacity.policy),
-                       moe_terminal_layers(r, "sum").s);
-    print_dropped(s, c, r, &a);
-    print_where(s, r);
-    print_rest(s, c, &a);
+                       moe_terminal_layers(m, "sum").s);
+    print_dropped(s, c, m, f);
+    print_where(s, m);
+    print_rest(s, c, f);
 }

@@ -1,30 +1,23 @@
-/* report_end.c: the ending of a run: losses, volume, load, self-checks, time, and where the results
- * are. */
+/* terminal_end.c: the ending of a run: losses, volume, load, self-checks, time, and where the
+ * results are. */
+#include "output/files.h"
 #include "output/terminal.h"
 #include "output/terminal_internal.h"
 
 enum { CHECK_INDENT = 12 };
 
-moe_formatted moe_terminal_layers(const moe_step_metrics *r, const char *how) {
-    moe_formatted text = {""};
-    if (r->num_layers > 1) {
-        snprintf(text.s, sizeof text.s, ", %s of %d layers", how, r->num_layers);
-    }
-    return text;
-}
-
-static void print_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
+static void print_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
     bool batches = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1;
     moe_screen_heading(s, "Self-checks");
-    if (r->num_layers > 1 || batches) {
+    if (m->num_layers > 1 || batches) {
         moe_screen_wrapped(s, 2, "",
                            "of every layer%s; the figures are those of the first%s, or of where a "
                            "check failed first",
                            batches ? " and micro-batch" : "",
-                           r->num_layers > 1 ? " layer" : " micro-batch");
+                           m->num_layers > 1 ? " layer" : " micro-batch");
     }
-    for (int i = 0; i < r->num_checks; i++) {
-        const moe_check *k = &r->check[i];
+    for (int i = 0; i < m->num_checks; i++) {
+        const moe_check *k = &m->check[i];
         enum moe_paint paint = !k->made ? MOE_DIM : k->passed ? MOE_GREEN : MOE_RED;
         const char *label = !k->made ? "  not made" : k->passed ? "  passed" : "  FAILED";
         fputs(moe_screen_paint(s, paint), s->out);
@@ -32,31 +25,42 @@ static void print_checks(const moe_screen *s, const moe_config *c, const moe_ste
                            k->detail);
         fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
     }
-    if (!moe_step_metrics_all_passed(r)) {
+    if (!moe_step_metrics_all_passed(m)) {
         fprintf(s->out, "  This run failed its own checks: do not use its figures.\n");
     }
 }
 
 static void print_time(const moe_screen *s,
                        const moe_config *c,
-                       const moe_step_metrics *r,
+                       const moe_step_metrics *m,
+                       const moe_figures *f,
                        double seconds) {
     char text[512];
     int length = snprintf(
         text, sizeof text,
         "%lld step%s in %s; the last one %s on the slowest rank:", (long long)s->steps_seen,
         s->steps_seen == 1 ? "" : "s", moe_format_glued(moe_format_seconds(seconds)).s,
-        moe_format_glued(moe_format_seconds(r->seconds)).s);
-    for (int p = 0; p < (c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD);
-         p++) {
-        double phase = 0;
-        for (int32_t l = 0; l < r->num_layers; l++) {
-            phase += r->layer[l].phase_seconds[p];
-        }
-        length += snprintf(text + length, sizeof text - (size_t)length, "%s %s\t%s", p ? "," : "",
-                           moe_phase_names[p], moe_format_glued(moe_format_seconds(phase)).s);
+        moe_format_glued(moe_format_seconds(m->seconds)).s);
+    int phases = c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD;
+    for (int phase = 0; phase < phases; phase++) {
+        length += snprintf(text + length, sizeof text - (size_t)length, "%s %s\t%s",
+                           phase ? "," : "", moe_phase_names[phase],
+                           moe_format_glued(moe_format_seconds(f->phase_seconds[phase])).s);
     }
     moe_screen_heading(s, "Time");
+    moe_screen_wrapped(s, 2, "", "%s", text);
+}
+
+/* The files that every run has, and the timeline. */
+static void print_files(const moe_screen *s, const moe_config *c) {
+    char text[256] = "";
+    size_t length = 0;
+    for (int i = 0; i < MOE_NUM_RESULTS; i++) {
+        if (moe_result_files[i].always || (i == MOE_RESULT_TIMELINE && c->output.timeline)) {
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s",
+                                       length ? ", " : "", moe_result_files[i].name);
+        }
+    }
     moe_screen_wrapped(s, 2, "", "%s", text);
 }
 
@@ -68,20 +72,16 @@ void moe_terminal_end(const moe_screen *s,
     if (s->quiet) {
         return;
     }
-    if (s->terminal) {
-        fputs("\r\033[K", s->out);
-    }
-    moe_terminal_losses(s, c, last);
-    moe_terminal_volume(s, c, last);
-    moe_terminal_capacity(s, c, last);
+    moe_figures f = moe_figures_of(last);
+    moe_terminal_erase_line(s);
+    moe_terminal_losses(s, c, last, &f);
+    moe_terminal_volume(s, c, last, &f);
+    moe_terminal_capacity(s, c, last, &f);
     moe_terminal_load(s, c, last);
     print_checks(s, c, last);
-    print_time(s, c, last, seconds);
+    print_time(s, c, last, &f, seconds);
     moe_screen_heading(s, "Results");
     fprintf(s->out, "  %s\n", folder);
-    moe_screen_wrapped(s, 2, "",
-                       "summary.json, metrics.jsonl, config.ini, comm_matrix.npy, "
-                       "comm_matrix_steps.npy, expert_load.npy%s",
-                       c->output.timeline ? ", timeline.json" : "");
+    print_files(s, c);
     fflush(s->out);
 }

@@ -1,28 +1,46 @@
-/* report_parts.h: the parts that the table by step and the ending of a run consist of, in the order
- * in which they appear. Layer 4 (show). */
+/* terminal_internal.h: the parts that the table by step and the ending of a run consist of, and
+ * what they have in common. All functions are local and write on rank 0 only. */
 #ifndef MOESIM_OUTPUT_TERMINAL_INTERNAL_H
 #define MOESIM_OUTPUT_TERMINAL_INTERNAL_H
 
 #include "config/config.h"
+#include "measure/figures.h"
 #include "measure/metrics.h"
+#include "output/format.h"
 #include "output/screen.h"
 
-/* report_training.c: heads and a row of the table by step when run.mode = train */
-void moe_terminal_training_heads(const moe_screen *s, const moe_config *c);
-void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_step_metrics *r);
-/* report_losses.c */
-void moe_terminal_losses(const moe_screen *s, const moe_config *c, const moe_step_metrics *r);
-/* report_volume.c */
-void moe_terminal_volume(const moe_screen *s, const moe_config *c, const moe_step_metrics *r);
-/* report_capacity.c: nothing without a capacity */
-void moe_terminal_capacity(const moe_screen *s, const moe_config *c, const moe_step_metrics *r);
-/* report_load.c: metrics, bars, matrix */
-void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *r);
+/* --- the table by step, in training: terminal_training_steps.c --- */
 
-/* A number in few columns: fewer decimals from 100 on, none from 1000 on, 1.2e+06 from a million
- * on. */
-moe_formatted moe_terminal_short(double value, int decimals);
-/* " (mean of 4 layers)" or "": how figures of several layers were put together. */
-moe_formatted moe_terminal_layers(const moe_step_metrics *r, const char *how);
+void moe_terminal_training_heads(const moe_screen *s, const moe_config *c);
+void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_step_metrics *m);
+
+/* --- the ending, in its order --- */
+
+/* terminal_losses.c: the balance losses. */
+void moe_terminal_losses(const moe_screen *s,
+                         const moe_config *c,
+                         const moe_step_metrics *m,
+                         const moe_figures *f);
+/* terminal_volume.c: devices per token, and what was sent. */
+void moe_terminal_volume(const moe_screen *s,
+                         const moe_config *c,
+                         const moe_step_metrics *m,
+                         const moe_figures *f);
+/* terminal_capacity.c: what the capacity dropped; nothing without a capacity. */
+void moe_terminal_capacity(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_step_metrics *m,
+                           const moe_figures *f);
+/* terminal_load.c: metrics of balance, bars, and the device matrix. */
+void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
+
+/* --- shared: terminal_shared.c --- */
+
+/* Whether the task is to predict a text. */
+bool moe_terminal_is_text(const moe_config *c);
+/* On a terminal, erases the line of the progress. */
+void moe_terminal_erase_line(const moe_screen *s);
+/* How figures of several layers were put together: ", mean of 4 layers", or "" for one layer. */
+moe_formatted moe_terminal_layers(const moe_step_metrics *m, const char *how);
 
 #endif

@@ -1,5 +1,5 @@
-/* report_losses.c: the balance losses beside their value at perfect balance, in the three scopes,
- * and layer by layer where there are few. */
+/* terminal_losses.c: the balance losses beside their values at perfect balance, in the three
+ * scopes, and layer by layer where there are few layers. */
 #include <math.h>
 
 #include "balance/balance.h"
@@ -7,30 +7,10 @@
 
 enum { MOST_LAYERS = 8 };
 
-static const char *const long_names[MOE_NUM_LOSSES] = {
-    "expert",  "device",     "communication", "z (logits)",     "switch",  "gshard",
-    "mixtral", "importance", "load",          "usage variance", "entropy", "entropy z"};
-
-static double mean_ideal(const moe_step_metrics *r, int loss) {
-    double mean = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        mean += r->layer[l].ideal[loss] / r->num_layers;
-    }
-    return mean;
-}
-
-static double mean_in_scope(const moe_step_metrics *r, int scope, int loss) {
-    double mean = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        mean += r->layer[l].loss_by_scope[scope][loss] / r->num_layers;
-    }
-    return mean;
-}
-
 static const moe_table loss_table = {78, {{52, 11}, {42, 10}}}, scope_table = {70, {{59, 11}}},
                        layer_table = {74, {{59, 15}}};
 
-/* trains: the loss may have a coefficient. */
+/* `trains` says whether the loss may have a coefficient. */
 static void print_loss(const moe_screen *s,
                        const char *name,
                        bool trains,
@@ -50,40 +30,46 @@ static void print_loss(const moe_screen *s,
                    ideal != 0 ? moe_format_number(raw / ideal, 3).s : "-", trained);
 }
 
-/* Of the tokens of all layers: beside the mean of the layers' own. */
-static bool shows_all_layers(const moe_step_metrics *r) {
-    return r->all_layers.on && r->num_layers > 1;
+/* Whether the loss over the tokens of all layers stands beside the mean of the layers' own losses.
+ */
+static bool shows_all_layers(const moe_step_metrics *m) {
+    return m->all_layers.on && m->num_layers > 1;
 }
 
-static void print_table(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
+static void print_table(const moe_screen *s,
+                        const moe_config *c,
+                        const moe_step_metrics *m,
+                        const moe_figures *f) {
     const double factor =
-        c->run.mode == MOE_MODE_TRAIN ? moe_balance_alpha_factor(&c->balance, r->step) : 1;
-    double alpha[MOE_NUM_LOSSES], loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
+        c->run.mode == MOE_MODE_TRAIN ? moe_balance_alpha_factor(&c->balance, m->step) : 1;
+    double alpha[MOE_NUM_LOSSES];
     moe_balance_alphas(&c->balance, c->model.num_layers, alpha);
-    moe_step_metrics_mean_losses(r, loss, raw, &total);
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance",
                    "ratio", "alpha", "alpha x raw");
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
-        print_loss(s, long_names[i], i < MOE_LOSS_USAGE_VARIANCE, raw[i], mean_ideal(r, i),
-                   factor * alpha[i], loss[i]);
-        if (i == MOE_LOSS_MIXTRAL && shows_all_layers(r)) {
-            print_loss(s, "  all layers", true, r->all_layers.raw, r->all_layers.ideal,
+        print_loss(s, moe_loss_titles[i], i < MOE_LOSS_USAGE_VARIANCE, f->raw[i], f->ideal[i],
+                   factor * alpha[i], f->loss[i]);
+        if (i == MOE_LOSS_MIXTRAL && shows_all_layers(m)) {
+            print_loss(s, "  all layers", true, m->all_layers.raw, m->all_layers.ideal,
                        factor * moe_balance_alpha_all_layers(&c->balance, c->model.num_layers),
-                       r->all_layers.loss);
+                       m->all_layers.loss);
         }
     }
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "total", "", "", "", "",
-                   moe_format_number(total, 8).s);
-    if (r->num_layers > 1) {
+                   moe_format_number(f->total, 8).s);
+    if (m->num_layers > 1) {
         moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "objective", "", "",
-                       "", "", moe_format_number(moe_step_metrics_objective(r), 8).s);
+                       "", "", moe_format_number(f->objective, 8).s);
     }
 }
 
-static void print_meaning(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
+static void print_meaning(const moe_screen *s,
+                          const moe_config *c,
+                          const moe_step_metrics *m,
+                          const moe_figures *f) {
     bool tokens = c->balance.comm_count == MOE_COUNT_TOKENS;
-    /* by f'', of one counted token: its devices, or its selections */
-    double counted = mean_ideal(r, MOE_LOSS_COMM) * c->comm_limit;
+    /* What f'' counts of one counted token: its devices, or its selections. */
+    double counted = f->ideal[MOE_LOSS_COMM] * c->comm_limit;
     if (c->balance.device_p == MOE_DEVICE_P_MEAN) {
         counted *= (double)c->model.num_experts / c->cluster.devices;
     }
@@ -102,57 +88,62 @@ static void print_meaning(const moe_screen *s, const moe_config *c, const moe_st
                        "of the summed weights and of the load; usage variance: of the shares of "
                        "selections; entropy: of a token's scores, in nats; "
                        "entropy z: -entropy / N.");
-    if (shows_all_layers(r)) {
+    if (shows_all_layers(m)) {
         moe_screen_wrapped(s, 2, "",
                            "all layers: mixtral of the tokens of all layers put together, as "
                            "Hugging Face's code has it.");
     }
-    if (r->num_layers > 1) {
+    if (m->num_layers > 1) {
         moe_screen_wrapped(s, 2, "",
                            "these are means over the %d layers; objective: what training adds to "
                            "the loss of the task, the sum over layers%s.",
-                           r->num_layers, shows_all_layers(r) ? " and all layers once" : "");
+                           m->num_layers, shows_all_layers(m) ? " and all layers once" : "");
     }
-    if (isnan(r->layer[0].loss_raw[MOE_LOSS_EXPERT])) {
+    if (isnan(m->layer[0].loss_raw[MOE_LOSS_EXPERT])) {
         moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
     }
 }
 
-static void print_scopes(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
-    static const char *const names[MOE_NUM_SCOPES] = {"sequence", "device", "global"};
-    fprintf(s->out, "\n  %-15s %13s %13s %13s\n", "raw, by scope", long_names[MOE_LOSS_EXPERT],
-            long_names[MOE_LOSS_DEVICE], long_names[MOE_LOSS_COMM]);
-    for (enum moe_scope scope = 0; scope < MOE_NUM_SCOPES; scope++) {
-        moe_screen_row(s, &scope_table, "  %-15s %13s %13s %13s%s\n", names[scope],
-                       moe_format_number(mean_in_scope(r, scope, MOE_LOSS_EXPERT), 6).s,
-                       moe_format_number(mean_in_scope(r, scope, MOE_LOSS_DEVICE), 6).s,
-                       moe_format_number(mean_in_scope(r, scope, MOE_LOSS_COMM), 6).s,
-                       scope == c->balance.scope ? "  <- trains" : "");
+static void print_scopes(const moe_screen *s, const moe_config *c, const moe_figures *f) {
+    fprintf(s->out, "\n  %-15s %13s %13s %13s\n", "raw, by scope", moe_loss_titles[MOE_LOSS_EXPERT],
+            moe_loss_titles[MOE_LOSS_DEVICE], moe_loss_titles[MOE_LOSS_COMM]);
+    for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
+        const double *raw = f->raw_by_scope[scope];
+        moe_screen_row(s, &scope_table, "  %-15s %13s %13s %13s%s\n",
+                       moe_config_enum_name(MOE_KEY(balance, scope), scope),
+                       moe_format_number(raw[MOE_LOSS_EXPERT], 6).s,
+                       moe_format_number(raw[MOE_LOSS_DEVICE], 6).s,
+                       moe_format_number(raw[MOE_LOSS_COMM], 6).s,
+                       scope == (int)c->balance.scope ? "  <- trains" : "");
     }
 }
 
-static void print_layers(const moe_screen *s, const moe_step_metrics *r) {
+static void print_layers(const moe_screen *s, const moe_step_metrics *m) {
     fputc('\n', s->out);
-    moe_screen_row(s, &layer_table, "  %-15s %13s %13s %13s %14s\n", "raw, by layer", "expert",
-                   "device", "communication", "total x alpha");
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        const double *raw = r->layer[l].loss_raw;
+    moe_screen_row(s, &layer_table, "  %-15s %13s %13s %13s %14s\n", "raw, by layer",
+                   moe_loss_titles[MOE_LOSS_EXPERT], moe_loss_titles[MOE_LOSS_DEVICE],
+                   moe_loss_titles[MOE_LOSS_COMM], "total x alpha");
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        const double *raw = m->layer[l].loss_raw;
         moe_screen_row(s, &layer_table, "  layer %-9d %13s %13s %13s %14s\n", l,
                        moe_format_number(raw[MOE_LOSS_EXPERT], 6).s,
                        moe_format_number(raw[MOE_LOSS_DEVICE], 6).s,
                        moe_format_number(raw[MOE_LOSS_COMM], 6).s,
-                       moe_format_number(r->layer[l].total, 8).s);
+                       moe_format_number(m->layer[l].total, 8).s);
     }
 }
 
-void moe_terminal_losses(const moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
-    moe_screen_heading(s, "Balance losses of step %lld, scope %s%s", (long long)r->step,
+void moe_terminal_losses(const moe_screen *s,
+                         const moe_config *c,
+                         const moe_step_metrics *m,
+                         const moe_figures *f) {
+    moe_screen_heading(s, "Balance losses of step %lld, scope %s%s", (long long)m->step,
                        moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope),
-                       moe_terminal_layers(r, "mean").s);
-    print_table(s, c, r);
-    print_meaning(s, c, r);
-    print_scopes(s, c, r);
-    if (r->num_layers > 1 && r->num_layers <= MOST_LAYERS) {
-        print_layers(s, r);
+                       moe_terminal_layers(m, "mean").s);
+    print_table(s, c, m, f);
+    print_meaning(s, c, m, f);
+    print_scopes(s, c, f);
+    if (m->num_layers > 1 && m->num_layers <= MOST_LAYERS) {
+        print_layers(s, m);
     }
 }

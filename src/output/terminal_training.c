@@ -1,19 +1,11 @@
-/* report_training.c: training at the beginning and in the middle of a run: what is learned and how,
- * and the table by step. */
+/* terminal_training.c: the lines on training in the header of a run: what is learned, and how. */
 #include <math.h>
 
+#include "output/format.h"
 #include "output/terminal.h"
 #include "output/terminal_internal.h"
 
 enum { LABEL = 11 };
-
-/* --- header
- * --------------------------------------------------------------------------------------------------------------------------------
- */
-
-static bool is_text(const moe_config *c) {
-    return c->data.source == MOE_SOURCE_TEXT;
-}
 
 static void print_task(const moe_screen *s, const moe_config *c, const moe_training_facts *f) {
     char entropy[64] = "";
@@ -21,7 +13,7 @@ static void print_task(const moe_screen *s, const moe_config *c, const moe_train
         snprintf(entropy, sizeof entropy, "; unigram entropy %.3f nats (%.3f bits)",
                  f->unigram_entropy, f->unigram_entropy / M_LN2);
     }
-    if (is_text(c)) {
+    if (moe_terminal_is_text(c)) {
         moe_screen_wrapped(
             s, LABEL, "task",
             "next byte of a text: %s bytes in %d domain%s, context %d, %g\t%% held out%s",
@@ -88,123 +80,4 @@ void moe_terminal_training(const moe_screen *s,
                        moe_format_count(facts->replicated_parameters).s);
     print_memory(s, c, memory);
     fflush(s->out);
-}
-
-/* --- table by step
- * -------------------------------------------------------------------------------------------------------------------------
- */
-
-moe_formatted moe_terminal_short(double value, int decimals) {
-    moe_formatted text = moe_format_number(value, decimals);
-    if (fabs(value) >= 100) {
-        text = moe_format_number(value, decimals > 2 ? decimals - 2 : 0);
-    }
-    if (fabs(value) >= 1e3) {
-        text = moe_format_number(value, 0);
-    }
-    if (isfinite(value) && fabs(value) >= 1e6) {
-        snprintf(text.s, sizeof text.s, "%.1e", value);
-    }
-    return text;
-}
-
-enum {
-    STEP,
-    TASK,
-    BITS,
-    VALIDATION,
-    EXPERT,
-    DEVICE,
-    COMM,
-    BALANCE,
-    EXPERT_MAXVIO,
-    DEVICE_MAXVIO,
-    SENT,
-    NORM,
-    TIME,
-    NUM_COLUMNS
-};
-static const struct {
-    const char *top, *bottom;
-    int width;
-} columns[NUM_COLUMNS] = {
-    [STEP] = {"step", "", 6},
-    [TASK] = {"task", "loss", 7},
-    [BITS] = {"bits/", "byte", 6},
-    [VALIDATION] = {"valid.", "loss", 7},
-    [EXPERT] = {"expert", "raw", 6},
-    [DEVICE] = {"device", "raw", 6},
-    [COMM] = {"comm", "raw", 6},
-    [BALANCE] = {"balance", "x alpha", 8},
-    [EXPERT_MAXVIO] = {"expert", "MaxVio", 6},
-    [DEVICE_MAXVIO] = {"device", "MaxVio", 6},
-    [SENT] = {"sent to", "others", 9},
-    [NORM] = {"grad.", "norm", 7},
-    [TIME] = {"", "time", 7},
-};
-
-/* Columns that a narrow terminal does without, least important first. */
-static const int least[] = {BITS, NORM, BALANCE, COMM, DEVICE, EXPERT};
-
-static bool is_shown(const moe_screen *s, const moe_config *c, int column) {
-    int width = -1;
-    for (int i = 0; i < NUM_COLUMNS; i++) {
-        width += i == BITS && !is_text(c) ? 0 : columns[i].width + 1;
-    }
-    if (column == BITS && !is_text(c)) {
-        return false;
-    }
-    for (size_t i = is_text(c) ? 0 : 1; i < sizeof least / sizeof least[0] && width > s->columns;
-         i++) {
-        if (least[i] == column) {
-            return false;
-        }
-        width -= columns[least[i]].width + 1;
-    }
-    return true;
-}
-
-static void print_cell(const moe_screen *s, const moe_config *c, int column, const char *text) {
-    if (!is_shown(s, c, column)) {
-        return;
-    }
-    fprintf(s->out, "%s%*s%s", column == 0 ? "" : " ", columns[column].width, text,
-            column + 1 == NUM_COLUMNS ? "\n" : "");
-}
-
-void moe_terminal_training_heads(const moe_screen *s, const moe_config *c) {
-    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
-    for (int i = 0; i < NUM_COLUMNS; i++) {
-        print_cell(s, c, i, columns[i].top);
-    }
-    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
-    for (int i = 0; i < NUM_COLUMNS; i++) {
-        print_cell(s, c, i, i == TASK && is_text(c) ? "nats" : columns[i].bottom);
-    }
-}
-
-void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_step_metrics *r) {
-    double f[MOE_NUM_FIGURES];
-    moe_formatted cell[NUM_COLUMNS];
-    moe_training_history_figures(r, f);
-    snprintf(cell[STEP].s, sizeof cell[STEP].s, "%lld", (long long)r->step);
-    cell[TASK] = moe_terminal_short(r->task_loss, 4);
-    cell[BITS] = moe_terminal_short(r->task_loss / M_LN2, 3);
-    cell[VALIDATION] = moe_terminal_short(s->validation, 4);
-    cell[EXPERT] = moe_terminal_short(f[MOE_FIGURE_RAW + MOE_LOSS_EXPERT], 3);
-    cell[DEVICE] = moe_terminal_short(f[MOE_FIGURE_RAW + MOE_LOSS_DEVICE], 3);
-    cell[COMM] = moe_terminal_short(f[MOE_FIGURE_RAW + MOE_LOSS_COMM], 3);
-    cell[BALANCE] = moe_terminal_short(f[MOE_FIGURE_BALANCE_LOSS], 5);
-    cell[EXPERT_MAXVIO] = moe_terminal_short(f[MOE_FIGURE_EXPERT_MAXVIO], 3);
-    cell[DEVICE_MAXVIO] = moe_terminal_short(f[MOE_FIGURE_DEVICE_MAXVIO], 3);
-    cell[SENT] = moe_format_bytes((int64_t)f[MOE_FIGURE_SENT_BYTES]);
-    cell[NORM] = moe_terminal_short(r->gradient_norm, 3);
-    cell[TIME] = moe_format_seconds(r->seconds);
-    if (isnan(s->validation)) {
-        cell[VALIDATION].s[0] = '\0';
-    }
-    for (int i = 0; i < NUM_COLUMNS; i++) {
-        print_cell(s, c, i, cell[i].s);
-    }
-    s->validation = NAN;
 }

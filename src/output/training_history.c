@@ -1,17 +1,17 @@
-/* history.c: a ring of the last steps' figures beside those of the first. Means are taken from the
- * oldest to the newest step, so that a run that was resumed gives the bits of one that was not. */
+/* training_history.c: the figures of the last steps stand in a ring beside those of the first step.
+ * Means are taken from the oldest step to the newest, so that a run that was resumed gives the same
+ * bits as one that was not. */
 #include "output/training_history.h"
 
 #include <math.h>
 #include <string.h>
 
+#include "measure/figures.h"
 #include "predict/memory.h"
 
-/* --- facts
- * ----------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- facts --- */
 
-/* -sum p ln p over byte values. */
+/* -sum p ln p over the byte values, in nats. */
 static double unigram_entropy(const uint8_t *text, int64_t n) {
     int64_t count[256] = {0};
     double entropy = 0;
@@ -41,59 +41,26 @@ moe_training_facts moe_training_facts_of(const moe_config *c,
     return f;
 }
 
-/* --- one step
- * ------------------------------------------------------------------------------------------------------------------------------
- */
-
-/* max / mean - 1; 0 when there is no load. */
-static double maxvio(const int64_t *load, int64_t n) {
-    int64_t most = 0;
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        most = load[i] > most ? load[i] : most;
-        sum += (double)load[i];
-    }
-    return sum > 0 ? (double)most * (double)n / sum - 1 : 0;
-}
-
-static void add_loads(const moe_step_metrics *step, double *figure) {
-    for (int32_t l = 0; l < step->num_layers; l++) {
-        const moe_layer_metrics *layer = &step->layer[l];
-        figure[MOE_FIGURE_EXPERT_MAXVIO] +=
-            maxvio(layer->counts_per_expert, step->num_experts) / step->num_layers;
-        figure[MOE_FIGURE_DEVICE_MAXVIO] +=
-            maxvio(layer->counts_per_device, step->devices) / step->num_layers;
-        figure[MOE_FIGURE_RECEIVED_MAXVIO] +=
-            maxvio(layer->received_rows, step->devices) / step->num_layers;
-    }
-}
-
-static void add_volume(const moe_step_metrics *step, double *figure) {
-    for (int direction = 0; direction < MOE_NUM_DIRECTIONS; direction++) {
-        moe_volume sum;
-        moe_step_metrics_volume(step, (enum moe_direction)direction, &sum);
-        if (direction == MOE_DISPATCH) {
-            figure[MOE_FIGURE_DISPATCH_BYTES] = (double)sum.remote_bytes;
-        }
-        figure[MOE_FIGURE_SENT_BYTES] += (double)sum.remote_bytes;
-    }
-}
+/* --- one step --- */
 
 void moe_training_history_figures(const moe_step_metrics *step, double figure[MOE_NUM_FIGURES]) {
-    double loss[MOE_NUM_LOSSES];
-    memset(figure, 0, MOE_NUM_FIGURES * sizeof *figure);
-    moe_step_metrics_mean_losses(step, loss, figure + MOE_FIGURE_RAW,
-                                 &figure[MOE_FIGURE_BALANCE_LOSS]);
-    add_loads(step, figure);
-    add_volume(step, figure);
+    moe_figures f = moe_figures_of(step);
     figure[MOE_FIGURE_TASK_LOSS] = step->task_loss;
+    figure[MOE_FIGURE_BALANCE_LOSS] = f.total;
+    memcpy(figure + MOE_FIGURE_RAW, f.raw, sizeof f.raw);
+    figure[MOE_FIGURE_EXPERT_MAXVIO] = f.expert_maxvio;
+    figure[MOE_FIGURE_DEVICE_MAXVIO] = f.device_maxvio;
+    figure[MOE_FIGURE_RECEIVED_MAXVIO] = f.received_maxvio;
+    figure[MOE_FIGURE_DISPATCH_BYTES] = (double)f.volume[MOE_DISPATCH].remote_bytes;
+    figure[MOE_FIGURE_SENT_BYTES] = 0;
+    for (int direction = 0; direction < MOE_NUM_DIRECTIONS; direction++) {
+        figure[MOE_FIGURE_SENT_BYTES] += (double)f.volume[direction].remote_bytes;
+    }
     figure[MOE_FIGURE_GRADIENT_NORM] = step->gradient_norm;
     figure[MOE_FIGURE_LEARNING_RATE] = step->learning_rate;
 }
 
-/* --- all steps
- * -----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- all steps --- */
 
 static void add_validation(moe_validations *v, double loss, int64_t step) {
     if (v->count == 0) {
@@ -131,9 +98,7 @@ void moe_training_history_add(moe_training_history *h, const moe_step_metrics *s
     }
 }
 
-/* --- what it says
- * --------------------------------------------------------------------------------------------------------------------------
- */
+/* --- what the history says --- */
 
 int64_t moe_training_history_window(const moe_training_history *h) {
     return h->steps < MOE_HISTORY_WINDOW ? (int64_t)h->steps : MOE_HISTORY_WINDOW;
@@ -156,7 +121,7 @@ double moe_training_history_mean(const moe_training_history *h, int figure) {
     return window > 0 ? sum / (double)window : NAN;
 }
 
-/* A mean of equal numbers may differ from them in the last digit: that is no rise. */
+/* A mean of equal numbers may differ from them in the last digit, which is no rise. */
 bool moe_training_history_rose(const moe_training_history *h) {
     double first = moe_training_history_first(h, MOE_FIGURE_TASK_LOSS);
     return h->steps > 0 &&

@@ -1,10 +1,11 @@
-/* memory.c: bytes that a rank will need, term by term, in saturating arithmetic, so that absurd
+/* memory.c: the bytes that a rank will need, term by term. The arithmetic saturates, so that absurd
  * sizes come out as "too much" and never wrap.
  *
- * Letters: L layers, H hidden, N experts, F width, D devices, T tokens of the fullest rank, S = T K
- * selections (sent; under a balanced load as many are received), R rows on the wire. Forward only,
- * layers run one after the other and share their buffers; in training each layer has its own,
- * because backward walks them the other way. Weights and recorded logits exist per layer. */
+ * Symbols: L layers, H hidden size, N experts, F width of an expert, D devices, T tokens of the
+ * fullest rank, S = T K selections (as many are received under a balanced load), R rows on the
+ * wire. In a forward run, layers run one after the other and share their buffers; in training each
+ * layer has its own, because backward walks through the layers the other way. Weights and recorded
+ * logits exist for each layer. */
 #include "predict/memory.h"
 
 #include "balance/balance.h"
@@ -24,8 +25,9 @@ static int64_t mul3(int64_t a, int64_t b, int64_t c) {
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
-/* Buffers grow by a quarter, and loads are never quite balanced. */
-static int64_t room(int64_t bytes) {
+/* The bytes with what growing adds: buffers grow by a quarter, and loads are never quite balanced.
+ */
+static int64_t grown(int64_t bytes) {
     return add(bytes, bytes / 4);
 }
 static int64_t div_up(int64_t a, int64_t b) {
@@ -33,24 +35,25 @@ static int64_t div_up(int64_t a, int64_t b) {
 }
 
 enum {
-    CALL_ROWS = 1024,     /* most rows of one GEMM call (MOE_GEMM_ROWS) */
-    TREE_BYTES = 4 << 20, /* of the partial gradients, at a time (device_tree.c) */
+    CALL_ROWS = 1024,     /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
+    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (parameters_tree.c) */
     BYTE_VALUES = 256
 };
 
 typedef struct sizes { /* of the fullest rank */
     bool train, text;
-    int64_t ranks, local_devices, tokens, selections, rows, remote; /* remote: of R rows the share 1
-                                                                       - 1/ranks */
-    int64_t copies;            /* layers whose activations exist at the same time */
-    int64_t threads, matrices; /* matrices [H,F] of one expert */
+    int64_t ranks, local_devices, tokens, selections, rows;
+    int64_t remote; /* rows for other ranks: the share 1 - 1/ranks of them */
+    int64_t copies; /* how many layers have their activations at the same time */
+    int64_t threads;
+    int64_t matrices; /* how many matrices [H,F] an expert has */
 } sizes;
 
 static int64_t matrices(enum moe_expert_type type) {
     return moe_ffn_type_of(type)->matrices;
 }
 
-/* Rows of dispatch for this rank's tokens: S in mode selection, at most min(K, comm_limit) per
+/* The dispatch rows of this rank's tokens: S in mode selection, at most min(K, comm_limit) for each
  * token in mode token. */
 static int64_t rows_of(const moe_config *c, int64_t tokens) {
     const int64_t reach = c->comm_limit > 0 ? min64(moe_config_most_experts(c), c->comm_limit)
@@ -84,16 +87,14 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
     return s;
 }
 
-/* --- parameters
- * ----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- parameters --- */
 
 static int64_t parameters_of_ffn(const moe_config *c) {
     return mul3(matrices(c->model.expert_type), c->model.hidden_size,
                 c->model.moe_intermediate_size);
 }
 
-/* What an expert has of its own: its FFN, or with LoRA its adapters of the three matrices. */
+/* An expert has its own FFN, or with LoRA its own adapters of the three matrices. */
 static int64_t parameters_of_expert(const moe_config *c) {
     if (c->model.expert_type != MOE_EXPERT_LORA) {
         return parameters_of_ffn(c);
@@ -102,7 +103,7 @@ static int64_t parameters_of_expert(const moe_config *c) {
                 add(c->model.hidden_size, c->model.moe_intermediate_size));
 }
 
-/* The frozen base of LoRA experts, on every rank. */
+/* The frozen base of LoRA experts stands on every rank. */
 static int64_t frozen_parameters(const moe_config *c) {
     return c->model.expert_type == MOE_EXPERT_LORA ? mul(c->model.num_layers, parameters_of_ffn(c))
                                                    : 0;
@@ -113,9 +114,9 @@ static bool learns_noise(const moe_config *c) {
            (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT);
 }
 
-/* Per layer: the routed experts; gate [N,H] (and as much for the scale of its noise where it is
- * learned), norm [H] and every shared expert. Language model: embedding [context,256,H], norm [H],
- * head [256,H]. */
+/* Each layer has the routed experts, the gate [N,H] (and as much for the scale of its noise where
+ * that is learned), the norm [H] and every shared expert. A language model also has an embedding
+ * [context,256,H], a norm [H] and a head [256,H]. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t h = c->model.hidden_size;
     const int64_t expert = parameters_of_expert(c);
@@ -132,14 +133,14 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     return count;
 }
 
-/* Those of this rank. */
+/* The parameters of this rank. */
 static int64_t local_parameters(const moe_config *c, const sizes *s) {
     const int64_t experts = mul(c->model.num_layers, div_up(c->model.num_experts, s->ranks));
     return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
 }
 
-/* The sum over ranks' devices; a partial one of each local device for what is replicated, and a
- * piece of them on its way through the tree. */
+/* The sum of the gradients; a partial sum of each local device for what is replicated; and a piece
+ * of these on its way through the tree. */
 static int64_t gradients(const moe_config *c, const sizes *s) {
     const int64_t replicated = moe_memory_parameters(c).replicated;
     const int64_t piece = min64(replicated, TREE_BYTES / (int64_t)sizeof(real) / s->local_devices);
@@ -150,20 +151,18 @@ static int64_t gradients(const moe_config *c, const sizes *s) {
     return s->train ? mul(reals, sizeof(real)) : 0;
 }
 
-/* AdamW: means of the gradient and of its square. */
+/* AdamW keeps the means of the gradient and of its square. */
 static int64_t optimizer(const moe_config *c, const sizes *s) {
     return s->train && c->train.optimizer == MOE_OPTIMIZER_ADAMW
                ? mul3(2, local_parameters(c, s), sizeof(real))
                : 0;
 }
 
-/* --- activations
- * ---------------------------------------------------------------------------------------------------------------------------
- */
+/* --- activations --- */
 
-/* Working memory of the GEMM calls, for each thread. Forward: x [.,H] and hidden vectors of one
- * call. Backward: x, dy [.,H] and h1, h3 (again), h, dh, dh3 [.,F] of one call, of an expert or of
- * the shared ones; an expert may well have twice its share. */
+/* The working memory of the GEMM calls of each thread. Forward needs x [.,H] and the hidden vectors
+ * of one call. Backward needs x and dy [.,H] and h1, h3 (again), h, dh, dh3 [.,F] of one call, of
+ * an expert or of the shared ones. An expert may well have twice its share of rows. */
 static int64_t scratch(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t f = c->model.moe_intermediate_size;
@@ -179,16 +178,18 @@ static int64_t scratch(const moe_config *c, const sizes *s) {
     return mul(s->threads, expert > shared || c->model.num_shared_experts == 0 ? expert : shared);
 }
 
-/* Training, per token: logits before noise and those of its scale [N], jittered x [H]. */
+/* What training keeps of each token for noise: the logits before the noise and those of its scale
+ * [N], and the jittered x [H]. */
 static int64_t noisy_reals(const moe_config *c) {
     const int64_t n = c->model.num_experts;
     return (learns_noise(c) ? n : 0) + (c->balance.load_form == MOE_LOAD_SHAZEER ? n : 0) +
            (c->router.jitter > 0 ? c->model.hidden_size : 0);
 }
 
-/* Of one layer, without the residual stream: normed x [T,H], logits [T,N]; experts: outputs [S,H]
- * and results [R,H]; output of the shared ones [T,H] and their hidden vectors [T,F]. For backward:
- * h1, h3 [S,F] (unless train.recompute), those of the shared experts, and dg [S]. */
+/* What one layer keeps, apart from the residual stream: the normed x [T,H] and the logits [T,N]; of
+ * the experts outputs [S,H] and results [R,H]; of the shared experts the output [T,H] and hidden
+ * vectors [T,F]. Backward also needs h1, h3 [S,F] (unless train.recompute is set), those of the
+ * shared experts, and dg [S]. */
 static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t f = c->model.moe_intermediate_size;
@@ -216,10 +217,10 @@ static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
     return add(reals, mul(s->tokens, add(h, keep ? mul3(2, c->model.num_shared_experts, f) : 0)));
 }
 
-/* What backward works with, once for all layers: dlogits [T,N] (double, and rounded; of learned
- * noise the same), the gate's part of du with jitter [T,H], dg of selections and of pairs [S], du
- * and dx of the shared experts [T,H]; and the ends of the network: head's input [T,H], logits
- * [T,256] and places of the text, or targets [T,H]. */
+/* What backward works with, once for all layers: dlogits [T,N] (as double, and rounded; the same
+ * for noise of learned scale), the part of du that comes from the gate with jitter [T,H], dg of
+ * selections and of pairs [S], du and dx of the shared experts [T,H]; and at the ends of the
+ * network the input of the head [T,H], logits [T,256] and places of the text, or targets [T,H]. */
 static int64_t backward(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t n = c->model.num_experts;
@@ -239,8 +240,8 @@ static int64_t backward(const moe_config *c, const sizes *s) {
     return add(mul(reals, sizeof(real)), mul(s->tokens, add(mul(n, sizeof(double)), per_token)));
 }
 
-/* With a capacity, per selection: whether it is kept, slot, server, and the routing that is sent
- * with its way back; while deciding also group, key and score. */
+/* A capacity keeps of each selection whether it is kept, its place, its server, and the routing
+ * that is sent with its way back; while it decides, also group, key and score. */
 static int64_t dropping(const moe_config *c, const sizes *s) {
     const int64_t kept = 1 + 3 * (int64_t)sizeof(int32_t) +
                          (int64_t)(sizeof(int64_t) + sizeof(real) + sizeof(double));
@@ -248,22 +249,24 @@ static int64_t dropping(const moe_config *c, const sizes *s) {
     if (c->capacity.policy == MOE_CAPACITY_NONE) {
         return 0;
     }
-    return room(mul(s->selections, add(mul(s->copies, kept), deciding)));
+    return grown(mul(s->selections, add(mul(s->copies, kept), deciding)));
 }
 
-/* Methods that look at all tokens of a device at once hold its scores [T_d,N] (kept as scratch from
- * step to step): sinkhorn exp(z), expert choice s, and a byte for each token and expert. */
+/* Methods that look at all tokens of a device at once hold its scores [T_d,N], which stay as
+ * scratch memory from step to step: sinkhorn exp(z); expert choice s, and a byte for each token and
+ * expert. */
 static int64_t device_scores(const moe_config *c, const sizes *s) {
     const int64_t n = c->model.num_experts,
                   scores = mul3(div_up(s->tokens, s->local_devices), n, sizeof(double));
     if (c->router.method == MOE_METHOD_SINKHORN) {
-        return room(scores);
+        return grown(scores);
     }
-    return c->router.method == MOE_METHOD_EXPERT_CHOICE ? room(add(scores, mul(s->tokens, n))) : 0;
+    return c->router.method == MOE_METHOD_EXPERT_CHOICE ? grown(add(scores, mul(s->tokens, n))) : 0;
 }
 
-/* The residual stream: x and y [T,H]; training: every layer's x, the last output, y and dh. What
- * every layer chose: expert, weight and score per selection, an offset per token. */
+/* The residual stream is x and y [T,H]; in training it is the x of every layer, the last output, y
+ * and dh. Of what every layer chose, expert, weight and score of each selection are kept, and an
+ * offset for each token. */
 static int64_t activations(const moe_config *c, const sizes *s) {
     const int64_t streams = s->train ? add(c->model.num_layers, 3) : 2,
                   stream = mul3(streams, s->tokens, c->model.hidden_size);
@@ -273,24 +276,25 @@ static int64_t activations(const moe_config *c, const sizes *s) {
     const int64_t layers =
         add(mul3(s->copies, reals_of_layer(c, s), sizeof(real)), mul(c->model.num_layers, chosen));
     const int64_t working = add(backward(c, s), add(dropping(c, s), device_scores(c, s)));
-    return add(add(mul(stream, sizeof(real)), room(layers)), working);
+    return add(add(mul(stream, sizeof(real)), grown(layers)), working);
 }
 
-/* Vectors packed for and received from other ranks (training: x and dy); lists of the plan and of
- * what arrived: 12 numbers of 4 bytes per row and 20 per selection; offsets and sizes of each pair
- * of a local and any device. */
+/* Vectors that are packed for and received from other ranks (in training x and dy); the lists of
+ * the plan and of what arrived, 12 numbers of 4 bytes for each row and 20 for each selection;
+ * offsets and sizes for each pair of a local and any device. */
 static int64_t exchange(const moe_config *c, const sizes *s) {
     const int64_t vectors =
         mul(mul3(s->train ? 3 : 2, s->remote, c->model.hidden_size), sizeof(real));
     const int64_t lists = mul(add(mul(12, s->rows), mul(20, s->selections)), sizeof(int32_t));
     return mul(s->copies,
-               room(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), s->local_devices,
-                                                 c->cluster.devices)))));
+               grown(add(vectors, add(lists, mul3(12 * (int64_t)sizeof(int64_t), s->local_devices,
+                                                  c->cluster.devices)))));
 }
 
-/* A cell of counts and exact sums for each segment (a sequence's part on a device), each local
- * device and the batch, doubled for sums over sequences, once more for all layers put together
- * (aux_form = mixtral); per layer the record: three vectors [N], five [D] and the matrix [D,D]. */
+/* A cell of counts and exact sums for each segment (the part of a sequence on a device), each local
+ * device and the batch, doubled for sums over sequences, and once more for all layers put together
+ * (aux_form = mixtral). The metrics of a layer are three vectors [N], five [D] and the matrix
+ * [D,D]. A step of several micro-batches has metrics of its own beside those of the micro-batch. */
 static int64_t statistics(const moe_config *c, const sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t sequences =
@@ -301,19 +305,12 @@ static int64_t statistics(const moe_config *c, const sizes *s) {
                   cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
     const int64_t copies = s->copies + (moe_balance_has_all_layers(&c->balance) ? 1 : 0);
     const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(d, d)));
-    const int64_t records =
-        c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1; /* a
-                                                                             step's
-                                                                             and
-                                                                             a
-                                                                             micro-batch's
-                                                                           */
-    return mul(add(mul(copies, cells), mul3(records, c->model.num_layers, metrics)),
-               sizeof(int64_t));
+    const int64_t steps = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1;
+    return mul(add(mul(copies, cells), mul3(steps, c->model.num_layers, metrics)), sizeof(int64_t));
 }
 
-/* What is read: recorded logits [L,T,N] (counted as double) or routing [T,K] with weights and
- * scores [T,N]; a byte of mask per token. */
+/* What is read: recorded logits [L,T,N] (counted as double), or routing [T,K] with weights and
+ * scores [T,N]; and a byte of mask for each token. */
 static int64_t input(const moe_config *c, int64_t tokens) {
     const int64_t scores = mul3(tokens, c->model.num_experts, sizeof(double));
     if (c->data.source == MOE_SOURCE_LOGITS) {

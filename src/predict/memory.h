@@ -1,34 +1,34 @@
-/* memory.h: what a run will need, said before it is allocated. Layer 2 (decide): pure. */
+/* memory.h: how much memory a run will need, estimated before anything is allocated. */
 #ifndef MOESIM_PREDICT_MEMORY_H
 #define MOESIM_PREDICT_MEMORY_H
 
 #include "config/config.h"
 
-typedef struct moe_memory { /* bytes of one rank; saturated at INT64_MAX */
+/* Bytes of one rank, saturated at INT64_MAX. */
+typedef struct moe_memory {
     int64_t weights;
-    int64_t gradients; /* and the partial gradients of each local device (training) */
-    int64_t optimizer; /* its state (training) */
-    int64_t activations, exchange, statistics;
-    int64_t input;
+    int64_t gradients; /* training: also the partial gradients of each local device */
+    int64_t optimizer; /* training: the state of the optimizer */
+    int64_t activations, exchange, statistics, input;
     int64_t total;
 } moe_memory;
 
-/* Parameters of the whole model, each counted once; saturated. */
+/* The parameters of the whole model, each counted once, saturated at INT64_MAX. */
 typedef struct moe_parameter_counts {
-    int64_t expert;     /* of the routed experts: each on one device */
-    int64_t replicated; /* gates, norms, shared experts; training: embedding and head too */
+    int64_t expert;     /* of the routed experts, each of which is on one device */
+    int64_t replicated; /* gates, norms and shared experts; in training also embedding and head */
 } moe_parameter_counts;
 
-/* Local. */
+/* Local. Counts the parameters of a resolved configuration. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c);
 
-/* Local. Estimate for the fullest rank under a balanced load. num_tokens_global: 0 = devices x
- * tokens_per_device. Training keeps what backward needs in every layer; forward only lets the
- * layers share it. */
+/* Local. The estimate for the fullest rank under a balanced load. num_tokens_global = 0 stands for
+ * devices x tokens_per_device. Training keeps in every layer what backward needs; in a forward run
+ * the layers share their memory. */
 moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global);
 
-/* Local. Layers whose activations exist at the same time: all in training, and where the gradient
- * of the loss over all layers is written; else one. */
+/* Local. How many layers have their activations at the same time: all of them in training and where
+ * the gradient of the loss over all layers is written, otherwise one. */
 int32_t moe_memory_kept_layers(const moe_config *c);
 
 #endif

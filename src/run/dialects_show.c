@@ -4,7 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "config/table.h"
 #include "config/value.h"
+#include "output/format.h"
 #include "output/screen.h"
 #include "run/dialects_internal.h"
 

@@ -6,10 +6,19 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "explain/explain_json.h"
-#include "explain/explain_show.h"
+#include "base/gemm.h"
+#include "explain/derive_show.h"
+#include "explain/explain.h"
+#include "explain/json.h"
+#include "explain/show.h"
+#include "model/layer.h"
+#include "output/results.h"
 #include "output/specialization.h"
+#include "output/terminal.h"
+#include "output/timeline.h"
+#include "predict/memory.h"
 #include "run/internal.h"
+#include "run/model_files.h"
 #include "run/restart.h"
 
 /* --- one step --- */
@@ -134,7 +143,7 @@ static void explain(moe_run_state *r, moe_status *writing, moe_status *st) {
     char *text = r->comm->rank == 0 ? moe_explain_json(r->config, x->token ? &x->explanation : NULL,
                                                        x->step ? &x->derivation : NULL)
                                     : NULL;
-    moe_results_text(r->comm, &r->results, "explain.json", text, writing);
+    moe_results_write_text(r->comm, &r->results, "explain.json", text, writing);
     free(text);
 }
 
@@ -173,7 +182,8 @@ static int finish(moe_run_state *r, moe_status *st) {
                           &writing);
     }
     if (r->comm->rank == 0 && moe_run_trains(r)) {
-        moe_terminal_outcome(&r->screen, r->config, &r->results.history, &r->results.facts);
+        moe_terminal_outcome(&r->screen, r->config, &r->results.training_history,
+                             &r->results.facts);
     }
     if (r->comm->rank == 0 && passed) {
         show_explanations(r);

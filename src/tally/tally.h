@@ -1,6 +1,4 @@
-/* tally.h: what a layer's devices did, added up over all ranks, and the self-checks on it. Layer 5
- * (simulate). Every rank writes its integers into one vector; one MPI_Allreduce makes them global.
- */
+/* tally.h: what the devices of a layer did, summed over all ranks, and the self-checks on it. */
 #ifndef MOESIM_TALLY_TALLY_H
 #define MOESIM_TALLY_TALLY_H
 
@@ -8,8 +6,8 @@
 #include "model/layer.h"
 #include "model/stack.h"
 
-/* Collective. Completes record->layer[layer->index]: counts, matrices, volume, reach, output; adds
- * the layer's self-checks to the step's record. y [T,H] is the layer's output. */
+/* Collective. Completes metrics->layer[layer->index] with counts, matrices, volume, reach and
+ * output, and adds the layer's self-checks to the step. y [T,H] is the layer's output. */
 void moe_tally_layer(const moe_layer *layer,
                      const moe_context *context,
                      const moe_activations *a,

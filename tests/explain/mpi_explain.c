@@ -1,4 +1,4 @@
-/* test_explain.c: an explanation of every token adds up. Shares of the losses to the losses, rows
+/* mpi_explain.c: an explanation of every token adds up. Shares of the losses to the losses, rows
  * to the volume, contributions to y; gradients are the program's, bit for bit; groups and choices
  * those of the oracle; and the same numbers when the devices are folded onto one rank. A derivation
  * agrees with what is reported, and does not when what is reported is wrong.
@@ -12,7 +12,7 @@
 #include "check.h"
 #include "data/synthetic.h"
 #include "explain/explain.h"
-#include "explain/explain_json.h"
+#include "explain/json.h"
 #include "reference.h"
 #include "settings.h"
 #include "tally/tally.h"
@@ -112,7 +112,7 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
         const moe_explained_choice *choice = &l->choice[k];
         served += choice->server >= 0;
         if (r->c.capacity.policy != MOE_CAPACITY_NONE && !l->exempt) {
-            CHECK((choice->place <= choice->room) == (choice->server == choice->expert));
+            CHECK((choice->place <= choice->budget) == (choice->server == choice->expert));
         }
         if (choice->server >= 0) {
             part += choice->share;

@@ -1,4 +1,4 @@
-/* test_metrics.c: balance metrics against a naive computation from each metric's textbook
+/* unit_imbalance.c: the metrics of balance against a naive computation from each metric's textbook
  * definition, and against values known by hand. */
 #include <string.h>
 
@@ -70,7 +70,8 @@ static void check_random(uint64_t seed, int n) {
     CHECK(fabs(m.cv - sqrt(fmax(squares / n - mean * mean, 0)) / mean) < 1e-7);
     CHECK(fabs(m.gini - naive_gini(x, n, mean)) < 1e-12);
     CHECK(fabs(m.entropy - entropy) < 1e-12);
-    CHECK_EQ(m.idle, idle);
+    CHECK(m.idle == idle);
+    CHECK_NEAR(moe_imbalance_max_over_mean(x, n), m.max_over_mean, 1e-14);
     CHECK(fabs(m.p50 - naive_percentile(x, n, 0.50)) < 1e-9 * (1 + m.p50));
     CHECK(fabs(m.p90 - naive_percentile(x, n, 0.90)) < 1e-9 * (1 + m.p90));
     CHECK(fabs(m.p99 - naive_percentile(x, n, 0.99)) < 1e-9 * (1 + m.p99));
@@ -108,6 +109,11 @@ static void check_known(void) {
         rows += f->formula != NULL && strlen(f->formula) > 0;
     }
     CHECK(rows >= 8);
+    CHECK(moe_imbalance_max_over_mean(zero, 3) == 1);
+    moe_imbalance sum = {.idle = 1};
+    m = moe_imbalance_of(one, 4);
+    moe_imbalance_add(&sum, &m, 0.5);
+    CHECK(sum.max_over_mean == 2 && sum.balancedness == 0.125 && sum.idle == 2.5 && sum.p50 == 0);
 }
 
 /* Counts every set of k of n experts. */

@@ -1,4 +1,4 @@
-/* test_record.c: the record of a step: clearing, merging of checks, sums and means over layers. */
+/* unit_metrics.c: the metrics of a step: clearing, and merging of checks. */
 #include "check.h"
 #include "made_record.h"
 
@@ -57,37 +57,8 @@ static void check_merging(void) {
     moe_step_metrics_free(&r);
 }
 
-static void check_sums(void) {
-    moe_config c;
-    moe_step_metrics r;
-    made_config(&c, 3, 48, 8, 4);
-    moe_step_metrics_init(&r, 3, 48, 8);
-    made_record(&r, &c, 1, 100);
-    moe_volume v;
-    moe_step_metrics_volume(&r, MOE_COMBINE, &v);
-    CHECK(v.rows == 3 * 300 && v.logical_bytes == 900 * MADE_ROW_BYTES &&
-          v.metadata_bytes == 900 * MADE_METADATA_BYTES);
-    CHECK(v.selection_bytes == 1800 * MADE_ROW_BYTES &&
-          v.selection_remote_bytes == 2 * v.remote_bytes);
-    CHECK_EQ(v.by_level[0].rows + v.by_level[1].rows + v.by_level[2].rows, v.rows);
-    CHECK_EQ(v.remote_bytes, v.by_level[1].bytes + v.by_level[2].bytes);
-
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_step_metrics_mean_losses(&r, loss, raw, &total);
-    CHECK_NEAR(raw[0],
-               (r.layer[0].loss_raw[0] + r.layer[1].loss_raw[0] + r.layer[2].loss_raw[0]) / 3,
-               1e-15);
-    CHECK_NEAR(loss[1], 0.05 * raw[1], 1e-14);
-    CHECK_NEAR(total, loss[0] + loss[1] + loss[2] + loss[3], 1e-14);
-    r.layer[1].loss_raw[2] = NAN;
-    moe_step_metrics_mean_losses(&r, loss, raw, &total);
-    CHECK(isnan(raw[2]) && !isnan(raw[1]));
-    moe_step_metrics_free(&r);
-}
-
 int main(void) {
     RUN(check_cleared);
     RUN(check_merging);
-    RUN(check_sums);
     return check_verdict();
 }

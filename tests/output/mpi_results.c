@@ -1,4 +1,4 @@
-/* test_results.c: the results' folder: what is written reads back equal, folders that must not be
+/* mpi_results.c: the results' folder: what is written reads back equal, folders that must not be
  * touched are refused, and a full disk is one sentence on every rank.
  *
  * ctest: f64 */
@@ -11,7 +11,7 @@
 #include "base/alloc.h"
 #include "check.h"
 #include "made_record.h"
-#include "measure/imbalance.h"
+#include "measure/figures.h"
 #include "output/results.h"
 
 enum { LAYERS = 2, EXPERTS = 48, DEVICES = 8, STEPS = 2 };
@@ -89,21 +89,20 @@ static double at_path(const json_t *o, const char *a, const char *b, const char 
 
 static void check_line(const moe_config *c, const json_t *o, int step) {
     moe_step_metrics r;
-    moe_volume v;
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total, most = 0;
+    double most = 0;
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
     made_record(&r, c, step, 500);
-    moe_step_metrics_mean_losses(&r, loss, raw, &total);
-    moe_step_metrics_volume(&r, MOE_COMBINE, &v);
+    moe_figures f = moe_figures_of(&r);
     for (int l = 0; l < LAYERS; l++) {
         most += moe_imbalance_of(r.layer[l].counts_per_expert, EXPERTS).max_over_mean / LAYERS;
     }
     CHECK(at_path(o, NULL, NULL, "step") == step);
-    CHECK(at_path(o, "loss", NULL, "total") == total &&
-          at_path(o, "loss", NULL, "comm") == loss[MOE_LOSS_COMM]);
-    CHECK(at_path(o, "loss_raw", NULL, "z") == raw[MOE_LOSS_Z]);
-    CHECK(at_path(o, "volume", "combine", "remote_bytes") == (double)v.remote_bytes);
-    CHECK(at_path(o, "volume", "dispatch", "rows") == (double)v.rows);
+    CHECK(at_path(o, "loss", NULL, "total") == f.total &&
+          at_path(o, "loss", NULL, "comm") == f.loss[MOE_LOSS_COMM]);
+    CHECK(at_path(o, "loss_raw", NULL, "z") == f.raw[MOE_LOSS_Z]);
+    CHECK(at_path(o, "volume", "combine", "remote_bytes") ==
+          (double)f.volume[MOE_COMBINE].remote_bytes);
+    CHECK(at_path(o, "volume", "dispatch", "rows") == (double)f.volume[MOE_COMBINE].rows);
     CHECK_NEAR(at_path(o, "balance", "expert", "max_over_mean"), most, 1e-15);
     CHECK(at_path(o, "balance", "sent", "idle") == 0 &&
           at_path(o, "time", NULL, "step") == r.seconds);
@@ -318,7 +317,7 @@ static void train(const moe_comm *comm,
         }
         CHECK_MSG(moe_results_step(comm, &results, c, r, &st) == MOE_OK, "%s", st.message);
     }
-    CHECK_EQ(results.history.steps, TRAINED);
+    CHECK_EQ(results.training_history.steps, TRAINED);
     moe_topology *t = make_topologies(comm->size);
     CHECK_MSG(moe_results_close(comm, &results, c, r, t, 1, &st) == MOE_OK, "%s", st.message);
     moe_free(t);
@@ -350,10 +349,8 @@ static void check_training_line(const moe_config *c, const json_t *o, int64_t st
           at_path(o, NULL, NULL, "learning_rate") == 0.003);
     CHECK(at_path(o, NULL, NULL, "gradient_allreduce_bytes") == 1 << 20);
     for (int d = 0; d < MOE_NUM_DIRECTIONS; d++) {
-        moe_volume v;
-        moe_step_metrics_volume(&r, (enum moe_direction)d, &v);
         CHECK(at_path(o, "volume", moe_direction_names[d], "remote_bytes") ==
-              (double)v.remote_bytes);
+              (double)moe_figures_of(&r).volume[d].remote_bytes);
     }
     CHECK(at_path(o, "time", "phases", "backward") > 0);
     moe_step_metrics_free(&r);

@@ -1,5 +1,5 @@
-/* test_matrices.c: which steps' matrices are kept, against the definition, and that what is kept
- * are these steps' matrices, after any number of steps and when a run goes on from there. */
+/* unit_matrix_history.c: which steps' matrices are kept, against the definition, and that what is
+ * kept are these steps' matrices, after any number of steps and when a run goes on from there. */
 #include "base/alloc.h"
 #include "check.h"
 #include "made_record.h"

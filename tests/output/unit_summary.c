@@ -1,4 +1,4 @@
-/* test_summary.c: the indented text of a summary means the same as the values it was made from. */
+/* unit_summary.c: the indented text of a summary means the same as the values it was made from. */
 #include <jansson.h>
 #include <string.h>
 

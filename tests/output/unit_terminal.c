@@ -1,11 +1,13 @@
-/* test_report.c: the report of a made-up record at D = 8 and D = 64, piped: no control characters,
- * no line over 80 columns, and the numbers on the screen are the record's. */
+/* unit_terminal.c: the text on the screen for made-up metrics at D = 8 and D = 64, piped: no
+ * control characters, no line over 80 columns, and the numbers on the screen are those of the
+ * metrics. */
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "check.h"
 #include "made_record.h"
-#include "measure/imbalance.h"
+#include "measure/figures.h"
+#include "output/format.h"
 #include "output/terminal.h"
 #include "predict/memory.h"
 
@@ -119,35 +121,33 @@ static void check_losses(const page *p, const moe_step_metrics *r) {
                                         "switch", "gshard",         "mixtral",       "importance",
                                         "load",   "usage variance", "entropy",       "entropy z"};
     static const char *const scopes[] = {"sequence", "device", "global"};
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_step_metrics_mean_losses(r, loss, raw, &total);
+    moe_figures f = moe_figures_of(r);
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         const char *at = line_of(p, "Balance losses", names[i]);
-        CHECK(fabs(next_number(&at) - raw[i]) <= 5e-7);
+        CHECK(fabs(next_number(&at) - f.raw[i]) <= 5e-7);
         if (i == MOE_LOSS_Z) {
             continue;
         }
         CHECK(next_number(&at) == 1);
-        CHECK(fabs(next_number(&at) - raw[i]) <= 5e-4);
+        CHECK(fabs(next_number(&at) - f.raw[i]) <= 5e-4);
         if (i > MOE_LOSS_Z) {
             continue;
         }
         CHECK_NEAR(next_number(&at), i == 0 ? 0.003 : i == 1 ? 0.05 : 0.02, 1e-15);
-        CHECK(fabs(next_number(&at) - loss[i]) <= 5e-9);
+        CHECK(fabs(next_number(&at) - f.loss[i]) <= 5e-9);
     }
     const char *at = line_of(p, "Balance losses", "total");
-    CHECK(fabs(next_number(&at) - total) <= 5e-9);
+    CHECK(fabs(next_number(&at) - f.total) <= 5e-9);
     for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
         at = line_of(p, "raw, by scope", scopes[scope]);
         for (int i = 0; i < MOE_LOSS_Z; i++) {
-            CHECK(fabs(next_number(&at) - (raw[i] + 0.01 * scope)) <= 1e-6);
+            CHECK(fabs(next_number(&at) - (f.raw[i] + 0.01 * scope)) <= 1e-6);
         }
     }
 }
 
 static void check_volume(const page *p, const moe_step_metrics *r) {
-    moe_volume d;
-    moe_step_metrics_volume(r, MOE_DISPATCH, &d);
+    moe_volume d = moe_figures_of(r).volume[MOE_DISPATCH];
     const char *at = line_of(p, "Volume", "dispatch, sent");
     CHECK(next_number(&at) == (double)d.rows);
     CHECK(next_number(&at) == MADE_LIMIT);

@@ -1,6 +1,6 @@
-/* test_history.c: the history of a training run against a plain list of its steps; cut at any step
- * and restored from its bytes it goes on with the same bits; losses that rise, stay or are no
- * numbers are told from those that fall. */
+/* unit_training_history.c: the history of a training run against a plain list of its steps; cut at
+ * any step and restored from its bytes it goes on with the same bits; losses that rise, stay or are
+ * no numbers are told from those that fall. */
 #include <string.h>
 
 #include "check.h"

@@ -1,4 +1,4 @@
-/* test_memory_peak.c: what a run takes beside what memory.h said it would: within 0.7 and 1.3 of
+/* mpi_memory_peak.c: what a run takes beside what memory.h said it would: within 0.7 and 1.3 of
  * it, forward only and in training, for shapes in which one term or another is the largest. The
  * first shape is the largest, so that the peak of the process is its own; the others are judged by
  * what is held after the last step.

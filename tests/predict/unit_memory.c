@@ -1,4 +1,4 @@
-/* test_memory.c: the estimate against one counted by hand, its growth, and its saturation. */
+/* unit_memory.c: the estimate against one counted by hand, its growth, and its saturation. */
 #include <string.h>
 
 #include "base/alloc.h"

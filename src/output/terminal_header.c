@@ -1,17 +1,16 @@
-/* report.c: the beginning and the middle of a run on the screen: what runs where, and the table by
- * step. The ending stands in report_end.c. */
-#include "output/terminal.h"
-
-#include <math.h>
+/* terminal_header.c: the beginning of a run on the screen: what runs, and where. */
 #include <string.h>
 
 #include "config/idle.h"
+#include "config/table.h"
 #include "config/value.h"
+#include "output/format.h"
+#include "output/terminal.h"
 #include "output/terminal_internal.h"
 
 enum { LABEL = 11, MOST_PLACES = 8 };
 
-/* What runs */
+/* --- what runs --- */
 
 static void print_model(const moe_screen *s, const moe_config *c) {
     char shared[48] = "";
@@ -25,8 +24,8 @@ static void print_model(const moe_screen *s, const moe_config *c) {
         moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type));
 }
 
-/* What chance does to the gate in training. */
-static void print_noise(const moe_config *c, char *text, size_t room) {
+/* Writes what chance does to the gate in training. */
+static void print_noise(const moe_config *c, char *text, size_t size) {
     bool learned = c->router.noise_form == MOE_NOISE_SOFTPLUS;
     int at = 0;
     text[0] = 0;
@@ -34,35 +33,35 @@ static void print_noise(const moe_config *c, char *text, size_t room) {
         return;
     }
     if (learned || c->router.noise > 0) {
-        at = snprintf(text, room, learned ? "; noise of learned scale + %g" : "; noise %g",
+        at = snprintf(text, size, learned ? "; noise of learned scale + %g" : "; noise %g",
                       c->router.noise);
     }
     if (c->router.jitter > 0) {
-        snprintf(text + at, room - (size_t)at, "; jitter %g of what %s read%s", c->router.jitter,
+        snprintf(text + at, size - (size_t)at, "; jitter %g of what %s read%s", c->router.jitter,
                  c->router.jitter_experts ? "gate and experts" : "the gate",
                  c->router.jitter_experts ? "" : "s");
     }
 }
 
-/* How experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)", "expert
- * choice: ...". */
-static void print_method(const moe_config *c, char *text, size_t room) {
+/* Writes how experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)",
+ * "expert choice: ...". */
+static void print_method(const moe_config *c, char *text, size_t size) {
     const char *score = moe_config_enum_name(MOE_KEY(router, score_func), c->router.score_func);
     int k = c->router.top_k, n = c->model.num_experts;
     switch (moe_config_recorded(c) ? MOE_METHOD_TOPK : c->router.method) {
     case MOE_METHOD_TOPK:
-        snprintf(text, room, "%s, top %d of %d", score, k, n);
+        snprintf(text, size, "%s, top %d of %d", score, k, n);
         break;
     case MOE_METHOD_TOP_P:
-        snprintf(text, room, "%s, top-p %g, temperature %g, at most %d of %d", score,
+        snprintf(text, size, "%s, top-p %g, temperature %g, at most %d of %d", score,
                  c->router.top_p, c->router.temperature, k, n);
         break;
     case MOE_METHOD_EXPERT_CHOICE:
-        snprintf(text, room, "%s, experts choose tokens (%d each token on average, of %d)", score,
+        snprintf(text, size, "%s, experts choose tokens (%d each token on average, of %d)", score,
                  k, n);
         break;
     default:
-        snprintf(text, room, "method %s, %s, %d of %d",
+        snprintf(text, size, "method %s, %s, %d of %d",
                  moe_config_enum_name(MOE_KEY(router, method), c->router.method), score, k, n);
     }
 }
@@ -83,13 +82,13 @@ static void print_router(const moe_screen *s, const moe_config *c) {
     moe_screen_wrapped(s, LABEL, "router", "%s, %s%s%s", method, limit, noise, preset);
 }
 
-/* Which form alpha_expert trains, where it is not DeepSeek's. */
-static void print_form(const moe_config *c, char *text, size_t room) {
+/* Writes which form alpha_expert trains, where it is not DeepSeek's. */
+static void print_form(const moe_config *c, char *text, size_t size) {
     text[0] = 0;
     if (c->balance.aux_form == MOE_AUX_DEEPSEEK || c->balance.alpha_expert == 0) {
         return;
     }
-    snprintf(text, room, " (%s%s)",
+    snprintf(text, size, " (%s%s)",
              moe_config_enum_name(MOE_KEY(balance, aux_form), c->balance.aux_form),
              c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1
                  ? ", of all layers together"
@@ -144,7 +143,7 @@ static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
         c->model.num_experts == devices ? "" : "s");
 }
 
-/* Where it runs */
+/* --- where it runs --- */
 
 static bool same_host(const moe_topology *a, const moe_topology *b) {
     return !strcmp(a->host, b->host);
@@ -155,7 +154,7 @@ static bool same_place(const moe_topology *a, const moe_topology *b) {
            a->core == b->core && a->bound_cores == b->bound_cores && a->threads == b->threads;
 }
 
-/* First rank after `from` that differs. */
+/* The first rank after `from` that differs from it. */
 static int run_end(const moe_topology *t,
                    int from,
                    int ranks,
@@ -185,7 +184,7 @@ static moe_formatted rank_range(int begin, int end) {
     return text;
 }
 
-/* "package 0, NUMA 1, core 3"; what is unknown, or several, is left out. */
+/* Prints "package 0, NUMA 1, core 3". What is unknown or not one place is left out. */
 static void print_place(const moe_screen *s, const moe_topology *t, int begin, int end) {
     char where[96] = "";
     int length = 0;
@@ -244,8 +243,8 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
     }
 }
 
-/* What is available changes from run to run: it is for who looks at a terminal, and not in what is
- * piped. */
+/* The memory that is available changes from run to run, so it is shown on a terminal only and not
+ * in what is piped. */
 static void print_memory(const moe_screen *s,
                          int ranks,
                          int64_t bytes_per_rank,
@@ -269,8 +268,8 @@ static void warn(const moe_screen *s, const char *text) {
     fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
 }
 
-/* "capacity.drop, capacity.capacity_factor have no effect: capacity.policy = none", a warning for
- * each cause. */
+/* Warns once for each cause: "capacity.drop, capacity.capacity_factor have no effect:
+ * capacity.policy = none". */
 static void warn_idle(const moe_screen *s, const moe_config *c) {
     enum { MOST = 16 };
     moe_idle idle[MOST];
@@ -343,107 +342,5 @@ void moe_terminal_header(const moe_screen *s,
     print_hosts(s, topologies, ranks);
     print_memory(s, ranks, memory_bytes_per_rank, memory_available);
     print_warnings(s, c, topologies, ranks);
-    fflush(s->out);
-}
-
-/* Step by step */
-
-static void erase_progress(const moe_screen *s) {
-    if (s->terminal) {
-        fputs("\r\033[K", s->out);
-    }
-}
-
-/* On a narrow terminal without devices per token, then without communication and device loss. */
-static const moe_table step_table = {80, {{43, 8}, {24, 9}, {15, 9}}};
-
-static void print_step_heads(const moe_screen *s) {
-    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
-    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s %8s", "step", "expert",
-                   "device", "comm", "loss", "devices", "sent to", "device", "time");
-    fprintf(s->out, "%s\n", moe_screen_paint(s, MOE_PLAIN));
-    moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s\n", "", "raw", "raw", "raw",
-                   "x alpha", "a token", "others", "max/mean");
-}
-
-/* Mean over layers of X. */
-static double mean_devices(const moe_step_metrics *r) {
-    double mean = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        mean += r->layer[l].mean_devices / r->num_layers;
-    }
-    return mean;
-}
-
-static double device_imbalance(const moe_step_metrics *r) {
-    double mean = 0;
-    for (int32_t l = 0; l < r->num_layers; l++) {
-        const int64_t *load = r->layer[l].counts_per_device;
-        int64_t most = 0, sum = 0;
-        for (int32_t d = 0; d < r->devices; d++) {
-            most = load[d] > most ? load[d] : most;
-            sum += load[d];
-        }
-        mean += (sum > 0 ? (double)most * r->devices / (double)sum : 1) / r->num_layers;
-    }
-    return mean;
-}
-
-static void print_step(const moe_screen *s, const moe_step_metrics *r) {
-    double loss[MOE_NUM_LOSSES], raw[MOE_NUM_LOSSES], total;
-    moe_volume dispatch, combine;
-    moe_step_metrics_mean_losses(r, loss, raw, &total);
-    moe_step_metrics_volume(r, MOE_DISPATCH, &dispatch);
-    moe_step_metrics_volume(r, MOE_COMBINE, &combine);
-    moe_screen_row(s, &step_table, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)r->step,
-                   moe_format_number(raw[MOE_LOSS_EXPERT], 4).s,
-                   moe_format_number(raw[MOE_LOSS_DEVICE], 4).s,
-                   moe_format_number(raw[MOE_LOSS_COMM], 4).s, moe_format_number(total, 6).s,
-                   moe_format_number(mean_devices(r), 3).s,
-                   moe_format_bytes(dispatch.remote_bytes + combine.remote_bytes).s,
-                   moe_format_number(device_imbalance(r), 3).s, moe_format_seconds(r->seconds).s);
-}
-
-void moe_terminal_step(moe_screen *s, const moe_config *c, const moe_step_metrics *step) {
-    bool train = c->run.mode == MOE_MODE_TRAIN, passed = moe_step_metrics_all_passed(step);
-    int64_t every = c->output.every > 0 ? c->output.every : 1, seen = s->steps_seen++;
-    if (s->quiet) {
-        return;
-    }
-    erase_progress(s);
-    if (!isnan(step->validation_loss)) {
-        s->validation = step->validation_loss;
-    }
-    if (seen == 0 && train) {
-        moe_terminal_training_heads(s, c);
-    }
-    if (seen == 0 && !train) {
-        print_step_heads(s);
-    }
-    if (step->step % every == 0 || step->step + 1 == c->run.steps || !passed) {
-        if (train) {
-            moe_terminal_training_row(s, c, step);
-        } else {
-            print_step(s, step);
-        }
-        if (!passed) {
-            fputs("       a self-check FAILED\n", s->out);
-        }
-    }
-    fflush(s->out);
-}
-
-void moe_terminal_progress(const moe_screen *s, int64_t done, int64_t total, double seconds) {
-    if (s->quiet || !s->terminal) {
-        return;
-    }
-    double rate = seconds > 0 ? (double)s->steps_seen / seconds : 0;
-    erase_progress(s);
-    if (done < total) {
-        fprintf(s->out, "step %lld/%lld  %.3g steps/s", (long long)done, (long long)total, rate);
-    }
-    if (done < total && rate > 0) {
-        fprintf(s->out, "  %s left", moe_format_seconds((double)(total - done) / rate).s);
-    }
     fflush(s->out);
 }

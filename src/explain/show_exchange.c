@@ -1,7 +1,7 @@
-/* explain_show_exchange.c: the chosen experts and their weights, what was dropped, the rows, and
+/* show_exchange.c: the chosen experts and their weights, what was dropped, the rows, and
  * what came back. */
 #include <math.h>
-#include <string.h>
+#include <stdio.h>
 
 #include "explain/show_internal.h"
 
@@ -108,7 +108,7 @@ static void print_places(const moe_screen *s, const moe_config *c, const moe_exp
                            device ? "device" : "expert", device ? k->device : k->expert,
                            moe_format_count(k->place).s, moe_format_count(k->wanted).s,
                            k->wanted == 1 ? "" : "s",
-                           k->room == INT64_MAX ? "all" : moe_format_count(k->room).s, then);
+                           k->budget == INT64_MAX ? "all" : moe_format_count(k->budget).s, then);
     }
 }
 
@@ -132,12 +132,12 @@ void moe_explain_show_choices(const moe_screen *s,
 
 /* --- rows --- */
 
-static void list_pairs(const moe_explained_layer *l, int32_t device, char *text, size_t room) {
+static void list_pairs(const moe_explained_layer *l, int32_t device, char *text, size_t size) {
     size_t length = 0;
     text[0] = 0;
-    for (int32_t k = 0; k < l->num_choices && length + 16 < room; k++) {
+    for (int32_t k = 0; k < l->num_choices && length + 16 < size; k++) {
         if (l->choice[k].served_on == device) {
-            length += (size_t)snprintf(text + length, room - length, "%s%d", length ? ", " : "",
+            length += (size_t)snprintf(text + length, size - length, "%s%d", length ? ", " : "",
                                        l->choice[k].server);
         }
     }
@@ -203,7 +203,8 @@ static void print_returned(const moe_screen *s,
         snprintf(part, sizeof part, "%.1f %%", fabs(share) < 5e-4 ? 0 : 100 * share);
     }
     moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s %10s\n", name,
-                   moe_explain_number(norm).s, weight, moe_explain_number(contribution).s, part);
+                   moe_explain_show_number(norm).s, weight, moe_explain_show_number(contribution).s,
+                   part);
 }
 
 void moe_explain_show_outputs(const moe_screen *s,
@@ -218,9 +219,10 @@ void moe_explain_show_outputs(const moe_screen *s,
         return;
     }
     moe_screen_wrapped(s, 2, "", "what comes back: y = sum of g FFN(u)%s; |x| = %s",
-                       shared ? " + shared experts" : "", moe_explain_number(l->x_norm).s);
+                       shared ? " + shared experts" : "", moe_explain_show_number(l->x_norm).s);
     if (c->model.norm != MOE_NORM_NONE) {
-        moe_screen_wrapped(s, 2, "", "u = rmsnorm(x), |u| = %s", moe_explain_number(l->u_norm).s);
+        moe_screen_wrapped(s, 2, "", "u = rmsnorm(x), |u| = %s",
+                           moe_explain_show_number(l->u_norm).s);
     }
     moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s %10s\n", "", "|FFN(u)|", "weight g",
                    "|g FFN(u)|", "part of y");
@@ -229,7 +231,7 @@ void moe_explain_show_outputs(const moe_screen *s,
         char name[32];
         snprintf(name, sizeof name, "expert %d", k->server);
         if (k->server >= 0) {
-            print_returned(s, name, k->output_norm, moe_explain_number(k->sent_weight).s,
+            print_returned(s, name, k->output_norm, moe_explain_show_number(k->sent_weight).s,
                            k->contribution, k->share);
         }
     }
@@ -237,12 +239,12 @@ void moe_explain_show_outputs(const moe_screen *s,
         print_returned(s, "shared experts", l->shared_norm, "1", l->shared_norm, l->shared_share);
     }
     moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s\n", "y", "", "",
-                   moe_explain_number(l->y_norm).s);
+                   moe_explain_show_number(l->y_norm).s);
     if (!isnan(l->residual_norm)) {
         moe_screen_row(s, &output_table, "  %-18s %10s %10s %12s\n", "y + x (residual)", "", "",
-                       moe_explain_number(l->residual_norm).s);
+                       moe_explain_show_number(l->residual_norm).s);
     }
     moe_screen_wrapped(
         s, 2, "", "part of y: <g FFN(u), y> / <y, y>; the sum is y to within %s in every element",
-        moe_explain_number(l->gap).s);
+        moe_explain_show_number(l->gap).s);
 }

@@ -1,8 +1,9 @@
-/* explain_show.c: the token itself, its scores as bars, and its groups. */
-#include "explain/explain_show.h"
+/* show.c: the token itself, its scores as bars, and its groups; then the parts of the other files.
+ */
+#include "explain/show.h"
 
 #include <math.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -13,96 +14,29 @@
 
 enum { MOST_BARS = 16, OTHERS = 4 };
 
-moe_formatted moe_explain_number(double v) {
-    moe_formatted text;
-    if (isnan(v)) {
-        snprintf(text.s, sizeof text.s, "-");
-    } else if (isinf(v)) {
-        snprintf(text.s, sizeof text.s, v < 0 ? "-inf" : "inf");
-    } else if (v != 0 && (fabs(v) < 1e-3 || fabs(v) >= 1e5)) {
-        snprintf(text.s, sizeof text.s, "%.1e", v);
-    } else {
-        snprintf(text.s, sizeof text.s, "%.*f", fabs(v) < 10 ? 4 : fabs(v) < 1000 ? 2 : 0, v);
-    }
-    return text;
-}
-
-int moe_explain_byte(int64_t byte, char text[5]) {
-    const char *const named[] = {['\n'] = "\\n", ['\t'] = "\\t", ['\r'] = "\\r", ['\\'] = "\\\\"};
-    if (byte < (int64_t)(sizeof named / sizeof named[0]) && named[byte]) {
-        return snprintf(text, 5, "%s", named[byte]);
-    }
-    return snprintf(text, 5, byte >= 32 && byte < 127 ? "%c" : "\\x%02x", (int)byte);
-}
-
-int32_t moe_explain_choice_of(const moe_explained_layer *l, int32_t expert) {
-    for (int32_t k = 0; k < l->num_choices; k++) {
-        if (l->choice[k].expert == expert) {
-            return k;
-        }
-    }
-    return -1;
-}
-
-/* --- which experts are worth a line --- */
-
-typedef struct ranked {
-    double value;
-    int32_t expert;
-    bool chosen;
-} ranked;
-
-static int falling(const void *a, const void *b) {
-    const ranked *x = a, *y = b;
-    if (x->value != y->value) {
-        return x->value < y->value ? 1 : -1;
-    }
-    return (x->expert > y->expert) - (x->expert < y->expert);
-}
-
-static int chosen_first(const void *a, const void *b) {
-    const ranked *x = a, *y = b;
-    return x->chosen != y->chosen ? (x->chosen ? -1 : 1) : falling(a, b);
-}
-
-int32_t moe_explain_top(const moe_explained_layer *l, int32_t most, int32_t *expert) {
-    int32_t n = l->num_experts, count = n < most ? n : most;
-    ranked *all = moe_alloc(n, sizeof *all, "explanation");
-    for (int32_t i = 0; i < n; i++) {
-        all[i] = (ranked){l->selection[i], i, moe_explain_choice_of(l, i) >= 0};
-    }
-    qsort(all, (size_t)n, sizeof *all, chosen_first);
-    qsort(all, (size_t)count, sizeof *all, falling);
-    for (int32_t i = 0; i < count; i++) {
-        expert[i] = all[i].expert;
-    }
-    moe_free(all);
-    return count;
-}
-
 /* --- the token --- */
 
-/* The token in its text, with as much around it as the line holds. */
+/* Prints the token in its text, with as much around it as the line holds. */
 static void print_text(const moe_screen *s, const moe_explanation *e) {
     char byte[2 * MOE_EXPLAINED_BYTES + 1][5], own[5];
     int middle = MOE_EXPLAINED_BYTES;
     int begin = middle;
     int end = middle + 1;
-    int room = s->width - (int)strlen("  text       \"[]\"");
+    int left = s->width - (int)strlen("  text       \"[]\"");
     for (int i = 0; i <= 2 * middle; i++) {
         if (e->byte[i] >= 0) {
-            moe_explain_byte(e->byte[i], byte[i]);
+            moe_explanation_byte(e->byte[i], byte[i]);
         }
     }
-    room -= moe_explain_byte(e->byte[middle], own);
-    for (int reach = 1; reach <= middle; reach++) { /* one on either side in turn */
+    left -= moe_explanation_byte(e->byte[middle], own);
+    for (int reach = 1; reach <= middle; reach++) { /* one byte on either side in turn */
         for (int side = -1; side <= 1; side += 2) {
             int at = middle + side * reach, length = e->byte[at] < 0 ? 0 : (int)strlen(byte[at]);
             bool next = side < 0 ? at == begin - 1 : at == end;
-            if (!next || length == 0 || length > room) {
+            if (!next || length == 0 || length > left) {
                 continue;
             }
-            room -= length;
+            left -= length;
             begin = side < 0 ? at : begin;
             end = side < 0 ? end : at + 1;
         }
@@ -149,7 +83,7 @@ static bool has_added(const moe_explained_layer *l) {
 
 enum { SCORES_WIDTH = 2 + 6 + 5 + 9 + 9, MARK_WIDTH = 13, ADDED_WIDTH = 18, LEAST_BAR = 10 };
 
-/* Which columns there are: with a bias, a narrow screen shows neither logit nor bias. */
+/* Which columns are shown: with a bias, a narrow screen has neither logit nor bias. */
 typedef struct bar_columns {
     bool logit, added;
     int bar;
@@ -167,7 +101,7 @@ static void print_bar_line(const moe_screen *s,
                            int32_t expert,
                            double top,
                            bar_columns columns) {
-    int32_t choice = moe_explain_choice_of(l, expert), n = l->num_experts;
+    int32_t choice = moe_explain_show_choice_of(l, expert), n = l->num_experts;
     bool refused = l->num_groups && l->admitted[expert / (n / l->num_groups)] == 0;
     const char *mark = choice >= 0 ? (l->choice[choice].server < 0 ? " dropped" : " chosen")
                        : refused   ? " not admitted"
@@ -178,14 +112,14 @@ static void print_bar_line(const moe_screen *s,
                                             : MOE_PLAIN),
             expert, expert / (n / c->cluster.devices));
     if (columns.logit) {
-        fprintf(s->out, " %8s", l->has_logits ? moe_explain_number(l->logit[expert]).s : "-");
+        fprintf(s->out, " %8s", l->has_logits ? moe_explain_show_number(l->logit[expert]).s : "-");
     }
-    fprintf(s->out, " %8s", moe_explain_number(l->score[expert]).s);
+    fprintf(s->out, " %8s", moe_explain_show_number(l->score[expert]).s);
     if (columns.added && columns.logit) {
-        fprintf(s->out, " %8s", moe_explain_number(l->added[expert]).s);
+        fprintf(s->out, " %8s", moe_explain_show_number(l->added[expert]).s);
     }
     if (columns.added) {
-        fprintf(s->out, " %8s", moe_explain_number(l->selection[expert]).s);
+        fprintf(s->out, " %8s", moe_explain_show_number(l->selection[expert]).s);
     }
     fputc(' ', s->out);
     moe_chart_bar(s, top > 0 ? l->score[expert] / top : 0, columns.bar);
@@ -195,7 +129,7 @@ static void print_bar_line(const moe_screen *s,
 static void print_scores(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
     int32_t most = l->num_choices + OTHERS > MOST_BARS ? l->num_choices + OTHERS : MOST_BARS;
     int32_t *expert = moe_alloc(most, sizeof *expert, "explanation"),
-            count = moe_explain_top(l, most, expert);
+            count = moe_explain_show_top(l, most, expert);
     bool added = l->has_logits && has_added(l);
     double top = 0;
     for (int32_t i = 0; i < l->num_experts; i++) {
@@ -250,7 +184,7 @@ static void print_groups(const moe_screen *s, const moe_config *c, const moe_exp
     for (int32_t g = 0; g < l->num_groups && l->num_groups <= 32; g++) {
         bool in = l->admitted[g] == 1;
         fprintf(s->out, "%s  %6s %4d %17s ", moe_screen_paint(s, in ? MOE_BOLD : MOE_DIM),
-                devices ? "device" : "group", g, moe_explain_number(l->group_score[g]).s);
+                devices ? "device" : "group", g, moe_explain_show_number(l->group_score[g]).s);
         moe_chart_bar(s, top > low ? (l->group_score[g] - low) / (top - low) : 0,
                       s->width - 2 - 6 - 5 - 18 - 1 - 13);
         fprintf(s->out, " %s%s\n", in ? "admitted" : "", moe_screen_paint(s, MOE_PLAIN));
@@ -262,7 +196,7 @@ static void print_groups(const moe_screen *s, const moe_config *c, const moe_exp
             if (l->admitted[g] == 1) {
                 length += (size_t)snprintf(list + length, sizeof list - length, "%s%d\t(%s)",
                                            length ? ", " : "", g,
-                                           moe_explain_number(l->group_score[g]).s);
+                                           moe_explain_show_number(l->group_score[g]).s);
             }
         }
         moe_screen_wrapped(s, 2, "", "admitted: %s", list);

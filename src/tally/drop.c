@@ -1,8 +1,6 @@
-/* tally_drop.c: what a capacity dropped, by expert, device, sequence and token, and what that
- * saved. */
+/* drop.c: what a capacity dropped, by expert, device, sequence and token, and what that saved. */
 #include <string.h>
 
-#include "base/status.h"
 #include "tally/internal.h"
 
 enum scalar {
@@ -15,8 +13,8 @@ enum scalar {
     NUM_SCALARS
 };
 
-/* Sequences whose drops are summed over ranks; more than that are only counted, a sequence that
- * spans ranks once for each. */
+/* How many sequences have their drops summed over the ranks. Where there are too many for the list,
+ * they are only counted, and a sequence that spans ranks is counted once for each. */
 static int64_t listed_sequences(const moe_context *context) {
     int64_t sequences = context->batch->num_sequences;
     return context->capacity.policy != MOE_CAPACITY_NONE && sequences <= MOE_MAX_LISTED_SEQUENCES
@@ -28,7 +26,7 @@ int64_t moe_tally_drop_words(const moe_context *context) {
     return 2 * (int64_t)context->placement.num_experts + NUM_SCALARS + listed_sequences(context);
 }
 
-/* One token: its dropped pairs; adds to by_expert. */
+/* Counts the dropped pairs of one token, adds them to by_expert, and returns how many there are. */
 static int64_t count_token(const moe_activations *a,
                            int64_t t,
                            int64_t *by_expert,
@@ -78,8 +76,7 @@ static void fill_sequences(const int64_t *by_sequence, int64_t listed, moe_capac
     if (listed == 0) {
         return;
     }
-    moe_reserve(&c->dropped_per_sequence, &c->sequence_room, listed, sizeof(int64_t),
-                "the record of a step");
+    moe_capacity_metrics_reserve(c, listed);
     memcpy(c->dropped_per_sequence, by_sequence, (size_t)listed * sizeof(int64_t));
     c->num_sequences = listed;
     c->dropped_sequences = 0;
@@ -95,10 +92,8 @@ void moe_tally_drop_fill(const moe_context *context,
                          moe_layer_metrics *out) {
     int32_t n = context->placement.num_experts;
     const int64_t *dropped = words + n, *scalar = dropped + n;
-    int64_t row_bytes = 2 * context->config->model.hidden_size * (int64_t)sizeof(real); /* dispatch
-                                                                                           and
-                                                                                           combine
-                                                                                         */
+    /* A row travels twice: in dispatch and in combine. */
+    int64_t row_bytes = 2 * context->config->model.hidden_size * (int64_t)sizeof(real);
     moe_capacity_metrics *c = &out->capacity;
     memcpy(out->kept_per_expert, words, (size_t)n * sizeof(int64_t));
     memcpy(out->dropped_per_expert, dropped, (size_t)n * sizeof(int64_t));
@@ -123,41 +118,4 @@ void moe_tally_drop_fill(const moe_context *context,
     c->padding_bytes = c->padding_rows * row_bytes;
     c->dropped_sequences = scalar[DROPPED_SEQUENCES];
     fill_sequences(scalar + NUM_SCALARS, listed_sequences(context), c);
-}
-
-/* Pairs in the fullest buffer of the global pool. */
-static int64_t fullest(const moe_context *context, const moe_layer_metrics *out) {
-    const moe_placement *p = &context->placement;
-    int64_t most = 0, *by_device = moe_scratch_take_zero(context->batch->scratch, p->devices,
-                                                         sizeof *by_device, "tally");
-    for (int32_t e = 0; e < p->num_experts; e++) {
-        int64_t pairs = by_device[p->device[e]] += out->kept_per_expert[e];
-        if (context->capacity.policy == MOE_CAPACITY_EXPERT) {
-            pairs = out->kept_per_expert[e];
-        }
-        most = pairs > most ? pairs : most;
-    }
-    moe_scratch_give(context->batch->scratch, by_device);
-    return most;
-}
-
-void moe_tally_drop_check(const moe_context *context,
-                          const moe_layer_metrics *out,
-                          moe_step_metrics *metrics) {
-    const moe_capacity *c = &context->capacity;
-    if (c->policy == MOE_CAPACITY_NONE) {
-        return;
-    }
-    if (c->policy == MOE_CAPACITY_SEQUENCE || c->scope == MOE_CAPACITY_PER_DEVICE) {
-        moe_step_metrics_check(
-            metrics, "capacity", false, true,
-            "budgets are of a sequence or of a device's tokens, the counts are of the batch");
-        return;
-    }
-    int64_t most = fullest(context, out), capacity = out->capacity.capacity;
-    moe_step_metrics_check(
-        metrics, "capacity", true,
-        most <= capacity || most - capacity <= out->capacity.exempt_overflow,
-        "budgets of %lld pairs, %lld in the fullest, %lld pairs of exempt sequences beyond budgets",
-        (long long)capacity, (long long)most, (long long)out->capacity.exempt_overflow);
 }

@@ -1,5 +1,5 @@
-/* explain_exchange.c: what only other ranks know of a token: the places in a pool that spans ranks,
- * and what experts elsewhere computed. */
+/* exchange.c: what only other ranks know of the token: its places in a pool that spans ranks, and
+ * what experts elsewhere computed for it. */
 #include <string.h>
 
 #include "capacity/cut.h"
@@ -26,7 +26,7 @@ static pool_range pool_of(const moe_watched *w) {
                         moe_batch_token_begin(b->num_tokens_global, b->devices, w->device + 1)};
 }
 
-typedef struct pair_order { /* of all pairs of this rank: capacity.h */
+typedef struct pair_order { /* the order of all pairs of this rank, see capacity.h */
     int32_t *group, classes;
     uint64_t *key; /* NULL: position decides */
 } pair_order;
@@ -52,12 +52,13 @@ static pair_order order_pairs(const moe_watched *w, bool *exempt_token) {
     return o;
 }
 
-typedef struct asked { /* a choice of the token, as all ranks look for its place */
+typedef struct asked { /* a choice of the token whose place all ranks look for */
     int64_t group, expert;
     uint64_t key;
 } asked;
 
-/* Does pair i of local token t take its place before the choice? class, key, token, expert. */
+/* Whether pair i of the local token t takes its place before the choice, by class, key, token and
+ * expert. */
 static bool is_before(
     const moe_watched *w, const pair_order *o, int64_t t, int64_t i, const asked *k) {
     int64_t token = w->context->batch->first_token + t;
@@ -121,7 +122,7 @@ void moe_explain_capacity(const moe_watched *w) {
         const int64_t *n = count + k * NUM_COUNTS;
         e->choice[k].wanted = n[WANTED];
         e->choice[k].place = n[BEFORE] + 1;
-        e->choice[k].room =
+        e->choice[k].budget =
             moe_capacity_pairs(&w->context->capacity, pool.end - pool.begin, n[IN_POOL]);
         e->exempt = exempt;
     }
@@ -133,7 +134,7 @@ void moe_explain_capacity(const moe_watched *w) {
 
 /* --- what experts returned --- */
 
-/* Output of a local expert for the token, where it was computed. */
+/* The output of a local expert for the token, in the array where it was computed. */
 static const real *computed_output(const moe_watched *w, int64_t local_of_token, int32_t expert) {
     const moe_inbox *in = &w->a->exchange.inbox;
     for (int64_t r = in->rank_row[w->rank]; r < in->rank_row[w->rank + 1]; r++) {
@@ -178,7 +179,7 @@ real *moe_explain_outputs(const moe_watched *w) {
         bytes[rank] += h * (int64_t)sizeof(real);
     }
     moe_comm_allgatherv(comm, own, all, bytes);
-    for (int q = 0; q < comm->size; q++) { /* all is in the order of ranks */
+    for (int q = 0; q < comm->size; q++) { /* `all` is in the order of the ranks */
         for (int64_t j = 0; j < head[0]; j++) {
             if (w->context->placement.device[expert[j]] / per_rank == q) {
                 memcpy(output + j * h, all + at++ * h, (size_t)h * sizeof(real));

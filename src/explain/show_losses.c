@@ -1,15 +1,12 @@
-/* explain_show_losses.c: the token's share of the losses, where it comes from, and the gradient it
- * gets. */
+/* show_losses.c: the token's share of the losses, where it comes from, and the gradient that the
+ * token gets. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "explain/show_internal.h"
-
-static const char *const names[MOE_NUM_LOSSES] = {
-    "expert",  "device",     "communication", "z (logits)",     "switch",  "gshard",
-    "mixtral", "importance", "load",          "usage variance", "entropy", "entropy z"};
 
 /* --- shares --- */
 
@@ -26,7 +23,7 @@ static void print_share(const moe_screen *s, const moe_explained_layer *l, int l
     if (known && x->alpha != 0) {
         snprintf(share[1], sizeof share[1], "%.3e", x->share * x->alpha);
     }
-    moe_screen_row(s, &share_table, "  %-15s %11s %11s %10s %6s %8g %11s\n", names[loss],
+    moe_screen_row(s, &share_table, "  %-15s %11s %11s %10s %6s %8g %11s\n", moe_loss_titles[loss],
                    moe_format_number(x->batch, 6).s, share[0],
                    known ? moe_format_number(x->share * tokens, 4).s : "-",
                    known && x->batch != 0 ? moe_format_number(x->share * tokens / x->batch, 2).s
@@ -48,7 +45,8 @@ static int larger_first(const void *a, const void *b) {
     return x->id - y->id;
 }
 
-/* The largest of `units` equal blocks of experts (devices, or experts themselves) and their sum. */
+/* Prints the largest terms of `units` equal blocks of experts (devices, or experts themselves) and
+ * the sum of all terms. */
 static void print_terms(const moe_screen *s,
                         const moe_explained_layer *l,
                         int loss,
@@ -70,13 +68,13 @@ static void print_terms(const moe_screen *s,
     qsort(t, (size_t)units, sizeof *t, larger_first);
     for (int32_t i = 0; i < shown; i++) {
         length += (size_t)snprintf(text + length, sizeof text - length, "%s%s\tx\t%s\t(%s\t%d)",
-                                   i ? " + " : "", moe_explain_number(t[i].f).s,
-                                   moe_explain_number(t[i].score).s, unit, t[i].id);
+                                   i ? " + " : "", moe_explain_show_number(t[i].f).s,
+                                   moe_explain_show_number(t[i].score).s, unit, t[i].id);
     }
     moe_screen_wrapped(
-        s, 4, "", "%s: %s = (%s%s) / %s = %s / %s", names[loss], formula, text,
+        s, 4, "", "%s: %s = (%s%s) / %s = %s / %s", moe_loss_titles[loss], formula, text,
         shown < units ? " + ..." : "", moe_format_glued(moe_format_count(llround(l->divisor))).s,
-        moe_explain_number(sum).s, moe_format_glued(moe_format_count(llround(l->divisor))).s);
+        moe_explain_show_number(sum).s, moe_format_glued(moe_format_count(llround(l->divisor))).s);
     moe_free(t);
 }
 
@@ -122,14 +120,14 @@ void moe_explain_show_losses(const moe_screen *s,
     print_terms(s, l, MOE_LOSS_COMM, c->cluster.devices, "device", "sum of f'' s' / T");
     if (l->has_logits) {
         moe_screen_wrapped(s, 4, "", "z: lse^2 / T, lse = log of the sum of exp(z) = %s",
-                           moe_explain_number(l->lse).s);
+                           moe_explain_show_number(l->lse).s);
     }
     for (int loss = MOE_LOSS_Z + 1; loss < MOE_NUM_LOSSES; loss++) {
         if (is_shown(l, loss) && isnan(l->loss[loss].share)) {
             moe_screen_wrapped(
                 s, 4, "",
                 "%s: a variation over experts, not a sum over tokens: a token has no share",
-                names[loss]);
+                moe_loss_titles[loss]);
         }
     }
 }
@@ -140,8 +138,8 @@ enum { MOST_ROWS = 12, OTHERS = 2, MOST_COLUMNS = 4 };
 
 enum { OTHER_LOSSES = -1 };
 
-/* The losses with a coefficient, each a column as long as there is room, the last one for all
- * others where there is not; returns how many. */
+/* Each loss with a coefficient gets a column as long as there are columns; where they do not
+ * suffice, the last one is for all other losses. Returns how many columns there are. */
 static int columns_of(const moe_explained_layer *l, int column[MOST_COLUMNS]) {
     int count = 0, most = l->has_task ? MOST_COLUMNS - 1 : MOST_COLUMNS;
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
@@ -175,7 +173,7 @@ static double in_column(
     return sum;
 }
 
-/* 1, 1e3, 1e6, ...: what brings the largest of the numbers shown to 1 .. 1000. */
+/* The power of 1000 that brings the largest of the numbers shown to 1 .. 1000, and its name. */
 static double scale_of(const moe_explained_layer *l,
                        const int32_t *expert,
                        int32_t count,
@@ -193,7 +191,7 @@ static double scale_of(const moe_explained_layer *l,
     return scale;
 }
 
-/* Of the gradients: the losses' columns go first where there is no room. */
+/* The table of the gradients. A narrow terminal does without the columns of the losses. */
 static moe_table gradient_table(const moe_explained_layer *l, int columns) {
     moe_table t = {.width = 8 + 10 * (columns + (l->has_task ? 3 : 1)) + 8};
     for (int i = 0; i < columns; i++) {
@@ -213,18 +211,19 @@ static void print_gradient(const moe_screen *s,
     char line[128];
     int length = snprintf(line, sizeof line, "  %6d", expert);
     for (int i = 0; i < columns; i++) {
-        length += snprintf(line + length, sizeof line - (size_t)length, " %9s",
-                           moe_explain_number(scale * in_column(l, column, i, columns, expert)).s);
+        length +=
+            snprintf(line + length, sizeof line - (size_t)length, " %9s",
+                     moe_explain_show_number(scale * in_column(l, column, i, columns, expert)).s);
     }
     length += snprintf(line + length, sizeof line - (size_t)length, " %9s",
-                       moe_explain_number(scale * l->balance_gradient[expert]).s);
+                       moe_explain_show_number(scale * l->balance_gradient[expert]).s);
     if (l->has_task) {
         snprintf(line + length, sizeof line - (size_t)length, " %9s %9s",
-                 moe_explain_number(scale * l->task_gradient[expert]).s,
-                 moe_explain_number(scale * l->total_gradient[expert]).s);
+                 moe_explain_show_number(scale * l->task_gradient[expert]).s,
+                 moe_explain_show_number(scale * l->total_gradient[expert]).s);
     }
     moe_screen_row(s, table, "%s%s\n", line,
-                   moe_explain_choice_of(l, expert) >= 0 ? "  chosen" : "");
+                   moe_explain_show_choice_of(l, expert) >= 0 ? "  chosen" : "");
 }
 
 static void print_table(const moe_screen *s,
@@ -240,7 +239,7 @@ static void print_table(const moe_screen *s,
                            column[i] == OTHER_LOSSES ? "others"
                            : column[i] == MOE_LOSS_Z || column[i] == MOE_LOSS_COMM
                                ? moe_loss_names[column[i]]
-                               : names[column[i]]);
+                               : moe_loss_titles[column[i]]);
     }
     moe_screen_row(s, &table, "  %6s%s %9s%s\n", "expert", heads, "balance",
                    l->has_task ? "      task     total" : "");
@@ -261,12 +260,12 @@ static void print_task(const moe_screen *s,
     for (int32_t k = 0; k < l->num_choices && length + 48 < sizeof text; k++) {
         length += (size_t)snprintf(
             text + length, sizeof text - length, "%s%s\t(expert\t%d)", k ? ", " : "",
-            moe_explain_number(scale * l->choice[k].weight_gradient).s, l->choice[k].expert);
+            moe_explain_show_number(scale * l->choice[k].weight_gradient).s, l->choice[k].expert);
     }
     moe_screen_wrapped(s, 2, "",
                        "task, L being its loss: |dL/dy| = %s; through the weights dL/dg = <dL/dy, "
                        "FFN(u)> = %s; all x %s",
-                       moe_explain_number(scale * l->gradient_norm).s, text, scale_name);
+                       moe_explain_show_number(scale * l->gradient_norm).s, text, scale_name);
 }
 
 void moe_explain_show_gradients(const moe_screen *s,
@@ -291,7 +290,7 @@ void moe_explain_show_gradients(const moe_screen *s,
         return;
     }
     int32_t *expert = moe_alloc(most, sizeof *expert, "explanation"),
-            count = moe_explain_top(l, most, expert);
+            count = moe_explain_show_top(l, most, expert);
     moe_formatted name;
     double scale = scale_of(l, expert, count, &name);
     moe_screen_wrapped(s, 2, "",

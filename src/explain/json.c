@@ -1,26 +1,9 @@
-/* explain_json.c: the numbers of an explanation under the names that the screen gives them. */
-#include "explain/explain_json.h"
+/* json.c: the numbers of an explanation under the names that the screen gives them. */
+#include "explain/json.h"
 
-#include <math.h>
+#include <stdio.h>
 
-#include "explain/explain_show.h"
 #include "output/json.h"
-#include "output/summary.h"
-
-static json_t *text(const char *s) {
-    json_t *value = json_string(s);
-    return value ? value : json_null();
-}
-
-static json_t *numbers(const double *x, int64_t n) {
-    json_t *list = json_array();
-    for (int64_t i = 0; i < n; i++) {
-        if (json_array_append_new(list, moe_json_number(x[i])) != 0) {
-            moe_out_of_memory("the explanation", 0);
-        }
-    }
-    return list;
-}
 
 /* --- the token --- */
 
@@ -44,7 +27,7 @@ static json_t *choice_object(const moe_config *c,
     if (c->capacity.policy == MOE_CAPACITY_NONE) {
         return o;
     }
-    moe_json_put(o, "room", k->room == INT64_MAX ? json_null() : json_integer(k->room));
+    moe_json_put(o, "room", k->budget == INT64_MAX ? json_null() : json_integer(k->budget));
     moe_json_put(o, "wanted", json_integer(k->wanted));
     moe_json_put(o, "place", json_integer(k->place));
     return o;
@@ -54,7 +37,7 @@ static json_t *row_object(const moe_explained_row *r) {
     json_t *o = json_object();
     moe_json_put(o, "device", json_integer(r->device));
     moe_json_put(o, "rank", json_integer(r->rank));
-    moe_json_put(o, "level", text(moe_level_names[r->level]));
+    moe_json_put(o, "level", moe_json_text(moe_level_names[r->level]));
     moe_json_put(o, "pairs", json_integer(r->pairs));
     moe_json_put(o, "first_expert", json_integer(r->expert));
     moe_json_put(o, "bytes", json_integer(r->bytes));
@@ -78,16 +61,17 @@ static json_t *gradient_object(const moe_explained_layer *l) {
     json_t *o = json_object();
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         if (l->loss[i].alpha != 0) {
-            moe_json_put(o, moe_loss_names[i],
-                         numbers(l->gradient + (int64_t)i * l->num_experts, l->num_experts));
+            moe_json_put(
+                o, moe_loss_names[i],
+                moe_json_numbers(l->gradient + (int64_t)i * l->num_experts, l->num_experts));
         }
     }
-    moe_json_put(o, "balance", numbers(l->balance_gradient, l->num_experts));
+    moe_json_put(o, "balance", moe_json_numbers(l->balance_gradient, l->num_experts));
     if (!l->has_task) {
         return o;
     }
-    moe_json_put(o, "task", numbers(l->task_gradient, l->num_experts));
-    moe_json_put(o, "total", numbers(l->total_gradient, l->num_experts));
+    moe_json_put(o, "task", moe_json_numbers(l->task_gradient, l->num_experts));
+    moe_json_put(o, "total", moe_json_numbers(l->total_gradient, l->num_experts));
     moe_json_put(o, "output_norm", moe_json_number(l->gradient_norm));
     return o;
 }
@@ -116,11 +100,12 @@ static json_t *groups_object(const moe_config *c, const moe_explained_layer *l) 
             json_array_append_new(admitted, json_integer(g));
         }
     }
-    moe_json_put(o, "rule",
-                 text(moe_config_enum_name(MOE_KEY(router, group_limit), c->router.group_limit)));
+    moe_json_put(
+        o, "rule",
+        moe_json_text(moe_config_enum_name(MOE_KEY(router, group_limit), c->router.group_limit)));
     moe_json_put(o, "are_devices", json_boolean(l->num_groups == c->cluster.devices));
     moe_json_put(o, "limit", json_integer(c->router.topk_group));
-    moe_json_put(o, "score", numbers(l->group_score, l->num_groups));
+    moe_json_put(o, "score", moe_json_numbers(l->group_score, l->num_groups));
     moe_json_put(o, "admitted", admitted);
     return o;
 }
@@ -137,10 +122,12 @@ static json_t *layer_object(const moe_config *c, const moe_explained_layer *l) {
     }
     moe_json_put(o, "counted", json_boolean(l->counted));
     moe_json_put(o, "counted_tokens", json_integer(l->counted_tokens));
-    moe_json_put(o, "logit", l->has_logits ? numbers(l->logit, l->num_experts) : json_null());
-    moe_json_put(o, "score", l->has_scores ? numbers(l->score, l->num_experts) : json_null());
+    moe_json_put(o, "logit",
+                 l->has_logits ? moe_json_numbers(l->logit, l->num_experts) : json_null());
+    moe_json_put(o, "score",
+                 l->has_scores ? moe_json_numbers(l->score, l->num_experts) : json_null());
     moe_json_put(o, "selection",
-                 l->has_logits ? numbers(l->selection, l->num_experts) : json_null());
+                 l->has_logits ? moe_json_numbers(l->selection, l->num_experts) : json_null());
     moe_json_put(o, "logsumexp", moe_json_number(l->lse));
     moe_json_put(o, "groups", groups_object(c, l));
     moe_json_put(o, "weight_divisor", moe_json_number(l->weight_divisor));
@@ -153,21 +140,21 @@ static json_t *layer_object(const moe_config *c, const moe_explained_layer *l) {
     return o;
 }
 
-/* The bytes before, of, and after the token, as the screen shows them. */
+/* The bytes before the token, its own, and those after it, as the screen shows them. */
 static json_t *text_object(const moe_explanation *e) {
     json_t *o = json_object();
     static const char *const names[3] = {"before", "token", "after"};
     const int begin[4] = {0, MOE_EXPLAINED_BYTES, MOE_EXPLAINED_BYTES + 1,
                           2 * MOE_EXPLAINED_BYTES + 1};
-    for (int part = 0; part < 3; part++) {
+    for (int i = 0; i < 3; i++) {
         char shown[(MOE_EXPLAINED_BYTES + 1) * 4 + 1] = "";
         int length = 0;
-        for (int i = begin[part]; i < begin[part + 1]; i++) {
-            if (e->byte[i] >= 0) {
-                length += moe_explain_byte(e->byte[i], shown + length);
+        for (int at = begin[i]; at < begin[i + 1]; at++) {
+            if (e->byte[at] >= 0) {
+                length += moe_explanation_byte(e->byte[at], shown + length);
             }
         }
-        moe_json_put(o, names[part], text(shown));
+        moe_json_put(o, names[i], moe_json_text(shown));
     }
     return o;
 }
@@ -198,12 +185,12 @@ static json_t *derived_list(const moe_derivation *d) {
     for (int32_t i = 0; i < d->count; i++) {
         const moe_derived *item = &d->item[i];
         json_t *o = json_object();
-        moe_json_put(o, "part", text(moe_derived_parts[item->part]));
+        moe_json_put(o, "part", moe_json_text(moe_derived_sections[item->section]));
         moe_json_put(o, "layer", item->layer < 0 ? json_null() : json_integer(item->layer));
         moe_json_put(o, "micro_batch",
                      item->micro_batch < 0 ? json_null() : json_integer(item->micro_batch));
-        moe_json_put(o, "name", text(item->name));
-        moe_json_put(o, "formula", text(item->formula));
+        moe_json_put(o, "name", moe_json_text(item->name));
+        moe_json_put(o, "formula", moe_json_text(item->formula));
         char filled[sizeof item->filled];
         snprintf(filled, sizeof filled, "%s", item->filled);
         for (char *tab = filled; *tab; tab++) {
@@ -211,7 +198,7 @@ static json_t *derived_list(const moe_derivation *d) {
                 *tab = ' ';
             }
         }
-        moe_json_put(o, "filled", text(filled));
+        moe_json_put(o, "filled", moe_json_text(filled));
         moe_json_put(o, "value", moe_json_number(item->value));
         moe_json_put(o, "reported", moe_json_number(item->reported));
         moe_json_put(o, "agrees", json_boolean(item->agrees));
@@ -222,7 +209,7 @@ static json_t *derived_list(const moe_derivation *d) {
 
 char *moe_explain_json(const moe_config *c, const moe_explanation *e, const moe_derivation *d) {
     json_t *o = json_object();
-    moe_json_put(o, "version", text(MOESIM_VERSION));
+    moe_json_put(o, "version", moe_json_text(MOESIM_VERSION));
     moe_json_put(o, "token", e && e->seen == e->num_layers ? token_object(c, e) : json_null());
     moe_json_put(o, "step", d ? derived_list(d) : json_null());
     char *all = moe_json_indented(o);

@@ -1,14 +1,16 @@
-/* explain_losses.c: the token's share of each balance loss, and the gradient that comes back to its
- * logits.
+/* losses.c: the token's share of each balance loss, and the gradient that comes back to its logits.
  *
  * A loss is L = mean over cells of sum_i f_i P_i with P_i = (1/T) sum_t s'_{i,t}, so that token t
- * adds sum_i f_i s'_{i,t} / (T cells): f as moe_balance_coefficients gives it with alpha = 1. z and
- * the entropies are means over tokens. CV^2 and variance are not sums over tokens. */
+ * adds sum_i f_i s'_{i,t} / (T cells), where f is what moe_balance_coefficients gives with alpha
+ * = 1. z and the entropies are means over tokens. CV^2 and variance are no sums over tokens, so a
+ * token has no share in them. docs/method.md section 2. */
 #include <math.h>
 #include <string.h>
 
 #include "explain/internal.h"
+#include "model/layer_backward.h"
 #include "router/loss_gradient.h"
+#include "router/noise.h"
 #include "router/scores.h"
 #include "router/smooth_load.h"
 #include "router/weight_gradient.h"
@@ -35,7 +37,7 @@ static int64_t *cell_of(const moe_watched *w, double *divisor) {
     return cell_in(w, &w->a->scopes, divisor);
 }
 
-/* Coefficients [3N] of one loss, times alpha. */
+/* Computes the coefficients [3N] of one loss, times alpha. */
 static void coefficients_of(const moe_watched *w, int loss, double alpha, double *to) {
     double divisor;
     moe_balance one = w->context->balance;
@@ -87,7 +89,7 @@ void moe_explain_losses(const moe_watched *w, const moe_layer_metrics *metrics) 
 
 /* --- gradients --- */
 
-/* A batch and a routing of this token alone: what the functions of the gradient are given. */
+/* A batch and a routing of this token alone, which the functions of the gradient are given. */
 typedef struct alone {
     moe_batch batch;
     moe_routing routing;

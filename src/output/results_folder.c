@@ -1,0 +1,135 @@
+/* results_folder.c: makes the folder of a run, or empties it of the files of an earlier one. */
+#include <dirent.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "output/results_internal.h"
+#include "train/checkpoint.h"
+
+void moe_results_path(const char *folder, const char *name, char path[MOE_RESULTS_PATH_MAX]) {
+    snprintf(path, MOE_RESULTS_PATH_MAX, "%s/%s", folder, name);
+}
+
+int moe_results_folder_failed(moe_status *st, const char *what, const char *path) {
+    int platform = errno == ENOSPC || errno == EDQUOT || errno == EIO || errno == ENOMEM;
+    return moe_fail(st, platform ? MOE_ERROR : MOE_USER,
+                    "cannot %s '%s': %s; choose a folder that can be written to with --out", what,
+                    path, strerror(errno));
+}
+
+/* Makes the parents of path and leaves path itself alone. */
+static int make_parents(const char *path, moe_status *st) {
+    char part[MOE_PATH_MAX];
+    snprintf(part, sizeof part, "%s", path);
+    for (char *slash = part + 1; (slash = strchr(slash, '/')); slash++) {
+        *slash = '\0';
+        if (mkdir(part, 0777) != 0 && errno != EEXIST) {
+            return moe_results_folder_failed(st, "make the folder", part);
+        }
+        *slash = '/';
+    }
+    return MOE_OK;
+}
+
+static bool is_empty_folder(const char *path) {
+    DIR *folder = opendir(path);
+    bool empty = folder != NULL;
+    for (struct dirent *e; empty && (e = readdir(folder));) {
+        empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+    }
+    if (folder) {
+        closedir(folder);
+    }
+    return empty;
+}
+
+static int remove_own_files(const char *name, moe_status *st) {
+    char path[MOE_RESULTS_PATH_MAX + NAME_MAX];
+    DIR *folder = opendir(name);
+    if (!folder) {
+        return moe_results_folder_failed(st, "read the folder", name);
+    }
+    for (struct dirent *e; st->code == MOE_OK && (e = readdir(folder));) {
+        if (!moe_result_file_is_known(e->d_name)) {
+            continue;
+        }
+        snprintf(path, sizeof path, "%s/%s", name, e->d_name);
+        if (unlink(path) != 0) {
+            moe_results_folder_failed(st, "remove", path);
+        }
+    }
+    closedir(folder);
+    return st->code == MOE_OK ? moe_checkpoint_remove(name, st) : st->code;
+}
+
+int moe_results_folder_name(char name[MOE_PATH_MAX],
+                            const char *option,
+                            const char *folder,
+                            moe_status *st) {
+    if (*folder == '\0' || strlen(folder) >= MOE_PATH_MAX) {
+        return moe_fail(st, MOE_USER,
+                        "%s: the folder's name must have 1 to %d characters, this one has %zu",
+                        option, MOE_PATH_MAX - 1, strlen(folder));
+    }
+    snprintf(name, MOE_PATH_MAX, "%s", folder);
+    for (size_t n = strlen(name); n > 1 && name[n - 1] == '/'; n--) {
+        name[n - 1] = '\0';
+    }
+    return MOE_OK;
+}
+
+int moe_results_folder_make(const char *name, bool force, moe_status *st) {
+    if (make_parents(name, st) != MOE_OK) {
+        return st->code;
+    }
+    if (mkdir(name, 0777) == 0) {
+        return MOE_OK;
+    }
+    if (errno != EEXIST) {
+        return moe_results_folder_failed(st, "make the folder", name);
+    }
+
+    struct stat what;
+    if (stat(name, &what) != 0 || !S_ISDIR(what.st_mode)) {
+        return moe_fail(st, MOE_USER, "--out: '%s' exists and is not a folder; choose another name",
+                        name);
+    }
+    if (is_empty_folder(name)) {
+        return MOE_OK;
+    }
+    if (!force) {
+        return moe_fail(st, MOE_USER,
+                        "--out: the folder '%s' exists and is not empty; choose another one, or "
+                        "add --force to replace the results in it",
+                        name);
+    }
+    return remove_own_files(name, st);
+}
+
+/* Where the folder of this second exists, -2, -3 and so on is appended until one is new. */
+int moe_results_folder_make_default(char name[MOE_PATH_MAX],
+                                    const char *config_name,
+                                    moe_status *st) {
+    char stamp[32];
+    time_t now = time(NULL);
+    struct tm local;
+    strftime(stamp, sizeof stamp, "%Y%m%d-%H%M%S", localtime_r(&now, &local));
+    snprintf(name, MOE_PATH_MAX, "runs/%s-%s", config_name[0] ? config_name : "run", stamp);
+    if (make_parents(name, st) != MOE_OK) {
+        return st->code;
+    }
+    for (int attempt = 2; mkdir(name, 0777) != 0; attempt++) {
+        if (errno != EEXIST || attempt > 1000) {
+            return moe_results_folder_failed(st, "make the folder", name);
+        }
+        snprintf(name, MOE_PATH_MAX, "runs/%s-%s-%d", config_name[0] ? config_name : "run", stamp,
+                 attempt);
+    }
+    return MOE_OK;
+}

@@ -1,0 +1,380 @@
+/* checks.c: the self-checks of a layer. They recount from the routing what the plan, the inbox and
+ * the losses claim, and share no code with them. First each rank counts what speaks against its own
+ * tokens and rows; when these counts are summed, each check is made from them. */
+#include <math.h>
+#include <stdio.h>
+
+#include "base/exact.h"
+#include "base/status.h"
+#include "router/group_theorem.h"
+#include "router/methods.h"
+#include "router/scores.h"
+#include "tally/internal.h"
+
+/* --- counting on one rank --- */
+
+/* What a token's weights must add up to: *exact (normalised), or at most *most. False: nothing is
+ * known (recorded weights). */
+static bool weight_bounds(const moe_context *context, int64_t k, double *exact, double *most) {
+    const moe_router *r = &context->router;
+    if (moe_config_recorded(context->config)) {
+        return false;
+    }
+    const moe_score_function *score = moe_score_function_of(r);
+    bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || score->over_chosen;
+    double scale = normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
+    if (!normalized) {
+        scale /= moe_router_probability_divisor(r);
+    }
+    /* a second expert may be left out after its weight was counted in the sum */
+    *exact = normalized && !moe_method_may_leave_out(r) ? scale : NAN;
+    *most = scale * score->bound * (score->sums_to_one ? 1 : (double)k);
+    return true;
+}
+
+static void check_weights(moe_tally *t, const moe_context *context, const moe_routing *routing) {
+    for (int64_t token = 0; token < routing->num_tokens; token++) {
+        double sum = 0, exact, most;
+        int64_t begin = routing->row_offset[token], end = routing->row_offset[token + 1];
+        for (int64_t i = begin; i < end; i++) {
+            sum += (double)routing->weight[i];
+        }
+        if (begin == end || !weight_bounds(context, end - begin, &exact, &most)) {
+            continue;
+        }
+        bool bad = isnan(exact) ? !(sum >= 0 && sum <= most * (1 + 1e-5))
+                                : !(fabs(sum - exact) <= 1e-5 * fabs(exact));
+        /* all scores of the chosen may be 0 (sigmoid of -1000): then 1e-20 is what remains, and 0
+         * is right */
+        t->scalar[MOE_TALLY_BAD_WEIGHTS] += bad && sum != 0;
+    }
+}
+
+static bool finite_row(const real *row, int64_t n, double *sum_of_squares) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)row[i] * row[i];
+    }
+    *sum_of_squares = sum;
+    return isfinite(sum);
+}
+
+static void check_output(moe_tally *t,
+                         const moe_context *context,
+                         const moe_activations *a,
+                         const real *y) {
+    int64_t h = context->config->model.hidden_size;
+    for (int64_t token = 0; token < context->batch->num_tokens; token++) {
+        double squares;
+        if (!finite_row(y + token * h, h, &squares)) {
+            t->scalar[MOE_TALLY_NOT_FINITE]++;
+        } else if (squares / (double)h < 1e9) {
+            moe_exact_add(t->output, squares / (double)h);
+        }
+    }
+    t->scalar[MOE_TALLY_NOT_FINITE] += a->first_bad_token >= 0;
+}
+
+/* f'' of every device pair, by its definition (counted by the router), against the rows given to
+ * MPI_Alltoallv and those removed by dropping. */
+static void check_comm_count(moe_tally *t, const moe_context *context, const moe_activations *a) {
+    const moe_batch *b = context->batch;
+    int64_t *tokens = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices,
+                                            sizeof *tokens, "tally");
+    for (int64_t i = 0; i < b->num_segments; i++) {
+        const int64_t *cell =
+            moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, i));
+        for (int32_t d = 0; d < b->devices; d++) {
+            tokens[(int64_t)(b->segment[i].device - b->first_device) * b->devices + d] += cell[d];
+        }
+    }
+    int64_t *removed = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices,
+                                             sizeof *removed, "tally");
+    if (a->drop.on) {
+        moe_capacity_removed(b, &context->placement, &a->routing, &a->drop.sent, removed);
+    }
+    for (int64_t i = 0; i < (int64_t)b->num_local_devices * b->devices; i++) {
+        t->scalar[MOE_TALLY_COMM_BAD] += tokens[i] != a->plan.rows_to[i] + removed[i];
+    }
+    moe_scratch_give(b->scratch, removed);
+    moe_scratch_give(b->scratch, tokens);
+}
+
+/* The theorem on distinct groups, docs/method.md section 1. Checking it costs about as much as
+ * routing. */
+static void check_theorem(moe_tally *t,
+                          const moe_layer *layer,
+                          const moe_context *context,
+                          const moe_activations *a) {
+    const moe_router *r = &layer->router;
+    if (r->group_limit != MOE_GROUP_MAX || moe_config_recorded(context->config)) {
+        return;
+    }
+    moe_group_theorem_check(r, a->logits, &a->routing, 1, &t->scalar[MOE_TALLY_THEOREM_TOKENS],
+                            &t->scalar[MOE_TALLY_THEOREM_BAD]);
+}
+
+void moe_tally_checks_count(moe_tally *t,
+                            const moe_layer *layer,
+                            const moe_context *context,
+                            const moe_activations *a,
+                            const real *y) {
+    check_weights(t, context, &a->routing);
+    check_output(t, context, a, y);
+    if (!moe_rows_not_tokens(context)) {
+        check_comm_count(t, context, a);
+    }
+    check_theorem(t, layer, context, a);
+}
+
+/* --- what the checks look at, summed over the ranks --- */
+
+typedef struct evidence {
+    const int64_t *scalar; /* [MOE_TALLY_NUM_SCALARS] */
+    const moe_tally *tally;
+    const moe_layer *layer;
+    const moe_context *context;
+    const moe_layer_metrics *metrics;
+    int64_t row_sum, column_sum; /* of the device matrix */
+    int64_t same_cells;          /* device pairs whose two ends saw the same number of rows */
+    int64_t fullest;             /* pairs in the fullest buffer of the global pool */
+    int64_t first_bad_rank;      /* the first one that holds a NaN or Inf */
+} evidence;
+
+typedef struct detail {
+    char text[sizeof((moe_check *)0)->detail];
+} detail;
+
+static void add_matrix(evidence *e) {
+    int64_t devices = e->context->placement.devices;
+    for (int64_t i = 0; i < devices; i++) {
+        e->row_sum += e->metrics->sent_rows[i];
+        e->column_sum += e->metrics->received_rows[i];
+    }
+    for (int64_t i = 0; i < devices * devices; i++) {
+        e->same_cells += e->tally->sent[i] == e->tally->received[i];
+    }
+}
+
+static int64_t fullest_buffer(const moe_context *context, const int64_t *kept_per_expert) {
+    const moe_placement *p = &context->placement;
+    int64_t most = 0, *by_device = moe_scratch_take_zero(context->batch->scratch, p->devices,
+                                                         sizeof *by_device, "tally");
+    for (int32_t expert = 0; expert < p->num_experts; expert++) {
+        int64_t pairs = by_device[p->device[expert]] += kept_per_expert[expert];
+        if (context->capacity.policy == MOE_CAPACITY_EXPERT) {
+            pairs = kept_per_expert[expert];
+        }
+        most = pairs > most ? pairs : most;
+    }
+    moe_scratch_give(context->batch->scratch, by_device);
+    return most;
+}
+
+/* Collective. */
+static int64_t first_bad_rank(const moe_comm *comm, bool bad_here) {
+    int64_t minus_rank = bad_here ? -comm->rank : INT64_MIN;
+    moe_comm_max_i64(comm, &minus_rank, 1);
+    return -minus_rank;
+}
+
+/* --- the checks --- */
+
+static bool rows_are_conserved(const evidence *e) {
+    const int64_t *s = e->scalar;
+    return s[MOE_TALLY_PLANNED_ROWS] == s[MOE_TALLY_EXPECTED_ROWS] &&
+           s[MOE_TALLY_RECEIVED_ROWS] == s[MOE_TALLY_PLANNED_ROWS];
+}
+
+static int say_rows(const evidence *e, detail *d) {
+    const int64_t *s = e->scalar;
+    return snprintf(d->text, sizeof d->text,
+                    "%lld rows expected from the routing, %lld sent, %lld received",
+                    (long long)s[MOE_TALLY_EXPECTED_ROWS], (long long)s[MOE_TALLY_PLANNED_ROWS],
+                    (long long)s[MOE_TALLY_RECEIVED_ROWS]);
+}
+
+static bool selections_are_conserved(const evidence *e) {
+    return e->scalar[MOE_TALLY_RECEIVED_PAIRS] + e->metrics->dropped ==
+           e->scalar[MOE_TALLY_SELECTIONS];
+}
+
+static int say_selections(const evidence *e, detail *d) {
+    return snprintf(d->text, sizeof d->text,
+                    "%lld selections, %lld arrived at their experts, %lld were dropped",
+                    (long long)e->scalar[MOE_TALLY_SELECTIONS],
+                    (long long)e->scalar[MOE_TALLY_RECEIVED_PAIRS], (long long)e->metrics->dropped);
+}
+
+static int64_t moved_rows(const evidence *e) {
+    return e->scalar[MOE_TALLY_WIRE_ROWS] + e->scalar[MOE_TALLY_OWN_ROWS];
+}
+
+static int64_t num_cells(const evidence *e) {
+    return (int64_t)e->context->placement.devices * e->context->placement.devices;
+}
+
+static bool matrix_adds_up(const evidence *e) {
+    return e->row_sum == moved_rows(e) && e->column_sum == moved_rows(e) &&
+           e->same_cells == num_cells(e);
+}
+
+static int say_matrix(const evidence *e, detail *d) {
+    return snprintf(d->text, sizeof d->text,
+                    "row sums %lld, column sums %lld, rows given to MPI plus rows inside a rank "
+                    "%lld; both ends agree on %lld of %lld device pairs",
+                    (long long)e->row_sum, (long long)e->column_sum, (long long)moved_rows(e),
+                    (long long)e->same_cells, (long long)num_cells(e));
+}
+
+static bool ceilings_hold(const evidence *e) {
+    return e->scalar[MOE_TALLY_BAD_DEVICES] == 0 && e->scalar[MOE_TALLY_BAD_GROUPS] == 0;
+}
+
+static int say_ceilings(const evidence *e, detail *d) {
+    return snprintf(d->text, sizeof d->text,
+                    "%lld tokens reach more devices, %lld more groups than K, D and M allow",
+                    (long long)e->scalar[MOE_TALLY_BAD_DEVICES],
+                    (long long)e->scalar[MOE_TALLY_BAD_GROUPS]);
+}
+
+static const char *why_no_theorem(const evidence *e) {
+    if (moe_config_recorded(e->context->config)) {
+        return "the routing was recorded, not computed";
+    }
+    if (e->context->router.group_limit != MOE_GROUP_MAX) {
+        return "it holds for group_limit = max only";
+    }
+    return e->scalar[MOE_TALLY_THEOREM_TOKENS] == 0
+               ? "every token has ties, disabled experts or too few experts"
+               : NULL;
+}
+
+static bool theorem_holds(const evidence *e) {
+    return e->scalar[MOE_TALLY_THEOREM_BAD] == 0;
+}
+
+static int say_theorem(const evidence *e, detail *d) {
+    return snprintf(d->text, sizeof d->text,
+                    "distinct groups = min(M, distinct groups of the greedy choice): %lld "
+                    "tokens looked at, %lld differ",
+                    (long long)e->scalar[MOE_TALLY_THEOREM_TOKENS],
+                    (long long)e->scalar[MOE_TALLY_THEOREM_BAD]);
+}
+
+static const char *why_no_weights(const evidence *e) {
+    return moe_config_recorded(e->context->config) ? "weights were recorded (0)" : NULL;
+}
+
+static bool weights_add_up(const evidence *e) {
+    return e->scalar[MOE_TALLY_BAD_WEIGHTS] == 0;
+}
+
+static int say_weights(const evidence *e, detail *d) {
+    return snprintf(d->text, sizeof d->text, "%lld tokens whose combine weights have a wrong sum",
+                    (long long)e->scalar[MOE_TALLY_BAD_WEIGHTS]);
+}
+
+static const char *why_no_comm_loss(const evidence *e) {
+    return moe_rows_not_tokens(e->context);
+}
+
+static bool comm_loss_counts_rows(const evidence *e) {
+    return e->scalar[MOE_TALLY_COMM_BAD] == 0;
+}
+
+static int say_comm_loss(const evidence *e, detail *d) {
+    (void)e;
+    return snprintf(d->text, sizeof d->text,
+                    "f'' equals the rows given to MPI_Alltoallv and those removed by dropping, for "
+                    "every device pair");
+}
+
+static bool has_capacity(const evidence *e) {
+    return e->context->capacity.policy != MOE_CAPACITY_NONE;
+}
+
+static const char *why_no_capacity(const evidence *e) {
+    const moe_capacity *c = &e->context->capacity;
+    return c->policy == MOE_CAPACITY_SEQUENCE || c->scope == MOE_CAPACITY_PER_DEVICE
+               ? "budgets are of a sequence or of a device's tokens, the counts are of the batch"
+               : NULL;
+}
+
+static bool capacity_is_kept(const evidence *e) {
+    int64_t capacity = e->metrics->capacity.capacity;
+    return e->fullest <= capacity || e->fullest - capacity <= e->metrics->capacity.exempt_overflow;
+}
+
+static int say_capacity(const evidence *e, detail *d) {
+    return snprintf(d->text, sizeof d->text,
+                    "budgets of %lld pairs, %lld in the fullest, %lld pairs of exempt sequences "
+                    "beyond budgets",
+                    (long long)e->metrics->capacity.capacity, (long long)e->fullest,
+                    (long long)e->metrics->capacity.exempt_overflow);
+}
+
+static bool all_is_finite(const evidence *e) {
+    bool total = isfinite(e->metrics->total) || !e->context->balance.has_scores;
+    return e->scalar[MOE_TALLY_NOT_FINITE] == 0 && isfinite(e->metrics->output_rms) && total;
+}
+
+static int say_finite(const evidence *e, detail *d) {
+    if (e->scalar[MOE_TALLY_NOT_FINITE] == 0) {
+        return snprintf(d->text, sizeof d->text,
+                        "layer %d: output rms %g, balance losses x alpha %g", e->layer->index,
+                        e->metrics->output_rms, e->metrics->total);
+    }
+    return snprintf(d->text, sizeof d->text,
+                    "layer %d: NaN, Inf or huge values in the logits or the output of %lld "
+                    "tokens, first on rank %lld",
+                    e->layer->index, (long long)e->scalar[MOE_TALLY_NOT_FINITE],
+                    (long long)e->first_bad_rank);
+}
+
+static const struct {
+    const char *name;
+    const char *(*why_not)(const evidence *); /* NULL, or what it returns is NULL: it is made */
+    bool (*passed)(const evidence *);
+    int (*say)(const evidence *, detail *);
+    bool (*exists)(const evidence *); /* NULL: in every run */
+} checks[] = {
+    {"rows_conserved", NULL, rows_are_conserved, say_rows, NULL},
+    {"selections_conserved", NULL, selections_are_conserved, say_selections, NULL},
+    {"matrix_sums", NULL, matrix_adds_up, say_matrix, NULL},
+    {"ceilings", NULL, ceilings_hold, say_ceilings, NULL},
+    {"group_theorem", why_no_theorem, theorem_holds, say_theorem, NULL},
+    {"weight_sums", why_no_weights, weights_add_up, say_weights, NULL},
+    {"comm_loss_from_bytes", why_no_comm_loss, comm_loss_counts_rows, say_comm_loss, NULL},
+    {"capacity", why_no_capacity, capacity_is_kept, say_capacity, has_capacity},
+    {"finite", NULL, all_is_finite, say_finite, NULL},
+};
+
+void moe_tally_checks_make(const moe_tally *t,
+                           const moe_layer *layer,
+                           const moe_context *context,
+                           int64_t not_finite_here,
+                           moe_step_metrics *metrics) {
+    const moe_layer_metrics *l = &metrics->layer[layer->index];
+    evidence e = {
+        .scalar = t->scalar, .tally = t, .layer = layer, .context = context, .metrics = l};
+    add_matrix(&e);
+    if (has_capacity(&e)) {
+        e.fullest = fullest_buffer(context, l->kept_per_expert);
+    }
+    if (e.scalar[MOE_TALLY_NOT_FINITE] > 0) {
+        e.first_bad_rank = first_bad_rank(context->comm, not_finite_here > 0);
+    }
+    for (size_t i = 0; i < sizeof checks / sizeof checks[0]; i++) {
+        if (checks[i].exists && !checks[i].exists(&e)) {
+            continue;
+        }
+        const char *why_not = checks[i].why_not ? checks[i].why_not(&e) : NULL;
+        detail d;
+        if (!why_not) {
+            checks[i].say(&e, &d);
+        }
+        moe_step_metrics_check(metrics, checks[i].name, !why_not, why_not || checks[i].passed(&e),
+                               "%s", why_not ? why_not : d.text);
+    }
+}
