@@ -1,5 +1,7 @@
-"""scripts/lesson: runs a lesson, shows what it is about, and writes its report. Exit status: 0 everything is as the lesson says; 3 something is not;
-2 the user's mistake, one sentence; otherwise that of the command that failed."""
+"""scripts/lesson: runs a lesson, shows what it is about, and writes its report. Exit status: 0
+everything is as the lesson says; 3 something is not; 2 the user's mistake, one sentence; otherwise
+that of the command that failed.
+"""
 import os
 import re
 import shlex
@@ -90,11 +92,13 @@ def shown(path):
     return path if relative.startswith("..") else relative
 
 
-# --- running -----------------------------------------------------------------------------------------------------------------------------
+# --- running ---
 
 
 class Commands:
-    """The lesson's command lines as they are run: here, into the chosen folder, with --set and -np of the user."""
+    """The lesson's command lines as they are run: here, into the chosen folder, with --set and -np
+    of the user.
+    """
 
     def __init__(self, lesson, options, moesim):
         self.lesson, self.options, self.moesim = lesson, options, moesim
@@ -116,19 +120,34 @@ class Commands:
         words = [self.place(word) for word in words]
         if words[0] != "mpirun":
             return [sys.executable, *words, "--force"], words
-        ranks, arguments = min(words[2], self.options.ranks or words[2], key=int), [*words[4:], *self.sets]
-        return ([*launch.mpirun(ranks), self.moesim, "--force", *arguments], ["mpirun", "-np", ranks, shown(self.moesim), *arguments])
+        ranks, arguments = min(words[2], self.options.ranks or words[2], key=int), [
+            *words[4:],
+            *self.sets,
+        ]
+        return (
+            [*launch.mpirun(ranks), self.moesim, "--force", *arguments],
+            ["mpirun", "-np", ranks, shown(self.moesim), *arguments],
+        )
 
 
 def run(commands, words, environment):
-    """Runs one command of the page; returns what it said. What it says goes to a file beside the results too."""
+    """Runs one command of the page; returns what it said. What it says goes to a file beside the
+    results too.
+    """
     line, say = commands.line(words)
     print(f"\n$ {shlex.join(say)}", flush=True)
     folder = say[say.index("--out") + 1]
-    done = subprocess.run(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        line,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     if done.returncode not in (0, 3):
         print(done.stdout, end="")
-        raise Failed(max(done.returncode, 1))   # killed: negative
+        raise Failed(max(done.returncode, 1))  # killed: negative
     with open(os.path.join(folder, "screen.txt"), "w", encoding="utf-8") as file:
         file.write(done.stdout)
     if done.returncode == 3:
@@ -140,7 +159,9 @@ def run(commands, words, environment):
 def excerpt(text, sections):
     """Those sections of moesim's output whose title begins with one of the words."""
     parts = re.split(r"\n\n(?=\S)", text)
-    return "\n\n".join(part.rstrip("\n") for part in parts if any(part.startswith(section) for section in sections))
+    return "\n\n".join(
+        part.rstrip("\n") for part in parts if any(part.startswith(section) for section in sections)
+    )
 
 
 def run_all(commands, environment):
@@ -151,7 +172,7 @@ def run_all(commands, environment):
         print(said.rstrip("\n"), flush=True)
 
 
-# --- showing -----------------------------------------------------------------------------------------------------------------------------
+# --- showing ---
 
 
 def number_text(value):
@@ -170,12 +191,20 @@ def check(expectation, runs, small):
 
 def show_expectations(commands):
     """The table of what is expected beside what was measured; whether all of it holds."""
-    lesson, runs = commands.lesson, {name: measure.Run(commands.folder(name)) for name in commands.lesson.runs()}
-    rows = [(expectation.words, *check(expectation, runs, commands.options.switches["--test"])) for expectation in lesson.expectations]
+    lesson, runs = commands.lesson, {
+        name: measure.Run(commands.folder(name)) for name in commands.lesson.runs()
+    }
+    rows = [
+        (expectation.words, *check(expectation, runs, commands.options.switches["--test"]))
+        for expectation in lesson.expectations
+    ]
     widths = [max(len(row[i]) for row in [("", "expected", "measured"), *rows]) for i in range(3)]
     print(f"\n{'':{widths[0]}}  {'expected':>{widths[1]}}  {'measured':>{widths[2]}}")
     for words, bound, measured, good in rows:
-        print(f"{words:{widths[0]}}  {bound:>{widths[1]}}  {measured:>{widths[2]}}  {'yes' if good else 'NO'}")
+        print(
+            f"{words:{widths[0]}}  {bound:>{widths[1]}}  {measured:>{widths[2]}} "
+            f" {'yes' if good else 'NO'}"
+        )
     return all(row[3] for row in rows)
 
 
@@ -186,7 +215,9 @@ def show_block(lesson, name):
 
 
 def write_report(commands):
-    """The page about the run, or the comparison of several; its path, or None (scripts/report has said why)."""
+    """The page about the run, or the comparison of several; its path, or None (scripts/report has
+    said why).
+    """
     folders = [commands.folder(name) for name in commands.lesson.runs()]
     target = os.path.join(commands.out, "report.html")
     line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target]
@@ -196,9 +227,19 @@ def write_report(commands):
 
 def open_report(path):
     """In the user's browser, where there is a screen to show it on."""
-    opener = shutil.which("xdg-open") if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else None
+    opener = (
+        shutil.which("xdg-open")
+        if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        else None
+    )
     if opener:
-        subprocess.Popen([opener, path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(
+            [opener, path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def teach(options):
@@ -218,7 +259,10 @@ def teach(options):
     show_block(lesson, "QUESTIONS")
     print(f"The answers stand at the end of {shown(lesson.path)}")
     report = write_report(commands)
-    print(f"\n{time.monotonic() - begin:.0f} s; all that moesim said: {os.path.join(commands.out, '*', 'screen.txt')}")
+    print(
+        f"\n{time.monotonic() - begin:.0f} s; all that moesim said:"
+        f" {os.path.join(commands.out, '*', 'screen.txt')}"
+    )
     if report:
         print(report)
         if not options.switches["--no-open"]:
@@ -243,7 +287,7 @@ def main(arguments):
         return 2
     except Failed as failed:
         return failed.args[0]
-    except BrokenPipeError:   # the reader has seen enough (| head)
+    except BrokenPipeError:  # the reader has seen enough (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

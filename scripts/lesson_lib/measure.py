@@ -1,12 +1,15 @@
 """Figures of a lesson's runs, and whether they are as expected.
 
-A figure is an expression: run.path, numbers, + - * /, and abs, len, max, mean, min, sum, over (what exceeds a limit, summed over a list),
-and differ (entries of two lists that are not the same).
-`limited.layers[0].loss_raw.comm` is that value of summary.json in the folder of the run `limited`, and `layers[0].` may be left out. Where the
-folder has a file of the first name (metrics.jsonl, explain.json, topk_idx.npy, ...), it is the file: `limited.topk_idx[0][5]`. `[*]` and
-`[-20:]` go through a list: `sum(limited.layers[*].dropped)`.
+A figure is an expression: run.path, numbers, + - * /, and abs, len, max, mean, min, sum, over (what
+exceeds a limit, summed over a list), and differ (entries of two lists that are not the same).
+`limited.layers[0].loss_raw.comm` is that value of summary.json in the folder of the run `limited`,
+and `layers[0].` may be left out. Where the folder has a file of the first name (metrics.jsonl,
+explain.json, topk_idx.npy, ...), it is the file: `limited.topk_idx[0][5]`. `[*]` and `[-20:]` go
+through a list: `sum(limited.layers[*].dropped)`.
 
-A bound is = X, > X, < X, X +- D or X to Y; its numbers may be expressions without a run, such as 4/3."""
+A bound is = X, > X, < X, X +- D or X to Y; its numbers may be expressions without a run, such as
+4/3.
+"""
 import ast
 import json
 import operator
@@ -15,10 +18,24 @@ import re
 
 from trace_lib import npy
 
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.USub: operator.neg}
-FUNCTIONS = {"abs": abs, "len": len, "max": max, "min": min, "sum": sum, "mean": lambda numbers: sum(numbers) / len(numbers),
-             "over": lambda numbers, limit: sum(max(0, number - limit) for number in numbers),
-             "differ": lambda first, second: abs(len(first) - len(second)) + sum(a != b for a, b in zip(first, second))}
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}
+FUNCTIONS = {
+    "abs": abs,
+    "len": len,
+    "max": max,
+    "min": min,
+    "sum": sum,
+    "mean": lambda numbers: sum(numbers) / len(numbers),
+    "over": lambda numbers, limit: sum(max(0, number - limit) for number in numbers),
+    "differ": lambda first, second: abs(len(first) - len(second))
+    + sum(a != b for a, b in zip(first, second)),
+}
 
 
 class Missing(Exception):
@@ -30,7 +47,7 @@ def nested(shape, numbers):
     if len(shape) < 2:
         return list(numbers)
     size = len(numbers) // shape[0] if shape[0] else 0
-    return [nested(shape[1:], numbers[i * size:(i + 1) * size]) for i in range(shape[0])]
+    return [nested(shape[1:], numbers[i * size : (i + 1) * size]) for i in range(shape[0])]
 
 
 class Run:
@@ -44,7 +61,9 @@ class Run:
         if name.endswith(".npy"):
             return nested(*npy.load(path))
         with open(path, encoding="utf-8") as file:
-            return [json.loads(line) for line in file] if name.endswith(".jsonl") else json.load(file)
+            return (
+                [json.loads(line) for line in file] if name.endswith(".jsonl") else json.load(file)
+            )
 
     def file(self, name):
         if name not in self.files:
@@ -81,8 +100,16 @@ def step(value, key):
 
 
 def evaluate(text, runs):
-    """Value of an expression. A name behind a dot may be any word of a file, also one that means something in Python (global)."""
-    return value_of(ast.parse(re.sub(r"\.([A-Za-z_]\w*)", r"['\1']", text.strip()).replace("[*]", "[...]"), mode="eval").body, runs)
+    """Value of an expression. A name behind a dot may be any word of a file, also one that means
+    something in Python (global).
+    """
+    return value_of(
+        ast.parse(
+            re.sub(r"\.([A-Za-z_]\w*)", r"['\1']", text.strip()).replace("[*]", "[...]"),
+            mode="eval",
+        ).body,
+        runs,
+    )
 
 
 def value_of(node, runs):

@@ -1,4 +1,6 @@
-"""scripts/report: one run's page, or the comparison of several. Exit status: 0 written; 2 the user's mistake, one sentence; 1 anything else."""
+"""scripts/report: one run's page, or the comparison of several. Exit status: 0 written; 2 the
+user's mistake, one sentence; 1 anything else.
+"""
 import argparse
 import os
 import sys
@@ -13,22 +15,51 @@ One RUN: the page about it, RUN/report.html. Several: a comparison, comparison.h
 
 
 def arguments():
-    parser = argparse.ArgumentParser(prog="scripts/report", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="scripts/report",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder that moesim wrote (--out)")
     parser.add_argument("-o", metavar="FILE", dest="file", help="where the page goes")
-    parser.add_argument("--plotly", metavar="FILE", help="a plotly.js to build in, instead of the pinned one in the cache")
-    parser.add_argument("--setup", action="store_true", help="only fetch what the page builds in, once, into the cache folder")
-    parser.add_argument("--after-run", metavar="SECONDS", type=float,
-                        help="for scripts/run: report on what was written since that time (of `date +%%s`), RUN being a run or a folder of runs; "
-                             "fetches nothing, and exits 0 with a hint where something is missing")
+    parser.add_argument(
+        "--plotly",
+        metavar="FILE",
+        help="a plotly.js to build in, instead of the pinned one in the cache",
+    )
+    parser.add_argument(
+        "--setup",
+        action="store_true",
+        help="only fetch what the page builds in, once, into the cache folder",
+    )
+    parser.add_argument(
+        "--after-run",
+        metavar="SECONDS",
+        type=float,
+        help=(
+            "for scripts/run: report on what was written since that time (of `date +%%s`), RUN"
+            " being a run or a folder of runs; fetches nothing, and exits 0 with a hint where"
+            " something is missing"
+        ),
+    )
     return parser.parse_args()
 
 
 def newest_since(place, seconds):
-    """The run in `place`, or the newest of the runs in it, that was written since then; None when there is none."""
+    """The run in `place`, or the newest of the runs in it, that was written since then; None when
+    there is none.
+    """
     place = Path(place)
-    runs = [place] if any((place / name).is_file() for name in FILES) else [path for path in place.glob("*") if path.is_dir()]
-    written = [((run / "metrics.jsonl").stat().st_mtime, run) for run in runs if (run / "metrics.jsonl").is_file()]
+    runs = (
+        [place]
+        if any((place / name).is_file() for name in FILES)
+        else [path for path in place.glob("*") if path.is_dir()]
+    )
+    written = [
+        ((run / "metrics.jsonl").stat().st_mtime, run)
+        for run in runs
+        if (run / "metrics.jsonl").is_file()
+    ]
     newest = max(written, default=(0, None))
     return newest[1] if newest[0] >= seconds else None
 
@@ -45,16 +76,24 @@ def write(path, text):
 
 def report(options):
     if not options.runs:
-        raise Refused("which run? scripts/report RUN [RUN...] [-o FILE], RUN being the folder that moesim wrote")
+        raise Refused(
+            "which run? scripts/report RUN [RUN...] [-o FILE], RUN being the folder that moesim"
+            " wrote"
+        )
     folders = [Folder(run) for run in options.runs]
     for other in folders[1:]:
-        if any(other.path.resolve() == earlier.path.resolve() for earlier in folders[:folders.index(other)]):
+        if any(
+            other.path.resolve() == earlier.path.resolve()
+            for earlier in folders[: folders.index(other)]
+        ):
             raise Refused(f"'{other.path}' was given twice")
     try:
         library = plotly.source(options.plotly)
     except OSError as error:
         raise Refused(f"'{options.plotly}' cannot be read: {error.strerror}") from error
-    target = options.file or ("comparison.html" if len(folders) > 1 else str(folders[0].path / "report.html"))
+    target = options.file or (
+        "comparison.html" if len(folders) > 1 else str(folders[0].path / "report.html")
+    )
     write(target, page.build(folders, library))
     print(target)
 
@@ -65,7 +104,10 @@ def after_run(options):
     if run is None:
         return
     if not options.plotly and not plotly.cached():
-        print(f"no report.html: the charts' library is not there yet; scripts/report {run} fetches it once and writes the page")
+        print(
+            f"no report.html: the charts' library is not there yet; scripts/report {run} fetches it"
+            " once and writes the page"
+        )
         return
     options.runs = [str(run)]
     try:
@@ -87,7 +129,13 @@ def main():
         print(error, file=sys.stderr)
         return 2
     except plotly.Missing as error:
-        print(f"scripts/report: {error}. Try again with a network, or give a copy of {plotly.MEMBER.split('/')[1]}: --plotly FILE", file=sys.stderr)
+        print(
+            (
+                f"scripts/report: {error}. Try again with a network, or give a copy of"
+                f" {plotly.MEMBER.split('/')[1]}: --plotly FILE"
+            ),
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -1,13 +1,23 @@
-"""explain.json (--explain TOKEN, --explain-step) as what the page shows: bars of one token's scores, outputs, losses and gradients, and tables."""
+"""explain.json (--explain TOKEN, --explain-step) as what the page shows: bars of one token's
+scores, outputs, losses and gradients, and tables.
+"""
 import json
 
 import tables
 
-BARS = 32   # experts whose scores are drawn
+BARS = 32  # experts whose scores are drawn
 SHOWN = 12  # experts whose gradients are drawn
-LEVELS = {"same_device": "stays on its device", "same_node": "same node", "across_nodes": "across nodes"}
-LIMITS = {"max": "its best expert", "top2_sum": "the sum of its two best", "topk_sum": "the sum of its top_k / topk_group best",
-          "quota": "its best expert"}
+LEVELS = {
+    "same_device": "stays on its device",
+    "same_node": "same node",
+    "across_nodes": "across nodes",
+}
+LIMITS = {
+    "max": "its best expert",
+    "top2_sum": "the sum of its two best",
+    "topk_sum": "the sum of its top_k / topk_group best",
+    "quota": "its best expert",
+}
 
 
 def read(text, problems):
@@ -33,23 +43,41 @@ def look_at(token):
     _ = token["text"] and [token["text"][part].strip() for part in ("before", "token", "after")]
     for layer in token["layers"]:
         layer_of(layer, token)
-        choice_rows(layer), row_rows(layer), loss_rows(layer), layer["groups"] and group_text(layer), layer["counted"]
-        [tables.real_text(layer["output"][name]) for name in ("x_norm", "u_norm", "y_norm", "residual_norm", "shared_norm", "shared_part_of_y")]
+        choice_rows(layer), row_rows(layer), loss_rows(layer), layer["groups"] and group_text(
+            layer
+        ), layer["counted"]
+        [
+            tables.real_text(layer["output"][name])
+            for name in (
+                "x_norm",
+                "u_norm",
+                "y_norm",
+                "residual_norm",
+                "shared_norm",
+                "shared_part_of_y",
+            )
+        ]
 
 
-# --- what charts draw --------------------------------------------------------------------------------------------------------------------
+# --- what charts draw ---
 
 
 def ranked(layer):
     """Experts by what they are ranked by, falling, then index; a disabled one (null) last."""
     values = layer["selection"] or layer["score"]
-    return sorted(range(len(values)), key=lambda expert: (values[expert] is None, -(values[expert] or 0), expert))
+    return sorted(
+        range(len(values)),
+        key=lambda expert: (values[expert] is None, -(values[expert] or 0), expert),
+    )
 
 
 def shown(layer, count):
     """The chosen experts and the best others, `count` of them, in falling order."""
     order, chosen = ranked(layer), {choice["expert"] for choice in layer["choices"]}
-    kept = set([expert for expert in order if expert in chosen] + [expert for expert in order if expert not in chosen][:max(count - len(chosen), 2)])
+    kept = set(
+        [expert for expert in order if expert in chosen]
+        + [expert for expert in order if expert not in chosen][: max(count - len(chosen), 2)]
+    )
     return [expert for expert in order if expert in kept]
 
 
@@ -58,23 +86,49 @@ def kind_of(layer, expert, experts):
     if choice:
         return "chosen" if choice["served_by"] is not None else "dropped"
     groups = layer["groups"]
-    return "not admitted" if groups and expert // (experts // len(groups["score"])) not in groups["admitted"] else "not chosen"
+    return (
+        "not admitted"
+        if groups and expert // (experts // len(groups["score"])) not in groups["admitted"]
+        else "not chosen"
+    )
 
 
 def scores_of(layer, per_device):
     if layer["score"] is None:
         return None
     logit, selection, experts = layer["logit"], layer["selection"], len(layer["score"])
-    return [{"expert": expert, "device": expert // per_device, "logit": logit and logit[expert], "score": layer["score"][expert],
-             "selection": selection and selection[expert], "kind": kind_of(layer, expert, experts)} for expert in shown(layer, BARS)]
+    return [
+        {
+            "expert": expert,
+            "device": expert // per_device,
+            "logit": logit and logit[expert],
+            "score": layer["score"][expert],
+            "selection": selection and selection[expert],
+            "kind": kind_of(layer, expert, experts),
+        }
+        for expert in shown(layer, BARS)
+    ]
 
 
 def outputs_of(layer):
     """[{"name", "norm", "part"}] of what comes back, the shared experts last."""
-    parts = [{"name": f"expert {choice['served_by']}", "norm": choice["contribution_norm"], "part": choice["part_of_y"]}
-             for choice in layer["choices"] if choice["served_by"] is not None]
+    parts = [
+        {
+            "name": f"expert {choice['served_by']}",
+            "norm": choice["contribution_norm"],
+            "part": choice["part_of_y"],
+        }
+        for choice in layer["choices"]
+        if choice["served_by"] is not None
+    ]
     if layer["output"]["shared_norm"] is not None:
-        parts.append({"name": "shared experts", "norm": layer["output"]["shared_norm"], "part": layer["output"]["shared_part_of_y"]})
+        parts.append(
+            {
+                "name": "shared experts",
+                "norm": layer["output"]["shared_norm"],
+                "part": layer["output"]["shared_part_of_y"],
+            }
+        )
     return parts
 
 
@@ -83,65 +137,147 @@ def loss_name(name):
 
 
 def gradient_of(layer):
-    """{"expert": [...], "parts": [{"name", "value"}]}; the losses with a coefficient, the task, and their sum."""
+    """{"expert": [...], "parts": [{"name", "value"}]}; the losses with a coefficient, the task, and
+    their sum.
+    """
     gradient = layer["gradient"]
     if not gradient:
         return None
     experts = shown(layer, SHOWN)
-    named = [(name, values) for name, values in gradient.items() if name not in ("balance", "task", "total", "output_norm")]
+    named = [
+        (name, values)
+        for name, values in gradient.items()
+        if name not in ("balance", "task", "total", "output_norm")
+    ]
     if len(named) > 1 or "task" in gradient:
         named.append(("all balance losses", gradient["balance"]))
-    named += [(name, gradient[key]) for key, name in (("task", "task"), ("total", "total")) if key in gradient]
-    return {"expert": experts, "parts": [{"name": loss_name(name), "value": [values[expert] for expert in experts]} for name, values in named]}
+    named += [
+        (name, gradient[key])
+        for key, name in (("task", "task"), ("total", "total"))
+        if key in gradient
+    ]
+    return {
+        "expert": experts,
+        "parts": [
+            {"name": loss_name(name), "value": [values[expert] for expert in experts]}
+            for name, values in named
+        ],
+    }
 
 
 def layer_of(layer, token):
     experts = len(layer["score"] or layer["logit"] or [])
-    return {"scores": scores_of(layer, max(experts // token["num_devices"], 1)), "outputs": outputs_of(layer), "gradient": gradient_of(layer),
-            "groups": layer["groups"] and {"score": layer["groups"]["score"], "admitted": layer["groups"]["admitted"],
-                                           "unit": "device" if layer["groups"]["are_devices"] else "group"}}
+    return {
+        "scores": scores_of(layer, max(experts // token["num_devices"], 1)),
+        "outputs": outputs_of(layer),
+        "gradient": gradient_of(layer),
+        "groups": layer["groups"]
+        and {
+            "score": layer["groups"]["score"],
+            "admitted": layer["groups"]["admitted"],
+            "unit": "device" if layer["groups"]["are_devices"] else "group",
+        },
+    }
 
 
 def digest(found):
     """What the charts draw of a token, or None."""
     token = found and found["token"]
-    return token and {"token": token["token"], "layers": [layer_of(layer, token) for layer in token["layers"]]}
+    return token and {
+        "token": token["token"],
+        "layers": [layer_of(layer, token) for layer in token["layers"]],
+    }
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------------------------
+# --- tables ---
 
 
 def place_text(token):
-    text = (f"Token {tables.count_text(token['token'])} of {tables.count_text(token['num_tokens'])} in step {token['step']}, at home on device {token['device']}; "
-            f"sequence {tables.count_text(token['sequence'])}, place {tables.count_text(token['position'])} in it.")
-    return text + (f" It is one of the last of the step's {token['micro_batches']} micro-batches." if token["micro_batches"] > 1 else "")
+    text = (
+        f"Token {tables.count_text(token['token'])} of {tables.count_text(token['num_tokens'])} in"
+        f" step {token['step']}, at home on device {token['device']}; sequence"
+        f" {tables.count_text(token['sequence'])}, place"
+        f" {tables.count_text(token['position'])} in it."
+    )
+    return text + (
+        f" It is one of the last of the step's {token['micro_batches']} micro-batches."
+        if token["micro_batches"] > 1
+        else ""
+    )
 
 
 def group_text(layer):
     groups = layer["groups"]
     unit = "device" if groups["are_devices"] else "group"
-    return f"A {unit}'s score is {LIMITS.get(groups['rule'], groups['rule'])}; the best {groups['limit']} of {len(groups['score'])} are admitted."
+    return (
+        f"A {unit}'s score is {LIMITS.get(groups['rule'], groups['rule'])}; the best"
+        f" {groups['limit']} of {len(groups['score'])} are admitted."
+    )
 
 
 def choice_rows(layer):
     """(columns, rows); with a capacity also what each choice met."""
     limited = any("wanted" in choice for choice in layer["choices"])
-    columns = ["expert", "device", "score s", "ranked by", "weight g", "sent with", "|FFN(u)|", "|g FFN(u)|", "part of y"]
+    columns = [
+        "expert",
+        "device",
+        "score s",
+        "ranked by",
+        "weight g",
+        "sent with",
+        "|FFN(u)|",
+        "|g FFN(u)|",
+        "part of y",
+    ]
     rows = []
     for choice in layer["choices"]:
-        row = [str(choice["expert"]), str(choice["device"]), *(tables.real_text(choice[key]) for key in ("score", "selection", "weight", "sent_weight",
-               "output_norm", "contribution_norm")), tables.share_text(choice["part_of_y"])]
+        row = [
+            str(choice["expert"]),
+            str(choice["device"]),
+            *(
+                tables.real_text(choice[key])
+                for key in (
+                    "score",
+                    "selection",
+                    "weight",
+                    "sent_weight",
+                    "output_norm",
+                    "contribution_norm",
+                )
+            ),
+            tables.share_text(choice["part_of_y"]),
+        ]
         if limited:
             room = "all" if choice["room"] is None else tables.count_text(choice["room"])
-            served = "dropped" if choice["served_by"] is None else "kept" if choice["served_by"] == choice["expert"] else f"moved to expert {choice['served_by']}"
-            row.append(f"no. {tables.count_text(choice['place'])} of {tables.count_text(choice['wanted'])}, room for {room}: {served}")
+            served = (
+                "dropped"
+                if choice["served_by"] is None
+                else (
+                    "kept"
+                    if choice["served_by"] == choice["expert"]
+                    else f"moved to expert {choice['served_by']}"
+                )
+            )
+            row.append(
+                f"no. {tables.count_text(choice['place'])} of"
+                f" {tables.count_text(choice['wanted'])}, room for {room}: {served}"
+            )
         rows.append(row)
     return columns + ["its place in the order"] * limited, rows
 
 
 def row_rows(layer):
-    return [[str(row["device"]), str(row["rank"]), LEVELS.get(row["level"], row["level"]), str(row["pairs"]), tables.bytes_text(row["bytes"]),
-             tables.bytes_text(row["metadata_bytes"])] for row in layer["rows"]]
+    return [
+        [
+            str(row["device"]),
+            str(row["rank"]),
+            LEVELS.get(row["level"], row["level"]),
+            str(row["pairs"]),
+            tables.bytes_text(row["bytes"]),
+            tables.bytes_text(row["metadata_bytes"]),
+        ]
+        for row in layer["rows"]
+    ]
 
 
 def loss_rows(layer):
@@ -151,17 +287,34 @@ def loss_rows(layer):
         if loss["share"] is None or loss["batch"] is None:
             continue
         own = loss["share"] * tokens
-        rows.append([loss_name(name), tables.real_text(loss["batch"]), tables.real_text(loss["share"]), tables.real_text(own),
-                     tables.real_text(own / loss["batch"], 3) if loss["batch"] else tables.NONE, tables.real_text(loss["alpha"]),
-                     tables.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else tables.NONE])
+        rows.append(
+            [
+                loss_name(name),
+                tables.real_text(loss["batch"]),
+                tables.real_text(loss["share"]),
+                tables.real_text(own),
+                tables.real_text(own / loss["batch"], 3) if loss["batch"] else tables.NONE,
+                tables.real_text(loss["alpha"]),
+                tables.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else tables.NONE,
+            ]
+        )
     return rows
 
 
 def derived_row(one, layers=1):
     """(figure, formula with its values, value, does it agree)."""
-    where = [f"{what.replace('_', '-')} {one[what]}" for what in ("layer", "micro_batch") if one[what] is not None and (what != "layer" or layers > 1)]
+    where = [
+        f"{what.replace('_', '-')} {one[what]}"
+        for what in ("layer", "micro_batch")
+        if one[what] is not None and (what != "layer" or layers > 1)
+    ]
     filled = f"{one['formula']} = {one['filled']}" if one["filled"] else one["formula"]
-    return one["name"] + (f" ({', '.join(where)})" if where else ""), filled, tables.real_text(one["value"], 10), "✓" if one["agrees"] else f"✗ reported: {one['reported']}"
+    return (
+        one["name"] + (f" ({', '.join(where)})" if where else ""),
+        filled,
+        tables.real_text(one["value"], 10),
+        "✓" if one["agrees"] else f"✗ reported: {one['reported']}",
+    )
 
 
 def derived_parts(found):

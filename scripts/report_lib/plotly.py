@@ -1,5 +1,7 @@
-"""The charts' library: plotly.js-cartesian-dist-min of npm, one pinned version, kept as npm's own archive in a cache folder. The archive's
-sha512 is compared with the pin each time it is read, so that neither the network nor the cache is trusted. Nothing of it is in the repository."""
+"""The charts' library: plotly.js-cartesian-dist-min of npm, one pinned version, kept as npm's own
+archive in a cache folder. The archive's sha512 is compared with the pin each time it is read, so
+that neither the network nor the cache is trusted. Nothing of it is in the repository.
+"""
 import base64
 import hashlib
 import io
@@ -43,8 +45,24 @@ def cached():
 
 def with_npm(folder):
     """npm knows the user's registry and proxies."""
-    line = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", str(folder), "--silent", "--ignore-scripts"]
-    done = subprocess.run(line, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+    line = [
+        "npm",
+        "pack",
+        f"{PACKAGE}@{VERSION}",
+        "--pack-destination",
+        str(folder),
+        "--silent",
+        "--ignore-scripts",
+    ]
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
     if done.returncode != 0:
         raise Missing(f"npm pack failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return (folder / ARCHIVE).read_bytes()
@@ -52,7 +70,9 @@ def with_npm(folder):
 
 def without_npm():
     registry = os.environ.get("npm_config_registry") or "https://registry.npmjs.org/"
-    with urllib.request.urlopen(f"{registry.rstrip('/')}/{PACKAGE}/-/{ARCHIVE}", timeout=SECONDS) as answer:
+    with urllib.request.urlopen(
+        f"{registry.rstrip('/')}/{PACKAGE}/-/{ARCHIVE}", timeout=SECONDS
+    ) as answer:
         return answer.read()
 
 
@@ -66,7 +86,9 @@ def fetch():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             content = with_npm(Path(scratch)) if shutil.which("npm") else without_npm()
             if not is_whole(content):
-                raise Missing(f"{PACKAGE} {VERSION} arrived damaged: its sha512 is not the one that is pinned")
+                raise Missing(
+                    f"{PACKAGE} {VERSION} arrived damaged: its sha512 is not the one that is pinned"
+                )
             beside = Path(scratch) / "checked"
             beside.write_bytes(content)
             beside.replace(folder / ARCHIVE)

@@ -1,4 +1,6 @@
-"""What a sweep runs: the command line, the values of each varied key, and the list of runs that they make."""
+"""What a sweep runs: the command line, the values of each varied key, and the list of runs that
+they make.
+"""
 import collections
 import hashlib
 import itertools
@@ -7,7 +9,18 @@ import re
 from dataclasses import dataclass, field
 
 MOST_RUNS = 100_000
-MODES = ("--check", "--keys", "--resume", "--explain", "--explain-step", "--help", "--version", "--verify", "--calibrate", "--dialects")
+MODES = (
+    "--check",
+    "--keys",
+    "--resume",
+    "--explain",
+    "--explain-step",
+    "--help",
+    "--version",
+    "--verify",
+    "--calibrate",
+    "--dialects",
+)
 
 
 class Refused(Exception):
@@ -17,22 +30,26 @@ class Refused(Exception):
 @dataclass
 class Options:
     """The command line, taken apart."""
+
     config: str = ""
-    vary: dict = field(default_factory=dict)      # key -> list of texts, in the order given
+    vary: dict = field(default_factory=dict)  # key -> list of texts, in the order given
     zipped: bool = False
-    seeds: list = field(default_factory=list)     # texts; empty: the configuration's own
-    ranks: int = 0                                # 0: 8, or what divides [cluster] devices
+    seeds: list = field(default_factory=list)  # texts; empty: the configuration's own
+    ranks: int = 0  # 0: 8, or what divides [cluster] devices
     out: str = ""
-    jobs: int = 0                                 # 0: as many runs at once as fit on the cores
+    jobs: int = 0  # 0: as many runs at once as fit on the cores
     force: bool = False
     report: bool = False
     quiet: bool = False
-    sets: dict = field(default_factory=dict)      # --set of every run
+    sets: dict = field(default_factory=dict)  # --set of every run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder's name, the values of the varied keys, and its seed ("" = the configuration's)."""
+    """One run: its folder's name, the values of the varied keys, and its seed ("" = the
+    configuration's).
+    """
+
     name: str
     values: tuple
     seed: str
@@ -52,14 +69,18 @@ def whole(text, what, least=1):
 
 
 def span(text):
-    """first:last, first:last:step or first:last:*factor, inclusive, as a list of texts; None when it is no range."""
+    """first:last, first:last:step or first:last:*factor, inclusive, as a list of texts; None when
+    it is no range.
+    """
     found = re.fullmatch(r"(-?\d+):(-?\d+)(?::(\*?)(\d+))?", text)
     if not found:
         return None
     first, last, times, step = int(found[1]), int(found[2]), found[3], int(found[4] or 1)
     if last < first or step < 1 or (times and (step < 2 or first < 1)):
-        raise Refused(f"the range {text} is empty or endless: allowed are first:last, first:last:step and first:last:*factor "
-                      "(a factor from 2 on, first from 1 on)")
+        raise Refused(
+            f"the range {text} is empty or endless: allowed are first:last, first:last:step and"
+            " first:last:*factor (a factor from 2 on, first from 1 on)"
+        )
     values = []
     while first <= last and len(values) <= MOST_RUNS:
         values.append(str(first))
@@ -76,7 +97,9 @@ def values_of(text, what):
             raise Refused(f"{what}: a value is missing in '{text}'")
         values += span(part) or [part]
     if len(values) > MOST_RUNS:
-        raise Refused(f"{what}: {text} has more than {MOST_RUNS} values: at most that many runs are allowed")
+        raise Refused(
+            f"{what}: {text} has more than {MOST_RUNS} values: at most that many runs are allowed"
+        )
     twice = [value for value, count in collections.Counter(values).items() if count > 1]
     if twice:
         raise Refused(f"{what}: the value {twice[0]} is given twice")
@@ -100,7 +123,11 @@ def add_vary(options, text):
 def add_seeds(options, text):
     listed = values_of(text, "--seeds")
     alone = len(listed) == 1 and text.strip().isdigit()
-    options.seeds = [str(seed) for seed in range(1, whole(text, "--seeds") + 1)] if alone else [str(whole(seed, "--seeds", 0)) for seed in listed]
+    options.seeds = (
+        [str(seed) for seed in range(1, whole(text, "--seeds") + 1)]
+        if alone
+        else [str(whole(seed, "--seeds", 0)) for seed in listed]
+    )
 
 
 def parse(arguments):
@@ -109,7 +136,7 @@ def parse(arguments):
 
     def value(word, name):
         if word.startswith(name + "="):
-            return word[len(name) + 1:]
+            return word[len(name) + 1 :]
         if not words:
             raise Refused(f"{name} needs a value")
         return words.pop(0)
@@ -143,7 +170,9 @@ def parse(arguments):
         elif word.startswith("-"):
             raise Refused(f"unknown option {word}: scripts/sweep --help lists them")
         elif options.config:
-            raise Refused(f"two configurations are given, {options.config} and {word}: one is expected")
+            raise Refused(
+                f"two configurations are given, {options.config} and {word}: one is expected"
+            )
         else:
             options.config = word
     return complete(options)
@@ -152,7 +181,9 @@ def parse(arguments):
 def complete(options):
     """What only the whole command line tells."""
     if not options.config:
-        raise Refused("no configuration is given: scripts/sweep CONFIG.ini --vary section.key=values")
+        raise Refused(
+            "no configuration is given: scripts/sweep CONFIG.ini --vary section.key=values"
+        )
     if not options.vary and not options.seeds:
         raise Refused("nothing varies: give --vary section.key=values, or --seeds N")
     clash = next((key for key in options.vary if key in options.sets), None)
@@ -173,8 +204,12 @@ def short(key, keys):
 
 
 def folder_name(values, seed, keys):
-    """A name for people, unique and fit for a file system: values that are neither get a sum of theirs."""
-    parts = [f"{short(key, keys)}={value}" for key, value in values] + ([f"seed={seed}"] if seed else [])
+    """A name for people, unique and fit for a file system: values that are neither get a sum of
+    theirs.
+    """
+    parts = [f"{short(key, keys)}={value}" for key, value in values] + (
+        [f"seed={seed}"] if seed else []
+    )
     plain = "__".join(parts)
     fit = re.sub(r"[^A-Za-z0-9_.=+-]", "_", plain)
     if fit != plain or len(fit) > 150:
@@ -202,5 +237,7 @@ def runs_of(options):
 
 def default_jobs(ranks):
     """Runs at once: each keeps `ranks` cores busy, so as many as fit."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // ranks)

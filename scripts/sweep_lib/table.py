@@ -1,9 +1,11 @@
-"""One row a run: what of summary.json and metrics.jsonl goes into sweep.csv. A figure that a run does not have is an empty field."""
+"""One row a run: what of summary.json and metrics.jsonl goes into sweep.csv. A figure that a run
+does not have is an empty field.
+"""
 import csv
 import json
 import os
 
-WINDOW = 20   # steps that means over the end of a run are taken of
+WINDOW = 20  # steps that means over the end of a run are taken of
 
 
 def read_json(path):
@@ -44,7 +46,11 @@ def over_layers(summary, *path):
 
 
 def total_over_layers(summary, name):
-    known = [layer[name] for layer in at(summary, "layers") or [] if isinstance(layer.get(name), (int, float))]
+    known = [
+        layer[name]
+        for layer in at(summary, "layers") or []
+        if isinstance(layer.get(name), (int, float))
+    ]
     return sum(known) if known else None
 
 
@@ -53,17 +59,35 @@ def over_steps(steps, *path):
 
 
 def bytes_of(steps, name):
-    """Mean over the steps of the sum over all directions: dispatch, combine and, in training, both backwards."""
-    return mean([sum(way.get(name) or 0 for way in step["volume"].values()) for step in steps if step.get("volume")])
+    """Mean over the steps of the sum over all directions: dispatch, combine and, in training, both
+    backwards.
+    """
+    return mean(
+        [
+            sum(way.get(name) or 0 for way in step["volume"].values())
+            for step in steps
+            if step.get("volume")
+        ]
+    )
 
 
 def across_nodes(steps):
-    return mean([sum(at(way, "by_level", "across_nodes", "bytes") or 0 for way in step["volume"].values()) for step in steps if step.get("volume")])
+    return mean(
+        [
+            sum(
+                at(way, "by_level", "across_nodes", "bytes") or 0 for way in step["volume"].values()
+            )
+            for step in steps
+            if step.get("volume")
+        ]
+    )
 
 
 def figures(folder):
-    """Name -> number or None, in the order of the columns. Losses by scope and drops are of the last step; the others that change from
-    step to step are means over the last 20 steps (or as many as there are)."""
+    """Name -> number or None, in the order of the columns. Losses by scope and drops are of the
+    last step; the others that change from step to step are means over the last 20 steps (or as many
+    as there are).
+    """
     summary = read_json(os.path.join(folder, "summary.json"))
     steps = last_steps(os.path.join(folder, "metrics.jsonl")) if summary else []
     training = at(summary, "training")
@@ -96,13 +120,22 @@ def figures(folder):
 def failed_checks(summary):
     """A sentence about the checks that a finished run failed; "" when all passed."""
     names = [name for name, passed in (at(summary, "checks") or {}).items() if passed is False]
-    return f"failed its own check{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
+    return (
+        f"failed its own check{'s' if len(names) > 1 else ''} {', '.join(names)}" if names else ""
+    )
 
 
 def row_of(run, outcome, folder):
     """One row: the varied keys, the seed, how it ended, its figures."""
-    row = {"run": run.name, **dict(run.values), "seed": run.seed or at(read_json(os.path.join(folder, "summary.json")), "config", "run", "seed"),
-           "status": outcome.status, "error": outcome.error, "wall_seconds": outcome.seconds}
+    row = {
+        "run": run.name,
+        **dict(run.values),
+        "seed": run.seed
+        or at(read_json(os.path.join(folder, "summary.json")), "config", "run", "seed"),
+        "status": outcome.status,
+        "error": outcome.error,
+        "wall_seconds": outcome.seconds,
+    }
     return {**row, **(figures(folder) if outcome.status in ("ok", "failed checks") else {})}
 
 
@@ -114,7 +147,9 @@ def text_of(value):
 
 def write_csv(path, rows):
     """The whole table, or the old one: readers never see half of it."""
-    columns = list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
+    columns = list(
+        dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
+    )
     beside = f"{path}.tmp"
     with open(beside, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -124,10 +159,13 @@ def write_csv(path, rows):
 
 
 def write_parquet(csv_path, path):
-    """Beside the CSV, where pandas and an engine of its are installed; returns whether it was written."""
+    """Beside the CSV, where pandas and an engine of its are installed; returns whether it was
+    written.
+    """
     try:
-        import pandas   # noqa: PLC0415  (optional)
+        import pandas  # noqa: PLC0415  (optional)
+
         pandas.read_csv(csv_path).to_parquet(path, index=False)
-    except Exception:   # whatever keeps an optional engine from working, the CSV is there
+    except Exception:  # whatever keeps an optional engine from working, the CSV is there
         return False
     return True

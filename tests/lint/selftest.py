@@ -10,29 +10,60 @@ from layers import check_tree  # noqa: E402
 CLEAN = {
     "src/base/status.h": "/* assert( and MPI_Init in a comment are fine */\nint moe_fail(void);\n",
     "src/base/status.c": '#include "base/status.h"\nint moe_fail(void) { return "MPI_Init"[0]; }\n',
-    "src/world/comm.c": '#include <mpi.h>\n#include "base/status.h"\nvoid f(long *x) {\n    MPI_Allreduce(MPI_IN_PLACE, x, 1,\n        MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);\n}\n',
+    "src/world/comm.c": (
+        '#include <mpi.h>\n#include "base/status.h"\nvoid f(long *x) {\n   '
+        " MPI_Allreduce(MPI_IN_PLACE, x, 1,\n        MPI_INT64_T, MPI_SUM, MPI_COMM_WORLD);\n}\n"
+    ),
     "src/router/select.c": '#include "base/rng.h"\n#include "router/internal.h"\n',
     "tests/router/unit_a.c": "int main(void) { return check_verdict(); }\n",
 }
-BAD = {   # what is wrong -> (file, text, words that the report must hold)
-    "include of a later folder": ("src/router/router.c", '#include "model/layer.h"\n', "src/router/router.c:1: router/"),
-    "include of a later folder in a header": ("src/base/rng.h", '#include "world/comm.h"\n', "comes later"),
+BAD = {  # what is wrong -> (file, text, words that the report must hold)
+    "include of a later folder": (
+        "src/router/router.c",
+        '#include "model/layer.h"\n',
+        "src/router/router.c:1: router/",
+    ),
+    "include of a later folder in a header": (
+        "src/base/rng.h",
+        '#include "world/comm.h"\n',
+        "comes later",
+    ),
     "include without a folder": ("src/router/router.c", '#include "select.h"\n', "does not begin"),
-    "include of another folder's inside": ("src/balance/balance.c", '#include "router/internal.h"\n', "only router/ may see"),
+    "include of another folder's inside": (
+        "src/balance/balance.c",
+        '#include "router/internal.h"\n',
+        "only router/ may see",
+    ),
     "folder that is not in the table": ("src/nowhere/nowhere.h", "\n", "table"),
     "source outside the folders": ("src/nowhere.c", "\n", "table"),
     "folder within a folder": ("src/base/deep/nowhere.c", "\n", "table"),
-    "MPI in a pure module": ("src/exchange/plan.c", "\nint x = MPI_SUCCESS;\n", "src/exchange/plan.c:2: MPI"),
+    "MPI in a pure module": (
+        "src/exchange/plan.c",
+        "\nint x = MPI_SUCCESS;\n",
+        "src/exchange/plan.c:2: MPI",
+    ),
     "mpi.h in a pure module": ("src/exchange/plan.c", "#include <mpi.h>\n", "MPI"),
-    "floating-point MPI_SUM": ("src/world/comm.c", "void f(double *x) {\n MPI_Allreduce(x, x, 1, MPI_DOUBLE,\n  MPI_SUM, c);\n}\n", "comm.c:3: MPI_SUM"),
-    "MPI_SUM of reals in a test": ("tests/world/mpi_b.c", "int check_verdict;void f(void) { MPI_Allreduce(x, x, 1, MOE_MPI_REAL, MPI_SUM, c); }\n", "MPI_SUM"),
+    "floating-point MPI_SUM": (
+        "src/world/comm.c",
+        "void f(double *x) {\n MPI_Allreduce(x, x, 1, MPI_DOUBLE,\n  MPI_SUM, c);\n}\n",
+        "comm.c:3: MPI_SUM",
+    ),
+    "MPI_SUM of reals in a test": (
+        "tests/world/mpi_b.c",
+        "int check_verdict;void f(void) { MPI_Allreduce(x, x, 1, MOE_MPI_REAL, MPI_SUM, c); }\n",
+        "MPI_SUM",
+    ),
     "assert": ("src/base/rng.c", "void f(int x) { assert(x); }\n", "assert"),
     "exit on one rank": ("src/model/layer.c", "void f(int x) { exit(x); }\n", "alone"),
     "output from a pure module": ("src/router/select.c", 'void f(void) { printf("x"); }\n', "pure"),
     "path of one machine": ("src/base/rng.c", 'const char *p = "/home/me/x";\n', "one machine"),
     "path of one machine in a script": ("scripts/run", "cd /root/x\n", "one machine"),
     "long file": ("src/base/rng.c", "\n" * 701, "lines or more"),
-    "test without a verdict": ("tests/base/unit_b.c", "int main(void) { return 0; }\n", "cannot fail"),
+    "test without a verdict": (
+        "tests/base/unit_b.c",
+        "int main(void) { return 0; }\n",
+        "cannot fail",
+    ),
 }
 
 
