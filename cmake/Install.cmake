@@ -5,7 +5,9 @@ install(TARGETS moesim moesim-f64 RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY configs/ DESTINATION ${share}/configs)
 
 # Scripts that use moesim (those that build it stay in the repository), each with a command moesim-NAME that starts it.
-install(FILES scripts/env scripts/openmpi.conf scripts/keys_table.py scripts/launch.py DESTINATION ${share}/scripts)
+install(FILES scripts/env scripts/openmpi.conf scripts/keys_table.py scripts/launch.py scripts/names.py scripts/run_files.py scripts/command_line.py DESTINATION ${share}/scripts)
+# The lists of names that scripts/names.py reads.
+install(FILES src/balance/losses.def src/measure/names.def src/output/files.def DESTINATION ${share}/scripts)
 foreach(script IN ITEMS report sweep lesson import-trace record-trace)
   if(EXISTS ${PROJECT_SOURCE_DIR}/scripts/${script})
     install(PROGRAMS scripts/${script} DESTINATION ${share}/scripts)

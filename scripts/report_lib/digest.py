@@ -7,12 +7,11 @@ import numpy
 import tables
 import explain
 import timeline
-from folder import amount, at, items, number, numbers, objects, whole
+from names import DIRECTIONS, LEVELS
+from record import amount, at, items, number, numbers, objects, whole
 
 LOADS = ("expert", "device", "received", "sent", "node", "node_received")
 METRICS = ("max_over_mean", "cv", "gini", "idle")
-LEVELS = ("same_device", "same_node", "across_nodes")
-DIRECTIONS = ("dispatch", "combine", "dispatch_backward", "combine_backward")
 
 
 class Room:

@@ -1,17 +1,14 @@
 """explain.json (--explain TOKEN, --explain-step) as what the page shows: bars of one token's
-scores, outputs, losses and gradients, and tables.
+scores, outputs, losses and gradients, and texts.
 """
-import json
-
-import tables
+import texts
+from fields import Found, Wrong
+from files import EXPLANATION
+from names import LEVELS
+from texts import loss_name
 
 BARS = 32  # experts whose scores are drawn
 SHOWN = 12  # experts whose gradients are drawn
-LEVELS = {
-    "same_device": "stays on its device",
-    "same_node": "same node",
-    "across_nodes": "across nodes",
-}
 LIMITS = {
     "max": "its best expert",
     "top2_sum": "the sum of its two best",
@@ -20,43 +17,46 @@ LIMITS = {
 }
 
 
-def read(text, problems):
-    """What the file holds, or None; a damaged one is a problem."""
-    if text is None:
+def read(found, problems):
+    """What is shown of the file's value, or None; what is wrong in it becomes one of the problems."""
+    if found is None:
         return None
     try:
-        found = json.loads(text, parse_constant=float)
-        if found["token"] is not None:
-            look_at(found["token"])
-        for one in found["step"] or []:
-            derived_row(one)
-        json.dumps(found, allow_nan=False)
+        found = EXPLANATION(found, Found("explain.json", strict=True))
+        for index, layer in enumerate(found["token"]["layers"] if found["token"] else []):
+            agree(layer, f"token.layers[{index}]")
         return found
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        problems.append(f"explain.json is damaged ({type(error).__name__}: {error}).")
+    except Wrong as error:
+        problems.append(f"explain.json is damaged ({error}).")
         return None
 
 
-def look_at(token):
-    """Raises where anything that the page shows of a token is not there."""
-    place_text(token)
-    _ = token["text"] and [token["text"][part].strip() for part in ("before", "token", "after")]
-    for layer in token["layers"]:
-        layer_of(layer, token)
-        choice_rows(layer), row_rows(layer), loss_rows(layer), layer["groups"] and group_text(
-            layer
-        ), layer["counted"]
-        [
-            tables.real_text(layer["output"][name])
-            for name in (
-                "x_norm",
-                "u_norm",
-                "y_norm",
-                "residual_norm",
-                "shared_norm",
-                "shared_part_of_y",
-            )
-        ]
+def agree(layer, where):
+    """Lists about the experts are of one length, and whoever names an expert names one of these."""
+    lists = {name: layer[name] for name in ("score", "logit", "selection") if layer[name]}
+    gradient = layer["gradient"] or {}
+    lists.update(
+        (f"gradient.{name}", value) for name, value in gradient.items() if name != "output_norm"
+    )
+    lengths = {name: len(value) if isinstance(value, list) else 0 for name, value in lists.items()}
+    experts = max(lengths.values(), default=0)
+    for name, length in lengths.items():
+        if length != experts:
+            raise Wrong(f"{where}.{name} has {length} entries, expected are {experts}")
+    if layer["selection"] and layer["score"] is None:
+        raise Wrong(f"{where}.score is null, expected are {experts} numbers")
+    if gradient and ("balance" not in gradient or not layer["score"]):
+        raise Wrong(f"{where}.gradient has no field balance, or there are no scores")
+    if experts and any(choice["expert"] >= experts for choice in layer["choices"]):
+        raise Wrong(f"{where}.choices name an expert from {experts} on")
+    if (
+        layer["groups"]
+        and layer["score"] is not None
+        and not 0 < len(layer["groups"]["score"]) <= experts
+    ):
+        raise Wrong(
+            f"{where}.groups.score has {len(layer['groups']['score'])} entries for {experts} experts"
+        )
 
 
 # --- what charts draw ---
@@ -132,10 +132,6 @@ def outputs_of(layer):
     return parts
 
 
-def loss_name(name):
-    return tables.LOSS_NAMES.get(name, name.replace("_", " "))
-
-
 def gradient_of(layer):
     """{"expert": [...], "parts": [{"name", "value"}]}; the losses with a coefficient, the task, and
     their sum.
@@ -194,10 +190,10 @@ def digest(found):
 
 def place_text(token):
     text = (
-        f"Token {tables.count_text(token['token'])} of {tables.count_text(token['num_tokens'])} in"
+        f"Token {texts.count_text(token['token'])} of {texts.count_text(token['num_tokens'])} in"
         f" step {token['step']}, at home on device {token['device']}; sequence"
-        f" {tables.count_text(token['sequence'])}, place"
-        f" {tables.count_text(token['position'])} in it."
+        f" {texts.count_text(token['sequence'])}, place"
+        f" {texts.count_text(token['position'])} in it."
     )
     return text + (
         f" It is one of the last of the step's {token['micro_batches']} micro-batches."
@@ -235,7 +231,7 @@ def choice_rows(layer):
             str(choice["expert"]),
             str(choice["device"]),
             *(
-                tables.real_text(choice[key])
+                texts.real_text(choice[key])
                 for key in (
                     "score",
                     "selection",
@@ -245,10 +241,10 @@ def choice_rows(layer):
                     "contribution_norm",
                 )
             ),
-            tables.share_text(choice["part_of_y"]),
+            texts.share_text(choice["part_of_y"]),
         ]
         if limited:
-            room = "all" if choice["room"] is None else tables.count_text(choice["room"])
+            room = "all" if choice["room"] is None else texts.count_text(choice["room"])
             served = (
                 "dropped"
                 if choice["served_by"] is None
@@ -259,8 +255,8 @@ def choice_rows(layer):
                 )
             )
             row.append(
-                f"no. {tables.count_text(choice['place'])} of"
-                f" {tables.count_text(choice['wanted'])}, room for {room}: {served}"
+                f"no. {texts.count_text(choice['place'])} of"
+                f" {texts.count_text(choice['wanted'])}, room for {room}: {served}"
             )
         rows.append(row)
     return columns + ["its place in the order"] * limited, rows
@@ -273,8 +269,8 @@ def row_rows(layer):
             str(row["rank"]),
             LEVELS.get(row["level"], row["level"]),
             str(row["pairs"]),
-            tables.bytes_text(row["bytes"]),
-            tables.bytes_text(row["metadata_bytes"]),
+            texts.bytes_text(row["bytes"]),
+            texts.bytes_text(row["metadata_bytes"]),
         ]
         for row in layer["rows"]
     ]
@@ -290,12 +286,12 @@ def loss_rows(layer):
         rows.append(
             [
                 loss_name(name),
-                tables.real_text(loss["batch"]),
-                tables.real_text(loss["share"]),
-                tables.real_text(own),
-                tables.real_text(own / loss["batch"], 3) if loss["batch"] else tables.NONE,
-                tables.real_text(loss["alpha"]),
-                tables.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else tables.NONE,
+                texts.real_text(loss["batch"]),
+                texts.real_text(loss["share"]),
+                texts.real_text(own),
+                texts.real_text(own / loss["batch"], 3) if loss["batch"] else texts.NONE,
+                texts.real_text(loss["alpha"]),
+                texts.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else texts.NONE,
             ]
         )
     return rows
@@ -312,7 +308,7 @@ def derived_row(one, layers=1):
     return (
         one["name"] + (f" ({', '.join(where)})" if where else ""),
         filled,
-        tables.real_text(one["value"], 10),
+        texts.real_text(one["value"], 10),
         "✓" if one["agrees"] else f"✗ reported: {one['reported']}",
     )
 

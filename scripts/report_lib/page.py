@@ -9,6 +9,7 @@ import jinja2
 import digest
 import explain
 import tables
+import texts
 
 HERE = Path(__file__).parent / "template"
 LARGEST = 6_000_000  # bytes of a page
@@ -60,7 +61,7 @@ def environment():
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.globals.update(tables=tables, explain=explain)
+    made.globals.update(tables=tables, texts=texts, explain=explain)
     return made
 
 

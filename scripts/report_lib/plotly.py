@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from run_files import MIB, read_text
+
 PACKAGE = "plotly.js-cartesian-dist-min"
 VERSION = "4.1.1"
 INTEGRITY = "sha512-o8GrFeusncwBIxbBynRJpY4pkgVB6caM+JLpwrLYbbsO7dZ8FJ+SVN2Fr+L7kiG/Z6w4P5O0Jus/Qr5EefHVeg=="
@@ -99,7 +101,7 @@ def fetch():
 def source(path=None):
     """The library's text: of the file `path`, else of the cache, which is filled if need be."""
     if path:
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(path, 64 * MIB, links=True)
     fetch()
     with tarfile.open(fileobj=io.BytesIO(cached()), mode="r:gz") as archive:
         return archive.extractfile(MEMBER).read().decode("utf-8")

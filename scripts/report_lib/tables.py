@@ -1,9 +1,12 @@
 """The page's tables and key figures, as text: one function for each, all of one run. The comparison
 puts them side by side.
 """
-from folder import at, items, number, objects, whole
+from names import DIRECTIONS, IMBALANCE, LOADS
+from record import at, items, number, objects, whole
+from texts import NONE, bytes_text, count_text, loss_name, real_text, seconds_text
+from texts import share_text, value_text
 
-LOSS_NAMES = {"expert": "expert", "device": "device", "comm": "communication", "z": "z (logits)"}
+# How a metric is called in a table, and its formula with the signs of mathematics.
 FORMULAS = {
     "max_over_mean": ("max / mean", "largest over mean"),
     "maxvio": ("MaxVio", "max / mean − 1"),
@@ -16,70 +19,6 @@ FORMULAS = {
     "p90": ("p90", "90th percentile"),
     "p99": ("p99", "99th percentile"),
 }
-LOAD_NAMES = {
-    "expert": "selections by expert",
-    "device": "selections by device",
-    "received": "rows received by device",
-    "sent": "rows sent by device",
-    "node": "selections by node",
-    "node_received": "rows received by node",
-    "node_sent": "rows sent by node",
-}
-DIRECTION_NAMES = {
-    "dispatch": "dispatch",
-    "combine": "combine",
-    "dispatch_backward": "dispatch of dy (backward)",
-    "combine_backward": "combine of dx (backward)",
-}
-NONE = "–"
-
-
-# --- figures as text ---
-
-
-def count_text(value):
-    return NONE if value is None else f"{round(value):,}".replace(",", "\u2009")
-
-
-def real_text(value, digits=6):
-    if value is None:
-        return NONE
-    return f"{value:.{digits}g}".replace("-", "−") if value else "0"
-
-
-def bytes_text(value):
-    """Binary units, as on moesim's screen; four digits, as in the charts."""
-    if value is None:
-        return NONE
-    sign, value, unit = "−" if value < 0 else "", abs(value), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        if value < 1023.95:
-            break
-        value, unit = value / 1024, larger
-    return f"{sign}{value:.0f} B" if unit == "B" else f"{sign}{value:.4g} {unit}"
-
-
-def seconds_text(value):
-    if value is None:
-        return NONE
-    sign, value = "−" if value < 0 else "", abs(value)
-    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale or unit == "µs":
-            return f"{sign}{value / scale:.3g} {unit}"
-
-
-def share_text(value):
-    return NONE if value is None else f"{100 * value:.1f} %".replace("-", "−")
-
-
-def value_text(value):
-    """A configuration's value as in config.ini."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float) and value == int(value):
-        return f"{value:g}"
-    return NONE if value is None or value == "" else str(value)
-
 
 # --- key figures ---
 
@@ -293,7 +232,7 @@ def losses(folder):
         trained = number(at(folder.last, f"loss.{name}"))
         rows.append(
             (
-                LOSS_NAMES.get(name, name.replace("_", " ")),
+                loss_name(name),
                 real_text(raw),
                 real_text(ideal),
                 real_text(over, 4),
@@ -306,11 +245,7 @@ def losses(folder):
 def other_losses(series):
     """[(name, text)] of the losses over steps that are none of DeepSeek's three."""
     names = [path.split(".", 1)[1] for path in series if path.startswith("loss_raw.")]
-    return [
-        (name, LOSS_NAMES.get(name, name.replace("_", " ")))
-        for name in names
-        if name not in ("expert", "device", "comm")
-    ]
+    return [(name, loss_name(name)) for name in names if name not in ("expert", "device", "comm")]
 
 
 def scopes(folder):
@@ -324,18 +259,18 @@ def scopes(folder):
         )
         for scope in ("sequence", "device", "global")
     ]
-    return [LOSS_NAMES.get(name, name) for name in names], rows if names else []
+    return [loss_name(name) for name in names], rows if names else []
 
 
 def balance(folder):
     """(metrics with formulas, [(load, values)]) of the last step, mean over layers."""
     one_node = whole(folder.get("cluster", "devices_per_node")) in (0, folder.devices)
     rows = [
-        (LOAD_NAMES.get(load, load), [real_text(number(values.get(name)), 4) for name in FORMULAS])
+        (LOADS.get(load, load), [real_text(number(values.get(name)), 4) for name in IMBALANCE])
         for load, values in items(folder.last, "balance").items()
         if isinstance(values, dict) and not (one_node and load.startswith("node"))
     ]
-    return list(FORMULAS.values()), rows
+    return [FORMULAS[name] for name in IMBALANCE], rows
 
 
 def specialization(folder):
@@ -353,6 +288,11 @@ def specialization(folder):
     ]
 
 
+def direction_name(key):
+    backward = " (backward)" if key.endswith("_backward") else ""
+    return DIRECTIONS.get(key, key) + backward
+
+
 def volumes(folder):
     """[(direction, rows, payload, to other devices, metadata)] of the last step."""
     rows = []
@@ -361,9 +301,7 @@ def volumes(folder):
             number(at(volume, key))
             for key in ("rows", "logical_bytes", "remote_bytes", "metadata_bytes")
         ]
-        rows.append(
-            (DIRECTION_NAMES.get(name, name), count_text(values[0]), *map(bytes_text, values[1:]))
-        )
+        rows.append((direction_name(name), count_text(values[0]), *map(bytes_text, values[1:])))
     return rows
 
 

@@ -7,7 +7,7 @@ import math
 import subprocess
 
 import keys_table
-from sweep_lib.plan import Refused
+from command_line import Refused
 
 MOST_RANKS = 8
 

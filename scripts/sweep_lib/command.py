@@ -13,35 +13,9 @@ import time
 
 import keys_table
 import launch
+from command_line import Refused, say
 from sweep_lib import check, page, plan, runner, table
-from sweep_lib.plan import Refused
 from sweep_lib.progress import Progress
-
-HELP = """Runs a configuration once for each combination of values, and writes one table of what came out.
-
-  scripts/sweep CONFIG.ini --vary section.key=values [--vary ...] [--seeds N] [-np D] [moesim options]
-
-  --vary KEY=VALUES  a list 0,0.02,0.2, a range 1:8 (inclusive), 0:100:20 (steps of 20) or 1:64:*2 (doubling), or a mixture of them;
-                     several --vary make a grid
-  --zip              take the lists in parallel instead: first with first, second with second
-  --seeds N          seeds 1 to N for each combination; or a list, 3,5,8
-  -np D              ranks of each run; default 8, or the largest number up to 8 that divides every cluster.devices
-  -j JOBS            runs at once; default: as many as have D cores for themselves, at least one
-  --out DIR          where everything goes; default runs/sweep-<config name>
-  --force            run again what has finished before
-  --report           also scripts/report's comparison of the runs, DIR/comparison.html (up to 8 runs)
-  --quiet            say nothing but errors
-  --set KEY=VALUE    for moesim, in every run; repeatable
-
-Go on after an interruption, or add values and seeds, by giving the same --out again: what has finished is not run twice. DIR/sweep.csv has one
-row a run (sweep.parquet too, where pandas can), DIR/sweep.html the plots, DIR/runs/ the runs themselves, which scripts/report shows.
-
-examples:
-  scripts/sweep configs/quickstart.ini --vary balance.alpha_comm=0,0.02,0.2 --vary router.topk_group=1:8 --seeds 3
-  scripts/sweep configs/quickstart.ini --vary cluster.devices=8:64:*2 -np 8 --set run.steps=1
-
-exit status: 0 every run is done, 1 some failed (the table says why), 2 a mistake in the command (nothing was run), 130 interrupted
-"""
 
 MOST_COMPARED = 8
 
@@ -239,14 +213,13 @@ def sweep_all(options):
 
 
 def main(arguments):
-    if "--help" in arguments or "-h" in arguments or not arguments:
-        print(HELP, end="")
-        return 0 if arguments else 2
+    if not arguments:
+        plan.Words().print_help()
+        return 2
     try:
         return sweep_all(plan.parse(arguments))
     except Refused as error:
-        print(f"scripts/sweep: {error}", file=sys.stderr)
-        return 2
+        return say("sweep", error)
     except OSError as error:
         print(f"scripts/sweep: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1

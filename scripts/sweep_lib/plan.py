@@ -8,6 +8,8 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from command_line import Parser, Refused
+
 MOST_RUNS = 100_000
 MODES = (
     "--check",
@@ -15,16 +17,104 @@ MODES = (
     "--resume",
     "--explain",
     "--explain-step",
-    "--help",
     "--version",
     "--verify",
     "--calibrate",
     "--dialects",
 )
+DESCRIPTION = """\
+Runs a configuration once for each combination of values, and writes one table
+of what came out.
+"""
+EPILOG = """\
+The same --out again goes on after an interruption, or adds values and seeds:
+what has finished is not run twice. DIR/sweep.csv has one row for each run
+(sweep.parquet too, where pandas can write it), DIR/sweep.html the plots, and
+DIR/runs/ the runs themselves, which scripts/report shows.
+
+examples:
+  scripts/sweep configs/quickstart.ini --vary balance.alpha_comm=0,0.02,0.2 \\
+    --vary router.topk_group=1:8 --seeds 3
+  scripts/sweep configs/quickstart.ini --vary cluster.devices=8:64:*2 -np 8 \\
+    --set run.steps=1
+
+exit status: 0 every run is done, 1 some failed (the table says why), 2 a
+mistake in the command (nothing was run), 130 interrupted
+"""
 
 
-class Refused(Exception):
-    """The user's mistake, as one sentence."""
+class Words(Parser):
+    """The command line of scripts/sweep."""
+
+    def __init__(self):
+        super().__init__(
+            "sweep",
+            description=DESCRIPTION,
+            epilog=EPILOG,
+            usage="scripts/sweep CONFIG.ini --vary section.key=VALUES [options]",
+        )
+        add = self.add_argument
+        add("config", nargs="*", metavar="CONFIG.ini", help="the configuration to start from")
+        add(
+            "--vary",
+            metavar="KEY=VALUES",
+            action="append",
+            default=[],
+            help="a list 0,0.02,0.2, a range 1:8 (inclusive), 0:100:20 (steps of 20) or 1:64:*2"
+            " (doubling), or a mixture of them; several --vary make a grid",
+        )
+        add(
+            "--zip",
+            action="store_true",
+            help="take the lists in parallel instead: first with first, second with second",
+        )
+        add(
+            "--seeds",
+            metavar="N",
+            action="append",
+            default=[],
+            help="seeds 1 to N for each combination; or a list, 3,5,8",
+        )
+        add(
+            "-np",
+            "--np",
+            "-n",
+            metavar="D",
+            help="ranks of each run; default 8, or the largest number up to 8 that divides every"
+            " cluster.devices",
+        )
+        add(
+            "-j",
+            "--jobs",
+            metavar="JOBS",
+            help="runs at once; default: as many as have D cores for themselves, at least one",
+        )
+        add(
+            "--out",
+            metavar="DIR",
+            default="",
+            help="where everything goes; default runs/sweep-<config name>",
+        )
+        add("--force", action="store_true", help="run again what has finished before")
+        add(
+            "--report",
+            action="store_true",
+            help="also scripts/report's comparison of the runs, DIR/comparison.html (up to 8 runs)",
+        )
+        add("--quiet", action="store_true", help="say nothing but errors")
+        add(
+            "--set",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="for moesim, in every run; repeatable",
+        )
+
+    def unknown(self, word):
+        name = word.split("=")[0]
+        if name in MODES:
+            raise Refused(f"{name} is for a single run: scripts/run {name}")
+        super().unknown(word)
 
 
 @dataclass
@@ -132,49 +222,25 @@ def add_seeds(options, text):
 
 def parse(arguments):
     """Options of the command line; raises Refused."""
-    options, words = Options(), list(arguments)
-
-    def value(word, name):
-        if word.startswith(name + "="):
-            return word[len(name) + 1 :]
-        if not words:
-            raise Refused(f"{name} needs a value")
-        return words.pop(0)
-
-    while words:
-        word = words.pop(0)
-        name = word.split("=")[0]
-        if name == "--vary":
-            add_vary(options, value(word, "--vary"))
-        elif name == "--set":
-            key, text = key_and_value(value(word, "--set"), "--set")
-            options.sets[key] = text
-        elif name == "--seeds":
-            add_seeds(options, value(word, "--seeds"))
-        elif name in ("-np", "--np", "-n"):
-            options.ranks = whole(value(word, name), "-np")
-        elif name == "--out":
-            options.out = value(word, "--out")
-        elif name in ("-j", "--jobs"):
-            options.jobs = whole(value(word, name), "-j")
-        elif word == "--zip":
-            options.zipped = True
-        elif word == "--force":
-            options.force = True
-        elif word == "--report":
-            options.report = True
-        elif word == "--quiet":
-            options.quiet = True
-        elif name in MODES:
-            raise Refused(f"{name} is for a single run: scripts/run {name}")
-        elif word.startswith("-"):
-            raise Refused(f"unknown option {word}: scripts/sweep --help lists them")
-        elif options.config:
-            raise Refused(
-                f"two configurations are given, {options.config} and {word}: one is expected"
-            )
-        else:
-            options.config = word
+    given = Words().parse(arguments)
+    options = Options(
+        zipped=given.zip,
+        out=given.out,
+        force=given.force,
+        report=given.report,
+        quiet=given.quiet,
+    )
+    if len(given.config) > 1:
+        first, second = given.config[:2]
+        raise Refused(f"two configurations are given, {first} and {second}: one is expected")
+    options.config = "".join(given.config)
+    for text in given.vary:
+        add_vary(options, text)
+    options.sets = dict(key_and_value(text, "--set") for text in given.set)
+    for text in given.seeds:
+        add_seeds(options, text)
+    options.ranks = whole(given.np, "-np") if given.np is not None else 0
+    options.jobs = whole(given.jobs, "-j") if given.jobs is not None else 0
     return complete(options)
 
 
