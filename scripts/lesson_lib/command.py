@@ -13,6 +13,7 @@ import time
 import launch
 from command_line import Parser, Refused, say
 from lesson_lib import measure, page
+from run_lib import safe_files
 
 ROOT = os.path.dirname(launch.SCRIPTS)
 
@@ -157,8 +158,10 @@ def run(commands, words, environment):
     if done.returncode not in (0, 3):
         print(done.stdout, end="")
         raise Failed(max(done.returncode, 1))  # killed: negative
-    with open(os.path.join(folder, "screen.txt"), "w", encoding="utf-8") as file:
-        file.write(done.stdout)
+    try:
+        safe_files.write_whole(os.path.join(folder, "screen.txt"), done.stdout)
+    except safe_files.Unfit as error:
+        raise Refused(f"{folder}/screen.txt {error}: remove it, or give another --out") from None
     if done.returncode == 3:
         print(done.stdout, end="")
         raise Failed(3)
@@ -192,9 +195,9 @@ def check(expectation, runs, small):
     """(bound, measured, whether it is as expected) as text."""
     bound = expectation.small if small else expectation.full
     try:
-        value = measure.evaluate(expectation.figure, runs)
+        value = measure.amount(measure.evaluate(expectation.figure, runs))
         return bound.removeprefix("= "), number_text(value), measure.holds(value, bound)
-    except (measure.Missing, OSError, ZeroDivisionError) as error:
+    except (measure.Missing, OSError, ArithmeticError, ValueError) as error:
         return bound, f"missing: {error}", False
 
 

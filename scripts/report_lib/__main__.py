@@ -12,7 +12,7 @@ import page  # noqa: E402  (needs the path)
 import plotly  # noqa: E402
 from command_line import Parser, Refused, say  # noqa: E402
 from folder import FILES, Folder  # noqa: E402
-from run_files import Unfit, is_there, write_whole  # noqa: E402
+from run_lib.safe_files import Unfit, is_there, write_whole  # noqa: E402
 
 DESCRIPTION = """\
 Writes one self-contained page that opens in any browser, offline. One RUN: the

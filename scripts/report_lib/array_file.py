@@ -8,7 +8,7 @@ import struct
 
 import numpy
 
-from run_files import Unfit, open_regular
+from run_lib.safe_files import Unfit, open_regular
 
 LARGEST = 4 << 30  # bytes of a file
 MOST_VALUE = 2**53  # a browser knows larger integers only roughly

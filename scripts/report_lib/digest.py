@@ -8,7 +8,7 @@ import tables
 import explain
 import timeline
 from names import DIRECTIONS, LEVELS
-from record import amount, at, items, number, numbers, objects, whole
+from run_lib.record import amount, at, items, number, numbers, objects, whole
 
 LOADS = ("expert", "device", "received", "sent", "node", "node_received")
 METRICS = ("max_over_mean", "cv", "gini", "idle")

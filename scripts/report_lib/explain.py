@@ -2,8 +2,8 @@
 scores, outputs, losses and gradients, and texts.
 """
 import texts
-from fields import Found, Wrong
-from files import EXPLANATION
+from run_lib.fields import Found, Wrong
+from run_lib.contents import EXPLANATION
 from names import LEVELS
 from texts import loss_name
 

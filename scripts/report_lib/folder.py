@@ -9,12 +9,12 @@ from pathlib import Path
 
 import array_file
 import explain
-import files
+from run_lib import contents
 import timeline
 from command_line import Refused
-from fields import OUT, Found, writable
-from record import at, items, number, numbers, whole
-from run_files import MIB, Unfit, is_there, parse, read_text
+from run_lib.fields import OUT, Found, writable
+from run_lib.record import at, items, number, numbers, whole
+from run_lib.safe_files import MIB, Unfit, is_there, parse, read_text
 
 # The newest major.minor of summary.json that this report knows. A test compares it with
 # CMakeLists.txt.
@@ -87,7 +87,7 @@ class Folder:
             return None
         found, summary = Found("summary.json"), None
         if isinstance(read, dict):
-            summary = files.SUMMARY(read, found)
+            summary = contents.SUMMARY(read, found)
             self._refuse_newer(summary)
             self.problems += found.problems()
             if summary.get("layers") and all(isinstance(one, dict) for one in read["layers"]):
@@ -157,14 +157,14 @@ class Folder:
     def _arrays(self):
         """The traffic and the load; what they say of layers, devices and experts counts from here."""
         shape = (self.num_layers, self.devices, self.devices)
-        limits = (files.MOST_LAYERS, files.MOST_DEVICES, files.MOST_DEVICES)
+        limits = (contents.MOST_LAYERS, contents.MOST_DEVICES, contents.MOST_DEVICES)
         self.matrix = self._array("comm_matrix.npy", shape, limits)
         if self.matrix is not None:
             self.num_layers, self.devices = self.matrix.shape[:2]
         self.load = self._array(
             "expert_load.npy",
             (None, self.num_layers, self.num_experts),
-            (files.MOST_STEPS, files.MOST_LAYERS, files.MOST_EXPERTS),
+            (contents.MOST_STEPS, contents.MOST_LAYERS, contents.MOST_EXPERTS),
         )
         if self.load is not None:
             self.num_layers, self.num_experts = self.load.shape[1:]
@@ -213,7 +213,7 @@ class Folder:
         if read is None:
             return None, None
         found = Found("specialization.json")
-        checked = files.SPECIALIZATION(read, found)
+        checked = contents.SPECIALIZATION(read, found)
         if checked is OUT:
             self.problems.append("specialization.json is damaged: left out.")
             return None, None
@@ -222,7 +222,7 @@ class Folder:
         return checked, self._array(
             "domain_load.npy",
             (self.num_layers, len(domains) if domains else None, self.num_experts),
-            (files.MOST_LAYERS, 1024, files.MOST_EXPERTS),
+            (contents.MOST_LAYERS, 1 << 16, contents.MOST_EXPERTS),
         )
 
     # --- what is known ---
@@ -237,9 +237,9 @@ class Folder:
         experts = len(numbers(first.get("counts_per_expert")))
         devices = len(numbers(first.get("counts_per_device")))
         return (
-            len(self.layers) or self._size("model", "num_layers", files.MOST_LAYERS),
-            experts or self._size("model", "num_experts", files.MOST_EXPERTS),
-            devices or self._size("cluster", "devices", files.MOST_DEVICES),
+            len(self.layers) or self._size("model", "num_layers", contents.MOST_LAYERS),
+            experts or self._size("model", "num_experts", contents.MOST_EXPERTS),
+            devices or self._size("cluster", "devices", contents.MOST_DEVICES),
         )
 
     def _size(self, section, key, most):
@@ -332,7 +332,7 @@ def step_of(line, found):
         return None
     if not isinstance(read, dict) or type(read.get("step")) is not int:
         return None
-    step = files.STEP(read, found)
+    step = contents.STEP(read, found)
     return step if "step" in step else None
 
 

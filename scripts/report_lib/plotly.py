@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from run_files import MIB, read_text
+from run_lib.safe_files import MIB, read_text
 
 PACKAGE = "plotly.js-cartesian-dist-min"
 VERSION = "4.1.1"

@@ -2,7 +2,7 @@
 puts them side by side.
 """
 from names import DIRECTIONS, IMBALANCE, LOADS
-from record import at, items, number, objects, whole
+from run_lib.record import at, items, number, objects, whole
 from texts import NONE, bytes_text, count_text, loss_name, real_text, seconds_text
 from texts import share_text, value_text
 

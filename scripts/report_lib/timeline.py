@@ -1,8 +1,8 @@
 """timeline.json (trace events of the last step) as what the page draws: for each rank its spans
 that have nothing inside them.
 """
-from fields import Found, Wrong
-from files import MOST_DEVICES, SPAN, THREAD
+from run_lib.fields import Found, Wrong
+from run_lib.contents import MOST_DEVICES, SPAN, THREAD
 
 WITH_PARTS = ("step", "backward")  # and the layers: what is inside them is drawn instead
 MOST_RANKS = 128

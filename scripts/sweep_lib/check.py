@@ -4,6 +4,7 @@ without mpirun: a few hundredths of a second for each combination.
 """
 import configparser
 import math
+import re
 import subprocess
 
 import keys_table
@@ -56,7 +57,7 @@ def devices_in(path):
 def all_devices(options, in_file):
     """Numbers of devices that the runs ask for; 0 = one for each rank."""
     texts = options.vary.get("cluster.devices") or [options.sets.get("cluster.devices", in_file)]
-    return [int(text) if text.isdigit() else 0 for text in texts]
+    return [int(text) if re.fullmatch("[0-9]{1,9}", text) else 0 for text in texts]
 
 
 def default_ranks(devices):

@@ -14,6 +14,7 @@ import time
 import keys_table
 import launch
 from command_line import Refused, say
+from run_lib import contents
 from sweep_lib import check, page, plan, runner, table
 from sweep_lib.progress import Progress
 
@@ -25,38 +26,34 @@ def claim(options):
     would not be comparable.
     """
     with open(options.config, "rb") as file:
-        mine = {
-            "config": hashlib.sha256(file.read()).hexdigest(),
-            "ranks": options.ranks,
-            "set": options.sets,
-        }
+        digest = hashlib.sha256(file.read()).hexdigest()
+    mine = {"config": digest, "ranks": options.ranks, "set": options.sets}
     path = os.path.join(options.out, "sweep.json")
-    held = table.read_json(path)
-    if held is not None and {name: held.get(name) for name in mine} != mine and not options.force:
-        other = next(name for name in mine if held.get(name) != mine[name])
-        what = {
-            "config": "another configuration file",
-            "ranks": f"{held.get('ranks')} ranks",
-            "set": "other --set options",
-        }[other]
-        raise Refused(
-            f"{options.out} holds a sweep with {what}: give another --out, or --force to begin anew"
-        )
-    if held is not None and options.force and {name: held.get(name) for name in mine} != mine:
+    held, wrong = table.read_json(path, contents.SWEEP, strict=True)
+    if wrong and not options.force:
+        raise Refused(f"{options.out}/{wrong}: give another --out, or --force to begin anew")
+    if wrong or (held is not None and held != mine):
+        if not options.force:
+            other = next(name for name in mine if held[name] != mine[name])
+            what = {
+                "config": "another configuration file",
+                "ranks": f"{held['ranks']} ranks",
+                "set": "other --set options",
+            }[other]
+            raise Refused(
+                f"{options.out} holds a sweep with {what}: give another --out, or --force to begin"
+                " anew"
+            )
         shutil.rmtree(os.path.join(options.out, "runs"), ignore_errors=True)
     os.makedirs(os.path.join(options.out, "runs"), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(
-            {
-                **mine,
-                "config_name": os.path.basename(options.config),
-                "vary": options.vary,
-                "zip": options.zipped,
-                "seeds": options.seeds,
-            },
-            file,
-            indent=1,
-        )
+    plan_of_it = {
+        **mine,
+        "config_name": os.path.basename(options.config),
+        "vary": options.vary,
+        "zip": options.zipped,
+        "seeds": options.seeds,
+    }
+    table.write_file(path, json.dumps(plan_of_it, indent=1))
 
 
 class Sweep:

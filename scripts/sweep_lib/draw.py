@@ -65,6 +65,7 @@ def ticks(low, high, about=5):
 
 def limits(values):
     """A range with some room around it; from 0 where that costs little."""
+    values = [0 if abs(value) < 1e-200 else value for value in values]
     low, high = min(values), max(values)
     if 0 < low < 0.4 * high:
         low = 0

@@ -3,8 +3,8 @@ without scripts. Quality against remote bytes with the Pareto front, and against
 MaxVio, bytes, quality and drops.
 """
 import html
-import os
 
+from sweep_lib import table
 from sweep_lib.draw import Chart, Point, Series, short, svg
 
 QUALITY = (
@@ -195,7 +195,7 @@ def cell(row, name):
     return f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def table(rows, keys):
+def table_of(rows, keys):
     shown = [name for name in (*keys, *COLUMNS) if any(row.get(name) is not None for row in rows)]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
     body = []
@@ -216,13 +216,11 @@ def build(rows, keys, name):
         f' {html.escape(", ".join(keys) or "the seed")}. All figures are in sweep.csv. MaxVio is'
         " the largest load over the mean load, minus 1. Hover over a point for its"
         " numbers.</p><div"
-        f' class="plots">{drawn}</div><h2>Runs</h2>{table(rows, keys)}</body></html>\n'
+        f' class="plots">{drawn}</div><h2>Runs</h2>{table_of(rows, keys)}</body></html>\n'
     )
 
 
 def write(path, rows, keys, name):
     """Whole or not at all; returns the path."""
-    with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-        file.write(build(rows, keys, name))
-    os.replace(f"{path}.tmp", path)
+    table.write_file(path, build(rows, keys, name))
     return path

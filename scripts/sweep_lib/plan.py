@@ -162,7 +162,7 @@ def span(text):
     """first:last, first:last:step or first:last:*factor, inclusive, as a list of texts; None when
     it is no range.
     """
-    found = re.fullmatch(r"(-?\d+):(-?\d+)(?::(\*?)(\d+))?", text)
+    found = re.fullmatch(r"(-?[0-9]{1,18}):(-?[0-9]{1,18})(?::(\*?)([0-9]{1,18}))?", text)
     if not found:
         return None
     first, last, times, step = int(found[1]), int(found[2]), found[3], int(found[4] or 1)
@@ -212,12 +212,13 @@ def add_vary(options, text):
 
 def add_seeds(options, text):
     listed = values_of(text, "--seeds")
-    alone = len(listed) == 1 and text.strip().isdigit()
-    options.seeds = (
-        [str(seed) for seed in range(1, whole(text, "--seeds") + 1)]
-        if alone
-        else [str(whole(seed, "--seeds", 0)) for seed in listed]
-    )
+    if len(listed) == 1 and text.strip().isdigit():
+        most = whole(text, "--seeds")
+        if most > MOST_RUNS:
+            raise Refused(f"--seeds {text}: at most {MOST_RUNS} runs are allowed")
+        options.seeds = [str(seed) for seed in range(1, most + 1)]
+    else:
+        options.seeds = [str(whole(seed, "--seeds", 0)) for seed in listed]
 
 
 def parse(arguments):

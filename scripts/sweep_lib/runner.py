@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 import launch
+from run_lib import contents
 from sweep_lib import table
 from sweep_lib.check import sentence
 
@@ -37,15 +38,11 @@ def previous(run, folder):
     """Outcome of a run that finished earlier with the same settings; None when it has to run
     (again).
     """
-    summary, state = table.read_json(os.path.join(folder, "summary.json")), table.read_json(
-        os.path.join(folder, STATE)
-    )
-    if (
-        summary is None
-        or state is None
-        or state.get("status") == "failed"
-        or state.get("settings") != settings_of(run)
-    ):
+    summary, _ = table.read_json(os.path.join(folder, "summary.json"), contents.SUMMARY)
+    state, _ = table.read_json(os.path.join(folder, STATE), contents.SWEEP_RUN, strict=True)
+    if summary is None or state is None:
+        return None
+    if state["status"] == "failed" or state["settings"] != settings_of(run):
         return None
     wrong = table.failed_checks(summary)
     return Outcome("failed checks" if wrong else "ok", wrong, state.get("seconds"))
@@ -53,8 +50,8 @@ def previous(run, folder):
 
 def remember(run, folder, outcome):
     os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, STATE), "w", encoding="utf-8") as file:
-        json.dump({**vars(outcome), "settings": settings_of(run)}, file)
+    state = {**vars(outcome), "settings": settings_of(run)}
+    table.write_file(os.path.join(folder, STATE), json.dumps(state))
 
 
 class Process:
@@ -85,7 +82,7 @@ class Process:
         self.errors.close()
         if status == 0:
             return Outcome("ok", "", seconds)
-        summary = table.read_json(os.path.join(self.folder, "summary.json"))
+        summary, _ = table.read_json(os.path.join(self.folder, "summary.json"), contents.SUMMARY)
         if status == 3 and summary is not None:
             return Outcome(
                 "failed checks",
@@ -151,7 +148,7 @@ class Runner:
 
     def start(self, run):
         folder = os.path.join(self.options.out, "runs", run.name)
-        if os.path.exists(os.path.join(folder, "summary.json")):
+        if os.path.lexists(os.path.join(folder, "summary.json")):
             os.remove(os.path.join(folder, "summary.json"))
         remember(run, folder, Outcome("under way"))
         self.under_way.append(Process(run, folder, self.line(run, folder), self.environment))

@@ -58,6 +58,18 @@ def read_bytes(path, most, links=False):
     return content
 
 
+def read_last_lines(path, most):
+    """The whole lines among the last `most` bytes of a text file, without their ends."""
+    with open(open_regular(path), "rb") as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(0, size - most))
+            lines = file.read(most).decode("utf-8", "replace").split("\n")
+        except OSError as error:
+            raise Unfit(f"could not be read: {error.strerror}") from None
+    return [line for line in (lines[1:] if size > most else lines) if line]
+
+
 def read_text(path, most, links=False):
     """The same as text; bytes that are not UTF-8 become the sign for that."""
     return read_bytes(path, most, links).decode("utf-8", "replace")

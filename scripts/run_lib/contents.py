@@ -1,8 +1,20 @@
 """What stands in the files of a run's folder, field by field: everything that the report uses, with
 its type and range.
 """
-from fields import MOST_LAYERS, count, each, fields, flag, free, maybe, number, real, remark, scalar
-from fields import text, tree, whole
+from run_lib.fields import (
+    MOST_LAYERS,
+    count,
+    each,
+    fields,
+    flag,
+    free,
+    maybe,
+    number,
+    real,
+    remark,
+    scalar,
+)
+from run_lib.fields import text, tree, whole
 
 MOST_STEPS = 10**12
 MOST_EXPERTS = 1 << 20
@@ -67,7 +79,13 @@ SUMMARY = fields(
         ranks=each(free(scalar), MOST_DEVICES, instead={}),
     ),
     time=fields(total=real, measured=fields(step_mean=real, phases=_figures)),
-    training=fields(unigram_entropy=real),
+    training=fields(
+        unigram_entropy=real,
+        task_loss=fields(mean_last_20=real),
+        validation_loss=fields(last=real),
+        bits_per_byte=fields(mean_last_20=real),
+        validation_bits_per_byte=fields(last=real),
+    ),
 )
 
 STEP = fields(
@@ -93,7 +111,7 @@ SPECIALIZATION = fields(
     validation_batches=count,
     disabled=each(fields(experts=count, task_loss=real), MOST_ROWS, instead={}),
     shared_replaced=fields(routed_experts=count, task_loss=real),
-    domains=each(text(), 1024, instead="?"),
+    domains=each(scalar, 1 << 16),
     layers=each(fields(mutual_information=real, score=real, chance=real), MOST_LAYERS, instead={}),
 )
 
@@ -196,3 +214,15 @@ SPAN = fields(
     ),
 )
 THREAD = fields(tid=_thread, args=fields(name=text(200)))
+
+# --- sweep.json and sweep-run.json, which scripts/sweep writes, read strictly ---
+
+_settings = free(text())
+SWEEP = fields(config=text(), ranks=count, set=_settings)
+SWEEP_RUN = fields(
+    optional=("error", "seconds"),
+    status=text(),
+    error=text(LONG_TEXT),
+    seconds=maybe(real),
+    settings=each(each(text(), 2), MOST_ROWS),
+)

@@ -30,11 +30,9 @@ def short(value):
         return repr(value if len(value) <= 40 else value[:40] + "...")
     if isinstance(value, int) and value.bit_length() > 80:
         return f"a number of {value.bit_length()} bits"
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, repr(value))
-        if value == value
-        else "NaN"
-    )
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value) if value == value else "NaN"
 
 
 class Found:
