@@ -11,6 +11,7 @@ import numpy
 from run_lib.safe_files import Unfit, open_regular
 
 LARGEST = 4 << 30  # bytes of a file
+MOST_DIMENSIONS = 8
 MOST_VALUE = 2**53  # a browser knows larger integers only roughly
 MAGIC = b"\x93NUMPY"
 HEADER = re.compile(
@@ -38,6 +39,8 @@ def _header(file):
     if found[2] == b"True":
         raise Unfit("is damaged (its numbers are in Fortran order)")
     shape = tuple(int(size) for size in found[3].replace(b" ", b"").split(b",") if size)
+    if len(shape) > MOST_DIMENSIONS:
+        raise Unfit(f"is damaged (it has {len(shape)} dimensions)")
     return found[1].decode(), shape, first + length
 
 

@@ -211,6 +211,19 @@ def group_text(layer):
     )
 
 
+def output_text(layer):
+    """Norms of what goes into the layer and of what comes out of it."""
+    output = layer["output"]
+    named = [("|x|", "x_norm"), ("|u|", "u_norm"), ("|y|", "y_norm")]
+    if output["residual_norm"] is not None:
+        named.append(("|y + x|", "residual_norm"))
+    parts = [f"{sign} = {texts.real_text(output[name])}" for sign, name in named]
+    if output["shared_norm"] is not None:
+        share = texts.share_text(output["shared_part_of_y"])
+        parts.append(f"shared experts {texts.real_text(output['shared_norm'])} ({share} of y)")
+    return ", ".join(parts) + "."
+
+
 def choice_rows(layer):
     """(columns, rows); with a capacity also what each choice met."""
     limited = any("wanted" in choice for choice in layer["choices"])

@@ -23,6 +23,7 @@ FILES = ("summary.json", "metrics.jsonl", "config.ini", "comm_matrix.npy", "expe
 MOST_BYTES = {"config.ini": MIB, "metrics.jsonl": 256 * MIB}
 MOST_BYTES_OF_OTHERS = 64 * MIB
 MOST_LINES = 1_000_000  # of metrics.jsonl
+MOST_CONFIG_LINES = 5000
 MOST_PROBLEMS = 20
 
 
@@ -113,6 +114,9 @@ class Folder:
         config = items(self.summary, "config")
         if config:
             return {section: keys for section, keys in config.items() if isinstance(keys, dict)}
+        if self.config_text.count("\n") > MOST_CONFIG_LINES:
+            self.problems.append(f"config.ini has more than {MOST_CONFIG_LINES} lines: left out.")
+            self.config_text = ""
         # no section is taken for defaults that every other one would repeat
         parser = configparser.ConfigParser(
             interpolation=None,

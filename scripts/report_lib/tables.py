@@ -369,6 +369,22 @@ def capacity(folder):
     ], rows
 
 
+def capacity_rules(folder):
+    """The rules by which pairs were dropped, as a sentence."""
+    scope = {"global": "batch", "device": "device"}.get(
+        folder.get("capacity", "capacity_scope", ""), "?"
+    )
+    rules = {
+        name: str(folder.get("capacity", name, "?"))
+        for name in ("policy", "capacity_factor", "overflow", "drop")
+    }
+    return (
+        f"Policy {rules['policy']}, capacity factor {rules['capacity_factor']},"
+        f" overflow: {rules['overflow'].replace('_', ' ')}, dropped by {rules['drop']},"
+        f" budgets per {scope}."
+    )
+
+
 def capacity_text(key, value):
     if number(value) is None:
         return value_text(value)
