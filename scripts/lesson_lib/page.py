@@ -1,14 +1,14 @@
 """Reads a lesson: the comments of configs/lessons/NN_name.ini are a page for people, and these
 parts of it are read here too.
 
-  ; Lesson 5: title                       the first line
-  ; RUN ...                               its lines that begin with mpirun or scripts/ are run as they stand;
-  ;   test size: --set key=value ...      added to every mpirun by --test
-  ; LOOK AT ... "Section"                 what stands in quotes are sections of moesim's output: they are shown
+  ; Lesson 5: title                the first line
+  ; RUN ...                        its lines that begin with mpirun or scripts/ are run as they stand
+  ;   test size: --set key=value   added to every mpirun by --test
+  ; LOOK AT ... "Section"          sections of moesim's output in quotes: they are shown
   ; EXPECT
-  ;   words | bound [| bound]             at full size, and at test size where it is another
-  ;       figure                          what is bound: an expression (measure.py); may go on in more lines
-  ; QUESTIONS, ; ANSWERS                  for people
+  ;   words | bound [| bound]      at full size, and at test size where it is another
+  ;       figure                   what is bound, an expression (measure.py), in one or more lines
+  ; QUESTIONS, ; ANSWERS           for people
 
 A block begins with its name in capitals and ends where the next one begins, or with the comment. A
 line that ends in \\ goes on below.

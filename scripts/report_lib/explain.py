@@ -18,7 +18,7 @@ LIMITS = {
 
 
 def read(found, problems):
-    """What is shown of the file's value, or None; what is wrong in it becomes one of the problems."""
+    """What is shown of the file's value, or None; what is wrong becomes one of the problems."""
     if found is None:
         return None
     try:
@@ -49,14 +49,9 @@ def agree(layer, where):
         raise Wrong(f"{where}.gradient has no field balance, or there are no scores")
     if experts and any(choice["expert"] >= experts for choice in layer["choices"]):
         raise Wrong(f"{where}.choices name an expert from {experts} on")
-    if (
-        layer["groups"]
-        and layer["score"] is not None
-        and not 0 < len(layer["groups"]["score"]) <= experts
-    ):
-        raise Wrong(
-            f"{where}.groups.score has {len(layer['groups']['score'])} entries for {experts} experts"
-        )
+    groups = len(layer["groups"]["score"]) if layer["groups"] else 1
+    if layer["score"] is not None and not 0 < groups <= experts:
+        raise Wrong(f"{where}.groups.score has {groups} entries for {experts} experts")
 
 
 # --- what charts draw ---

@@ -64,7 +64,7 @@ class Folder:
         return is_there(self.path / name)
 
     def _text(self, name):
-        """The text of a file; None, with a problem said unless it is not there, when it has none."""
+        """The text of a file; None where there is none, and a problem unless it is missing."""
         try:
             return read_text(self.path / name, MOST_BYTES.get(name, MOST_BYTES_OF_OTHERS))
         except FileNotFoundError:
@@ -159,7 +159,7 @@ class Folder:
         return steps
 
     def _arrays(self):
-        """The traffic and the load; what they say of layers, devices and experts counts from here."""
+        """The traffic and the load; what they say of layers, devices and experts counts now."""
         shape = (self.num_layers, self.devices, self.devices)
         limits = (contents.MOST_LAYERS, contents.MOST_DEVICES, contents.MOST_DEVICES)
         self.matrix = self._array("comm_matrix.npy", shape, limits)

@@ -418,7 +418,7 @@ def ranks(folder):
 
 
 def compared_figures(folders):
-    """[(name, unit, [text], [difference to the first])]; a figure stands here when any run has it."""
+    """[(name, unit, [text], [difference to the first])] of the figures that any of the runs has."""
     rows = []
     for same in zip(*map(all_figures, folders)):
         (name, _, base, text), values = same[0], [row[2] for row in same]

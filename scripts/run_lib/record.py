@@ -1,4 +1,4 @@
-"""Takes values out of records, which are objects of a JSON file that have been checked (run_lib/fields.py).
+"""Takes values out of records, which are objects of a JSON file that fields.py has checked.
 A value that is not there, or is no number where one is expected, is None, 0 or empty.
 """
 

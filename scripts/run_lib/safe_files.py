@@ -1,8 +1,9 @@
-"""Reads and writes the files of a run's folder, which may be damaged, or made by somebody who means harm.
+"""Reads and writes the files of a run's folder, which may be damaged, or made by somebody who means
+harm.
 
 What is read has to be a regular file of limited size; a link is not followed, because whoever can
-write into the folder could point it at a file of somebody else. What is written appears whole or not
-at all, and never in place of a link or a device.
+write into the folder could point it at a file of somebody else. What is written appears whole or
+not at all, and never in place of a link or a device.
 """
 import errno
 import json
@@ -76,7 +77,7 @@ def read_text(path, most, links=False):
 
 
 def parse(text):
-    """The value of a JSON text. Raises ValueError, also for numbers without end and deep nesting."""
+    """The value of a JSON text. Raises ValueError, for numbers without end and deep nesting too."""
     if ENDLESS_NUMBER.search(text):
         raise ValueError("a number has more than 1000 digits")
     try:
@@ -96,7 +97,7 @@ def read_json(path, most):
 def write_whole(path, text):
     """Writes a text file whole or not at all. Raises Unfit or OSError.
 
-    The text goes to a new file of a name that nobody can know, which then takes the old one's place.
+    The text goes to a new file of a name that nobody can know, which then takes the old place.
     Where a link or a device stands at the path, nothing is written.
     """
     try:

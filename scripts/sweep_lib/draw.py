@@ -151,7 +151,8 @@ class Canvas:
                 else ""
             )
             self.parts.append(
-                f"<g>{ring}{marker(shape, x, y, 4, colour)}<title>{html.escape(point.text)}</title></g>"
+                f"<g>{ring}{marker(shape, x, y, 4, colour)}"
+                f"<title>{html.escape(point.text)}</title></g>"
             )
 
 
@@ -163,12 +164,12 @@ def svg(chart):
         canvas.draw(number, series)
     keys = ""
     if len(chart.series) > 1:
-        keys = "".join(
-            '<span><svg width="14" height="12"'
-            f' aria-hidden="true">{marker(MARKERS[i % len(MARKERS)], 6, 6, 4, COLOURS[i % len(COLOURS)])}'
-            f"</svg>{html.escape(series.name)}</span>"
-            for i, series in enumerate(chart.series)
-        )
+        for number, series in enumerate(chart.series):
+            shape, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
+            keys += (
+                '<span><svg width="14" height="12" aria-hidden="true">'
+                f"{marker(shape, 6, 6, 4, colour)}</svg>{html.escape(series.name)}</span>"
+            )
     note = f"<p>{html.escape(chart.note)}</p>" if chart.note else ""
     return (
         f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'

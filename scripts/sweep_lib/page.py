@@ -15,17 +15,93 @@ QUALITY = (
 )
 MOST_SERIES = 8
 STYLE = """
-:root { color-scheme: light dark; --ink: #222; --paper: #fff; --grid: #ddd; }
-@media (prefers-color-scheme: dark) { :root { --ink: #ddd; --paper: #161616; --grid: #3a3a3a; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2em auto; max-width: 1180px; padding: 0 1em; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 1em; }
-figure { margin: 0; break-inside: avoid; } figure > svg { width: 100%; height: auto; }
-svg text { fill: var(--ink); font-size: 12px; } svg text.title { font-size: 14px; font-weight: 600; }
-.grid { stroke: var(--grid); } .axis { stroke: var(--ink); }
-figcaption { font-size: 13px; } figcaption span { margin-right: 1em; white-space: nowrap; } figcaption p { margin: .2em 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { padding: .2em .6em; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; } td.words { text-align: left; white-space: normal; }
-@media print { body { margin: 0; } .scroll { overflow: visible; } }
+:root {
+  color-scheme: light dark;
+  --ink: #222;
+  --paper: #fff;
+  --grid: #ddd;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ink: #ddd;
+    --paper: #161616;
+    --grid: #3a3a3a;
+  }
+}
+body {
+  font:
+    15px/1.45 system-ui,
+    sans-serif;
+  color: var(--ink);
+  background: var(--paper);
+  margin: 2em auto;
+  max-width: 1180px;
+  padding: 0 1em;
+}
+.plots {
+  display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(430px, 1fr));
+  gap: 1em;
+}
+figure {
+  margin: 0;
+  break-inside: avoid;
+}
+figure > svg {
+  width: 100%;
+  height: auto;
+}
+svg text {
+  fill: var(--ink);
+  font-size: 12px;
+}
+svg text.title {
+  font-size: 14px;
+  font-weight: 600;
+}
+.grid {
+  stroke: var(--grid);
+}
+.axis {
+  stroke: var(--ink);
+}
+figcaption {
+  font-size: 13px;
+}
+figcaption span {
+  margin-right: 1em;
+  white-space: nowrap;
+}
+figcaption p {
+  margin: 0.2em 0;
+}
+.scroll {
+  overflow-x: auto;
+}
+table {
+  border-collapse: collapse;
+  font-size: 13px;
+  font-variant-numeric: tabular-nums;
+}
+th,
+td {
+  padding: 0.2em 0.6em;
+  text-align: right;
+  border-bottom: 1px solid var(--grid);
+  white-space: nowrap;
+}
+td.words {
+  text-align: left;
+  white-space: normal;
+}
+@media print {
+  body {
+    margin: 0;
+  }
+  .scroll {
+    overflow: visible;
+  }
+}
 """
 COLUMNS = (
     "seed",

@@ -1,6 +1,6 @@
 """ctest: timeout=180
-Hostile and damaged run folders: scripts/report, scripts/sweep and scripts/lesson say one sentence or
-show what is there. A seed that fails can be given as an argument, to be looked at alone.
+Hostile and damaged run folders: scripts/report, scripts/sweep and scripts/lesson say one sentence
+or show what is there. A seed that fails can be given as an argument, to be looked at alone.
 """
 import sys
 

@@ -28,8 +28,10 @@ from _report import Page, made_run, report
 SHOTS = os.environ.get("MOESIM_SCREENSHOTS")
 DRAWN = "document.documentElement.dataset.drawn"
 TRACES = """return document.getElementById(arguments[0]).data.map((trace) => {
-  const plain = (value) => Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value, plain) : value;
-  return {name: trace.name, x: plain(trace.x), y: plain(trace.y), z: plain(trace.z), text: trace.type === "heatmap" ? trace.text[0][1] : null};
+  const isList = (value) => Array.isArray(value) || ArrayBuffer.isView(value);
+  const plain = (value) => (isList(value) ? Array.from(value, plain) : value);
+  const text = trace.type === "heatmap" ? trace.text[0][1] : null;
+  return {name: trace.name, x: plain(trace.x), y: plain(trace.y), z: plain(trace.z), text};
 });"""
 TIMES = (
     "return Object.fromEntries(performance.getEntriesByType('paint').map((entry) => [entry.name,"
@@ -121,7 +123,9 @@ class Drawn:
             )
         else:
             self.browser.run(
-                "document.querySelector(`button[data-state=${arguments[0]}][data-value=${arguments[1]}]`).click()",
+                "const [state, value] = arguments;"
+                "document.querySelector("
+                "`button[data-state=${state}][data-value=${value}]`).click()",
                 state,
                 value,
             )

@@ -1,6 +1,6 @@
-"""Helper of the tests with hostile run folders: makes one small real run, spoils copies of it in one
-of many ways, each from a seed, and looks at what scripts/report, scripts/sweep and scripts/lesson do
-with the copy.
+"""Helper of the tests with hostile run folders: makes one small real run, spoils copies of it in
+one of many ways, each from a seed, and looks at what scripts/report, scripts/sweep and
+scripts/lesson do with the copy.
 
 None of them may end in a traceback, hang, take much memory, write through a link, show the content
 of a file outside the folder, or execute anything.

@@ -105,7 +105,7 @@ def sets(settings):
 
 
 def run(name, ranks, settings, *arguments, **more):
-    """Runs a configuration into the folder NAME; returns the folder, or None after a failed check."""
+    """Runs a configuration into the folder NAME; gives the folder, or None after a failed check."""
     folder = os.path.join(TEMPORARY, name)
     done = moesim(ranks, config(name, settings), "--out", folder, "--quiet", *arguments, **more)
     return (
