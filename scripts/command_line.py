@@ -15,10 +15,7 @@ def _format(prog):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises Refused where argparse would print its usage and exit.
-
-    `extra` takes what is no option of the parser: a function that gets the first such word.
-    """
+    """An argument parser that raises Refused where argparse would print its usage and exit."""
 
     def __init__(self, name, **more):
         super().__init__(
@@ -26,8 +23,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message):
-        needs = re.fullmatch(r"argument (\S+?)(?:/\S+)?: expected one argument", message)
-        raise Refused(f"{needs[1]} needs a value" if needs else message.replace("argument ", "", 1))
+        option = re.match(r"argument (\S+?)(?:/\S+)?: ", message)
+        if option and message.endswith("expected one argument"):
+            raise Refused(f"{option[1]} needs a value")
+        if option and "invalid float value" in message:
+            raise Refused(f"{option[1]} takes a number, not {message.rsplit(': ', 1)[1]}")
+        raise Refused(message.replace("argument ", "", 1))
 
     def parse(self, words):
         """The options; a word with a dash that is none of them is a mistake."""
