@@ -5,7 +5,7 @@ install(TARGETS moesim moesim-f64 RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY configs/ DESTINATION ${share}/configs)
 
 # Scripts that use moesim (those that build it stay in the repository), each with a command moesim-NAME that starts it.
-install(FILES scripts/env scripts/openmpi.conf scripts/keys_table.py scripts/launch.py scripts/names.py DESTINATION ${share}/scripts)
+install(FILES scripts/env scripts/openmpi.conf scripts/keys_table.py scripts/launch.py scripts/names.py scripts/command_line.py DESTINATION ${share}/scripts)
 # The lists of names that scripts/names.py reads.
 install(FILES src/balance/losses.def src/measure/names.def src/output/files.def DESTINATION ${share}/scripts)
 foreach(script IN ITEMS report sweep lesson import-trace record-trace)
@@ -15,7 +15,7 @@ foreach(script IN ITEMS report sweep lesson import-trace record-trace)
     install(PROGRAMS ${PROJECT_BINARY_DIR}/commands/moesim-${script} DESTINATION ${CMAKE_INSTALL_BINDIR})
   endif()
 endforeach()
-foreach(library IN ITEMS report_lib sweep_lib lesson_lib trace_lib)
+foreach(library IN ITEMS report_lib run_lib sweep_lib lesson_lib trace_lib)
   if(EXISTS ${PROJECT_SOURCE_DIR}/scripts/${library})
     install(DIRECTORY scripts/${library} DESTINATION ${share}/scripts PATTERN __pycache__ EXCLUDE)
   endif()

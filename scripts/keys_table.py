@@ -1,5 +1,7 @@
-"""The table of configuration keys, read from `moesim --keys`: what sweep checks values against, and what the man page and the shell
-completion are made of. moesim itself stays the only place where a key is defined."""
+"""The table of configuration keys, read from `moesim --keys`: what sweep checks values against, and
+what the man page and the shell completion are made of. moesim itself stays the only place where a
+key is defined.
+"""
 import difflib
 import os
 import re
@@ -15,6 +17,7 @@ RANGE = re.compile(r"^(a whole number|a number) from (\S+) to (\S+)$")
 @dataclass
 class Key:
     """section.name, its default as text, what is allowed as a sentence, and what it means."""
+
     section: str
     name: str
     default: str
@@ -30,11 +33,13 @@ class Key:
         if self.allowed == "yes or no":
             return ["yes", "no"]
         if self.allowed.startswith("one of ") and not self.allowed.startswith("one of the presets"):
-            return [word.strip() for word in self.allowed[len("one of "):].split(",")]
+            return [word.strip() for word in self.allowed[len("one of ") :].split(",")]
         return []
 
     def accepts(self, text):
-        """Whether the value can be one of this key, seen alone. Ties between keys are for moesim --check."""
+        """Whether the value can be one of this key, seen alone. Ties between keys are for moesim
+        --check.
+        """
         found = RANGE.match(self.allowed)
         if found:
             kind = int if found[1] == "a whole number" else float
@@ -52,6 +57,7 @@ class Key:
 @dataclass
 class Table:
     """All keys by their full name, and the names of the presets."""
+
     keys: dict = field(default_factory=dict)
     presets: list = field(default_factory=list)
     preset_text: str = ""
@@ -89,11 +95,22 @@ def read(program):
 
 
 def ask(program, *arguments):
-    done = subprocess.run([program, *arguments], env=alone(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [program, *arguments],
+        env=alone(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout
 
 
 def alone(environment=None):
     """Environment of one rank without mpirun: it starts in a tenth of the time."""
-    return {**(os.environ if environment is None else environment), "OMPI_MCA_ess_singleton_isolated": "1", "OMPI_MCA_pml": "ob1",
-            "OMPI_MCA_btl": "self"}
+    return {
+        **(os.environ if environment is None else environment),
+        "OMPI_MCA_ess_singleton_isolated": "1",
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "self",
+    }

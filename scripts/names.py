@@ -18,7 +18,10 @@ def list_path(name):
 
 def rows_of(text):
     """[(macro, [fields])] of a .def file, in its order."""
-    return [(macro, [quoted or word for quoted, word in FIELD.findall(fields)]) for macro, fields in ROW.findall(text)]
+    return [
+        (macro, [quoted or word for quoted, word in FIELD.findall(fields)])
+        for macro, fields in ROW.findall(text)
+    ]
 
 
 ROWS = [row for name in LISTS for row in rows_of(list_path(name).read_text(encoding="utf-8"))]
@@ -27,17 +30,28 @@ ROWS = [row for name in LISTS for row in rows_of(list_path(name).read_text(encod
 def columns(macro, key, value=None):
     """The column `key` of the rows of one macro: a tuple, or with `value` a dictionary in the same order."""
     rows = [fields for name, fields in ROWS if name == macro]
-    return tuple(fields[key] for fields in rows) if value is None else {fields[key]: fields[value] for fields in rows}
+    return (
+        tuple(fields[key] for fields in rows)
+        if value is None
+        else {fields[key]: fields[value] for fields in rows}
+    )
 
 
-LOSSES = columns("LOSS", 1, 2)              # key in JSON: title, such as "comm": "communication"
-LEVELS = columns("LEVEL", 1, 2)             # "same_device": "stays on its device"
-DIRECTIONS = columns("DIRECTION", 1, 2)     # "dispatch_backward": "dispatch of dy"
-PHASES = columns("PHASE", 1)                # "gate", "route", ...; the last one, "backward", in training only
-SPANS = PHASES + columns("SPAN", 1)         # all names in timeline.json
-LOADS = columns("LOAD", 1, 2)               # "received": "rows received by device"
-IMBALANCE = columns("IMBALANCE", 0, 1)      # "maxvio": "max / mean - 1"
-ARRAYS = columns("RESULT_ARRAY", 1)         # without .npy
-FILES = tuple(fields[1] if macro == "RESULT_TEXT" else f"{fields[1]}.npy" for macro, fields in ROWS if macro.startswith("RESULT_"))
-ALWAYS = tuple(fields[1] if macro == "RESULT_TEXT" else f"{fields[1]}.npy"
-               for macro, fields in ROWS if macro.startswith("RESULT_") and fields[2] == "ALWAYS")   # files that every finished run has
+LOSSES = columns("LOSS", 1, 2)  # key in JSON: title, such as "comm": "communication"
+LEVELS = columns("LEVEL", 1, 2)  # "same_device": "stays on its device"
+DIRECTIONS = columns("DIRECTION", 1, 2)  # "dispatch_backward": "dispatch of dy"
+PHASES = columns("PHASE", 1)  # "gate", "route", ...; the last one, "backward", in training only
+SPANS = PHASES + columns("SPAN", 1)  # all names in timeline.json
+LOADS = columns("LOAD", 1, 2)  # "received": "rows received by device"
+IMBALANCE = columns("IMBALANCE", 0, 1)  # "maxvio": "max / mean - 1"
+ARRAYS = columns("RESULT_ARRAY", 1)  # without .npy
+FILES = tuple(
+    fields[1] if macro == "RESULT_TEXT" else f"{fields[1]}.npy"
+    for macro, fields in ROWS
+    if macro.startswith("RESULT_")
+)
+ALWAYS = tuple(
+    fields[1] if macro == "RESULT_TEXT" else f"{fields[1]}.npy"
+    for macro, fields in ROWS
+    if macro.startswith("RESULT_") and fields[2] == "ALWAYS"
+)  # files that every finished run has

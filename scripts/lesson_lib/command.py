@@ -1,5 +1,7 @@
-"""scripts/lesson: runs a lesson, shows what it is about, and writes its report. Exit status: 0 everything is as the lesson says; 3 something is not;
-2 the user's mistake, one sentence; otherwise that of the command that failed."""
+"""scripts/lesson: runs a lesson, shows what it is about, and writes its report. Exit status: 0
+everything is as the lesson says; 3 something is not; 2 the user's mistake, one sentence; otherwise
+that of the command that failed.
+"""
 import os
 import re
 import shlex
@@ -9,66 +11,76 @@ import sys
 import time
 
 import launch
+from command_line import Parser, Refused, say
 from lesson_lib import measure, page
-
-HELP = """Runs one of ten short lessons about expert-parallel Mixture-of-Experts; each is a page to read, configs/lessons/NN_name.ini.
-
-  scripts/lesson              the ten, with a line each
-  scripts/lesson N            runs lesson N, shows what it expects beside what was measured, writes the report and opens it
-
-  --set section.key=value     changes every run of the lesson (what it expects may no longer hold); repeatable
-  -np D                       no more than D ranks; the figures do not depend on it
-  --out DIR                   where the results go; default runs/lesson-NN, with --test runs/lesson-NN-test
-  --test                      a size of a few seconds, without a report
-  --all                       everything that moesim says, not only what the lesson points at
-  --no-open                   writes the report, but opens no browser
-
-exit status: 0 everything is as the lesson says, 3 something is not, 2 a mistake in the command
-"""
+from run_lib import safe_files
 
 ROOT = os.path.dirname(launch.SCRIPTS)
-
-
-class Refused(Exception):
-    """The user's mistake, as one sentence."""
 
 
 class Failed(Exception):
     """A command that failed and has said why; .args[0] is its exit status."""
 
 
-class Options:
-    def __init__(self, words):
-        self.number = self.ranks = self.out = None
-        self.sets, self.switches = [], {"--test": False, "--all": False, "--no-open": False}
-        words = list(words)
-        while words:
-            self.take(words.pop(0), words)
+DESCRIPTION = """\
+Runs one of ten short lessons about expert-parallel Mixture-of-Experts. Each is
+a page to read, configs/lessons/NN_name.ini.
 
-    def take(self, word, rest):
-        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
-        if name in ("--set", "--out", "-np"):
-            if not equals and not rest:
-                raise Refused(f"{name} needs a value")
-            self.take_value(name, value if equals else rest.pop(0))
-        elif word in self.switches:
-            self.switches[word] = True
-        elif word.startswith("-"):
-            raise Refused(f"unknown option {word}; scripts/lesson --help lists them")
-        elif self.number is not None:
-            raise Refused(f"one lesson at a time: {self.number} and {word} were given")
-        else:
-            self.number = word
+  scripts/lesson       lists the ten, with a line each
+  scripts/lesson N     runs lesson N, shows what it expects beside what was
+                       measured, writes the report and opens it
+"""
+EPILOG = """\
+exit status: 0 everything is as the lesson says, 3 something is not, 2 a mistake
+in the command
+"""
 
-    def take_value(self, name, value):
-        if name == "--set":
-            self.sets += ["--set", value]
-        elif name == "--out":
-            self.out = value
-        elif re.fullmatch(r"[1-9][0-9]{0,3}", value):
-            self.ranks = value
-        else:
-            raise Refused(f"-np {value}: a number of ranks from 1 on is allowed")
+
+def parser():
+    made = Parser(
+        "lesson", description=DESCRIPTION, epilog=EPILOG, usage="scripts/lesson [N] [options]"
+    )
+    made.add_argument("numbers", nargs="*", metavar="N", help="number of the lesson")
+    made.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="sets",
+        action="append",
+        default=[],
+        help="changes section.key in every run of the lesson (what it expects may no longer hold);"
+        " repeatable",
+    )
+    made.add_argument(
+        "-np", metavar="D", help="no more than D ranks; the figures do not depend on it"
+    )
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the results go; default runs/lesson-NN, with --test runs/lesson-NN-test",
+    )
+    made.add_argument("--test", action="store_true", help="a size of seconds, without a report")
+    made.add_argument(
+        "--all",
+        action="store_true",
+        help="everything that moesim says, not only what the lesson points at",
+    )
+    made.add_argument(
+        "--no-open", action="store_true", help="writes the report, but opens no browser"
+    )
+    return made
+
+
+def options_of(words):
+    """The command line; .number is None where no lesson is named."""
+    options = parser().parse(words)
+    if len(options.numbers) > 1:
+        first, second = options.numbers[:2]
+        raise Refused(f"one lesson at a time: {first} and {second} were given")
+    if options.np is not None and not re.fullmatch(r"[1-9][0-9]{0,3}", options.np):
+        raise Refused(f"-np {options.np}: a number of ranks from 1 on is allowed")
+    options.number = options.numbers[0] if options.numbers else None
+    options.sets = [word for text in options.sets for word in ("--set", text)]
+    return options
 
 
 def chosen(number):
@@ -90,16 +102,18 @@ def shown(path):
     return path if relative.startswith("..") else relative
 
 
-# --- running -----------------------------------------------------------------------------------------------------------------------------
+# --- running ---
 
 
 class Commands:
-    """The lesson's command lines as they are run: here, into the chosen folder, with --set and -np of the user."""
+    """The lesson's command lines as they are run: here, into the chosen folder, with --set and -np
+    of the user.
+    """
 
     def __init__(self, lesson, options, moesim):
         self.lesson, self.options, self.moesim = lesson, options, moesim
-        self.out = options.out or lesson.place + ("-test" if options.switches["--test"] else "")
-        self.sets = [*(lesson.small if options.switches["--test"] else []), *options.sets]
+        self.out = options.out or lesson.place + ("-test" if options.test else "")
+        self.sets = [*(lesson.small if options.test else []), *options.sets]
 
     def folder(self, name):
         return os.path.join(self.out, name)
@@ -116,21 +130,38 @@ class Commands:
         words = [self.place(word) for word in words]
         if words[0] != "mpirun":
             return [sys.executable, *words, "--force"], words
-        ranks, arguments = min(words[2], self.options.ranks or words[2], key=int), [*words[4:], *self.sets]
-        return ([*launch.mpirun(ranks), self.moesim, "--force", *arguments], ["mpirun", "-np", ranks, shown(self.moesim), *arguments])
+        ranks, arguments = min(words[2], self.options.np or words[2], key=int), [
+            *words[4:],
+            *self.sets,
+        ]
+        return (
+            [*launch.mpirun(ranks), self.moesim, "--force", *arguments],
+            ["mpirun", "-np", ranks, shown(self.moesim), *arguments],
+        )
 
 
 def run(commands, words, environment):
-    """Runs one command of the page; returns what it said. What it says goes to a file beside the results too."""
+    """Runs one command of the page; returns what it said. What it says goes to a file beside the
+    results too.
+    """
     line, say = commands.line(words)
     print(f"\n$ {shlex.join(say)}", flush=True)
     folder = say[say.index("--out") + 1]
-    done = subprocess.run(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        line,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     if done.returncode not in (0, 3):
         print(done.stdout, end="")
-        raise Failed(max(done.returncode, 1))   # killed: negative
-    with open(os.path.join(folder, "screen.txt"), "w", encoding="utf-8") as file:
-        file.write(done.stdout)
+        raise Failed(max(done.returncode, 1))  # killed: negative
+    try:
+        safe_files.write_whole(os.path.join(folder, "screen.txt"), done.stdout)
+    except safe_files.Unfit as error:
+        raise Refused(f"{folder}/screen.txt {error}: remove it, or give another --out") from None
     if done.returncode == 3:
         print(done.stdout, end="")
         raise Failed(3)
@@ -140,18 +171,20 @@ def run(commands, words, environment):
 def excerpt(text, sections):
     """Those sections of moesim's output whose title begins with one of the words."""
     parts = re.split(r"\n\n(?=\S)", text)
-    return "\n\n".join(part.rstrip("\n") for part in parts if any(part.startswith(section) for section in sections))
+    return "\n\n".join(
+        part.rstrip("\n") for part in parts if any(part.startswith(section) for section in sections)
+    )
 
 
 def run_all(commands, environment):
     for words in commands.lesson.commands:
         said = run(commands, words, environment)
-        if words[0] == "mpirun" and not commands.options.switches["--all"]:
+        if words[0] == "mpirun" and not commands.options.all:
             said = excerpt(said, commands.lesson.sections)
         print(said.rstrip("\n"), flush=True)
 
 
-# --- showing -----------------------------------------------------------------------------------------------------------------------------
+# --- showing ---
 
 
 def number_text(value):
@@ -162,20 +195,28 @@ def check(expectation, runs, small):
     """(bound, measured, whether it is as expected) as text."""
     bound = expectation.small if small else expectation.full
     try:
-        value = measure.evaluate(expectation.figure, runs)
+        value = measure.amount(measure.evaluate(expectation.figure, runs))
         return bound.removeprefix("= "), number_text(value), measure.holds(value, bound)
-    except (measure.Missing, OSError, ZeroDivisionError) as error:
+    except (measure.Missing, OSError, ArithmeticError, ValueError) as error:
         return bound, f"missing: {error}", False
 
 
 def show_expectations(commands):
     """The table of what is expected beside what was measured; whether all of it holds."""
-    lesson, runs = commands.lesson, {name: measure.Run(commands.folder(name)) for name in commands.lesson.runs()}
-    rows = [(expectation.words, *check(expectation, runs, commands.options.switches["--test"])) for expectation in lesson.expectations]
+    lesson, runs = commands.lesson, {
+        name: measure.Run(commands.folder(name)) for name in commands.lesson.runs()
+    }
+    rows = [
+        (expectation.words, *check(expectation, runs, commands.options.test))
+        for expectation in lesson.expectations
+    ]
     widths = [max(len(row[i]) for row in [("", "expected", "measured"), *rows]) for i in range(3)]
     print(f"\n{'':{widths[0]}}  {'expected':>{widths[1]}}  {'measured':>{widths[2]}}")
     for words, bound, measured, good in rows:
-        print(f"{words:{widths[0]}}  {bound:>{widths[1]}}  {measured:>{widths[2]}}  {'yes' if good else 'NO'}")
+        print(
+            f"{words:{widths[0]}}  {bound:>{widths[1]}}  {measured:>{widths[2]}} "
+            f" {'yes' if good else 'NO'}"
+        )
     return all(row[3] for row in rows)
 
 
@@ -186,7 +227,9 @@ def show_block(lesson, name):
 
 
 def write_report(commands):
-    """The page about the run, or the comparison of several; its path, or None (scripts/report has said why)."""
+    """The page about the run, or the comparison of several; its path, or None (scripts/report has
+    said why).
+    """
     folders = [commands.folder(name) for name in commands.lesson.runs()]
     target = os.path.join(commands.out, "report.html")
     line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target]
@@ -196,9 +239,19 @@ def write_report(commands):
 
 def open_report(path):
     """In the user's browser, where there is a screen to show it on."""
-    opener = shutil.which("xdg-open") if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") else None
+    opener = (
+        shutil.which("xdg-open")
+        if os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        else None
+    )
     if opener:
-        subprocess.Popen([opener, path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(
+            [opener, path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
 
 def teach(options):
@@ -213,25 +266,25 @@ def teach(options):
     good = show_expectations(commands)
     if options.sets:
         print("\nWith --set this is another lesson: what is expected need not hold.")
-    if options.switches["--test"]:
+    if options.test:
         return 0 if good or options.sets else 3
     show_block(lesson, "QUESTIONS")
     print(f"The answers stand at the end of {shown(lesson.path)}")
     report = write_report(commands)
-    print(f"\n{time.monotonic() - begin:.0f} s; all that moesim said: {os.path.join(commands.out, '*', 'screen.txt')}")
+    print(
+        f"\n{time.monotonic() - begin:.0f} s; all that moesim said:"
+        f" {os.path.join(commands.out, '*', 'screen.txt')}"
+    )
     if report:
         print(report)
-        if not options.switches["--no-open"]:
+        if not options.no_open:
             open_report(report)
     return 0 if good or options.sets else 3
 
 
 def main(arguments):
     try:
-        if "--help" in arguments or "-h" in arguments:
-            print(HELP, end="")
-            return 0
-        options = Options(arguments)
+        options = options_of(arguments)
         if options.number is None:
             if arguments:
                 raise Refused("which lesson? scripts/lesson lists them")
@@ -239,11 +292,10 @@ def main(arguments):
             return 0
         return teach(options)
     except Refused as error:
-        print(f"scripts/lesson: {error}", file=sys.stderr)
-        return 2
+        return say("lesson", error)
     except Failed as failed:
         return failed.args[0]
-    except BrokenPipeError:   # the reader has seen enough (| head)
+    except BrokenPipeError:  # the reader has seen enough (| head)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

@@ -1,28 +1,36 @@
-"""Reads a lesson: the comments of configs/lessons/NN_name.ini are a page for people, and these parts of it are read here too.
+"""Reads a lesson: the comments of configs/lessons/NN_name.ini are a page for people, and these
+parts of it are read here too.
 
-  ; Lesson 5: title                       the first line
-  ; RUN ...                               its lines that begin with mpirun or scripts/ are run as they stand;
-  ;   test size: --set key=value ...      added to every mpirun by --test
-  ; LOOK AT ... "Section"                 what stands in quotes are sections of moesim's output: they are shown
+  ; Lesson 5: title                the first line
+  ; RUN ...                        its lines that begin with mpirun or scripts/ are run as they stand
+  ;   test size: --set key=value   added to every mpirun by --test
+  ; LOOK AT ... "Section"          sections of moesim's output in quotes: they are shown
   ; EXPECT
-  ;   words | bound [| bound]             at full size, and at test size where it is another
-  ;       figure                          what is bound: an expression (measure.py); may go on in more lines
-  ; QUESTIONS, ; ANSWERS                  for people
+  ;   words | bound [| bound]      at full size, and at test size where it is another
+  ;       figure                   what is bound, an expression (measure.py), in one or more lines
+  ; QUESTIONS, ; ANSWERS           for people
 
-A block begins with its name in capitals and ends where the next one begins, or with the comment. A line that ends in \\ goes on below."""
+A block begins with its name in capitals and ends where the next one begins, or with the comment. A
+line that ends in \\ goes on below.
+"""
 import glob
 import os
 import re
 import shlex
 from dataclasses import dataclass, field
 
-FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "configs", "lessons")
+FOLDER = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+    "configs",
+    "lessons",
+)
 BLOCK = re.compile(r"(RUN|LOOK AT|EXPECT|QUESTIONS|ANSWERS)\b(.*)")
 
 
 @dataclass
 class Expectation:
     """One row of EXPECT: words, the expression of a figure, and its bound at either size."""
+
     words: str
     figure: str
     full: str
@@ -34,9 +42,9 @@ class Lesson:
     number: int
     title: str
     path: str
-    blocks: dict                                       # name -> lines, without the comment sign
-    commands: list = field(default_factory=list)       # lists of words
-    small: list = field(default_factory=list)          # words that make the test size
+    blocks: dict  # name -> lines, without the comment sign
+    commands: list = field(default_factory=list)  # lists of words
+    small: list = field(default_factory=list)  # words that make the test size
     sections: list = field(default_factory=list)
     expectations: list = field(default_factory=list)
 
@@ -47,7 +55,11 @@ class Lesson:
 
     def runs(self):
         """Names of its runs, the last part of their --out."""
-        return [os.path.basename(words[words.index("--out") + 1]) for words in self.commands if words[0] == "mpirun"]
+        return [
+            os.path.basename(words[words.index("--out") + 1])
+            for words in self.commands
+            if words[0] == "mpirun"
+        ]
 
 
 def blocks_of(text):
@@ -55,7 +67,7 @@ def blocks_of(text):
     found, name = {"": []}, ""
     for line in text.splitlines():
         if not line.startswith(";"):
-            name = None   # the configuration itself: its comments are no part of a block
+            name = None  # the configuration itself: its comments are no part of a block
             continue
         comment = line[1:].removeprefix(" ")
         head = BLOCK.match(comment)
@@ -76,7 +88,11 @@ def commands_of(lines):
     commands, small = [], []
     for line in whole_lines(lines):
         line = line.strip()
-        if line.startswith("mpirun ") or line.startswith("scripts/") and not line.startswith("scripts/lesson"):
+        if (
+            line.startswith("mpirun ")
+            or line.startswith("scripts/")
+            and not line.startswith("scripts/lesson")
+        ):
             commands.append(shlex.split(line))
         elif line.startswith("test size:"):
             small = shlex.split(line.removeprefix("test size:"))
@@ -109,4 +125,7 @@ def read(path):
 
 def paths():
     """{number: path} of all lessons."""
-    return {int(os.path.basename(path)[:2]): path for path in sorted(glob.glob(os.path.join(FOLDER, "[0-9][0-9]_*.ini")))}
+    return {
+        int(os.path.basename(path)[:2]): path
+        for path in sorted(glob.glob(os.path.join(FOLDER, "[0-9][0-9]_*.ini")))
+    }

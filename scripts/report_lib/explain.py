@@ -1,55 +1,78 @@
-"""explain.json (--explain TOKEN, --explain-step) as what the page shows: bars of one token's scores, outputs, losses and gradients, and tables."""
-import json
+"""explain.json (--explain TOKEN, --explain-step) as what the page shows: bars of one token's
+scores, outputs, losses and gradients, and texts.
+"""
+import texts
+from run_lib.fields import Found, Wrong
+from run_lib.contents import EXPLANATION
+from names import LEVELS
+from texts import loss_name
 
-import tables
-
-BARS = 32   # experts whose scores are drawn
+BARS = 32  # experts whose scores are drawn
 SHOWN = 12  # experts whose gradients are drawn
-LEVELS = {"same_device": "stays on its device", "same_node": "same node", "across_nodes": "across nodes"}
-LIMITS = {"max": "its best expert", "top2_sum": "the sum of its two best", "topk_sum": "the sum of its top_k / topk_group best",
-          "quota": "its best expert"}
+LIMITS = {
+    "max": "its best expert",
+    "top2_sum": "the sum of its two best",
+    "topk_sum": "the sum of its top_k / topk_group best",
+    "quota": "its best expert",
+}
 
 
-def read(text, problems):
-    """What the file holds, or None; a damaged one is a problem."""
-    if text is None:
+def read(found, problems):
+    """What is shown of the file's value, or None; what is wrong becomes one of the problems."""
+    if found is None:
         return None
     try:
-        found = json.loads(text, parse_constant=float)
-        if found["token"] is not None:
-            look_at(found["token"])
-        for one in found["step"] or []:
-            derived_row(one)
-        json.dumps(found, allow_nan=False)
+        found = EXPLANATION(found, Found("explain.json", strict=True))
+        for index, layer in enumerate(found["token"]["layers"] if found["token"] else []):
+            agree(layer, f"token.layers[{index}]")
         return found
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        problems.append(f"explain.json is damaged ({type(error).__name__}: {error}).")
+    except Wrong as error:
+        problems.append(f"explain.json is damaged ({error}).")
         return None
 
 
-def look_at(token):
-    """Raises where anything that the page shows of a token is not there."""
-    place_text(token)
-    _ = token["text"] and [token["text"][part].strip() for part in ("before", "token", "after")]
-    for layer in token["layers"]:
-        layer_of(layer, token)
-        choice_rows(layer), row_rows(layer), loss_rows(layer), layer["groups"] and group_text(layer), layer["counted"]
-        [tables.real_text(layer["output"][name]) for name in ("x_norm", "u_norm", "y_norm", "residual_norm", "shared_norm", "shared_part_of_y")]
+def agree(layer, where):
+    """Lists about the experts are of one length, and whoever names an expert names one of these."""
+    lists = {name: layer[name] for name in ("score", "logit", "selection") if layer[name]}
+    gradient = layer["gradient"] or {}
+    lists.update(
+        (f"gradient.{name}", value) for name, value in gradient.items() if name != "output_norm"
+    )
+    lengths = {name: len(value) if isinstance(value, list) else 0 for name, value in lists.items()}
+    experts = max(lengths.values(), default=0)
+    for name, length in lengths.items():
+        if length != experts:
+            raise Wrong(f"{where}.{name} has {length} entries, expected are {experts}")
+    if layer["selection"] and layer["score"] is None:
+        raise Wrong(f"{where}.score is null, expected are {experts} numbers")
+    if gradient and ("balance" not in gradient or not layer["score"]):
+        raise Wrong(f"{where}.gradient has no field balance, or there are no scores")
+    if experts and any(choice["expert"] >= experts for choice in layer["choices"]):
+        raise Wrong(f"{where}.choices name an expert from {experts} on")
+    groups = len(layer["groups"]["score"]) if layer["groups"] else 1
+    if layer["score"] is not None and not 0 < groups <= experts:
+        raise Wrong(f"{where}.groups.score has {groups} entries for {experts} experts")
 
 
-# --- what charts draw --------------------------------------------------------------------------------------------------------------------
+# --- what charts draw ---
 
 
 def ranked(layer):
     """Experts by what they are ranked by, falling, then index; a disabled one (null) last."""
     values = layer["selection"] or layer["score"]
-    return sorted(range(len(values)), key=lambda expert: (values[expert] is None, -(values[expert] or 0), expert))
+    return sorted(
+        range(len(values)),
+        key=lambda expert: (values[expert] is None, -(values[expert] or 0), expert),
+    )
 
 
 def shown(layer, count):
     """The chosen experts and the best others, `count` of them, in falling order."""
     order, chosen = ranked(layer), {choice["expert"] for choice in layer["choices"]}
-    kept = set([expert for expert in order if expert in chosen] + [expert for expert in order if expert not in chosen][:max(count - len(chosen), 2)])
+    kept = set(
+        [expert for expert in order if expert in chosen]
+        + [expert for expert in order if expert not in chosen][: max(count - len(chosen), 2)]
+    )
     return [expert for expert in order if expert in kept]
 
 
@@ -58,90 +81,207 @@ def kind_of(layer, expert, experts):
     if choice:
         return "chosen" if choice["served_by"] is not None else "dropped"
     groups = layer["groups"]
-    return "not admitted" if groups and expert // (experts // len(groups["score"])) not in groups["admitted"] else "not chosen"
+    return (
+        "not admitted"
+        if groups and expert // (experts // len(groups["score"])) not in groups["admitted"]
+        else "not chosen"
+    )
 
 
 def scores_of(layer, per_device):
     if layer["score"] is None:
         return None
     logit, selection, experts = layer["logit"], layer["selection"], len(layer["score"])
-    return [{"expert": expert, "device": expert // per_device, "logit": logit and logit[expert], "score": layer["score"][expert],
-             "selection": selection and selection[expert], "kind": kind_of(layer, expert, experts)} for expert in shown(layer, BARS)]
+    return [
+        {
+            "expert": expert,
+            "device": expert // per_device,
+            "logit": logit and logit[expert],
+            "score": layer["score"][expert],
+            "selection": selection and selection[expert],
+            "kind": kind_of(layer, expert, experts),
+        }
+        for expert in shown(layer, BARS)
+    ]
 
 
 def outputs_of(layer):
     """[{"name", "norm", "part"}] of what comes back, the shared experts last."""
-    parts = [{"name": f"expert {choice['served_by']}", "norm": choice["contribution_norm"], "part": choice["part_of_y"]}
-             for choice in layer["choices"] if choice["served_by"] is not None]
+    parts = [
+        {
+            "name": f"expert {choice['served_by']}",
+            "norm": choice["contribution_norm"],
+            "part": choice["part_of_y"],
+        }
+        for choice in layer["choices"]
+        if choice["served_by"] is not None
+    ]
     if layer["output"]["shared_norm"] is not None:
-        parts.append({"name": "shared experts", "norm": layer["output"]["shared_norm"], "part": layer["output"]["shared_part_of_y"]})
+        parts.append(
+            {
+                "name": "shared experts",
+                "norm": layer["output"]["shared_norm"],
+                "part": layer["output"]["shared_part_of_y"],
+            }
+        )
     return parts
 
 
-def loss_name(name):
-    return tables.LOSS_NAMES.get(name, name.replace("_", " "))
-
-
 def gradient_of(layer):
-    """{"expert": [...], "parts": [{"name", "value"}]}; the losses with a coefficient, the task, and their sum."""
+    """{"expert": [...], "parts": [{"name", "value"}]}; the losses with a coefficient, the task, and
+    their sum.
+    """
     gradient = layer["gradient"]
     if not gradient:
         return None
     experts = shown(layer, SHOWN)
-    named = [(name, values) for name, values in gradient.items() if name not in ("balance", "task", "total", "output_norm")]
+    named = [
+        (name, values)
+        for name, values in gradient.items()
+        if name not in ("balance", "task", "total", "output_norm")
+    ]
     if len(named) > 1 or "task" in gradient:
         named.append(("all balance losses", gradient["balance"]))
-    named += [(name, gradient[key]) for key, name in (("task", "task"), ("total", "total")) if key in gradient]
-    return {"expert": experts, "parts": [{"name": loss_name(name), "value": [values[expert] for expert in experts]} for name, values in named]}
+    named += [
+        (name, gradient[key])
+        for key, name in (("task", "task"), ("total", "total"))
+        if key in gradient
+    ]
+    return {
+        "expert": experts,
+        "parts": [
+            {"name": loss_name(name), "value": [values[expert] for expert in experts]}
+            for name, values in named
+        ],
+    }
 
 
 def layer_of(layer, token):
     experts = len(layer["score"] or layer["logit"] or [])
-    return {"scores": scores_of(layer, max(experts // token["num_devices"], 1)), "outputs": outputs_of(layer), "gradient": gradient_of(layer),
-            "groups": layer["groups"] and {"score": layer["groups"]["score"], "admitted": layer["groups"]["admitted"],
-                                           "unit": "device" if layer["groups"]["are_devices"] else "group"}}
+    return {
+        "scores": scores_of(layer, max(experts // token["num_devices"], 1)),
+        "outputs": outputs_of(layer),
+        "gradient": gradient_of(layer),
+        "groups": layer["groups"]
+        and {
+            "score": layer["groups"]["score"],
+            "admitted": layer["groups"]["admitted"],
+            "unit": "device" if layer["groups"]["are_devices"] else "group",
+        },
+    }
 
 
 def digest(found):
     """What the charts draw of a token, or None."""
     token = found and found["token"]
-    return token and {"token": token["token"], "layers": [layer_of(layer, token) for layer in token["layers"]]}
+    return token and {
+        "token": token["token"],
+        "layers": [layer_of(layer, token) for layer in token["layers"]],
+    }
 
 
-# --- tables ------------------------------------------------------------------------------------------------------------------------------
+# --- tables ---
 
 
 def place_text(token):
-    text = (f"Token {tables.count_text(token['token'])} of {tables.count_text(token['num_tokens'])} in step {token['step']}, at home on device {token['device']}; "
-            f"sequence {tables.count_text(token['sequence'])}, place {tables.count_text(token['position'])} in it.")
-    return text + (f" It is one of the last of the step's {token['micro_batches']} micro-batches." if token["micro_batches"] > 1 else "")
+    text = (
+        f"Token {texts.count_text(token['token'])} of {texts.count_text(token['num_tokens'])} in"
+        f" step {token['step']}, at home on device {token['device']}; sequence"
+        f" {texts.count_text(token['sequence'])}, place"
+        f" {texts.count_text(token['position'])} in it."
+    )
+    return text + (
+        f" It is one of the last of the step's {token['micro_batches']} micro-batches."
+        if token["micro_batches"] > 1
+        else ""
+    )
 
 
 def group_text(layer):
     groups = layer["groups"]
     unit = "device" if groups["are_devices"] else "group"
-    return f"A {unit}'s score is {LIMITS.get(groups['rule'], groups['rule'])}; the best {groups['limit']} of {len(groups['score'])} are admitted."
+    return (
+        f"A {unit}'s score is {LIMITS.get(groups['rule'], groups['rule'])}; the best"
+        f" {groups['limit']} of {len(groups['score'])} are admitted."
+    )
+
+
+def output_text(layer):
+    """Norms of what goes into the layer and of what comes out of it."""
+    output = layer["output"]
+    named = [("|x|", "x_norm"), ("|u|", "u_norm"), ("|y|", "y_norm")]
+    if output["residual_norm"] is not None:
+        named.append(("|y + x|", "residual_norm"))
+    parts = [f"{sign} = {texts.real_text(output[name])}" for sign, name in named]
+    if output["shared_norm"] is not None:
+        share = texts.share_text(output["shared_part_of_y"])
+        parts.append(f"shared experts {texts.real_text(output['shared_norm'])} ({share} of y)")
+    return ", ".join(parts) + "."
 
 
 def choice_rows(layer):
     """(columns, rows); with a capacity also what each choice met."""
     limited = any("wanted" in choice for choice in layer["choices"])
-    columns = ["expert", "device", "score s", "ranked by", "weight g", "sent with", "|FFN(u)|", "|g FFN(u)|", "part of y"]
+    columns = [
+        "expert",
+        "device",
+        "score s",
+        "ranked by",
+        "weight g",
+        "sent with",
+        "|FFN(u)|",
+        "|g FFN(u)|",
+        "part of y",
+    ]
     rows = []
     for choice in layer["choices"]:
-        row = [str(choice["expert"]), str(choice["device"]), *(tables.real_text(choice[key]) for key in ("score", "selection", "weight", "sent_weight",
-               "output_norm", "contribution_norm")), tables.share_text(choice["part_of_y"])]
+        row = [
+            str(choice["expert"]),
+            str(choice["device"]),
+            *(
+                texts.real_text(choice[key])
+                for key in (
+                    "score",
+                    "selection",
+                    "weight",
+                    "sent_weight",
+                    "output_norm",
+                    "contribution_norm",
+                )
+            ),
+            texts.share_text(choice["part_of_y"]),
+        ]
         if limited:
-            room = "all" if choice["room"] is None else tables.count_text(choice["room"])
-            served = "dropped" if choice["served_by"] is None else "kept" if choice["served_by"] == choice["expert"] else f"moved to expert {choice['served_by']}"
-            row.append(f"no. {tables.count_text(choice['place'])} of {tables.count_text(choice['wanted'])}, room for {room}: {served}")
+            room = "all" if choice["room"] is None else texts.count_text(choice["room"])
+            served = (
+                "dropped"
+                if choice["served_by"] is None
+                else (
+                    "kept"
+                    if choice["served_by"] == choice["expert"]
+                    else f"moved to expert {choice['served_by']}"
+                )
+            )
+            row.append(
+                f"no. {texts.count_text(choice['place'])} of"
+                f" {texts.count_text(choice['wanted'])}, room for {room}: {served}"
+            )
         rows.append(row)
     return columns + ["its place in the order"] * limited, rows
 
 
 def row_rows(layer):
-    return [[str(row["device"]), str(row["rank"]), LEVELS.get(row["level"], row["level"]), str(row["pairs"]), tables.bytes_text(row["bytes"]),
-             tables.bytes_text(row["metadata_bytes"])] for row in layer["rows"]]
+    return [
+        [
+            str(row["device"]),
+            str(row["rank"]),
+            LEVELS.get(row["level"], row["level"]),
+            str(row["pairs"]),
+            texts.bytes_text(row["bytes"]),
+            texts.bytes_text(row["metadata_bytes"]),
+        ]
+        for row in layer["rows"]
+    ]
 
 
 def loss_rows(layer):
@@ -151,17 +291,34 @@ def loss_rows(layer):
         if loss["share"] is None or loss["batch"] is None:
             continue
         own = loss["share"] * tokens
-        rows.append([loss_name(name), tables.real_text(loss["batch"]), tables.real_text(loss["share"]), tables.real_text(own),
-                     tables.real_text(own / loss["batch"], 3) if loss["batch"] else tables.NONE, tables.real_text(loss["alpha"]),
-                     tables.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else tables.NONE])
+        rows.append(
+            [
+                loss_name(name),
+                texts.real_text(loss["batch"]),
+                texts.real_text(loss["share"]),
+                texts.real_text(own),
+                texts.real_text(own / loss["batch"], 3) if loss["batch"] else texts.NONE,
+                texts.real_text(loss["alpha"]),
+                texts.real_text(loss["alpha"] * loss["share"]) if loss["alpha"] else texts.NONE,
+            ]
+        )
     return rows
 
 
 def derived_row(one, layers=1):
     """(figure, formula with its values, value, does it agree)."""
-    where = [f"{what.replace('_', '-')} {one[what]}" for what in ("layer", "micro_batch") if one[what] is not None and (what != "layer" or layers > 1)]
+    where = [
+        f"{what.replace('_', '-')} {one[what]}"
+        for what in ("layer", "micro_batch")
+        if one[what] is not None and (what != "layer" or layers > 1)
+    ]
     filled = f"{one['formula']} = {one['filled']}" if one["filled"] else one["formula"]
-    return one["name"] + (f" ({', '.join(where)})" if where else ""), filled, tables.real_text(one["value"], 10), "✓" if one["agrees"] else f"✗ reported: {one['reported']}"
+    return (
+        one["name"] + (f" ({', '.join(where)})" if where else ""),
+        filled,
+        texts.real_text(one["value"], 10),
+        "✓" if one["agrees"] else f"✗ reported: {one['reported']}",
+    )
 
 
 def derived_parts(found):

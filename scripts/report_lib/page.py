@@ -1,4 +1,6 @@
-"""Puts the page together: the template, its style and scripts, the charts' library and the data, all in one file."""
+"""Puts the page together: the template, its style and scripts, the charts' library and the data,
+all in one file.
+"""
 import json
 from pathlib import Path
 
@@ -7,10 +9,21 @@ import jinja2
 import digest
 import explain
 import tables
+import texts
 
 HERE = Path(__file__).parent / "template"
-LARGEST = 6_000_000   # bytes of a page
-SCRIPTS = ("core.js", "losses.js", "load.js", "traffic.js", "timeline.js", "specialization.js", "explain.js", "compare.js", "start.js")
+LARGEST = 6_000_000  # bytes of a page
+SCRIPTS = (
+    "core.js",
+    "losses.js",
+    "load.js",
+    "traffic.js",
+    "timeline.js",
+    "specialization.js",
+    "explain.js",
+    "compare.js",
+    "start.js",
+)
 
 
 def in_script(value):
@@ -26,18 +39,29 @@ def thinned_text(run):
     if load and load["steps_per_bin"] > 1:
         texts.append(f"the heat map over steps shows means of {load['steps_per_bin']} steps")
     if load and load["experts_per_bin"] > 1:
-        texts.append(f"the heat map over steps shows means of {load['experts_per_bin']} neighbouring experts")
+        texts.append(
+            f"the heat map over steps shows means of {load['experts_per_bin']} neighbouring experts"
+        )
     if matrix and matrix["devices_per_bin"] > 1:
-        texts.append(f"the traffic matrix shows sums over blocks of {matrix['devices_per_bin']} devices")
+        texts.append(
+            f"the traffic matrix shows sums over blocks of {matrix['devices_per_bin']} devices"
+        )
     if run["timeline"] and len(run["timeline"]["ranks"]) < run["timeline"]["all"]:
-        texts.append(f"the timeline shows {len(run['timeline']['ranks'])} of {run['timeline']['all']} ranks")
+        texts.append(
+            f"the timeline shows {len(run['timeline']['ranks'])} of {run['timeline']['all']} ranks"
+        )
     return "; ".join(texts)
 
 
 def environment():
-    made = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                              undefined=jinja2.StrictUndefined)
-    made.globals.update(tables=tables, explain=explain)
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made.globals.update(tables=tables, texts=texts, explain=explain)
     return made
 
 
@@ -46,8 +70,15 @@ def render(folders, library, share):
     template = environment().get_template("page.html" if len(folders) == 1 else "compare.html")
     scripts = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     style = (HERE / "style.css").read_text(encoding="utf-8")
-    return template.render(folders=folders, runs=runs, thinned=[thinned_text(run) for run in runs], style=style, scripts=scripts,
-                           library=library.replace("</script", "<\\/script"), data=in_script({"runs": runs}))
+    return template.render(
+        folders=folders,
+        runs=runs,
+        thinned=[thinned_text(run) for run in runs],
+        style=style,
+        scripts=scripts,
+        library=library.replace("</script", "<\\/script"),
+        data=in_script({"runs": runs}),
+    )
 
 
 def build(folders, library):

@@ -1,5 +1,7 @@
-"""The charts' library: plotly.js-cartesian-dist-min of npm, one pinned version, kept as npm's own archive in a cache folder. The archive's
-sha512 is compared with the pin each time it is read, so that neither the network nor the cache is trusted. Nothing of it is in the repository."""
+"""The charts' library: plotly.js-cartesian-dist-min of npm, one pinned version, kept as npm's own
+archive in a cache folder. The archive's sha512 is compared with the pin each time it is read, so
+that neither the network nor the cache is trusted. Nothing of it is in the repository.
+"""
 import base64
 import hashlib
 import io
@@ -11,6 +13,8 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from run_lib.safe_files import MIB, read_text
 
 PACKAGE = "plotly.js-cartesian-dist-min"
 VERSION = "4.1.1"
@@ -43,8 +47,24 @@ def cached():
 
 def with_npm(folder):
     """npm knows the user's registry and proxies."""
-    line = ["npm", "pack", f"{PACKAGE}@{VERSION}", "--pack-destination", str(folder), "--silent", "--ignore-scripts"]
-    done = subprocess.run(line, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False)
+    line = [
+        "npm",
+        "pack",
+        f"{PACKAGE}@{VERSION}",
+        "--pack-destination",
+        str(folder),
+        "--silent",
+        "--ignore-scripts",
+    ]
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
     if done.returncode != 0:
         raise Missing(f"npm pack failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return (folder / ARCHIVE).read_bytes()
@@ -52,7 +72,9 @@ def with_npm(folder):
 
 def without_npm():
     registry = os.environ.get("npm_config_registry") or "https://registry.npmjs.org/"
-    with urllib.request.urlopen(f"{registry.rstrip('/')}/{PACKAGE}/-/{ARCHIVE}", timeout=SECONDS) as answer:
+    with urllib.request.urlopen(
+        f"{registry.rstrip('/')}/{PACKAGE}/-/{ARCHIVE}", timeout=SECONDS
+    ) as answer:
         return answer.read()
 
 
@@ -66,7 +88,9 @@ def fetch():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             content = with_npm(Path(scratch)) if shutil.which("npm") else without_npm()
             if not is_whole(content):
-                raise Missing(f"{PACKAGE} {VERSION} arrived damaged: its sha512 is not the one that is pinned")
+                raise Missing(
+                    f"{PACKAGE} {VERSION} arrived damaged: its sha512 is not the one that is pinned"
+                )
             beside = Path(scratch) / "checked"
             beside.write_bytes(content)
             beside.replace(folder / ARCHIVE)
@@ -77,7 +101,7 @@ def fetch():
 def source(path=None):
     """The library's text: of the file `path`, else of the cache, which is filled if need be."""
     if path:
-        return Path(path).read_text(encoding="utf-8")
+        return read_text(path, 64 * MIB, links=True)
     fetch()
     with tarfile.open(fileobj=io.BytesIO(cached()), mode="r:gz") as archive:
         return archive.extractfile(MEMBER).read().decode("utf-8")

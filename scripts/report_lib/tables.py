@@ -1,67 +1,26 @@
-"""The page's tables and key figures, as text: one function for each, all of one run. The comparison puts them side by side."""
-from folder import at, items, number, objects, whole
+"""The page's tables and key figures, as text: one function for each, all of one run. The comparison
+puts them side by side.
+"""
+from names import DIRECTIONS, IMBALANCE, LOADS
+from run_lib.record import at, items, number, objects, whole
+from texts import NONE, bytes_text, count_text, loss_name, real_text, seconds_text
+from texts import share_text, value_text
 
-LOSS_NAMES = {"expert": "expert", "device": "device", "comm": "communication", "z": "z (logits)"}
-FORMULAS = {"max_over_mean": ("max / mean", "largest over mean"), "maxvio": ("MaxVio", "max / mean − 1"),
-            "balancedness": ("balancedness", "mean / max"),
-            "cv": ("CV", "standard deviation / mean"), "gini": ("Gini", "Σ (2i − n − 1) x₍ᵢ₎ / (n Σ x)"),
-            "entropy": ("entropy (nats)", "−Σ p ln p, p = x / Σ x"), "idle": ("idle", "entries that are 0"), "p50": ("p50", "median"),
-            "p90": ("p90", "90th percentile"), "p99": ("p99", "99th percentile")}
-LOAD_NAMES = {"expert": "selections by expert", "device": "selections by device", "received": "rows received by device",
-              "sent": "rows sent by device", "node": "selections by node", "node_received": "rows received by node", "node_sent": "rows sent by node"}
-DIRECTION_NAMES = {"dispatch": "dispatch", "combine": "combine", "dispatch_backward": "dispatch of dy (backward)",
-                   "combine_backward": "combine of dx (backward)"}
-NONE = "–"
+# How a metric is called in a table, and its formula with the signs of mathematics.
+FORMULAS = {
+    "max_over_mean": ("max / mean", "largest over mean"),
+    "maxvio": ("MaxVio", "max / mean − 1"),
+    "balancedness": ("balancedness", "mean / max"),
+    "cv": ("CV", "standard deviation / mean"),
+    "gini": ("Gini", "Σ (2i − n − 1) x₍ᵢ₎ / (n Σ x)"),
+    "entropy": ("entropy (nats)", "−Σ p ln p, p = x / Σ x"),
+    "idle": ("idle", "entries that are 0"),
+    "p50": ("p50", "median"),
+    "p90": ("p90", "90th percentile"),
+    "p99": ("p99", "99th percentile"),
+}
 
-
-# --- figures as text -----------------------------------------------------------------------------------------------------------------------
-
-
-def count_text(value):
-    return NONE if value is None else f"{round(value):,}".replace(",", "\u2009")
-
-
-def real_text(value, digits=6):
-    if value is None:
-        return NONE
-    return f"{value:.{digits}g}".replace("-", "−") if value else "0"
-
-
-def bytes_text(value):
-    """Binary units, as on moesim's screen; four digits, as in the charts."""
-    if value is None:
-        return NONE
-    sign, value, unit = "−" if value < 0 else "", abs(value), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        if value < 1023.95:
-            break
-        value, unit = value / 1024, larger
-    return f"{sign}{value:.0f} B" if unit == "B" else f"{sign}{value:.4g} {unit}"
-
-
-def seconds_text(value):
-    if value is None:
-        return NONE
-    sign, value = "−" if value < 0 else "", abs(value)
-    for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale or unit == "µs":
-            return f"{sign}{value / scale:.3g} {unit}"
-
-
-def share_text(value):
-    return NONE if value is None else f"{100 * value:.1f} %".replace("-", "−")
-
-
-def value_text(value):
-    """A configuration's value as in config.ini."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float) and value == int(value):
-        return f"{value:g}"
-    return NONE if value is None or value == "" else str(value)
-
-
-# --- key figures ---------------------------------------------------------------------------------------------------------------------------
+# --- key figures ---
 
 
 def mean(values):
@@ -70,13 +29,20 @@ def mean(values):
 
 def saving(folder):
     """Share of the payload that one row per selection would have sent and this run did not."""
-    sent, all_rows = (number(at(folder.last, f"volume.dispatch.{name}")) for name in ("logical_bytes", "selection_bytes"))
+    sent, all_rows = (
+        number(at(folder.last, f"volume.dispatch.{name}"))
+        for name in ("logical_bytes", "selection_bytes")
+    )
     return 1 - sent / all_rows if sent is not None and all_rows else None
 
 
 def step_seconds(folder):
     measured = number(at(folder.summary, "time.measured.step_mean"))
-    return measured if measured is not None else mean([number(at(line, "time.step")) for line in folder.metrics])
+    return (
+        measured
+        if measured is not None
+        else mean([number(at(line, "time.step")) for line in folder.metrics])
+    )
 
 
 def last_validation(folder):
@@ -85,38 +51,75 @@ def last_validation(folder):
 
 
 def dropped_share(folder):
-    chosen, dropped = (sum(number(layer.get(name)) or 0 for layer in folder.layers) for name in ("selections", "dropped"))
+    chosen, dropped = (
+        sum(number(layer.get(name)) or 0 for layer in folder.layers)
+        for name in ("selections", "dropped")
+    )
     return dropped / chosen if chosen else None
 
 
 def task_unit(folder):
-    """Unit of the task's loss: of the text task cross-entropy in nats, else the mean squared error of the regression; empty without training."""
+    """Unit of the task's loss: of the text task cross-entropy in nats, else the mean squared error
+    of the regression; empty without training.
+    """
     if folder.get("run", "mode") != "train":
         return ""
     return "nats" if folder.get("data", "source") == "text" else "mean squared error"
 
 
 def all_figures(folder):
-    """[(name, unit or explanation, value or None, text of a value)], of the last step; the same rows for every run."""
+    """[(name, unit or explanation, value or None, text of a value)], of the last step; the same
+    rows for every run.
+    """
     last, layers = folder.last, folder.layers
     trained = folder.metrics[-1] if folder.metrics else {}
     return [
         ("tokens", "in a step", number(last.get("num_tokens")), count_text),
-        ("task loss", f"last step, {task_unit(folder)}", number(trained.get("task_loss")), real_text),
+        (
+            "task loss",
+            f"last step, {task_unit(folder)}",
+            number(trained.get("task_loss")),
+            real_text,
+        ),
         ("bits per byte", "last step", number(trained.get("bits_per_byte")), real_text),
         ("validation loss", f"latest, {task_unit(folder)}", last_validation(folder), real_text),
         ("balance losses", "Σ α × raw, last step", number(at(last, "loss.total")), real_text),
         ("expert loss", "raw, last step", number(at(last, "loss_raw.expert")), real_text),
         ("device loss", "raw, last step", number(at(last, "loss_raw.device")), real_text),
         ("communication loss", "raw, last step", number(at(last, "loss_raw.comm")), real_text),
-        ("devices per token", "mean", mean([number(layer.get("mean_devices_per_token")) for layer in layers]), real_text),
-        ("dispatch payload", "a step, local rows included", number(at(last, "volume.dispatch.logical_bytes")), bytes_text),
-        ("to other devices", "dispatch payload, a step", number(at(last, "volume.dispatch.remote_bytes")), bytes_text),
+        (
+            "devices per token",
+            "mean",
+            mean([number(layer.get("mean_devices_per_token")) for layer in layers]),
+            real_text,
+        ),
+        (
+            "dispatch payload",
+            "a step, local rows included",
+            number(at(last, "volume.dispatch.logical_bytes")),
+            bytes_text,
+        ),
+        (
+            "to other devices",
+            "dispatch payload, a step",
+            number(at(last, "volume.dispatch.remote_bytes")),
+            bytes_text,
+        ),
         ("saved", "against one row per selection", saving(folder), share_text),
         ("expert load", "max / mean", number(at(last, "balance.expert.max_over_mean")), real_text),
         ("device load", "max / mean", number(at(last, "balance.device.max_over_mean")), real_text),
-        ("received rows", "max / mean", number(at(last, "balance.received.max_over_mean")), real_text),
-        ("dropped", "of the selections", dropped_share(folder) if has_capacity(folder) else None, share_text),
+        (
+            "received rows",
+            "max / mean",
+            number(at(last, "balance.received.max_over_mean")),
+            real_text,
+        ),
+        (
+            "dropped",
+            "of the selections",
+            dropped_share(folder) if has_capacity(folder) else None,
+            share_text,
+        ),
         ("time", "of a step, mean, slowest rank", step_seconds(folder), seconds_text),
     ]
 
@@ -133,8 +136,14 @@ def router_text(folder):
         text = f"method top_p = {folder.get('router', 'top_p', '?')}, {text}"
     elif method != "topk":
         text = f"method {method}, {text}"
-    text += "no device limit" if limit == "none" else \
-        f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of {folder.get('router', 'num_groups', '?')} groups"
+    text += (
+        "no device limit"
+        if limit == "none"
+        else (
+            f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of"
+            f" {folder.get('router', 'num_groups', '?')} groups"
+        )
+    )
     return text + (f", preset {preset}" if preset else "")
 
 
@@ -145,27 +154,65 @@ def facts(folder):
     if whole(get("model", "num_shared_experts")):
         experts += f" + {get('model', 'num_shared_experts')} shared"
     per_node = whole(get("cluster", "devices_per_node")) or folder.devices
-    hosts = [f"{host.get('name')} ({host.get('processor')}, {host.get('cores')} cores, {bytes_text(number(host.get('memory_bytes')))})"
-             for host in objects(summary, "machine.hosts")]
+    hosts = [
+        f"{host.get('name')} ({host.get('processor')}, {host.get('cores')} cores,"
+        f" {bytes_text(number(host.get('memory_bytes')))})"
+        for host in objects(summary, "machine.hosts")
+    ]
     ranks = summary.get("ranks")
     rows = [
-        ("run", f"{at(summary, 'config.name', folder.name)}, mode {get('run', 'mode', '?')}, seed {get('run', 'seed', '?')}"),
+        (
+            "run",
+            (
+                f"{at(summary, 'config.name', folder.name)}, mode {get('run', 'mode', '?')}, seed"
+                f" {get('run', 'seed', '?')}"
+            ),
+        ),
         ("steps", f"{len(folder.metrics) or summary.get('steps')} of {get('run', 'steps', '?')}"),
-        ("model", f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size {get('model', 'hidden_size', '?')}, "
-                  f"experts: {experts}, {get('model', 'expert_type', '?')}, width {get('model', 'moe_intermediate_size', '?')}"),
+        (
+            "model",
+            (
+                f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size"
+                f" {get('model', 'hidden_size', '?')}, experts: {experts},"
+                f" {get('model', 'expert_type', '?')}, width"
+                f" {get('model', 'moe_intermediate_size', '?')}"
+            ),
+        ),
         ("router", router_text(folder)),
-        ("devices", f"{folder.devices}, {per_node} on each node" + (f", on {ranks} rank{'s' if ranks != 1 else ''}" if ranks else "")),
-        ("exchange", f"mode {get('exchange', 'mode', '?')}, payload {get('exchange', 'payload', '?')}, "
-                     f"back {get('exchange', 'combine_payload', '?')}"),
-        ("data", f"{get('data', 'source', '?')}, {count_text(number(folder.last.get('num_tokens')))} tokens a step"),
+        (
+            "devices",
+            f"{folder.devices}, {per_node} on each node"
+            + (f", on {ranks} rank{'s' if ranks != 1 else ''}" if ranks else ""),
+        ),
+        (
+            "exchange",
+            (
+                f"mode {get('exchange', 'mode', '?')}, payload {get('exchange', 'payload', '?')}, "
+                f"back {get('exchange', 'combine_payload', '?')}"
+            ),
+        ),
+        (
+            "data",
+            (
+                f"{get('data', 'source', '?')},"
+                f" {count_text(number(folder.last.get('num_tokens')))} tokens a step"
+            ),
+        ),
         ("machine", "; ".join(hosts)),
         ("moesim", str(summary.get("version", "")) and f"version {summary.get('version')}"),
-        ("time", f"{seconds_text(number(at(summary, 'time.total')))} in all" if at(summary, "time.total") is not None else ""),
+        (
+            "time",
+            (
+                f"{seconds_text(number(at(summary, 'time.total')))} in all"
+                if at(summary, "time.total") is not None
+                else ""
+            ),
+        ),
     ]
     return [(name, text) for name, text in rows if text]
 
 
-# --- tables --------------------------------------------------------------------------------------------------------------------------------
+# --- tables ---
 
 
 def layer_mean(folder, path):
@@ -176,126 +223,242 @@ def losses(folder):
     """[(loss, raw, at balance, ratio, alpha x raw)] of the last step, mean over layers."""
     rows = []
     for name, raw in items(folder.last, "loss_raw").items():
-        of_all = number(at(folder.summary, f"loss_ideal.{name}"))   # of a loss over all layers
-        raw, ideal = number(raw), layer_mean(folder, f"loss_ideal.{name}") if of_all is None else of_all
+        of_all = number(at(folder.summary, f"loss_ideal.{name}"))  # of a loss over all layers
+        raw, ideal = (
+            number(raw),
+            layer_mean(folder, f"loss_ideal.{name}") if of_all is None else of_all,
+        )
         over = raw / ideal if raw is not None and ideal else None
         trained = number(at(folder.last, f"loss.{name}"))
-        rows.append((LOSS_NAMES.get(name, name.replace("_", " ")), real_text(raw), real_text(ideal), real_text(over, 4), real_text(trained)))
+        rows.append(
+            (
+                loss_name(name),
+                real_text(raw),
+                real_text(ideal),
+                real_text(over, 4),
+                real_text(trained),
+            )
+        )
     return rows
 
 
 def other_losses(series):
     """[(name, text)] of the losses over steps that are none of DeepSeek's three."""
     names = [path.split(".", 1)[1] for path in series if path.startswith("loss_raw.")]
-    return [(name, LOSS_NAMES.get(name, name.replace("_", " "))) for name in names if name not in ("expert", "device", "comm")]
+    return [(name, loss_name(name)) for name in names if name not in ("expert", "device", "comm")]
 
 
 def scopes(folder):
     """(names of losses, [(scope, values..., trains)]), mean over layers."""
     names = list(items(folder.layers[0], "loss_by_scope.global")) if folder.layers else []
-    rows = [(scope, [real_text(layer_mean(folder, f"loss_by_scope.{scope}.{name}")) for name in names], scope == folder.get("balance", "scope"))
-            for scope in ("sequence", "device", "global")]
-    return [LOSS_NAMES.get(name, name) for name in names], rows if names else []
+    rows = [
+        (
+            scope,
+            [real_text(layer_mean(folder, f"loss_by_scope.{scope}.{name}")) for name in names],
+            scope == folder.get("balance", "scope"),
+        )
+        for scope in ("sequence", "device", "global")
+    ]
+    return [loss_name(name) for name in names], rows if names else []
 
 
 def balance(folder):
     """(metrics with formulas, [(load, values)]) of the last step, mean over layers."""
     one_node = whole(folder.get("cluster", "devices_per_node")) in (0, folder.devices)
-    rows = [(LOAD_NAMES.get(load, load), [real_text(number(values.get(name)), 4) for name in FORMULAS])
-            for load, values in items(folder.last, "balance").items() if isinstance(values, dict) and not (one_node and load.startswith("node"))]
-    return list(FORMULAS.values()), rows
+    rows = [
+        (LOADS.get(load, load), [real_text(number(values.get(name)), 4) for name in IMBALANCE])
+        for load, values in items(folder.last, "balance").items()
+        if isinstance(values, dict) and not (one_node and load.startswith("node"))
+    ]
+    return [FORMULAS[name] for name in IMBALANCE], rows
 
 
 def specialization(folder):
     """(layer, mutual information, score, by chance) of each layer."""
     layers = objects(folder.specialization, "layers")
-    return [(str(index), *(real_text(number(layer.get(name)), 4) for name in ("mutual_information", "score", "chance"))) for index, layer in enumerate(layers)]
+    return [
+        (
+            str(index),
+            *(
+                real_text(number(layer.get(name)), 4)
+                for name in ("mutual_information", "score", "chance")
+            ),
+        )
+        for index, layer in enumerate(layers)
+    ]
+
+
+def direction_name(key):
+    backward = " (backward)" if key.endswith("_backward") else ""
+    return DIRECTIONS.get(key, key) + backward
 
 
 def volumes(folder):
     """[(direction, rows, payload, to other devices, metadata)] of the last step."""
     rows = []
     for name, volume in items(folder.last, "volume").items():
-        values = [number(at(volume, key)) for key in ("rows", "logical_bytes", "remote_bytes", "metadata_bytes")]
-        rows.append((DIRECTION_NAMES.get(name, name), count_text(values[0]), *map(bytes_text, values[1:])))
+        values = [
+            number(at(volume, key))
+            for key in ("rows", "logical_bytes", "remote_bytes", "metadata_bytes")
+        ]
+        rows.append((direction_name(name), count_text(values[0]), *map(bytes_text, values[1:])))
     return rows
 
 
 def checks(folder):
     """[(name, state, detail)]: passed, FAILED or not made."""
     details = items(folder.summary, "check_details")
-    return [(name, "passed" if passed is True else "FAILED" if passed is False else "not made", details.get(name) if isinstance(details.get(name), str) else "")
-            for name, passed in items(folder.summary, "checks").items()]
+    return [
+        (
+            name,
+            "passed" if passed is True else "FAILED" if passed is False else "not made",
+            details.get(name) if isinstance(details.get(name), str) else "",
+        )
+        for name, passed in items(folder.summary, "checks").items()
+    ]
 
 
 def has_capacity(folder):
-    limited = folder.get("capacity", "policy", "none") != "none" or any("capacity" in layer for layer in folder.layers)
+    limited = folder.get("capacity", "policy", "none") != "none" or any(
+        "capacity" in layer for layer in folder.layers
+    )
     return limited or any(number(layer.get("dropped")) for layer in folder.layers)
 
 
-SAID = ("policy", "scope", "drop", "overflow", "dropped")   # of a capacity object: stand above its table, or in it anyway
+SAID = (
+    "policy",
+    "scope",
+    "drop",
+    "overflow",
+    "dropped",
+)  # of a capacity object: stand above its table, or in it anyway
 
 
 def capacity(folder):
-    """(columns, [values by layer]): dropped pairs, and the figures of each layer's `capacity` object that are not 0 everywhere."""
+    """(columns, [values by layer]): dropped pairs, and the figures of each layer's `capacity`
+    object that are not 0 everywhere.
+    """
     if not has_capacity(folder) or not folder.layers:
         return [], []
     found = [items(layer, "capacity") for layer in folder.layers]
-    keys = {key: None for one in found for key, value in one.items() if value and not isinstance(value, (list, dict)) and key not in SAID}
+    keys = {
+        key: None
+        for one in found
+        for key, value in one.items()
+        if value and not isinstance(value, (list, dict)) and key not in SAID
+    }
     rows = []
     for index, (layer, one) in enumerate(zip(folder.layers, found)):
         chosen, dropped = number(layer.get("selections")), number(layer.get("dropped"))
         share = dropped / chosen if chosen and dropped is not None else None
-        rows.append([str(index), count_text(chosen), count_text(dropped), share_text(share), *[capacity_text(key, one.get(key)) for key in keys]])
-    return ["layer", "selections", "dropped", "share", *(key.replace("_", " ") for key in keys)], rows
+        rows.append(
+            [
+                str(index),
+                count_text(chosen),
+                count_text(dropped),
+                share_text(share),
+                *[capacity_text(key, one.get(key)) for key in keys],
+            ]
+        )
+    return [
+        "layer",
+        "selections",
+        "dropped",
+        "share",
+        *(key.replace("_", " ") for key in keys),
+    ], rows
+
+
+def capacity_rules(folder):
+    """The rules by which pairs were dropped, as a sentence."""
+    scope = {"global": "batch", "device": "device"}.get(
+        folder.get("capacity", "capacity_scope", ""), "?"
+    )
+    rules = {
+        name: str(folder.get("capacity", name, "?"))
+        for name in ("policy", "capacity_factor", "overflow", "drop")
+    }
+    return (
+        f"Policy {rules['policy']}, capacity factor {rules['capacity_factor']},"
+        f" overflow: {rules['overflow'].replace('_', ' ')}, dropped by {rules['drop']},"
+        f" budgets per {scope}."
+    )
 
 
 def capacity_text(key, value):
     if number(value) is None:
         return value_text(value)
-    return bytes_text(value) if "bytes" in key else count_text(value) if isinstance(value, int) else real_text(value)
+    return (
+        bytes_text(value)
+        if "bytes" in key
+        else count_text(value)
+        if isinstance(value, int)
+        else real_text(value)
+    )
 
 
 def config(folder):
     """[(section, [(key, text)])]."""
-    return [(section, [(key, value_text(value)) for key, value in keys.items()]) for section, keys in folder.config.items()]
+    return [
+        (section, [(key, value_text(value)) for key, value in keys.items()])
+        for section, keys in folder.config.items()
+    ]
 
 
 def ranks(folder):
     """[(rank, host, devices, threads, package, numa, core)]."""
     keys = ("rank", "host", "devices", "threads", "package", "numa", "core")
-    return [[value_text(rank.get(key)) for key in keys] for rank in objects(folder.summary, "machine.ranks")]
+    return [
+        [value_text(rank.get(key)) for key in keys]
+        for rank in objects(folder.summary, "machine.ranks")
+    ]
 
 
-# --- several runs --------------------------------------------------------------------------------------------------------------------------
+# --- several runs ---
 
 
 def compared_figures(folders):
-    """[(name, unit, [text], [difference to the first])]; a figure stands here when any run has it."""
+    """[(name, unit, [text], [difference to the first])] of the figures that any of the runs has."""
     rows = []
     for same in zip(*map(all_figures, folders)):
         (name, _, base, text), values = same[0], [row[2] for row in same]
         if any(value is not None for value in values):
             unit = " or ".join(dict.fromkeys(row[1] for row in same if row[2] is not None))
-            rows.append((name, unit, [text(value) for value in values], [difference(value, base, text) for value in values[1:]]))
+            rows.append(
+                (
+                    name,
+                    unit,
+                    [text(value) for value in values],
+                    [difference(value, base, text) for value in values[1:]],
+                )
+            )
     return rows
 
 
 def difference(value, base, text):
-    """"+1.5 KiB (+20.0 %)"."""
+    """ "+1.5 KiB (+20.0 %)"."""
     if value is None or base is None:
         return NONE
     if value == base:
         return "="
     sign = "+" if value > base else ""
-    part = f" ({sign}{share_text((value - base) / abs(base))})" if base and text is not share_text else ""
-    amount = text(value - base).replace(" %", " points") if text is share_text else text(value - base)
+    part = (
+        f" ({sign}{share_text((value - base) / abs(base))})"
+        if base and text is not share_text
+        else ""
+    )
+    amount = (
+        text(value - base).replace(" %", " points") if text is share_text else text(value - base)
+    )
     return f"{sign}{amount}{part}"
 
 
 def compared_config(folders):
     """[(section.key, [text])] of the keys that are not the same in all runs."""
-    flat = [{f"{section}.{key}": text for section, keys in config(folder) for key, text in keys} for folder in folders]
+    flat = [
+        {f"{section}.{key}": text for section, keys in config(folder) for key, text in keys}
+        for folder in folders
+    ]
     names = {name: None for run in flat for name in run}
     rows = [(name, [run.get(name, NONE) for run in flat]) for name in names]
     return [row for row in rows if len(set(row[1])) > 1]

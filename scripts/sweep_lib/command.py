@@ -1,5 +1,7 @@
-"""scripts/sweep: from the command line to sweep.csv and sweep.html. Exit status: 0 every run is done; 1 some failed (their rows say why);
-2 the user's mistake, one sentence, nothing was run; 130 interrupted."""
+"""scripts/sweep: from the command line to sweep.csv and sweep.html. Exit status: 0 every run is
+done; 1 some failed (their rows say why); 2 the user's mistake, one sentence, nothing was run; 130
+interrupted.
+"""
 import hashlib
 import json
 import os
@@ -11,63 +13,59 @@ import time
 
 import keys_table
 import launch
+from command_line import Refused, say
+from run_lib import contents
 from sweep_lib import check, page, plan, runner, table
-from sweep_lib.plan import Refused
 from sweep_lib.progress import Progress
-
-HELP = """Runs a configuration once for each combination of values, and writes one table of what came out.
-
-  scripts/sweep CONFIG.ini --vary section.key=values [--vary ...] [--seeds N] [-np D] [moesim options]
-
-  --vary KEY=VALUES  a list 0,0.02,0.2, a range 1:8 (inclusive), 0:100:20 (steps of 20) or 1:64:*2 (doubling), or a mixture of them;
-                     several --vary make a grid
-  --zip              take the lists in parallel instead: first with first, second with second
-  --seeds N          seeds 1 to N for each combination; or a list, 3,5,8
-  -np D              ranks of each run; default 8, or the largest number up to 8 that divides every cluster.devices
-  -j JOBS            runs at once; default: as many as have D cores for themselves, at least one
-  --out DIR          where everything goes; default runs/sweep-<config name>
-  --force            run again what has finished before
-  --report           also scripts/report's comparison of the runs, DIR/comparison.html (up to 8 runs)
-  --quiet            say nothing but errors
-  --set KEY=VALUE    for moesim, in every run; repeatable
-
-Go on after an interruption, or add values and seeds, by giving the same --out again: what has finished is not run twice. DIR/sweep.csv has one
-row a run (sweep.parquet too, where pandas can), DIR/sweep.html the plots, DIR/runs/ the runs themselves, which scripts/report shows.
-
-examples:
-  scripts/sweep configs/quickstart.ini --vary balance.alpha_comm=0,0.02,0.2 --vary router.topk_group=1:8 --seeds 3
-  scripts/sweep configs/quickstart.ini --vary cluster.devices=8:64:*2 -np 8 --set run.steps=1
-
-exit status: 0 every run is done, 1 some failed (the table says why), 2 a mistake in the command (nothing was run), 130 interrupted
-"""
 
 MOST_COMPARED = 8
 
 
 def claim(options):
-    """OUT belongs to one configuration, number of ranks and set of --set: rows of different ones would not be comparable."""
+    """OUT belongs to one configuration, number of ranks and set of --set: rows of different ones
+    would not be comparable.
+    """
     with open(options.config, "rb") as file:
-        mine = {"config": hashlib.sha256(file.read()).hexdigest(), "ranks": options.ranks, "set": options.sets}
+        digest = hashlib.sha256(file.read()).hexdigest()
+    mine = {"config": digest, "ranks": options.ranks, "set": options.sets}
     path = os.path.join(options.out, "sweep.json")
-    held = table.read_json(path)
-    if held is not None and {name: held.get(name) for name in mine} != mine and not options.force:
-        other = next(name for name in mine if held.get(name) != mine[name])
-        what = {"config": "another configuration file", "ranks": f"{held.get('ranks')} ranks", "set": "other --set options"}[other]
-        raise Refused(f"{options.out} holds a sweep with {what}: give another --out, or --force to begin anew")
-    if held is not None and options.force and {name: held.get(name) for name in mine} != mine:
+    held, wrong = table.read_json(path, contents.SWEEP, strict=True)
+    if wrong and not options.force:
+        raise Refused(f"{options.out}/{wrong}: give another --out, or --force to begin anew")
+    if wrong or (held is not None and held != mine):
+        if not options.force:
+            other = next(name for name in mine if held[name] != mine[name])
+            what = {
+                "config": "another configuration file",
+                "ranks": f"{held['ranks']} ranks",
+                "set": "other --set options",
+            }[other]
+            raise Refused(
+                f"{options.out} holds a sweep with {what}: give another --out, or --force to begin"
+                " anew"
+            )
         shutil.rmtree(os.path.join(options.out, "runs"), ignore_errors=True)
     os.makedirs(os.path.join(options.out, "runs"), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump({**mine, "config_name": os.path.basename(options.config), "vary": options.vary, "zip": options.zipped, "seeds": options.seeds},
-                  file, indent=1)
+    plan_of_it = {
+        **mine,
+        "config_name": os.path.basename(options.config),
+        "vary": options.vary,
+        "zip": options.zipped,
+        "seeds": options.seeds,
+    }
+    table.write_file(path, json.dumps(plan_of_it, indent=1))
 
 
 class Sweep:
-    """The runs, how each ended so far, and the table, which is written while the sweep goes on (at most once a second)."""
+    """The runs, how each ended so far, and the table, which is written while the sweep goes on (at
+    most once a second).
+    """
 
     def __init__(self, options, runs):
         self.options, self.runs, self.rows, self.written = options, runs, {}, 0.0
-        self.outcomes = {run: None if options.force else runner.previous(run, self.folder(run)) for run in runs}
+        self.outcomes = {
+            run: None if options.force else runner.previous(run, self.folder(run)) for run in runs
+        }
         self.progress = None
 
     def folder(self, run):
@@ -88,20 +86,45 @@ class Sweep:
             if run not in self.rows and outcome:
                 self.rows[run] = table.row_of(run, outcome, self.folder(run))
         missing = runner.Outcome("not run")
-        table.write_csv(self.csv(), [self.rows.get(run) or table.row_of(run, missing, self.folder(run)) for run in self.runs])
+        table.write_csv(
+            self.csv(),
+            [
+                self.rows.get(run) or table.row_of(run, missing, self.folder(run))
+                for run in self.runs
+            ],
+        )
         self.written = time.monotonic()
 
     def csv(self):
         return os.path.join(self.options.out, "sweep.csv")
 
     def compare(self):
-        """scripts/report over the finished runs; whether its page was written. It says itself what it lacks."""
-        folders = [self.folder(run) for run, row in self.rows.items() if row["status"] in ("ok", "failed checks")]
+        """scripts/report over the finished runs; whether its page was written. It says itself what
+        it lacks.
+        """
+        folders = [
+            self.folder(run)
+            for run, row in self.rows.items()
+            if row["status"] in ("ok", "failed checks")
+        ]
         if not 2 <= len(folders) <= MOST_COMPARED:
-            self.progress.say(f"no comparison of {len(folders)} runs: scripts/report compares 2 to {MOST_COMPARED}; name yours, scripts/report RUN RUN...")
+            self.progress.say(
+                f"no comparison of {len(folders)} runs: scripts/report compares 2 to"
+                f" {MOST_COMPARED}; name yours, scripts/report RUN RUN..."
+            )
             return False
-        line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", os.path.join(self.options.out, "comparison.html")]
-        return subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode == 0
+        line = [
+            os.path.join(launch.SCRIPTS, "report"),
+            *folders,
+            "-o",
+            os.path.join(self.options.out, "comparison.html"),
+        ]
+        return (
+            subprocess.run(
+                line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False
+            ).returncode
+            == 0
+        )
 
     def finish(self):
         """The last table, its plots, and a word about both."""
@@ -111,8 +134,14 @@ class Sweep:
             written.append(os.path.join(self.options.out, "sweep.parquet"))
         ok = [row for row in self.rows.values() if row["status"] in ("ok", "failed checks")]
         if ok:
-            written.append(page.write(os.path.join(self.options.out, "sweep.html"), list(self.rows.values()), list(self.options.vary),
-                                      os.path.basename(self.options.config)))
+            written.append(
+                page.write(
+                    os.path.join(self.options.out, "sweep.html"),
+                    list(self.rows.values()),
+                    list(self.options.vary),
+                    os.path.basename(self.options.config),
+                )
+            )
         if self.options.report and self.compare():
             written.append(os.path.join(self.options.out, "comparison.html"))
         self.progress.clear()
@@ -120,7 +149,10 @@ class Sweep:
         for outcome in self.outcomes.values():
             status = outcome.status if outcome else "not run"
             counts[status] = counts.get(status, 0) + 1
-        self.progress.say(f"{len(self.runs)} runs: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+        self.progress.say(
+            f"{len(self.runs)} runs: "
+            + ", ".join(f"{count} {status}" for status, count in counts.items())
+        )
         self.progress.say("\n".join(written))
         return all(outcome and outcome.status == "ok" for outcome in self.outcomes.values())
 
@@ -136,7 +168,9 @@ def prepare(options):
     in_file = check.devices_in(options.config)
     options.ranks = options.ranks or check.default_ranks(check.all_devices(options, in_file))
     options.jobs = options.jobs or plan.default_jobs(options.ranks)
-    options.out = options.out or os.path.join("runs", "sweep-" + os.path.splitext(os.path.basename(options.config))[0])
+    options.out = options.out or os.path.join(
+        "runs", "sweep-" + os.path.splitext(os.path.basename(options.config))[0]
+    )
     sweep = Sweep(options, plan.runs_of(options))
     waiting = sweep.waiting()
     finished = [run for run in sweep.runs if sweep.outcomes[run]]
@@ -155,27 +189,34 @@ def sweep_all(options):
     waiting = sweep.waiting()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, running.interrupt)
-    sweep.progress.say(f"{len(sweep.runs)} runs on {options.ranks} ranks, {options.jobs} at once"
-                       + (f"; {len(sweep.runs) - len(waiting)} are done" if len(waiting) < len(sweep.runs) else ""))
+    sweep.progress.say(
+        f"{len(sweep.runs)} runs on {options.ranks} ranks, {options.jobs} at once"
+        + (f"; {len(sweep.runs) - len(waiting)} are done" if len(waiting) < len(sweep.runs) else "")
+    )
     sweep.progress.draw()
     try:
         running.all(waiting)
     except runner.Interrupted:
         sweep.finish()
-        print(f"interrupted; the same command goes on with the {len(sweep.waiting())} runs that are left", file=sys.stderr)
+        print(
+            (
+                f"interrupted; the same command goes on with the {len(sweep.waiting())} runs that"
+                " are left"
+            ),
+            file=sys.stderr,
+        )
         return 130
     return 0 if sweep.finish() else 1
 
 
 def main(arguments):
-    if "--help" in arguments or "-h" in arguments or not arguments:
-        print(HELP, end="")
-        return 0 if arguments else 2
+    if not arguments:
+        plan.Words().print_help()
+        return 2
     try:
         return sweep_all(plan.parse(arguments))
     except Refused as error:
-        print(f"scripts/sweep: {error}", file=sys.stderr)
-        return 2
+        return say("sweep", error)
     except OSError as error:
         print(f"scripts/sweep: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1

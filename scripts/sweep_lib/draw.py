@@ -1,5 +1,7 @@
-"""Small charts as SVG text: points and lines over a linear or an ordinal x axis. Colours are safe for the colour-blind (Okabe and Ito) and
-every series has a marker of its own; the text takes the page's colour, so that light and dark both work. Hovering shows the numbers."""
+"""Small charts as SVG text: points and lines over a linear or an ordinal x axis. Colours are safe
+for the colour-blind (Okabe and Ito) and every series has a marker of its own; the text takes the
+page's colour, so that light and dark both work. Hovering shows the numbers.
+"""
 import html
 import math
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 70, 14, 34, 52
 @dataclass
 class Point:
     """Where a point stands and what hovering says; `mark` makes it large and ringed."""
+
     x: float
     y: float
     text: str = ""
@@ -22,6 +25,7 @@ class Point:
 @dataclass
 class Series:
     """Points of one name; `line` joins them, or joins `path` where that is given."""
+
     name: str
     points: list
     line: bool = True
@@ -30,7 +34,10 @@ class Series:
 
 @dataclass
 class Chart:
-    """Title, axes with their units, series; `labels` makes x ordinal: position i has the text labels[i]."""
+    """Title, axes with their units, series; `labels` makes x ordinal: position i has the text
+    labels[i].
+    """
+
     title: str
     x_title: str
     y_title: str
@@ -58,6 +65,7 @@ def ticks(low, high, about=5):
 
 def limits(values):
     """A range with some room around it; from 0 where that costs little."""
+    values = [0 if abs(value) < 1e-200 else value for value in values]
     low, high = min(values), max(values)
     if 0 < low < 0.4 * high:
         low = 0
@@ -68,8 +76,11 @@ def limits(values):
 def marker(shape, x, y, size, colour):
     if shape == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="{colour}"/>'
-    turned = {"square": [(-1, -1), (1, -1), (1, 1), (-1, 1)], "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
-              "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)]}[shape]
+    turned = {
+        "square": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+        "triangle": [(0, -1.2), (1.1, 0.9), (-1.1, 0.9)],
+        "diamond": [(0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)],
+    }[shape]
     points = " ".join(f"{x + dx * size:.1f},{y + dy * size:.1f}" for dx, dy in turned)
     return f'<polygon points="{points}" fill="{colour}"/>'
 
@@ -80,7 +91,11 @@ class Canvas:
     def __init__(self, chart):
         points = [point for series in chart.series for point in [*series.points, *series.path]]
         self.chart, self.parts = chart, []
-        self.x_range = (-0.5, len(chart.labels) - 0.5) if chart.labels else limits([point.x for point in points])
+        self.x_range = (
+            (-0.5, len(chart.labels) - 0.5)
+            if chart.labels
+            else limits([point.x for point in points])
+        )
         self.y_range = limits([point.y for point in points])
 
     def x(self, value):
@@ -92,18 +107,28 @@ class Canvas:
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def text(self, x, y, words, anchor="middle", kind="", more=""):
-        self.parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}"{more}>{html.escape(words)}</text>')
+        self.parts.append(
+            f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+            f' class="{kind}"{more}>{html.escape(words)}</text>'
+        )
 
     def axes(self):
         bottom = HEIGHT - BOTTOM
         for value in ticks(*self.y_range):
-            self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" class="grid"/>')
+            self.parts.append(
+                f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}"'
+                f' y2="{self.y(value):.1f}" class="grid"/>'
+            )
             self.text(LEFT - 6, self.y(value) + 4, short(value), "end")
-        labels = list(enumerate(self.chart.labels)) or [(value, short(value)) for value in ticks(*self.x_range)]
+        labels = list(enumerate(self.chart.labels)) or [
+            (value, short(value)) for value in ticks(*self.x_range)
+        ]
         every = math.ceil(len(labels) / 12)
         for value, words in labels[::every]:
             self.text(self.x(value), bottom + 17, words[:14])
-        self.parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}" class="axis"/>')
+        self.parts.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}" class="axis"/>'
+        )
         self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, self.chart.x_title)
         middle = (TOP + bottom) / 2
         self.text(14, middle, self.chart.y_title, more=f' transform="rotate(-90 14 {middle:.1f})"')
@@ -114,11 +139,21 @@ class Canvas:
         path = series.path or (series.points if series.line else [])
         if len(path) > 1:
             points = " ".join(f"{self.x(point.x):.1f},{self.y(point.y):.1f}" for point in path)
-            self.parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+            self.parts.append(
+                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+            )
         for point in series.points:
             x, y = self.x(point.x), self.y(point.y)
-            ring = f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="{colour}" stroke-width="1.6" class="front"/>' if point.mark else ""
-            self.parts.append(f'<g>{ring}{marker(shape, x, y, 4, colour)}<title>{html.escape(point.text)}</title></g>')
+            ring = (
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="{colour}"'
+                ' stroke-width="1.6" class="front"/>'
+                if point.mark
+                else ""
+            )
+            self.parts.append(
+                f"<g>{ring}{marker(shape, x, y, 4, colour)}"
+                f"<title>{html.escape(point.text)}</title></g>"
+            )
 
 
 def svg(chart):
@@ -129,8 +164,15 @@ def svg(chart):
         canvas.draw(number, series)
     keys = ""
     if len(chart.series) > 1:
-        keys = "".join(f'<span><svg width="14" height="12" aria-hidden="true">{marker(MARKERS[i % len(MARKERS)], 6, 6, 4, COLOURS[i % len(COLOURS)])}'
-                       f"</svg>{html.escape(series.name)}</span>" for i, series in enumerate(chart.series))
+        for number, series in enumerate(chart.series):
+            shape, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
+            keys += (
+                '<span><svg width="14" height="12" aria-hidden="true">'
+                f"{marker(shape, 6, 6, 4, colour)}</svg>{html.escape(series.name)}</span>"
+            )
     note = f"<p>{html.escape(chart.note)}</p>" if chart.note else ""
-    return (f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(chart.title)}">{"".join(canvas.parts)}</svg>'
-            f'<figcaption>{keys}{note}</figcaption></figure>')
+    return (
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
+        f' aria-label="{html.escape(chart.title)}">{"".join(canvas.parts)}</svg>'
+        f"<figcaption>{keys}{note}</figcaption></figure>"
+    )

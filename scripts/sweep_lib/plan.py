@@ -1,4 +1,6 @@
-"""What a sweep runs: the command line, the values of each varied key, and the list of runs that they make."""
+"""What a sweep runs: the command line, the values of each varied key, and the list of runs that
+they make.
+"""
 import collections
 import hashlib
 import itertools
@@ -6,33 +8,138 @@ import os
 import re
 from dataclasses import dataclass, field
 
+from command_line import Parser, Refused
+
 MOST_RUNS = 100_000
-MODES = ("--check", "--keys", "--resume", "--explain", "--explain-step", "--help", "--version", "--verify", "--calibrate", "--dialects")
+MODES = (
+    "--check",
+    "--keys",
+    "--resume",
+    "--explain",
+    "--explain-step",
+    "--version",
+    "--verify",
+    "--calibrate",
+    "--dialects",
+)
+DESCRIPTION = """\
+Runs a configuration once for each combination of values, and writes one table
+of what came out.
+"""
+EPILOG = """\
+The same --out again goes on after an interruption, or adds values and seeds:
+what has finished is not run twice. DIR/sweep.csv has one row for each run
+(sweep.parquet too, where pandas can write it), DIR/sweep.html the plots, and
+DIR/runs/ the runs themselves, which scripts/report shows.
+
+examples:
+  scripts/sweep configs/quickstart.ini --vary balance.alpha_comm=0,0.02,0.2 \\
+    --vary router.topk_group=1:8 --seeds 3
+  scripts/sweep configs/quickstart.ini --vary cluster.devices=8:64:*2 -np 8 \\
+    --set run.steps=1
+
+exit status: 0 every run is done, 1 some failed (the table says why), 2 a
+mistake in the command (nothing was run), 130 interrupted
+"""
 
 
-class Refused(Exception):
-    """The user's mistake, as one sentence."""
+class Words(Parser):
+    """The command line of scripts/sweep."""
+
+    def __init__(self):
+        super().__init__(
+            "sweep",
+            description=DESCRIPTION,
+            epilog=EPILOG,
+            usage="scripts/sweep CONFIG.ini --vary section.key=VALUES [options]",
+        )
+        add = self.add_argument
+        add("config", nargs="*", metavar="CONFIG.ini", help="the configuration to start from")
+        add(
+            "--vary",
+            metavar="KEY=VALUES",
+            action="append",
+            default=[],
+            help="a list 0,0.02,0.2, a range 1:8 (inclusive), 0:100:20 (steps of 20) or 1:64:*2"
+            " (doubling), or a mixture of them; several --vary make a grid",
+        )
+        add(
+            "--zip",
+            action="store_true",
+            help="take the lists in parallel instead: first with first, second with second",
+        )
+        add(
+            "--seeds",
+            metavar="N",
+            action="append",
+            default=[],
+            help="seeds 1 to N for each combination; or a list, 3,5,8",
+        )
+        add(
+            "-np",
+            "--np",
+            "-n",
+            metavar="D",
+            help="ranks of each run; default 8, or the largest number up to 8 that divides every"
+            " cluster.devices",
+        )
+        add(
+            "-j",
+            "--jobs",
+            metavar="JOBS",
+            help="runs at once; default: as many as have D cores for themselves, at least one",
+        )
+        add(
+            "--out",
+            metavar="DIR",
+            default="",
+            help="where everything goes; default runs/sweep-<config name>",
+        )
+        add("--force", action="store_true", help="run again what has finished before")
+        add(
+            "--report",
+            action="store_true",
+            help="also scripts/report's comparison of the runs, DIR/comparison.html (up to 8 runs)",
+        )
+        add("--quiet", action="store_true", help="say nothing but errors")
+        add(
+            "--set",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="for moesim, in every run; repeatable",
+        )
+
+    def unknown(self, word):
+        name = word.split("=")[0]
+        if name in MODES:
+            raise Refused(f"{name} is for a single run: scripts/run {name}")
+        super().unknown(word)
 
 
 @dataclass
 class Options:
     """The command line, taken apart."""
+
     config: str = ""
-    vary: dict = field(default_factory=dict)      # key -> list of texts, in the order given
+    vary: dict = field(default_factory=dict)  # key -> list of texts, in the order given
     zipped: bool = False
-    seeds: list = field(default_factory=list)     # texts; empty: the configuration's own
-    ranks: int = 0                                # 0: 8, or what divides [cluster] devices
+    seeds: list = field(default_factory=list)  # texts; empty: the configuration's own
+    ranks: int = 0  # 0: 8, or what divides [cluster] devices
     out: str = ""
-    jobs: int = 0                                 # 0: as many runs at once as fit on the cores
+    jobs: int = 0  # 0: as many runs at once as fit on the cores
     force: bool = False
     report: bool = False
     quiet: bool = False
-    sets: dict = field(default_factory=dict)      # --set of every run
+    sets: dict = field(default_factory=dict)  # --set of every run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder's name, the values of the varied keys, and its seed ("" = the configuration's)."""
+    """One run: its folder's name, the values of the varied keys, and its seed ("" = the
+    configuration's).
+    """
+
     name: str
     values: tuple
     seed: str
@@ -52,14 +159,18 @@ def whole(text, what, least=1):
 
 
 def span(text):
-    """first:last, first:last:step or first:last:*factor, inclusive, as a list of texts; None when it is no range."""
-    found = re.fullmatch(r"(-?\d+):(-?\d+)(?::(\*?)(\d+))?", text)
+    """first:last, first:last:step or first:last:*factor, inclusive, as a list of texts; None when
+    it is no range.
+    """
+    found = re.fullmatch(r"(-?[0-9]{1,18}):(-?[0-9]{1,18})(?::(\*?)([0-9]{1,18}))?", text)
     if not found:
         return None
     first, last, times, step = int(found[1]), int(found[2]), found[3], int(found[4] or 1)
     if last < first or step < 1 or (times and (step < 2 or first < 1)):
-        raise Refused(f"the range {text} is empty or endless: allowed are first:last, first:last:step and first:last:*factor "
-                      "(a factor from 2 on, first from 1 on)")
+        raise Refused(
+            f"the range {text} is empty or endless: allowed are first:last, first:last:step and"
+            " first:last:*factor (a factor from 2 on, first from 1 on)"
+        )
     values = []
     while first <= last and len(values) <= MOST_RUNS:
         values.append(str(first))
@@ -76,7 +187,9 @@ def values_of(text, what):
             raise Refused(f"{what}: a value is missing in '{text}'")
         values += span(part) or [part]
     if len(values) > MOST_RUNS:
-        raise Refused(f"{what}: {text} has more than {MOST_RUNS} values: at most that many runs are allowed")
+        raise Refused(
+            f"{what}: {text} has more than {MOST_RUNS} values: at most that many runs are allowed"
+        )
     twice = [value for value, count in collections.Counter(values).items() if count > 1]
     if twice:
         raise Refused(f"{what}: the value {twice[0]} is given twice")
@@ -99,60 +212,45 @@ def add_vary(options, text):
 
 def add_seeds(options, text):
     listed = values_of(text, "--seeds")
-    alone = len(listed) == 1 and text.strip().isdigit()
-    options.seeds = [str(seed) for seed in range(1, whole(text, "--seeds") + 1)] if alone else [str(whole(seed, "--seeds", 0)) for seed in listed]
+    if len(listed) == 1 and text.strip().isdigit():
+        most = whole(text, "--seeds")
+        if most > MOST_RUNS:
+            raise Refused(f"--seeds {text}: at most {MOST_RUNS} runs are allowed")
+        options.seeds = [str(seed) for seed in range(1, most + 1)]
+    else:
+        options.seeds = [str(whole(seed, "--seeds", 0)) for seed in listed]
 
 
 def parse(arguments):
     """Options of the command line; raises Refused."""
-    options, words = Options(), list(arguments)
-
-    def value(word, name):
-        if word.startswith(name + "="):
-            return word[len(name) + 1:]
-        if not words:
-            raise Refused(f"{name} needs a value")
-        return words.pop(0)
-
-    while words:
-        word = words.pop(0)
-        name = word.split("=")[0]
-        if name == "--vary":
-            add_vary(options, value(word, "--vary"))
-        elif name == "--set":
-            key, text = key_and_value(value(word, "--set"), "--set")
-            options.sets[key] = text
-        elif name == "--seeds":
-            add_seeds(options, value(word, "--seeds"))
-        elif name in ("-np", "--np", "-n"):
-            options.ranks = whole(value(word, name), "-np")
-        elif name == "--out":
-            options.out = value(word, "--out")
-        elif name in ("-j", "--jobs"):
-            options.jobs = whole(value(word, name), "-j")
-        elif word == "--zip":
-            options.zipped = True
-        elif word == "--force":
-            options.force = True
-        elif word == "--report":
-            options.report = True
-        elif word == "--quiet":
-            options.quiet = True
-        elif name in MODES:
-            raise Refused(f"{name} is for a single run: scripts/run {name}")
-        elif word.startswith("-"):
-            raise Refused(f"unknown option {word}: scripts/sweep --help lists them")
-        elif options.config:
-            raise Refused(f"two configurations are given, {options.config} and {word}: one is expected")
-        else:
-            options.config = word
+    given = Words().parse(arguments)
+    options = Options(
+        zipped=given.zip,
+        out=given.out,
+        force=given.force,
+        report=given.report,
+        quiet=given.quiet,
+    )
+    if len(given.config) > 1:
+        first, second = given.config[:2]
+        raise Refused(f"two configurations are given, {first} and {second}: one is expected")
+    options.config = "".join(given.config)
+    for text in given.vary:
+        add_vary(options, text)
+    options.sets = dict(key_and_value(text, "--set") for text in given.set)
+    for text in given.seeds:
+        add_seeds(options, text)
+    options.ranks = whole(given.np, "-np") if given.np is not None else 0
+    options.jobs = whole(given.jobs, "-j") if given.jobs is not None else 0
     return complete(options)
 
 
 def complete(options):
     """What only the whole command line tells."""
     if not options.config:
-        raise Refused("no configuration is given: scripts/sweep CONFIG.ini --vary section.key=values")
+        raise Refused(
+            "no configuration is given: scripts/sweep CONFIG.ini --vary section.key=values"
+        )
     if not options.vary and not options.seeds:
         raise Refused("nothing varies: give --vary section.key=values, or --seeds N")
     clash = next((key for key in options.vary if key in options.sets), None)
@@ -173,8 +271,12 @@ def short(key, keys):
 
 
 def folder_name(values, seed, keys):
-    """A name for people, unique and fit for a file system: values that are neither get a sum of theirs."""
-    parts = [f"{short(key, keys)}={value}" for key, value in values] + ([f"seed={seed}"] if seed else [])
+    """A name for people, unique and fit for a file system: values that are neither get a sum of
+    theirs.
+    """
+    parts = [f"{short(key, keys)}={value}" for key, value in values] + (
+        [f"seed={seed}"] if seed else []
+    )
     plain = "__".join(parts)
     fit = re.sub(r"[^A-Za-z0-9_.=+-]", "_", plain)
     if fit != plain or len(fit) > 150:
@@ -202,5 +304,7 @@ def runs_of(options):
 
 def default_jobs(ranks):
     """Runs at once: each keeps `ranks` cores busy, so as many as fit."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, cores // ranks)

@@ -1,4 +1,6 @@
-"""What a sweep says while it runs: a bar with the time left on a terminal, one plain line a run elsewhere, nothing with --quiet."""
+"""What a sweep says while it runs: a bar with the time left on a terminal, one plain line a run
+elsewhere, nothing with --quiet.
+"""
 import shutil
 import sys
 import time
@@ -33,7 +35,12 @@ class Progress:
         text = f"[{'#' * full}{'-' * (BAR - full)}] {self.done}/{self.total}"
         text += f", {self.failed} failed" if self.failed else ""
         text += f", {clock(left)} left" if left is not None and self.done < self.total else ""
-        self.out.write("\r" + text[:shutil.get_terminal_size().columns - 1].ljust(min(79, shutil.get_terminal_size().columns - 1)))
+        self.out.write(
+            "\r"
+            + text[: shutil.get_terminal_size().columns - 1].ljust(
+                min(79, shutil.get_terminal_size().columns - 1)
+            )
+        )
         self.out.flush()
 
     def clear(self):
@@ -46,8 +53,11 @@ class Progress:
         if not self.quiet and (not self.bar or outcome.status != "ok"):
             self.clear()
             seconds = f"{outcome.seconds:.1f} s" if outcome.seconds is not None else "-"
-            self.say(f"{self.done:>{len(str(self.total))}}/{self.total}  {outcome.status:<8} {seconds:>9}  {run.name}"
-                     + (f": {outcome.error}" if outcome.error else ""))
+            self.say(
+                f"{self.done:>{len(str(self.total))}}/{self.total} "
+                f" {outcome.status:<8} {seconds:>9}  {run.name}"
+                + (f": {outcome.error}" if outcome.error else "")
+            )
         self.draw()
 
     def say(self, text):

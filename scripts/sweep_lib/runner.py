@@ -1,5 +1,7 @@
-"""Runs the runs: some at once, each in a folder of its own under OUT/runs, and remembers how each ended. A run whose summary.json is there
-is not run again. When the sweep is interrupted, the runs that are under way are ended and count as not run."""
+"""Runs the runs: some at once, each in a folder of its own under OUT/runs, and remembers how each
+ended. A run whose summary.json is there is not run again. When the sweep is interrupted, the runs
+that are under way are ended and count as not run.
+"""
 import json
 import os
 import signal
@@ -9,10 +11,11 @@ import time
 from dataclasses import dataclass
 
 import launch
+from run_lib import contents
 from sweep_lib import table
 from sweep_lib.check import sentence
 
-STATE = "sweep-run.json"   # in a run's folder: how it ended, and how long it took, start-up included
+STATE = "sweep-run.json"  # in a run's folder: how it ended, and how long it took, start-up included
 POLL_SECONDS = 0.01
 PATIENCE_SECONDS = 5
 
@@ -20,6 +23,7 @@ PATIENCE_SECONDS = 5
 @dataclass
 class Outcome:
     """status: ok, failed checks, failed, refused, not run; in a folder also under way."""
+
     status: str
     error: str = ""
     seconds: float = None
@@ -31,9 +35,14 @@ def settings_of(run):
 
 
 def previous(run, folder):
-    """Outcome of a run that finished earlier with the same settings; None when it has to run (again)."""
-    summary, state = table.read_json(os.path.join(folder, "summary.json")), table.read_json(os.path.join(folder, STATE))
-    if summary is None or state is None or state.get("status") == "failed" or state.get("settings") != settings_of(run):
+    """Outcome of a run that finished earlier with the same settings; None when it has to run
+    (again).
+    """
+    summary, _ = table.read_json(os.path.join(folder, "summary.json"), contents.SUMMARY)
+    state, _ = table.read_json(os.path.join(folder, STATE), contents.SWEEP_RUN, strict=True)
+    if summary is None or state is None:
+        return None
+    if state["status"] == "failed" or state["settings"] != settings_of(run):
         return None
     wrong = table.failed_checks(summary)
     return Outcome("failed checks" if wrong else "ok", wrong, state.get("seconds"))
@@ -41,18 +50,26 @@ def previous(run, folder):
 
 def remember(run, folder, outcome):
     os.makedirs(folder, exist_ok=True)
-    with open(os.path.join(folder, STATE), "w", encoding="utf-8") as file:
-        json.dump({**vars(outcome), "settings": settings_of(run)}, file)
+    state = {**vars(outcome), "settings": settings_of(run)}
+    table.write_file(os.path.join(folder, STATE), json.dumps(state))
 
 
 class Process:
-    """One mpirun under way, in a session of its own: a Ctrl-C at the terminal reaches the sweep only."""
+    """One mpirun under way, in a session of its own: a Ctrl-C at the terminal reaches the sweep
+    only.
+    """
 
     def __init__(self, run, folder, line, environment):
         self.run, self.folder, self.begin = run, folder, time.monotonic()
         self.errors = tempfile.TemporaryFile()
-        self.child = subprocess.Popen(line, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self.errors,
-                                      start_new_session=True)
+        self.child = subprocess.Popen(
+            line,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            start_new_session=True,
+        )
 
     def outcome(self):
         """How it ended; None while it runs."""
@@ -65,9 +82,13 @@ class Process:
         self.errors.close()
         if status == 0:
             return Outcome("ok", "", seconds)
-        summary = table.read_json(os.path.join(self.folder, "summary.json"))
+        summary, _ = table.read_json(os.path.join(self.folder, "summary.json"), contents.SUMMARY)
         if status == 3 and summary is not None:
-            return Outcome("failed checks", sentence(said, status) if said.strip() else table.failed_checks(summary), seconds)
+            return Outcome(
+                "failed checks",
+                sentence(said, status) if said.strip() else table.failed_checks(summary),
+                seconds,
+            )
         return Outcome("failed", sentence(said, status), seconds)
 
     def stop(self):
@@ -89,23 +110,45 @@ class Interrupted(Exception):
 
 
 class Runner:
-    """Starts runs while there is room, tells `ended` about each, and ends what is under way when it is interrupted."""
+    """Starts runs while there is room, tells `ended` about each, and ends what is under way when it
+    is interrupted.
+    """
 
     def __init__(self, options, program, environment, ended):
-        self.options, self.program, self.environment, self.ended = options, program, environment, ended
+        self.options, self.program, self.environment, self.ended = (
+            options,
+            program,
+            environment,
+            ended,
+        )
         self.under_way, self.interrupted = [], False
 
     def interrupt(self, _number=None, _frame=None):
-        """Signal handler: the loop sees to it, so that no process is lost between being started and being known."""
+        """Signal handler: the loop sees to it, so that no process is lost between being started and
+        being known.
+        """
         self.interrupted = True
 
     def line(self, run, folder):
-        words = [word for key, value in [*self.options.sets.items(), *run.settings()] for word in ("--set", f"{key}={value}")]
-        return [*launch.mpirun(self.options.ranks), self.program, "--quiet", "--force", "--out", folder, *words, self.options.config]
+        words = [
+            word
+            for key, value in [*self.options.sets.items(), *run.settings()]
+            for word in ("--set", f"{key}={value}")
+        ]
+        return [
+            *launch.mpirun(self.options.ranks),
+            self.program,
+            "--quiet",
+            "--force",
+            "--out",
+            folder,
+            *words,
+            self.options.config,
+        ]
 
     def start(self, run):
         folder = os.path.join(self.options.out, "runs", run.name)
-        if os.path.exists(os.path.join(folder, "summary.json")):
+        if os.path.lexists(os.path.join(folder, "summary.json")):
             os.remove(os.path.join(folder, "summary.json"))
         remember(run, folder, Outcome("under way"))
         self.under_way.append(Process(run, folder, self.line(run, folder), self.environment))

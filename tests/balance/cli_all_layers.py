@@ -1,6 +1,8 @@
 """ctest: timeout=120
-Mixtral's loss over the tokens of all layers put together: value, mask, scopes and gradient against Hugging Face's load_balancing_loss_func, written out
-here in plain numbers; what trains is said where it belongs; the same bits on any number of ranks."""
+Mixtral's loss over the tokens of all layers put together: value, mask, scopes and gradient against
+Hugging Face's load_balancing_loss_func, written out here in plain numbers; what trains is said
+where it belongs; the same bits on any number of ranks.
+"""
 import json
 import math
 import os
@@ -12,14 +14,32 @@ N, K, T, LAYERS = 8, 2, 48, 3
 ALPHA = 0.25
 random.seed(11)
 # float32 numbers; each layer prefers other experts, so that the layers even each other out
-LOGITS = [[[round((random.gauss(0, 1) + 1.5 * ((i + l) % N < 2)) * 1024) / 1024 for i in range(N)] for _ in range(T)] for l in range(LAYERS)]
+LOGITS = [
+    [
+        [round((random.gauss(0, 1) + 1.5 * ((i + l) % N < 2)) * 1024) / 1024 for i in range(N)]
+        for _ in range(T)
+    ]
+    for l in range(LAYERS)
+]
 MASK = [int(random.random() < 0.7) for _ in range(T)]
-PATH = save("logits.npy", "<f4", (LAYERS * T, N), [v for layer in LOGITS for row in layer for v in row])
+PATH = save(
+    "logits.npy", "<f4", (LAYERS * T, N), [v for layer in LOGITS for row in layer for v in row]
+)
 MASK_PATH = save("mask.npy", "|u1", (T,), MASK)
 BASE = {
-    "model.num_layers": LAYERS, "model.num_experts": N, "model.hidden_size": 4, "model.moe_intermediate_size": 4, "router.top_k": K,
-    "router.score_func": "softmax_topk", "balance.aux_form": "mixtral", "balance.alpha_expert": ALPHA, "balance.scope": "global", "cluster.devices": 4,
-    "data.source": "logits", "data.path": PATH, "data.sequence_length": 0,
+    "model.num_layers": LAYERS,
+    "model.num_experts": N,
+    "model.hidden_size": 4,
+    "model.moe_intermediate_size": 4,
+    "router.top_k": K,
+    "router.score_func": "softmax_topk",
+    "balance.aux_form": "mixtral",
+    "balance.alpha_expert": ALPHA,
+    "balance.scope": "global",
+    "cluster.devices": 4,
+    "data.source": "logits",
+    "data.path": PATH,
+    "data.sequence_length": 0,
 }
 
 
@@ -68,23 +88,51 @@ def check_values():
         whole = summary(out)
         found = whole["loss_raw"]["mixtral_all_layers"]
         bits.add(found)
-        check(near(found, load_balancing_loss(ALL), 1e-10), f"all layers: {found}, by Hugging Face's code {load_balancing_loss(ALL)}")
-        check(metrics(out)[-1]["loss_raw"]["mixtral_all_layers"] == found, "metrics.jsonl and summary.json differ")
+        check(
+            near(found, load_balancing_loss(ALL), 1e-10),
+            f"all layers: {found}, by Hugging Face's code {load_balancing_loss(ALL)}",
+        )
+        check(
+            metrics(out)[-1]["loss_raw"]["mixtral_all_layers"] == found,
+            "metrics.jsonl and summary.json differ",
+        )
         check(whole["loss_ideal"]["mixtral_all_layers"] == K, "K at balance")
         each = [layer["loss_raw"]["mixtral"] for layer in whole["layers"]]
         for l in range(LAYERS):
             expected = load_balancing_loss([(l, t) for t in range(T)])
             check(near(each[l], expected, 1e-10), f"layer {l}: {each[l]}, expected {expected}")
-            check(near(whole["layers"][l]["loss"]["mixtral"], ALPHA * expected, 1e-10), f"layer {l} trains its own loss")
-        check(sum(each) / LAYERS - found > 0.2, "layers that prefer other experts even each other out, and only the loss over all of them sees it")
+            check(
+                near(whole["layers"][l]["loss"]["mixtral"], ALPHA * expected, 1e-10),
+                f"layer {l} trains its own loss",
+            )
+        check(
+            sum(each) / LAYERS - found > 0.2,
+            (
+                "layers that prefer other experts even each other out, and only the loss over all"
+                " of them sees it"
+            ),
+        )
         by_scope = whole["loss_by_scope"]
         device = sum(load_balancing_loss(of_device(ALL, d)) for d in range(4)) / 4
-        check(near(by_scope["device"]["mixtral_all_layers"], device, 1e-10), "scope device: the mean over devices of each one's own")
-        check(by_scope["sequence"]["mixtral_all_layers"] == by_scope["global"]["mixtral_all_layers"] == found, "one sequence is the batch")
+        check(
+            near(by_scope["device"]["mixtral_all_layers"], device, 1e-10),
+            "scope device: the mean over devices of each one's own",
+        )
+        check(
+            by_scope["sequence"]["mixtral_all_layers"]
+            == by_scope["global"]["mixtral_all_layers"]
+            == found,
+            "one sequence is the batch",
+        )
     check(len(bits) == 1, f"not the same bits on 1, 2 and 4 ranks: {bits}")
     out = run("masked", 2, {**BASE, "data.mask": MASK_PATH})
     if out:
-        check(near(summary(out)["loss_raw"]["mixtral_all_layers"], load_balancing_loss(COUNTED), 1e-10), "padding is left out")
+        check(
+            near(
+                summary(out)["loss_raw"]["mixtral_all_layers"], load_balancing_loss(COUNTED), 1e-10
+            ),
+            "padding is left out",
+        )
 
 
 def gradient(tokens, f, step=1e-4):
@@ -103,15 +151,27 @@ def gradient(tokens, f, step=1e-4):
 
 
 def check_gradient():
-    for name, extra, tokens in (("all", {}, ALL), ("all-masked", {"data.mask": MASK_PATH}, COUNTED)):
+    for name, extra, tokens in (
+        ("all", {}, ALL),
+        ("all-masked", {"data.mask": MASK_PATH}, COUNTED),
+    ):
         out = run(name, 2, {**BASE, **extra, "balance.aux_layers": "all", "output.tensors": "yes"})
         if not out:
             continue
         whole = summary(out)
         raw = load_balancing_loss(tokens)
-        check(near(whole["loss"]["mixtral_all_layers"], ALPHA * raw, 1e-10) and near(whole["loss"]["total"], ALPHA * raw, 1e-10),
-              f"{name}: it counts once: {whole['loss']}")
-        check(all("mixtral" not in layer["loss"] and layer["loss"]["total"] == 0 for layer in whole["layers"]), f"{name}: nothing trains twice")
+        check(
+            near(whole["loss"]["mixtral_all_layers"], ALPHA * raw, 1e-10)
+            and near(whole["loss"]["total"], ALPHA * raw, 1e-10),
+            f"{name}: it counts once: {whole['loss']}",
+        )
+        check(
+            all(
+                "mixtral" not in layer["loss"] and layer["loss"]["total"] == 0
+                for layer in whole["layers"]
+            ),
+            f"{name}: nothing trains twice",
+        )
         dlogits = [load(os.path.join(out, f"dlogits_layer{l}.npy")).rows() for l in range(LAYERS)]
         expected = gradient(tokens, fractions(tokens))
         most = max(map(abs, expected.values()))
@@ -127,10 +187,20 @@ def without_time(line):
 
 
 def check_training():
-    """Preset mixtral: both layers' routers learn from the loss over all layers; a schedule scales it."""
+    """Preset mixtral: both layers' routers learn from the loss over all layers; a schedule scales
+    it.
+    """
     settings = {
-        "run.mode": "train", "run.steps": 3, "model.num_layers": 2, "model.hidden_size": 16, "model.moe_intermediate_size": 8, "router.preset": "mixtral",
-        "cluster.devices": 4, "data.tokens_per_device": 24, "data.sequence_length": 12, "balance.ramp_steps": 2,
+        "run.mode": "train",
+        "run.steps": 3,
+        "model.num_layers": 2,
+        "model.hidden_size": 16,
+        "model.moe_intermediate_size": 8,
+        "router.preset": "mixtral",
+        "cluster.devices": 4,
+        "data.tokens_per_device": 24,
+        "data.sequence_length": 12,
+        "balance.ramp_steps": 2,
     }
     lines = {}
     for ranks in (1, 4):
@@ -138,22 +208,63 @@ def check_training():
         if out:
             lines[ranks] = [without_time(line) for line in metrics(out)]
             with open(os.path.join(out, "config.ini")) as file:
-                check("aux_layers = all" in file.read(), "the preset's reading is in the resolved configuration")
-    check(len(lines) == 2 and json.dumps(lines[1]) == json.dumps(lines[4]), "training over all layers differs between 1 and 4 ranks")
+                check(
+                    "aux_layers = all" in file.read(),
+                    "the preset's reading is in the resolved configuration",
+                )
+    check(
+        len(lines) == 2 and json.dumps(lines[1]) == json.dumps(lines[4]),
+        "training over all layers differs between 1 and 4 ranks",
+    )
     for step, line in enumerate(lines.get(1, [])):
         alpha = 0.02 * min(1, (step + 1) / 2)
-        check(near(line["loss"]["mixtral_all_layers"], alpha * line["loss_raw"]["mixtral_all_layers"], 1e-12), f"step {step}: {line['loss']}")
-        check(near(line["loss"]["total"], line["loss"]["mixtral_all_layers"], 1e-12) and line["loss"]["mixtral"] == 0, f"step {step}: {line['loss']}")
+        check(
+            near(
+                line["loss"]["mixtral_all_layers"],
+                alpha * line["loss_raw"]["mixtral_all_layers"],
+                1e-12,
+            ),
+            f"step {step}: {line['loss']}",
+        )
+        check(
+            near(line["loss"]["total"], line["loss"]["mixtral_all_layers"], 1e-12)
+            and line["loss"]["mixtral"] == 0,
+            f"step {step}: {line['loss']}",
+        )
     done = moesim(1, config("screen", {**BASE, "balance.aux_layers": "all"}), "--out", "screen")
-    check(done.code == 0 and "  all layers " in done.out and "of all layers together" in done.out, "the screen does not say what trains")
+    check(
+        done.code == 0 and "  all layers " in done.out and "of all layers together" in done.out,
+        "the screen does not say what trains",
+    )
 
 
 def check_refused():
-    for sets, words in ((["balance.aux_form=switch", "balance.aux_layers=all"], ("aux_form = switch", "aux_form = mixtral", "aux_layers = each")),):
-        done = moesim(1, config("refused", BASE), "--check", *[word for one in sets for word in ("--set", one)])
-        check(done.code == 2 and done.err.count("\n") == 1 and all(word in done.err for word in words), f"{sets}: {done.code}: {done.err}")
+    for sets, words in (
+        (
+            ["balance.aux_form=switch", "balance.aux_layers=all"],
+            ("aux_form = switch", "aux_form = mixtral", "aux_layers = each"),
+        ),
+    ):
+        done = moesim(
+            1,
+            config("refused", BASE),
+            "--check",
+            *[word for one in sets for word in ("--set", one)],
+        )
+        check(
+            done.code == 2
+            and done.err.count("\n") == 1
+            and all(word in done.err for word in words),
+            f"{sets}: {done.code}: {done.err}",
+        )
     # a preset's reading goes when another form is asked for
-    done = moesim(1, config("refused", {"router.preset": "mixtral"}), "--check", "--set", "balance.aux_form=deepseek")
+    done = moesim(
+        1,
+        config("refused", {"router.preset": "mixtral"}),
+        "--check",
+        "--set",
+        "balance.aux_form=deepseek",
+    )
     check(done.code == 0, f"preset mixtral with another form: {done.err}")
 
 

@@ -1,25 +1,50 @@
 """ctest: timeout=180
-Dropping seen from outside: summary.json, kept.npy and the matrix agree with each other and do not depend on the number of ranks or threads; the bytes
-saved are the difference to the same run without a capacity; f'' and the losses are those before dropping."""
+Dropping seen from outside: summary.json, kept.npy and the matrix agree with each other and do not
+depend on the number of ranks or threads; the bytes saved are the difference to the same run without
+a capacity; f'' and the losses are those before dropping.
+"""
 import re
 
 from _moesim import check, config, load, moesim, run, same_bytes, summary, verdict
 
 BASE = {
-    "model.num_layers": 2, "model.hidden_size": 16, "model.num_experts": 32, "model.moe_intermediate_size": 8, "router.top_k": 4,
-    "router.group_limit": "max", "router.topk_group": 3, "balance.alpha_expert": 0.003, "balance.alpha_comm": 0.02, "cluster.devices": 8,
-    "data.tokens_per_device": 37, "data.sequence_length": 50, "model.residual": "no", "output.routing": "yes",
+    "model.num_layers": 2,
+    "model.hidden_size": 16,
+    "model.num_experts": 32,
+    "model.moe_intermediate_size": 8,
+    "router.top_k": 4,
+    "router.group_limit": "max",
+    "router.topk_group": 3,
+    "balance.alpha_expert": 0.003,
+    "balance.alpha_comm": 0.02,
+    "cluster.devices": 8,
+    "data.tokens_per_device": 37,
+    "data.sequence_length": 50,
+    "model.residual": "no",
+    "output.routing": "yes",
 }
 RULES = {
     "device": {"policy": "device", "exempt_sequences": 0.2},
     "device_small": {"policy": "device", "capacity_factor": 0.25, "exempt_sequences": 0.5},
     "device_next": {"policy": "device", "overflow": "next_choice"},
     "expert": {"policy": "expert", "capacity_factor": 0.7, "pad_to_capacity": "yes"},
-    "expert_local": {"policy": "expert", "capacity_scope": "device", "drop": "position", "first_choices": "yes"},
+    "expert_local": {
+        "policy": "expert",
+        "capacity_scope": "device",
+        "drop": "position",
+        "first_choices": "yes",
+    },
     "sequence": {"policy": "sequence", "expert_capacity": 3},
     "sequence_next": {"policy": "sequence", "expert_capacity": 3, "overflow": "next_choice"},
 }
-SAME_BEFORE = ("counts_per_expert", "counts_per_device", "distinct_tokens_per_device", "loss_raw", "loss_by_scope", "selections")
+SAME_BEFORE = (
+    "counts_per_expert",
+    "counts_per_device",
+    "distinct_tokens_per_device",
+    "loss_raw",
+    "loss_by_scope",
+    "selections",
+)
 
 
 def settings(rule, **more):
@@ -28,28 +53,58 @@ def settings(rule, **more):
 
 def check_layer(name, layer, kept, plain):
     c = layer["capacity"]
-    check(sum(kept) == sum(layer["kept_per_expert"]) == layer["selections"] - layer["dropped"], f"{name}: kept pairs")
-    check(kept.count(0) == layer["dropped"] == c["dropped"] == sum(c["dropped_per_expert"]) == sum(c["dropped_per_device"])
-          == sum(c["dropped_per_sequence"]), f"{name}: dropped pairs")
+    check(
+        sum(kept) == sum(layer["kept_per_expert"]) == layer["selections"] - layer["dropped"],
+        f"{name}: kept pairs",
+    )
+    check(
+        kept.count(0)
+        == layer["dropped"]
+        == c["dropped"]
+        == sum(c["dropped_per_expert"])
+        == sum(c["dropped_per_device"])
+        == sum(c["dropped_per_sequence"]),
+        f"{name}: dropped pairs",
+    )
     check(c["dropped"] > 0, f"{name}: nothing was dropped")
-    check(c["dropped_sequences"] == sum(n > 0 for n in c["dropped_per_sequence"]), f"{name}: sequences")
+    check(
+        c["dropped_sequences"] == sum(n > 0 for n in c["dropped_per_sequence"]),
+        f"{name}: sequences",
+    )
     k = BASE["router.top_k"]
-    lost = [kept[i:i + k].count(0) for i in range(0, len(kept), k)]
-    check(c["dropped_tokens"] == sum(n > 0 for n in lost) and c["fully_dropped_tokens"] == lost.count(k), f"{name}: tokens")
-    saved = sum(plain["volume"][d]["logical_bytes"] - layer["volume"][d]["logical_bytes"] for d in ("dispatch", "combine"))
-    check(c["bytes_saved"] == saved, f"{name}: {c['bytes_saved']} bytes saved, {saved} fewer were sent")
+    lost = [kept[i : i + k].count(0) for i in range(0, len(kept), k)]
+    check(
+        c["dropped_tokens"] == sum(n > 0 for n in lost)
+        and c["fully_dropped_tokens"] == lost.count(k),
+        f"{name}: tokens",
+    )
+    saved = sum(
+        plain["volume"][d]["logical_bytes"] - layer["volume"][d]["logical_bytes"]
+        for d in ("dispatch", "combine")
+    )
+    check(
+        c["bytes_saved"] == saved,
+        f"{name}: {c['bytes_saved']} bytes saved, {saved} fewer were sent",
+    )
     for key in SAME_BEFORE:
         check(layer[key] == plain[key], f"{name}: {key} is not that before dropping")
 
 
 def recount(index, served):
-    """From the arrays alone: pairs lost by expert, device and sequence, tokens that lost some and all, rows before and after. served: -1 where nobody."""
-    n, k, devices, tokens = BASE["model.num_experts"], BASE["router.top_k"], BASE["cluster.devices"], len(index) // BASE["router.top_k"]
+    """From the arrays alone: pairs lost by expert, device and sequence, tokens that lost some and
+    all, rows before and after. served: -1 where nobody.
+    """
+    n, k, devices, tokens = (
+        BASE["model.num_experts"],
+        BASE["router.top_k"],
+        BASE["cluster.devices"],
+        len(index) // BASE["router.top_k"],
+    )
     per, length = n // devices, BASE["data.sequence_length"]
     lost = {"expert": [0] * n, "device": [0] * devices, "sequence": [0] * -(-tokens // length)}
     some = every = before = after = 0
     for t in range(tokens):
-        chosen, by = index[t * k:(t + 1) * k], served[t * k:(t + 1) * k]
+        chosen, by = index[t * k : (t + 1) * k], served[t * k : (t + 1) * k]
         for e, server in zip(chosen, by):
             if server < 0:
                 lost["expert"][e] += 1
@@ -57,7 +112,9 @@ def recount(index, served):
                 lost["sequence"][t // length] += 1
         left = [e for e in by if e >= 0]
         some, every = some + (len(left) < k), every + (not left)
-        before, after = before + len({e // per for e in chosen}), after + len({e // per for e in left})
+        before, after = before + len({e // per for e in chosen}), after + len(
+            {e // per for e in left}
+        )
     return lost, some, every, before - after
 
 
@@ -65,13 +122,25 @@ def check_from_arrays(name, rule, layer, index, served):
     c, h, n = layer["capacity"], BASE["model.hidden_size"], BASE["model.num_experts"]
     lost, some, every, rows = recount(index, served)
     for what, pairs in lost.items():
-        check(c[f"dropped_per_{what}"] == pairs, f"{name}: dropped by {what}: {c[f'dropped_per_{what}']}, from the arrays {pairs}")
-    check((c["dropped_tokens"], c["fully_dropped_tokens"]) == (some, every), f"{name}: {some} tokens lost a pair, {every} all")
-    check((c["rows_saved"], c["bytes_saved"]) == (rows, rows * h * 4 * 2), f"{name}: {c['rows_saved']} rows saved, from the arrays {rows}")
+        check(
+            c[f"dropped_per_{what}"] == pairs,
+            f"{name}: dropped by {what}: {c[f'dropped_per_{what}']}, from the arrays {pairs}",
+        )
+    check(
+        (c["dropped_tokens"], c["fully_dropped_tokens"]) == (some, every),
+        f"{name}: {some} tokens lost a pair, {every} all",
+    )
+    check(
+        (c["rows_saved"], c["bytes_saved"]) == (rows, rows * h * 4 * 2),
+        f"{name}: {c['rows_saved']} rows saved, from the arrays {rows}",
+    )
     kept = [served.count(e) for e in range(n)]
     check(layer["kept_per_expert"] == kept, f"{name}: kept by expert")
     wasted = sum(c["capacity"] - pairs for pairs in kept) if rule.get("pad_to_capacity") else 0
-    check((c["padding_rows"], c["padding_bytes"]) == (wasted, wasted * h * 4 * 2), f"{name}: {c['padding_rows']} rows of padding, from the arrays {wasted}")
+    check(
+        (c["padding_rows"], c["padding_bytes"]) == (wasted, wasted * h * 4 * 2),
+        f"{name}: {c['padding_rows']} rows of padding, from the arrays {wasted}",
+    )
 
 
 def check_screen(name, rule):
@@ -82,50 +151,110 @@ def check_screen(name, rule):
         return
     layer = summary(out)["layers"][0]
     c = layer["capacity"]
-    text = " ".join(done.out[done.out.index("Capacity (policy"):].split("\n\n")[0].split()).replace(",", "")
-    found = re.search(r"(\d+) pairs per .*: dropped (\d+) of (\d+) pairs .*; (\d+) tokens lost a pair (\d+) of", text)
-    figures = [c["capacity"], c["dropped"], layer["selections"], c["dropped_tokens"], c["fully_dropped_tokens"]]
-    check(found and [int(x) for x in found.groups()] == figures, f"{name}: {figures} are not in: {text}")
+    text = " ".join(
+        done.out[done.out.index("Capacity (policy") :].split("\n\n")[0].split()
+    ).replace(",", "")
+    found = re.search(
+        r"(\d+) pairs per .*: dropped (\d+) of (\d+) pairs .*; (\d+) tokens lost a pair (\d+) of",
+        text,
+    )
+    figures = [
+        c["capacity"],
+        c["dropped"],
+        layer["selections"],
+        c["dropped_tokens"],
+        c["fully_dropped_tokens"],
+    ]
+    check(
+        found and [int(x) for x in found.groups()] == figures,
+        f"{name}: {figures} are not in: {text}",
+    )
     check(f"saved {c['rows_saved']} rows" in text, f"{name}: rows saved: {text}")
     if rule.get("pad_to_capacity"):
         check(f"wastes {c['padding_rows']} rows" in text, f"{name}: padding: {text}")
     for what in ("expert", "device", "sequence"):
         pairs = c[f"dropped_per_{what}"]
         first = sorted((i for i in range(len(pairs)) if pairs[i]), key=lambda i: (-pairs[i], i))[:8]
-        check(f"by {what} most first: " + " ".join(f"{i} ({pairs[i]})" for i in first) in text, f"{name}: by {what}: {pairs}: {text}")
+        check(
+            f"by {what} most first: " + " ".join(f"{i} ({pairs[i]})" for i in first) in text,
+            f"{name}: by {what}: {pairs}: {text}",
+        )
 
 
 def check_refused():
     """A capacity without room is none: both keys, and what would be one."""
-    done = moesim(2, config("none", settings({"policy": "expert", "rounding": "fastmoe", "capacity_factor": 0.001})), "--out", "none")
-    words = ("capacity.capacity_factor = 0.001", "capacity.rounding = fastmoe", "min_capacity", "rounding = ceil")
-    check(done.code == 2 and done.err.count("\n") == 1 and all(word in done.err for word in words), f"{done.code}: {done.err}")
+    done = moesim(
+        2,
+        config(
+            "none", settings({"policy": "expert", "rounding": "fastmoe", "capacity_factor": 0.001})
+        ),
+        "--out",
+        "none",
+    )
+    words = (
+        "capacity.capacity_factor = 0.001",
+        "capacity.rounding = fastmoe",
+        "min_capacity",
+        "rounding = ceil",
+    )
+    check(
+        done.code == 2 and done.err.count("\n") == 1 and all(word in done.err for word in words),
+        f"{done.code}: {done.err}",
+    )
 
 
 def check_rule(name, rule, plain):
-    folders = [run(f"{name}{np}", np, settings(rule, **{"run.threads": 1 + np % 2})) for np in (1, 2, 4)]
+    folders = [
+        run(f"{name}{np}", np, settings(rule, **{"run.threads": 1 + np % 2})) for np in (1, 2, 4)
+    ]
     if not all(folders):
         return
     first = summary(folders[0])
     check(all(v is not False for v in first["checks"].values()), f"{name}: {first['checks']}")
     kept = load(f"{folders[0]}/kept.npy").data
     share = len(kept) // len(first["layers"])
-    check_layer(name, first["layers"][0], list(kept[:share]), plain["layers"][0])   # the second layer's input differs
+    check_layer(
+        name, first["layers"][0], list(kept[:share]), plain["layers"][0]
+    )  # the second layer's input differs
     index = list(load(f"{folders[0]}/topk_idx.npy").data)
-    served = list(load(f"{folders[0]}/served_idx.npy").data) if "overflow" in rule else [e if keep else -1 for e, keep in zip(index, kept)]
+    served = (
+        list(load(f"{folders[0]}/served_idx.npy").data)
+        if "overflow" in rule
+        else [e if keep else -1 for e, keep in zip(index, kept)]
+    )
     for l, layer in enumerate(first["layers"]):
-        check_from_arrays(f"{name}, layer {l}", rule, layer, index[l * share:(l + 1) * share], served[l * share:(l + 1) * share])
+        check_from_arrays(
+            f"{name}, layer {l}",
+            rule,
+            layer,
+            index[l * share : (l + 1) * share],
+            served[l * share : (l + 1) * share],
+        )
     if rule["policy"] == "device":
-        exempt = round(rule.get("exempt_sequences", 0) * len(first["layers"][0]["capacity"]["dropped_per_sequence"]))
+        exempt = round(
+            rule.get("exempt_sequences", 0)
+            * len(first["layers"][0]["capacity"]["dropped_per_sequence"])
+        )
         free = first["layers"][0]["capacity"]["dropped_per_sequence"].count(0)
         check(free >= exempt, f"{name}: {free} sequences lost nothing, {exempt} are exempt")
     if "pad_to_capacity" in rule:
         c = first["layers"][0]["capacity"]
-        check(c["padding_rows"] == 32 * c["capacity"] - sum(first["layers"][0]["kept_per_expert"]), f"{name}: padding")
+        check(
+            c["padding_rows"] == 32 * c["capacity"] - sum(first["layers"][0]["kept_per_expert"]),
+            f"{name}: padding",
+        )
     for folder in folders[1:]:
-        check(summary(folder)["layers"] == first["layers"], f"{name}: {folder} differs in summary.json")
-        for array in ("kept.npy", "topk_idx.npy", "comm_matrix.npy") + (("served_idx.npy",) if "overflow" in rule else ()):
-            check(same_bytes(f"{folder}/{array}", f"{folders[0]}/{array}"), f"{name}: {folder}/{array} differs")
+        check(
+            summary(folder)["layers"] == first["layers"],
+            f"{name}: {folder} differs in summary.json",
+        )
+        for array in ("kept.npy", "topk_idx.npy", "comm_matrix.npy") + (
+            ("served_idx.npy",) if "overflow" in rule else ()
+        ):
+            check(
+                same_bytes(f"{folder}/{array}", f"{folders[0]}/{array}"),
+                f"{name}: {folder}/{array} differs",
+            )
 
 
 without_capacity = summary(run("plain", 2, BASE))

@@ -11,9 +11,19 @@ sys.path.insert(0, os.path.join(SOURCE, "scripts"))
 import names  # noqa: E402
 
 SMALL = {
-    "run.steps": 2, "model.num_layers": 2, "model.hidden_size": 16, "model.num_experts": 16, "model.num_shared_experts": 1,
-    "model.moe_intermediate_size": 8, "router.top_k": 3, "cluster.devices": 4, "data.tokens_per_device": 32, "data.sequence_length": 16,
-    "output.timeline": "yes", "output.routing": "yes", "output.tensors": "yes",
+    "run.steps": 2,
+    "model.num_layers": 2,
+    "model.hidden_size": 16,
+    "model.num_experts": 16,
+    "model.num_shared_experts": 1,
+    "model.moe_intermediate_size": 8,
+    "router.top_k": 3,
+    "cluster.devices": 4,
+    "data.tokens_per_device": 32,
+    "data.sequence_length": 16,
+    "output.timeline": "yes",
+    "output.routing": "yes",
+    "output.tensors": "yes",
 }
 FORWARD = {**SMALL, "capacity.policy": "expert", "capacity.overflow": "next_choice"}
 TRAINING = {**SMALL, "run.mode": "train", "train.specialization": "yes"}
@@ -34,8 +44,15 @@ def check_figures(label, line, directions):
 
 def check_spans(label, folder, missing):
     with open(os.path.join(folder, "timeline.json")) as file:
-        found = {event["name"].rstrip("0123456789 ") for event in json.load(file)["traceEvents"] if event["ph"] == "X"}
-    check(found == set(names.SPANS) - missing, f"{label}: spans {found ^ (set(names.SPANS) - missing)}")
+        found = {
+            event["name"].rstrip("0123456789 ")
+            for event in json.load(file)["traceEvents"]
+            if event["ph"] == "X"
+        }
+    check(
+        found == set(names.SPANS) - missing,
+        f"{label}: spans {found ^ (set(names.SPANS) - missing)}",
+    )
 
 
 def check_files(label, folder, *others):
@@ -50,17 +67,30 @@ def check_run(label, settings, trains, missing_spans, *others):
     folder = run(label, 2, settings, "--explain", "0", "--explain-step")
     if not folder:
         return
-    directions = list(names.DIRECTIONS)[:4 if trains else 2]
+    directions = list(names.DIRECTIONS)[: 4 if trains else 2]
     for line in (summary(folder), *metrics(folder)):
         check_figures(label, line, directions)
     for layer in summary(folder)["layers"]:
         check_figures(f"{label}, a layer", layer, directions)
-    same(f"{label}: phases", metrics(folder)[0]["time"]["phases"], names.PHASES if trains else names.PHASES[:-1])
+    same(
+        f"{label}: phases",
+        metrics(folder)[0]["time"]["phases"],
+        names.PHASES if trains else names.PHASES[:-1],
+    )
     check_spans(label, folder, missing_spans)
-    check_files(label, folder, "timeline.json", "explain.json", "topk_idx.npy", "topk_weight.npy", "kept.npy", *others)
+    check_files(
+        label,
+        folder,
+        "timeline.json",
+        "explain.json",
+        "topk_idx.npy",
+        "topk_weight.npy",
+        "kept.npy",
+        *others,
+    )
 
 
-of_training = set(names.SPANS[names.SPANS.index("head and loss"):]) | {"backward"}
+of_training = set(names.SPANS[names.SPANS.index("head and loss") :]) | {"backward"}
 check_run("forward", FORWARD, False, of_training, "served_idx.npy", "y.npy", "logits.npy")
 check_run("train", TRAINING, True, {"validation"}, "specialization.json", "domain_load.npy")
 verdict()

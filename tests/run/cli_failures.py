@@ -1,6 +1,8 @@
 """ctest: timeout=180
-What goes wrong outside the program: a rank is killed, mpirun is told to stop, the disk is full. The job ends within seconds with a status other
-than 0, no process is left, and what was written can be read."""
+What goes wrong outside the program: a rank is killed, mpirun is told to stop, the disk is full. The
+job ends within seconds with a status other than 0, no process is left, and what was written can be
+read.
+"""
 import json
 import os
 import signal
@@ -10,8 +12,13 @@ import time
 from _moesim import MOESIM, TEMPORARY, check, command, config, environment, moesim, verdict
 
 ENDLESS = {
-    "run.steps": 1000000, "model.hidden_size": 8, "model.num_experts": 8, "model.moe_intermediate_size": 4, "router.top_k": 2,
-    "cluster.devices": 4, "data.tokens_per_device": 8,
+    "run.steps": 1000000,
+    "model.hidden_size": 8,
+    "model.num_experts": 8,
+    "model.moe_intermediate_size": 4,
+    "router.top_k": 2,
+    "cluster.devices": 4,
+    "data.tokens_per_device": 8,
 }
 
 
@@ -43,21 +50,33 @@ def ranks_of(folder):
             if words[0] != MOESIM.encode() or folder.encode() not in words:
                 continue
             with open(f"/proc/{process}/environ", "rb") as file:
-                variables = dict(word.split(b"=", 1) for word in file.read().split(b"\0") if b"=" in word)
+                variables = dict(
+                    word.split(b"=", 1) for word in file.read().split(b"\0") if b"=" in word
+                )
             found[int(variables.get(b"OMPI_COMM_WORLD_RANK", b"-1"))] = int(process)
         except (OSError, ValueError):
-            continue   # it ended meanwhile
+            continue  # it ended meanwhile
     return found
 
 
 def interrupted(label, end):
-    """Starts a run without end, calls end(mpirun's process, ranks) when results come in, looks at what is left."""
+    """Starts a run without end, calls end(mpirun's process, ranks) when results come in, looks at
+    what is left.
+    """
     folder = os.path.join(TEMPORARY, label.replace(" ", "-"))
     with open(folder + ".err", "w") as err:
-        job = subprocess.Popen(command(4, config("endless", ENDLESS), "--out", folder, "--quiet"), env=environment(), stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=err)
+        job = subprocess.Popen(
+            command(4, config("endless", ENDLESS), "--out", folder, "--quiet"),
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
     try:
-        if not check(poll(lambda: len(lines(folder)) >= 3 and len(ranks_of(folder)) == 4), f"{label}: the run does not start"):
+        if not check(
+            poll(lambda: len(lines(folder)) >= 3 and len(ranks_of(folder)) == 4),
+            f"{label}: the run does not start",
+        ):
             return
         start = time.monotonic()
         end(job, ranks_of(folder))
@@ -65,7 +84,10 @@ def interrupted(label, end):
         seconds = time.monotonic() - start
         check(code != 0, f"{label}: status {code}")
         check(seconds < 10, f"{label}: took {seconds:.1f} s")
-        check(poll(lambda: not ranks_of(folder), 10), f"{label}: processes are left: {ranks_of(folder)}")
+        check(
+            poll(lambda: not ranks_of(folder), 10),
+            f"{label}: processes are left: {ranks_of(folder)}",
+        )
     finally:
         if job.poll() is None:
             job.kill()
@@ -77,45 +99,78 @@ def interrupted(label, end):
             good = line.endswith("\n") and json.loads(line)["step"] == number
         except ValueError:
             good = False
-        if not check(good, f"{label}: line {number} of metrics.jsonl cannot be read: {line[-100:]!r}"):
+        if not check(
+            good, f"{label}: line {number} of metrics.jsonl cannot be read: {line[-100:]!r}"
+        ):
             break
-    check(not os.path.exists(f"{folder}/summary.json"), f"{label}: a summary.json, as if the run had finished")
+    check(
+        not os.path.exists(f"{folder}/summary.json"),
+        f"{label}: a summary.json, as if the run had finished",
+    )
 
 
 def kill_rank(rank):
     return lambda job, ranks: os.kill(ranks[rank], signal.SIGKILL)
 
 
-# --- full disk ---------------------------------------------------------------------------------------------------------------------------
+# --- full disk ---
 
 
 def on_full_disk(label, settings):
     """Runs onto a file system of 64 KiB. False when there is none to be had."""
     disk = os.path.join(TEMPORARY, "disk")
     os.makedirs(disk, exist_ok=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "moesim-test", disk], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "moesim-test", disk],
+        capture_output=True,
+        text=True,
+    )
     if mounted.returncode != 0:
         return False
     try:
-        done = moesim(2, config("full", {**ENDLESS, **settings}), "--out", f"{disk}/results", "--quiet")
-        said = [line for line in done.err.splitlines() if not line.startswith("mca_")]   # Open MPI's own words, not moesim's
+        done = moesim(
+            2, config("full", {**ENDLESS, **settings}), "--out", f"{disk}/results", "--quiet"
+        )
+        said = [
+            line for line in done.err.splitlines() if not line.startswith("mca_")
+        ]  # Open MPI's own words, not moesim's
         check(done.code == 1, f"{label}: status {done.code}, expected 1: {done.err}")
-        check(len(said) == 1 and said[0].startswith("moesim: ") and f"{disk}/results" in said[0], f"{label}: {done.err}")
+        check(
+            len(said) == 1 and said[0].startswith("moesim: ") and f"{disk}/results" in said[0],
+            f"{label}: {done.err}",
+        )
         check(done.seconds < 30, f"{label}: took {done.seconds:.1f} s")
-        check(not os.path.exists(f"{disk}/results/summary.json"), f"{label}: a summary.json, as if the run had finished")
+        check(
+            not os.path.exists(f"{disk}/results/summary.json"),
+            f"{label}: a summary.json, as if the run had finished",
+        )
         written = lines(f"{disk}/results")
-        check(all(json.loads(line) for line in written if line.endswith("\n")), f"{label}: metrics.jsonl")
+        check(
+            all(json.loads(line) for line in written if line.endswith("\n")),
+            f"{label}: metrics.jsonl",
+        )
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
     return True
 
 
 def check_full_disk():
-    cases = (("the disk is full of steps", {}),
-             ("the disk is too small for an array", {"run.steps": 1, "data.tokens_per_device": 4096, "output.tensors": "yes"}),
-             ("the disk is too small for the timeline", {"run.steps": 1, "model.num_layers": 60}),
-             ("the disk is too small for the choices", {"run.steps": 1, "data.tokens_per_device": 4096, "output.routing": "yes"}),
-             ("the disk is too small for the loads", {"run.steps": 12, "model.num_layers": 2, "model.num_experts": 512}))
+    cases = (
+        ("the disk is full of steps", {}),
+        (
+            "the disk is too small for an array",
+            {"run.steps": 1, "data.tokens_per_device": 4096, "output.tensors": "yes"},
+        ),
+        ("the disk is too small for the timeline", {"run.steps": 1, "model.num_layers": 60}),
+        (
+            "the disk is too small for the choices",
+            {"run.steps": 1, "data.tokens_per_device": 4096, "output.routing": "yes"},
+        ),
+        (
+            "the disk is too small for the loads",
+            {"run.steps": 12, "model.num_layers": 2, "model.num_experts": 512},
+        ),
+    )
     for label, settings in cases:
         if not on_full_disk(label, settings):
             print("SKIPPED: a full disk: mounting a tmpfs of 64 KiB is not allowed here")

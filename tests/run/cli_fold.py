@@ -1,18 +1,46 @@
 """ctest: timeout=180
-The same devices on 1, 2, 4 and 8 ranks, with 1 and 2 threads, in modes token and selection: the same report and the same bytes."""
+The same devices on 1, 2, 4 and 8 ranks, with 1 and 2 threads, in modes token and selection: the
+same report and the same bytes.
+"""
 import os
 
 from _moesim import check, metrics, run, same_bytes, summary, verdict
 
 BASE = {
-    "run.steps": 2, "model.num_layers": 2, "model.hidden_size": 24, "model.num_experts": 32, "model.num_shared_experts": 1,
-    "model.moe_intermediate_size": 12, "model.expert_type": "swiglu", "router.top_k": 5, "router.group_limit": "max", "router.topk_group": 3,
-    "balance.alpha_expert": 0.003, "balance.alpha_device": 0.05, "balance.alpha_comm": 0.02, "balance.z_loss": 0.001, "cluster.devices": 8,
-    "cluster.devices_per_node": 4, "data.tokens_per_device": 21, "data.sequence_length": 40, "output.routing": "yes", "output.tensors": "yes",
+    "run.steps": 2,
+    "model.num_layers": 2,
+    "model.hidden_size": 24,
+    "model.num_experts": 32,
+    "model.num_shared_experts": 1,
+    "model.moe_intermediate_size": 12,
+    "model.expert_type": "swiglu",
+    "router.top_k": 5,
+    "router.group_limit": "max",
+    "router.topk_group": 3,
+    "balance.alpha_expert": 0.003,
+    "balance.alpha_device": 0.05,
+    "balance.alpha_comm": 0.02,
+    "balance.z_loss": 0.001,
+    "cluster.devices": 8,
+    "cluster.devices_per_node": 4,
+    "data.tokens_per_device": 21,
+    "data.sequence_length": 40,
+    "output.routing": "yes",
+    "output.tensors": "yes",
 }
 # What may differ: where and how fast it ran. In another mode also: rows, and what counts rows.
 RUN_KEYS = {"time", "machine", "ranks"}
-MODE_KEYS = {"volume", "check_details", "checks", "sent_rows", "received_rows", "received", "sent", "node_received", "node_sent"}
+MODE_KEYS = {
+    "volume",
+    "check_details",
+    "checks",
+    "sent_rows",
+    "received_rows",
+    "received",
+    "sent",
+    "node_received",
+    "node_sent",
+}
 
 
 def without(value, keys):
@@ -31,7 +59,11 @@ def report(folder, keys):
 
 def differences(a, b, path=""):
     if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in sorted(a.keys() | b.keys()) for d in differences(a.get(k), b.get(k), f"{path}.{k}")]
+        return [
+            d
+            for k in sorted(a.keys() | b.keys())
+            for d in differences(a.get(k), b.get(k), f"{path}.{k}")
+        ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b)) for d in differences(x, y, f"{path}[{i}]")]
     return [] if a == b else [f"{path}: {a} and {b}"]
@@ -43,7 +75,10 @@ def compare(first, second, keys, label):
     different = differences(without(metrics(first), keys), without(metrics(second), keys))
     check(not different, f"{label}: metrics.jsonl differs:", *different[:5])
     arrays = sorted(name for name in os.listdir(first) if name.endswith(".npy"))
-    check(arrays == sorted(name for name in os.listdir(second) if name.endswith(".npy")), f"{label}: other .npy files")
+    check(
+        arrays == sorted(name for name in os.listdir(second) if name.endswith(".npy")),
+        f"{label}: other .npy files",
+    )
     for name in arrays:
         if name.startswith("comm_matrix") and "volume" in keys:
             continue
@@ -61,12 +96,27 @@ for mode in ("token", "selection"):
                 continue
             first = reference.setdefault(mode, folder)
             arrays = compare(first, folder, RUN_KEYS, f"{os.path.basename(first)} and {label}")
-            written = {"topk_idx.npy", "topk_weight.npy", "comm_matrix.npy", "comm_matrix_steps.npy", "expert_load.npy"}
-            check(written <= set(arrays) and any(a.startswith("y") for a in arrays), f"{label}: only {arrays} were written")
-            check(all(passed is not False for passed in summary(folder)["checks"].values()), f"{label}: a self-check failed")
+            written = {
+                "topk_idx.npy",
+                "topk_weight.npy",
+                "comm_matrix.npy",
+                "comm_matrix_steps.npy",
+                "expert_load.npy",
+            }
+            check(
+                written <= set(arrays) and any(a.startswith("y") for a in arrays),
+                f"{label}: only {arrays} were written",
+            )
+            check(
+                all(passed is not False for passed in summary(folder)["checks"].values()),
+                f"{label}: a self-check failed",
+            )
 if len(reference) == 2:
     compare(reference["token"], reference["selection"], RUN_KEYS | MODE_KEYS, "token and selection")
     token, selection = (summary(reference[m])["volume"]["dispatch"] for m in ("token", "selection"))
-    check(token["selection_bytes"] == selection["logical_bytes"] == selection["selection_bytes"], "bytes that mode selection would have sent")
+    check(
+        token["selection_bytes"] == selection["logical_bytes"] == selection["selection_bytes"],
+        "bytes that mode selection would have sent",
+    )
     check(token["rows"] < selection["rows"], "mode token saves no row")
 verdict()

@@ -1,7 +1,9 @@
 """ctest: timeout=240
-All golden cases of the public reference code through the program, folded onto one rank: choices, weights, kept pairs, capacity, counts, matrices, losses.
-Every quantity of every expected.json and every file is either compared here (or by the unit test that is named), or stands in NOT_COMPARED with the
-reason; one that is in neither fails the test."""
+All golden cases of the public reference code through the program, folded onto one rank: choices,
+weights, kept pairs, capacity, counts, matrices, losses. Every quantity of every expected.json and
+every file is either compared here (or by the unit test that is named), or stands in NOT_COMPARED
+with the reason; one that is in neither fails the test.
+"""
 import json
 import math
 import os
@@ -11,20 +13,46 @@ from _moesim import GOLDEN, check, load, near, run, save, summary, verdict
 ROUTING = os.path.join(GOLDEN, "routing")
 # Why a quantity says nothing about moesim: it describes another run of the reference.
 NOT_COMPARED = {
-    "case": "the folder's name", "notes": "words", "variants_note": "words", "a2a_note": "words", "gradients": "words; dlogits_*.npy are compared",
-    "tie_policy": "words", "position_policy": "words", "n_device": "a setting", "capacity_f32run": "of the reference in float32",
-    "f32_vs_f64_max_abs_weight_diff": "of the reference in float32", "f32_vs_f64_max_rel_weight_diff": "of the reference in float32",
-    "numpy_max_rel_weight_diff": "of two references", "expert_reference_vs_paper_rel_diff": "of two references",
-    "losses.*.f32": "of the reference in float32", "losses.*.alpha": "a setting", "losses.*.source": "words", "losses.*.variant": "words",
-    "losses.*.level": "words", "losses.total.source": "words", "variants.*_f32": "of the reference in float32",
-    "variants.aux@hf_5.2_double_softmax": "a later version that takes the softmax of probabilities: not one of moesim's forms",
-    "case.ini": "the same as case.json", "logits.npy": "input", "bias.npy": "input", "attention_mask.npy": "input", "case.json": "settings",
-    "expected.json": "this list", "kept_torch.npy": "arbitrary among equals in the reference", "slot_torch.npy": "arbitrary among equals",
-    "topk_weight_torch.npy": "arbitrary among equals", "topk_idx_torch_f32.npy": "arbitrary among ties", "topk_weight_torch_f32.npy": "arbitrary among ties",
+    "case": "the folder's name",
+    "notes": "words",
+    "variants_note": "words",
+    "a2a_note": "words",
+    "gradients": "words; dlogits_*.npy are compared",
+    "tie_policy": "words",
+    "position_policy": "words",
+    "n_device": "a setting",
+    "capacity_f32run": "of the reference in float32",
+    "f32_vs_f64_max_abs_weight_diff": "of the reference in float32",
+    "f32_vs_f64_max_rel_weight_diff": "of the reference in float32",
+    "numpy_max_rel_weight_diff": "of two references",
+    "expert_reference_vs_paper_rel_diff": "of two references",
+    "losses.*.f32": "of the reference in float32",
+    "losses.*.alpha": "a setting",
+    "losses.*.source": "words",
+    "losses.*.variant": "words",
+    "losses.*.level": "words",
+    "losses.total.source": "words",
+    "variants.*_f32": "of the reference in float32",
+    "variants.aux@hf_5.2_double_softmax": (
+        "a later version that takes the softmax of probabilities: not one of moesim's forms"
+    ),
+    "case.ini": "the same as case.json",
+    "logits.npy": "input",
+    "bias.npy": "input",
+    "attention_mask.npy": "input",
+    "case.json": "settings",
+    "expected.json": "this list",
+    "kept_torch.npy": "arbitrary among equals in the reference",
+    "slot_torch.npy": "arbitrary among equals",
+    "topk_weight_torch.npy": "arbitrary among equals",
+    "topk_idx_torch_f32.npy": "arbitrary among ties",
+    "topk_weight_torch_f32.npy": "arbitrary among ties",
 }
 # Compared by a unit test on arrays that the program does not write.
 IN_UNIT_TESTS = {
-    "slot.npy": "golden_capacity", "topk_weight_f64.npy": "golden_routing, golden_dialects", "counts_per_expert_per_sequence": "golden_routing, golden_dialects",
+    "slot.npy": "golden_capacity",
+    "topk_weight_f64.npy": "golden_routing, golden_dialects",
+    "counts_per_expert_per_sequence": "golden_routing, golden_dialects",
 }
 MEGATRON, HUGGING_FACE = "megatron", "hfaux"
 
@@ -34,7 +62,7 @@ def read(folder, file):
         return json.load(text)
 
 
-# --- settings ----------------------------------------------------------------------------------------------------------------------------
+# --- settings ---
 
 
 def score_func(case):
@@ -42,22 +70,42 @@ def score_func(case):
         return "sigmoid"
     if case["score_func"] == "sqrtsoftplus":
         return "sqrtsoftplus"
-    after = case.get("softmax_after_topk") or (case["family"] == MEGATRON and not case.get("use_pre_softmax"))
+    after = case.get("softmax_after_topk") or (
+        case["family"] == MEGATRON and not case.get("use_pre_softmax")
+    )
     return "softmax_topk" if after else "softmax"
 
 
 def capacity(case):
-    """Megatron and DeepSpeed 9, FastMoE 8, Tutel 10 pairs at T 200, E 60, K 2, factor 1.25: each its own rounding."""
+    """Megatron and DeepSpeed 9, FastMoE 8, Tutel 10 pairs at T 200, E 60, K 2, factor 1.25: each
+    its own rounding.
+    """
     policy, family = case.get("drop_policy", "none"), case["family"]
     if policy == "none":
         return {}
     if policy == "position_per_sequence":
-        return {"capacity.policy": "sequence", "capacity.expert_capacity": case["capacity"], "capacity.drop": "position"}
-    rounding = {MEGATRON: "megatron", "deepspeed": "deepspeed", "tutel": "tutel", "fastmoe": "fastmoe" if case["top_k"] > 1 else "ceil"}[family]
-    drop = {"probs": "scores" if family == "deepspeed" else "probs", "batch_prioritized_by_choice_rank": "batch_priority"}.get(policy, "position")
+        return {
+            "capacity.policy": "sequence",
+            "capacity.expert_capacity": case["capacity"],
+            "capacity.drop": "position",
+        }
+    rounding = {
+        MEGATRON: "megatron",
+        "deepspeed": "deepspeed",
+        "tutel": "tutel",
+        "fastmoe": "fastmoe" if case["top_k"] > 1 else "ceil",
+    }[family]
+    drop = {
+        "probs": "scores" if family == "deepspeed" else "probs",
+        "batch_prioritized_by_choice_rank": "batch_priority",
+    }.get(policy, "position")
     of = {
-        "capacity.policy": "expert", "capacity.capacity_factor": case["capacity_factor"], "capacity.rounding": rounding, "capacity.drop": drop,
-        "capacity.min_capacity": case.get("min_capacity", 0), "capacity.pad_to_capacity": "yes" if case.get("pad_to_capacity") else "no",
+        "capacity.policy": "expert",
+        "capacity.capacity_factor": case["capacity_factor"],
+        "capacity.rounding": rounding,
+        "capacity.drop": drop,
+        "capacity.min_capacity": case.get("min_capacity", 0),
+        "capacity.pad_to_capacity": "yes" if case.get("pad_to_capacity") else "no",
         "capacity.first_choices": "yes" if policy.endswith("by_choice_rank") else "no",
     }
     if family == "deepspeed" and case["norm_topk_prob"]:
@@ -73,14 +121,26 @@ def form(case):
     if family in ("switch", "mixlora"):
         return "switch"
     topkgating = family == "deepspeed" and case["functions"][0].startswith("topkgating")
-    return "gshard" if family in ("tutel", "fastmoe", "deepspeed") and not topkgating else "deepseek"
+    return (
+        "gshard" if family in ("tutel", "fastmoe", "deepspeed") and not topkgating else "deepseek"
+    )
 
 
-# These run by a preset, of which only sizes are changed, and what the reference of the case does otherwise: it sees one batch on one device.
+# These run by a preset, of which only sizes are changed, and what the reference of the case does
+# otherwise: it sees one batch on one device.
 PRESETS = {
     "ds2_v2_E160_K6_G8_M3": ("deepseek_v2", {"capacity.policy": "none"}),
-    "ds2_E60_K6_G12_M12_batch": ("deepseek_v2_lite", {"balance.scope": "global", "balance.alpha_expert": 0.003, "balance.alpha_device": 0.05,
-                                                      "balance.alpha_comm": 0.02, "router.group_limit": "max", "router.topk_group": 12}),
+    "ds2_E60_K6_G12_M12_batch": (
+        "deepseek_v2_lite",
+        {
+            "balance.scope": "global",
+            "balance.alpha_expert": 0.003,
+            "balance.alpha_device": 0.05,
+            "balance.alpha_comm": 0.02,
+            "router.group_limit": "max",
+            "router.topk_group": 12,
+        },
+    ),
     "ds3_E256_K8_G8_M4_bias": ("deepseek_v3", {}),
     "mixtral_E8_K2": ("mixtral", {"balance.alpha_expert": 0.01}),
     "qwen2_E60_K4": ("qwen2_moe", {"balance.alpha_expert": 0.01}),
@@ -90,42 +150,116 @@ PRESETS = {
     "mixlora_switch_E16_cap4": ("mixlora_switch", {"capacity.expert_capacity": 4}),
     "mixlora_dynamic_E8_p08": ("mixlora_dynamic", {}),
     "mcore_z_extreme80_E6_K2": ("megatron", {}),
-    "deepspeed_top1_E8_cf1": ("deepspeed_top1", {"balance.scope": "global", "capacity.capacity_scope": "global"}),
-    "deepspeed_top2_E8_cf1": ("deepspeed_top2", {"balance.scope": "global", "capacity.capacity_scope": "global"}),
-    "deepspeed_topk_E16_K3_probs_cf2": ("deepspeed_topk", {"balance.scope": "global", "capacity.capacity_scope": "global", "capacity.capacity_factor": 2}),
-    "tutel_nodrop_E6_K3": ("tutel", {"balance.scope": "global", "balance.alpha_expert": 1, "capacity.capacity_scope": "global",
-                                     "capacity.capacity_factor": 0}),
-    "fastmoe_gshard_E16_W4": ("fastmoe_gshard", {"balance.scope": "global", "balance.alpha_expert": 1, "capacity.capacity_scope": "global",
-                                                 "router.second_choice": "best"}),   # the case's reference keeps every second choice
-    "fastmoe_switch_E6_cf2": ("fastmoe_switch", {"balance.scope": "global", "balance.alpha_expert": 1, "capacity.capacity_scope": "global",
-                                                 "capacity.capacity_factor": 2}),
+    "deepspeed_top1_E8_cf1": (
+        "deepspeed_top1",
+        {"balance.scope": "global", "capacity.capacity_scope": "global"},
+    ),
+    "deepspeed_top2_E8_cf1": (
+        "deepspeed_top2",
+        {"balance.scope": "global", "capacity.capacity_scope": "global"},
+    ),
+    "deepspeed_topk_E16_K3_probs_cf2": (
+        "deepspeed_topk",
+        {
+            "balance.scope": "global",
+            "capacity.capacity_scope": "global",
+            "capacity.capacity_factor": 2,
+        },
+    ),
+    "tutel_nodrop_E6_K3": (
+        "tutel",
+        {
+            "balance.scope": "global",
+            "balance.alpha_expert": 1,
+            "capacity.capacity_scope": "global",
+            "capacity.capacity_factor": 0,
+        },
+    ),
+    "fastmoe_gshard_E16_W4": (
+        "fastmoe_gshard",
+        {
+            "balance.scope": "global",
+            "balance.alpha_expert": 1,
+            "capacity.capacity_scope": "global",
+            "router.second_choice": "best",
+        },
+    ),  # the case's reference keeps every second choice
+    "fastmoe_switch_E6_cf2": (
+        "fastmoe_switch",
+        {
+            "balance.scope": "global",
+            "balance.alpha_expert": 1,
+            "capacity.capacity_scope": "global",
+            "capacity.capacity_factor": 2,
+        },
+    ),
 }
-SIZES = ("model.hidden_size", "model.num_experts", "model.moe_intermediate_size", "model.expert_type", "router.top_k", "router.bias_file", "cluster.", "data.",
-         "output.")
+SIZES = (
+    "model.hidden_size",
+    "model.num_experts",
+    "model.moe_intermediate_size",
+    "model.expert_type",
+    "router.top_k",
+    "router.bias_file",
+    "cluster.",
+    "data.",
+    "output.",
+)
 
 
 def by_preset(name, of):
     preset, changes = PRESETS[name]
-    return {"router.preset": preset, "model.num_shared_experts": 0, **{key: value for key, value in of.items() if key.startswith(SIZES)}, **changes}
+    return {
+        "router.preset": preset,
+        "model.num_shared_experts": 0,
+        **{key: value for key, value in of.items() if key.startswith(SIZES)},
+        **changes,
+    }
 
 
 def settings(case, folder):
     ours = case["family"].startswith(("ds", "hfds"))
     of = {
-        "model.hidden_size": 4, "model.num_experts": case["E"], "model.moe_intermediate_size": 4, "model.expert_type": "identity", "router.top_k": case["top_k"],
-        "router.score_func": score_func(case), "router.norm_topk_prob": "yes" if case["norm_topk_prob"] and not case.get("sinkhorn") else "no",
-        "router.routed_scaling_factor": case["routed_scaling_factor"] or 1, "balance.aux_form": form(case), "balance.scope": "global",
-        "cluster.devices": case["n_device"], "data.source": "logits", "data.path": f"{folder}/logits.npy", "data.sequence_length": case["S"],
-        "output.routing": "yes", "balance.alpha_expert": case.get("alpha1", 0), "balance.z_loss": case.get("z_coef", 0), **capacity(case),
+        "model.hidden_size": 4,
+        "model.num_experts": case["E"],
+        "model.moe_intermediate_size": 4,
+        "model.expert_type": "identity",
+        "router.top_k": case["top_k"],
+        "router.score_func": score_func(case),
+        "router.norm_topk_prob": (
+            "yes" if case["norm_topk_prob"] and not case.get("sinkhorn") else "no"
+        ),
+        "router.routed_scaling_factor": case["routed_scaling_factor"] or 1,
+        "balance.aux_form": form(case),
+        "balance.scope": "global",
+        "cluster.devices": case["n_device"],
+        "data.source": "logits",
+        "data.path": f"{folder}/logits.npy",
+        "data.sequence_length": case["S"],
+        "output.routing": "yes",
+        "balance.alpha_expert": case.get("alpha1", 0),
+        "balance.z_loss": case.get("z_coef", 0),
+        **capacity(case),
     }
     if ours and case["n_group"] > 1:
-        of.update({"router.group_limit": {"max": "max", "top2sum": "top2_sum"}[case["group_score"]], "router.num_groups": case["n_group"],
-                   "router.topk_group": case["topk_group"]})
+        of.update(
+            {
+                "router.group_limit": {"max": "max", "top2sum": "top2_sum"}[case["group_score"]],
+                "router.num_groups": case["n_group"],
+                "router.topk_group": case["topk_group"],
+            }
+        )
     if case["family"] in ("ds2", "ds3"):
         of["router.norm_single"] = "no"
     if case["family"] == "ds2":
-        of.update({"router.scale_normalized": "no", "balance.alpha_device": case["alpha2"], "balance.alpha_comm": case["alpha3"],
-                   "balance.scope": "sequence" if case["seq_aux"] else "global"})
+        of.update(
+            {
+                "router.scale_normalized": "no",
+                "balance.alpha_device": case["alpha2"],
+                "balance.alpha_comm": case["alpha3"],
+                "balance.scope": "sequence" if case["seq_aux"] else "global",
+            }
+        )
     if case["family"] == "switch":
         of["balance.scope"] = "sequence"
     if case.get("bias"):
@@ -133,19 +267,37 @@ def settings(case, folder):
     if case.get("attention_mask"):
         of["data.mask"] = f"{folder}/{case['attention_mask']}"
     if case["topk_method"] == "top_p":
-        of.update({"router.method": "top_p", "router.top_p": case["top_p"], "router.temperature": case["temperature"] or 1,
-                   "router.temperature_on": "probabilities"})
-    if case.get("sinkhorn"):   # each device settles its own tokens; the reference has one that holds all
+        of.update(
+            {
+                "router.method": "top_p",
+                "router.top_p": case["top_p"],
+                "router.temperature": case["temperature"] or 1,
+                "router.temperature_on": "probabilities",
+            }
+        )
+    if case.get(
+        "sinkhorn"
+    ):  # each device settles its own tokens; the reference has one that holds all
         of.update({"router.method": "sinkhorn", "cluster.devices": 1})
     if os.path.exists(os.path.join(folder, "dlogits_expert.npy")):
         of["output.tensors"] = "yes"
-    if case.get("loss_fn") == "importance":   # the average of two losses; Tutel's noise is gate_noise / E
-        of.update({"router.noise": case["gate_noise"] / case["E"], "balance.load_form": "tutel", "balance.importance_of": "scores",
-                   "balance.alpha_expert": 0, "balance.importance_loss": 0.5, "balance.load_loss": 0.5})
+    if (
+        case.get("loss_fn") == "importance"
+    ):  # the average of two losses; Tutel's noise is gate_noise / E
+        of.update(
+            {
+                "router.noise": case["gate_noise"] / case["E"],
+                "balance.load_form": "tutel",
+                "balance.importance_of": "scores",
+                "balance.alpha_expert": 0,
+                "balance.importance_loss": 0.5,
+                "balance.load_loss": 0.5,
+            }
+        )
     return of
 
 
-# --- one case ----------------------------------------------------------------------------------------------------------------------------
+# --- one case ---
 
 
 class Golden:
@@ -153,7 +305,9 @@ class Golden:
 
     def __init__(self, name):
         self.name, self.folder, self.seen = name, os.path.join(ROUTING, name), set()
-        self.case, self.expected = read(self.folder, "case.json"), read(self.folder, "expected.json")
+        self.case, self.expected = read(self.folder, "case.json"), read(
+            self.folder, "expected.json"
+        )
 
     def want(self, *path):
         """A quantity of expected.json, or None; it counts as compared."""
@@ -172,21 +326,32 @@ class Golden:
 
     def same(self, found, expected, what, bound=0):
         if expected is not None:
-            check(found == expected if not bound else near(found, expected, bound), f"{self.name}: {what}: {found}, expected {expected}")
+            check(
+                found == expected if not bound else near(found, expected, bound),
+                f"{self.name}: {what}: {found}, expected {expected}",
+            )
 
     def overlooked(self):
         """Quantities and files that nobody looks at."""
         names = set(os.listdir(self.folder))
         for key, value in self.expected.items():
             if key == "losses":
-                names |= {f"losses.{loss}.{figure}" for loss, figures in value.items() for figure in figures}
+                names |= {
+                    f"losses.{loss}.{figure}"
+                    for loss, figures in value.items()
+                    for figure in figures
+                }
             elif key == "variants":
                 names |= {f"variants.{reading}" for reading in value}
             else:
                 names.add(key)
         for name in sorted(names - self.seen):
             parts = name.split(".")
-            general = {name, f"losses.*.{parts[-1]}" if parts[0] == "losses" else name, "variants.*_f32" if name.endswith("_f32") else name}
+            general = {
+                name,
+                f"losses.*.{parts[-1]}" if parts[0] == "losses" else name,
+                "variants.*_f32" if name.endswith("_f32") else name,
+            }
             if not general & (set(NOT_COMPARED) | set(IN_UNIT_TESTS)):
                 yield name
 
@@ -198,16 +363,24 @@ def final_weights(case, weights, kept):
     k = case["top_k"]
     result = []
     for at in range(0, len(weights), k):
-        left = [w if keep else 0 for w, keep in zip(weights[at:at + k], kept[at:at + k])]
+        left = [w if keep else 0 for w, keep in zip(weights[at : at + k], kept[at : at + k])]
         total = sum(left) if k > 1 and sum(left) else 1
         result += [w / total for w in left]
     return result
 
 
 def matrices(case, index):
-    """From the choices: selections and distinct tokens from device to device; token t lives on t // (T/D)."""
-    devices, share, per = case["n_device"], case["T"] // case["n_device"], case["E"] // case["n_device"]
-    routes, distinct = [[0] * devices for _ in range(devices)], [[0] * devices for _ in range(devices)]
+    """From the choices: selections and distinct tokens from device to device; token t lives on t //
+    (T/D).
+    """
+    devices, share, per = (
+        case["n_device"],
+        case["T"] // case["n_device"],
+        case["E"] // case["n_device"],
+    )
+    routes, distinct = [[0] * devices for _ in range(devices)], [
+        [0] * devices for _ in range(devices)
+    ]
     for t, row in enumerate(index):
         to = [e // per for e in row if e >= 0]
         for d in to:
@@ -219,53 +392,102 @@ def matrices(case, index):
 
 def check_routing(golden, out, layer):
     case = golden.case
-    index, weight, kept = load(f"{out}/topk_idx.npy"), load(f"{out}/topk_weight.npy"), load(f"{out}/kept.npy")
+    index, weight, kept = (
+        load(f"{out}/topk_idx.npy"),
+        load(f"{out}/topk_weight.npy"),
+        load(f"{out}/kept.npy"),
+    )
     check(list(index.data) == list(golden.file("topk_idx.npy").data), f"{golden.name}: choices")
     expected_kept = golden.file("kept.npy")
     if expected_kept:
         check(list(kept.data) == list(expected_kept.data), f"{golden.name}: kept pairs")
     else:
-        check(all(k or i < 0 for k, i in zip(kept.data, index.data)), f"{golden.name}: pairs were dropped")
-    check(near(final_weights(case, list(weight.data), list(kept.data)), list(golden.file("topk_weight.npy").data), 1e-5), f"{golden.name}: weights")
+        check(
+            all(k or i < 0 for k, i in zip(kept.data, index.data)),
+            f"{golden.name}: pairs were dropped",
+        )
+    check(
+        near(
+            final_weights(case, list(weight.data), list(kept.data)),
+            list(golden.file("topk_weight.npy").data),
+            1e-5,
+        ),
+        f"{golden.name}: weights",
+    )
     reach = layer["tokens_by_reach"]
     golden.same(layer["counts_per_expert"], golden.want("counts_per_expert"), "counts_per_expert")
     golden.same(layer["counts_per_expert"], golden.want("exp_counts"), "exp_counts")
     golden.same(layer["counts_per_expert"], golden.want("counts_aux_map"), "counts_aux_map")
     per = case["E"] // case["n_device"]
-    on_devices = [[sum(e // per == d for e in row if e >= 0) for d in range(case["n_device"])] for row in index.rows()]
-    recounted = {"counts_per_device": [sum(counts) for counts in zip(*on_devices)],
-                 "distinct_tokens_per_device": [sum(map(bool, counts)) for counts in zip(*on_devices)]}
-    here = recounted if case.get("sinkhorn") else layer   # of one device, see settings
+    on_devices = [
+        [sum(e // per == d for e in row if e >= 0) for d in range(case["n_device"])]
+        for row in index.rows()
+    ]
+    recounted = {
+        "counts_per_device": [sum(counts) for counts in zip(*on_devices)],
+        "distinct_tokens_per_device": [sum(map(bool, counts)) for counts in zip(*on_devices)],
+    }
+    here = recounted if case.get("sinkhorn") else layer  # of one device, see settings
     golden.same(here["counts_per_device"], golden.want("counts_per_device"), "counts_per_device")
-    golden.same(max(x for x, tokens in enumerate(reach) if tokens), golden.want("max_devices_per_token"), "max_devices_per_token")
-    golden.same(layer["mean_devices_per_token"], golden.want("mean_devices_per_token"), "mean_devices_per_token", 1e-12)
-    routes, distinct = matrices(case, index.rows()) if case["T"] % case["n_device"] == 0 else (None, None)
+    golden.same(
+        max(x for x, tokens in enumerate(reach) if tokens),
+        golden.want("max_devices_per_token"),
+        "max_devices_per_token",
+    )
+    golden.same(
+        layer["mean_devices_per_token"],
+        golden.want("mean_devices_per_token"),
+        "mean_devices_per_token",
+        1e-12,
+    )
+    routes, distinct = (
+        matrices(case, index.rows()) if case["T"] % case["n_device"] == 0 else (None, None)
+    )
     golden.same(routes, golden.want("a2a_routes_src_dst"), "a2a_routes_src_dst")
     golden.same(distinct, golden.want("a2a_distinct_tokens_src_dst"), "a2a_distinct_tokens_src_dst")
-    if distinct and not case.get("sinkhorn") and layer["dropped"] == 0 and not case.get("pad_to_capacity"):
+    if (
+        distinct
+        and not case.get("sinkhorn")
+        and layer["dropped"] == 0
+        and not case.get("pad_to_capacity")
+    ):
         check(load(f"{out}/comm_matrix.npy").rows() == distinct, f"{golden.name}: comm_matrix.npy")
-    if case.get("attention_mask"):   # padding does not count in f'', but does there
+    if case.get("attention_mask"):  # padding does not count in f'', but does there
         here = recounted
-    golden.same(here["distinct_tokens_per_device"], golden.want("distinct_tokens_per_device"), "distinct_tokens_per_device")
+    golden.same(
+        here["distinct_tokens_per_device"],
+        golden.want("distinct_tokens_per_device"),
+        "distinct_tokens_per_device",
+    )
 
 
 def check_capacity(golden, layer):
     found = layer.get("capacity")
-    check((found is not None) == ("capacity" in golden.expected), f"{golden.name}: a capacity where there is none, or none where there is one")
+    check(
+        (found is not None) == ("capacity" in golden.expected),
+        f"{golden.name}: a capacity where there is none, or none where there is one",
+    )
     if not found:
         return
     golden.same(found["capacity"], golden.want("capacity"), "capacity")
     golden.same(layer["kept_per_expert"], golden.want("kept_per_expert"), "kept_per_expert")
-    golden.same(found["dropped_per_expert"], golden.want("dropped_per_expert"), "dropped_per_expert")
+    golden.same(
+        found["dropped_per_expert"], golden.want("dropped_per_expert"), "dropped_per_expert"
+    )
     golden.same(layer["dropped"], golden.want("dropped_routes"), "dropped_routes")
-    golden.same(found["fully_dropped_tokens"], golden.want("tokens_fully_dropped"), "tokens_fully_dropped")
+    golden.same(
+        found["fully_dropped_tokens"], golden.want("tokens_fully_dropped"), "tokens_fully_dropped"
+    )
     rows = sum(layer["kept_per_expert"]) + found["padding_rows"]
     golden.same(rows, golden.want("final_map_sum"), "final_map_sum")
-    full = [found["capacity"] if golden.case.get("pad_to_capacity") else kept for kept in layer["kept_per_expert"]]
+    full = [
+        found["capacity"] if golden.case.get("pad_to_capacity") else kept
+        for kept in layer["kept_per_expert"]
+    ]
     golden.same(full, golden.want("per_expert_final_map"), "per_expert_final_map")
 
 
-# --- losses ------------------------------------------------------------------------------------------------------------------------------
+# --- losses ---
 
 OURS = {"deepseek": "expert", "switch": "switch", "gshard": "gshard", "mixtral": "mixtral"}
 
@@ -275,47 +497,96 @@ def loss(golden, name, raw, weighted=None):
     golden.same(raw, golden.want("losses", name, "f64_raw"), f"{name}, raw", 1e-10)
     alpha = golden.expected["losses"].get(name, {}).get("alpha")
     if name in golden.expected["losses"]:
-        golden.same(alpha * raw if weighted is None else weighted, golden.want("losses", name, "f64"), f"{name} x alpha", 1e-10)
+        golden.same(
+            alpha * raw if weighted is None else weighted,
+            golden.want("losses", name, "f64"),
+            f"{name} x alpha",
+            1e-10,
+        )
 
 
 def check_losses(golden, whole, layer):
-    case, raw, trained, ours = golden.case, layer["loss_raw"], layer["loss"], OURS[form(golden.case)]
+    case, raw, trained, ours = (
+        golden.case,
+        layer["loss_raw"],
+        layer["loss"],
+        OURS[form(golden.case)],
+    )
     family, scopes = case["family"], layer["loss_by_scope"]
-    if family == "fastmoe":   # its loss has (experts of a worker)^2 in place of N^2
+    if family == "fastmoe":  # its loss has (experts of a worker)^2 in place of N^2
         workers = case["world_size"] if case["top_k"] > 1 else 1
-        loss(golden, "loss", raw[ours] / workers ** 2)
+        loss(golden, "loss", raw[ours] / workers**2)
     elif family == "deepspeed":
         loss(golden, "l_aux", raw[ours], trained[ours])
-    elif family == MEGATRON and not case.get("sinkhorn"):   # the loss does not go with sinkhorn there
+    elif family == MEGATRON and not case.get(
+        "sinkhorn"
+    ):  # the loss does not go with sinkhorn there
         loss(golden, "aux", scopes["global"]["expert"], trained["expert"])
         loss(golden, "seq_aux", scopes["sequence"]["expert"])
     elif family == "switch":
         loss(golden, "aux_predrop", raw["switch"], trained["switch"])
-        golden.seen |= {"losses.aux_hf_postdrop.f64", "losses.aux_hf_postdrop.f64_raw"}   # see check_switch_after_dropping
+        golden.seen |= {
+            "losses.aux_hf_postdrop.f64",
+            "losses.aux_hf_postdrop.f64_raw",
+        }  # see check_switch_after_dropping
     elif family == "tutel" and case["loss_fn"] == "importance":
-        loss(golden, "load_importance", (raw["importance"] + raw["load"]) / 2, trained["importance"] + trained["load"])
+        loss(
+            golden,
+            "load_importance",
+            (raw["importance"] + raw["load"]) / 2,
+            trained["importance"] + trained["load"],
+        )
     elif family == "tutel":
         loss(golden, "gshard", raw["gshard"], trained["gshard"])
     elif family in (HUGGING_FACE, "mixlora"):
         loss(golden, "aux", raw[ours], trained[ours])
-        if ours == "mixtral":   # one layer: all layers put together are the same
-            check(near(whole["loss_raw"]["mixtral_all_layers"], golden.expected["losses"]["aux"]["f64_raw"], 1e-10), f"{golden.name}: all layers")
-        golden.same(trained["total"], golden.want("losses", "total_router_loss", "f64"), "total_router_loss", 1e-10)
+        if ours == "mixtral":  # one layer: all layers put together are the same
+            check(
+                near(
+                    whole["loss_raw"]["mixtral_all_layers"],
+                    golden.expected["losses"]["aux"]["f64_raw"],
+                    1e-10,
+                ),
+                f"{golden.name}: all layers",
+            )
+        golden.same(
+            trained["total"],
+            golden.want("losses", "total_router_loss", "f64"),
+            "total_router_loss",
+            1e-10,
+        )
         golden.want("losses", "total_router_loss", "f64_raw")
     if "z" in golden.expected["losses"]:
         loss(golden, "z", raw["z"], trained["z"])
 
 
 def check_own_losses(golden, layer):
-    """DeepSeek-V2 and V3: the paper's readings, per sequence and over the batch; of equals those of the lowest index."""
+    """DeepSeek-V2 and V3: the paper's readings, per sequence and over the batch; of equals those of
+    the lowest index.
+    """
     case, by_scope = golden.case, layer["loss_by_scope"]
     ties = "_ties" if case.get("ties") else ""
     for name in ("expert", "device", "comm"):
         if ties:
-            golden.same(by_scope["sequence"][name], golden.want("variants", f"{name}@paper_lowest_index_ties"), f"{name}@paper_lowest_index_ties", 1e-10)
+            golden.same(
+                by_scope["sequence"][name],
+                golden.want("variants", f"{name}@paper_lowest_index_ties"),
+                f"{name}@paper_lowest_index_ties",
+                1e-10,
+            )
             continue
-        golden.same(by_scope["sequence"][name], golden.want("variants", f"{name}@paper_per_sequence"), f"{name}@paper_per_sequence", 1e-10)
-        golden.same(by_scope["global"][name], golden.want("variants", f"{name}@paper_batch"), f"{name}@paper_batch", 1e-10)
+        golden.same(
+            by_scope["sequence"][name],
+            golden.want("variants", f"{name}@paper_per_sequence"),
+            f"{name}@paper_per_sequence",
+            1e-10,
+        )
+        golden.same(
+            by_scope["global"][name],
+            golden.want("variants", f"{name}@paper_batch"),
+            f"{name}@paper_batch",
+            1e-10,
+        )
         if name in golden.expected["losses"]:
             loss(golden, name, layer["loss_raw"][name], layer["loss"][name])
     if not ties:
@@ -333,27 +604,51 @@ def check_readings(golden, of, layer):
     case = golden.case
     if case["family"] != "ds2" or case.get("ties"):
         return
-    if golden.name not in WITH_READINGS:   # golden_routing compares them all
-        golden.seen |= {f"variants.{name}@{variant}" for variant in READINGS for name in ("expert", "device", "comm")}
+    if golden.name not in WITH_READINGS:  # golden_routing compares them all
+        golden.seen |= {
+            f"variants.{name}@{variant}"
+            for variant in READINGS
+            for name in ("expert", "device", "comm")
+        }
         return
     for variant, device_p in READINGS.items():
-        out = run(f"{golden.name}-{device_p}", 1, {**of, "balance.device_p": device_p, "balance.comm_count": "selections"})
+        out = run(
+            f"{golden.name}-{device_p}",
+            1,
+            {**of, "balance.device_p": device_p, "balance.comm_count": "selections"},
+        )
         if not out:
             continue
         found = summary(out)["layers"][0]["loss_by_scope"]["sequence"]
         for name in ("expert", "device", "comm"):
-            golden.same(found[name], golden.want("variants", f"{name}@{variant}"), f"{name}@{variant}", 1e-10)
+            golden.same(
+                found[name],
+                golden.want("variants", f"{name}@{variant}"),
+                f"{name}@{variant}",
+                1e-10,
+            )
         right = layer["loss_by_scope"]["sequence"]
         per = case["E"] // case["n_device"]
         if device_p == "mean" and per > 1:
-            check(near(right["device"], per * found["device"], 1e-10), f"{golden.name}: a mean P' is |E_d| times too small")
-        share = case["top_k"] / (case["topk_group"] if case["n_group"] > 1 else min(case["top_k"], case["n_device"]))
-        check(near(found["comm"], share * found["device"], 1e-10), f"{golden.name}: counting selections, the third loss is K/M times the second")
+            check(
+                near(right["device"], per * found["device"], 1e-10),
+                f"{golden.name}: a mean P' is |E_d| times too small",
+            )
+        share = case["top_k"] / (
+            case["topk_group"] if case["n_group"] > 1 else min(case["top_k"], case["n_device"])
+        )
+        check(
+            near(found["comm"], share * found["device"], 1e-10),
+            f"{golden.name}: counting selections, the third loss is K/M times the second",
+        )
         if device_p == "sum":
-            check(not near(right["comm"], found["comm"], 1e-3), f"{golden.name}: tokens or selections in f'' make no difference here")
+            check(
+                not near(right["comm"], found["comm"], 1e-3),
+                f"{golden.name}: tokens or selections in f'' make no difference here",
+            )
 
 
-# --- replays: the reference's own choice, as a recorded routing --------------------------------------------------------------------------
+# --- replays: the reference's own choice, as a recorded routing ---
 
 
 def softmax(z):
@@ -364,17 +659,33 @@ def softmax(z):
 
 def scores_of(case, logits):
     rows = load(logits).rows()
-    return [softmax(z) if case["score_func"] == "softmax" else [1 / (1 + math.exp(-v)) for v in z] for z in rows]
+    return [
+        softmax(z) if case["score_func"] == "softmax" else [1 / (1 + math.exp(-v)) for v in z]
+        for z in rows
+    ]
 
 
 def replay(golden, of, name, index, scores):
     """The losses of a recorded choice [T,K]."""
     case = golden.case
-    of = {key: value for key, value in of.items() if not key.startswith(("capacity.", "router.bias"))}
-    of.update({
-        "data.source": "routing", "data.path": save(f"{golden.name}-{name}-idx.npy", "<i4", (case["T"], case["top_k"]), index),
-        "data.scores": save(f"{golden.name}-{name}-scores.npy", "<f8", (case["T"], case["E"]), [v for row in scores for v in row]), "balance.z_loss": 0,
-    })
+    of = {
+        key: value for key, value in of.items() if not key.startswith(("capacity.", "router.bias"))
+    }
+    of.update(
+        {
+            "data.source": "routing",
+            "data.path": save(
+                f"{golden.name}-{name}-idx.npy", "<i4", (case["T"], case["top_k"]), index
+            ),
+            "data.scores": save(
+                f"{golden.name}-{name}-scores.npy",
+                "<f8",
+                (case["T"], case["E"]),
+                [v for row in scores for v in row],
+            ),
+            "balance.z_loss": 0,
+        }
+    )
     out = run(f"{golden.name}-{name}", 1, of)
     return summary(out)["layers"][0] if out else None
 
@@ -384,43 +695,102 @@ def check_switch_after_dropping(golden, of, out):
     if golden.case["family"] != "switch":
         return
     index, kept = load(f"{out}/topk_idx.npy").data, load(f"{out}/kept.npy").data
-    layer = replay(golden, of, "postdrop", [e if keep else 0 for e, keep in zip(index, kept)], scores_of(golden.case, of["data.path"]))
+    layer = replay(
+        golden,
+        of,
+        "postdrop",
+        [e if keep else 0 for e, keep in zip(index, kept)],
+        scores_of(golden.case, of["data.path"]),
+    )
     if layer:
         loss(golden, "aux_hf_postdrop", layer["loss_raw"]["switch"], layer["loss"]["switch"])
         if golden.want("dropped_routes"):
-            check(not near(layer["loss_raw"]["switch"], golden.expected["losses"]["aux_predrop"]["f64_raw"], 1e-3), f"{golden.name}: no difference")
+            check(
+                not near(
+                    layer["loss_raw"]["switch"],
+                    golden.expected["losses"]["aux_predrop"]["f64_raw"],
+                    1e-3,
+                ),
+                f"{golden.name}: no difference",
+            )
 
 
 def check_choice_of_torch(golden, of, layer):
-    """ties_*: the stored losses belong to the experts that torch chose among equals: they are what the program gives for that choice. Its own choice
-    is the lowest index (topk_idx.npy, compared above). Of V3's loss there is no variant for it: it is compared with the equation."""
+    """ties_*: the stored losses belong to the experts that torch chose among equals: they are what
+    the program gives for that choice. Its own choice is the lowest index (topk_idx.npy, compared
+    above). Of V3's loss there is no variant for it: it is compared with the equation.
+    """
     case = golden.case
     if not case.get("ties"):
         return
-    scores, own = scores_of(case, of["data.path"]), load(os.path.join(golden.folder, "topk_idx.npy")).rows()
+    scores, own = (
+        scores_of(case, of["data.path"]),
+        load(os.path.join(golden.folder, "topk_idx.npy")).rows(),
+    )
     torch = golden.file("topk_idx_torch_f64.npy")
     differ = sum(a != b for a, b in zip(torch.rows(), own))
-    golden.same(differ, golden.want("tie_rows_differ_torch_f64_vs_lowest"), "tie_rows_differ_torch_f64_vs_lowest")
+    golden.same(
+        differ,
+        golden.want("tie_rows_differ_torch_f64_vs_lowest"),
+        "tie_rows_differ_torch_f64_vs_lowest",
+    )
     other = load(os.path.join(golden.folder, "topk_idx_torch_f32.npy")).rows()
-    golden.same(sum(a != b for a, b in zip(other, own)), golden.want("tie_rows_differ_torch_f32_vs_lowest"), "tie_rows_differ_torch_f32_vs_lowest")
+    golden.same(
+        sum(a != b for a, b in zip(other, own)),
+        golden.want("tie_rows_differ_torch_f32_vs_lowest"),
+        "tie_rows_differ_torch_f32_vs_lowest",
+    )
     replayed = replay(golden, of, "torch", list(torch.data), scores)
     if not replayed:
         return
     if case["family"] == "ds2":
         for name in ("expert", "device", "comm"):
             loss(golden, name, replayed["loss_raw"][name], replayed["loss"][name])
-            golden.same(replayed["loss_by_scope"]["sequence"][name], golden.want("variants", f"{name}@paper_per_sequence"), name, 1e-10)
-            golden.same(replayed["loss_by_scope"]["global"][name], golden.want("variants", f"{name}@paper_batch"), name, 1e-10)
-        golden.same(replayed["loss"]["total"], golden.want("losses", "total", "f64"), "total", 1e-10)
+            golden.same(
+                replayed["loss_by_scope"]["sequence"][name],
+                golden.want("variants", f"{name}@paper_per_sequence"),
+                name,
+                1e-10,
+            )
+            golden.same(
+                replayed["loss_by_scope"]["global"][name],
+                golden.want("variants", f"{name}@paper_batch"),
+                name,
+                1e-10,
+            )
+        golden.same(
+            replayed["loss"]["total"], golden.want("losses", "total", "f64"), "total", 1e-10
+        )
         for variant, device_p in READINGS.items():
-            again = replay(golden, {**of, "balance.device_p": device_p, "balance.comm_count": "selections"}, f"torch-{device_p}", list(torch.data), scores)
+            again = replay(
+                golden,
+                {**of, "balance.device_p": device_p, "balance.comm_count": "selections"},
+                f"torch-{device_p}",
+                list(torch.data),
+                scores,
+            )
             for name in ("expert", "device", "comm"):
-                golden.same(again["loss_by_scope"]["sequence"][name], golden.want("variants", f"{name}@{variant}"), f"{name}@{variant}", 1e-10)
+                golden.same(
+                    again["loss_by_scope"]["sequence"][name],
+                    golden.want("variants", f"{name}@{variant}"),
+                    f"{name}@{variant}",
+                    1e-10,
+                )
         return
     loss(golden, "v3_seq_balance", replayed["loss_by_scope"]["sequence"]["expert"])
     expected = v3_loss(case, scores, own)
-    check(near(layer["loss_by_scope"]["sequence"]["expert"], expected, 1e-10), f"{golden.name}: V3's loss of the lowest indices")
-    check(near(v3_loss(case, scores, torch.rows()), golden.expected["losses"]["v3_seq_balance"]["f64_raw"], 1e-10), f"{golden.name}: the equation")
+    check(
+        near(layer["loss_by_scope"]["sequence"]["expert"], expected, 1e-10),
+        f"{golden.name}: V3's loss of the lowest indices",
+    )
+    check(
+        near(
+            v3_loss(case, scores, torch.rows()),
+            golden.expected["losses"]["v3_seq_balance"]["f64_raw"],
+            1e-10,
+        ),
+        f"{golden.name}: the equation",
+    )
 
 
 def v3_loss(case, scores, chosen):
@@ -439,13 +809,24 @@ def v3_loss(case, scores, chosen):
 
 
 def check_group_limit(golden, out):
-    """How many tokens leave their M best groups: none, with masks of -inf. The reference's masks of 0 give the same as long as no bias is negative
-    enough."""
+    """How many tokens leave their M best groups: none, with masks of -inf. The reference's masks of
+    0 give the same as long as no bias is negative enough.
+    """
     case, group = golden.case, golden.case["E"] // golden.case["n_group"]
-    if "topk_group" not in case or golden.expected.get("tokens_violating_group_limit_in_reference") is None:
+    if (
+        "topk_group" not in case
+        or golden.expected.get("tokens_violating_group_limit_in_reference") is None
+    ):
         return
-    beyond = sum(len({e // group for e in row}) > case["topk_group"] for row in load(f"{out}/topk_idx.npy").rows())
-    golden.same(beyond, golden.want("tokens_violating_group_limit_in_reference"), "tokens beyond the group limit")
+    beyond = sum(
+        len({e // group for e in row}) > case["topk_group"]
+        for row in load(f"{out}/topk_idx.npy").rows()
+    )
+    golden.same(
+        beyond,
+        golden.want("tokens_violating_group_limit_in_reference"),
+        "tokens beyond the group limit",
+    )
 
 
 def check_gradient(golden, out):
@@ -454,7 +835,10 @@ def check_gradient(golden, out):
         return
     expected = [math.fsum(numbers) for numbers in zip(*(part.data for part in parts))]
     error = max(abs(a - b) for a, b in zip(expected, load(f"{out}/dlogits.npy").data))
-    check(error <= 1e-10 * max(map(abs, expected)) + 1e-18, f"{golden.name}: dlogits differ by {error}")
+    check(
+        error <= 1e-10 * max(map(abs, expected)) + 1e-18,
+        f"{golden.name}: dlogits differ by {error}",
+    )
 
 
 def check_case(name):
@@ -467,7 +851,10 @@ def check_case(name):
         return
     whole = summary(out)
     layer = whole["layers"][0]
-    check(all(passed is not False for passed in whole["checks"].values()), f"{name}: a self-check failed")
+    check(
+        all(passed is not False for passed in whole["checks"].values()),
+        f"{name}: a self-check failed",
+    )
     check_routing(golden, out, layer)
     check_capacity(golden, layer)
     check_group_limit(golden, out)

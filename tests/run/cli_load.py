@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""model.load against whole layers of the public reference code: output, logits and every gradient, float within 1e-4, double within 1e-9, folded
-and spread, in both exchange modes; and what is wrong with the files is said in a sentence.
-ctest: timeout=180"""
+"""model.load against whole layers of the public reference code: output, logits and every gradient,
+float within 1e-4, double within 1e-9, folded and spread, in both exchange modes; and what is wrong
+with the files is said in a sentence. ctest: timeout=180
+"""
 import json
 import os
 import shutil
@@ -18,7 +19,8 @@ def configuration(folder, case):
     a = case["alpha"]
     path = os.path.join(TEMPORARY, "layer.ini")
     with open(path, "w") as f:
-        f.write(f"""[model]
+        f.write(
+            f"""[model]
 load = {folder}
 hidden_size = {case['H']}
 moe_intermediate_size = {case['I']}
@@ -42,7 +44,8 @@ devices = {case['D']}
 sequence_length = {case['S']}
 [output]
 tensors = yes
-""")
+"""
+        )
     return path
 
 
@@ -63,14 +66,22 @@ def compare(name, ranks, program, bound, *settings):
     if not check(result.code == 0, name, ranks, result.err):
         return
     for tensor in TENSORS:
-        expected, found = load(os.path.join(folder, tensor + ".npy")), load(os.path.join(out, tensor + ".npy"))
+        expected, found = load(os.path.join(folder, tensor + ".npy")), load(
+            os.path.join(out, tensor + ".npy")
+        )
         check(found.shape == expected.shape, name, tensor, found.shape, expected.shape)
         error = worst(found.data, expected.data)
         check(error <= bound, name, "at np", ranks, settings, tensor, "differs by", error)
     expected = json.load(open(os.path.join(folder, "expected.json")))["losses"]
     loss = json.load(open(os.path.join(out, "summary.json")))["layers"][0]["loss"]
     for kind in ("expert", "device", "comm"):
-        check(abs(loss[kind] - expected[kind]) <= 1e-6 * expected[kind], name, kind, loss[kind], expected[kind])
+        check(
+            abs(loss[kind] - expected[kind]) <= 1e-6 * expected[kind],
+            name,
+            kind,
+            loss[kind],
+            expected[kind],
+        )
 
 
 def bad_files():
@@ -89,13 +100,20 @@ def bad_files():
             with open(os.path.join(folder, "w3.npy"), "r+b") as f:
                 f.truncate(300)
         result = moesim(2, "--out", os.path.join(TEMPORARY, "bad"), configuration(folder, case))
-        check(result.code == 2 and words in result.err and len(result.err.strip().splitlines()) == 1, spoil, result.code, result.err)
+        check(
+            result.code == 2 and words in result.err and len(result.err.strip().splitlines()) == 1,
+            spoil,
+            result.code,
+            result.err,
+        )
 
 
 for golden, sizes in (("layer_1_ds2_seq", (1, 2, 4)), ("layer_2_ds2_norm_batch_mse", (1, 3))):
     for size in sizes:
         compare(golden, size, DOUBLE, 1e-9)
-    compare(golden, 1, DOUBLE, 1e-9, "--set", "exchange.mode=selection", "--set", "train.recompute=yes")
+    compare(
+        golden, 1, DOUBLE, 1e-9, "--set", "exchange.mode=selection", "--set", "train.recompute=yes"
+    )
     compare(golden, sizes[1], MOESIM, 1e-4)
 bad_files()
 verdict()

@@ -1,6 +1,8 @@
 """ctest: timeout=90
-cmake --install into a folder of its own: the programs run from there, the tools find them, the man page has no warnings, the completion offers
-keys and values. The build folder that is installed is MOESIM_BUILD_DIR."""
+cmake --install into a folder of its own: the programs run from there, the tools find them, the man
+page has no warnings, the completion offers keys and values. The build folder that is installed is
+MOESIM_BUILD_DIR.
+"""
 import os
 import re
 import shutil
@@ -11,45 +13,124 @@ import _moesim as m
 BUILD = os.environ.get("MOESIM_BUILD_DIR") or os.path.dirname(m.MOESIM)
 PREFIX = os.path.join(m.TEMPORARY, "a prefix")
 BIN, SHARE = os.path.join(PREFIX, "bin"), os.path.join(PREFIX, "share")
-MAN, COMPLETION = os.path.join(SHARE, "man", "man1", "moesim.1"), os.path.join(SHARE, "bash-completion", "completions", "moesim")
+MAN, COMPLETION = os.path.join(SHARE, "man", "man1", "moesim.1"), os.path.join(
+    SHARE, "bash-completion", "completions", "moesim"
+)
 PATH = BIN + os.pathsep + os.environ["PATH"]
 SINGLETON = {"OMPI_MCA_ess_singleton_isolated": "1"}
 
 
 def ask(*words, **more):
-    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=m.environment(PATH=PATH, **SINGLETON, **more))
+    return subprocess.run(
+        words,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=m.environment(PATH=PATH, **SINGLETON, **more),
+    )
 
 
 def test_files():
     """What README says is there, and nothing that only builds or tests."""
     scripts = os.path.join(SHARE, "moesim", "scripts")
-    for path in (os.path.join(BIN, "moesim"), os.path.join(BIN, "moesim-f64"), os.path.join(BIN, "moesim-sweep"), os.path.join(BIN, "moesim-import-trace"),
-                 os.path.join(BIN, "moesim-lesson"), os.path.join(SHARE, "moesim", "configs", "lessons", "10_trace.csv"),
-                 os.path.join(SHARE, "moesim", "configs", "quickstart.ini"), os.path.join(scripts, "env"), os.path.join(scripts, "openmpi.conf")):
+    for path in (
+        os.path.join(BIN, "moesim"),
+        os.path.join(BIN, "moesim-f64"),
+        os.path.join(BIN, "moesim-sweep"),
+        os.path.join(BIN, "moesim-import-trace"),
+        os.path.join(BIN, "moesim-lesson"),
+        os.path.join(SHARE, "moesim", "configs", "lessons", "10_trace.csv"),
+        os.path.join(SHARE, "moesim", "configs", "quickstart.ini"),
+        os.path.join(scripts, "env"),
+        os.path.join(scripts, "openmpi.conf"),
+    ):
         m.check(os.path.exists(path), path, "is not installed")
     for name in ("run", "test", "setup", "build-if-needed"):
         m.check(not os.path.exists(os.path.join(scripts, name)), name, "is installed")
-    m.check(ask("moesim", "--version").stdout.startswith("moesim "), "the installed moesim does not say its version")
-    done = subprocess.run([*m.MPIRUN, "2", os.path.join(BIN, "moesim"), "--quiet", "--out", "installed", "--set", "router.topk_group=2", "--set",
-                           "data.tokens_per_device=32", os.path.join(SHARE, "moesim", "configs", "quickstart.ini")], capture_output=True, text=True,
-                          env=m.environment(PATH=PATH))
-    m.check(done.returncode == 0 and os.path.exists("installed/summary.json"), done.returncode, done.stderr)
+    m.check(
+        ask("moesim", "--version").stdout.startswith("moesim "),
+        "the installed moesim does not say its version",
+    )
+    done = subprocess.run(
+        [
+            *m.MPIRUN,
+            "2",
+            os.path.join(BIN, "moesim"),
+            "--quiet",
+            "--out",
+            "installed",
+            "--set",
+            "router.topk_group=2",
+            "--set",
+            "data.tokens_per_device=32",
+            os.path.join(SHARE, "moesim", "configs", "quickstart.ini"),
+        ],
+        capture_output=True,
+        text=True,
+        env=m.environment(PATH=PATH),
+    )
+    m.check(
+        done.returncode == 0 and os.path.exists("installed/summary.json"),
+        done.returncode,
+        done.stderr,
+    )
 
 
 def test_tools():
     """The tools find the moesim beside them, whatever MOESIM says nothing about."""
-    environment = {name: value for name, value in m.environment(PATH=PATH).items() if name not in ("MOESIM", "MPIRUN")}
-    line = ["moesim-sweep", os.path.join(SHARE, "moesim", "configs", "quickstart.ini"), "--vary", "router.topk_group=1,2", "-np", "2", "--out", "swept",
-            "--set", "data.tokens_per_device=32", "--set", "run.steps=1"]
-    done = subprocess.run(["timeout", "-k", "5", "60", *line], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
-    m.check(done.returncode == 0 and os.path.exists("swept/sweep.csv"), "moesim-sweep:", done.returncode, done.stderr)
-    done = subprocess.run(["timeout", "-k", "5", "60", "moesim-lesson", "4", "--test"], capture_output=True, text=True, env=environment,
-                          stdin=subprocess.DEVNULL)
-    m.check(done.returncode == 0 and os.path.exists("runs/lesson-04-test/tokens/summary.json"), "moesim-lesson:", done.returncode, done.stderr)
+    environment = {
+        name: value
+        for name, value in m.environment(PATH=PATH).items()
+        if name not in ("MOESIM", "MPIRUN")
+    }
+    line = [
+        "moesim-sweep",
+        os.path.join(SHARE, "moesim", "configs", "quickstart.ini"),
+        "--vary",
+        "router.topk_group=1,2",
+        "-np",
+        "2",
+        "--out",
+        "swept",
+        "--set",
+        "data.tokens_per_device=32",
+        "--set",
+        "run.steps=1",
+    ]
+    done = subprocess.run(
+        ["timeout", "-k", "5", "60", *line],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    m.check(
+        done.returncode == 0 and os.path.exists("swept/sweep.csv"),
+        "moesim-sweep:",
+        done.returncode,
+        done.stderr,
+    )
+    done = subprocess.run(
+        ["timeout", "-k", "5", "60", "moesim-lesson", "4", "--test"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    m.check(
+        done.returncode == 0 and os.path.exists("runs/lesson-04-test/tokens/summary.json"),
+        "moesim-lesson:",
+        done.returncode,
+        done.stderr,
+    )
     with open("choices.csv", "w") as file:
         file.write("token,expert\n0,1\n1,0\n")
     done = ask("moesim-import-trace", "choices.csv", "--out", "imported")
-    m.check(done.returncode == 0 and os.path.exists("imported/routing.ini"), "moesim-import-trace:", done.stderr)
+    m.check(
+        done.returncode == 0 and os.path.exists("imported/routing.ini"),
+        "moesim-import-trace:",
+        done.stderr,
+    )
 
 
 def keys():
@@ -57,7 +138,9 @@ def keys():
 
 
 def test_man_page():
-    """Every key stands in it; neither groff nor mandoc, where they are, has a word to say against it."""
+    """Every key stands in it; neither groff nor mandoc, where they are, has a word to say against
+    it.
+    """
     with open(MAN) as file:
         text = file.read()
     known = keys()
@@ -65,7 +148,18 @@ def test_man_page():
     for key in known:
         m.check(f".It Ic {key.split('.')[1]}\n" in text, key, "is not in the man page")
     if shutil.which("man"):
-        done = ask("man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", MAN, LC_ALL="C.UTF-8", MANROFFSEQ="")
+        done = ask(
+            "man",
+            "--warnings",
+            "-E",
+            "UTF-8",
+            "-l",
+            "-Tutf8",
+            "-Z",
+            MAN,
+            LC_ALL="C.UTF-8",
+            MANROFFSEQ="",
+        )
         m.check(done.returncode == 0 and not done.stderr, "man:", done.stderr)
     if shutil.which("mandoc"):
         done = ask("mandoc", "-Tlint", "-Wwarning", MAN)
@@ -86,15 +180,38 @@ def completed(line):
 def test_completion():
     """Options, sections.keys, the values of enumerations, presets; behind mpirun too."""
     m.check(ask("bash", "-n", COMPLETION).returncode == 0, "the completion is no bash")
-    m.check({"--set", "--out", "--check", "--keys"} <= set(completed("moesim --")), completed("moesim --"))
-    m.check("--vary" in completed("scripts/sweep --") and "--vary" not in completed("moesim --"), "--vary is for sweeps only")
-    m.check(completed("moesim --set router.topk_") == ["router.topk_group="], completed("moesim --set router.topk_"))
+    m.check(
+        {"--set", "--out", "--check", "--keys"} <= set(completed("moesim --")),
+        completed("moesim --"),
+    )
+    m.check(
+        "--vary" in completed("scripts/sweep --") and "--vary" not in completed("moesim --"),
+        "--vary is for sweeps only",
+    )
+    m.check(
+        completed("moesim --set router.topk_") == ["router.topk_group="],
+        completed("moesim --set router.topk_"),
+    )
     m.check(len(completed("moesim --set ")) == len(keys()), "not every key is offered")
-    m.check(completed("moesim --set router.score_func=softmax_") == ["softmax_topk"], completed("moesim --set router.score_func=softmax_"))
-    m.check(completed("moesim --set=model.norm=") == ["none", "rmsnorm"], completed("moesim --set=model.norm="))
-    m.check("deepseek_v3" in completed("moesim --set router.preset=deep"), completed("moesim --set router.preset=deep"))
-    m.check(completed("mpirun -np 8 moesim --set router.residual=") == [], "an unknown key has values")
-    m.check(completed("mpirun -np 8 moesim --set model.residual=") == ["yes", "no"], "behind mpirun nothing is offered")
+    m.check(
+        completed("moesim --set router.score_func=softmax_") == ["softmax_topk"],
+        completed("moesim --set router.score_func=softmax_"),
+    )
+    m.check(
+        completed("moesim --set=model.norm=") == ["none", "rmsnorm"],
+        completed("moesim --set=model.norm="),
+    )
+    m.check(
+        "deepseek_v3" in completed("moesim --set router.preset=deep"),
+        completed("moesim --set router.preset=deep"),
+    )
+    m.check(
+        completed("mpirun -np 8 moesim --set router.residual=") == [], "an unknown key has values"
+    )
+    m.check(
+        completed("mpirun -np 8 moesim --set model.residual=") == ["yes", "no"],
+        "behind mpirun nothing is offered",
+    )
 
 
 def main():
@@ -102,7 +219,9 @@ def main():
         print("this build makes no man page (instrumented): nothing to install from it")
         m.check(True)
         return
-    done = subprocess.run(["cmake", "--install", BUILD, "--prefix", PREFIX], capture_output=True, text=True)
+    done = subprocess.run(
+        ["cmake", "--install", BUILD, "--prefix", PREFIX], capture_output=True, text=True
+    )
     if not m.check(done.returncode == 0, "cmake --install:", done.stderr):
         return
     for test in (test_files, test_tools, test_man_page, test_completion):

@@ -1,4 +1,6 @@
-"""Helper of the report's test in a browser: headless Chromium through chromedriver, spoken to with nothing but http.client."""
+"""Helper of the report's test in a browser: headless Chromium through chromedriver, spoken to with
+nothing but http.client.
+"""
 import base64
 import http.client
 import json
@@ -10,10 +12,22 @@ import tempfile
 import threading
 import time
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
-OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-           "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars"]
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+]
 
 
 class Browser:
@@ -21,12 +35,31 @@ class Browser:
 
     def __init__(self, width=1280, height=1000):
         self.profile = tempfile.mkdtemp(prefix="moesim-browser-")
-        self.driver = subprocess.Popen([DRIVER, "--port=0"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.driver = subprocess.Popen(
+            [DRIVER, "--port=0"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         try:
             self.port = self._port()
-            options = {"binary": CHROMIUM, "args": [*OPTIONS, f"--window-size={width},{height}", f"--user-data-dir={self.profile}"]}
-            wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-            self.session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+            options = {
+                "binary": CHROMIUM,
+                "args": [
+                    *OPTIONS,
+                    f"--window-size={width},{height}",
+                    f"--user-data-dir={self.profile}",
+                ],
+            }
+            wanted = {
+                "browserName": "chrome",
+                "goog:chromeOptions": options,
+                "goog:loggingPrefs": {"browser": "ALL"},
+            }
+            self.session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})[
+                "sessionId"
+            ]
         except BaseException:
             self._end()
             raise
@@ -40,7 +73,12 @@ class Browser:
 
     def _ask(self, method, path, body=None):
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=180)
-        connection.request(method, path, json.dumps(body) if body is not None else None, {"Content-Type": "application/json"})
+        connection.request(
+            method,
+            path,
+            json.dumps(body) if body is not None else None,
+            {"Content-Type": "application/json"},
+        )
         value = json.loads(connection.getresponse().read())["value"]
         connection.close()
         if isinstance(value, dict) and "error" in value:
@@ -72,7 +110,9 @@ class Browser:
         return self.ask("/goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def open(self, path, ready, seconds=60):
-        """Opens a file, and waits until the JavaScript expression `ready` holds; returns the seconds that took, or None."""
+        """Opens a file, and waits until the JavaScript expression `ready` holds; returns the
+        seconds that took, or None.
+        """
         start = time.monotonic()
         self.ask("/url", {"url": "file://" + os.path.abspath(path)})
         while time.monotonic() - start < seconds:
@@ -83,20 +123,36 @@ class Browser:
 
     def console(self):
         """Messages since the last call."""
-        return [f"{entry['level']}: {entry['message']}" for entry in self.ask("/se/log", {"type": "browser"})]
+        return [
+            f"{entry['level']}: {entry['message']}"
+            for entry in self.ask("/se/log", {"type": "browser"})
+        ]
 
     def colours(self, scheme):
-        self.devtools("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.devtools(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
 
     def screenshot(self, path):
         """The whole page."""
         size = self.devtools("Page.getLayoutMetrics")["cssContentSize"]
-        shot = self.devtools("Page.captureScreenshot", format="png", captureBeyondViewport=True,
-                             clip={"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1})
+        shot = self.devtools(
+            "Page.captureScreenshot",
+            format="png",
+            captureBeyondViewport=True,
+            clip={"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1},
+        )
         with open(path, "wb") as file:
             file.write(base64.b64decode(shot["data"]))
 
     def printed(self, path):
         """The page as PDF, as it would come from a printer."""
         with open(path, "wb") as file:
-            file.write(base64.b64decode(self.devtools("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"]))
+            file.write(
+                base64.b64decode(
+                    self.devtools("Page.printToPDF", preferCSSPageSize=True, printBackground=True)[
+                        "data"
+                    ]
+                )
+            )

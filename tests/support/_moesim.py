@@ -1,5 +1,7 @@
-"""Helper of the black-box tests: runs moesim under mpirun, reads and writes .npy without numpy, counts checks.
-Environment: MOESIM (program), MPIRUN (words that end in -np), MOESIM_SOURCE_DIR, MOESIM_GOLDEN_DIR."""
+"""Helper of the black-box tests: runs moesim under mpirun, reads and writes .npy without numpy,
+counts checks. Environment: MOESIM (program), MPIRUN (words that end in -np), MOESIM_SOURCE_DIR,
+MOESIM_GOLDEN_DIR.
+"""
 import array
 import ast
 import atexit
@@ -16,12 +18,14 @@ import time
 
 MOESIM = os.path.abspath(os.environ["MOESIM"])
 MPIRUN = os.environ.get("MPIRUN", "timeout -k 5 120 mpirun --oversubscribe -np").split()
-SOURCE = os.environ.get("MOESIM_SOURCE_DIR") or os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SOURCE = os.environ.get("MOESIM_SOURCE_DIR") or os.path.dirname(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+)
 GOLDEN = os.environ.get("MOESIM_GOLDEN_DIR") or os.path.join(SOURCE, "tests", "golden")
 QUICKSTART = os.path.join(SOURCE, "configs", "quickstart.ini")
 TEMPORARY = tempfile.mkdtemp(prefix="moesim-test-")
 atexit.register(shutil.rmtree, TEMPORARY, True)
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))   # clean up when a timeout ends the test
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # clean up when a timeout ends the test
 os.chdir(TEMPORARY)
 
 checks = failures = 0
@@ -44,7 +48,7 @@ def verdict():
     sys.exit(failures > 0 or checks == 0)
 
 
-# --- running ---------------------------------------------------------------------------------------------------------------------------
+# --- running ---
 
 
 class Result:
@@ -55,8 +59,15 @@ class Result:
 
 
 def environment(**more):
-    """mpirun adds no lines of its own when a rank exits non-zero, and does not wait a second or two before it ends."""
-    return {"OMPI_MCA_odls_base_sigkill_timeout": "0", **os.environ, "OMPI_MCA_orte_execute_quiet": "1", **more}
+    """mpirun adds no lines of its own when a rank exits non-zero, and does not wait a second or two
+    before it ends.
+    """
+    return {
+        "OMPI_MCA_odls_base_sigkill_timeout": "0",
+        **os.environ,
+        "OMPI_MCA_orte_execute_quiet": "1",
+        **more,
+    }
 
 
 def command(ranks, *arguments):
@@ -65,7 +76,13 @@ def command(ranks, *arguments):
 
 def moesim(ranks, *arguments, **more):
     start = time.monotonic()
-    done = subprocess.run(command(ranks, *arguments), env=environment(**more), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        command(ranks, *arguments),
+        env=environment(**more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
     return Result(done.returncode, done.stdout, done.stderr, time.monotonic() - start)
 
 
@@ -88,10 +105,14 @@ def sets(settings):
 
 
 def run(name, ranks, settings, *arguments, **more):
-    """Runs a configuration into the folder NAME; returns the folder, or None after a failed check."""
+    """Runs a configuration into the folder NAME; gives the folder, or None after a failed check."""
     folder = os.path.join(TEMPORARY, name)
     done = moesim(ranks, config(name, settings), "--out", folder, "--quiet", *arguments, **more)
-    return folder if check(done.code == 0, f"{name} at np {ranks}: status {done.code}: {done.err}") else None
+    return (
+        folder
+        if check(done.code == 0, f"{name} at np {ranks}: status {done.code}: {done.err}")
+        else None
+    )
 
 
 def summary(folder):
@@ -104,9 +125,19 @@ def metrics(folder):
         return [json.loads(line) for line in file]
 
 
-# --- .npy ------------------------------------------------------------------------------------------------------------------------------
+# --- .npy ---
 
-TYPES = {"<f4": "f", "<f8": "d", "|i1": "b", "|u1": "B", "|b1": "B", "<i2": "h", "<i4": "i", "<i8": "q", "<u8": "Q"}
+TYPES = {
+    "<f4": "f",
+    "<f8": "d",
+    "|i1": "b",
+    "|u1": "B",
+    "|b1": "B",
+    "<i2": "h",
+    "<i4": "i",
+    "<i8": "q",
+    "<u8": "Q",
+}
 
 
 class Array:
@@ -118,15 +149,15 @@ class Array:
     def rows(self):
         """Lists of the last dimension."""
         n = self.shape[-1]
-        return [list(self.data[i:i + n]) for i in range(0, len(self.data), n)] if n else []
+        return [list(self.data[i : i + n]) for i in range(0, len(self.data), n)] if n else []
 
 
 def load(path):
     with open(path, "rb") as file:
         content = file.read()
     length = struct.unpack("<H", content[8:10])[0]
-    header = ast.literal_eval(content[10:10 + length].decode())
-    data = array.array(TYPES[header["descr"]], content[10 + length:])
+    header = ast.literal_eval(content[10 : 10 + length].decode())
+    data = array.array(TYPES[header["descr"]], content[10 + length :])
     return Array(header["descr"], header["shape"], data)
 
 

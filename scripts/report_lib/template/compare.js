@@ -1,11 +1,13 @@
-/* compare.js: several runs on one page, side by side or as differences to the first. Elements of the page of one run are absent then, and these there. */
+/* compare.js: several runs on one page, side by side or as differences to the first. The elements
+ * that these charts draw into are on that page only. */
 
 const asDifference = () => state.diff === "yes";
 const others = () => (asDifference() ? RUNS.slice(1) : RUNS);
 
 /* A run's points of one series: [[step, value]]. */
 function pointsOf(run, path) {
-  if (path === "validation") return run.validation.step.map((step, index) => [step, run.validation.loss[index]]);
+  if (path === "validation")
+    return run.validation.step.map((step, index) => [step, run.validation.loss[index]]);
   return (run.steps.series[path] ?? []).map((value, index) => [run.steps.step[index], value]);
 }
 
@@ -13,7 +15,9 @@ function pointsOf(run, path) {
 function minusFirst(points, first) {
   const base = new Map(first);
   return points
-    .filter(([step, value]) => value !== null && base.get(step) !== undefined && base.get(step) !== null)
+    .filter(
+      ([step, value]) => value !== null && base.get(step) !== undefined && base.get(step) !== null,
+    )
     .map(([step, value]) => [step, value - base.get(step)]);
 }
 
@@ -40,7 +44,12 @@ function balancedLines(path) {
     runs = RUNS.filter((run) => run.ideal[name] !== undefined && run.steps.step.length);
   const same = runs.every((run) => run.ideal[name] === runs[0].ideal[name]);
   return (same ? runs.slice(0, 1) : runs).map((run) =>
-    levelLine(run, run.ideal[name], same ? "at balance" : `${run.name} at balance`, same ? 6 : RUNS.indexOf(run)),
+    levelLine(
+      run,
+      run.ideal[name],
+      same ? "at balance" : `${run.name} at balance`,
+      same ? 6 : RUNS.indexOf(run),
+    ),
   );
 }
 
@@ -52,11 +61,22 @@ for (const figure of document.querySelectorAll("figure[data-series]")) {
     const traces = others().map((run) => comparedLine(run, path, inBytes ? bytesText : realText));
     if (!asDifference()) traces.push(...balancedLines(path));
     const values = traces.flatMap((trace) => trace.y);
-    return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: inBytes ? {...bytesAxis(values, "bytes a step"), rangemode: "tozero"} : {}}};
+    return {
+      traces,
+      layout: {
+        showlegend: true,
+        xaxis: stepAxis(),
+        yaxis: inBytes ? {...bytesAxis(values, "bytes a step"), rangemode: "tozero"} : {},
+      },
+    };
   });
 }
 
-const AMOUNTS = {counts_per_device: "selections", received_rows: "rows received", sent_rows: "rows sent"};
+const AMOUNTS = {
+  counts_per_device: "selections",
+  received_rows: "rows received",
+  sent_rows: "rows sent",
+};
 
 chart("chart-c-devices", ["diff", "layer", "amount"], () => {
   const base = ofLayer(RUN, state.amount);
@@ -73,7 +93,8 @@ chart("chart-c-devices", ["diff", "layer", "amount"], () => {
         y: shown,
         marker: barMarker(index),
         customdata: shown.map(countText),
-        hovertemplate: `${run.name}, device %{x}: %{customdata} ${AMOUNTS[state.amount]}<extra></extra>`,
+        hovertemplate:
+          `${run.name}, device %{x}: %{customdata} ` + `${AMOUNTS[state.amount]}<extra></extra>`,
       };
     });
   if (!traces.length && !asDifference()) return null;
@@ -82,7 +103,10 @@ chart("chart-c-devices", ["diff", "layer", "amount"], () => {
     layout: {
       showlegend: true,
       barmode: "group",
-      xaxis: {title: {text: `device${state.layer < 0 ? ", sum over layers" : `, layer ${state.layer}`}`}, showgrid: false},
+      xaxis: {
+        title: {text: `device${state.layer < 0 ? ", sum over layers" : `, layer ${state.layer}`}`},
+        showgrid: false,
+      },
       yaxis: {title: {text: AMOUNTS[state.amount]}},
       annotations: traces.length ? [] : [nothing("the runs have different numbers of devices")],
     },
@@ -90,7 +114,15 @@ chart("chart-c-devices", ["diff", "layer", "amount"], () => {
 });
 
 function nothing(text) {
-  return {text, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5, font: {color: colour("soft"), size: 13}};
+  return {
+    text,
+    showarrow: false,
+    xref: "paper",
+    yref: "paper",
+    x: 0.5,
+    y: 0.5,
+    font: {color: colour("soft"), size: 13},
+  };
 }
 
 function comparedMatrix(run) {
@@ -109,13 +141,27 @@ RUNS.forEach((run, index) =>
     const cells = comparedMatrix(run),
       differs = asDifference() && run !== RUN;
     if (!cells)
-      return {traces: [], layout: {annotations: [nothing(asDifference() ? "the first run has other devices or layers" : "no such layer")]}};
-    const limit = differs ? largest(RUNS.slice(1).map(comparedMatrix)) : largest(RUNS.map((one) => one.matrix && matrixOf(one)));
-    const scale = differs ? {colorscale: diverging(), zmin: -limit || -1, zmax: limit || 1} : {zmax: limit || 1};
+      return {
+        traces: [],
+        layout: {
+          annotations: [
+            nothing(asDifference() ? "the first run has other devices or layers" : "no such layer"),
+          ],
+        },
+      };
+    const limit = differs
+      ? largest(RUNS.slice(1).map(comparedMatrix))
+      : largest(RUNS.map((one) => one.matrix && matrixOf(one)));
+    const scale = differs
+      ? {colorscale: diverging(), zmin: -limit || -1, zmax: limit || 1}
+      : {zmax: limit || 1};
     const bar = merged(matrixBar([[differs ? -limit : 0, limit]]), {
       title: {text: differs ? "difference" : state.unit === "bytes" ? "payload" : "rows"},
     });
-    return {traces: [matrixTrace(run, cells, {...scale, colorbar: bar})], layout: matrixLayout(run)};
+    return {
+      traces: [matrixTrace(run, cells, {...scale, colorbar: bar})],
+      layout: matrixLayout(run),
+    };
   }),
 );
 
@@ -123,9 +169,9 @@ chart("chart-c-volume", ["diff"], () => {
   const runs = RUNS.filter((run) => run.waterfall.length);
   if (!runs.length) return null;
   const kind = (name) => name.replace(/M = .*/, "M");
-  const names = [...new Set(runs.flatMap((run) => run.waterfall.map((stage) => kind(stage.name))))].sort(
-    (a, b) => place(runs, a, kind) - place(runs, b, kind),
-  );
+  const names = [
+    ...new Set(runs.flatMap((run) => run.waterfall.map((stage) => kind(stage.name)))),
+  ].sort((a, b) => place(runs, a, kind) - place(runs, b, kind));
   const stageOf = (run, name) => run.waterfall.find((stage) => kind(stage.name) === name);
   const traces = runs
     .filter((run) => others().includes(run))
@@ -138,7 +184,9 @@ chart("chart-c-volume", ["diff"], () => {
         x: names,
         y: stages.map((stage) => stage?.bytes ?? null),
         marker: barMarker(index),
-        text: stages.map((stage) => (stage ? `${stage.sent ? "\u25a0 " : ""}${bytesText(stage.bytes)}` : "")),
+        text: stages.map((stage) =>
+          stage ? `${stage.sent ? "\u25a0 " : ""}${bytesText(stage.bytes)}` : "",
+        ),
         textposition: "outside",
         cliponaxis: false,
         customdata: stages.map((stage) =>
@@ -147,11 +195,15 @@ chart("chart-c-volume", ["diff"], () => {
                 stage.name,
                 bytesText(stage.bytes),
                 countText(stage.rows),
-                asDifference() ? "" : `<br>${share(stage.bytes, run.waterfall[0].bytes)} of one row per selection`,
+                asDifference()
+                  ? ""
+                  : `<br>${share(stage.bytes, run.waterfall[0].bytes)} of one row per selection`,
               ]
             : [],
         ),
-        hovertemplate: `${run.name}: %{customdata[0]}<br>%{customdata[1]} in %{customdata[2]} rows%{customdata[3]}<extra></extra>`,
+        hovertemplate:
+          `${run.name}: %{customdata[0]}<br>` +
+          "%{customdata[1]} in %{customdata[2]} rows%{customdata[3]}<extra></extra>",
       };
     });
   return {
@@ -168,12 +220,17 @@ chart("chart-c-volume", ["diff"], () => {
 /* A stage, or what it has more than the first run's. */
 function comparedStage(stage, base) {
   if (!asDifference()) return stage;
-  return stage && base && {...stage, bytes: stage.bytes - base.bytes, rows: stage.rows - base.rows, sent: false};
+  return (
+    stage &&
+    base && {...stage, bytes: stage.bytes - base.bytes, rows: stage.rows - base.rows, sent: false}
+  );
 }
 
 /* Where a stage stands, at the latest, in any run. */
 function place(runs, name, kind) {
-  return Math.max(...runs.map((run) => run.waterfall.findIndex((stage) => kind(stage.name) === name)));
+  return Math.max(
+    ...runs.map((run) => run.waterfall.findIndex((stage) => kind(stage.name) === name)),
+  );
 }
 
 chart("chart-c-phases", [], () => {
@@ -181,7 +238,12 @@ chart("chart-c-phases", [], () => {
   return runs.length
     ? {
         traces: phaseBars(runs),
-        layout: {barmode: "stack", xaxis: {title: {text: "mean step (s)"}}, yaxis: {autorange: "reversed"}, legend: {traceorder: "normal"}},
+        layout: {
+          barmode: "stack",
+          xaxis: {title: {text: "mean step (s)"}},
+          yaxis: {autorange: "reversed"},
+          legend: {traceorder: "normal"},
+        },
       }
     : null;
 });

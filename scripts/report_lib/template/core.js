@@ -1,6 +1,7 @@
 "use strict";
-/* core.js: data, colours, numbers as text, and the list of charts. A chart is a function that returns {traces, layout} for the present state
- * (layer, unit, ...) and colours; core.js draws it, and draws it again when either changes. */
+/* core.js: data, colours, numbers as text, and the list of charts. A chart is a function that
+ * returns {traces, layout} for the present state (layer, unit, ...) and colours; core.js draws it,
+ * and draws it again when either changes. */
 
 const DATA = JSON.parse(document.getElementById("run-data").textContent);
 const RUNS = DATA.runs;
@@ -14,14 +15,19 @@ const state = {
   metric: "max_over_mean",
   unit: "rows",
   level: "all",
-  matrix: RUNS.length === 1 ? (RUN.matrix?.earlier.length ?? 0) : -1, // which of the matrix's steps; the one after the earlier ones is the last
+  // which of the matrix's steps; the one after the earlier ones is the last
+  matrix: RUNS.length === 1 ? (RUN.matrix?.earlier.length ?? 0) : -1,
   diff: "no",
   amount: "counts_per_device",
   loss: "z",
 };
 
 const LOSS_NAMES = {expert: "expert", device: "device", comm: "communication", z: "z (logits)"};
-const LEVEL_NAMES = {same_device: "same device", same_node: "same node", across_nodes: "across nodes"};
+const LEVEL_NAMES = {
+  same_device: "same device",
+  same_node: "same node",
+  across_nodes: "across nodes",
+};
 const DIRECTION_NAMES = {
   dispatch: "dispatch",
   combine: "combine",
@@ -40,14 +46,17 @@ function countText(value) {
 }
 
 function realText(value, digits = 6) {
-  return value === null || value === undefined ? "\u2013" : signed(String(Number(value.toPrecision(digits))));
+  return value === null || value === undefined
+    ? "\u2013"
+    : signed(String(Number(value.toPrecision(digits))));
 }
 
 function scaledText(value, base, units, digits) {
   let size = Math.abs(value),
     unit = 0;
   for (; unit < units.length - 1 && size >= base - 0.05; unit++) size /= base;
-  return `${value < 0 ? MINUS : ""}${unit === 0 ? Math.round(size) : Number(size.toPrecision(digits))} ${units[unit]}`;
+  const rounded = unit === 0 ? Math.round(size) : Number(size.toPrecision(digits));
+  return `${value < 0 ? MINUS : ""}${rounded} ${units[unit]}`;
 }
 
 /* Binary units, as on moesim's screen. */
@@ -61,10 +70,13 @@ function amountText(value, unit) {
 
 function secondsText(value) {
   if (value >= 1) return `${Number(value.toPrecision(3))} s`;
-  return value >= 1e-3 ? `${Number((value * 1e3).toPrecision(3))} ms` : `${Number((value * 1e6).toPrecision(3))} \u00b5s`;
+  return value >= 1e-3
+    ? `${Number((value * 1e3).toPrecision(3))} ms`
+    : `${Number((value * 1e6).toPrecision(3))} \u00b5s`;
 }
 
-const share = (part, whole) => (whole ? `${Number(((100 * part) / whole).toPrecision(3))} %` : "\u2013");
+const share = (part, whole) =>
+  whole ? `${Number(((100 * part) / whole).toPrecision(3))} %` : "\u2013";
 /* Largest absolute value of several matrices; null counts as 0. */
 const largest = (matrices) =>
   matrices
@@ -80,7 +92,8 @@ function bytesAxis(values, title) {
   let step = 1;
   while ((largest - smallest) / step > 6) step *= 2;
   const ticks = [];
-  for (let tick = Math.ceil(smallest / step) * step; tick <= largest + step; tick += step) ticks.push(tick);
+  for (let tick = Math.ceil(smallest / step) * step; tick <= largest + step; tick += step)
+    ticks.push(tick);
   return {title: {text: title}, tickvals: ticks, ticktext: ticks.map(bytesText)};
 }
 
@@ -99,7 +112,13 @@ const HATCHES = ["", "/", ".", "x", "\\", "+"];
 function barMarker(index) {
   return {
     color: series(index),
-    pattern: {shape: HATCHES[index % HATCHES.length], fillmode: "overlay", fgcolor: colour("paper"), fgopacity: 0.55, size: 6},
+    pattern: {
+      shape: HATCHES[index % HATCHES.length],
+      fillmode: "overlay",
+      fgcolor: colour("paper"),
+      fgopacity: 0.55,
+      size: 6,
+    },
   };
 }
 
@@ -107,7 +126,10 @@ function barMarker(index) {
 function manyMarker(index) {
   return index < 8
     ? {color: series(index)}
-    : {color: series(index - 8), pattern: {shape: "/", fillmode: "overlay", fgcolor: colour("paper"), size: 6}};
+    : {
+        color: series(index - 8),
+        pattern: {shape: "/", fillmode: "overlay", fgcolor: colour("paper"), size: 6},
+      };
 }
 
 /* Around 0: blue below, vermilion above, the paper's colour between. */
@@ -135,11 +157,19 @@ function baseLayout() {
     separators: ".\u2009",
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    font: {color: colour("ink"), family: "system-ui, 'Noto Sans', 'DejaVu Sans', sans-serif", size: 12},
+    font: {
+      color: colour("ink"),
+      family: "system-ui, 'Noto Sans', 'DejaVu Sans', sans-serif",
+      size: 12,
+    },
     margin: {l: 60, r: 20, t: 24, b: 44},
     xaxis: axis(),
     yaxis: axis(),
-    hoverlabel: {bgcolor: colour("panel"), bordercolor: colour("line"), font: {color: colour("ink")}},
+    hoverlabel: {
+      bgcolor: colour("panel"),
+      bordercolor: colour("line"),
+      font: {color: colour("ink")},
+    },
     modebar: {bgcolor: "rgba(0,0,0,0)", color: colour("soft"), activecolor: colour("ink")},
     legend: {orientation: "h", x: 0, y: 1.01, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)"},
     bargap: 0.15,
@@ -151,7 +181,12 @@ function baseLayout() {
 function merged(base, extra) {
   const out = {...base};
   for (const [key, value] of Object.entries(extra ?? {})) {
-    const nested = value && typeof value === "object" && !Array.isArray(value) && out[key] && typeof out[key] === "object";
+    const nested =
+      value &&
+      typeof value === "object" &&
+      !Array.isArray(value) &&
+      out[key] &&
+      typeof out[key] === "object";
     out[key] = nested ? merged(out[key], value) : value;
   }
   return out;
@@ -159,7 +194,8 @@ function merged(base, extra) {
 
 /* --- charts --- */
 
-/* Buttons that stay on this machine only: by default there is one that would send the chart to Plotly's site. */
+/* Only buttons whose work stays on this machine: by default there is one that would send the chart
+ * to Plotly's site. */
 const CONFIG = {
   responsive: true,
   displaylogo: false,
@@ -169,7 +205,8 @@ const CONFIG = {
 };
 const charts = new Map(); // id -> {build, uses}
 
-/* `uses`: which entries of `state` change the chart. A chart without an element on this page, or without anything to draw (null), is left out. */
+/* `uses`: which entries of `state` change the chart. A chart without an element on this page, or
+ * without anything to draw (null), is left out. */
 function chart(id, uses, build) {
   if (document.getElementById(id)) charts.set(id, {build, uses});
 }
@@ -226,7 +263,8 @@ function stepLine(run, path, name, index, text = realText) {
 /* A dashed level across the steps of a run. */
 function levelLine(run, value, name, index) {
   const steps = run.steps.step,
-    ends = steps.length > 1 ? [steps[0], steps[steps.length - 1]] : [steps[0] - 0.5, steps[0] + 0.5];
+    ends =
+      steps.length > 1 ? [steps[0], steps[steps.length - 1]] : [steps[0] - 0.5, steps[0] + 0.5];
   return {
     type: "scatter",
     mode: "lines",
@@ -241,7 +279,12 @@ function levelLine(run, value, name, index) {
 /* Few steps: a tick at each, and none between. */
 function stepAxis() {
   const count = Math.max(...RUNS.map((run) => run.steps.count));
-  return {title: {text: "step"}, tickformat: "d", rangemode: "normal", ...(count <= 12 ? {dtick: 1} : {})};
+  return {
+    title: {text: "step"},
+    tickformat: "d",
+    rangemode: "normal",
+    ...(count <= 12 ? {dtick: 1} : {}),
+  };
 }
 
 /* The chosen layer's arrays, or the sum of all layers'. */

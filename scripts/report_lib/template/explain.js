@@ -1,4 +1,5 @@
-/* explain.js: one token's way: its scores, groups, what comes back, and the gradient of its logits. */
+/* explain.js: one token's way: its scores, its groups, what comes back, and the gradient of its
+ * logits. */
 
 const tokenLayer = () => RUN.explain?.layers[Number(state.token_layer ?? 0)];
 
@@ -22,8 +23,16 @@ chart("chart-token-scores", ["token_layer"], () => {
       x: mine.map((one) => `${one.expert}`),
       y: mine.map((one) => one.score),
       marker: barMarker(index),
-      customdata: mine.map((one) => [one.device, realText(one.score), realText(one.logit), realText(one.selection)]),
-      hovertemplate: `expert %{x} on device %{customdata[0]}, ${kind}<br>score %{customdata[1]}<br>logit %{customdata[2]}<br>ranked by %{customdata[3]}<extra></extra>`,
+      customdata: mine.map((one) => [
+        one.device,
+        realText(one.score),
+        realText(one.logit),
+        realText(one.selection),
+      ]),
+      hovertemplate:
+        `expert %{x} on device %{customdata[0]}, ${kind}<br>` +
+        "score %{customdata[1]}<br>logit %{customdata[2]}<br>" +
+        "ranked by %{customdata[3]}<extra></extra>",
     };
   }).filter((trace) => trace.x.length);
   return {
@@ -89,7 +98,10 @@ chart("chart-token-outputs", ["token_layer"], () => {
         x: outputs.map((one) => one.name),
         y: outputs.map((one) => one.norm),
         marker: {color: series(2)},
-        customdata: outputs.map((one) => [realText(one.norm), one.part === null ? "\u2013" : share(one.part, 1)]),
+        customdata: outputs.map((one) => [
+          realText(one.norm),
+          one.part === null ? "\u2013" : share(one.part, 1),
+        ]),
         hovertemplate: "%{x}<br>norm %{customdata[0]}<br>%{customdata[1]} of y<extra></extra>",
       },
     ],
@@ -113,8 +125,16 @@ chart("chart-token-gradient", ["token_layer"], () => {
     traces,
     layout: {
       barmode: "group",
-      xaxis: {title: {text: "expert, in the order of what they are ranked by"}, type: "category", showgrid: false},
-      yaxis: {title: {text: "d loss / d logit, α included"}, exponentformat: "power", zeroline: true},
+      xaxis: {
+        title: {text: "expert, in the order of what they are ranked by"},
+        type: "category",
+        showgrid: false,
+      },
+      yaxis: {
+        title: {text: "d loss / d logit, α included"},
+        exponentformat: "power",
+        zeroline: true,
+      },
     },
   };
 });

@@ -1,11 +1,18 @@
-/* load.js: load per expert or device over steps (heat map), per expert and per device in the last step, devices per token, drops. */
+/* load.js: the load of each expert or device over steps (a heat map) and in the last step, the
+ * number of devices that tokens reach, and drops. */
 
-/* Rows of the heat map, each a bin of experts or the experts of a device: [[first bin, end), what one row is divided by, its name]. */
+/* Rows of the heat map, each a bin of experts or the experts of a device:
+ * [[first bin, end), what one row is divided by, its name]. */
 function heatRows(load) {
   const bins = load.sum[0].length,
     each = RUN.experts / RUN.devices / load.experts_per_bin;
   if (state.heatby === "device")
-    return Array.from({length: RUN.devices}, (_, device) => [device * each, (device + 1) * each, 1, `device ${device}`]);
+    return Array.from({length: RUN.devices}, (_, device) => [
+      device * each,
+      (device + 1) * each,
+      1,
+      `device ${device}`,
+    ]);
   const one = load.experts_per_bin === 1;
   return Array.from({length: bins}, (_, bin) => [
     bin,
@@ -15,26 +22,38 @@ function heatRows(load) {
   ]);
 }
 
-/* [row][step bin] of the chosen layer, or of all: mean selections of one expert, or of a device, in one step. */
+/* [row][step bin] of the chosen layer, or of all: mean selections of one expert, or of a device, in
+ * one step. */
 function heatMeans(load, rows) {
   const chosen = state.layer >= 0 ? [load.sum[state.layer]] : load.sum;
   return rows.map(([first, end, experts]) =>
     chosen[0][0].map((_, step) => {
       const steps = Math.min(load.steps_per_bin, load.steps - step * load.steps_per_bin);
-      return sum(chosen.map((layer) => sum(layer.slice(first, end).map((row) => row[step])))) / (experts * steps);
+      return (
+        sum(chosen.map((layer) => sum(layer.slice(first, end).map((row) => row[step])))) /
+        (experts * steps)
+      );
     }),
   );
 }
 
-const span = (index, size, count) => (size === 1 ? `${index}` : `${index * size}\u2013${Math.min((index + 1) * size, count) - 1}`);
+const span = (index, size, count) =>
+  size === 1 ? `${index}` : `${index * size}\u2013${Math.min((index + 1) * size, count) - 1}`;
 
 function deviceOf(expert) {
-  return RUN.block && RUN.devices ? ` (device ${Math.floor(expert / (RUN.experts / RUN.devices))})` : "";
+  return RUN.block && RUN.devices
+    ? ` (device ${Math.floor(expert / (RUN.experts / RUN.devices))})`
+    : "";
 }
 
 function heatText(load, [, , experts, who], step, value, relative) {
   const mean = experts === 1 && load.steps_per_bin === 1 ? "" : " (mean)";
-  return `step ${span(step, load.steps_per_bin, load.steps)}<br>${who}<br>${countText(value)} selections${mean}<br>${realText(relative, 3)} × mean`;
+  return [
+    `step ${span(step, load.steps_per_bin, load.steps)}`,
+    who,
+    `${countText(value)} selections${mean}`,
+    `${realText(relative, 3)} × mean`,
+  ].join("<br>");
 }
 
 chart("chart-heat", ["layer", "heat", "heatby"], () => {
@@ -47,12 +66,19 @@ chart("chart-heat", ["layer", "heat", "heatby"], () => {
     columns = means[0].length,
     ratio = state.heat === "ratio";
   const column = means[0].map((_, step) => sum(means.map((row) => row[step])) / means.length);
-  const relative = means.map((row) => row.map((value, step) => (column[step] ? value / column[step] : 0)));
-  const text = means.map((row, place) => row.map((value, step) => heatText(load, rows[place], step, value, relative[place][step])));
+  const relative = means.map((row) =>
+    row.map((value, step) => (column[step] ? value / column[step] : 0)),
+  );
+  const text = means.map((row, place) =>
+    row.map((value, step) => heatText(load, rows[place], step, value, relative[place][step])),
+  );
   const trace = {
     type: "heatmap",
     z: ratio ? relative : means,
-    x: Array.from({length: columns}, (_, step) => step * load.steps_per_bin + (load.steps_per_bin - 1) / 2),
+    x: Array.from(
+      {length: columns},
+      (_, step) => step * load.steps_per_bin + (load.steps_per_bin - 1) / 2,
+    ),
     y: means.map((_, place) => place * size + (size - 1) / 2),
     colorscale: "Cividis",
     zmin: 0,
@@ -60,13 +86,23 @@ chart("chart-heat", ["layer", "heat", "heatby"], () => {
     hoverinfo: "text",
     text,
     hovertemplate: "%{text}<extra></extra>",
-    colorbar: {title: {text: ratio ? "× mean" : "selections<br>a step", side: "top"}, thickness: 14, outlinewidth: 0},
+    colorbar: {
+      title: {text: ratio ? "× mean" : "selections<br>a step", side: "top"},
+      thickness: 14,
+      outlinewidth: 0,
+    },
   };
   return {
     traces: [trace],
     layout: {
       xaxis: {...stepAxis(), showgrid: false, zeroline: false},
-      yaxis: {title: {text: `${byDevice ? "device" : "expert"}${layerText(RUN)}`}, showgrid: false, zeroline: false, autorange: "reversed", tickformat: "d"},
+      yaxis: {
+        title: {text: `${byDevice ? "device" : "expert"}${layerText(RUN)}`},
+        showgrid: false,
+        zeroline: false,
+        autorange: "reversed",
+        tickformat: "d",
+      },
     },
   };
 });
@@ -93,8 +129,14 @@ function expertBars(name, values, index, mean) {
     x: values.map((_, expert) => expert),
     y: values,
     marker: barMarker(index),
-    customdata: values.map((value, expert) => [countText(value), deviceOf(expert), mean ? `<br>${realText(value / mean, 3)} × mean` : ""]),
-    hovertemplate: `expert %{x}%{customdata[1]}<br>${name}: %{customdata[0]}%{customdata[2]}<extra></extra>`,
+    customdata: values.map((value, expert) => [
+      countText(value),
+      deviceOf(expert),
+      mean ? `<br>${realText(value / mean, 3)} × mean` : "",
+    ]),
+    hovertemplate:
+      `expert %{x}%{customdata[1]}<br>` +
+      `${name}: %{customdata[0]}%{customdata[2]}<extra></extra>`,
   };
 }
 
@@ -115,7 +157,13 @@ chart("chart-experts", ["layer"], () => {
     traces: [expertBars("selections", values, 0, mean), level],
     layout: {
       bargap: values.length > 64 ? 0 : 0.15,
-      xaxis: {title: {text: `expert${layerText(RUN)}${RUN.block && RUN.devices <= 32 ? "; dotted: devices" : ""}`}, showgrid: false},
+      xaxis: {
+        title: {
+          text:
+            `expert${layerText(RUN)}` + (RUN.block && RUN.devices <= 32 ? "; dotted: devices" : ""),
+        },
+        showgrid: false,
+      },
       yaxis: {title: {text: "selections"}},
       shapes: deviceEdges(),
     },
@@ -140,8 +188,12 @@ chart("chart-devices", ["layer"], () => {
         x: values.map((_, device) => device),
         y: values,
         marker: barMarker(index),
-        customdata: values.map((value) => [countText(value), mean ? realText(value / mean, 3) : "\u2013"]),
-        hovertemplate: `device %{x}<br>${name}: %{customdata[0]}, %{customdata[1]} × mean<extra></extra>`,
+        customdata: values.map((value) => [
+          countText(value),
+          mean ? realText(value / mean, 3) : "\u2013",
+        ]),
+        hovertemplate:
+          `device %{x}<br>${name}: ` + "%{customdata[0]}, %{customdata[1]} × mean<extra></extra>",
       };
     });
   if (!traces.length) return null;
@@ -149,7 +201,11 @@ chart("chart-devices", ["layer"], () => {
     traces,
     layout: {
       barmode: "group",
-      xaxis: {title: {text: `device${layerText(RUN)}`}, showgrid: false, dtick: RUN.devices <= 16 ? 1 : undefined},
+      xaxis: {
+        title: {text: `device${layerText(RUN)}`},
+        showgrid: false,
+        dtick: RUN.devices <= 16 ? 1 : undefined,
+      },
       yaxis: {title: {text: "selections, tokens, rows"}},
     },
   };
@@ -175,7 +231,14 @@ chart("chart-reach", ["layer"], () => {
         hovertemplate: "%{x} devices: %{customdata} tokens<extra></extra>",
       },
     ],
-    layout: {xaxis: {title: {text: `devices per token${layerText(RUN)}`}, type: "category", showgrid: false}, yaxis: {title: {text: "tokens"}}},
+    layout: {
+      xaxis: {
+        title: {text: `devices per token${layerText(RUN)}`},
+        type: "category",
+        showgrid: false,
+      },
+      yaxis: {title: {text: "tokens"}},
+    },
   };
 });
 
@@ -185,7 +248,12 @@ chart("chart-reach", ["layer"], () => {
 function capacityLevel(policy, count) {
   const layers = state.layer >= 0 ? [RUN.layer[state.layer]] : RUN.layer,
     capacities = layers.map((layer) => layer?.capacity);
-  if (capacities.some((one) => !one || one.policy !== policy || one.scope !== "global" || !(one.capacity > 0))) return [];
+  if (
+    capacities.some(
+      (one) => !one || one.policy !== policy || one.scope !== "global" || !(one.capacity > 0),
+    )
+  )
+    return [];
   const level = sum(capacities.map((one) => one.capacity));
   return [
     {
@@ -200,7 +268,8 @@ function capacityLevel(policy, count) {
   ];
 }
 
-/* Pairs kept and dropped of each expert or device; pairs that moved to a next choice are kept where they went. */
+/* Pairs kept and dropped of each expert or device; pairs that moved to a next choice are kept where
+ * they went. */
 function dropBars(kind, chosen, kept, dropped, policy) {
   if (!chosen.length || !kept.length) return null;
   const bars = (name, values, index) => ({
@@ -240,7 +309,13 @@ chart("chart-drops", ["layer"], () => {
   const chosen = ofLayer(RUN, "counts_per_expert"),
     kept = ofLayer(RUN, "kept_per_expert"),
     dropped = ofLayer(RUN, "dropped_per_expert");
-  return dropBars("expert", chosen, kept, dropped.length ? dropped : chosen.map((count, expert) => Math.max(count - kept[expert], 0)), "expert");
+  return dropBars(
+    "expert",
+    chosen,
+    kept,
+    dropped.length ? dropped : chosen.map((count, expert) => Math.max(count - kept[expert], 0)),
+    "expert",
+  );
 });
 
 chart("chart-drops-device", ["layer"], () => {

@@ -20,10 +20,22 @@ function levels(names) {
 }
 
 function rawLosses(names, first) {
-  const traces = names.map((name, index) => stepLine(RUN, `loss_raw.${name}`, lossName(name), first + index));
+  const traces = names.map((name, index) =>
+    stepLine(RUN, `loss_raw.${name}`, lossName(name), first + index),
+  );
   for (const [value, which] of levels(names))
-    traces.push(levelLine(RUN, value, `${which.map(lossName).join(", ")} at balance`, first + names.indexOf(which[0])));
-  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "loss, raw (α = 1)"}}}};
+    traces.push(
+      levelLine(
+        RUN,
+        value,
+        `${which.map(lossName).join(", ")} at balance`,
+        first + names.indexOf(which[0]),
+      ),
+    );
+  return {
+    traces,
+    layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "loss, raw (α = 1)"}}},
+  };
 }
 
 chart("chart-loss-raw", [], () => {
@@ -31,21 +43,39 @@ chart("chart-loss-raw", [], () => {
   return names.length ? rawLosses(names, 0) : null;
 });
 
-chart("chart-loss-other", ["loss"], () => (seriesOf("loss_raw").includes(state.loss) ? rawLosses([state.loss], 3) : null));
+chart("chart-loss-other", ["loss"], () =>
+  seriesOf("loss_raw").includes(state.loss) ? rawLosses([state.loss], 3) : null,
+);
 
 chart("chart-loss-weighted", [], () => {
-  const names = seriesOf("loss").filter((name) => name === "total" || RUN.steps.series[`loss.${name}`].some((value) => value));
+  const names = seriesOf("loss").filter(
+    (name) => name === "total" || RUN.steps.series[`loss.${name}`].some((value) => value),
+  );
   if (!names.length) return null;
   const order = ["expert", "device", "comm", "z"];
   const traces = names.map((name, index) =>
-    stepLine(RUN, `loss.${name}`, lossName(name), name === "total" ? 8 : order.includes(name) ? order.indexOf(name) : index),
+    stepLine(
+      RUN,
+      `loss.${name}`,
+      lossName(name),
+      name === "total" ? 8 : order.includes(name) ? order.indexOf(name) : index,
+    ),
   );
-  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: "α × raw"}, rangemode: "tozero"}}};
+  return {
+    traces,
+    layout: {
+      showlegend: true,
+      xaxis: stepAxis(),
+      yaxis: {title: {text: "α × raw"}, rangemode: "tozero"},
+    },
+  };
 });
 
 chart("chart-quality", [], () => {
   const both = RUN.steps.series.lm_loss && RUN.steps.series.task_loss;
-  const same = both && RUN.steps.series.lm_loss.every((value, index) => value === RUN.steps.series.task_loss[index]);
+  const same =
+    both &&
+    RUN.steps.series.lm_loss.every((value, index) => value === RUN.steps.series.task_loss[index]);
   const traces = [
     stepLine(RUN, "task_loss", same ? "task loss (language model)" : "task loss", 0),
     same ? null : stepLine(RUN, "lm_loss", "language model loss", 3),
@@ -63,14 +93,27 @@ chart("chart-quality", [], () => {
       hovertemplate: `step %{x}<br>validation loss: %{customdata} ${RUN.task_unit}<extra></extra>`,
     });
   if (!traces.length) return null;
-  if (RUN.unigram !== null) traces.push(levelLine(RUN, RUN.unigram, "unigram entropy of the text", 8));
-  return {traces, layout: {showlegend: true, xaxis: stepAxis(), yaxis: {title: {text: `loss (${RUN.task_unit})`}}}};
+  if (RUN.unigram !== null)
+    traces.push(levelLine(RUN, RUN.unigram, "unigram entropy of the text", 8));
+  return {
+    traces,
+    layout: {
+      showlegend: true,
+      xaxis: stepAxis(),
+      yaxis: {title: {text: `loss (${RUN.task_unit})`}},
+    },
+  };
 });
 
 function single(id, path, title, index) {
   chart(id, [], () => {
     const line = stepLine(RUN, path, title, index);
-    return line && {traces: [line], layout: {xaxis: stepAxis(), yaxis: {title: {text: title}, rangemode: "tozero"}}};
+    return (
+      line && {
+        traces: [line],
+        layout: {xaxis: stepAxis(), yaxis: {title: {text: title}, rangemode: "tozero"}},
+      }
+    );
   });
 }
 
@@ -97,13 +140,18 @@ const LOAD_NAMES = {
 chart("chart-balance", ["metric"], () => {
   const several = RUN.per_node < RUN.devices;
   const loads = Object.keys(LOAD_NAMES).filter((load) => several || !load.startsWith("node"));
-  const traces = loads.map((load, index) => stepLine(RUN, `balance.${load}.${state.metric}`, LOAD_NAMES[load], index)).filter(Boolean);
+  const traces = loads
+    .map((load, index) => stepLine(RUN, `balance.${load}.${state.metric}`, LOAD_NAMES[load], index))
+    .filter(Boolean);
   if (!traces.length) return null;
   return {
     traces,
     layout: {
       xaxis: stepAxis(),
-      yaxis: {title: {text: METRIC_TITLES[state.metric]}, rangemode: state.metric === "max_over_mean" ? "normal" : "tozero"},
+      yaxis: {
+        title: {text: METRIC_TITLES[state.metric]},
+        rangemode: state.metric === "max_over_mean" ? "normal" : "tozero",
+      },
     },
   };
 });
@@ -121,7 +169,12 @@ function phaseBars(runs) {
   const parts = runs.map((run) => {
     const steps = Math.max(run.num_steps, 1);
     return Object.fromEntries(
-      phaseParts(Object.fromEntries(Object.entries(run.phases).map(([name, seconds]) => [name, seconds / steps])), run.step_mean),
+      phaseParts(
+        Object.fromEntries(
+          Object.entries(run.phases).map(([name, seconds]) => [name, seconds / steps]),
+        ),
+        run.step_mean,
+      ),
     );
   });
   const names = [...new Set(parts.flatMap((part) => Object.keys(part)))];
@@ -132,7 +185,10 @@ function phaseBars(runs) {
     y: runs.map((run) => run.name),
     x: parts.map((part) => part[name] ?? 0),
     marker: manyMarker(index),
-    customdata: parts.map((part) => [secondsText(part[name] ?? 0), share(part[name] ?? 0, sum(Object.values(part)))]),
+    customdata: parts.map((part) => [
+      secondsText(part[name] ?? 0),
+      share(part[name] ?? 0, sum(Object.values(part))),
+    ]),
     hovertemplate: `%{y}<br>${name}: %{customdata[0]}, %{customdata[1]} of a step<extra></extra>`,
   }));
 }
@@ -141,13 +197,21 @@ chart("chart-phases", [], () => {
   if (!Object.keys(RUN.phases).length) return null;
   return {
     traces: phaseBars([RUN]),
-    layout: {barmode: "stack", xaxis: {title: {text: "mean step (s)"}}, yaxis: {showticklabels: false}, legend: {traceorder: "normal"}},
+    layout: {
+      barmode: "stack",
+      xaxis: {title: {text: "mean step (s)"}},
+      yaxis: {showticklabels: false},
+      legend: {traceorder: "normal"},
+    },
   };
 });
 
-/* The axis ends a little above nearly all steps: one slow step in a thousand would press the others flat. */
+/* The axis ends a little above nearly all steps: one slow step in a thousand would press the others
+ * flat. */
 function usualSeconds(names) {
-  const totals = RUN.steps.step.map((_, index) => sum(names.map((name) => RUN.steps.series[`time.phases.${name}`][index] ?? 0)));
+  const totals = RUN.steps.step.map((_, index) =>
+    sum(names.map((name) => RUN.steps.series[`time.phases.${name}`][index] ?? 0)),
+  );
   totals.sort((one, other) => one - other);
   const usual = 1.25 * totals[Math.floor(0.98 * (totals.length - 1))],
     most = totals[totals.length - 1];
@@ -158,8 +222,14 @@ function usualSeconds(names) {
 
 function phaseOverSteps(name, index, bars) {
   const line = stepLine(RUN, `time.phases.${name}`, name, index, secondsText);
-  if (bars) return {...line, type: "bar", mode: undefined, line: undefined, marker: manyMarker(index)};
-  const pattern = {shape: index < 8 ? "" : "/", fillmode: "overlay", fgcolor: colour("paper"), size: 6};
+  if (bars)
+    return {...line, type: "bar", mode: undefined, line: undefined, marker: manyMarker(index)};
+  const pattern = {
+    shape: index < 8 ? "" : "/",
+    fillmode: "overlay",
+    fgcolor: colour("paper"),
+    size: 6,
+  };
   return {
     ...line,
     mode: "lines",
@@ -173,8 +243,19 @@ function phaseOverSteps(name, index, bars) {
 chart("chart-phases-steps", [], () => {
   const names = seriesOf("time.phases");
   if (!names.length) return null;
-  const traces = names.map((name, index) => phaseOverSteps(name, index, RUN.steps.step.length <= 60));
+  const traces = names.map((name, index) =>
+    phaseOverSteps(name, index, RUN.steps.step.length <= 60),
+  );
   const whole = stepLine(RUN, "time.step", "whole step", 8, secondsText);
-  if (whole) traces.push({...whole, mode: "lines", line: {color: series(8), width: 1.2, dash: "dot"}});
-  return {traces, layout: {barmode: "stack", xaxis: stepAxis(), yaxis: usualSeconds(names), legend: {traceorder: "normal"}}};
+  if (whole)
+    traces.push({...whole, mode: "lines", line: {color: series(8), width: 1.2, dash: "dot"}});
+  return {
+    traces,
+    layout: {
+      barmode: "stack",
+      xaxis: stepAxis(),
+      yaxis: usualSeconds(names),
+      legend: {traceorder: "normal"},
+    },
+  };
 });

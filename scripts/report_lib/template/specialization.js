@@ -1,32 +1,54 @@
-/* specialization.js: what the loss becomes without each token's best experts, and which expert serves which domain. */
+/* specialization.js: what the loss becomes without each token's best experts, and which expert
+ * serves which domain. */
 
 chart("chart-disabled", [], () => {
   const found = RUN.specialization;
   if (!found) return null;
-  const bars = found.disabled.map((one) => ({name: one.experts ? `best ${one.experts}` : "none", loss: one.loss, index: one.experts ? 1 : 0}));
-  if (found.shared.loss !== null) bars.push({name: `shared \u2192 ${found.shared.routed} routed`, loss: found.shared.loss, index: 2});
+  const bars = found.disabled.map((one) => ({
+    name: one.experts ? `best ${one.experts}` : "none",
+    loss: one.loss,
+    index: one.experts ? 1 : 0,
+  }));
+  if (found.shared.loss !== null)
+    bars.push({
+      name: `shared \u2192 ${found.shared.routed} routed`,
+      loss: found.shared.loss,
+      index: 2,
+    });
   const base = found.disabled[0]?.loss;
   return {
     traces: [0, 1, 2].map((index) => {
       const shown = bars.filter((bar) => bar.index === index);
       return {
         type: "bar",
-        name: ["all experts", "disabled for each token", "shared expert replaced by a routed one"][index],
+        name: ["all experts", "disabled for each token", "shared expert replaced by a routed one"][
+          index
+        ],
         x: shown.map((bar) => bar.name),
         y: shown.map((bar) => bar.loss),
         marker: barMarker(index),
-        customdata: shown.map((bar) => [realText(bar.loss, 5), bar.loss === null || base === null ? "" : ` (${bar.loss < base ? "" : "+"}${realText(bar.loss - base, 4)})`]),
+        customdata: shown.map((bar) => [
+          realText(bar.loss, 5),
+          bar.loss === null || base === null
+            ? ""
+            : ` (${bar.loss < base ? "" : "+"}${realText(bar.loss - base, 4)})`,
+        ]),
         hovertemplate: `%{x}: %{customdata[0]} ${RUN.task_unit}%{customdata[1]}<extra></extra>`,
       };
     }),
-    layout: {xaxis: {title: {text: "disabled"}, type: "category", showgrid: false}, yaxis: {title: {text: `task loss (${RUN.task_unit})`}, rangemode: "tozero"}},
+    layout: {
+      xaxis: {title: {text: "disabled"}, type: "category", showgrid: false},
+      yaxis: {title: {text: `task loss (${RUN.task_unit})`}, rangemode: "tozero"},
+    },
   };
 });
 
 /* [domain][expert bin] of the chosen layer, or of all. */
 function domainCounts(found) {
   const chosen = state.layer >= 0 ? [found.load[state.layer]] : found.load;
-  return chosen[0].map((row, domain) => row.map((_, expert) => sum(chosen.map((layer) => layer[domain][expert]))));
+  return chosen[0].map((row, domain) =>
+    row.map((_, expert) => sum(chosen.map((layer) => layer[domain][expert]))),
+  );
 }
 
 chart("chart-domains", ["layer"], () => {
@@ -36,7 +58,13 @@ chart("chart-domains", ["layer"], () => {
     size = found.experts_per_bin,
     shares = rows.map((row) => row.map((value) => value / (sum(row) || 1)));
   const text = rows.map((row, domain) =>
-    row.map((value, expert) => `${found.domains[domain] ?? domain}<br>expert ${span(expert, size, RUN.experts)}<br>${countText(value)} selections, ${share(value, sum(row))} of the domain's`)
+    row.map((value, expert) =>
+      [
+        found.domains[domain] ?? domain,
+        `expert ${span(expert, size, RUN.experts)}`,
+        `${countText(value)} selections, ${share(value, sum(row))} of the domain's`,
+      ].join("<br>"),
+    ),
   );
   return {
     traces: [
@@ -49,12 +77,27 @@ chart("chart-domains", ["layer"], () => {
         zmin: 0,
         text,
         hovertemplate: "%{text}<extra></extra>",
-        colorbar: {title: {text: "% of the<br>domain's<br>selections", side: "top"}, thickness: 14, outlinewidth: 0},
+        colorbar: {
+          title: {text: "% of the<br>domain's<br>selections", side: "top"},
+          thickness: 14,
+          outlinewidth: 0,
+        },
       },
     ],
     layout: {
-      xaxis: {title: {text: `expert${layerText(RUN)}`}, showgrid: false, zeroline: false, tickformat: "d"},
-      yaxis: {type: "category", showgrid: false, automargin: true, autorange: "reversed", title: {text: RUN.steps.series.lm_loss ? "domain" : "topic"}},
+      xaxis: {
+        title: {text: `expert${layerText(RUN)}`},
+        showgrid: false,
+        zeroline: false,
+        tickformat: "d",
+      },
+      yaxis: {
+        type: "category",
+        showgrid: false,
+        automargin: true,
+        autorange: "reversed",
+        title: {text: RUN.steps.series.lm_loss ? "domain" : "topic"},
+      },
     },
   };
 });

@@ -1,5 +1,5 @@
-/* start.js: controls, the list of sections, colours, printing; then the charts, one after another so that the page stays alive meanwhile.
- * When all are drawn, <html> has data-drawn. */
+/* start.js: controls, the list of sections, colours, printing; then the charts, one after another
+ * so that the page stays alive meanwhile. When all are drawn, <html> has data-drawn. */
 
 /* A slider's place in words. */
 function shownState(name) {
@@ -8,8 +8,10 @@ function shownState(name) {
 }
 
 function showState() {
-  for (const input of document.querySelectorAll("input[data-state]")) input.value = state[input.dataset.state];
-  for (const select of document.querySelectorAll("select[data-state]")) select.value = state[select.dataset.state];
+  for (const input of document.querySelectorAll("input[data-state]"))
+    input.value = state[input.dataset.state];
+  for (const select of document.querySelectorAll("select[data-state]"))
+    select.value = state[select.dataset.state];
   for (const output of document.querySelectorAll("output[data-show]"))
     output.value = shownState(output.dataset.show);
   for (const button of document.querySelectorAll("button[data-state]"))

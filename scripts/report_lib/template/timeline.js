@@ -1,4 +1,5 @@
-/* timeline.js: when each rank did what in the last step: a line for each rank, a bar for each span that has no spans inside it. */
+/* timeline.js: when each rank did what in the last step: a line for each rank, a bar for each span
+ * that has no spans inside it. */
 
 const MOST_BARS = 6000; // at a time
 
@@ -12,7 +13,14 @@ const FORWARD_OF = {
   "input backward": "input",
 };
 const PHASE_NAMES = ["gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance"];
-const OTHER_SHAPES = {tally: "", input: ".", "head and loss": "x", "sum of gradients": "+", optimizer: "\\", validation: "|"};
+const OTHER_SHAPES = {
+  tally: "",
+  input: ".",
+  "head and loss": "x",
+  "sum of gradients": "+",
+  optimizer: "\\",
+  validation: "|",
+};
 
 function timelineMarker(kind, edge) {
   const forward = FORWARD_OF[kind] ?? kind,
@@ -20,17 +28,29 @@ function timelineMarker(kind, edge) {
     shape = forward !== kind ? "/" : (OTHER_SHAPES[kind] ?? "");
   return {
     color: phase >= 0 ? series(phase) : colour("soft"),
-    pattern: {shape, fillmode: "overlay", fgcolor: colour("paper"), fgopacity: 0.7, size: 5, solidity: 0.35},
+    pattern: {
+      shape,
+      fillmode: "overlay",
+      fgcolor: colour("paper"),
+      fgopacity: 0.7,
+      size: 5,
+      solidity: 0.35,
+    },
     line: {color: colour("paper"), width: edge},
   };
 }
 
 function spanText(timeline, span) {
   const [rank, kind, layer, begin, time, sent, received, selections] = span,
-    lines = [timeline.ranks[rank], `${timeline.kinds[kind]}${layer >= 0 ? `, layer ${layer}` : ""}`];
+    lines = [
+      timeline.ranks[rank],
+      `${timeline.kinds[kind]}${layer >= 0 ? `, layer ${layer}` : ""}`,
+    ];
   lines.push(`${secondsText(time * 1e-6)}, from ${secondsText(begin * 1e-6)}`);
-  if (selections !== undefined) lines.push(`${countText(received)} rows, ${countText(selections)} selections computed`);
-  else if (sent !== undefined) lines.push(`${countText(sent)} rows sent, ${countText(received)} received`);
+  if (selections !== undefined)
+    lines.push(`${countText(received)} rows, ${countText(selections)} selections computed`);
+  else if (sent !== undefined)
+    lines.push(`${countText(sent)} rows sent, ${countText(received)} received`);
   return lines.join("<br>");
 }
 
@@ -38,7 +58,9 @@ const ofWholeStep = () => state.layer < 0 || RUN.layers <= 1;
 
 /* Of the chosen layer, or all; of fewer ranks where there would be too many bars. */
 function shownSpans(timeline) {
-  const chosen = ofWholeStep() ? timeline.spans : timeline.spans.filter((span) => span[2] === state.layer),
+  const chosen = ofWholeStep()
+      ? timeline.spans
+      : timeline.spans.filter((span) => span[2] === state.layer),
     every = Math.ceil(chosen.length / MOST_BARS);
   return every > 1 ? chosen.filter((span) => span[0] % every === 0) : chosen;
 }
@@ -69,9 +91,22 @@ chart("chart-timeline", ["layer"], () => {
     layout: {
       barmode: "overlay",
       bargap: 0.25,
-      xaxis: {title: {text: `ms since the first rank began step ${timeline.step}${shownOf(ranks.length, timeline.all)}`}, range: [first * 1e-3, lastEnd(spans) * 1e-3]},
-      yaxis: {autorange: "reversed", type: "category", categoryarray: ranks.map((rank) => timeline.ranks[rank]), showgrid: false},
-      legend: {traceorder: "normal", yref: "container", y: 0, yanchor: "bottom"}, // above, two lines of it would reach the buttons
+      xaxis: {
+        title: {
+          text:
+            `ms since the first rank began step ${timeline.step}` +
+            shownOf(ranks.length, timeline.all),
+        },
+        range: [first * 1e-3, lastEnd(spans) * 1e-3],
+      },
+      yaxis: {
+        autorange: "reversed",
+        type: "category",
+        categoryarray: ranks.map((rank) => timeline.ranks[rank]),
+        showgrid: false,
+      },
+      // above the chart, two lines of the legend would reach the buttons
+      legend: {traceorder: "normal", yref: "container", y: 0, yanchor: "bottom"},
       margin: {b: 90},
     },
   };
