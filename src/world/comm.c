@@ -68,7 +68,7 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
 }
 
-/* MPI_Wtime may count from another moment in each process. */
+/* Not MPI_Wtime, which may count from another moment in each process. */
 double moe_comm_time(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -193,7 +193,7 @@ static int *ints_for(const moe_comm *comm, int few[4 * FEW_RANKS]) {
     return comm->size > FEW_RANKS ? comm->many : few;
 }
 
-/* One MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
+/* Calls MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
 void moe_comm_allgatherv(const moe_comm *comm,
                          const void *send,
                          void *recv,
@@ -222,7 +222,8 @@ void moe_comm_allgatherv(const moe_comm *comm,
 
 /* --- Alltoallv --- */
 
-/* Row types in use, made once: a run has a few row sizes, and a step many exchanges. */
+/* The datatypes of rows are made once and kept: a run has a few row sizes, and a step has many
+ * exchanges. */
 enum { MAX_ROW_TYPES = 16 };
 static struct {
     int64_t bytes;
@@ -349,7 +350,7 @@ void moe_comm_finalize(moe_comm *comm) {
     MPI_Finalize();
 }
 
-/* --- collective .npy files --- */
+/* --- files --- */
 
 static void file_failed(const char *path, int error, moe_status *st) {
     char text[MPI_MAX_ERROR_STRING];
