@@ -1,6 +1,5 @@
-/* alloc.c: aligned memory that knows how much of it is in use.
- * Each block is preceded by one cache line that holds its size, so that moe_free can account for
- * it. */
+/* alloc.c: aligned memory that knows how much of it is in use. One cache line in front of every
+ * allocation holds its size, so that moe_free can account for it. */
 #include "base/alloc.h"
 
 #include <stdatomic.h>

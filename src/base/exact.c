@@ -1,8 +1,8 @@
-/* exact.c: sums of doubles as integers: associative, so the same bits in any order.
+/* exact.c: sums of doubles as integers.
  *
- * Every step before the last rounding is exact (scaling by powers of two, subtracting the integer
- * part), so neither fused multiply-add nor vector width can change a bit. Rounding is to the
- * nearest multiple of 2^-60, ties to even. */
+ * Every step before the last rounding is exact: scaling by powers of two, and subtracting the
+ * integer part. So neither fused multiply-add nor the vector width can change a bit. Rounding goes
+ * to the nearest multiple of 2^-60, and ties to the even one. */
 #include "base/exact.h"
 
 #include <math.h>
@@ -12,8 +12,8 @@
 #include "base/vector.h"
 
 static const double TWO30 = 0x1p30;
-static const double MAGIC = 0x1.8p52; /* x + MAGIC has the nearest integer of x in its low bits, |x|
-                                         < 2^51 */
+/* x + MAGIC has the integer nearest to x in its low bits, for |x| < 2^51. */
+static const double MAGIC = 0x1.8p52;
 
 static inline int64_t moe_exact_bits(double x) {
     int64_t bits;
@@ -41,8 +41,8 @@ double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]) {
     return (double)sum * 0x1p-60;
 }
 
-/* The high word is rounded too (so the low word may be negative): two additions of MAGIC, no
- * conversion, any vector width. */
+/* The high word is rounded too, so that the low word may be negative. Two additions of MAGIC need
+ * no conversion and vectorise at any width. */
 MOE_CLONES void moe_exact_add01(int64_t *restrict hi,
                                 int64_t *restrict lo,
                                 const double *restrict v,

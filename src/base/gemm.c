@@ -1,5 +1,4 @@
-/* gemm.c: GEMM behind one small interface, so that another library can stand in after measurement.
- */
+/* gemm.c: the matrix products by CBLAS. */
 #include "base/gemm.h"
 
 #include <cblas.h>
@@ -13,7 +12,8 @@
 #define GEMM cblas_sgemm
 #endif
 
-/* OpenBLAS only; another BLAS is expected to be serial or told by its own environment. */
+/* Only OpenBLAS has this function. Another BLAS is expected to be serial, or to be told by its own
+ * environment. */
 extern void openblas_set_num_threads(int) __attribute__((weak));
 
 void moe_gemm_init(void) {

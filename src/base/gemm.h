@@ -1,6 +1,6 @@
-/* gemm.h: the three matrix products of a layer, through the BLAS, one BLAS thread per call. Layer 0
- * (base). All matrices are row-major without gaps. A result depends on the shapes of the call only,
- * never on the calling thread. */
+/* gemm.h: the three matrix products of a layer. This is the only door to the BLAS, which computes
+ * each call with one thread: a result depends on the shapes of the call only, never on the thread
+ * that calls. All matrices are row-major without gaps. */
 #ifndef MOESIM_BASE_GEMM_H
 #define MOESIM_BASE_GEMM_H
 

@@ -1,8 +1,9 @@
-/* npy.c: the header of NumPy's .npy files, parsed and written, and a reader of whole files.
+/* npy.c: headers as bytes, and reading a file.
  *
- * A file is: "\x93NUMPY", version (2 bytes), length of the header (2 bytes in version 1, 4 in 2 and
- * 3), the header, the data. The header is a Python dictionary: {'descr': '<f4', 'fortran_order':
- * False, 'shape': (3, 4), } with spaces and a newline behind it. */
+ * A file consists of "\x93NUMPY", the version (2 bytes), the length of the header (2 bytes in
+ * version 1, 4 in versions 2 and 3), the header and the data. The header is a Python dictionary
+ * with spaces and a newline behind it:
+ *     {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), } */
 #include "base/npy.h"
 
 #include <errno.h>
@@ -38,16 +39,16 @@ typedef struct moe_npy_text {
     const char *at, *end;
 } moe_npy_text; /* what is left of the dictionary */
 
-static void moe_npy_skip(moe_npy_text *t) {
+static void skip_space(moe_npy_text *t) {
     while (t->at < t->end &&
            (*t->at == ' ' || *t->at == '\n' || *t->at == '\t' || *t->at == '\r')) {
         t->at++;
     }
 }
 
-/* Takes character c, with white space before it. */
-static bool moe_npy_take(moe_npy_text *t, char c) {
-    moe_npy_skip(t);
+/* Takes the character c, and white space before it. */
+static bool take(moe_npy_text *t, char c) {
+    skip_space(t);
     if (t->at == t->end || *t->at != c) {
         return false;
     }
@@ -55,9 +56,9 @@ static bool moe_npy_take(moe_npy_text *t, char c) {
     return true;
 }
 
-static bool moe_npy_take_word(moe_npy_text *t, const char *word) {
+static bool take_word(moe_npy_text *t, const char *word) {
     size_t length = strlen(word);
-    moe_npy_skip(t);
+    skip_space(t);
     if ((size_t)(t->end - t->at) < length || memcmp(t->at, word, length) != 0) {
         return false;
     }
@@ -65,9 +66,9 @@ static bool moe_npy_take_word(moe_npy_text *t, const char *word) {
     return true;
 }
 
-/* A string in single or double quotes of less than `capacity` characters. */
-static bool moe_npy_take_string(moe_npy_text *t, char *out, size_t capacity) {
-    moe_npy_skip(t);
+/* Takes a string in single or double quotes, of less than `capacity` characters. */
+static bool take_string(moe_npy_text *t, char *out, size_t capacity) {
+    skip_space(t);
     if (t->at == t->end || (*t->at != '\'' && *t->at != '"')) {
         return false;
     }
@@ -82,9 +83,9 @@ static bool moe_npy_take_string(moe_npy_text *t, char *out, size_t capacity) {
     return true;
 }
 
-static int moe_npy_dtype(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
+static int take_dtype(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
     char descr[16];
-    if (!moe_npy_take_string(t, descr, sizeof descr)) {
+    if (!take_string(t, descr, sizeof descr)) {
         return moe_fail(st, MOE_USER, "its dtype is not a plain number type such as '<f4'");
     }
     if (descr[0] == '>') {
@@ -105,19 +106,19 @@ static int moe_npy_dtype(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
                     descr);
 }
 
-static int moe_npy_order(moe_npy_text *t, moe_status *st) {
-    if (moe_npy_take_word(t, "False")) {
+static int take_order(moe_npy_text *t, moe_status *st) {
+    if (take_word(t, "False")) {
         return MOE_OK;
     }
-    if (moe_npy_take_word(t, "True")) {
+    if (take_word(t, "True")) {
         return moe_fail(st, MOE_USER, "it is in Fortran order; only C order is read");
     }
     return moe_fail(st, MOE_USER, "fortran_order is neither True nor False");
 }
 
-/* One number of the shape. */
-static int moe_npy_extent(moe_npy_text *t, int64_t *extent, moe_status *st) {
-    moe_npy_skip(t);
+/* Takes one number of the shape. */
+static int take_extent(moe_npy_text *t, int64_t *extent, moe_status *st) {
+    skip_space(t);
     if (t->at < t->end && *t->at == '-') {
         return moe_fail(st, MOE_USER, "its shape has a negative number");
     }
@@ -134,19 +135,19 @@ static int moe_npy_extent(moe_npy_text *t, int64_t *extent, moe_status *st) {
     return MOE_OK;
 }
 
-static int moe_npy_shape(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
-    if (!moe_npy_take(t, '(')) {
+static int take_shape(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
+    if (!take(t, '(')) {
         return moe_fail(st, MOE_USER, "its shape is not a tuple of numbers");
     }
-    for (out->num_dims = 0; !moe_npy_take(t, ')'); out->num_dims++) {
+    for (out->num_dims = 0; !take(t, ')'); out->num_dims++) {
         if (out->num_dims == MOE_NPY_MAX_DIMS) {
             return moe_fail(st, MOE_USER, "it has more than %d dimensions", MOE_NPY_MAX_DIMS);
         }
-        if (moe_npy_extent(t, &out->shape[out->num_dims], st)) {
+        if (take_extent(t, &out->shape[out->num_dims], st)) {
             return st->code;
         }
-        if (!moe_npy_take(t, ',')) {
-            if (moe_npy_take(t, ')') && out->num_dims++ > 0) {
+        if (!take(t, ',')) {
+            if (take(t, ')') && out->num_dims++ > 0) {
                 return MOE_OK;
             }
             return moe_fail(st, MOE_USER, "its shape is not a tuple of numbers");
@@ -155,16 +156,16 @@ static int moe_npy_shape(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
     return MOE_OK;
 }
 
-static int moe_npy_dictionary(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
+static int take_dictionary(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
     static const char *const keys[] = {"descr", "fortran_order", "shape"};
     unsigned seen = 0;
-    if (!moe_npy_take(t, '{')) {
+    if (!take(t, '{')) {
         return moe_fail(st, MOE_USER, "its header is not a Python dictionary");
     }
-    while (!moe_npy_take(t, '}')) {
+    while (!take(t, '}')) {
         char key[24];
         unsigned k = 0;
-        if (!moe_npy_take_string(t, key, sizeof key) || !moe_npy_take(t, ':')) {
+        if (!take_string(t, key, sizeof key) || !take(t, ':')) {
             return moe_fail(
                 st, MOE_USER,
                 "its header is not a Python dictionary of descr, fortran_order and shape");
@@ -177,22 +178,22 @@ static int moe_npy_dictionary(moe_npy_text *t, moe_npy_header *out, moe_status *
                             k == 3 ? "an unknown" : "twice the", key);
         }
         seen |= 1u << k;
-        int code = k == 0   ? moe_npy_dtype(t, out, st)
-                   : k == 1 ? moe_npy_order(t, st)
-                            : moe_npy_shape(t, out, st);
+        int code = k == 0   ? take_dtype(t, out, st)
+                   : k == 1 ? take_order(t, st)
+                            : take_shape(t, out, st);
         if (code != MOE_OK) {
             return code;
         }
-        if (moe_npy_take(t, ',')) {
+        if (take(t, ',')) {
             continue;
         }
-        if (moe_npy_take(t, '}')) {
+        if (take(t, '}')) {
             break;
         }
         return moe_fail(st, MOE_USER,
                         "its header is not a Python dictionary of descr, fortran_order and shape");
     }
-    moe_npy_skip(t);
+    skip_space(t);
     if (t->at != t->end) {
         return moe_fail(st, MOE_USER, "its header has text behind the dictionary");
     }
@@ -204,8 +205,8 @@ static int moe_npy_dictionary(moe_npy_text *t, moe_npy_header *out, moe_status *
     return MOE_OK;
 }
 
-/* Finds the header's place from the first 12 bytes: *start and *end in the file. */
-static int moe_npy_preamble(
+/* Finds where the header begins and ends in the file, from the first 12 bytes. */
+static int find_header(
     const unsigned char *bytes, size_t length, size_t *start, size_t *end, moe_status *st) {
     if (length < MAGIC_LENGTH + 4 || memcmp(bytes, "\x93NUMPY", MAGIC_LENGTH) != 0) {
         return moe_fail(st, MOE_USER, "it is not a .npy file (no \\x93NUMPY at its start)");
@@ -234,8 +235,8 @@ static int moe_npy_preamble(
     return MOE_OK;
 }
 
-/* A shape with a 0 has no elements; its other numbers must not overflow all the same. */
-static int moe_npy_count(moe_npy_header *out, int64_t file_size, moe_status *st) {
+/* A shape with a 0 has no elements, but its other numbers must not overflow either. */
+static int count_elements(moe_npy_header *out, int64_t file_size, moe_status *st) {
     int64_t bytes = (int64_t)moe_dtype_size(out->dtype), file_end;
     bool overflow = false, empty = false;
     for (int d = 0; d < out->num_dims; d++) {
@@ -265,15 +266,15 @@ int moe_npy_parse(const unsigned char *bytes,
                   moe_status *st) {
     size_t start = 0, end = 0;
     *out = (moe_npy_header){0};
-    if (moe_npy_preamble(bytes, length, &start, &end, st)) {
+    if (find_header(bytes, length, &start, &end, st)) {
         return st->code;
     }
     moe_npy_text text = {(const char *)bytes + start, (const char *)bytes + end};
-    if (moe_npy_dictionary(&text, out, st)) {
+    if (take_dictionary(&text, out, st)) {
         return st->code;
     }
     out->data_offset = (int64_t)end;
-    return moe_npy_count(out, file_size, st);
+    return count_elements(out, file_size, st);
 }
 
 size_t moe_npy_format(
@@ -303,10 +304,7 @@ size_t moe_npy_format(
 }
 
 /* Reads the header and leaves the file at its first element. */
-static int moe_npy_read_header(FILE *file,
-                               int64_t file_size,
-                               moe_npy_header *header,
-                               moe_status *st) {
+static int read_header(FILE *file, int64_t file_size, moe_npy_header *header, moe_status *st) {
     static const size_t front_max = HEADER_MAX + 12;
     unsigned char *front = moe_alloc((int64_t)front_max, 1, ".npy header");
     size_t length = fread(front, 1, front_max, file);
@@ -320,7 +318,7 @@ static int moe_npy_read_header(FILE *file,
     return st->code;
 }
 
-/* Asks what the path is before opening it: opening a pipe would wait for ever. */
+/* Looks at what the path is before opening it, because opening a pipe would wait for ever. */
 FILE *moe_npy_open(const char *path, moe_npy_header *header, moe_status *st) {
     struct stat about;
     moe_status inner = {0};
@@ -332,7 +330,7 @@ FILE *moe_npy_open(const char *path, moe_npy_header *header, moe_status *st) {
     } else if (!(file = fopen(path, "rb"))) {
         moe_fail(&inner, MOE_USER, "it cannot be opened: %s", strerror(errno));
     } else {
-        moe_npy_read_header(file, about.st_size, header, &inner);
+        read_header(file, about.st_size, header, &inner);
     }
     if (inner.code == MOE_OK) {
         return file;

@@ -1,15 +1,17 @@
-/* rng.c: Philox4x32-10 (Salmon et al. 2011, Random123) keyed by purpose and ids.
+/* rng.c: Philox4x32-10 (Salmon et al. 2011, library Random123), keyed by purpose and ids:
  *
- * key     = seed (64 bits)
- * counter = a (32 low bits), b (32 low bits), c, stream (16 bits) | bits 32..39 of a | bits 32..39
- * of b This is one to one for a, b < 2^40, so no two numbers share a block. Bits 40.. of a and b,
- * times odd constants, are added to the key. Block c of moe_rng_normal has elements 4c .. 4c+3; a
- * stream is used for numbers or for vectors, never for both.
+ *     key      the seed (64 bits)
+ *     counter  the 32 low bits of a; the 32 low bits of b; c; and in one word the stream (16 bits),
+ *              bits 32 .. 39 of a and bits 32 .. 39 of b
  *
- * Normals: Box-Muller with one 32-bit word for the radius and one for the angle (largest
- * value 6.7). Logarithm, sine and cosine are written out in plain double operations, which the
- * compiler runs in vector lanes and which, unlike the C library's, are the same bits on every CPU.
- */
+ * This is one to one for a, b < 2^40, so that no two numbers share a block. Bits 40 and above of a
+ * and b, times odd constants, are added to the key. Block c of moe_rng_normal has the elements 4c
+ * .. 4c+3; a stream is used for numbers or for vectors, never for both.
+ *
+ * Normal numbers come from Box and Muller's method with one 32-bit word for the radius and one for
+ * the angle; the largest is 6.7. Logarithm, sine and cosine are written out in plain operations on
+ * doubles, which the compiler runs in vector lanes and which, unlike the C library's, give the same
+ * bits on every processor. */
 #include "base/rng.h"
 
 #include <Random123/philox.h>
@@ -18,7 +20,7 @@
 
 #include "base/status.h"
 
-enum { LANES = 32 }; /* pairs (radius, angle) per batch; two pairs per block */
+enum { LANES = 32 }; /* pairs (radius, angle) at a time; a block has two pairs */
 
 static philox4x32_key_t moe_rng_key(moe_rng r, uint64_t a, uint64_t b) {
     uint64_t key = r.seed + (a >> 40) * 0x9e3779b97f4a7c15u + (b >> 40) * 0xc2b2ae3d27d4eb4fu;
@@ -52,7 +54,7 @@ static inline uint64_t moe_rng_u64(double x) {
     return bits;
 }
 
-/* An integer below 2^52 as a double, by bits. */
+/* Makes a double of an integer below 2^52 by putting bits together. */
 static inline double moe_rng_double(uint64_t integer) {
     return moe_rng_f64(integer | 0x4330000000000000u) - 0x1p52;
 }
@@ -79,7 +81,7 @@ static inline double moe_rng_radius(uint64_t word) {
     return sqrt(-2 * log_u);
 }
 
-/* Taylor series on [-pi/4, pi/4], good to the last bits. */
+/* The Taylor series on [-pi/4, pi/4] are good to the last bits. */
 static inline double moe_rng_sin(double x) {
     double z = x * x, p = 1. / 355687428096000;
     p = p * z - 1. / 1307674368000;
@@ -149,7 +151,8 @@ __attribute__((target("avx512f,avx512dq,avx512vl"))) static void moe_rng_box_mul
 }
 #endif
 
-/* The same operations, hence the same bits, in wider lanes where the CPU has them. */
+/* These are the same operations, hence the same bits, in wider lanes where the processor has them.
+ */
 static void moe_rng_box_muller(const uint32_t *radius,
                                const uint32_t *angle,
                                double scale,

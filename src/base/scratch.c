@@ -1,4 +1,5 @@
-/* scratch.c: lists of free blocks by size: class 4 p + q holds blocks of (4 + q) 2^(p-2) bytes. */
+/* scratch.c: a list of free blocks for each class of sizes; class 4 p + q holds blocks of (4 + q)
+ * 2^(p-2) bytes. */
 #include "base/scratch.h"
 
 #include <string.h>
@@ -12,7 +13,7 @@ static int64_t bytes_of(int class) {
     return (int64_t)(4 + class % 4) << (class / 4 - 2);
 }
 
-/* The smallest class of at least `bytes`. */
+/* The smallest class whose blocks have at least `bytes` bytes. */
 static int class_of(int64_t bytes) {
     if (bytes <= (int64_t)1 << LEAST) {
         return 4 * LEAST;
@@ -22,7 +23,7 @@ static int class_of(int64_t bytes) {
     return class + (bytes_of(class) < bytes);
 }
 
-/* The first free block of the class, or of a larger one. */
+/* Takes the first free block of the class, or of a larger one. */
 static void *unlink_block(moe_scratch *s, int class) {
     void *block = NULL;
 #pragma omp critical(moe_scratch)
@@ -34,7 +35,7 @@ static void *unlink_block(moe_scratch *s, int class) {
     return block;
 }
 
-/* A block of the list, or a new one that is larger by 1/part. */
+/* Takes a block of the list, or makes a new one that is larger by 1/part. */
 static void *take(moe_scratch *s, int64_t count, size_t size, int64_t part, const char *what) {
     int64_t bytes;
     if (!s || count == 0 || __builtin_mul_overflow(count, size, &bytes) ||

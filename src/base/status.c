@@ -1,5 +1,5 @@
-/* status.c: records the first failure as one sentence, and ends the program on bugs and on short
- * memory. */
+/* status.c: keeps the first failure as one sentence, and ends the program on our own mistakes and
+ * where memory is short. */
 #include "base/status.h"
 
 #include <stdarg.h>
@@ -8,8 +8,8 @@
 
 static void (*abort_hook)(int code);
 
-/* File names and file contents end up in messages: whatever they hold, a message stays one
- * printable line. */
+/* Names and contents of files get into messages: whatever they hold, a message stays one printable
+ * line. */
 static void moe_status_one_line(char *text) {
     for (char *p = text; *p; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f) {

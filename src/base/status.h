@@ -1,13 +1,13 @@
-/* status.h: the one convention for errors. Layer 0 (base).
+/* status.h: the one convention for errors, of which moesim has three kinds.
  *
- * Three kinds of error exist in moesim:
- *   - our bug: MOE_ASSERT, always on (Release too), prints file:line and ends every rank;
- *   - the user's mistake: a function returns a code != MOE_OK and leaves one sentence in a
- * moe_status; the caller passes it up, moe_comm_agree (comm.h) makes all ranks agree, main exits
- * with the code;
- *   - the platform's (MPI, a full disk): MPI errors stay fatal, file errors become MOE_ERROR.
- * A moe_status holds the FIRST failure: later ones do not overwrite it. The codes are the exit
- * codes. */
+ *   - Our own mistake: MOE_ASSERT, which is on in every build, prints file:line and ends every
+ * rank.
+ *   - The user's mistake: a function returns a code other than MOE_OK and leaves one sentence in a
+ *     moe_status. The caller passes it up, moe_comm_agree (world/comm.h) makes all ranks agree, and
+ *     the program exits with the code.
+ *   - The platform's failure: errors of MPI end the program, those of files become MOE_ERROR.
+ *
+ * A moe_status holds the FIRST failure: later ones do not overwrite it. Codes are exit codes. */
 #ifndef MOESIM_BASE_STATUS_H
 #define MOESIM_BASE_STATUS_H
 
@@ -29,17 +29,17 @@ typedef struct moe_status {
     char message[1024]; /* one sentence, no newline at the end */
 } moe_status;
 
-/* Local. Records a failure in st unless it already holds one; returns st->code. st must not be
- * NULL. */
+/* Local. Keeps a failure in st, which must not be NULL, unless it holds one already. Returns
+ * st->code. */
 int moe_fail(moe_status *st, int code, const char *format, ...) MOE_PRINTF(3, 4);
 
-/* Local. Called by MOE_ASSERT: prints "file:line: expression" and calls the hook (MPI_Abort once
- * comm is up), else abort(). Does not return. */
+/* Local. What MOE_ASSERT calls: prints "file:line: expression" and calls the hook below, or abort
+ * where there is none. Does not return. */
 _Noreturn void moe_bug(const char *file, int line, const char *expression);
-/* Local. Called when memory that was promised cannot be had: one sentence, then the hook. Does not
- * return. */
+/* Local. Prints one sentence about memory that cannot be had, and calls the hook. Does not return.
+ */
 _Noreturn void moe_out_of_memory(const char *what, unsigned long long bytes);
-/* Local. comm.c installs a function that ends all ranks with the given exit code. */
+/* Local. Installs the function that ends all ranks with an exit code; comm.c has it. */
 void moe_set_abort_hook(void (*hook)(int code));
 
 #define MOE_ASSERT(expression) ((expression) ? (void)0 : moe_bug(__FILE__, __LINE__, #expression))

@@ -1,7 +1,6 @@
-/* vector.h: one macro for hot loops. Layer 0 (base).
- * MOE_CLONES compiles a function for several vector widths and picks at load time. The loops
- * contain no fused multiply-add
- * (-ffp-contract=off) and keep the order of their sums, so every clone gives the same bits. */
+/* vector.h: MOE_CLONES in front of a function compiles it for several vector widths, of which the
+ * right one is picked when the program starts. Such functions hold loops without fused multiply-add
+ * (-ffp-contract=off) whose sums have a fixed order, so that every clone gives the same bits. */
 #ifndef MOESIM_BASE_VECTOR_H
 #define MOESIM_BASE_VECTOR_H
 

@@ -1,4 +1,4 @@
-/* placement.c: the block placement: device d has experts d*N/D .. (d+1)*N/D - 1. */
+/* placement.c: the placement by blocks: device d has the experts d*N/D .. (d+1)*N/D - 1. */
 #include "placement/placement.h"
 
 #include "base/alloc.h"

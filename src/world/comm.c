@@ -1,6 +1,6 @@
-/* comm.c: MPI for everybody else: start and end, agreement on failures, integer sums, Alltoallv of
- * any size, collective .npy files. Sums are over integers only: a floating-point MPI_SUM would
- * depend on the number of ranks (see exact.h). */
+/* comm.c: start and end of MPI, agreement on failures, sums of integers, Alltoallv of any size, and
+ * files that all ranks write together. There is no sum of floating-point numbers, because it would
+ * depend on the number of ranks (base/exact.h). */
 #include "world/comm.h"
 
 #include <errno.h>
@@ -68,7 +68,7 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
 }
 
-/* MPI_Wtime may count from another moment in each process. */
+/* Not MPI_Wtime, which may count from another moment in each process. */
 double moe_comm_time(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -140,12 +140,12 @@ void moe_comm_barrier(const moe_comm *comm) {
     MPI_Barrier(comm->comm);
 }
 
-/* How many of `left` elements fit into one MPI call. */
+/* How many of `left` elements one MPI call takes. */
 static int narrow(const moe_comm *comm, int64_t left) {
     return (int)(left < comm->max_count ? left : comm->max_count);
 }
 
-/* The checked helper: int64 counts and offsets to MPI's int, all of them at most `limit`. */
+/* Narrows counts and offsets to MPI's int; asserts that none exceeds `limit`. */
 static void narrow_all(const int64_t *from, int *to, int n, int64_t limit) {
     for (int i = 0; i < n; i++) {
         MOE_ASSERT(from[i] >= 0 && from[i] <= limit);
@@ -187,13 +187,13 @@ void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *r
     MPI_Alltoall(send, (int)n, MPI_INT64_T, recv, (int)n, MPI_INT64_T, comm->comm);
 }
 
-/* Room for 4 ints of each rank: on the caller's stack, or where there are many ranks in comm->many.
- */
+/* Memory for 4 ints of each rank: on the caller's stack, or, where there are many ranks, in
+ * comm->many. */
 static int *ints_for(const moe_comm *comm, int few[4 * FEW_RANKS]) {
     return comm->size > FEW_RANKS ? comm->many : few;
 }
 
-/* One MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
+/* Calls MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
 void moe_comm_allgatherv(const moe_comm *comm,
                          const void *send,
                          void *recv,
@@ -222,7 +222,8 @@ void moe_comm_allgatherv(const moe_comm *comm,
 
 /* --- Alltoallv --- */
 
-/* Row types in use, made once: a run has a few row sizes, and a step many exchanges. */
+/* The datatypes of rows are made once and kept: a run has a few row sizes, and a step has many
+ * exchanges. */
 enum { MAX_ROW_TYPES = 16 };
 static struct {
     int64_t bytes;
@@ -263,8 +264,8 @@ static void alltoallv_once(
                   comm->comm);
 }
 
-/* Rows [done, done + step) of every block, staged without gaps: count, offset [size] describe the
- * staging buffer; returns its rows. */
+/* Lays out the staging buffer for the rows done .. done + step - 1 of every block, without gaps:
+ * staged and offset [size] describe it. Returns its number of rows. */
 static int64_t stage_layout(const moe_comm *comm,
                             const int64_t *count,
                             int64_t done,
@@ -349,7 +350,7 @@ void moe_comm_finalize(moe_comm *comm) {
     MPI_Finalize();
 }
 
-/* --- collective .npy files --- */
+/* --- files --- */
 
 static void file_failed(const char *path, int error, moe_status *st) {
     char text[MPI_MAX_ERROR_STRING];
@@ -384,8 +385,8 @@ static void write_bytes(MPI_File file,
     }
 }
 
-/* Rank 0: an empty file whose bytes are reserved where the file system can do that, so that a full
- * disk is found here and not inside MPI-IO. */
+/* Makes an empty file whose bytes are reserved, where the file system can do that, so that a full
+ * disk is found here and not inside MPI-IO. Called on rank 0. */
 static void reserve_file(const char *path, int64_t bytes, moe_status *st) {
     int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (file < 0) {

@@ -18,8 +18,8 @@ typedef struct limits {
     double cores;                      /* quota, 0 = none */
 } limits;
 
-/* First number in folder/name, -1 when the file is missing or says "max". *second, if wanted: the
- * number after it. */
+/* The first number in folder/name; -1 when the file is missing or says "max". *second, unless NULL,
+ * becomes the number behind it. */
 static int64_t read_number(const char *folder, const char *name, int64_t *second) {
     char path[FOLDER_MAX + 64];
     long long value = -1, other = -1;
@@ -88,7 +88,7 @@ static void tighten_cores(limits *l, int64_t quota, int64_t period) {
     }
 }
 
-/* One level of the hierarchy; the names of both versions are tried. */
+/* Reads one level of the hierarchy; the names of both versions are tried. */
 static void read_folder(limits *l, const char *folder) {
     int64_t period = -1, quota = read_number(folder, "cpu.max", &period);
     tighten_cores(l, quota, period);
@@ -102,7 +102,7 @@ static void read_folder(limits *l, const char *folder) {
                    reclaimable(folder, "total_inactive_file "));
 }
 
-/* From base/path up to base. */
+/* Reads all levels from base/path up to base. */
 static void read_up(limits *l, const char *base, const char *path) {
     char folder[FOLDER_MAX];
     if (snprintf(folder, sizeof folder, "%s%s", base, path) >= FOLDER_MAX) {
@@ -126,7 +126,8 @@ static bool names_controller(const char *list, const char *name) {
     return false;
 }
 
-/* Lines of /proc/self/cgroup: "id:controllers:/path"; no controllers = version 2. */
+/* The lines of /proc/self/cgroup read "id:controllers:/path"; one without controllers is of version
+ * 2. */
 static limits cgroup_limits(void) {
     limits l = {INT64_MAX, INT64_MAX, 0};
     char line[FOLDER_MAX], controllers[128], path[FOLDER_MAX];

@@ -1,6 +1,6 @@
 /* topology.c: what this rank runs on, and its fair share of the host's cores.
  *
- * Idea: the ranks of a host deal its usable cores out among themselves in order, each
+ * The ranks of a host deal its usable cores out among themselves in order, each
  * moe_topology_share of them. Launchers often bind a rank to one core even when it has threads for
  * four; such a rank is widened to its slice. A binding that is wide enough is kept, and a host with
  * more threads than cores is left to the scheduler (a rank bound to less than the host is then
@@ -24,12 +24,13 @@ int moe_topology_share(int cores, int local_rank, int local_size, int asked) {
     return cores / local_size + (local_rank < cores % local_size);
 }
 
-/* Cores, or hardware threads on machines that do not tell their cores. */
+/* What counts as a core: hardware threads on machines that do not tell their cores. */
 static hwloc_obj_type_t core_type(hwloc_topology_t machine) {
     return hwloc_get_nbobjs_by_type(machine, HWLOC_OBJ_CORE) > 0 ? HWLOC_OBJ_CORE : HWLOC_OBJ_PU;
 }
 
-/* Objects of a type that the set touches; *only = its index if there is exactly one, else -1. */
+/* Counts the objects of a type that the set touches. *only becomes the index of the object if there
+ * is exactly one, else -1. */
 static int count_objects(hwloc_topology_t machine,
                          hwloc_obj_type_t type,
                          hwloc_const_bitmap_t set,
@@ -46,8 +47,8 @@ static int count_objects(hwloc_topology_t machine,
     return count;
 }
 
-/* This rank's slice: its threads' cores after those of the lower ranks of the host. Every core when
- * the slice would pass the last one. */
+/* This rank's slice: as many cores as it has threads, behind those of the lower ranks of the host;
+ * or every core, where the slice would pass the last one. */
 static void slice_of(
     hwloc_topology_t machine, const moe_comm *comm, int cores, int asked, hwloc_bitmap_t slice) {
     int first = 0, count = moe_topology_share(cores, comm->local_rank, comm->local_size, asked);
@@ -72,9 +73,9 @@ static bool oversubscribed(const moe_comm *comm, int cores, int asked) {
     return threads > cores;
 }
 
-/* The cores that this rank ends up on: the launcher's binding, the slice that it is widened to, or
- * on a described machine the slice alone. The calling thread's binding is what its OpenMP threads
- * will inherit. */
+/* `set` becomes the cores that this rank ends up on: the launcher's binding, or the slice that it
+ * is widened to, or on a described machine the slice. It is the calling thread's binding that
+ * OpenMP threads inherit. */
 static void settle(hwloc_topology_t machine,
                    const moe_comm *comm,
                    int asked,
@@ -111,8 +112,8 @@ static int64_t cache_bytes(hwloc_topology_t machine,
     return 0;
 }
 
-/* The kernel's total, or the cgroup's limit: the sum over NUMA nodes can leave out memory that was
- * added while running. */
+/* The kernel's total, or the cgroup's limit. The sum over NUMA nodes can leave out memory that was
+ * added while the machine ran. */
 static int64_t memory_of(hwloc_topology_t machine, bool synthetic) {
     int64_t limit = synthetic ? -1 : moe_memory_limit();
     return limit >= 0 ? limit : (int64_t)hwloc_get_root_obj(machine)->total_memory;
@@ -130,8 +131,8 @@ static void describe(hwloc_topology_t machine, hwloc_const_bitmap_t set, moe_top
     snprintf(t->processor, sizeof t->processor, "%s", model ? model : "");
 }
 
-/* hwloc could not look at the machine: what the operating system says about the number of
- * processors, and nothing else. */
+/* Where hwloc could not look at the machine: fills in the number of processors that the operating
+ * system tells, and nothing else. */
 static void describe_blind(const moe_comm *comm, int asked, moe_topology *t) {
     long online = sysconf(_SC_NPROCESSORS_ONLN);
     t->package = t->numa = t->core = -1;

@@ -1,5 +1,5 @@
-/* topology.h: what this rank runs on, and how cores are shared among the ranks of a host (hwloc).
- * Layer 1 (world). */
+/* topology.h: what this rank runs on, and how the cores of a host are shared among its ranks
+ * (hwloc). */
 #ifndef MOESIM_WORLD_TOPOLOGY_H
 #define MOESIM_WORLD_TOPOLOGY_H
 
@@ -8,37 +8,41 @@
 
 #include "world/comm.h"
 
-typedef struct moe_topology { /* about one rank; POD, so that it can be gathered */
+/* About one rank. It holds no pointers, so that ranks can send it to each other as bytes. */
+typedef struct moe_topology {
     char host[64];
     char processor[96];      /* CPU model name, "" when unknown */
-    int package, numa, core; /* where this rank is bound (logical indices); -1 unknown or several */
-    int host_cores, host_pus; /* usable by us on this host: the allowed cpuset and the cgroup's
-                                 quota, not the launcher's binding */
-    int bound_cores;          /* cores in this rank's binding, after widening */
-    int threads;              /* OpenMP threads this rank will use */
-    int64_t l2_bytes, l3_bytes, memory_bytes; /* caches of that core; memory of the host (cgroup
-                                                 limit included) */
-    bool oversubscribed;                      /* ranks x threads on this host > cores */
-    bool synthetic; /* HWLOC_SYNTHETIC / HWLOC_XMLFILE: nothing is bound */
+    int package, numa, core; /* where this rank is bound, as logical indices; -1: unknown or several
+                              */
+    int host_cores, host_pus;   /* what we may use of this host: its allowed cpuset and the cgroup's
+                                   quota, whatever the launcher's binding is */
+    int bound_cores;            /* cores in this rank's binding, after widening */
+    int threads;                /* OpenMP threads this rank will use */
+    int64_t l2_bytes, l3_bytes; /* caches of that core */
+    int64_t memory_bytes;       /* of the host, or the cgroup's limit where that is less */
+    bool oversubscribed;        /* this host has more ranks x threads than cores */
+    bool synthetic; /* the machine is described by HWLOC_SYNTHETIC or HWLOC_XMLFILE; nothing is
+                       bound */
 } moe_topology;
 
-/* Local, pure. Threads for one of local_size ranks on `cores` cores; asked > 0 wins, else max(1,
- * cores / local_size), the first cores % local_size ranks get one more. */
+/* Local, pure. The threads of one of local_size ranks on `cores` cores: `asked` where it is > 0,
+ * else max(1, cores / local_size), and one more on the first cores % local_size ranks. */
 int moe_topology_share(int cores, int local_rank, int local_size, int asked);
 
-/* Collective. Looks at the machine, decides the number of threads, widens the binding to this
- * rank's fair share of the cores if the launcher bound it to fewer cores than threads, calls
- * omp_set_num_threads. */
+/* Collective. Looks at the machine and decides the number of threads (omp_set_num_threads). Where
+ * the launcher has bound this rank to fewer cores than it has threads, the binding is widened to
+ * its fair share of the cores. */
 void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *out);
 
-/* host_limits.c */
-/* Local. Memory in bytes that a process on this host may still take (MemAvailable and cgroup
- * limit); -1 when unknown. */
+/* The following are in host_limits.c. */
+
+/* Local. The bytes that a process on this host may still take, of its memory and of the cgroup's
+ * limit; -1 when unknown. */
 int64_t moe_memory_available(void);
-/* Local. Memory of this host in bytes, or the cgroup's limit where that is less; -1 when unknown.
- */
+/* Local. The bytes of this host's memory, or of the cgroup's limit where that is less; -1 when
+ * unknown. */
 int64_t moe_memory_limit(void);
-/* Local. Cores' worth of time that the cgroup's quota allows, rounded up; 0 = no quota. */
+/* Local. How many cores the cgroup's quota of time amounts to, rounded up; 0 = no quota. */
 int moe_core_quota(void);
 
 #endif

@@ -79,9 +79,8 @@ static void test_rounding(void) {
         moe_exact_add01(&hi, &lo, &ties[i].v, 1);
         CHECK_MSG(hi == 0 && lo == ties[i].units, "%a", ties[i].v);
     }
-    const int64_t just_above_half[3] = {(int64_t)1 << 53, (int64_t)1 << 30, 1}; /* 2^53 + 1 + 2^-60:
-                                                                                   the next double
-                                                                                   is 2^53 + 2 */
+    /* 2^53 + 1 + 2^-60, where the next double is 2^53 + 2 */
+    const int64_t just_above_half[3] = {(int64_t)1 << 53, (int64_t)1 << 30, 1};
     const int64_t half[3] = {(int64_t)1 << 53, (int64_t)1 << 30, 0};
     const int64_t carries[3] = {-3, (int64_t)1 << 61, -((int64_t)1 << 60)};
     CHECK_EQ(moe_exact_value(just_above_half), 0x1p53 + 2);
@@ -95,9 +94,8 @@ static void test_add01(void) {
     for (int i = 0; i < COUNT; i++) {
         v[i] = i == 0 ? 0 : i == 1 ? 1 : ldexp(moe_rng_uniform(rng, 2, (uint64_t)i, 0), -(i % 70));
     }
-    for (int begin = 0, n = 1; begin < COUNT; begin += n, n = n % 37 + 1) { /* lengths 1 .. 37:
-                                                                               every tail of a
-                                                                               vector loop */
+    /* lengths 1 .. 37 reach every tail of a vector loop */
+    for (int begin = 0, n = 1; begin < COUNT; begin += n, n = n % 37 + 1) {
         moe_exact_add01(hi + begin, lo + begin, v + begin, n < COUNT - begin ? n : COUNT - begin);
     }
     int64_t words[3] = {0};

@@ -185,8 +185,8 @@ static void test_malformed_preambles(void) {
     unsigned char file[512], *exact;
     moe_npy_header h;
     size_t length = build(file, 1, "{'descr': '<f4', 'fortran_order': False, 'shape': (4,)}");
-    for (size_t cut = 0; cut < length; cut++) { /* every truncation, in memory of exactly that size
-                                                 */
+    /* every truncation, in memory of exactly that size */
+    for (size_t cut = 0; cut < length; cut++) {
         moe_status st = {0};
         exact = malloc(cut + !cut);
         memcpy(exact, file, cut);

@@ -34,8 +34,8 @@ static void check_reuse(void) {
     CHECK_EQ(moe_alloc_live_bytes(), live);
 }
 
-/* Every size fits into what was taken for it, and at most a quarter more is taken; a load has room
- * for half as much again. */
+/* Every size fits into what was taken for it, and at most a quarter more is taken; where the count
+ * varies, half as much again fits too. */
 static void check_sizes(void) {
     for (int64_t bytes = 1; bytes < 100000; bytes += 1 + bytes / 37) {
         moe_scratch s = {0};

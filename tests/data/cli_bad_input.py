@@ -1,6 +1,6 @@
 """ctest: timeout=180
 Every mistake in the input ends all ranks with exit status 2 within seconds, with exactly one
-sentence on standard error, nothing on standard output and nothing written. test_bad_config.sh looks
+sentence on standard error, nothing on standard output and nothing written. cli_bad_config.sh looks
 at the sentences about the configuration; here: files, folders, sizes, the command line.
 """
 import itertools

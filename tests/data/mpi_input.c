@@ -32,7 +32,7 @@ static void write_bytes(
     }
 }
 
-/* Rank 0 writes an array; the others wait. */
+/* Rank 0 writes an array, and the others wait for it. */
 static void write_npy(
     const char *name, enum moe_dtype dtype, int num_dims, const int64_t *shape, const void *data) {
     char front[256];
@@ -246,7 +246,7 @@ static void test_bias(void) {
 
 /* --- bad input --- */
 
-/* All ranks: MOE_USER, the same one line that names the file and says what is expected; nothing
+/* All ranks get MOE_USER and the same line, which names the file and says what is expected; nothing
  * stays allocated. */
 static void check_refused(moe_config *c, const char *name, const char *expected) {
     int64_t before = moe_alloc_live_bytes();
@@ -358,7 +358,7 @@ static void test_bad_routing(void) {
     refused_beside("bias", MOE_F64, 1, N, 0, INFINITY, "expert 7: inf");
 }
 
-/* A file that claims more than any memory holds: refused before anything is taken. */
+/* A file that claims more than any memory holds is refused before anything is taken. */
 static void test_huge(void) {
     const int64_t shape[2] = {(int64_t)1 << 36, N};
     char front[256];

@@ -60,15 +60,16 @@ static real x_of(const problem *p, int64_t g, int64_t i) {
     return unit(bits(p, 4000000 + (uint64_t)g, (uint64_t)i));
 }
 
-/* What expert e makes of one number. Not inlined: every caller gets the same roundings. */
+/* What expert e makes of one number. It is not inlined, so that every caller gets the same
+ * roundings. */
 static __attribute__((noinline)) real contribution(real weight, int32_t e, real x) {
     return weight * ((real)(e + 1) * x);
 }
 
 static void make_placement(const problem *p, moe_placement *placement) {
     moe_placement_block(placement, p->experts, p->devices);
-    for (int32_t e = p->experts - 1; p->scattered && e > 0; e--) { /* exchange the places of e and
-                                                                      of a random expert below */
+    /* exchanges the places of e and of a random expert below */
+    for (int32_t e = p->experts - 1; p->scattered && e > 0; e--) {
         int32_t other = (int32_t)(bits(p, 3, (uint64_t)e) % (uint64_t)(e + 1));
         int32_t device = placement->device[e];
         int32_t slot = placement->slot[e];
@@ -139,7 +140,7 @@ static real reference_y(const problem *p,
     return sum;
 }
 
-/* The stand-in for the experts: results [inbox rows, H]. */
+/* Does what the experts would do: returns results [inbox rows,H]. */
 static real *stand_in(const moe_inbox *in) {
     real *results = moe_alloc_zero(in->num_rows * in->hidden + 1, sizeof *results, "test");
     for (int64_t r = 0; r < in->num_rows; r++) {
@@ -291,7 +292,8 @@ static void check_groups(const problem *p,
 
 /* --- there and back --- */
 
-typedef struct machine { /* reused from problem to problem, as the program does from step to step */
+/* Used again from problem to problem, as the program does from step to step. */
+typedef struct machine {
     moe_plan plan;
     moe_exchange exchange;
     moe_routing routing;

@@ -1,5 +1,4 @@
-/* fuzz_npy.c: libFuzzer target of the .npy header parser: any bytes, any number of them, any
- * claimed file size. */
+/* fuzz_npy.c: arbitrary bytes as the header of a .npy file of any claimed size. */
 #include <stdint.h>
 #include <string.h>
 

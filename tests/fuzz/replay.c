@@ -1,8 +1,9 @@
 /* replay.c: drives a fuzz target without libFuzzer: every file of a corpus, then mutations of them
- * for some seconds. Usage: fuzz_NAME FOLDER [SECONDS [SEED]], or fuzz_NAME FILE to repeat one
- * input. Idea: any compiler and every CI run exercises the targets a little; libFuzzer (preset
- * fuzz) does it in depth, with coverage as its guide. An input that ends the process is left in
- * ./crash-input, and its seed and number are printed: the same seed gives the same inputs. */
+ * for some seconds.
+ *     fuzz_NAME FOLDER [SECONDS [SEED]]    or    fuzz_NAME FILE, which repeats one input
+ * So any compiler and every run of the tests exercise the targets a little; libFuzzer (preset fuzz)
+ * does it in depth, with coverage as its guide. An input that ends the process is left in
+ * ./crash-input; the same seed gives the same inputs. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -41,7 +42,7 @@ static size_t below(size_t n) {
     return n ? (size_t)(next_random() % n) : 0;
 }
 
-/* Only async-signal-safe calls. */
+/* Makes async-signal-safe calls only. */
 static void on_crash(int number) {
     const char text[] = "the target crashed or hung; its input is in ./crash-input\n";
     int file = open("crash-input", O_CREAT | O_TRUNC | O_WRONLY, 0644);
@@ -59,8 +60,8 @@ static void on_crash(int number) {
 }
 
 static void run_one(void) {
-    uint8_t *copy = malloc(current_size ? current_size : 1); /* exact size: a sanitizer sees reads
-                                                                past the end */
+    /* a copy of exactly this size lets a sanitizer see reads behind its end */
+    uint8_t *copy = malloc(current_size ? current_size : 1);
     if (!copy) {
         exit(1);
     }
@@ -104,8 +105,8 @@ static void cut(size_t at, size_t n) {
     current_size -= n;
 }
 
-/* One small change: a flipped bit, a byte, a deleted or doubled piece, a piece of another input, a
- * word that parsers trip over, a cut end. */
+/* Makes one small change: flips a bit, sets or inserts a byte, deletes or doubles a piece, inserts
+ * a piece of another input or a word that parsers trip over, or cuts the end off. */
 static void mutate(void) {
     static const char *const words[] = {"0",
                                         "-1",

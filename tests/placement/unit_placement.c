@@ -1,4 +1,5 @@
-/* unit_placement.c: the block placement, and the reusable memory of routing and statistics. */
+/* unit_placement.c: the placement by blocks, and memory of routing and statistics that is used
+ * again. */
 #include <stdint.h>
 
 #include "check.h"

@@ -15,12 +15,8 @@
 #include "config/config.h"
 #include "train/checkpoint.h"
 
-enum {
-    EXPERTS = 24,
-    TENSORS = 4,
-    TABLE = 300000,
-    HISTORY = 5
-}; /* the table is more than one slice of 1 MiB */
+/* The table has more than one slice of 1 MiB. */
+enum { EXPERTS = 24, TENSORS = 4, TABLE = 300000, HISTORY = 5 };
 
 typedef struct made {
     moe_parameters all;
@@ -39,7 +35,7 @@ static real keyed(int tensor, int part, int64_t element) {
     return (real)((double)(bits >> 11) * 0x1p-53 - 0.5);
 }
 
-/* Global number of element i of what this rank holds of a tensor. */
+/* The global number of element i of what this rank holds of a tensor. */
 static int64_t global_element(const moe_parameter *p, int64_t i) {
     return p->expert ? p->id[i / p->size] * p->size + i % p->size : i;
 }
@@ -86,10 +82,8 @@ static void make(made *m, const moe_comm *comm, bool with_state, bool filled) {
         m->history[i] = 100 + i;
     }
     m->blob[0] = (moe_blob){"bias", m->bias, sizeof m->bias};
-    m->blob[1] =
-        (moe_blob){"history", comm->rank == 0 ? m->history : NULL, sizeof m->history}; /* only rank
-                                                                                          0 has it
-                                                                                        */
+    /* only rank 0 has the history */
+    m->blob[1] = (moe_blob){"history", comm->rank == 0 ? m->history : NULL, sizeof m->history};
 }
 
 static int64_t wrong_values(const made *m) {
@@ -140,7 +134,7 @@ static int64_t size_of(const char *path) {
     return stat(path, &about) == 0 ? about.st_size : -1;
 }
 
-/* Rank 0 inverts one bit of a byte; again, and it is as it was. */
+/* Rank 0 inverts one bit of a byte; done twice, the file is as it was. */
 static void flip(const moe_comm *comm, const char *path, int64_t at) {
     moe_comm_barrier(comm);
     if (comm->rank == 0) {
@@ -173,7 +167,7 @@ static void must_write(const moe_comm *comm, const char *folder, const made *m, 
     CHECK_MSG(write_step(comm, folder, m, step, &st) == MOE_OK, "%s", st.message);
 }
 
-/* The step that is found; 0 and *st when there is none. word [512]. */
+/* The step of the checkpoint that is found, or 0 with *st when there is none. word [512]. */
 static int64_t find(const moe_comm *comm, const char *folder, char *word, moe_status *st) {
     moe_checkpoint found;
     int64_t step = moe_checkpoint_find(comm, folder, &found, word, st) == MOE_OK ? found.step : 0;
@@ -308,8 +302,8 @@ static void check_damage(const moe_comm *comm, const char *folder) {
             at[24] = {0, 7, 8, 15, 16, 24, 32, 39, 40, 41, size - 1, size / 2};
     for (int i = 12; i < 24; i++) {
         uint64_t bits = moe_rng_bits((moe_rng){5, MOE_RNG_TEST}, (uint64_t)i, 0, 0);
-        at[i] = (int64_t)(bits % (uint64_t)(i < 18 ? size : 4000)); /* anywhere, and in the header
-                                                                     */
+        /* anywhere in the file, and in the header */
+        at[i] = (int64_t)(bits % (uint64_t)(i < 18 ? size : 4000));
     }
     for (int i = 0; i < 24; i++) {
         flip(comm, path, at[i]);
@@ -418,10 +412,8 @@ static void check_other_precision(const moe_comm *comm, const char *folder) {
     moe_status st = {0};
     make_config(&c, comm->size);
     CHECK(moe_checkpoint_write(comm, folder, &c, 26, &nothing, NULL, 0, &st) == MOE_OK);
-    CHECK(moe_checkpoint_write(comm, folder, &c, 26, &nothing, NULL, 0, &st) == MOE_OK); /* again,
-                                                                                            over
-                                                                                            itself
-                                                                                          */
+    /* a second time, over itself */
+    CHECK(moe_checkpoint_write(comm, folder, &c, 26, &nothing, NULL, 0, &st) == MOE_OK);
     path_of(folder, 26, "", path);
     if (comm->rank == 0) {
         int64_t size = size_of(path);

@@ -30,7 +30,7 @@ static void check_share(void) {
     }
 }
 
-/* 2 packages of 4 cores of 2 hardware threads. */
+/* A machine of 2 packages with 4 cores each, with 2 hardware threads each. */
 static void check_synthetic(const moe_comm *comm, int asked) {
     moe_topology t;
     cpu_set_t before, after;
@@ -65,7 +65,7 @@ static int cores_allowed(void) {
     return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
 }
 
-/* This machine: as it is, then with every rank bound to one processor. */
+/* Looks at this machine as it is, then with every rank bound to one processor. */
 static void check_real(const moe_comm *comm) {
     moe_topology t;
     moe_topology_init(comm, 0, &t);
@@ -88,8 +88,8 @@ static void check_real(const moe_comm *comm) {
         }
     }
     sched_setaffinity(0, sizeof one, &one);
-    moe_topology_init(comm, 2, &t); /* two threads for each rank: as many cores, or all that there
-                                       are */
+    /* two threads for each rank: as many cores, or all that there are */
+    moe_topology_init(comm, 2, &t);
     CHECK_MSG(t.threads == 2 && t.bound_cores >= (t.host_cores < 2 ? t.host_cores : 2),
               "%d threads on %d of %d cores", t.threads, t.bound_cores, t.host_cores);
     CHECK(cores_allowed() >= t.bound_cores);
