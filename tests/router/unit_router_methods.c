@@ -1,4 +1,4 @@
-/* test_router_methods.c: methods other than plain top-k, noise and expert dropout: what each
+/* unit_router_methods.c: methods other than plain top-k, noise and expert dropout: what each
  * promises, that nothing depends on ranks, and the gradient of the weights where a method changes
  * them. */
 #include <math.h>

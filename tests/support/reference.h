@@ -1,6 +1,7 @@
 /* reference.h: the oracle: routing, f, P, the losses and their gradient, serial and naive, written
- * from the equations of method.md sections 1 and 2 with libm and plain loops. Nothing here is
- * shared with src/ but the structs that say which settings are meant. */
+ * from the equations of docs/method.md sections 1 and 2 with libm and plain loops. Nothing here is
+ * shared with src/ but the structs that say which settings are meant, and the keyed random numbers.
+ */
 #ifndef REFERENCE_H
 #define REFERENCE_H
 
