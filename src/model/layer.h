@@ -120,7 +120,7 @@ moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context);
 
 /* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that
  * trains. The loss over all layers, if it trains, needs the forward pass of the last layer. spread
- * [T,N] or NULL: what of it reaches the scale of the noise (noisy.h), 0 but for a smooth load. */
+ * [T,N] or NULL: what of it reaches the scale of the noise (noise.h), 0 but for a smooth load. */
 void moe_layer_dlogits(const moe_layer *layer,
                        const moe_context *context,
                        const moe_activations *a,

@@ -21,7 +21,7 @@ typedef struct moe_layer_slots {
 typedef struct moe_backward { /* working memory of backward, shared by all layers */
     double *dlogits;          /* [T,N] of the last layer that went through */
     real *dz;                 /* [T,N] the same, rounded */
-    double *spread;       /* [T,N] what of the losses reaches the scale of the noise (noisy.h) */
+    double *spread;       /* [T,N] what of the losses reaches the scale of the noise (noise.h) */
     real *dv;             /* [T,N] gradient of gate_x W_noise */
     real *gate_dx;        /* [T,H] gradient of what the gate reads, with jitter */
     real *dg;             /* [num_selections] */

@@ -93,18 +93,20 @@ int32_t moe_tournament_gather(moe_tournament *b) {
 
 int32_t moe_tournament_take(
     moe_tournament *b, int32_t begin, int32_t end, int32_t count, int32_t *expert) {
+    double *maximum = b->kept_max + begin;
+    const int32_t *block = b->kept_block + begin;
+    int32_t blocks = end - begin;
     for (int32_t k = 0; k < count; k++) {
-        double best = moe_tournament_largest(b->kept_max + begin, end - begin);
+        double best = moe_tournament_largest(maximum, blocks);
         if (!(best > -INFINITY)) {
             return k;
         }
-        int32_t at = begin + moe_tournament_first(b->kept_max + begin, end - begin, best);
-        int32_t block = b->kept_block[at];
-        double *x = b->score + block * MOE_TOURNAMENT_BLOCK;
+        int32_t at = moe_tournament_first(maximum, blocks, best);
+        double *x = b->score + block[at] * MOE_TOURNAMENT_BLOCK;
         int32_t inside = moe_tournament_first(x, MOE_TOURNAMENT_BLOCK, best);
+        expert[k] = b->base[block[at]] + inside;
         x[inside] = -INFINITY;
-        b->kept_max[at] = block_maximum(x);
-        expert[k] = b->base[block] + inside;
+        maximum[at] = block_maximum(x);
     }
     return count;
 }

@@ -1,4 +1,4 @@
-/* test_scopes.c: the balance losses of random batches in all three scopes: against the naive
+/* mpi_scopes.c: the balance losses of random batches in all three scopes: against the naive
  * reference over the whole global batch, and bit for bit against one rank that hosts all the
  * devices. Sequences that span devices and ranks, padding, fewer tokens than devices.
  *

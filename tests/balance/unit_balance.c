@@ -1,4 +1,4 @@
-/* test_balance.c: f, P, the losses in the three scopes, their ideal values and their gradient,
+/* unit_balance.c: f, P, the losses in the three scopes, their ideal values and their gradient,
  * against the oracle and by finite differences. */
 #include <string.h>
 

@@ -1,4 +1,4 @@
-/* test_wrong_readings.c: three readings that circulate in public code, and the difference that each
+/* unit_wrong_readings.c: three readings that circulate in public code, and the difference that each
  * makes.
  *
  *   mean P'        P' of a device as the mean of its experts' P: both losses of devices are |E_d|

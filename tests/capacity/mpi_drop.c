@@ -1,4 +1,4 @@
-/* test_drop.c: dropping decided by all ranks together is what one rank decides about the whole
+/* mpi_drop.c: dropping decided by all ranks together is what one rank decides about the whole
  * batch, pair by pair, however the devices are dealt to ranks; at most two collectives and 16 bytes
  * a selection for the decision; room is used again from step to step.
  *

@@ -1,4 +1,4 @@
-/* test_capacity.c: who is dropped, against sorting and cutting; and what must hold for every rule:
+/* unit_capacity.c: who is dropped, against sorting and cutting; and what must hold for every rule:
  * budgets and order are respected, exempt pairs stay, next_choice is never worse than drop,
  * deciding twice changes nothing.
  *
@@ -13,7 +13,7 @@
 static const moe_comm alone = {.size = 1};
 static int64_t next_choices; /* cases in which they were compared */
 
-/* --- sort and cut, written from method.md alone --- */
+/* --- sort and cut, written from docs/method.md alone --- */
 
 typedef struct candidate {
     int64_t pool, target, class, token, choice, pair;

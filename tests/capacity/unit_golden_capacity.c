@@ -1,4 +1,4 @@
-/* test_golden_capacity.c: capacities, kept pairs, slots and counts against the code of eight
+/* unit_golden_capacity.c: capacities, kept pairs, slots and counts against the code of eight
  * systems' capacity rules (tests/golden/routing; each case.json names its source), and the final
  * weights where the reference has them. Argument: the folder of cases, if not the compiled-in one.
  */
@@ -300,7 +300,7 @@ static bool has_capacity(const char *name) {
     return false;
 }
 
-/* method.md and the golden README: T 200, E 60, K 2, factor 1.25. */
+/* docs/method.md and the golden README: T 200, E 60, K 2, factor 1.25. */
 static void check_roundings(void) {
     static const int64_t wanted[] = {9, 9, 9, 8, 10};
     moe_capacity c = {

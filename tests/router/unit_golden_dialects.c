@@ -1,4 +1,4 @@
-/* test_golden_dialects.c: routers and losses against the code of Hugging Face, Megatron-Core,
+/* unit_golden_dialects.c: routers and losses against the code of Hugging Face, Megatron-Core,
  * DeepSpeed, FastMoE, Tutel and MixLoRA (tests/golden/routing; each case.json names its source).
  * What dropping does to them (kept, slots, capacity) is test_golden_capacity's; what is left to it
  * is printed and counted here. DeepSeek's cases are test_golden_routing's. Argument: the folder of

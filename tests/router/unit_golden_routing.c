@@ -1,4 +1,4 @@
-/* test_golden_routing.c: the router and the balance losses against DeepSeek's and Hugging Face's
+/* unit_golden_routing.c: the router and the balance losses against DeepSeek's and Hugging Face's
  * own code (tests/golden/routing; each case.json names its source). Argument: the folder of cases,
  * if not the one that was compiled in. */
 #include <jansson.h>

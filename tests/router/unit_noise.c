@@ -1,4 +1,4 @@
-/* test_noisy.c: jitter, noise of learned scale, and the smooth load: against their definitions, by
+/* unit_noise.c: jitter, noise of learned scale, and the smooth load: against their definitions, by
  * statistics, and as functions of keys alone.
  *
  * ctest: f64 */

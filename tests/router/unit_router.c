@@ -1,4 +1,4 @@
-/* test_router.c: the router against the oracle over keyed random cases, and its corner cases one by
+/* unit_router.c: the router against the oracle over keyed random cases, and its corner cases one by
  * one. */
 #include <omp.h>
 #include <string.h>

@@ -1,4 +1,4 @@
-/* test_router_methods.c: methods other than plain top-k, noise and expert dropout: what each
+/* unit_router_methods.c: methods other than plain top-k, noise and expert dropout: what each
  * promises, that nothing depends on ranks, and the gradient of the weights where a method changes
  * them. */
 #include <math.h>
@@ -369,7 +369,7 @@ static void test_weight_gradients(void) {
 }
 
 int main(void) {
-    for (int method = MOE_METHOD_TOPK; method <= MOE_METHOD_EXPERT_CHOICE; method++) {
+    for (int method = 0; method < MOE_NUM_METHODS; method++) {
         for (int kind = 0; kind < 6; kind++) {
             RUN(test_ranks, (enum moe_router_method)method, kind);
         }

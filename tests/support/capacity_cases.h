@@ -1,5 +1,5 @@
-/* capacity_cases.h: keyed random capacity rules on keyed random routers, for unit/test_capacity.c
- * and mpi/test_drop.c. */
+/* capacity_cases.h: keyed random capacity rules on keyed random routers, for unit_capacity.c
+ * and mpi_drop.c. */
 #ifndef CAPACITY_CASES_H
 #define CAPACITY_CASES_H
 

@@ -7,7 +7,9 @@
 #include <stdlib.h>
 
 #include "base/rng.h"
+#include "router/groups.h"
 #include "router/router.h"
+#include "router/scores.h"
 
 typedef struct random_router {
     moe_router router;
@@ -74,17 +76,18 @@ static inline random_router random_router_make(uint64_t seed, int64_t num_tokens
             groups = random_divisor(seed, 2, n);
     int kind = random_int(seed, 3, 0, 5);
     c.devices = random_divisor(seed, 4, n);
-    c.router = (moe_router){.num_experts = n,
-                            .num_groups = groups,
-                            .topk_group = random_int(seed, 5, 1, groups),
-                            .score_func = (enum moe_score_func)random_int(seed, 6, 0, 3),
-                            .group_limit = (enum moe_group_limit)random_int(seed, 7, 0, 4),
-                            .norm_topk_prob = random_int(seed, 8, 0, 1),
-                            .norm_single = random_int(seed, 9, 0, 1),
-                            .scale_normalized = random_int(seed, 10, 0, 1),
-                            .routed_scaling_factor = random_int(seed, 11, 0, 1) ? 2.5 : 1,
-                            .aux_selection = (enum moe_aux_selection)random_int(seed, 12, 0, 1),
-                            .comm_count_local = random_int(seed, 13, 0, 1)};
+    c.router = (moe_router){
+        .num_experts = n,
+        .num_groups = groups,
+        .topk_group = random_int(seed, 5, 1, groups),
+        .score_func = (enum moe_score_func)random_int(seed, 6, 0, MOE_NUM_SCORE_FUNCTIONS - 1),
+        .group_limit = (enum moe_group_limit)random_int(seed, 7, 0, MOE_NUM_GROUP_LIMITS - 1),
+        .norm_topk_prob = random_int(seed, 8, 0, 1),
+        .norm_single = random_int(seed, 9, 0, 1),
+        .scale_normalized = random_int(seed, 10, 0, 1),
+        .routed_scaling_factor = random_int(seed, 11, 0, 1) ? 2.5 : 1,
+        .aux_selection = (enum moe_aux_selection)random_int(seed, 12, 0, 1),
+        .comm_count_local = random_int(seed, 13, 0, 1)};
     c.router.top_k = random_int(seed, 14, 1, n < 12 ? n : 12);
     if (c.router.group_limit == MOE_GROUP_QUOTA) {
         int32_t size = n / groups, each = c.router.top_k / c.router.topk_group;

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rng.h"
+
 static bool softmax_family(const moe_router *r) {
     return r->score_func == MOE_SCORE_SOFTMAX || r->score_func == MOE_SCORE_SOFTMAX_TOPK;
 }
@@ -157,6 +159,25 @@ static void weigh(
     }
 }
 
+/* How many of the best experts by selection score are taken: K, or with top_p as few as it takes
+ * for the sum of their scores to exceed p. */
+static int32_t number_by_score(const moe_router *r, const double *selection, const double *s) {
+    int32_t n = r->num_experts, count = 0;
+    bool *taken = calloc((size_t)n, sizeof *taken);
+    double sum = 0;
+    while (count < r->top_k && (r->method != MOE_METHOD_TOP_P || sum <= r->top_p)) {
+        int32_t best = best_of(selection, taken, n);
+        if (best < 0) {
+            break;
+        }
+        taken[best] = true;
+        sum += s[best];
+        count++;
+    }
+    free(taken);
+    return count;
+}
+
 int32_t ref_select(
     const moe_router *r, const double *z, const double *s, int32_t *expert, double *weight) {
     int32_t n = r->num_experts;
@@ -180,12 +201,62 @@ int32_t ref_select(
             choose(selection, g * size, (g + 1) * size, r->top_k / r->topk_group, chosen);
         }
     } else {
-        choose(selection, 0, n, r->top_k, chosen);
+        choose(selection, 0, n, number_by_score(r, selection, s), chosen);
     }
     int32_t count = list_by_score(s, chosen, n, expert);
     weigh(r, s, expert, count, weight);
     free(selection);
     free(allowed);
+    free(chosen);
+    return count;
+}
+
+/* The number of the key's draw j, of 0 .. n-1. */
+static int32_t drawn(const moe_router *r, const moe_draw *d, int64_t token, int32_t j, int32_t n) {
+    bool hash = r->method == MOE_METHOD_HASH;
+    moe_rng rng = {d->seed, hash ? MOE_RNG_HASH_ROUTER : MOE_RNG_RANDOM_ROUTER};
+    uint64_t key = hash ? (uint64_t)d->layer : (uint64_t)d->step * 4096 + (uint64_t)d->layer;
+    return (int32_t)((unsigned __int128)moe_rng_bits(rng, key, (uint64_t)token, (uint32_t)j) *
+                         (uint64_t)n >>
+                     64);
+}
+
+/* The experts that are not disabled, in the order in which the method deals them. */
+static int32_t list_dealt(const moe_router *r, const double *z, int32_t *dealt) {
+    int32_t n = r->num_experts, count = 0;
+    int32_t each = r->method == MOE_METHOD_ROUND_ROBIN ? n / r->devices : n;
+    for (int32_t slot = 0; slot < each; slot++) {
+        for (int32_t first = 0; first < n; first += each) {
+            if (z[first + slot] != -INFINITY) {
+                dealt[count++] = first + slot;
+            }
+        }
+    }
+    return count;
+}
+
+int32_t ref_select_keyed(const moe_router *r,
+                         const moe_draw *d,
+                         int64_t token,
+                         const double *z,
+                         const double *s,
+                         int32_t *expert,
+                         double *weight) {
+    int32_t *dealt = malloc((size_t)r->num_experts * sizeof *dealt);
+    bool *chosen = calloc((size_t)r->num_experts, sizeof *chosen);
+    int32_t n = list_dealt(r, z, dealt), k = r->top_k < n ? r->top_k : n;
+    for (int32_t i = 0; i < k; i++) {
+        if (r->method == MOE_METHOD_ROUND_ROBIN) {
+            chosen[dealt[(token * r->top_k + i) % n]] = true;
+            continue;
+        }
+        int32_t j = n - k + i; /* Floyd: draw among 0 .. j; where it is taken already, j itself */
+        int32_t place = drawn(r, d, token, j, j + 1);
+        chosen[dealt[chosen[dealt[place]] ? j : place]] = true;
+    }
+    int32_t count = list_by_score(s, chosen, r->num_experts, expert);
+    weigh(r, s, expert, count, weight);
+    free(dealt);
     free(chosen);
     return count;
 }

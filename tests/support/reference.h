@@ -1,6 +1,7 @@
 /* reference.h: the oracle: routing, f, P, the losses and their gradient, serial and naive, written
- * from the equations of method.md sections 1 and 2 with libm and plain loops. Nothing here is
- * shared with src/ but the structs that say which settings are meant. */
+ * from the equations of docs/method.md sections 1 and 2 with libm and plain loops. Nothing here is
+ * shared with src/ but the structs that say which settings are meant, and the keyed random numbers.
+ */
 #ifndef REFERENCE_H
 #define REFERENCE_H
 
@@ -40,9 +41,18 @@ typedef struct ref_counts {
 void ref_scores(const moe_router *r, const double *z, double *s, double *lse);
 /* s / sum s for sigmoid and sqrtsoftplus, else s. */
 void ref_normalized(const moe_router *r, const double *s, double *normalized);
-/* Experts in falling order of s, then index; weights; returns how many. */
+/* Experts in falling order of s, then index; weights; returns how many. Of the methods that rank
+ * experts; those that look at all tokens of a device choose as topk does. */
 int32_t ref_select(
     const moe_router *r, const double *z, const double *s, int32_t *expert, double *weight);
+/* The same for methods that choose by key: hash, random, round_robin. */
+int32_t ref_select_keyed(const moe_router *r,
+                         const moe_draw *d,
+                         int64_t token,
+                         const double *z,
+                         const double *s,
+                         int32_t *expert,
+                         double *weight);
 /* Distinct groups among experts. */
 int32_t ref_distinct_groups(const moe_router *r, const int32_t *expert, int32_t count);
 
