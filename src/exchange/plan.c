@@ -76,7 +76,7 @@ static void reserve_pairs(moe_plan *plan) {
 
 static void reserve_rows(moe_plan *plan) {
     const moe_block_array table[] = {
-        MOE_ARRAY(plan->row_token, plan->num_rows),
+        MOE_ARRAY(plan->row_token, plan->num_rows + 1), /* never NULL: it is offset */
         MOE_ARRAY(plan->row_device, plan->num_rows),
         MOE_ARRAY(plan->row_pair, plan->num_rows + 1),
         MOE_ARRAY(plan->token_row, plan->num_rows),

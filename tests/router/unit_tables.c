@@ -23,30 +23,30 @@ enum { N = 24, SEEDS = 40 };
 
 /* Row i of a table of `rows` rows is called as value i of a key, and the key has no further value.
  */
-static void check_name(const char *section, const char *key, int i, int rows, const char *name) {
-    int k = moe_key_find(section, key);
-    const char *wanted = moe_key_enum_name(k, i);
-    CHECK_MSG(name && wanted && strcmp(name, wanted) == 0, "%s.%s, row %d: %s, the key says %s",
-              section, key, i, name ? name : "no name", wanted ? wanted : "nothing");
-    CHECK_MSG(moe_key_enum_name(k, rows) == NULL, "%s.%s has more than %d values", section, key,
-              rows);
+static void check_name(enum moe_key_id key, int i, int rows, const char *name) {
+    const char *wanted = moe_table_enum_name(key, i);
+    CHECK_MSG(name && wanted && strcmp(name, wanted) == 0, "%s, row %d: %s, the key says %s",
+              moe_keys[key].name, i, name ? name : "no name", wanted ? wanted : "nothing");
+    CHECK_MSG(moe_table_enum_name(key, rows) == NULL, "%s has more than %d values",
+              moe_keys[key].name, rows);
 }
 
 static void test_names(void) {
     for (int i = 0; i < MOE_NUM_METHODS; i++) {
-        check_name("router", "method", i, MOE_NUM_METHODS, moe_methods[i].name);
+        check_name(MOE_KEY(router, method), i, MOE_NUM_METHODS, moe_methods[i].name);
     }
     for (int i = 0; i < MOE_NUM_SCORE_FUNCTIONS; i++) {
-        check_name("router", "score_func", i, MOE_NUM_SCORE_FUNCTIONS, moe_score_functions[i].name);
+        check_name(MOE_KEY(router, score_func), i, MOE_NUM_SCORE_FUNCTIONS,
+                   moe_score_functions[i].name);
     }
     for (int i = 0; i < MOE_NUM_GROUP_LIMITS; i++) {
-        check_name("router", "group_limit", i, MOE_NUM_GROUP_LIMITS, moe_group_limits[i].name);
+        check_name(MOE_KEY(router, group_limit), i, MOE_NUM_GROUP_LIMITS, moe_group_limits[i].name);
     }
     for (int i = 0; i < MOE_NUM_ROUNDINGS; i++) {
-        check_name("capacity", "rounding", i, MOE_NUM_ROUNDINGS, moe_roundings[i].name);
+        check_name(MOE_KEY(capacity, rounding), i, MOE_NUM_ROUNDINGS, moe_roundings[i].name);
     }
     for (int i = 0; i < MOE_NUM_DROP_ORDERS; i++) {
-        check_name("capacity", "drop", i, MOE_NUM_DROP_ORDERS, moe_drop_orders[i].name);
+        check_name(MOE_KEY(capacity, drop), i, MOE_NUM_DROP_ORDERS, moe_drop_orders[i].name);
     }
 }
 
