@@ -188,7 +188,7 @@ static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_
     if (!(flags & MOE_ROW_BAD)) {
         moe_scores_fill(r, w->z, w->s, &lse);
     }
-    if (flags & MOE_ROW_BAD || (lse > -INFINITY && fabs(lse) >= MOE_ROUTER_MAX_LOGIT)) {
+    if (flags & MOE_ROW_BAD || (lse > -INFINITY && fabs(lse) >= MOE_LOGIT_LIMIT)) {
         w->bad = t < w->bad ? t : w->bad;
         return;
     }

@@ -51,10 +51,6 @@ typedef struct moe_draw {
                         training */
 } moe_draw;
 
-/* A token whose logits have a larger |logsumexp| is a bad token: the square of the logsumexp could
- * not be added up exactly. */
-enum { MOE_ROUTER_MAX_LOGIT = 1 << 20 };
-
 /* Local. Step and layer in one number: the key of whatever is drawn anew in every step. */
 static inline uint64_t moe_draw_step_key(const moe_draw *d) {
     enum { MAX_LAYERS = 4096 };
