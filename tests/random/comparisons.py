@@ -11,8 +11,10 @@ import re
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import time
+import traceback
 
 import _moesim
 from files import write_files
@@ -465,4 +467,9 @@ def perform(bench, name):
     if found or name == "run" or name not in applicable(bench):
         return found
     bench.draw = random.Random(f"{name} {bench.case.seed}")
-    return COMPARISONS[name](bench)
+    try:
+        return COMPARISONS[name](bench)
+    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
+        # a file that is missing or cannot be read, or a fault of this test
+        what = f"{type(error).__name__} while comparing"
+        return Finding(name, what, traceback.format_exc(limit=4), bench.base())

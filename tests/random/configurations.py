@@ -10,18 +10,13 @@ import random
 
 # Values of these keys are refused as long as the program lacks what they stand for. They are drawn
 # among the rare values only.
-UNAVAILABLE = {
-    "model.attention",
-    "exchange.chunks",
-    "exchange.transport",
-    "exchange.algorithm",
-    "exchange.payload",
-    "exchange.combine_payload",
-    "placement.policy",
-    "placement.file",
-    "placement.redundant_experts",
-    "placement.rebalance_every",
-}
+UNAVAILABLE = set(
+    """
+    model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
+    exchange.combine_payload placement.policy placement.file placement.redundant_experts
+    placement.rebalance_every
+    """.split()
+)
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
 SMALL = 24
 RANKED = ("topk", "switch", "gshard")
@@ -247,7 +242,7 @@ class Drawing:
         if self.method == "sinkhorn":
             self.maybe(0.5, "router.sinkhorn_tolerance", 0.1, 0.01, 1e-6)
             self.maybe(0.2, "router.sinkhorn_iterations", 1, 50, 5000)
-        self.maybe(0.2, "router.routed_scaling_factor", 0.5, 2.5, 16)
+        self.maybe(0.2, "router.routed_scaling_factor", 0.5, 2.5, 16, 0, -1)
         self.maybe(0.2, "router.scale_normalized", "yes", "no")
         self.maybe(0.2, "router.norm_single", "yes", "no")
         self.maybe(0.2, "router.gate_scale", 0.1, 0.5, 3)
@@ -431,63 +426,21 @@ class Drawing:
                 self.put(name, self.any_value(self.table.keys[name]))
 
 
-# Keys that a rule above draws, or that are left alone for the reason given.
-KNOWN_KEYS = {
-    "run.seed",
-    "run.steps",
-    "run.mode",
-    "run.threads",  # a comparison of its own
-    "model.num_layers",
-    "model.hidden_size",
-    "model.num_experts",
-    "model.num_shared_experts",
-    "model.moe_intermediate_size",
-    "model.expert_type",
-    "model.lora_rank",
-    "model.expert_segmentation",
-    "router.preset",
-    "router.method",
-    "router.score_func",
-    "router.top_k",
-    "router.group_limit",
-    "router.num_groups",
-    "router.topk_group",
-    "router.norm_topk_prob",
-    "router.second_choice",
-    "router.temperature",
-    "router.bias_update_rate",
-    "router.noise",
-    "router.noise_form",
-    "router.sinkhorn_iterations",
-    "router.routed_scaling_factor",
-    "router.gate_scale",
-    "balance.z_loss",
-    "balance.load_form",
-    "balance.load_loss",
-    "balance.aux_layers",
-    "capacity.policy",
-    "capacity.expert_capacity",
-    "capacity.exempt_sequences",
-    "capacity.capacity_scope",
-    "capacity.drop",
-    "capacity.overflow",
-    "capacity.renormalize",
-    "capacity.pad_to_capacity",
-    "cluster.devices",
-    "cluster.devices_per_node",
-    "data.source",
-    "data.tokens_per_device",
-    "data.sequence_length",
-    "data.num_topics",
-    "train.learning_rate",
-    "train.accumulate",
-    "train.context",
-    "train.validation_every",
-    "train.validation_batches",
-    "train.validation_share",
-    "train.specialization",
-    "train.checkpoint_every",
-}
+# Keys that a rule above draws or leaves alone: threads are a comparison of their own.
+KNOWN_KEYS = """
+    run.seed run.steps run.mode run.threads model.num_layers model.hidden_size model.num_experts
+    model.num_shared_experts model.moe_intermediate_size model.expert_type model.lora_rank
+    model.expert_segmentation router.preset router.method router.score_func router.top_k
+    router.group_limit router.num_groups router.topk_group router.norm_topk_prob
+    router.second_choice router.temperature router.bias_update_rate router.noise
+    router.noise_form router.sinkhorn_iterations router.routed_scaling_factor router.gate_scale
+    balance.z_loss balance.load_form balance.load_loss balance.aux_layers capacity.policy
+    capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
+    capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
+    cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
+    data.num_topics train.learning_rate train.accumulate train.context train.validation_every
+    train.validation_batches train.validation_share train.specialization train.checkpoint_every
+""".split()
 
 
 def draw(seed, table):
