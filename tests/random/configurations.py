@@ -379,7 +379,7 @@ class Drawing:
         self.maybe(0.2, "train.warmup_steps", 1, 3)
         self.maybe(0.3, "train.schedule", "constant", "cosine")
         self.maybe(0.2, "train.beta1", 0, 0.5)
-        self.maybe(0.2, "train.beta2", 0.9)
+        self.maybe(0.2, "train.beta2", 0.9, 0.99)
         self.maybe(0.1, "train.epsilon", 1e-6)
         self.maybe(0.3, "train.weight_decay", 0.01, 0.1)
         self.maybe(0.3, "train.clip_norm", 0.01, 1)
@@ -428,10 +428,10 @@ class Drawing:
 
 # Keys that a rule above draws or leaves alone: threads are a comparison of their own.
 KNOWN_KEYS = """
-    run.seed run.steps run.mode run.threads model.num_layers model.hidden_size model.num_experts
-    model.num_shared_experts model.moe_intermediate_size model.expert_type model.lora_rank
-    model.expert_segmentation router.preset router.method router.score_func router.top_k
-    router.group_limit router.num_groups router.topk_group router.norm_topk_prob
+    train.beta2 run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
+    model.num_experts model.num_shared_experts model.moe_intermediate_size model.expert_type
+    model.lora_rank model.expert_segmentation router.preset router.method router.score_func
+    router.top_k router.group_limit router.num_groups router.topk_group router.norm_topk_prob
     router.second_choice router.temperature router.bias_update_rate router.noise
     router.noise_form router.sinkhorn_iterations router.routed_scaling_factor router.gate_scale
     balance.z_loss balance.load_form balance.load_loss balance.aux_layers capacity.policy
