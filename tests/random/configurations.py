@@ -259,9 +259,10 @@ class Drawing:
         sampled = self.method == "gshard" and self.get("router.second_choice") == "sampled"
         free = self.method in BLIND or self.method == "expert_choice" or sampled
         limits = list(self.table.keys["router.group_limit"].names)
-        groups = self.random.choice([g for g in range(1, self.routed + 1) if self.routed % g == 0])
-        if self.chance(0.5):
-            groups = self.case.devices()
+        devices = self.case.devices()
+        divisors = [g for g in range(1, self.routed + 1) if self.routed % g == 0]
+        straddling = [g for g in divisors if g % devices and devices % g]
+        groups = self.one_of(devices, devices, self.one_of(*divisors), *straddling[:2])
         size = self.routed // groups
         fits = [m for m in range(1, groups + 1) if (self.top_k or 1) <= m * size]
         limit = "none" if free or self.chance(0.5) else self.one_of(*limits)
@@ -274,7 +275,7 @@ class Drawing:
         if limit != "none" or self.preset_has("router.group_limit") or self.chance(0.1):
             self.put("router.group_limit", limit)
         if limit != "none" or self.preset_has("router.num_groups"):
-            same = groups == self.case.devices() and self.chance(0.5)
+            same = groups == devices and self.chance(0.5)
             self.put("router.num_groups", 0 if same else groups)
             self.put("router.topk_group", most)
 

@@ -37,12 +37,6 @@ def negative_scaling(case, table, kind, text):
     return factor < 0 and "self-check weight_sums" in kind
 
 
-def explained_layers_of_a_recording(case, table, kind, text):
-    recorded = case.get("data.source", table) == "routing"
-    layers = case.number("model.num_layers", table)
-    return recorded and layers > 1 and kind.startswith("explain: self-check")
-
-
 KNOWN = [
     Known(
         "issue 11, item 1",
@@ -68,11 +62,6 @@ KNOWN = [
         "issue 11, item 3",
         "the self-check weight_sums fails with a negative routed_scaling_factor",
         negative_scaling,
-    ),
-    Known(
-        "issue 11, item 3",
-        "--explain-step does not agree on recorded routing of several layers",
-        explained_layers_of_a_recording,
     ),
 ]
 
