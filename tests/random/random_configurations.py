@@ -32,7 +32,7 @@ from keys import read_table  # noqa: E402
 from known import KNOWN, known  # noqa: E402
 from shrink import Shrinker  # noqa: E402
 
-MOST_REFUSED = 0.25  # of a hundred configurations or more
+MOST_REFUSED = 0.15  # of a hundred configurations or more
 MANY = 400  # configurations after which every key should have been varied, every known row seen
 
 
