@@ -221,6 +221,11 @@ static int check_load(const moe_config *c, moe_status *st) {
          "Tutel's smooth load is as wide as the noise: router.noise above 0"},
         {tutel && !sums_to_one(c), form, MOE_KEY(router, score_func),
          "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk"},
+        {c->balance.importance_loss > 0 && c->balance.importance_of == MOE_IMPORTANCE_SCORES &&
+             !gaussian,
+         MOE_KEY(balance, importance_of), MOE_KEY(router, noise_form),
+         "it is of the scores without noise, whose scale is fixed: noise_form = gaussian, or "
+         "importance_of = weights"},
         {c->balance.load_loss > 0 && c->balance.load_form == MOE_LOAD_SELECTIONS,
          MOE_KEY(balance, load_loss), form,
          "a count has no gradient: load_form = shazeer or tutel, or load_loss = 0"},

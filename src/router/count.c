@@ -63,6 +63,11 @@ void moe_count_scores(const moe_count *c, const double *normalized, int64_t *cel
                     normalized, c->router->num_experts);
 }
 
+void moe_count_importance(const moe_count *c, const double *normalized, int64_t *cell) {
+    moe_exact_add01(moe_stats_weight_hi(c->stats, cell), moe_stats_weight_lo(c->stats, cell),
+                    normalized, c->router->num_experts);
+}
+
 void moe_count_load(const moe_count *c, const double *load, int64_t *cell) {
     moe_exact_add01(moe_stats_load_hi(c->stats, cell), moe_stats_load_lo(c->stats, cell), load,
                     c->router->num_experts);

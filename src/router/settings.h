@@ -33,6 +33,7 @@ typedef struct moe_router {
     double noise, jitter, expert_dropout; /* what chance does in training: noise.h */
     enum moe_noise_form noise_form;
 
+    enum moe_importance_of importance_of; /* what the statistics add up as importance */
     enum moe_load_form load_form;         /* which load of an expert the statistics add up */
     enum moe_aux_selection aux_selection; /* which selection the statistics count */
     bool comm_count_local; /* whether a token that stays on its home device counts in device_tokens
