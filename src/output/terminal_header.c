@@ -106,13 +106,15 @@ static void print_balance(const moe_screen *s, const moe_config *c) {
 
 static void print_exchange(const moe_screen *s, const moe_config *c) {
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s",
-                       moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
-                       token ? ": one row per token and device"
-                       : c->exchange.mode == MOE_EXCHANGE_SELECTION
-                           ? ": one row per token and expert"
-                           : "",
-                       moe_config_enum_name(MOE_KEY(exchange, payload), c->exchange.payload));
+    moe_screen_wrapped(
+        s, LABEL, "exchange", "mode %s%s, payload %s",
+        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
+        token                                        ? ": one row per token and device"
+        : c->exchange.mode == MOE_EXCHANGE_SELECTION ? ": one row per token and expert"
+                                                     : "",
+        sizeof(real) == sizeof(double)
+            ? "fp64"
+            : moe_config_enum_name(MOE_KEY(exchange, payload), (int)c->exchange.payload));
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {
