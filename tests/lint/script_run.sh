@@ -1,8 +1,9 @@
 #!/bin/bash
 # scripts/run: which mpirun line it makes of its arguments, from any folder, with spaces in paths,
 # and that the exit status comes through; and moesim --ranks, which it asks for the number of ranks.
-# A copy of the scripts stands in a scratch tree with the built program, which counts as up to date;
-# mpirun is a stand-in that prints its arguments.
+# A copy of the scripts and of the sources, whose tables of names the scripts read, stands in a
+# scratch tree with the built program, which counts as up to date; mpirun is a stand-in that prints
+# its arguments.
 set -u
 unset OMPI_MCA_mca_base_param_files
 source=${MOESIM_SOURCE_DIR:-$(cd "$(dirname "$0")/../.." && pwd)}
@@ -10,8 +11,8 @@ program=$(realpath "${MOESIM_BUILD_DIR:-$source/build}/moesim")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 tree="$scratch/a tree"
-mkdir -p "$tree"/{build,configs,src,include,cmake,bin} "$scratch/else where"
-cp -r "$source/scripts" "$tree/"
+mkdir -p "$tree"/{build,configs,cmake,bin} "$scratch/else where"
+cp -r "$source/scripts" "$source/src" "$tree/"
 touch "$tree/CMakeLists.txt"
 ln -s "$program" "$tree/build/moesim"
 cat > "$tree/bin/mpirun" << 'END'
