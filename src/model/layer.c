@@ -112,9 +112,9 @@ static int add_experts(moe_parameters *all,
         p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
 }
 
-moe_layer_slots moe_layer_register(const moe_layer *layer,
-                                   const moe_context *context,
-                                   moe_parameters *all) {
+moe_layer_indices moe_layer_register(const moe_layer *layer,
+                                     const moe_context *context,
+                                     moe_parameters *all) {
     int32_t i = layer->index;
     const moe_ffn *e = &layer->experts;
     int64_t h = e->hidden;
@@ -122,7 +122,7 @@ moe_layer_slots moe_layer_register(const moe_layer *layer,
     int64_t r = e->rank;
     int64_t shared = layer->shared.hidden * layer->shared.width;
     bool frozen = r > 0;
-    return (moe_layer_slots){
+    return (moe_layer_indices){
         .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts,
                                layer->gate),
         .gate_noise = add_replicated(all, i, "gate_noise", true,

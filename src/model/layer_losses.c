@@ -8,7 +8,7 @@
 /* --- the losses --- */
 
 /* [num_local][D] rows given to MPI_Alltoallv + rows removed by dropping: the numerator of f'' from
- * what is really sent (method.md section 2). Owner: the caller; taken from b->scratch. */
+ * what is really sent (docs/method.md section 2). Owner: the caller; taken from b->scratch. */
 static int64_t *rows_before_dropping(const moe_batch *b,
                                      const moe_placement *p,
                                      const moe_activations *a) {

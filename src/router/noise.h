@@ -1,5 +1,5 @@
 /* noise.h: what chance does to the gate in training: jitter of its input, noise on its logits, and
- * experts that are dropped for a step. docs/method.md section 1, step 1.
+ * experts that are dropped for a step. docs/method.md section 1.1.
  *
  *   jitter   the gate reads u_j (1 + eps r_j), r uniform in [-1,1): the input jitter of Switch
  *            Transformers (arXiv 2101.03961)

@@ -1,5 +1,5 @@
 /* weights.h: the combine weights g of a token's experts, made from their unbiased scores.
- * docs/method.md section 1, step 6.
+ * docs/method.md section 1.6.
  *
  *   plain        g_k = c s_k
  *   normalised   g_k = c s_k / S,  S = sum of the chosen s

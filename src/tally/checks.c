@@ -100,7 +100,7 @@ static void check_comm_count(moe_tally *t, const moe_context *context, const moe
     moe_scratch_give(b->scratch, tokens);
 }
 
-/* The theorem on distinct groups, docs/method.md section 1. Checking it costs about as much as
+/* The theorem on distinct groups, docs/method.md section 1.9. Checking it costs about as much as
  * routing. */
 static void check_theorem(moe_tally *t,
                           const moe_layer *layer,
