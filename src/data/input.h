@@ -15,16 +15,19 @@ typedef struct moe_input {
                                   stand in the order of their paths */
     int64_t text_length;
     int32_t num_domains;
-    int64_t *domain_offset;      /* [num_domains + 1] domain i (a file or folder) has the bytes
-                                    domain_offset[i] .. domain_offset[i+1] - 1 of the text */
-    void *logits;                /* [layers][T,N] float or double, as in the file */
-    enum moe_dtype logits_dtype; /* MOE_F32 or MOE_F64 */
-    int32_t *routing;            /* [layers][T,K] */
-    int32_t routing_k;           /* K */
-    real *weights;               /* [layers][T,K] */
-    double *scores;              /* [layers][T,N] */
-    uint8_t *mask;               /* [T] 1 = the token counts; NULL = all count */
-    double *bias;                /* [N] on every rank */
+    int64_t *domain_offset;       /* [num_domains + 1] domain i (a file or folder) has the bytes
+                                     domain_offset[i] .. domain_offset[i+1] - 1 of the text */
+    void *logits;                 /* [layers][T,N] float or double, as in the file */
+    enum moe_dtype logits_dtype;  /* MOE_F32 or MOE_F64 */
+    bool logits_look_like_shares; /* each row lies in [0,1] and sums to 1: were they meant? */
+    int32_t *routing;             /* [layers][T,K] */
+    int32_t routing_k;            /* K */
+    real *weights;                /* [layers][T,K] */
+    double *scores;               /* [layers][T,N] */
+    int64_t odd_scores;    /* rows of scores, of all ranks, that should sum to 1 and do not */
+    double odd_scores_sum; /* the sum of the first of them */
+    uint8_t *mask;         /* [T] 1 = the token counts; NULL = all count */
+    double *bias;          /* [N] on every rank */
 } moe_input;
 
 /* Collective. Reads and checks every file that the resolved configuration *c names: shape, dtype,

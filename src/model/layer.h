@@ -57,7 +57,7 @@ typedef struct moe_activations {
     real *jittered;      /* [T,H]; NULL without jitter */
 
     real *gate_logits; /* [T,N] */
-    real *clean;       /* [T,N] logits before noise, for the smooth load of Shazeer et al. */
+    real *clean;       /* [T,N] logits before noise, for a smooth load or the importance */
     real *v;           /* [T,N] gate_x W_noise, which makes the scale of the noise */
     moe_noisy noisy;   /* clean and v, as the router takes them */
     moe_logits logits; /* gate_logits, or the recorded ones; both NULL for recorded routing */
@@ -172,6 +172,10 @@ const moe_routing *moe_activations_sent(const moe_activations *a);
  * before dropping, where a dropped pair has dg = 0 but its score is still in the normalisation of
  * the others; or the one that is sent, where weights were made anew for those that are left. */
 const moe_routing *moe_activations_weighted(const moe_activations *a);
+
+/* Local. The experts that serve the pairs of moe_activations_weighted where these may be others
+ * than were chosen; NULL elsewhere. */
+const int32_t *moe_activations_servers(const moe_activations *a);
 
 /* Local. Rows and pairs of this rank in the plan and the exchange, for the timeline. */
 moe_span_rows moe_activations_rows(const moe_activations *a);

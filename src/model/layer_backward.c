@@ -119,8 +119,8 @@ static void router_backward(const pass *p) {
     moe_backward *b = p->b;
     int64_t n = p->context->batch->num_tokens * p->num_experts;
     moe_layer_dlogits(p->layer, p->context, p->a, b->dlogits, b->spread);
-    moe_weight_gradient(&p->layer->router, p->a->logits, moe_activations_weighted(p->a), b->dg,
-                        b->dlogits);
+    moe_weight_gradient(&p->layer->router, p->a->logits, moe_activations_weighted(p->a),
+                        moe_activations_servers(p->a), b->dg, b->dlogits);
     for (int64_t i = 0; i < n; i++) {
         b->dz[i] = (real)b->dlogits[i];
     }

@@ -40,6 +40,8 @@ void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_
 bool moe_terminal_is_text(const moe_config *c);
 /* On a terminal, erases the line of the progress. */
 void moe_terminal_erase_line(const moe_screen *s);
+/* One warning of the header. */
+void moe_terminal_warn(const moe_screen *s, const char *text);
 /* How figures of several layers were put together: ", mean of 4 layers", or "" for one layer. */
 moe_formatted moe_terminal_layers(const moe_step_metrics *m, const char *how);
 

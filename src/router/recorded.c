@@ -68,13 +68,18 @@ static void count_token(const recorded *w,
     const moe_router *r = w->count.router;
     cell[MOE_STAT_TOKENS]++;
     moe_count_choices(&w->count, t, home, expert, count, cell);
-    moe_count_weights(&w->count, expert, w->weight, count, 1, cell);
+    if (r->importance_of == MOE_IMPORTANCE_WEIGHTS) {
+        moe_count_weights(&w->count, expert, w->weight, count, 1, cell);
+    }
     if (!s) {
         return;
     }
     moe_scores_normalize(r, s, w->normalized);
     moe_exact_add(cell + MOE_STAT_ENTROPY, moe_scores_entropy(w->normalized, r->num_experts));
     moe_count_scores(&w->count, w->normalized, cell);
+    if (r->importance_of == MOE_IMPORTANCE_SCORES) {
+        moe_count_importance(&w->count, w->normalized, cell);
+    }
 }
 
 static recorded recorded_reserve(const moe_router *r,

@@ -26,4 +26,13 @@ double moe_weights_factor(const moe_router *r);
  * before rounding to the working precision. */
 void moe_weights_fill(const moe_router *r, const double *s, int32_t count, double *weight);
 
+/* Local. What the scores are divided by when those of the chosen add up to `sum`: the one function
+ * of forward and backward. */
+double moe_weights_divisor(const moe_router *r, double sum);
+
+/* Local. The sum of the scores s [N] of a token's experts, and of the second best expert where
+ * chance left it out, since g1 = s1 / (s1 + s2) then too. *left_out is that expert, or -1. */
+double moe_weights_sum(
+    const moe_router *r, const double *s, const int32_t *expert, int64_t count, int32_t *left_out);
+
 #endif

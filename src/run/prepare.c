@@ -131,6 +131,7 @@ static void show_header(const moe_run_state *r) {
     const moe_run_options *o = r->options;
     moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, r->memory.total,
                         moe_memory_available());
+    moe_terminal_warnings(&r->screen, r->config, &r->input);
     if (moe_run_trains(r)) {
         moe_terminal_training(&r->screen, r->config, &r->results.facts, &r->memory);
     }

@@ -72,8 +72,8 @@ static bool measures_unlimited(const moe_context *context) {
 static void count_reach(moe_tally *t, const moe_context *context, const moe_routing *routing) {
     const moe_router *r = &context->router;
     int32_t d = context->placement.devices;
-    int64_t reachable = (int64_t)r->topk_group * (d / r->num_groups > 1 ? d / r->num_groups : 1);
-    bool limited = r->group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
+    int32_t reachable = moe_config_group_span(context->config);
+    bool limited = r->group_limit != MOE_GROUP_NONE;
     int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
     for (int64_t token = 0; token < routing->num_tokens; token++) {
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
