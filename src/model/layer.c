@@ -47,11 +47,13 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     const moe_placement *p = &context->placement;
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     *layer = (moe_layer){.index = index, .router = context->router};
+    const double *bias =
+        context->input->bias ? context->input->bias + (int64_t)index * c->model.num_experts : NULL;
+    layer->router.bias = bias;
     if (c->router.bias_update_rate > 0) {
         layer->bias = moe_alloc_zero(c->model.num_experts, sizeof *layer->bias, "router bias");
-        if (context->input->bias) {
-            memcpy(layer->bias, context->input->bias,
-                   (size_t)c->model.num_experts * sizeof *layer->bias);
+        if (bias) {
+            memcpy(layer->bias, bias, (size_t)c->model.num_experts * sizeof *layer->bias);
         }
         layer->router.bias = layer->bias;
     }
@@ -267,7 +269,7 @@ const char *moe_rows_not_tokens(const moe_context *context) {
     if (c->balance.aux_selection != MOE_AUX_ACTUAL) {
         return "balance.aux_selection = unlimited counts a selection that is not sent";
     }
-    if (context->config->data.mask[0]) {
+    if (c->data.mask[0] && c->data.padding == MOE_PADDING_COUNTED) {
         return "padding tokens are sent but not counted";
     }
     return NULL;
@@ -360,6 +362,12 @@ static void add_shared(const moe_layer *layer,
                                    context->keep ? a->shared_h1 + begin * f : NULL,
                                    context->keep ? a->shared_h3 + begin * f : NULL,
                                    a->shared_y + begin * h);
+    }
+    const uint8_t *routed = moe_batch_routed(context->batch);
+    for (int64_t t = 0; t < n && routed; t++) {
+        if (!routed[t]) {
+            memset(a->shared_y + t * h, 0, (size_t)h * sizeof *a->shared_y);
+        }
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n * h; i++) {

@@ -29,10 +29,10 @@ typedef struct moe_layer {
     real *gate_noise;  /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
     real *norm;        /* [H] rmsnorm's weights, or NULL */
     moe_router router; /* the context's, with this layer's bias */
-    double *bias; /* [N] balancing bias that training moves; NULL: the context's (router.bias_file
-                     or none) */
-    moe_ffn experts; /* local devices x slots */
-    moe_ffn shared;  /* one FFN of width num_shared_experts * F, or count 0 */
+    double *bias;      /* [N] balancing bias that training moves; NULL: the layer's of the input
+                          (router.bias_file      or none) */
+    moe_ffn experts;   /* local devices x slots */
+    moe_ffn shared;    /* one FFN of width num_shared_experts * F, or count 0 */
 } moe_layer;
 
 /* What the layers of a rank share, unchanged during a step. */
