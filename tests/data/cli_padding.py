@@ -86,7 +86,11 @@ def compare(name, padded, packed, mask):
     one, two = summary(padded), summary(packed)
     for key in SAME:
         check(one["layers"][0].get(key) == two["layers"][0].get(key), name, key)
-    check(one["volume"] == two["volume"] and one["balance"] == two["balance"], name, "volume or balance")
+    check(
+        one["volume"] == two["volume"] and one["balance"] == two["balance"],
+        name,
+        "volume or balance",
+    )
     for scope in ("sequence", "device", "global"):
         check(
             near(
