@@ -154,9 +154,11 @@ void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm) {
             b->most_routed_of_device = of_device;
         }
     }
-    moe_comm_sum_i64(comm, &b->num_routed, 1);
-    moe_comm_max_i64(comm, &b->most_routed_of_device, 1);
-    moe_comm_sum_i64(comm, b->routed_of_sequence, b->num_sequences);
+    if (comm->size > 1) {
+        moe_comm_sum_i64(comm, &b->num_routed, 1);
+        moe_comm_max_i64(comm, &b->most_routed_of_device, 1);
+        moe_comm_sum_i64(comm, b->routed_of_sequence, b->num_sequences);
+    }
     for (int64_t q = 0; q < b->num_sequences; q++) {
         if (b->routed_of_sequence[q] > b->most_routed_of_sequence) {
             b->most_routed_of_sequence = b->routed_of_sequence[q];
