@@ -85,14 +85,16 @@ int32_t moe_capacity_targets(const moe_capacity *c);
  *   tutel      K floor(factor ceil(tokens / n)); factor 0 is as much as is needed: INT64_MAX */
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections);
 
-/* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` tokens would
- * be left with a capacity of 0 pairs. The same on every rank. */
-int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st);
+/* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` routed
+ * tokens, whose longest sequence has `sequence` tokens, would be left with a capacity of 0 pairs.
+ * The same on every rank. */
+int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, moe_status *st);
 
 /* --- who shares, and in which order --- */
 
 /* Local. exempt [T] = 1 for the tokens of exempt sequences: the floor(share B + 0.5) of all B
- * sequences with the smallest keyed hash of (seed, step, sequence). Returns their number. */
+ * sequences that hold a routed token, with the smallest keyed hash of (seed, step, sequence).
+ * Returns their number. */
 int64_t moe_capacity_exempt(const moe_capacity *c,
                             const moe_batch *b,
                             int64_t step,
@@ -102,7 +104,7 @@ int64_t moe_capacity_exempt(const moe_capacity *c,
 typedef struct moe_pool {
     int64_t begin, end; /* local token ids */
     int64_t id;         /* global: 0, device or sequence */
-    int64_t tokens;     /* of the whole pool */
+    int64_t tokens;     /* routed ones of the whole pool */
 } moe_pool;
 
 /* Local. The pools of a rank in token order; returns how many. *pools is the caller's, to be given

@@ -312,6 +312,15 @@ static int check_data(const moe_config *c, moe_status *st) {
                               "a mask goes with data.source = logits or routing, not with %s",
                               source);
     }
+    if (c->data.padding == MOE_PADDING_DROPPED && c->data.mask[0] == '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, padding), st,
+                              "data.mask has to name the file that marks padding");
+    }
+    if (c->data.source == MOE_SOURCE_TEXT && c->data.boundaries[0] != '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, boundaries), st,
+                              "the sequences of a text are windows of one length "
+                              "(data.sequence_length): data.source = logits, routing or synthetic");
+    }
     if (c->data.source != MOE_SOURCE_ROUTING && c->data.weights[0] != '\0') {
         return moe_refuse_key(c, MOE_KEY(data, weights), st,
                               "recorded weights go with data.source = routing, not with %s",

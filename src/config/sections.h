@@ -134,6 +134,8 @@ typedef struct moe_data_config { /* [data] */
     enum moe_source source;
     char path[MOE_PATH_MAX];
     char mask[MOE_PATH_MAX];
+    enum moe_padding padding;
+    char boundaries[MOE_PATH_MAX];
     char weights[MOE_PATH_MAX];
     char scores[MOE_PATH_MAX];
     int64_t tokens_per_device;

@@ -24,11 +24,13 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     const moe_placement *p = &context->placement;
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     *layer = (moe_layer){.index = index, .router = context->router};
+    const double *bias =
+        context->input->bias ? context->input->bias + (int64_t)index * c->model.num_experts : NULL;
+    layer->router.bias = bias;
     if (c->router.bias_update_rate > 0) {
         layer->bias = moe_alloc_zero(c->model.num_experts, sizeof *layer->bias, "router bias");
-        if (context->input->bias) {
-            memcpy(layer->bias, context->input->bias,
-                   (size_t)c->model.num_experts * sizeof *layer->bias);
+        if (bias) {
+            memcpy(layer->bias, bias, (size_t)c->model.num_experts * sizeof *layer->bias);
         }
         layer->router.bias = layer->bias;
     }

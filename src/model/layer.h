@@ -32,8 +32,8 @@ typedef struct moe_layer {
     real *gate_noise;  /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
     real *norm;        /* [H] weights of the RMSNorm, or NULL */
     moe_router router; /* that of the context, with this layer's bias */
-    double *bias;      /* [N] balancing bias that training moves; NULL: the context's, if any */
-    moe_ffn experts;   /* local devices x indices */
+    double *bias;      /* [N] balancing bias that training moves, or NULL */
+    moe_ffn experts;   /* local devices x slots */
     moe_ffn shared;    /* one FFN of width num_shared_experts * F, or count 0 */
 } moe_layer;
 

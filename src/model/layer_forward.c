@@ -185,6 +185,12 @@ static void shared_forward(const moe_layer *layer,
                                    context->keep ? a->shared_h3 + begin * f : NULL,
                                    a->shared_y + begin * h);
     }
+    const uint8_t *routed = moe_batch_routed(context->batch);
+    for (int64_t t = 0; t < context->batch->num_tokens && routed; t++) {
+        if (!routed[t]) {
+            memset(a->shared_y + t * h, 0, (size_t)h * sizeof *a->shared_y);
+        }
+    }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < b->num_tokens * h; i++) {
         y[i] += a->shared_y[i];

@@ -121,15 +121,20 @@ static void print_data(const moe_screen *s, const moe_config *c) {
     const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made) {
-        moe_screen_wrapped(s, LABEL, "data", "%s from %s%s%s", source, c->data.path,
-                           c->data.mask[0] ? "; the losses leave out what is 0 in " : "",
-                           c->data.mask);
+        moe_screen_wrapped(
+            s, LABEL, "data", "%s from %s%s%s%s%s", source, c->data.path,
+            !c->data.mask[0]                         ? ""
+            : c->data.padding == MOE_PADDING_COUNTED ? "; the losses leave out what is 0 in "
+                                                     : "; nothing is computed for what is 0 in ",
+            c->data.mask, c->data.boundaries[0] ? "; sequences as in " : "", c->data.boundaries);
     } else {
-        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences of %s",
+        bool bounded = c->data.boundaries[0] != '\0';
+        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences %s %s",
                            source, c->data.source == MOE_SOURCE_TEXT ? " from " : "",
                            c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
-                           moe_format_count(c->data.tokens_per_device).s,
-                           moe_format_count(c->data.sequence_length).s);
+                           moe_format_count(c->data.tokens_per_device).s, bounded ? "as in" : "of",
+                           bounded ? c->data.boundaries
+                                   : moe_format_count(c->data.sequence_length).s);
     }
 }
 

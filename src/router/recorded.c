@@ -115,9 +115,14 @@ void moe_router_route_recorded(const moe_router *r,
     moe_routing_reserve(routing, batch->num_tokens, k);
     routing->unconverged_device = -1;
     recorded w = recorded_reserve(r, placement, stats, k);
+    const uint8_t *routed = moe_batch_routed(batch);
     for (int64_t i = 0; i < batch->num_segments; i++) {
         for (int64_t t = batch->segment[i].begin; t < batch->segment[i].end; t++) {
             const double *s = scores ? scores + t * r->num_experts : NULL;
+            if (routed && !routed[t]) {
+                routing->row_offset[t + 1] = 0;
+                continue;
+            }
             int32_t count =
                 route_token(&w, idx + t * k, weights ? weights + t * k : NULL, s, routing, t * k);
             routing->row_offset[t + 1] = count;

@@ -132,7 +132,8 @@ static void check_theorem(moe_tally *t,
     if (r->group_limit != MOE_GROUP_MAX || moe_config_recorded(context->config)) {
         return;
     }
-    moe_group_theorem_check(r, a->logits, &a->routing, 1, &t->scalar[MOE_TALLY_THEOREM_TOKENS],
+    moe_group_theorem_check(r, a->logits, &a->routing, moe_batch_routed(context->batch), 1,
+                            &t->scalar[MOE_TALLY_THEOREM_TOKENS],
                             &t->scalar[MOE_TALLY_THEOREM_BAD]);
 }
 

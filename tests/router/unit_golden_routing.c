@@ -270,7 +270,7 @@ static void check_all_counts(const golden *g) {
 
 static void check_theorem(const golden *g) {
     int64_t eligible, violations;
-    moe_group_theorem_check(&g->router, (moe_logits){.f32 = g->logits.data}, &g->routing, 1,
+    moe_group_theorem_check(&g->router, (moe_logits){.f32 = g->logits.data}, &g->routing, NULL, 1,
                             &eligible, &violations);
     CHECK_MSG(violations == 0, "%s: %lld of %lld tokens", g->name, (long long)violations,
               (long long)eligible);
