@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 #include "base/status.h"
 #include "config/config.h"
 #include "output/results.h"
@@ -19,10 +20,11 @@ enum { CONFIG_MAX_BYTES = 1 << 20 };
 
 /* The bytes of the file and their number, to be freed by the caller, also on failure. */
 static char *read_file(const char *path, int64_t *length, moe_status *st) {
-    FILE *file = fopen(path, "rb");
+    const char *why;
+    FILE *file = moe_file_stream(path, &why);
     char *bytes = moe_alloc_zero(CONFIG_MAX_BYTES + 1, 1, "configuration");
     if (!file) {
-        moe_fail(st, MOE_USER, "%s cannot be read: %m", path);
+        moe_fail(st, MOE_USER, "%s cannot be read: %s", path, why);
         return bytes;
     }
     *length = (int64_t)fread(bytes, 1, CONFIG_MAX_BYTES + 1, file);
@@ -90,15 +92,12 @@ static int already_finished(const moe_comm *comm, const moe_options *o) {
     return MOE_OK;
 }
 
-/* Collective. Goes on with the run of --resume, unless it is finished. */
-static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
+/* Collective. Goes on with the run, whose folder is locked. */
+static int resume_locked(const moe_comm *comm, const moe_options *o, moe_status *st) {
     moe_checkpoint found = {0};
     moe_config config;
     moe_run_options options = o->run;
     char word[512] = "";
-    if (o->sets.count == 0 && moe_results_finished(comm, o->resume, 0)) {
-        return already_finished(comm, o);
-    }
     if (moe_checkpoint_find(comm, o->resume, &found, word, st)) {
         return st->code;
     }
@@ -113,6 +112,19 @@ static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
         }
     }
     moe_checkpoint_free(&found);
+    return st->code;
+}
+
+/* Collective. Goes on with the run of --resume, unless it is finished. */
+static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
+    moe_lock lock;
+    if (o->sets.count == 0 && moe_results_finished(comm, o->resume, 0)) {
+        return already_finished(comm, o);
+    }
+    if (moe_results_lock(comm, o->resume, &lock, st) == MOE_OK) {
+        resume_locked(comm, o, st);
+    }
+    moe_lock_release(&lock);
     return st->code;
 }
 

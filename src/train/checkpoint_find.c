@@ -83,6 +83,8 @@ static int64_t *list(const moe_comm *comm, const char *folder, int *num, moe_sta
         steps = moe_checkpoint_folder_list(folder, num);
         if (access(folder, F_OK) != 0) {
             moe_fail(st, MOE_USER, "the folder '%s' cannot be opened: %s", folder, strerror(errno));
+        } else if (!moe_checkpoint_folder_is_own(folder, st)) {
+            *num = 0;
         } else if (*num == 0) {
             moe_fail(st, MOE_USER,
                      "the folder '%s' has no checkpoints: train.checkpoint_every says how often a "

@@ -177,8 +177,72 @@ def check_full_disk():
             return
 
 
+# --- a file that one rank alone cannot open ---
+
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+static int is_refused(const char *path) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    rank = rank ? rank : getenv("PMI_RANK");
+    return rank && atoi(rank) == 1 && (strstr(path, ".npy") || strstr(path, ".moe"));
+}
+#define SHIM(name)                                                                      \\
+    int name(const char *path, int flags, ...) {                                        \\
+        va_list rest;                                                                   \\
+        va_start(rest, flags);                                                          \\
+        int mode = va_arg(rest, int);                                                   \\
+        va_end(rest);                                                                   \\
+        if (is_refused(path)) {                                                         \\
+            errno = ENOENT;                                                             \\
+            return -1;                                                                  \\
+        }                                                                               \\
+        int (*next)(const char *, int, ...) =                                           \\
+            (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, #name);                   \\
+        return next(path, flags, mode);                                                 \\
+    }
+SHIM(open)
+SHIM(open64)
+int __open64_2(const char *path, int flags) { return open64(path, flags, 0); }
+int __open_2(const char *path, int flags) { return open(path, flags, 0); }
+"""
+
+
+def check_one_rank_fails():
+    """As where a file was removed meanwhile, or a network file system shows it late."""
+    library = os.path.join(TEMPORARY, "shim.so")
+    words = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
+    try:
+        subprocess.run(words, input=SHIM, text=True, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        print("SKIPPED: a file that one rank alone cannot open: no C compiler here")
+        return
+    training = {"run.mode": "train", "train.checkpoint_every": 1, "data.source": "synthetic"}
+    cases = (("arrays", {}, {}), ("a checkpoint", training, {}))
+    cases += (("arrays", {}, {"OMPI_MCA_io": "romio321"}),)
+    for number, (label, settings, more) in enumerate(cases):
+        folder = os.path.join(TEMPORARY, f"one-rank-{number}")
+        settings = config("one-rank", {**ENDLESS, "run.steps": 1, **settings})
+        words = command(2, settings, "--out", folder, "--quiet")
+        words[words.index(MOESIM) : words.index(MOESIM)] = ["env", f"LD_PRELOAD={library}"]
+        done = subprocess.run(
+            words, env=environment(**more), stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        said = [line for line in done.stderr.splitlines() if line.startswith("moesim: ")]
+        check(
+            done.returncode == 1 and len(said) == 1 and folder in said[0],
+            f"{label} {more}: status {done.returncode}: {done.stderr}",
+        )
+        check(not os.path.exists(f"{folder}/summary.json"), f"{label}: a summary.json")
+
+
 interrupted("killed rank", kill_rank(2))
 interrupted("killed rank 0", kill_rank(0))
 interrupted("mpirun told to stop", lambda job, ranks: job.send_signal(signal.SIGTERM))
 check_full_disk()
+check_one_rank_fails()
 verdict()
