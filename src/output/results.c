@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -319,6 +320,30 @@ void moe_results_history(const moe_comm *comm,
     blobs[2] = (moe_blob){"results.history", &r->training_history, moe_training_history_bytes()};
     blobs[3] = (moe_blob){"results.matrices", comm->rank == 0 ? r->matrix_history.rows : NULL,
                           matrices * (int64_t)sizeof *r->matrix_history.rows};
+}
+
+static bool are_sound_times(const moe_run_times *t, int64_t step) {
+    bool sound = t->steps == step && isfinite(t->step_seconds);
+    for (int phase = 0; phase < MOE_NUM_PHASES; phase++) {
+        sound = sound && isfinite(t->phase_seconds[phase]);
+    }
+    return sound;
+}
+
+int moe_results_check_history(const moe_results *r,
+                              int64_t step,
+                              const char *path,
+                              moe_status *st) {
+    const char *bad = !are_sound_times(&r->times, step) ? "results.times"
+                      : !moe_training_history_is_sound(&r->training_history, step)
+                          ? "results.history"
+                          : NULL;
+    if (!bad) {
+        return MOE_OK;
+    }
+    return moe_fail(st, MOE_USER,
+                    "the checkpoint '%s' is damaged: its %s is not that of a run after %lld steps",
+                    path, bad, (long long)step);
 }
 
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st) {

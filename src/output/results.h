@@ -70,6 +70,9 @@ void moe_results_history(const moe_comm *comm,
                          const moe_config *c,
                          int64_t step,
                          moe_blob blobs[MOE_RESULTS_BLOBS]);
+/* Local. Whether what was read into the blobs can be the history of a run after `step` steps; else
+ * MOE_USER with `path` in front. Checksums do not say that, because anybody can make them. */
+int moe_results_check_history(const moe_results *r, int64_t step, const char *path, moe_status *st);
 /* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st);
 /* Collective. Opens the folder of a run that goes on after `step` steps, whose history *r has. Cuts

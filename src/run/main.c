@@ -1,5 +1,6 @@
 /* main.c: from the command line to what it asks for. Rank 0 speaks, and all ranks end with the same
  * code. */
+#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -213,10 +214,17 @@ static int conclude(const moe_status *st) {
     return fflush(stdout) != 0 && st->code == MOE_OK ? MOE_ERROR : st->code;
 }
 
+/* Local. A limit on the size of files (ulimit -f) makes a write fail, like a full disk, instead of
+ * ending the process. */
+static void prepare_process(void) {
+    signal(SIGXFSZ, SIG_IGN);
+}
+
 int main(int argc, char **argv) {
     moe_comm comm;
     moe_options o;
     moe_status st = {0};
+    prepare_process();
     moe_options_parse(argc, argv, &o, &st);
     if (st.code == MOE_OK && o.ranks && !is_about(&o)) {
         print_ranks(&o, &st); /* without MPI, which would take longer to start */

@@ -49,6 +49,7 @@ static int verify(const moe_comm *comm,
 static void take(moe_checkpoint *found, const moe_checkpoint_table *t) {
     int64_t length = (int64_t)strlen(t->config_text) + 1;
     found->step = t->step;
+    found->bytes = t->bytes;
     found->config_text = moe_alloc(length, 1, "configuration of a checkpoint");
     memcpy(found->config_text, t->config_text, (size_t)length);
     snprintf(found->name, sizeof found->name, "%s", t->name);

@@ -177,6 +177,26 @@ def check_full_disk():
             return
 
 
+# --- a limit on the size of files ---
+
+
+def check_file_limit():
+    """A file that may not grow (ulimit -f) is a sentence, as a full disk is."""
+    folder = os.path.join(TEMPORARY, "limit")
+    settings = {"model.hidden_size": 64, "data.tokens_per_device": 32768, "output.tensors": "yes"}
+    words = command(2, config("limit", settings), "--out", folder, "--quiet")
+    at = words.index(MOESIM)
+    words[at:at] = ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh"]  # room for shared memory
+    done = subprocess.run(
+        words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    check(
+        done.returncode == 1 and done.stderr.startswith("moesim: ") and folder in done.stderr,
+        f"ulimit -f: status {done.returncode}: {done.stderr}",
+    )
+    check(not os.path.exists(f"{folder}/summary.json"), "ulimit -f: a summary.json")
+
+
 # --- a file that one rank alone cannot open ---
 
 SHIM = """
@@ -244,5 +264,6 @@ interrupted("killed rank", kill_rank(2))
 interrupted("killed rank 0", kill_rank(0))
 interrupted("mpirun told to stop", lambda job, ranks: job.send_signal(signal.SIGTERM))
 check_full_disk()
+check_file_limit()
 check_one_rank_fails()
 verdict()
