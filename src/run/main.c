@@ -1,11 +1,13 @@
 /* main.c: from the command line to what it asks for. Rank 0 speaks, and all ranks end with the same
  * code. */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/file.h"
+#include "base/parent.h"
 #include "base/status.h"
 #include "config/config.h"
 #include "output/results.h"
@@ -211,13 +213,32 @@ static int conclude(const moe_status *st) {
     if (st->code != MOE_OK) {
         fprintf(stderr, "moesim: %s\n", st->message);
     }
-    return fflush(stdout) != 0 && st->code == MOE_OK ? MOE_ERROR : st->code;
+    /* an earlier failure has emptied the buffer, and only the stream's flag still tells of it */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && st->code == MOE_OK) {
+        fprintf(stderr,
+                "moesim: standard output cannot be written: what was to be shown is lost\n");
+        return MOE_ERROR;
+    }
+    return st->code;
+}
+
+/* Local. A standard stream that is closed would give its number to the next file that is opened,
+ * which then got what is printed. /dev/null stands in its place, opened so that what would be
+ * printed to it fails. */
+static void fill_closed_streams(void) {
+    for (int stream = 0; stream <= 2; stream++) {
+        if (fcntl(stream, F_GETFD) < 0) {
+            open("/dev/null", O_RDONLY);
+        }
+    }
 }
 
 /* Local. A limit on the size of files (ulimit -f) makes a write fail, like a full disk, instead of
  * ending the process. */
 static void prepare_process(void) {
+    fill_closed_streams();
     signal(SIGXFSZ, SIG_IGN);
+    moe_parent_watch();
 }
 
 int main(int argc, char **argv) {

@@ -113,6 +113,40 @@ def kill_rank(rank):
     return lambda job, ranks: os.kill(ranks[rank], signal.SIGKILL)
 
 
+def kill_mpirun(job, ranks):
+    """mpirun is the parent of the ranks; the job may be a program that started it."""
+    with open(f"/proc/{ranks[0]}/stat") as file:
+        os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+
+
+# --- standard output that takes nothing ---
+
+
+def check_output_lost():
+    """What cannot be shown is not status 0, wherever it fails; a quiet run has nothing to lose."""
+    run = [MOESIM, config("shown", {**ENDLESS, "run.steps": 40}), "--force", "--out"]
+    for number, words in enumerate(([MOESIM, "--keys"], [MOESIM, "--version"], run, run)):
+        for where in ("> /dev/full", ">&-"):
+            folder = os.path.join(TEMPORARY, f"lost-{number}")
+            words = [*words, folder] if words[-1] == "--out" else words
+            done = subprocess.run(
+                command(1, "")[:-2] + ["sh", "-c", f'exec "$@" {where}', "sh", *words],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+            )
+            check(
+                done.returncode == 1 and "standard output" in done.stderr,
+                f"{words[1]} {where}: status {done.returncode}: {done.stderr}",
+            )
+    for name in ("config.ini", "metrics.jsonl", "summary.json"):
+        with open(os.path.join(TEMPORARY, "lost-2", name)) as file:
+            check("moesim" not in file.read(20), f"{name} holds what was to be shown")
+    done = moesim(1, run[1], "--quiet", "--out", os.path.join(TEMPORARY, "lost-quiet"))
+    check(done.code == 0, f"a quiet run: {done.code}: {done.err}")
+
+
 # --- full disk ---
 
 
@@ -262,7 +296,9 @@ def check_one_rank_fails():
 
 interrupted("killed rank", kill_rank(2))
 interrupted("killed rank 0", kill_rank(0))
+interrupted("killed mpirun", kill_mpirun)
 interrupted("mpirun told to stop", lambda job, ranks: job.send_signal(signal.SIGTERM))
+check_output_lost()
 check_full_disk()
 check_file_limit()
 check_one_rank_fails()

@@ -215,7 +215,38 @@ def check_long_names():
         check(done.code == 2 and done.err.count("\n") == 1, f"{done.code}: {done.err}")
 
 
+# --- what is no file ---
+
+
+def check_pipes():
+    """A pipe that nobody writes to is refused where a file is read, instead of being waited for."""
+    pipe = path("pipe")
+    os.mkfifo(pipe)
+    refused(moesim(1, pipe), pipe, "not a regular file")
+    refused(moesim(1, "--ranks", pipe), pipe, "not a regular file")
+    refused(moesim(1, TEMPORARY), TEMPORARY, "not a regular file")
+    settings = {**SMALL, "data.source": "logits", "data.path": pipe}
+    refused(moesim(1, config("p", settings)), pipe, "not a regular file")
+    for name in ("summary.json", "metrics.jsonl", "checkpoints/step-00000004.moe"):
+        folder = run(f"pipe-{name[:4]}", 1, TRAINING)
+        os.remove(f"{folder}/summary.json")
+        if os.path.exists(f"{folder}/{name}"):
+            os.remove(f"{folder}/{name}")
+        os.mkfifo(f"{folder}/{name}")
+        done = moesim(1, "--resume", folder)
+        check(done.seconds < 20, f"{name}: a pipe was waited for")
+        check(
+            done.code == (2 if name == "metrics.jsonl" else 0), f"{name}: {done.code}: {done.err}"
+        )
+    folder = path("pipes-to-write")
+    os.mkdir(folder)
+    for name in ("metrics.jsonl", "summary.json.tmp", "config.ini", "comm_matrix.npy"):
+        os.mkfifo(f"{folder}/{name}")
+    run("pipes-to-write", 1, SMALL, "--force")
+
+
 check_two_at_once()
+check_pipes()
 check_race()
 check_links()
 check_force_through_links()
