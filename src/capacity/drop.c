@@ -11,11 +11,13 @@
 /* --- one pool --- */
 
 /* Collective. Gathers from all ranks the keys of the pairs in the cells in which the budgets of the
- * global pool end. key [parts] points into *memory, which the caller gives back. */
+ * global pool end; pairs: this rank's in the pool. key [parts] points into *memory, which the
+ * caller gives back. */
 static void gather_keys(moe_dropping *w,
                         const moe_shape *s,
                         const moe_cut *cut,
                         moe_parts *parts,
+                        int64_t pairs,
                         const uint64_t *own,
                         const uint64_t **key,
                         uint64_t **memory) {
@@ -24,7 +26,8 @@ static void gather_keys(moe_dropping *w,
         bytes[q] = moe_cut_listed(s, cut, parts->count[q]) * (int64_t)sizeof(uint64_t);
         sum += bytes[q];
     }
-    *memory = moe_scratch_take_varying(w->scratch, sum, 1, "capacity");
+    int64_t usual = pairs * (int64_t)sizeof(uint64_t); /* more than most steps list */
+    *memory = moe_scratch_take_varying(w->scratch, sum > usual ? sum : usual, 1, "capacity");
     for (int64_t q = 0, at = 0; q < parts->num; at += bytes[q++] / (int64_t)sizeof(uint64_t)) {
         key[q] = *memory + at;
     }
@@ -44,16 +47,15 @@ static void settle(moe_dropping *w,
                    const moe_pairs *p,
                    int64_t begin) {
     const uint64_t **key = moe_scratch_take(w->scratch, parts->num, sizeof *key, "capacity");
-    uint64_t *own = moe_scratch_take_varying(w->scratch,
-                                             moe_cut_listed(s, cut, parts->count[parts->self]),
-                                             sizeof *own, "capacity"),
-             *memory = NULL;
+    /* room for all pairs, as how many keys are listed changes from step to step */
+    uint64_t *own = moe_scratch_take(w->scratch, p->count + 1, sizeof *own, "capacity");
+    uint64_t *memory = NULL;
     if (s->has_keys) {
         moe_cut_list(s, cut, parts->count[parts->self], p, own);
     }
     key[0] = own;
     if (s->has_keys && parts->num > 1) {
-        gather_keys(w, s, cut, parts, own, key, &memory);
+        gather_keys(w, s, cut, parts, p->count, own, key, &memory);
     }
     parts->keys = key;
     moe_cut_settle(s, parts, cut, p, w->drop->kept + begin, w->drop->slot + begin);

@@ -151,7 +151,7 @@ static const real *computed_output(const moe_watched *w, int64_t local_of_token,
 
 real *moe_explain_outputs(const moe_watched *w) {
     const moe_comm *comm = w->context->comm;
-    const moe_routing *sent = moe_sent_routing(w->a);
+    const moe_routing *sent = moe_activations_sent(w->a);
     int64_t h = w->context->config->model.hidden_size;
     int64_t head[2] = {0, w->local};
     int64_t per_rank = w->context->batch->num_local_devices;

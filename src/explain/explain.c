@@ -236,7 +236,7 @@ static moe_explained_choice *choice_of(const moe_watched *w, int64_t j) {
 
 static void fill_output(const moe_watched *w, const real *output, const real *y) {
     int64_t h = w->context->config->model.hidden_size;
-    const moe_routing *sent = moe_sent_routing(w->a);
+    const moe_routing *sent = moe_activations_sent(w->a);
     int64_t begin = sent->row_offset[w->local], count = sent->row_offset[w->local + 1] - begin;
     const real *own_y = y + w->local * h, *x = w->a->layer_x + w->local * h;
     double *rest = moe_alloc(h, sizeof *rest, "explanation");

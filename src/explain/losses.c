@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "explain/internal.h"
-#include "model/layer_backward.h"
+#include "model/layer.h"
 #include "router/loss_gradient.h"
 #include "router/noise.h"
 #include "router/scores.h"
@@ -182,7 +182,7 @@ void moe_explain_all_layers(const moe_watched *w) {
 
 void moe_explain_task_gradient(const moe_watched *w, const real *dg) {
     moe_explained_layer *e = w->e;
-    const moe_routing *r = moe_weights_routing(w->a);
+    const moe_routing *r = moe_activations_weighted(w->a);
     int64_t begin = r->row_offset[w->local], end = r->row_offset[w->local + 1];
     alone one;
     set_alone(w, r, &one);

@@ -17,7 +17,6 @@
 #include "base/status.h"
 #include "measure/metrics.h"
 #include "model/layer.h"
-#include "model/layer_backward.h"
 #include "model/parameters.h"
 
 typedef struct moe_stack {

@@ -121,7 +121,7 @@ void moe_tally_checks_count(moe_tally *t,
                             const real *y) {
     check_weights(t, context, &a->routing);
     check_output(t, context, a, y);
-    if (!moe_rows_not_tokens(context)) {
+    if (!moe_context_rows_not_tokens(context)) {
         check_comm_count(t, context, a);
     }
     check_theorem(t, layer, context, a);
@@ -276,7 +276,7 @@ static int say_weights(const evidence *e, detail *d) {
 }
 
 static const char *why_no_comm_loss(const evidence *e) {
-    return moe_rows_not_tokens(e->context);
+    return moe_context_rows_not_tokens(e->context);
 }
 
 static bool comm_loss_counts_rows(const evidence *e) {

@@ -238,7 +238,7 @@ void moe_tally_layer(const moe_layer *layer,
     moe_tally t = tally_new(context);
     count_blocks(&t, &a->plan, &a->exchange.inbox);
     count_reach(&t, context, &a->routing);
-    count_rows(&t, context, moe_sent_routing(a));
+    count_rows(&t, context, moe_activations_sent(a));
     count_unlimited(&t, layer, context, a);
     moe_tally_drop_count(context, a, t.drop);
     moe_tally_checks_count(&t, layer, context, a, y);

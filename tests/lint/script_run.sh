@@ -10,8 +10,10 @@ program=$(realpath "${MOESIM_BUILD_DIR:-$source/build}/moesim")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 tree="$scratch/a tree"
-mkdir -p "$tree"/{build,configs,src,include,cmake,bin} "$scratch/else where"
+mkdir -p "$tree"/{build,configs,src,cmake,bin} "$scratch/else where"
 cp -r "$source/scripts" "$tree/"
+(cd "$source" && cp --parents src/*/*.def "$tree/") # the lists that scripts/names.py reads
+touch -d '-1 hour' "$tree"/src/*/*.def
 touch "$tree/CMakeLists.txt"
 ln -s "$program" "$tree/build/moesim"
 cat > "$tree/bin/mpirun" << 'END'

@@ -117,12 +117,11 @@ def check_two_at_once():
 
 
 def check_race():
-    """Of several that begin at once each ends, with 0 or refused, and what is there is one run's."""
+    """Of two that begin at once each ends, with 0 or refused; what is there is one run's."""
     folder = path("race")
     for _ in range(4):
-        jobs = [
-            start(2, config("race", SMALL), "--out", folder, "--force", "--quiet") for _ in "12"
-        ]
+        words = (config("race", SMALL), "--out", folder, "--force", "--quiet")
+        jobs = [start(2, *words) for _ in "12"]
         codes = []
         for job in jobs:
             try:
