@@ -58,10 +58,6 @@ static int check_shape(const char *name, const moe_balancer_problem *p, moe_stat
         return moe_fail(st, MOE_USER, "%s: %d devices on %d nodes make nodes of unequal size", name,
                         p->devices, p->nodes);
     }
-    if (p->num_experts % p->groups != 0) {
-        return moe_fail(st, MOE_USER, "%s: %d experts in %d groups make groups of unequal size",
-                        name, p->num_experts, p->groups);
-    }
     return MOE_OK;
 }
 
@@ -84,6 +80,11 @@ static bool begins_native(const moe_balancer *b) {
 
 /* What a single algorithm cannot do. */
 static int check_special(const moe_balancer *b, const moe_balancer_problem *p, moe_status *st) {
+    const bool by_groups = (b->needs & MOE_NEEDS_GROUPS) && p->groups % p->nodes == 0;
+    if (by_groups && p->num_experts % p->groups != 0) {
+        return moe_fail(st, MOE_USER, "%s: %d experts in %d groups make groups of unequal size",
+                        b->name, p->num_experts, p->groups);
+    }
     if (begins_native(b) && p->num_experts % p->devices != 0) {
         return moe_fail(st, MOE_USER, "%s: %d devices do not divide %d experts", b->name,
                         p->devices, p->num_experts);
