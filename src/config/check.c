@@ -44,9 +44,9 @@ static bool is_listed(const char *list, const char *value) {
 /* Keys that only --placements reads. */
 static int check_comparing(const moe_config *c, moe_status *st) {
     const enum moe_key_id key = c->placement.load[0] != '\0' ? MOE_KEY(placement, load)
-                                : c->placement.fit > 0        ? MOE_KEY(placement, fit)
-                                : c->placement.score > 0      ? MOE_KEY(placement, score)
-                                                              : MOE_KEY_NONE;
+                                : c->placement.fit > 0       ? MOE_KEY(placement, fit)
+                                : c->placement.score > 0     ? MOE_KEY(placement, score)
+                                                             : MOE_KEY_NONE;
     if (key == MOE_KEY_NONE || c->compares_placements) {
         return MOE_OK;
     }

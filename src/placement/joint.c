@@ -1,23 +1,26 @@
 /* joint.c: moesim's own balancer. It knows which experts are chosen together, and minimises
  *
- *     J = 4 busiest device / mean + 1 busiest receiver / mean + 2 cross-node rows / selections
- *       + 1 mean square of (load of a device / mean)
+ *     J = 4 busiest device / mean + 1 busiest receiver / mean + 1 mean square of (device / mean)
+ *       + 2 (rows to devices of other nodes + rows to other nodes) / selections
  *
- * by exchanging the experts of two slots. A receiver's load is the rows (distinct tokens) that
- * reach it in exchange.mode = token. The model of a placement follows the rule by which a token
- * chooses among replicas (its own device, then its node, then evenly), for tokens that are spread
- * evenly over the devices. With n replicas of an expert on a node, r altogether, on R of V nodes:
+ * by exchanging the experts of two slots. Rows are distinct tokens: those of exchange.mode = token
+ * where they go to devices, those of two_level where they go to nodes. The model of a placement
+ * follows the rule by which a token chooses among replicas (its own device, then its node, then
+ * evenly), for tokens that are spread evenly over the devices. With n replicas of an expert on a
+ * node, r altogether, on R of V nodes:
  *
  *     a replica on that node serves   1/(V n) + (V - R)/(V r)   of the expert's load,
- *     and of that,                    n (V - R)/(V r)           of the load crosses into the node.
+ *     and of that,                    (V - R)/(V r)             comes from other nodes.
  *
  * Rows are estimated from loads and pairs: where a set of experts is chosen S1 times, and S2 times
  * two of them by the same token, at least S1^2/(S1 + 2 S2) tokens chose one (Chung and Erdos), with
  * equality where every such token chose the same number.
  *
- * The search begins with EPLB's hierarchical and its global placement and keeps the better end. It
- * goes through all pairs of slots in order, takes every exchange that lowers J, and ends after a
- * round without one or with its budget. An exchange never puts two replicas on one device. */
+ * The search begins with EPLB's hierarchical and its global placement, and with EPIC's, which is
+ * near to blocks and so keeps together what a router's group limit keeps together. The best end is
+ * kept. A search goes through all pairs of slots in order, takes every exchange that lowers J, and
+ * ends after a round without one or with its budget. An exchange never puts two replicas on one
+ * device. */
 #include <math.h>
 #include <string.h>
 
@@ -29,11 +32,12 @@
 #define WEIGHT_CROSS 2.0
 #define WEIGHT_SPREAD 1.0
 
-/* Exchanges that are judged, times devices and nodes: about 40 ms for one layer. */
-#define BUDGET 2000000
+/* Of one search: exchanges that are judged, times parts. All searches of a layer take 50 to 100 ms.
+ */
+#define BUDGET 1500000
 
-/* A set of experts, each with the share of its load that counts: those of a device, or those whose
- * tokens cross into a node. */
+/* A set of experts, each with the share of its load that counts. There are three kinds: what a
+ * device serves; what comes into a node from other nodes; what comes to a device from there. */
 typedef struct part {
     double once;  /* S1 = sum of share_e L_e */
     double twice; /* S2 = factor * sum over pairs of share_e share_f C_ef */
@@ -43,7 +47,7 @@ typedef struct part {
 typedef struct joint {
     const moe_balancer_problem *p;
     moe_balancer_answer *a;
-    int32_t num_parts;   /* D + V: devices, then nodes */
+    int32_t num_parts;   /* D + V + D: the three kinds, one after the other */
     part *part;          /* [num_parts] */
     double *with;        /* [num_parts][N] */
     int32_t *on_node;    /* [N][V] replicas on a node */
@@ -66,7 +70,7 @@ static double rows_of(double once, double twice) {
     return once > 0 ? once * once / (once + 2 * twice) : 0;
 }
 
-/* A pair crosses into a node together; with single replicas both have the share (V-1)/V. */
+/* A pair crosses together; with single replicas both have the share (V-1)/V of their loads. */
 static double pair_factor(const joint *j, int32_t at) {
     const double v = j->p->nodes;
     return at < j->p->devices || v == 1 ? 1 : v / (v - 1);
@@ -74,7 +78,7 @@ static double pair_factor(const joint *j, int32_t at) {
 
 static double objective(const joint *j, const double *once, const double *twice) {
     const int32_t devices = j->p->devices;
-    double load = 0, rows = 0, sum_rows = 0, squares = 0, cross = 0;
+    double load = 0, rows = 0, sum_rows = 0, squares = 0, crossing = 0;
     for (int32_t d = 0; d < devices; d++) {
         const double mine = rows_of(once[d], twice[d]);
         load = fmax(load, once[d]);
@@ -82,11 +86,11 @@ static double objective(const joint *j, const double *once, const double *twice)
         sum_rows += mine;
         squares += once[d] * once[d];
     }
-    for (int32_t v = devices; v < j->num_parts; v++) {
-        cross += rows_of(once[v], twice[v]);
+    for (int32_t i = devices; i < j->num_parts; i++) {
+        crossing += rows_of(once[i], twice[i]);
     }
     return WEIGHT_DEVICE * load / j->mean + WEIGHT_RECEIVER * rows * devices / sum_rows +
-           WEIGHT_CROSS * cross / j->selections +
+           WEIGHT_CROSS * crossing / j->selections +
            WEIGHT_SPREAD * squares / (devices * j->mean * j->mean);
 }
 
@@ -110,6 +114,7 @@ static void add_shares(const joint *j, int32_t e, double sign, double *share) {
         const int32_t slot = j->slot_of[i], node = node_of(j, slot);
         share[device_of(j, slot)] += sign * (1 / (v * on[node]) + away);
         share[j->p->devices + node] += sign * away;
+        share[j->p->devices + j->p->nodes + device_of(j, slot)] += sign * away;
     }
 }
 
@@ -279,7 +284,7 @@ static void search(joint *j) {
 
 static void open_search(joint *j, const moe_balancer_problem *p) {
     const int64_t slots = (int64_t)p->devices * p->slots_per_device, n = p->num_experts;
-    const int64_t parts = p->devices + p->nodes;
+    const int64_t parts = 2 * p->devices + p->nodes;
     *j = (joint){.p = p, .num_parts = (int32_t)parts, .mean = moe_problem_mean(p)};
     j->selections = j->mean * p->devices;
     j->part = moe_alloc(parts, sizeof *j->part, "joint");
@@ -305,24 +310,35 @@ static void close_search(joint *j) {
     moe_free(j->trial_twice);
 }
 
+/* Searches from one more placement and keeps the end of it if it is better than the best so far. */
+static void search_from(joint *j,
+                        void (*place)(const moe_balancer_problem *, moe_balancer_answer *),
+                        double *best,
+                        moe_balancer_answer *a) {
+    place(j->p, j->a);
+    search(j);
+    if (j->value < *best) {
+        *best = j->value;
+        memcpy(a->expert, j->a->expert, (size_t)a->slots * sizeof *a->expert);
+    }
+}
+
 void moe_place_joint(const moe_balancer_problem *p, moe_balancer_answer *a) {
     joint j;
-    moe_balancer_answer other = {0};
+    moe_balancer_answer trial = {0};
+    double best = INFINITY;
     moe_place_eplb(p, a);
     if (moe_problem_mean(p) == 0) {
         return; /* nothing was chosen, so that every placement is as good */
     }
     open_search(&j, p);
-    j.a = a;
-    search(&j);
-    const double value = j.value;
-    moe_place_eplb_global(p, &other);
-    j.a = &other;
-    search(&j);
-    if (j.value < value) {
-        memcpy(a->expert, other.expert, (size_t)a->slots * sizeof *a->expert);
+    j.a = &trial;
+    search_from(&j, moe_place_eplb, &best, a);
+    search_from(&j, moe_place_eplb_global, &best, a);
+    if (p->num_experts % p->devices == 0) {
+        search_from(&j, moe_place_epic, &best, a);
     }
     moe_answer_share_evenly(p, a);
     close_search(&j);
-    moe_balancer_answer_free(&other);
+    moe_balancer_answer_free(&trial);
 }

@@ -84,8 +84,7 @@ static int32_t nearest(const server *s, int32_t expert, int64_t t, int32_t home)
 static void serve_evenly(server *s) {
     for (int64_t t = 0; t < s->c->num_tokens; t++) {
         for (int64_t i = t * s->c->k; i < (t + 1) * s->c->k; i++) {
-            s->slot[i] =
-                s->c->expert[i] < 0 ? -1 : nearest(s, s->c->expert[i], t, s->c->home[t]);
+            s->slot[i] = s->c->expert[i] < 0 ? -1 : nearest(s, s->c->expert[i], t, s->c->home[t]);
         }
     }
 }

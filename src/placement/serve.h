@@ -4,10 +4,10 @@
  *
  * Where replicas share evenly, a token takes the replica of its own device; if there is none, one
  * of its node; if there is none, any. Among several the token's number decides: token t takes
- * number t mod r of the r replicas, in the order of their slots. Where the balancer decides how much
- * a replica serves (moe_balancer_answer.served), these are quotas, rounded to whole tokens: they go
- * first to the tokens of the replica's own device, then to those of its node, then to all others,
- * each time in the order of tokens. */
+ * number t mod r of the r replicas, in the order of their slots. Where the balancer decides how
+ * much a replica serves (moe_balancer_answer.served), these are quotas, rounded to whole tokens:
+ * they go first to the tokens of the replica's own device, then to those of its node, then to all
+ * others, each time in the order of tokens. */
 #ifndef MOESIM_PLACEMENT_SERVE_H
 #define MOESIM_PLACEMENT_SERVE_H
 
@@ -27,16 +27,19 @@ typedef struct moe_choices {
 /* Rows are those of exchange.mode = token: one for each token and device that serves it. */
 typedef struct moe_serve_figures {
     int64_t selections, rows;
-    int64_t cross_device_rows; /* to another device than the token's own */
-    int64_t cross_node_rows;   /* to a device of another node */
-    int64_t cross_node_tokens; /* distinct tokens and other nodes: rows of a two-level exchange */
-    double device_max_over_mean;   /* selections that a device serves */
+    int64_t cross_device_rows;   /* to another device than the token's own */
+    int64_t cross_node_rows;     /* to a device of another node */
+    int64_t cross_node_tokens;   /* distinct tokens and other nodes: rows of a two-level exchange */
+    double device_max_over_mean; /* selections that a device serves */
     double receiver_max_over_mean; /* rows that a device gets, its own included */
 } moe_serve_figures;
 
 /* Local. load [N] becomes the number of choices of each expert, and pairs [N,N], unless it is NULL,
  * grows by the number of tokens that chose both. */
-void moe_choices_count(const moe_choices *choices, int32_t num_experts, double *load, double *pairs);
+void moe_choices_count(const moe_choices *choices,
+                       int32_t num_experts,
+                       double *load,
+                       double *pairs);
 
 /* Local. slot [T,k] becomes the slot that serves each choice, -1 where there is none. quotas: by
  * answer->served, which has to be for the loads of these choices (moe_balancer_split). */

@@ -210,9 +210,9 @@ static int check_together(const moe_options *o, moe_status *st) {
                         o->resume);
     }
     if ((o->dialects || o->placements) && o->resume) {
-        return moe_fail(
-            st, MOE_USER, "%s takes a CONFIG and does not go on with a run: leave --resume out",
-            o->dialects ? "--dialects" : "--placements");
+        return moe_fail(st, MOE_USER,
+                        "%s takes a CONFIG and does not go on with a run: leave --resume out",
+                        o->dialects ? "--dialects" : "--placements");
     }
     if (o->dialects && o->placements) {
         return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");

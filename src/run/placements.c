@@ -1,5 +1,5 @@
-/* placements.c: moesim --placements: every balancer decides by a first window of steps and is judged
- * on a later one. */
+/* placements.c: moesim --placements: every balancer decides by a first window of steps and is
+ * judged on a later one. */
 #include "run/placements.h"
 
 #include <math.h>
@@ -51,17 +51,19 @@ static int choose_windows(moe_comparison *x, moe_status *st) {
 
 /* --- problems --- */
 
-static moe_balancer_problem problem_of(const moe_comparison *x, const double *load, const double *pairs) {
+static moe_balancer_problem problem_of(const moe_comparison *x,
+                                       const double *load,
+                                       const double *pairs) {
     const moe_config *c = x->config;
-    return (moe_balancer_problem){
-        .num_experts = c->model.num_experts,
-        .devices = c->cluster.devices,
-        .nodes = c->cluster.devices / c->cluster.devices_per_node,
-        .groups = c->router.num_groups,
-        .slots_per_device =
-            (c->model.num_experts + c->placement.redundant_experts) / c->cluster.devices,
-        .load = load,
-        .pairs = pairs};
+    return (moe_balancer_problem){.num_experts = c->model.num_experts,
+                                  .devices = c->cluster.devices,
+                                  .nodes = c->cluster.devices / c->cluster.devices_per_node,
+                                  .groups = c->router.num_groups,
+                                  .slots_per_device =
+                                      (c->model.num_experts + c->placement.redundant_experts) /
+                                      c->cluster.devices,
+                                  .load = load,
+                                  .pairs = pairs};
 }
 
 static moe_balancer_problem fitted(const moe_comparison *x, int32_t layer) {
@@ -79,8 +81,7 @@ static void decide(moe_comparison *x, moe_candidate *candidate) {
     }
     candidate->decide_seconds = moe_comm_time() - begin;
     for (int32_t l = 0; l < x->source.layers; l++) {
-        candidate->wasted +=
-            moe_balancer_wasted(&candidate->answer[l], x->config->cluster.devices);
+        candidate->wasted += moe_balancer_wasted(&candidate->answer[l], x->config->cluster.devices);
     }
 }
 
@@ -119,7 +120,9 @@ static bool has(const moe_balancer_answer *a, int32_t device, int32_t expert) {
 }
 
 /* Copies that are not where blocks have them; of weights that are fetched, those that serve. */
-static int64_t count_moved(const moe_comparison *x, const moe_balancer *b, const moe_balancer_answer *a) {
+static int64_t count_moved(const moe_comparison *x,
+                           const moe_balancer *b,
+                           const moe_balancer_answer *a) {
     int64_t moved = 0;
     for (int32_t s = 0; s < a->slots; s++) {
         const bool used = b->timing != MOE_BALANCER_PLANS || a->served[s] > 0;
@@ -134,8 +137,7 @@ static const moe_balancer_answer *answer_for(moe_comparison *x,
                                              int32_t layer,
                                              const moe_balancer_problem *p) {
     const moe_balancer *b = candidate->balancer;
-    moe_balancer_answer *a =
-        b->timing == MOE_BALANCER_PLANS ? &x->plan : &candidate->answer[layer];
+    moe_balancer_answer *a = b->timing == MOE_BALANCER_PLANS ? &x->plan : &candidate->answer[layer];
     const double begin = moe_comm_time();
     if (b->timing == MOE_BALANCER_PLANS) {
         moe_balancer_place(b, p, a);
@@ -169,7 +171,8 @@ static double planned_max(const moe_balancer_answer *a, const moe_balancer_probl
 
 static void judge_layer(moe_comparison *x, moe_candidate *candidate, int32_t layer) {
     const int64_t n = x->config->model.num_experts;
-    const moe_balancer_problem p = problem_of(x, x->source.load + layer * n, fitted(x, layer).pairs);
+    const moe_balancer_problem p =
+        problem_of(x, x->source.load + layer * n, fitted(x, layer).pairs);
     const moe_balancer_answer *a = answer_for(x, candidate, layer, &p);
     double most = planned_max(a, &p);
     if (x->source.has_tokens) {
@@ -307,7 +310,8 @@ int moe_placements(const moe_comm *comm,
     if (check_slots(c, st) != MOE_OK) {
         return st->code;
     }
-    if (moe_step_source_open(&x.source, comm, c, st) == MOE_OK && choose_windows(&x, st) == MOE_OK) {
+    if (moe_step_source_open(&x.source, comm, c, st) == MOE_OK &&
+        choose_windows(&x, st) == MOE_OK) {
         if (!options->check_only) {
             compare_and_write(&x, comm, options, st);
         } else if (comm->rank == 0) {

@@ -11,9 +11,9 @@
  * first window of steps (placement.fit) and is judged on a later one (placement.score), step by
  * step. The steps are those of a forward run of c, or the loads of the file placement.load, which
  * say nothing about rows. Rank 0 prints a table and writes placements.json and, for each policy,
- * placements/POLICY.npy into the folder of results. Of the options, out, force, quiet and check_only
- * count. MOE_USER and one sentence where slots do not divide, a window is longer than the run, or a
- * file does not fit. */
+ * placements/POLICY.npy into the folder of results. Of the options, out, force, quiet and
+ * check_only count. MOE_USER and one sentence where slots do not divide, a window is longer than
+ * the run, or a file does not fit. */
 int moe_placements(const moe_comm *comm,
                    moe_config *c,
                    const moe_run_options *options,

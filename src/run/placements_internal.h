@@ -1,5 +1,5 @@
-/* placements_internal.h: the parts of --placements: where steps come from (placements_source.c), the
- * comparison itself (placements.c), and what is printed and written (placements_show.c). */
+/* placements_internal.h: the parts of --placements: where steps come from (placements_source.c),
+ * the comparison itself (placements.c), and what is printed and written (placements_show.c). */
 #ifndef MOESIM_RUN_PLACEMENTS_INTERNAL_H
 #define MOESIM_RUN_PLACEMENTS_INTERNAL_H
 
@@ -44,10 +44,7 @@ typedef struct moe_step_source {
 
 /* Collective. Reads and checks what the configuration names, and makes the model. The caller frees
  * *s with moe_step_source_free, also on failure. */
-int moe_step_source_open(moe_step_source *s,
-                         const moe_comm *comm,
-                         moe_config *c,
-                         moe_status *st);
+int moe_step_source_open(moe_step_source *s, const moe_comm *comm, moe_config *c, moe_status *st);
 /* Collective. Makes step `step`. */
 int moe_step_source_make(moe_step_source *s, int64_t step, moe_status *st);
 void moe_step_source_free(moe_step_source *s);
@@ -67,8 +64,8 @@ typedef struct moe_candidate {
     double receiver_max, receiver_worst;
     moe_serve_figures rows; /* the counts; its ratios are not used */
     int64_t wasted;         /* replicas on a device that has the expert already */
-    int64_t moved;          /* experts that a device serves and that blocks would not put there; where
-                               weights are fetched for every step, the sum over steps */
+    int64_t moved; /* experts that a device serves and that blocks would not put there; where
+                      weights are fetched for every step, the sum over steps */
 } moe_candidate;
 
 typedef struct moe_comparison {

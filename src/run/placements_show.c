@@ -39,9 +39,8 @@ static double moved(const moe_comparison *x, const moe_candidate *candidate) {
     return (double)candidate->moved / (double)x->score;
 }
 
-static const char *const timing_names[] = {[MOE_BALANCER_FIXED] = "once",
-                                           [MOE_BALANCER_SPLITS] = "split",
-                                           [MOE_BALANCER_PLANS] = "plan"};
+static const char *const timing_names[] = {
+    [MOE_BALANCER_FIXED] = "once", [MOE_BALANCER_SPLITS] = "split", [MOE_BALANCER_PLANS] = "plan"};
 
 /* --- the screen --- */
 
@@ -73,9 +72,10 @@ static void print_windows(const moe_screen *s, const moe_comparison *x) {
                            "Decided by the first half of every device's tokens, compared on the "
                            "other half.\n");
     } else {
-        moe_screen_wrapped(s, 0, "", "Decided by the first %lld of %lld steps, compared on the last "
-                           "%lld%s.\n", (long long)x->fit, (long long)x->source.steps,
-                           (long long)x->score,
+        moe_screen_wrapped(s, 0, "",
+                           "Decided by the first %lld of %lld steps, compared on the last "
+                           "%lld%s.\n",
+                           (long long)x->fit, (long long)x->source.steps, (long long)x->score,
                            moe_comparison_own_window(x)
                                ? ": ON ITS OWN WINDOW, which flatters what looks at loads"
                                : "");
@@ -164,8 +164,7 @@ static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
     moe_json_put(object, "replicas_wasted", json_integer(c->wasted));
     moe_json_put(object, "weights_moved", moe_json_number(moved(x, c)));
     moe_json_put(object, "seconds_to_decide", moe_json_number(c->decide_seconds));
-    moe_json_put(object, "seconds_per_step",
-                 moe_json_number(c->step_seconds / (double)x->score));
+    moe_json_put(object, "seconds_per_step", moe_json_number(c->step_seconds / (double)x->score));
     moe_json_put(object, "file", moe_json_text(file));
     moe_free(by_layer);
     return object;
@@ -198,8 +197,7 @@ static json_t *comparison_json(const moe_comparison *x) {
     moe_json_put(object, "steps_are_halves", json_boolean(x->source.halves));
     moe_json_put(object, "own_window", json_boolean(moe_comparison_own_window(x)));
     for (int i = 0; i < x->num_candidates; i++) {
-        moe_json_put(policies, x->candidate[i].balancer->name,
-                     candidate_json(x, &x->candidate[i]));
+        moe_json_put(policies, x->candidate[i].balancer->name, candidate_json(x, &x->candidate[i]));
     }
     moe_json_put(object, "policies", policies);
     return object;
@@ -240,8 +238,7 @@ static int write_array(const moe_comparison *x,
 int moe_comparison_write(const moe_comparison *x, const char *folder, moe_status *st) {
     char path[MOE_PATH_MAX + 64];
     for (int i = 0; i < x->num_candidates && st->code == MOE_OK; i++) {
-        snprintf(path, sizeof path, "%s/placements/%s.npy", folder,
-                 x->candidate[i].balancer->name);
+        snprintf(path, sizeof path, "%s/placements/%s.npy", folder, x->candidate[i].balancer->name);
         if (ran(&x->candidate[i])) {
             write_array(x, &x->candidate[i], path, st);
         }

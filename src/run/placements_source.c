@@ -35,7 +35,10 @@ static int check_shape(const moe_config *c, const moe_npy_header *h, moe_status 
     return MOE_OK;
 }
 
-static int take_loads(moe_step_source *s, const moe_npy_header *h, const void *data, moe_status *st) {
+static int take_loads(moe_step_source *s,
+                      const moe_npy_header *h,
+                      const void *data,
+                      moe_status *st) {
     const int32_t n = s->config->model.num_experts;
     s->layers = (int32_t)h->shape[h->num_dims - 2];
     s->steps = h->num_dims == 3 ? h->shape[0] : 1;
@@ -220,10 +223,7 @@ int moe_step_source_make(moe_step_source *s, int64_t step, moe_status *st) {
 
 /* --- open and free --- */
 
-int moe_step_source_open(moe_step_source *s,
-                         const moe_comm *comm,
-                         moe_config *c,
-                         moe_status *st) {
+int moe_step_source_open(moe_step_source *s, const moe_comm *comm, moe_config *c, moe_status *st) {
     *s = (moe_step_source){.comm = comm, .config = c};
     if ((moe_config_has_loads_only(c) ? open_file : open_run)(s, st) == MOE_OK) {
         s->load = moe_alloc((int64_t)s->layers * c->model.num_experts, sizeof *s->load, "loads");
