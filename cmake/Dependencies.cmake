@@ -42,8 +42,14 @@ find_library(BLAS_LIBRARY NAMES openblas)
 if(NOT CBLAS_INCLUDE_DIR OR NOT BLAS_LIBRARY)
   moesim_missing("OpenBLAS with cblas.h" "libopenblas-dev")
 endif()
-mark_as_advanced(RANDOM123_INCLUDE_DIR CBLAS_INCLUDE_DIR BLAS_LIBRARY)
+
+find_path(GLPK_INCLUDE_DIR glpk.h)   # GLPK has no pkg-config file
+find_library(GLPK_LIBRARY NAMES glpk)
+if(NOT GLPK_INCLUDE_DIR OR NOT GLPK_LIBRARY)
+  moesim_missing("GLPK" "libglpk-dev")
+endif()
+mark_as_advanced(RANDOM123_INCLUDE_DIR CBLAS_INCLUDE_DIR BLAS_LIBRARY GLPK_INCLUDE_DIR GLPK_LIBRARY)
 
 add_library(moesim_dependencies INTERFACE)
-target_include_directories(moesim_dependencies SYSTEM INTERFACE ${RANDOM123_INCLUDE_DIR} ${CBLAS_INCLUDE_DIR})
-target_link_libraries(moesim_dependencies INTERFACE MPI::MPI_C OpenMP::OpenMP_C PkgConfig::HWLOC PkgConfig::INIH PkgConfig::JANSSON PkgConfig::XXHASH ${BLAS_LIBRARY} m)
+target_include_directories(moesim_dependencies SYSTEM INTERFACE ${RANDOM123_INCLUDE_DIR} ${CBLAS_INCLUDE_DIR} ${GLPK_INCLUDE_DIR})
+target_link_libraries(moesim_dependencies INTERFACE MPI::MPI_C OpenMP::OpenMP_C PkgConfig::HWLOC PkgConfig::INIH PkgConfig::JANSSON PkgConfig::XXHASH ${BLAS_LIBRARY} ${GLPK_LIBRARY} m)

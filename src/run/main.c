@@ -13,6 +13,7 @@
 #include "output/results.h"
 #include "run/dialects.h"
 #include "run/options.h"
+#include "run/placements.h"
 #include "run/run.h"
 #include "run/verify.h"
 #include "world/comm.h"
@@ -62,6 +63,7 @@ static int load_config(const moe_comm *comm, const moe_options *o, moe_config *c
         }
         moe_comm_bcast(comm, bytes, length, 0);
         moe_config_defaults(c);
+        c->compares_placements = o->placements;
         moe_config_parse(c, bytes, length, o->config, st);
         if (st->code == MOE_OK && set_all(o, c, st) == MOE_OK) {
             moe_config_resolve(c, comm->size, st);
@@ -204,6 +206,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     }
     if (o->dialects) {
         return moe_dialects(comm, &config, st);
+    }
+    if (o->placements) {
+        return moe_placements(comm, &config, &o->run, st);
     }
     return moe_run(comm, &config, &o->run, st);
 }

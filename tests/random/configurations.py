@@ -443,7 +443,8 @@ KNOWN_KEYS = """
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
-    data.mask data.padding data.boundaries router.bias_file data.num_topics train.learning_rate train.accumulate train.context train.validation_every
+    data.mask data.padding data.boundaries router.bias_file data.num_topics
+    train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every
 """.split()
 
