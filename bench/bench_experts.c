@@ -6,7 +6,7 @@
  *
  * bench: np=1 */
 #include "bare.h"
-#include "model/layer_backward.h"
+#include "model/layer.h"
 
 extern char *openblas_get_corename(void) __attribute__((weak));
 

@@ -146,8 +146,10 @@ void moe_cut_list(const moe_shape *s,
 
 /* What became of the listed pairs of this rank. */
 typedef struct verdicts {
-    int64_t *begin;       /* [words] of this rank's list */
-    int64_t *place;       /* [listed] place in the order of the cell; -1 = gone */
+    int64_t *begin; /* [words] of this rank's list */
+    int64_t *place; /* [listed] place in the order of the cell; -1 = gone */
+    int64_t pairs;  /* of this rank in the pool: more keys than most steps list, so that memory of
+                       this size seldom grows */
     int64_t *kept_before; /* [targets] pairs that stay in earlier parts */
 } verdicts;
 
@@ -170,8 +172,9 @@ static void settle_cell(const moe_shape *s,
     if (n == 0) {
         return;
     }
-    uint64_t *key = moe_scratch_take_varying(s->scratch, n, sizeof *key, "capacity"),
-             last = UINT64_MAX;
+    int64_t usual = n > v->pairs ? n : v->pairs;
+    uint64_t *key = moe_scratch_take_varying(s->scratch, usual, sizeof *key, "capacity");
+    uint64_t last = UINT64_MAX;
     for (int64_t q = 0, at = 0; q < parts->num; at += parts->count[q++][cell]) {
         memcpy(key + at, parts->keys[q] + part_begin[q][cell],
                (size_t)parts->count[q][cell] * sizeof *key);
@@ -206,13 +209,16 @@ static void settle_cell(const moe_shape *s,
     moe_scratch_give(s->scratch, key);
 }
 
-static verdicts settle_cells(const moe_shape *s, const moe_parts *parts, const moe_cut *cut) {
+static verdicts settle_cells(const moe_shape *s,
+                             const moe_parts *parts,
+                             const moe_cut *cut,
+                             int64_t pairs) {
     int64_t words = moe_shape_words(s), cells = moe_shape_cells(s);
     int64_t **begin = moe_scratch_take(s->scratch, parts->num, sizeof *begin, "capacity");
-    verdicts v = {.kept_before =
+    verdicts v = {.pairs = pairs,
+                  .kept_before =
                       moe_scratch_take_zero(s->scratch, s->targets, sizeof(int64_t), "capacity")};
-    v.place = moe_scratch_take_varying(
-        s->scratch, moe_cut_listed(s, cut, parts->count[parts->self]), sizeof(int64_t), "capacity");
+    v.place = moe_scratch_take(s->scratch, pairs + 1, sizeof *v.place, "capacity");
     for (int q = 0; q < parts->num; q++) {
         begin[q] = moe_scratch_take(s->scratch, words, sizeof **begin, "capacity");
         list_begins(s, cut, parts->count[q], begin[q]);
@@ -264,7 +270,7 @@ void moe_cut_settle(const moe_shape *s,
     int64_t words = moe_shape_words(s), cells = moe_shape_cells(s);
     int64_t *first = moe_scratch_take(s->scratch, 2 * words, sizeof *first, "capacity"),
             *before = first + words; /* before: counts on with the pairs gone by */
-    verdicts v = settle_cells(s, parts, cut);
+    verdicts v = settle_cells(s, parts, cut, p->count);
     first_places(s, parts, first, before);
     for (int64_t i = 0; i < p->count; i++) {
         int64_t cell = cell_of(s, p, i);

@@ -137,6 +137,8 @@ typedef struct moe_data_config { /* [data] */
     enum moe_source source;
     char path[MOE_PATH_MAX];
     char mask[MOE_PATH_MAX];
+    enum moe_padding padding;
+    char boundaries[MOE_PATH_MAX];
     char weights[MOE_PATH_MAX];
     char scores[MOE_PATH_MAX];
     int64_t tokens_per_device;
@@ -201,9 +203,10 @@ typedef struct moe_config {
                                  cannot do yet: see moe_check_available */
 
     /* The rest is derived by moe_config_resolve and has no key. */
-    int32_t ranks;      /* 0 until resolved */
-    int32_t comm_limit; /* M of f'' (docs/method.md section 2): a token reaches at most
-                           min(top_k, comm_limit) devices */
+    int32_t ranks;          /* 0 until resolved */
+    int32_t comm_limit;     /* M of f'' (docs/method.md section 2): a token reaches at most
+                               min(top_k, comm_limit) devices */
+    bool top_k_is_recorded; /* router.top_k is not known before the recorded routing is read */
     struct {
         int32_t parts; /* model.expert_segmentation; 1: nothing was cut */
         int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */

@@ -9,7 +9,6 @@
 #include "explain/derivation.h"
 #include "explain/explanation.h"
 #include "model/layer.h"
-#include "model/layer_backward.h"
 
 typedef struct moe_explainer {
     bool token, step;    /* what is asked for: the way of a token, the derivation of the step */

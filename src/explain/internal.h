@@ -27,7 +27,7 @@ void moe_explain_gradients(const moe_watched *w);
 /* The loss over all layers, where it trains, in the place of mixtral's. It is known after the last
  * layer's forward. */
 void moe_explain_all_layers(const moe_watched *w);
-/* d task / d logit of the token from dg [num_selections of moe_weights_routing]. */
+/* d task / d logit of the token from dg [num_selections of moe_activations_weighted]. */
 void moe_explain_task_gradient(const moe_watched *w, const real *dg);
 
 /* --- exchange.c: all collective --- */

@@ -1,72 +1,70 @@
-/* layer.h: one expert-parallel MoE layer, forward. Layer 5 (simulate). The whole method in one
- * function: read moe_layer_forward first.
+/* layer.h: one expert-parallel MoE layer.
  *
- *   x [T,H] -> (rmsnorm) u -> gate: logits [T,N] -> router: experts, weights, counts -> plan ->
- * dispatch -> experts
- *           -> combine (+ shared experts) -> y [T,H]
- * beside it the balance losses and the tally read the plan and never change it. */
+ *   forward    x [T,H] -> norm: u -> gate: logits [T,N] -> router: experts, weights, counts
+ *                -> drop -> plan -> dispatch -> experts -> combine (+ shared experts) -> y [T,H]
+ *   backward   dy [T,H] -> combine -> experts: dW, dg -> dispatch -> router: dlogits -> gate
+ *                (+ shared experts) -> norm -> dx [T,H]
+ *
+ * Backward walks the forward's plan the other way: one row of dy for each row of the dispatch. The
+ * balance losses and the tally read routing and plan and never change them. Gradients of experts
+ * stay on their device; gradients of replicated parameters go into the partial of the device that
+ * made them (parameters.h). docs/method.md sections 1 to 5.
+ *
+ * layer.c holds the parameters, activations.c what a pass leaves behind, layer_forward.c,
+ * layer_losses.c and layer_backward.c the method. */
 #ifndef MOESIM_MODEL_LAYER_H
 #define MOESIM_MODEL_LAYER_H
 
 #include <stdint.h>
 
-#include "balance/scopes.h"
+#include "base/block.h"
 #include "capacity/drop.h"
-#include "config/config.h"
-#include "data/batch.h"
-#include "data/input.h"
 #include "exchange/plan.h"
 #include "experts/experts.h"
 #include "measure/metrics.h"
-#include "measure/timeline.h"
-#include "router/router.h"
-#include "world/comm.h"
+#include "model/context.h"
+#include "model/parameters.h"
 
-/* Parameters of one layer on this rank. */
+/* The parameters of one layer on this rank. */
 typedef struct moe_layer {
     int32_t index;
     real *gate;        /* [N,H] the same on every rank; NULL when logits or routing are recorded */
     real *gate_noise;  /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
-    real *norm;        /* [H] rmsnorm's weights, or NULL */
-    moe_router router; /* the context's, with this layer's bias */
-    double *bias; /* [N] balancing bias that training moves; NULL: the context's (router.bias_file
-                     or none) */
-    moe_ffn experts; /* local devices x slots */
-    moe_ffn shared;  /* one FFN of width num_shared_experts * F, or count 0 */
+    real *norm;        /* [H] weights of the RMSNorm, or NULL */
+    moe_router router; /* that of the context, with this layer's bias */
+    double *bias;      /* [N] balancing bias that training moves, or NULL */
+    moe_ffn experts;   /* local devices x slots */
+    moe_ffn shared;    /* one FFN of width num_shared_experts * F, or count 0 */
 } moe_layer;
 
-/* What the layers of a rank share, unchanged during a step. */
-typedef struct moe_context {
-    const moe_comm *comm;
-    const moe_config *config;
-    const moe_batch *batch;
-    const moe_input *input;
-    moe_placement placement;
-    moe_router router;
-    moe_balance balance;
-    moe_capacity capacity;
-    moe_scopes *all_layers; /* the tokens of all layers put together (aux_form = mixtral); finished
-                               by the last layer's forward; or NULL */
-    int64_t step;           /* keys what is drawn anew in every step */
-    int64_t draw;           /* of a training step's micro-batch: keys noise and expert dropout */
-    bool trains;            /* a gradient will be taken: noise and expert dropout act */
-    bool keep;              /* keep what backward needs (pre-activations of the experts) */
-    moe_timeline *timeline; /* of the step; NULL: not recorded */
-} moe_context;
+/* Where the parameters of a layer stand in the table of parameters; -1 = the layer has none. */
+typedef struct moe_layer_indices {
+    int gate, gate_noise, norm;
+    int w1, w2, w3;             /* of the experts */
+    int a1, a2, a3, b1, b2, b3; /* adapters; then w1, w2, w3 are frozen and not in the table */
+    int shared_w1, shared_w2, shared_w3;
+} moe_layer_indices;
 
-/* What one layer computed in a step: kept for the report, the self-checks and the gradient. Reused
- * from step to step. */
+/* What a forward pass of one layer leaves behind for the tally, the explanation and the gradient.
+ * The memory is used again from step to step. */
 typedef struct moe_activations {
-    real *u;             /* [T,H] normed x; NULL without norm (then x itself is used) */
-    double *inverse_rms; /* [T] of the norm, for backward */
-    const real *layer_x; /* the layer's input before the norm */
-    const real *x;       /* what the experts read: u or the caller's x */
-    const real *gate_x;  /* what the gate reads: x, or with jitter `jittered` */
-    real *jittered;      /* [T,H]; where the experts read it too, x is this */
-    real *gate_logits;   /* [T,N] */
-    real *clean, *v;     /* [T,N] logits before noise, for the smooth load; gate_x W_noise */
-    moe_noisy noisy;     /* the two, as the router looks at them */
-    moe_logits logits;   /* gate_logits, or the recorded ones; both NULL for recorded routing */
+    moe_block block;     /* memory of u, inverse_rms, jittered, gate_logits, clean, v, shared_* */
+    real *u;             /* [T,H] normed x; NULL without norm */
+    double *inverse_rms; /* [T] of the norm */
+    const real *layer_x; /* the layer's input, before the norm; the caller's */
+    const real *x;       /* what the experts read: u, the layer's input, or `jittered` */
+    const real *gate_x;  /* what the gate reads: x, or `jittered` */
+    real *jittered;      /* [T,H]; NULL without jitter */
+
+    real *gate_logits; /* [T,N] */
+    real *clean;       /* [T,N] logits before noise, for a smooth load or the importance */
+    real *v;           /* [T,N] gate_x W_noise, which makes the scale of the noise */
+    moe_noisy noisy;   /* clean and v, as the router takes them */
+    moe_logits logits; /* gate_logits, or the recorded ones; both NULL for recorded routing */
+
+    real *shared_y;              /* [T,H] output of the shared experts */
+    real *shared_h1, *shared_h3; /* [T, num_shared * F] pre-activations, kept for backward */
+
     moe_routing routing; /* before dropping */
     moe_drop drop;       /* who of it is sent, where there is a capacity */
     moe_stats segments;
@@ -74,29 +72,46 @@ typedef struct moe_activations {
     moe_plan plan;
     moe_exchange exchange;
     moe_expert_buffers buffers;
-    real *shared_y;              /* [T,H] */
-    real *shared_h1, *shared_h3; /* [T, num_shared * F] kept for backward */
-    int64_t first_bad_token;     /* local token with NaN logits, -1 = none */
-    int64_t jittered_room, clean_room, v_room;
-    int64_t rms_room, u_room, logits_room, shared_room, shared_h1_room, shared_h3_room;
+    int64_t first_bad_token; /* local token with NaN logits, -1 = none */
 } moe_activations;
 
-/* Local. What the layers share, from a resolved configuration and what was read for it: placement,
- * router with the input's bias, losses, capacity. The caller sets the rest, and frees placement;
- * everything that is pointed to stays the caller's. scratch: of router and batch, or NULL. */
-void moe_context_init(moe_context *context,
-                      const moe_comm *comm,
-                      const moe_config *c,
-                      moe_batch *batch,
-                      const moe_input *input,
-                      moe_scratch *scratch);
+/* Working memory of backward, which all layers share. */
+typedef struct moe_backward {
+    moe_block block; /* of the arrays by token */
+    double *dlogits; /* [T,N] of the last layer that went through */
+    real *dz;        /* [T,N] the same, rounded */
+    double *spread;  /* [T,N] what of the losses reaches the scale of the noise (noise.h) */
+    real *dv;        /* [T,N] gradient of gate_x W_noise */
+    real *gate_dx;   /* [T,H] gradient of what the gate reads, where jitter keeps it apart */
+    real *du;        /* [T,H] gradient of what the experts read */
+    real *shared_dx; /* [T,H] */
 
-/* Local. Keyed random parameters of layer `index`. */
+    moe_block pair_block; /* of the arrays by pair, whose number depends on the routing */
+    real *dg;             /* [num_selections] gradient of the combine weights */
+    real *dg_by_pair;     /* [plan pairs] the same gradients in the order of the plan */
+} moe_backward;
+
+/* --- layer.c: parameters --- */
+
+/* Local. Keyed random parameters of layer `index`. Owner: the caller, moe_layer_free. */
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index);
 void moe_layer_free(moe_layer *layer);
 
-/* Collective. y [T,H] = sum of the shared experts + sum of g * FFN (no residual). Fills `record`
- * except what moe_tally_layer adds. x must stay unchanged as long as the activations are used. */
+/* Local. Adds the layer's parameters to the table as "layer<i>.gate", ".norm", ".experts.w1", ...,
+ * ".shared.w1", ... */
+moe_layer_indices moe_layer_register(const moe_layer *layer,
+                                     const moe_context *context,
+                                     moe_parameters *all);
+
+/* Local. What the layer's random choices are keyed by in this step. In training, but outside a
+ * training step (validation), the router evaluates. */
+moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context);
+
+/* --- layer_forward.c --- */
+
+/* Collective. y [T,H] = sum of the shared experts + sum of g * FFN, without the residual. Fills
+ * `metrics` but for what moe_tally_layer adds. x [T,H] must stay unchanged as long as the
+ * activations are used. */
 void moe_layer_forward(const moe_layer *layer,
                        const moe_context *context,
                        const real *x,
@@ -104,21 +119,17 @@ void moe_layer_forward(const moe_layer *layer,
                        moe_activations *a,
                        moe_layer_metrics *metrics);
 
-/* Local. Rows of this rank in the plan and the exchange, for the timeline. */
-moe_span_rows moe_layer_rows(const moe_activations *a);
+/* --- layer_losses.c --- */
 
-/* Local. The routing that the plan was built from: without what was dropped. */
-const moe_routing *moe_sent_routing(const moe_activations *a);
+/* Collective. The balance losses of the layer in every scope, from the statistics of the router and
+ * the rows of the plan; fills their fields of `metrics`. The last layer also finishes the loss over
+ * the tokens of all layers. */
+void moe_layer_losses(const moe_layer *layer,
+                      const moe_context *context,
+                      moe_activations *a,
+                      moe_layer_metrics *metrics);
 
-/* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts
- * (method.md section 2), else why they are not. */
-const char *moe_rows_not_tokens(const moe_context *context);
-
-/* Local. What the layer's random choices are keyed by in this step. In training outside a training
- * step (validation) the router evaluates. */
-moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context);
-
-/* Local. dlogits [T,N] = gradient of sum alpha * L with respect to the logits, in the scope that
+/* Local. dlogits [T,N] = gradient of sum alpha L with respect to the logits, in the scope that
  * trains. The loss over all layers, if it trains, needs the forward pass of the last layer. spread
  * [T,N] or NULL: what of it reaches the scale of the noise (noise.h), 0 but for a smooth load. */
 void moe_layer_dlogits(const moe_layer *layer,
@@ -127,6 +138,46 @@ void moe_layer_dlogits(const moe_layer *layer,
                        double *dlogits,
                        double *spread);
 
+/* --- layer_backward.c --- */
+
+/* Collective. From dy [T,H] = d total / d y, where total includes sum alpha L of this layer: adds
+ * the gradients of the layer's parameters to the table, and writes dx [T,H] = d total / d x through
+ * the layer, without the residual. dx may be dy's array. */
+void moe_layer_backward(const moe_layer *layer,
+                        const moe_layer_indices *indices,
+                        const moe_context *context,
+                        moe_activations *a,
+                        moe_parameters *all,
+                        const real *dy,
+                        moe_backward *b,
+                        real *dx,
+                        moe_layer_metrics *metrics);
+
+void moe_backward_free(moe_backward *b);
+
+/* --- activations.c --- */
+
+/* Local. Room for the arrays that this pass of the layer needs: draw says whether there is noise.
+ */
+void moe_activations_reserve(moe_activations *a,
+                             const moe_layer *layer,
+                             const moe_context *context,
+                             const moe_draw *draw);
 void moe_activations_free(moe_activations *a);
+
+/* Local. The routing that the plan was built from: without what was dropped. */
+const moe_routing *moe_activations_sent(const moe_activations *a);
+
+/* Local. The routing whose weights were made from the scores, and whose order dg has. It is the one
+ * before dropping, where a dropped pair has dg = 0 but its score is still in the normalisation of
+ * the others; or the one that is sent, where weights were made anew for those that are left. */
+const moe_routing *moe_activations_weighted(const moe_activations *a);
+
+/* Local. The experts that serve the pairs of moe_activations_weighted where these may be others
+ * than were chosen; NULL elsewhere. */
+const int32_t *moe_activations_servers(const moe_activations *a);
+
+/* Local. Rows and pairs of this rank in the plan and the exchange, for the timeline. */
+moe_span_rows moe_activations_rows(const moe_activations *a);
 
 #endif

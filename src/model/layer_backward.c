@@ -1,290 +1,250 @@
-/* backward.c: the gradient of one MoE layer, in the order of forward reversed. */
-#include "model/layer_backward.h"
-
-#include <stdio.h>
+/* layer_backward.c: the gradient of one MoE layer: layer_forward.c read from its end.
+ * moe_layer_backward, at the end of this file, is the order. X_backward is the transpose of
+ * X_forward or of the step of the exchange that is called X.
+ *
+ *   combine    y = sum g FFN(u)        the rows of dy go to the experts, as the rows of x went
+ *   experts    FFN(u)                  dW, dg = <FFN(u), dy>, du of every pair
+ *   dispatch   a row for each device   du = sum of what the rows bring back
+ *   router     g from the logits       dlogits from dg, and from the balance losses
+ *   gate       logits = u Wg^T         dWg, du
+ *   norm       u from x                dw, dx
+ *
+ * The transpose of combine sends rows as dispatch does, and the transpose of dispatch adds rows up
+ * as combine does. The timeline and the volumes name what moves: "dispatch backward" is the way of
+ * dy to the experts, "combine backward" the way of dx and dg back.
+ *
+ * The shared experts stand beside the routed path; their part of du is added after the gate's. */
 #include <string.h>
 
 #include "base/gemm.h"
+#include "model/layer.h"
 #include "model/norm.h"
 #include "router/noise.h"
 #include "router/weight_gradient.h"
 
-/* --- the table of parameters --- */
+/* What the steps of backward share. */
+typedef struct pass {
+    const moe_layer *layer;
+    const moe_layer_indices *indices;
+    const moe_context *context;
+    moe_activations *a;
+    moe_parameters *all;
+    moe_backward *b;
+    moe_draw draw;
+    int64_t hidden, num_experts;
+} pass;
 
-static int add_replicated(
-    moe_parameters *all, int32_t layer, const char *what, bool decay, int64_t size, real *value) {
-    char name[64];
-    if (!value) {
-        return -1;
-    }
-    snprintf(name, sizeof name, "layer%d.%s", layer, what);
-    return moe_parameters_add(all, name, decay, size, value);
+/* The gradient of an expert parameter, and the partial of local device j of a replicated one. */
+static real *gradient_of(const pass *p, int index) {
+    return index < 0 ? NULL : p->all->p[index].gradient;
+}
+static real *partial_of(const pass *p, int index, int32_t j) {
+    return index < 0 ? NULL : p->all->p[index].partial + j * p->all->p[index].size;
 }
 
-/* A matrix [rows, columns] of each local expert. */
-static int add_experts(moe_parameters *all,
-                       int32_t layer,
-                       const char *what,
-                       int64_t rows,
-                       int64_t columns,
-                       const moe_ffn *f,
-                       const moe_context *context,
-                       real *value) {
-    char name[64];
-    const moe_placement *p = &context->placement;
-    if (!value) {
-        return -1;
-    }
-    snprintf(name, sizeof name, "layer%d.experts.%s", layer, what);
-    return moe_parameters_add_experts(
-        all, name, f->count, p->num_experts, rows * columns,
-        p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
-}
-
-moe_layer_slots moe_layer_register(const moe_layer *layer,
-                                   const moe_context *context,
-                                   moe_parameters *all) {
-    int32_t i = layer->index;
-    const moe_ffn *e = &layer->experts;
-    int64_t h = e->hidden;
-    int64_t f = e->width;
-    int64_t r = e->rank;
-    int64_t shared = layer->shared.hidden * layer->shared.width;
-    bool frozen = r > 0;
-    return (moe_layer_slots){
-        .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts,
-                               layer->gate),
-        .gate_noise = add_replicated(all, i, "gate_noise", true,
-                                     h * context->config->model.num_experts, layer->gate_noise),
-        .norm = add_replicated(all, i, "norm", false, h, layer->norm),
-        .w1 = add_experts(all, i, "w1", f, h, e, context, frozen ? NULL : e->w1),
-        .w2 = add_experts(all, i, "w2", h, f, e, context, frozen ? NULL : e->w2),
-        .w3 = add_experts(all, i, "w3", f, h, e, context, frozen ? NULL : e->w3),
-        .a1 = add_experts(all, i, "a1", r, h, e, context, e->a1),
-        .a2 = add_experts(all, i, "a2", r, f, e, context, e->a2),
-        .a3 = add_experts(all, i, "a3", r, h, e, context, e->a3),
-        .b1 = add_experts(all, i, "b1", f, r, e, context, e->b1),
-        .b2 = add_experts(all, i, "b2", h, r, e, context, e->b2),
-        .b3 = add_experts(all, i, "b3", f, r, e, context, e->b3),
-        .shared_w1 = add_replicated(all, i, "shared.w1", true, shared, layer->shared.w1),
-        .shared_w2 = add_replicated(all, i, "shared.w2", true, shared, layer->shared.w2),
-        .shared_w3 = add_replicated(all, i, "shared.w3", true, shared, layer->shared.w3),
+static void reserve(const pass *p) {
+    const moe_activations *a = p->a;
+    moe_backward *b = p->b;
+    int64_t tokens = p->context->batch->num_tokens;
+    int64_t hidden = tokens * p->hidden, logits = tokens * p->num_experts;
+    bool noise = p->layer->gate_noise != NULL;
+    moe_block_array by_token[] = {
+        MOE_ARRAY(b->dlogits, logits),
+        MOE_ARRAY(b->dz, logits),
+        MOE_ARRAY(b->spread, noise ? logits : 0),
+        MOE_ARRAY(b->dv, noise ? logits : 0),
+        MOE_ARRAY(b->gate_dx, a->gate_x != a->x ? hidden : 0),
+        MOE_ARRAY(b->du, hidden),
+        MOE_ARRAY(b->shared_dx, p->layer->shared.count ? hidden : 0),
     };
+    moe_block_array by_pair[] = {
+        MOE_ARRAY(b->dg, moe_activations_weighted(a)->num_selections),
+        MOE_ARRAY(b->dg_by_pair, a->plan.num_pairs),
+    };
+    moe_block_reserve(&b->block, by_token, MOE_ARRAYS(by_token), "gradients of the activations");
+    moe_block_reserve_varying(&b->pair_block, by_pair, MOE_ARRAYS(by_pair),
+                              "gradients of the weights");
 }
 
-static real *gradient_of(const moe_parameters *all, int slot) {
-    return slot < 0 ? NULL : all->p[slot].gradient;
-}
-static real *partial_of(const moe_parameters *all, int slot, int32_t j) {
-    return slot < 0 ? NULL : all->p[slot].partial + j * all->p[slot].size;
-}
-
-/* --- experts: dW, dx of the routed path, dg --- */
-
-const moe_routing *moe_weights_routing(const moe_activations *a) {
-    return a->drop.on && a->drop.reweighted ? &a->drop.sent : &a->routing;
+void moe_backward_free(moe_backward *b) {
+    moe_block_free(&b->block);
+    moe_block_free(&b->pair_block);
+    *b = (moe_backward){0};
 }
 
-static void routed_backward(const moe_layer *layer,
-                            const moe_layer_slots *slots,
-                            const moe_context *context,
-                            moe_activations *a,
-                            moe_parameters *all,
-                            const real *dy,
-                            moe_backward *b) {
-    moe_ffn_gradient g = {.w1 = gradient_of(all, slots->w1),
-                          .w3 = gradient_of(all, slots->w3),
-                          .w2 = gradient_of(all, slots->w2),
-                          .a1 = gradient_of(all, slots->a1),
-                          .a3 = gradient_of(all, slots->a3),
-                          .a2 = gradient_of(all, slots->a2),
-                          .b1 = gradient_of(all, slots->b1),
-                          .b3 = gradient_of(all, slots->b3),
-                          .b2 = gradient_of(all, slots->b2)};
-    moe_timeline *t = context->timeline;
-    moe_span_rows rows = moe_layer_rows(a);
-    double start = moe_comm_time(), sent, computed;
-    moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy);
-    moe_timeline_add(t, MOE_SPAN_DISPATCH_BACKWARD, layer->index, start, sent = moe_comm_time(),
-                     &rows);
-    moe_experts_backward(&layer->experts, &g, &a->exchange.inbox, &a->buffers, context->keep);
-    moe_timeline_add(t, MOE_SPAN_EXPERT_BACKWARD, layer->index, sent, computed = moe_comm_time(),
-                     &rows);
+/* --- combine, experts, dispatch --- */
+
+static void experts_backward(const pass *p) {
+    const moe_layer_indices *s = p->indices;
+    moe_ffn_gradient g = {.w1 = gradient_of(p, s->w1),
+                          .w3 = gradient_of(p, s->w3),
+                          .w2 = gradient_of(p, s->w2),
+                          .a1 = gradient_of(p, s->a1),
+                          .a3 = gradient_of(p, s->a3),
+                          .a2 = gradient_of(p, s->a2),
+                          .b1 = gradient_of(p, s->b1),
+                          .b3 = gradient_of(p, s->b3),
+                          .b2 = gradient_of(p, s->b2)};
+    moe_experts_backward(&p->layer->experts, &g, &p->a->exchange.inbox, &p->a->buffers,
+                         p->context->keep);
+}
+
+/* dg in the order of the routing whose weights were made from the scores: 0 where a pair was
+ * dropped. */
+static void order_dg(const pass *p) {
+    const moe_activations *a = p->a;
+    const moe_routing *weighted = moe_activations_weighted(a);
+    bool apart = weighted != moe_activations_sent(a);
+    for (int64_t i = 0; i < weighted->num_selections; i++) {
+        p->b->dg[i] = 0;
+    }
+    for (int64_t pair = 0; pair < a->plan.num_pairs; pair++) {
+        int64_t i = a->plan.pair_selection[pair];
+        p->b->dg[apart ? a->drop.selection[i] : i] = p->b->dg_by_pair[pair];
+    }
+}
+
+static void dispatch_backward(const pass *p) {
+    moe_activations *a = p->a;
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results,
-                         context->config->cluster.devices_per_node, b->du);
-    moe_reserve_varying(&b->pairs, &b->pairs_room, a->plan.num_pairs, sizeof(real),
-                        "gradients of the weights");
-    moe_reserve_varying(&b->dg, &b->dg_room, moe_weights_routing(a)->num_selections, sizeof(real),
-                        "gradients of the weights");
-    moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, b->pairs);
-    bool apart = moe_weights_routing(a) != moe_sent_routing(a);
-    for (int64_t i = 0; i < moe_weights_routing(a)->num_selections; i++) {
-        b->dg[i] = 0;
-    }
-    for (int64_t p = 0; p < a->plan.num_pairs; p++) {
-        int64_t i = a->plan.pair_selection[p];
-        b->dg[apart ? a->drop.selection[i] : i] = b->pairs[p];
-    }
-    moe_timeline_add(t, MOE_SPAN_COMBINE_BACKWARD, layer->index, computed, moe_comm_time(), &rows);
+                         p->context->config->cluster.devices_per_node, p->b->du);
+    moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, p->b->dg_by_pair);
+    order_dg(p);
 }
 
-/* --- router and gate --- */
+/* --- router --- */
 
 /* dlogits = d(sum alpha L)/dz + d<y, dy>/dz through the combine weights. */
-static void logits_gradient(const moe_layer *layer,
-                            const moe_context *context,
-                            const moe_activations *a,
-                            moe_backward *b) {
-    int64_t n = context->batch->num_tokens * context->router.num_experts;
-    moe_reserve(&b->dlogits, &b->dlogits_room, n, sizeof(double), "gradient of the logits");
-    moe_reserve(&b->dz, &b->dz_room, n, sizeof(real), "gradient of the logits");
-    if (layer->gate_noise) {
-        moe_reserve(&b->spread, &b->spread_room, n, sizeof(double), "gradient of the noise");
-    }
-    moe_layer_dlogits(layer, context, a, b->dlogits, layer->gate_noise ? b->spread : NULL);
-    moe_weight_gradient(&layer->router, a->logits, moe_weights_routing(a), b->dg, b->dlogits);
+static void router_backward(const pass *p) {
+    moe_backward *b = p->b;
+    int64_t n = p->context->batch->num_tokens * p->num_experts;
+    moe_layer_dlogits(p->layer, p->context, p->a, b->dlogits, b->spread);
+    moe_weight_gradient(&p->layer->router, p->a->logits, moe_activations_weighted(p->a),
+                        moe_activations_servers(p->a), b->dg, b->dlogits);
     for (int64_t i = 0; i < n; i++) {
         b->dz[i] = (real)b->dlogits[i];
     }
 }
 
-/* Of v = u Wn^T, where noise was added. */
-static bool noise_gradient(const moe_layer *layer,
-                           const moe_context *context,
-                           const moe_activations *a,
-                           moe_backward *b) {
-    const moe_router *r = &layer->router;
-    moe_draw draw = moe_layer_draw(layer, context);
-    if (!layer->gate_noise || !context->trains) {
+/* --- gate --- */
+
+/* dv of v = u W_noise^T; false where no noise was added. */
+static bool noise_backward(const pass *p) {
+    if (!p->layer->gate_noise || !p->context->trains) {
         return false;
     }
-    moe_reserve(&b->dv, &b->dv_room, context->batch->num_tokens * r->num_experts, sizeof(real),
-                "gradient of the noise");
-    moe_noise_learned_gradient(r, &draw, context->batch, a->v, b->dlogits, b->spread, b->dv);
+    moe_noise_learned_gradient(&p->layer->router, &p->draw, p->context->batch, p->a->v,
+                               p->b->dlogits, p->b->spread, p->b->dv);
     return true;
 }
 
-/* Where the gradient of what the gate read goes: with jitter apart, as it still has to go through
- * it. */
-static real *gate_dx(const moe_context *context, const moe_activations *a, moe_backward *b) {
-    int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
-    if (a->gate_x == a->x) {
-        return b->du;
+/* Where the gradient of what the gate read goes: apart where jitter still has to be undone. */
+static real *gradient_of_gate_x(const pass *p) {
+    int64_t n = p->context->batch->num_tokens * p->hidden;
+    if (p->a->gate_x == p->a->x) {
+        return p->b->du;
     }
-    moe_reserve(&b->gate_dx, &b->gate_room, n, sizeof(real), "gradient of the layer's input");
     if (n > 0) {
-        memset(b->gate_dx, 0, (size_t)n * sizeof(real));
+        memset(p->b->gate_dx, 0, (size_t)n * sizeof(real));
     }
-    return b->gate_dx;
+    return p->b->gate_dx;
 }
 
-/* Jitter multiplies: by the same factors the other way, of the gate's input alone or of everything
- * that was read. */
-static void jitter_backward(const moe_layer *layer,
-                            const moe_context *context,
-                            const moe_activations *a,
-                            moe_backward *b) {
-    const moe_router *r = &layer->router;
-    moe_draw draw = moe_layer_draw(layer, context);
-    int64_t h = context->config->model.hidden_size;
-    if (!moe_noise_jitters(r, &draw) || !layer->gate) {
-        return;
-    }
-    if (a->gate_x == a->x) {
-        moe_noise_jitter(r, &draw, context->batch, h, b->du, b->du);
-        return;
-    }
-    moe_noise_jitter(r, &draw, context->batch, h, b->gate_dx, b->gate_dx);
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < context->batch->num_tokens * h; i++) {
-        b->du[i] += b->gate_dx[i];
-    }
-}
-
-/* logits = u Wg^T:  dWg += dz^T u (one GEMM per device), du += dz Wg; the same of v and Wn. */
-static void gate_backward(const moe_layer *layer,
-                          const moe_layer_slots *slots,
-                          const moe_context *context,
-                          const moe_activations *a,
-                          moe_parameters *all,
-                          moe_backward *b) {
-    int64_t h = context->config->model.hidden_size, n = context->router.num_experts;
+/* logits = u Wg^T: dWg += dz^T u with one GEMM a device, du += dz Wg; the same of v and W_noise. */
+static void gate_backward(const pass *p) {
+    const moe_batch *batch = p->context->batch;
+    const moe_layer *layer = p->layer;
+    int64_t h = p->hidden, n = p->num_experts;
     if (!layer->gate) {
         return;
     }
-    bool noise = noise_gradient(layer, context, a, b);
-    real *du = gate_dx(context, a, b);
+    bool noise = noise_backward(p);
+    real *du = gradient_of_gate_x(p);
 #pragma omp parallel for schedule(dynamic)
-    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
-        int64_t begin = context->batch->device_offset[j],
-                rows = context->batch->device_offset[j + 1] - begin;
-        moe_gemm_tn(n, h, rows, b->dz + begin * n, a->gate_x + begin * h, 1,
-                    partial_of(all, slots->gate, j));
-        moe_gemm_nn(rows, h, n, b->dz + begin * n, layer->gate, 1, du + begin * h);
-        if (!noise) {
-            continue;
+    for (int32_t j = 0; j < batch->num_local_devices; j++) {
+        int64_t begin = batch->device_offset[j], rows = batch->device_offset[j + 1] - begin;
+        const real *x = p->a->gate_x + begin * h;
+        moe_gemm_tn(n, h, rows, p->b->dz + begin * n, x, 1, partial_of(p, p->indices->gate, j));
+        moe_gemm_nn(rows, h, n, p->b->dz + begin * n, layer->gate, 1, du + begin * h);
+        if (noise) {
+            const real *dv = p->b->dv + begin * n;
+            moe_gemm_tn(n, h, rows, dv, x, 1, partial_of(p, p->indices->gate_noise, j));
+            moe_gemm_nn(rows, h, n, dv, layer->gate_noise, 1, du + begin * h);
         }
-        moe_gemm_tn(n, h, rows, b->dv + begin * n, a->gate_x + begin * h, 1,
-                    partial_of(all, slots->gate_noise, j));
-        moe_gemm_nn(rows, h, n, b->dv + begin * n, layer->gate_noise, 1, du + begin * h);
     }
 }
 
-/* --- shared experts and norm --- */
-
-static void shared_backward(const moe_layer *layer,
-                            const moe_layer_slots *slots,
-                            const moe_context *context,
-                            moe_activations *a,
-                            moe_parameters *all,
-                            const real *dy,
-                            moe_backward *b) {
-    int64_t h = context->config->model.hidden_size;
-    int64_t f = layer->shared.width;
-    int64_t n = context->batch->num_tokens * h;
-    if (layer->shared.count == 0) {
+/* Jitter multiplies: by the same factors the other way, for the gate's input alone or for all that
+ * was read. */
+static void jitter_backward(const pass *p) {
+    const moe_router *r = &p->layer->router;
+    const moe_batch *batch = p->context->batch;
+    if (!moe_noise_jitters(r, &p->draw) || !p->layer->gate) {
         return;
     }
-    moe_reserve(&b->shared_dx, &b->shared_room, n, sizeof(real), "gradient of the shared experts");
-    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
-        int64_t begin = context->batch->device_offset[j],
-                rows = context->batch->device_offset[j + 1] - begin;
-        moe_ffn_gradient g = {.w1 = partial_of(all, slots->shared_w1, j),
-                              .w3 = partial_of(all, slots->shared_w3, j),
-                              .w2 = partial_of(all, slots->shared_w2, j)};
-        moe_experts_shared_backward(&layer->shared, &g, rows, a->x + begin * h,
-                                    context->keep ? a->shared_h1 + begin * f : NULL,
-                                    context->keep ? a->shared_h3 + begin * f : NULL, dy + begin * h,
-                                    &a->buffers, b->shared_dx + begin * h);
+    if (p->a->gate_x == p->a->x) {
+        moe_noise_jitter(r, &p->draw, batch, p->hidden, p->b->du, p->b->du);
+        return;
+    }
+    moe_noise_jitter(r, &p->draw, batch, p->hidden, p->b->gate_dx, p->b->gate_dx);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < batch->num_tokens * p->hidden; i++) {
+        p->b->du[i] += p->b->gate_dx[i];
+    }
+}
+
+/* --- shared experts --- */
+
+static void shared_backward(const pass *p, const real *dy) {
+    const moe_batch *batch = p->context->batch;
+    moe_activations *a = p->a;
+    bool keep = p->context->keep;
+    int64_t h = p->hidden, f = p->layer->shared.width;
+    if (p->layer->shared.count == 0) {
+        return;
+    }
+    for (int32_t j = 0; j < batch->num_local_devices; j++) {
+        int64_t begin = batch->device_offset[j], rows = batch->device_offset[j + 1] - begin;
+        moe_ffn_gradient g = {.w1 = partial_of(p, p->indices->shared_w1, j),
+                              .w3 = partial_of(p, p->indices->shared_w3, j),
+                              .w2 = partial_of(p, p->indices->shared_w2, j)};
+        moe_experts_shared_backward(&p->layer->shared, &g, rows, a->x + begin * h,
+                                    keep ? a->shared_h1 + begin * f : NULL,
+                                    keep ? a->shared_h3 + begin * f : NULL, dy + begin * h,
+                                    &a->buffers, p->b->shared_dx + begin * h);
     }
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        b->du[i] += b->shared_dx[i];
+    for (int64_t i = 0; i < batch->num_tokens * h; i++) {
+        p->b->du[i] += p->b->shared_dx[i];
     }
 }
 
-static void norm_backward(const moe_layer *layer,
-                          const moe_layer_slots *slots,
-                          const moe_context *context,
-                          const moe_activations *a,
-                          moe_parameters *all,
-                          const moe_backward *b,
-                          real *dx) {
-    int64_t h = context->config->model.hidden_size, tokens = context->batch->num_tokens;
-    if (!layer->norm) {
-        memcpy(dx, b->du, (size_t)(tokens * h) * sizeof(real));
+/* --- norm --- */
+
+static void norm_backward(const pass *p, real *dx) {
+    const moe_batch *batch = p->context->batch;
+    const moe_activations *a = p->a;
+    int64_t h = p->hidden;
+    if (!p->layer->norm) {
+        if (batch->num_tokens > 0) {
+            memcpy(dx, p->b->du, (size_t)(batch->num_tokens * h) * sizeof(real));
+        }
         return;
     }
-    for (int32_t j = 0; j < context->batch->num_local_devices; j++) {
-        int64_t begin = context->batch->device_offset[j],
-                rows = context->batch->device_offset[j + 1] - begin;
+    for (int32_t j = 0; j < batch->num_local_devices; j++) {
+        int64_t begin = batch->device_offset[j], rows = batch->device_offset[j + 1] - begin;
         moe_rmsnorm_weight_gradient(a->layer_x + begin * h, a->inverse_rms + begin,
-                                    b->du + begin * h, rows, h, partial_of(all, slots->norm, j));
+                                    p->b->du + begin * h, rows, h,
+                                    partial_of(p, p->indices->norm, j));
     }
-    moe_rmsnorm_backward(a->layer_x, layer->norm, a->inverse_rms, b->du, tokens, h, dx);
+    moe_rmsnorm_backward(a->layer_x, p->layer->norm, a->inverse_rms, p->b->du, batch->num_tokens, h,
+                         dx);
 }
 
-/* Bytes of backward: dy and dx travel along the same rows as x and y; dg returns as metadata. */
+/* --- the layer --- */
+
+/* dy and dx travel along the same rows as x and y. Nothing else goes with dy, since the experts
+ * still have the pairs of the forward pass; dg returns beside dx, as metadata. */
 static void backward_volume(moe_layer_metrics *metrics) {
     int64_t pair_bytes = (int64_t)sizeof(real);
     metrics->volume[MOE_DISPATCH_BACKWARD] = metrics->volume[MOE_COMBINE];
@@ -297,8 +257,15 @@ static void backward_volume(moe_layer_metrics *metrics) {
     }
 }
 
+/* Adds the span from *begin until now to the timeline, and begins the next one. */
+static void span(const pass *p, enum moe_span_kind kind, const moe_span_rows *rows, double *begin) {
+    double now = moe_comm_time();
+    moe_timeline_add(p->context->timeline, kind, p->layer->index, *begin, now, rows);
+    *begin = now;
+}
+
 void moe_layer_backward(const moe_layer *layer,
-                        const moe_layer_slots *slots,
+                        const moe_layer_indices *indices,
                         const moe_context *context,
                         moe_activations *a,
                         moe_parameters *all,
@@ -306,35 +273,34 @@ void moe_layer_backward(const moe_layer *layer,
                         moe_backward *b,
                         real *dx,
                         moe_layer_metrics *metrics) {
-    int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
-    moe_timeline *t = context->timeline;
-    double start = moe_comm_time(), routed, gated, end;
-    int64_t whole = moe_timeline_begin(t, MOE_PHASE_BACKWARD, layer->index, start);
-    moe_reserve(&b->du, &b->du_room, n, sizeof(real), "gradient of the layer's input");
-    routed_backward(layer, slots, context, a, all, dy, b);
-    routed = moe_comm_time();
-    logits_gradient(layer, context, a, b);
-    gate_backward(layer, slots, context, a, all, b);
-    moe_timeline_add(t, MOE_SPAN_ROUTER_BACKWARD, layer->index, routed, gated = moe_comm_time(),
-                     NULL);
-    shared_backward(layer, slots, context, a, all, dy, b);
-    jitter_backward(layer, context, a, b);
-    norm_backward(layer, slots, context, a, all, b, dx);
+    const pass p = {.layer = layer,
+                    .indices = indices,
+                    .context = context,
+                    .a = a,
+                    .all = all,
+                    .b = b,
+                    .draw = moe_layer_draw(layer, context),
+                    .hidden = context->config->model.hidden_size,
+                    .num_experts = context->router.num_experts};
+    moe_span_rows rows = moe_activations_rows(a);
+    double start = moe_comm_time(), begin = start;
+    int64_t whole =
+        moe_timeline_begin(context->timeline, (int)MOE_PHASE_BACKWARD, layer->index, start);
+    reserve(&p);
+    moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy); /* the transpose of combine */
+    span(&p, MOE_SPAN_DISPATCH_BACKWARD, &rows, &begin);
+    experts_backward(&p);
+    span(&p, MOE_SPAN_EXPERT_BACKWARD, &rows, &begin);
+    dispatch_backward(&p);
+    span(&p, MOE_SPAN_COMBINE_BACKWARD, &rows, &begin);
+    router_backward(&p);
+    gate_backward(&p);
+    span(&p, MOE_SPAN_ROUTER_BACKWARD, NULL, &begin);
+    shared_backward(&p, dy);
+    jitter_backward(&p);
+    norm_backward(&p, dx);
     backward_volume(metrics);
-    moe_timeline_add(t, MOE_SPAN_SHARED_BACKWARD, layer->index, gated, end = moe_comm_time(), NULL);
-    moe_timeline_end(t, whole, end);
-    metrics->phase_seconds[MOE_PHASE_BACKWARD] = end - start;
-}
-
-void moe_backward_free(moe_backward *b) {
-    moe_free(b->dlogits);
-    moe_free(b->dz);
-    moe_free(b->spread);
-    moe_free(b->dv);
-    moe_free(b->gate_dx);
-    moe_free(b->dg);
-    moe_free(b->pairs);
-    moe_free(b->du);
-    moe_free(b->shared_dx);
-    *b = (moe_backward){0};
+    span(&p, MOE_SPAN_SHARED_BACKWARD, NULL, &begin);
+    moe_timeline_end(context->timeline, whole, begin);
+    metrics->phase_seconds[MOE_PHASE_BACKWARD] = begin - start;
 }

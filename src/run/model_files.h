@@ -9,7 +9,6 @@
 #define MOESIM_RUN_MODEL_FILES_H
 
 #include "model/layer.h"
-#include "model/layer_backward.h"
 #include "output/results.h"
 
 typedef struct moe_model_files {

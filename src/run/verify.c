@@ -166,8 +166,8 @@ static void verify_theorem(verification *v, const world *limited, const world *g
         int32_t free_reach = reach(greedy, t), most = limited->c.router.topk_group;
         differ += reach(limited, t) != (free_reach < most ? free_reach : most);
     }
-    moe_group_theorem_check(&limited->router, logits_of(limited), &limited->routing, 1, &eligible,
-                            &violations);
+    moe_group_theorem_check(&limited->router, logits_of(limited), &limited->routing, NULL, 1,
+                            &eligible, &violations);
     say(v, "groups = min(M, greedy), 10^4 tokens", differ == 0, "expected 0 to differ, found %lld",
         (long long)differ);
     say(v, "the same by every run's self-check", violations == 0 && eligible > tokens / 2,

@@ -47,7 +47,7 @@ static int64_t count_token(const moe_activations *a,
 
 void moe_tally_drop_count(const moe_context *context, const moe_activations *a, int64_t *words) {
     const moe_batch *b = context->batch;
-    const moe_routing *sent = moe_sent_routing(a);
+    const moe_routing *sent = moe_activations_sent(a);
     int64_t *kept = words;
     int64_t *dropped = kept + context->placement.num_experts;
     int64_t *scalar = dropped + context->placement.num_experts;

@@ -1,0 +1,40 @@
+/* context.c: what the layers share, from the configuration. */
+#include "model/context.h"
+
+void moe_context_init(moe_context *context,
+                      const moe_comm *comm,
+                      const moe_config *c,
+                      moe_batch *batch,
+                      const moe_input *input,
+                      moe_scratch *scratch) {
+    *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
+    moe_placement_block(&context->placement, c->model.num_experts, c->cluster.devices);
+    moe_router_init(&context->router, &c->router, &c->balance, c->model.num_experts,
+                    c->cluster.devices, input->bias);
+    batch->scratch = context->router.scratch = scratch;
+    moe_balance_init(&context->balance, &c->balance, c->model.num_layers, c->comm_limit);
+    context->balance.has_logits = !moe_config_recorded(c);
+    context->balance.has_scores = !moe_config_recorded(c) || c->data.scores[0];
+    moe_capacity_init(&context->capacity, &c->capacity, c->model.num_experts, c->cluster.devices,
+                      c->router.top_k, (uint64_t)c->run.seed);
+}
+
+const char *moe_context_rows_not_tokens(const moe_context *context) {
+    const moe_config *c = context->config;
+    if (c->exchange.mode != MOE_EXCHANGE_TOKEN) {
+        return "exchange.mode is not token: rows are selections, not tokens";
+    }
+    if (c->balance.comm_count != MOE_COUNT_TOKENS) {
+        return "balance.comm_count = selections counts selections, not tokens";
+    }
+    if (!c->balance.comm_count_local) {
+        return "balance.comm_count_local = no leaves out rows that stay on their device";
+    }
+    if (c->balance.aux_selection != MOE_AUX_ACTUAL) {
+        return "balance.aux_selection = unlimited counts a selection that is not sent";
+    }
+    if (c->data.mask[0] && c->data.padding == MOE_PADDING_COUNTED) {
+        return "padding tokens are sent but not counted";
+    }
+    return NULL;
+}

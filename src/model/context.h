@@ -1,0 +1,53 @@
+/* context.h: what the layers of a rank share. The pointers and the settings stay the same during a
+ * run; step, draw, trains and keep say what is being done at the moment. */
+#ifndef MOESIM_MODEL_CONTEXT_H
+#define MOESIM_MODEL_CONTEXT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "balance/scopes.h"
+#include "capacity/capacity.h"
+#include "config/config.h"
+#include "data/batch.h"
+#include "data/input.h"
+#include "measure/timeline.h"
+#include "placement/placement.h"
+#include "router/router.h"
+#include "world/comm.h"
+
+typedef struct moe_context {
+    const moe_comm *comm;
+    const moe_config *config;
+    const moe_batch *batch;
+    const moe_input *input;
+    moe_placement placement;
+    moe_router router;
+    moe_balance balance;
+    moe_capacity capacity;
+    moe_scopes *all_layers; /* the tokens of all layers put together (aux_form = mixtral), finished
+                               by the forward pass of the last layer; or NULL */
+    moe_timeline *timeline; /* of the step; NULL: not recorded */
+
+    int64_t step; /* keys what is drawn anew in every step */
+    int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */
+    bool trains;  /* a gradient will be taken: noise and expert dropout act */
+    bool keep;    /* the layers keep what backward needs (pre-activations of the experts) */
+} moe_context;
+
+/* Local. Placement, router with the input's bias, losses and capacity, from a resolved
+ * configuration and the files that were read for it. The caller sets the rest, and frees the
+ * placement; whatever is pointed to stays the caller's. scratch: working memory of router and
+ * batch, or NULL. */
+void moe_context_init(moe_context *context,
+                      const moe_comm *comm,
+                      const moe_config *c,
+                      moe_batch *batch,
+                      const moe_input *input,
+                      moe_scratch *scratch);
+
+/* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts
+ * (docs/method.md section 2), else a sentence that says why they are not. */
+const char *moe_context_rows_not_tokens(const moe_context *context);
+
+#endif

@@ -1,0 +1,249 @@
+/* layer_forward.c: one MoE layer in the order in which data flows. Read moe_layer_forward, at the
+ * end, first. */
+#include <string.h>
+
+#include "base/gemm.h"
+#include "model/layer.h"
+#include "model/norm.h"
+#include "router/noise.h"
+
+/* --- norm --- */
+
+static void norm_forward(const moe_layer *layer,
+                         const moe_context *context,
+                         const real *x,
+                         moe_activations *a) {
+    a->layer_x = a->x = a->gate_x = x;
+    if (!layer->norm) {
+        return;
+    }
+    moe_rmsnorm(x, layer->norm, context->batch->num_tokens, context->config->model.hidden_size,
+                a->u, a->inverse_rms);
+    a->x = a->gate_x = a->u;
+}
+
+/* --- gate --- */
+
+/* Rows of one gate GEMM. The number is a constant and no call crosses a device, so the calls depend
+ * on the device's tokens only. */
+enum { GATE_ROWS = 256 };
+
+/* logits [T,N] = u [T,H] * gate [N,H]^T (docs/method.md section 1.1). */
+static void gate_logits(
+    const real *gate, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+#pragma omp parallel for schedule(dynamic)
+        for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1];
+             begin += GATE_ROWS) {
+            int64_t left = b->device_offset[j + 1] - begin,
+                    rows = left < GATE_ROWS ? left : GATE_ROWS;
+            moe_gemm_nt(rows, n, h, u + begin * h, gate, logits + begin * n);
+        }
+    }
+}
+
+/* The gate, and with router.jitter_experts the experts too, read the jittered vectors. */
+static void jitter_forward(const moe_layer *layer,
+                           const moe_draw *draw,
+                           const moe_context *context,
+                           moe_activations *a) {
+    if (!moe_noise_jitters(&layer->router, draw)) {
+        return;
+    }
+    moe_noise_jitter(&layer->router, draw, context->batch, context->config->model.hidden_size, a->x,
+                     a->jittered);
+    a->gate_x = a->jittered;
+    if (context->config->router.jitter_experts) {
+        a->x = a->jittered;
+    }
+}
+
+/* In training: keeps what smooth load and importance need of the logits, then adds the learned
+ * noise. */
+static void noise_forward(const moe_layer *layer,
+                          const moe_draw *draw,
+                          const moe_context *context,
+                          moe_activations *a) {
+    const moe_router *r = &layer->router;
+    int64_t n = r->num_experts;
+    if (a->clean) {
+        memcpy(a->clean, a->gate_logits, (size_t)(context->batch->num_tokens * n) * sizeof(real));
+    }
+    if (layer->gate_noise) {
+        gate_logits(layer->gate_noise, context->batch, a->gate_x,
+                    context->config->model.hidden_size, n, a->v);
+        moe_noise_add_learned(r, draw, context->batch, a->v, a->gate_logits);
+    }
+}
+
+static moe_logits recorded_logits(const moe_layer *layer, const moe_context *context) {
+    const moe_input *in = context->input;
+    int64_t offset = layer->index * context->batch->num_tokens * context->router.num_experts;
+    if (in->logits_dtype == MOE_F64) {
+        return (moe_logits){.f64 = (const double *)in->logits + offset};
+    }
+    return (moe_logits){.f32 = (const float *)in->logits + offset};
+}
+
+static moe_logits computed_logits(const moe_activations *a) {
+#ifdef MOE_REAL_DOUBLE
+    return (moe_logits){.f64 = a->gate_logits};
+#else
+    return (moe_logits){.f32 = a->gate_logits};
+#endif
+}
+
+static void gate_forward(const moe_layer *layer,
+                         const moe_draw *draw,
+                         const moe_context *context,
+                         moe_activations *a) {
+    const moe_config *c = context->config;
+    a->logits = (moe_logits){NULL, NULL};
+    if (c->data.source == MOE_SOURCE_LOGITS) {
+        a->logits = recorded_logits(layer, context);
+    } else if (!moe_config_recorded(c)) {
+        jitter_forward(layer, draw, context, a);
+        gate_logits(layer->gate, context->batch, a->gate_x, c->model.hidden_size,
+                    c->model.num_experts, a->gate_logits);
+        if (context->trains) {
+            noise_forward(layer, draw, context, a);
+        }
+        moe_noise_perturb(&layer->router, draw, context->batch, a->gate_logits);
+        a->logits = computed_logits(a);
+    }
+}
+
+/* --- router --- */
+
+/* The logits before noise, where a smooth load or the importance looks at them. */
+static const moe_noisy *noisy_of(const moe_context *context, moe_activations *a) {
+    if (!context->trains || !moe_noise_keeps_clean(&context->router)) {
+        return NULL;
+    }
+    a->noisy = (moe_noisy){a->clean, a->v};
+    return &a->noisy;
+}
+
+static void route_recorded(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+    const moe_input *in = context->input;
+    int64_t first = layer->index * context->batch->num_tokens;
+    const int32_t *experts = in->routing ? in->routing + first * in->routing_k : NULL;
+    const real *weights = in->weights ? in->weights + first * in->routing_k : NULL;
+    const double *scores = in->scores ? in->scores + first * context->router.num_experts : NULL;
+    moe_router_route_recorded(&layer->router, context->batch, &context->placement, experts,
+                              in->routing_k, weights, scores, &a->routing, &a->segments);
+}
+
+/* Who of the routing is sent (docs/method.md section 3). Everything that the balance losses see was
+ * counted before. */
+static void drop(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+    a->drop.on = false;
+    if (context->capacity.policy == MOE_CAPACITY_NONE) {
+        return;
+    }
+    moe_drop_decide(&a->drop, &(moe_drop_job){.comm = context->comm,
+                                              .capacity = &context->capacity,
+                                              .batch = context->batch,
+                                              .placement = &context->placement,
+                                              .router = &layer->router,
+                                              .logits = a->logits,
+                                              .routing = &a->routing,
+                                              .step = context->step});
+}
+
+static void router_forward(const moe_layer *layer,
+                           const moe_draw *draw,
+                           const moe_context *context,
+                           moe_activations *a) {
+    const moe_batch *b = context->batch;
+    a->first_bad_token = -1;
+    moe_stats_reserve(&a->segments, context->router.num_experts, b->devices, b->num_segments);
+    if (moe_config_recorded(context->config)) {
+        route_recorded(layer, context, a);
+    } else {
+        moe_router_route(&layer->router, draw, b, &context->placement, a->logits,
+                         noisy_of(context, a), &a->routing, &a->segments, &a->first_bad_token);
+    }
+    drop(layer, context, a);
+}
+
+/* --- shared experts --- */
+
+static void shared_forward(const moe_layer *layer,
+                           const moe_context *context,
+                           moe_activations *a,
+                           real *y) {
+    const moe_batch *b = context->batch;
+    int64_t h = context->config->model.hidden_size, f = layer->shared.width;
+    if (layer->shared.count == 0) {
+        return;
+    }
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        int64_t begin = b->device_offset[j], rows = b->device_offset[j + 1] - begin;
+        moe_experts_shared_forward(&layer->shared, rows, a->x + begin * h, &a->buffers,
+                                   context->keep ? a->shared_h1 + begin * f : NULL,
+                                   context->keep ? a->shared_h3 + begin * f : NULL,
+                                   a->shared_y + begin * h);
+    }
+    const uint8_t *routed = moe_batch_routed(context->batch);
+    for (int64_t t = 0; t < context->batch->num_tokens && routed; t++) {
+        if (!routed[t]) {
+            memset(a->shared_y + t * h, 0, (size_t)h * sizeof *a->shared_y);
+        }
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < b->num_tokens * h; i++) {
+        y[i] += a->shared_y[i];
+    }
+}
+
+/* --- the layer --- */
+
+typedef struct stopwatch {
+    moe_timeline *timeline;
+    moe_layer_metrics *metrics;
+    int32_t layer;
+    double time; /* when the last phase ended */
+} stopwatch;
+
+/* The time since the last phase was this one's. rows: NULL where the phase moves none. */
+static void phase(stopwatch *w, enum moe_phase which, const moe_activations *rows) {
+    double now = moe_comm_time();
+    moe_span_rows moved = rows ? moe_activations_rows(rows) : (moe_span_rows){0};
+    w->metrics->phase_seconds[which] = now - w->time;
+    moe_timeline_add(w->timeline, which, w->layer, w->time, now, &moved);
+    w->time = now;
+}
+
+void moe_layer_forward(const moe_layer *layer,
+                       const moe_context *context,
+                       const real *x,
+                       real *y,
+                       moe_activations *a,
+                       moe_layer_metrics *metrics) {
+    const moe_config *c = context->config;
+    const moe_batch *b = context->batch;
+    moe_draw draw = moe_layer_draw(layer, context);
+    stopwatch watch = {context->timeline, metrics, layer->index, moe_comm_time()};
+    moe_activations_reserve(a, layer, context, &draw);
+    norm_forward(layer, context, x, a);
+    gate_forward(layer, &draw, context, a);
+    phase(&watch, MOE_PHASE_GATE, NULL);
+    router_forward(layer, &draw, context, a);
+    phase(&watch, MOE_PHASE_ROUTE, NULL);
+    moe_plan_build(&a->plan, c->exchange.mode, b, &context->placement, context->comm->size,
+                   moe_activations_sent(a));
+    phase(&watch, MOE_PHASE_PLAN, NULL);
+    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x,
+                          c->model.hidden_size, b->num_tokens_global * moe_config_most_experts(c));
+    phase(&watch, MOE_PHASE_DISPATCH, a);
+    moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);
+    phase(&watch, MOE_PHASE_EXPERT, a);
+    moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, c->cluster.devices_per_node,
+                         y);
+    phase(&watch, MOE_PHASE_COMBINE, a);
+    shared_forward(layer, context, a, y);
+    phase(&watch, MOE_PHASE_SHARED, NULL);
+    moe_layer_losses(layer, context, a, metrics);
+    phase(&watch, MOE_PHASE_BALANCE, NULL);
+}
