@@ -132,16 +132,15 @@ static int open_run(moe_step_source *s, moe_status *st) {
                         "model.load: --placements works on keyed weights or on data.source = "
                         "logits or routing, not on loaded weights");
     }
-    if (moe_input_read(s->comm, c, &s->input, st) || check_memory(s, st)) {
+    if (moe_input_read(s->comm, c, &s->input, st) ||
+        moe_input_check(&s->input, c, num_tokens(s), st) || check_memory(s, st)) {
         return st->code;
     }
     s->layers = c->model.num_layers;
     s->has_tokens = true;
     s->halves = c->run.steps == 1 && c->placement.fit == 0 && c->placement.score == 0;
     s->steps = s->halves ? 2 : c->run.steps;
-    moe_batch_layout(&s->batch, num_tokens(s), c->data.sequence_length, c->cluster.devices,
-                     s->comm->rank, s->comm->size);
-    s->batch.counted = s->input.mask;
+    moe_input_layout(&s->input, c, s->comm, num_tokens(s), &s->batch);
     moe_context_init(&s->context, s->comm, c, &s->batch, &s->input, &s->scratch);
     moe_stack_init(&s->stack, &s->context, moe_memory_kept_layers(c), false);
     moe_step_metrics_init(&s->metrics, s->layers, c->model.num_experts, c->cluster.devices);
