@@ -286,11 +286,10 @@ static void load_bias(const moe_config *c, double *bias, moe_status *st) {
         moe_fail(st, inner.code, "router.bias_file = %s", inner.message);
         return;
     }
-    if (h.num_dims != 1 || h.count != c->model.num_experts ||
-        (h.dtype != MOE_F32 && h.dtype != MOE_F64)) {
+    if (h.num_dims != 1 || h.count != c->model.num_experts || !moe_dtype_is_float(h.dtype)) {
         moe_fail(st, MOE_USER,
                  "router.bias_file = %s: it holds %lld numbers of type %s in %d dimensions; "
-                 "allowed is [%d] of float32 or float64",
+                 "allowed is [%d] of float16, float32 or float64",
                  path, (long long)h.count, moe_dtype_name(h.dtype), h.num_dims,
                  c->model.num_experts);
     }
