@@ -418,12 +418,12 @@ static void load_bias(const moe_config *c, double *bias, moe_status *st) {
     int32_t n = c->model.num_experts, layers = c->model.num_layers;
     bool for_all = h.num_dims == 1 && h.shape[0] == n;
     bool for_each = h.num_dims == 2 && h.shape[0] == layers && h.shape[1] == n;
-    if ((!for_all && !for_each) || (h.dtype != MOE_F32 && h.dtype != MOE_F64)) {
+    if ((!for_all && !for_each) || !moe_dtype_is_float(h.dtype)) {
         moe_fail(
             st, MOE_USER,
             "router.bias_file = %s: it holds %lld numbers of type %s in %d dimensions; "
-            "allowed is [%d] (one bias for all layers) or [%d, %d] (layers, experts) of float32 "
-            "or float64",
+            "allowed is [%d] (one bias for all layers) or [%d, %d] (layers, experts) of float16, "
+            "float32 or float64",
             path, (long long)h.count, moe_dtype_name(h.dtype), h.num_dims, n, layers, n);
     }
     for (int64_t i = 0; i < (int64_t)layers * n && st->code == MOE_OK; i++) {

@@ -17,7 +17,7 @@ typedef struct moe_input {
     int32_t num_domains;
     int64_t *domain_offset;       /* [num_domains + 1] domain i (a file or folder) has the bytes
                                      domain_offset[i] .. domain_offset[i+1] - 1 of the text */
-    void *logits;                 /* [layers][T,N] float or double, as in the file */
+    void *logits;                 /* [layers][T,N] float or double */
     enum moe_dtype logits_dtype;  /* MOE_F32 or MOE_F64 */
     bool logits_look_like_shares; /* each row lies in [0,1] and sums to 1: were they meant? */
     int32_t *routing;             /* [layers][T,K] */

@@ -33,14 +33,14 @@ static real *read_array(
     if (moe_npy_read(path, &h, &data, st)) {
         return NULL;
     }
-    bool right = h.num_dims == num_dims && (h.dtype == MOE_F32 || h.dtype == MOE_F64);
+    bool right = h.num_dims == num_dims && moe_dtype_is_float(h.dtype);
     for (int i = 0; i < num_dims && right; i++) {
         right = h.shape[i] == shape[i] || (i == 0 && shape[0] < 0 && h.shape[0] > 0);
     }
     if (!right) {
         char found[128], needed[128];
-        moe_fail(st, MOE_USER, "%s is %s of %s, and float32 or float64 of %s is needed", path,
-                 shape_text(h.num_dims, h.shape, found), moe_dtype_name(h.dtype),
+        moe_fail(st, MOE_USER, "%s is %s of %s, and float16, float32 or float64 of %s is needed",
+                 path, shape_text(h.num_dims, h.shape, found), moe_dtype_name(h.dtype),
                  shape_text(num_dims, shape, needed));
         moe_free(data);
         return NULL;

@@ -343,7 +343,7 @@ static void test_bad_shapes(void) {
     refused_logits(1, MOE_F32, 3, 2, 4, N, "[2, 4, 144]; allowed");
     refused_logits(3, MOE_F32, 3, 2, 4, N, "[3, T, 144]");
     refused_logits(3, MOE_F32, 2, 7, N, 0, "[3 x T, 144]");
-    refused_logits(1, MOE_I32, 2, 4, N, 0, "int32; allowed are float32 and float64");
+    refused_logits(1, MOE_I32, 2, 4, N, 0, "int32; allowed are float16, float32 and float64");
 }
 
 static void refused_logit(double value, const char *expected) {
