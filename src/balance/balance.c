@@ -147,11 +147,9 @@ static double score_sum(const moe_stats *s, int64_t *cell, int32_t i) {
     return moe_exact_value01(moe_stats_score_hi(s, cell)[i], moe_stats_score_lo(s, cell)[i]);
 }
 
-/* I_i: the sum of the weights of expert i, or of its scores. */
+/* I_i: the sum of the weights of expert i, or of its scores without noise. */
 static double importance(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i) {
-    if (b->importance_of == MOE_IMPORTANCE_SCORES) {
-        return score_sum(s, cell, i);
-    }
+    (void)b;
     return moe_exact_value01(moe_stats_weight_hi(s, cell)[i], moe_stats_weight_lo(s, cell)[i]);
 }
 
@@ -380,8 +378,7 @@ void moe_balance_coefficients(
         }
     }
     add_expert_coefficients(b, s, cell, t, a);
-    add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE],
-                  b->importance_of == MOE_IMPORTANCE_SCORES ? a : a + n);
+    add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE], a + n);
     if (b->load_form != MOE_LOAD_SELECTIONS) {
         add_variation(b, s, cell, load, b->alpha[MOE_LOSS_LOAD], a + 2 * n);
     }

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 
 enum { MAGIC_LENGTH = 6, HEADER_MAX = 65536 };
 
@@ -318,16 +319,14 @@ static int read_header(FILE *file, int64_t file_size, moe_npy_header *header, mo
     return st->code;
 }
 
-/* Looks at what the path is before opening it, because opening a pipe would wait for ever. */
 FILE *moe_npy_open(const char *path, moe_npy_header *header, moe_status *st) {
     struct stat about;
+    const char *why;
     moe_status inner = {0};
-    FILE *file = NULL;
-    if (stat(path, &about) != 0) {
-        moe_fail(&inner, MOE_USER, "it cannot be opened: %s", strerror(errno));
-    } else if (!S_ISREG(about.st_mode)) {
-        moe_fail(&inner, MOE_USER, "it is not a regular file");
-    } else if (!(file = fopen(path, "rb"))) {
+    FILE *file = moe_file_stream(path, &why);
+    if (!file) {
+        moe_fail(&inner, MOE_USER, "it cannot be opened: %s", why);
+    } else if (fstat(fileno(file), &about) != 0) {
         moe_fail(&inner, MOE_USER, "it cannot be opened: %s", strerror(errno));
     } else {
         read_header(file, about.st_size, header, &inner);

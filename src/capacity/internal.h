@@ -17,6 +17,7 @@ typedef struct moe_dropping {
     int64_t shared_id[2]; /* and which */
     double *score; /* [num_selections] of the experts that serve; at first those of the routing */
     /* with overflow = next_choice, else NULL: of the whole pool */
+    double *weight;  /* [num_selections] of the experts that serve a pair of another */
     int64_t *room;   /* [num_pools][targets] pairs that still fit */
     int64_t *filled; /* [num_pools][targets] pairs in the buffer */
 } moe_dropping;

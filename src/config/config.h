@@ -51,6 +51,11 @@ bool moe_config_given(const moe_config *c, enum moe_key_id key);
  * experts where experts choose their tokens. */
 int32_t moe_config_most_experts(const moe_config *c);
 
+/* Local. The most distinct devices on which topk_group groups of a resolved configuration lie
+ * (docs/method.md section 2): M where groups are devices, M D/G where each group has whole devices
+ * of its own, and what the borders give where they run through devices. */
+int32_t moe_config_group_span(const moe_config *c);
+
 /* Local. The name of a value of an enum key, for reports:
  * moe_config_enum_name(MOE_KEY(router, score_func), MOE_SCORE_SIGMOID) is "sigmoid". */
 const char *moe_config_enum_name(enum moe_key_id key, int value);

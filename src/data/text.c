@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 
 typedef struct text_file {
     struct text_file *next;
@@ -76,9 +77,10 @@ static int compare_paths(const void *a, const void *b) {
 }
 
 static void read_file(const text_file *file, uint8_t *out, moe_status *st) {
-    FILE *open_file = fopen(file->path, "rb");
+    const char *why;
+    FILE *open_file = moe_file_stream(file->path, &why);
     if (!open_file) {
-        moe_fail(st, MOE_USER, "%s: it cannot be read: %s", file->path, strerror(errno));
+        moe_fail(st, MOE_USER, "%s: it cannot be read: %s", file->path, why);
         return;
     }
     if (fread(out, 1, (size_t)file->bytes, open_file) != (size_t)file->bytes) {

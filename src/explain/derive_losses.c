@@ -351,6 +351,9 @@ static void add_total(moe_derivation *d,
                       const moe_layer_metrics *metrics) {
     moe_pieces p = {.length = 0};
     double sum = 0;
+    if (isnan(metrics->total)) {
+        return; /* a loss with a coefficient needs what was not recorded */
+    }
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
         double alpha = job->balance->alpha[loss];
         if (alpha == 0) {
@@ -463,8 +466,8 @@ static void add_layer_means(moe_derivation *d, const moe_step_metrics *m, const 
 static void add_step_total(moe_derivation *d, const moe_step_metrics *m, const moe_figures *f) {
     double sum = 0;
     moe_pieces p = {.length = 0};
-    if (m->num_layers == 1 || isnan(m->layer[0].total)) {
-        return;
+    if (m->num_layers == 1 || isnan(f->total)) {
+        return; /* one layer, or a loss that a recording does not allow to compute */
     }
     for (int32_t l = 0; l < m->num_layers; l++) {
         sum += m->layer[l].total;

@@ -15,9 +15,9 @@ static pool_range pool_of(const moe_watched *w) {
     const moe_batch *b = w->context->batch;
     const moe_capacity *c = &w->context->capacity;
     if (c->policy == MOE_CAPACITY_SEQUENCE) {
-        int64_t begin = w->token / b->sequence_length * b->sequence_length,
-                end = begin + b->sequence_length;
-        return (pool_range){begin, end < b->num_tokens_global ? end : b->num_tokens_global};
+        int64_t sequence = moe_batch_sequence_of(b, w->token);
+        return (pool_range){moe_batch_sequence_begin(b, sequence),
+                            moe_batch_sequence_begin(b, sequence + 1)};
     }
     if (c->scope == MOE_CAPACITY_GLOBAL) {
         return (pool_range){0, b->num_tokens_global};

@@ -58,7 +58,8 @@ static void jitter_forward(const moe_layer *layer,
     }
 }
 
-/* In training: keeps what the smooth load needs of the logits, then adds the learned noise. */
+/* In training: keeps what smooth load and importance need of the logits, then adds the learned
+ * noise. */
 static void noise_forward(const moe_layer *layer,
                           const moe_draw *draw,
                           const moe_context *context,
@@ -114,9 +115,9 @@ static void gate_forward(const moe_layer *layer,
 
 /* --- router --- */
 
-/* The logits before noise, where a smooth load looks at them. */
+/* The logits before noise, where a smooth load or the importance looks at them. */
 static const moe_noisy *noisy_of(const moe_context *context, moe_activations *a) {
-    if (!context->trains || context->config->balance.load_form != MOE_LOAD_SHAZEER) {
+    if (!context->trains || !moe_noise_keeps_clean(&context->router)) {
         return NULL;
     }
     a->noisy = (moe_noisy){a->clean, a->v};
@@ -183,6 +184,12 @@ static void shared_forward(const moe_layer *layer,
                                    context->keep ? a->shared_h1 + begin * f : NULL,
                                    context->keep ? a->shared_h3 + begin * f : NULL,
                                    a->shared_y + begin * h);
+    }
+    const uint8_t *routed = moe_batch_routed(context->batch);
+    for (int64_t t = 0; t < context->batch->num_tokens && routed; t++) {
+        if (!routed[t]) {
+            memset(a->shared_y + t * h, 0, (size_t)h * sizeof *a->shared_y);
+        }
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < b->num_tokens * h; i++) {

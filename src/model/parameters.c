@@ -153,7 +153,7 @@ void moe_parameters_reduce(moe_parameters *all,
     for (int i = 0; i < all->num && scale != 1; i++) {
         scale_by(all->p[i].gradient, all->p[i].count * all->p[i].size, (real)scale);
     }
-    *bytes += 2 * (int64_t)(all->devices - 1) * total * (int64_t)sizeof(real);
+    *bytes += (int64_t)all->devices * total * (int64_t)sizeof(real);
 }
 
 /* --- norm --- */

@@ -107,28 +107,35 @@ static void print_balance(const moe_screen *s, const moe_config *c) {
 
 static void print_exchange(const moe_screen *s, const moe_config *c) {
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s",
-                       moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
-                       token ? ": one row per token and device"
-                       : c->exchange.mode == MOE_EXCHANGE_SELECTION
-                           ? ": one row per token and expert"
-                           : "",
-                       moe_config_enum_name(MOE_KEY(exchange, payload), c->exchange.payload));
+    moe_screen_wrapped(
+        s, LABEL, "exchange", "mode %s%s, payload %s",
+        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
+        token                                        ? ": one row per token and device"
+        : c->exchange.mode == MOE_EXCHANGE_SELECTION ? ": one row per token and expert"
+                                                     : "",
+        sizeof(real) == sizeof(double)
+            ? "fp64"
+            : moe_config_enum_name(MOE_KEY(exchange, payload), (int)c->exchange.payload));
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {
     const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made) {
-        moe_screen_wrapped(s, LABEL, "data", "%s from %s%s%s", source, c->data.path,
-                           c->data.mask[0] ? "; the losses leave out what is 0 in " : "",
-                           c->data.mask);
+        moe_screen_wrapped(
+            s, LABEL, "data", "%s from %s%s%s%s%s", source, c->data.path,
+            !c->data.mask[0]                         ? ""
+            : c->data.padding == MOE_PADDING_COUNTED ? "; the losses leave out what is 0 in "
+                                                     : "; nothing is computed for what is 0 in ",
+            c->data.mask, c->data.boundaries[0] ? "; sequences as in " : "", c->data.boundaries);
     } else {
-        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences of %s",
+        bool bounded = c->data.boundaries[0] != '\0';
+        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences %s %s",
                            source, c->data.source == MOE_SOURCE_TEXT ? " from " : "",
                            c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
-                           moe_format_count(c->data.tokens_per_device).s,
-                           moe_format_count(c->data.sequence_length).s);
+                           moe_format_count(c->data.tokens_per_device).s, bounded ? "as in" : "of",
+                           bounded ? c->data.boundaries
+                                   : moe_format_count(c->data.sequence_length).s);
     }
 }
 
@@ -279,12 +286,6 @@ static void print_memory(const moe_screen *s,
                        moe_format_glued(moe_format_bytes(bytes_per_rank * ranks)).s, left);
 }
 
-static void warn(const moe_screen *s, const char *text) {
-    fputs(moe_screen_paint(s, MOE_YELLOW), s->out);
-    moe_screen_wrapped(s, LABEL, "warning", "%s", text);
-    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
-}
-
 /* Warns once for each cause: "capacity.drop, capacity.capacity_factor have no effect:
  * capacity.policy = none". */
 static void warn_idle(const moe_screen *s, const moe_config *c) {
@@ -309,7 +310,7 @@ static void warn_idle(const moe_screen *s, const moe_config *c) {
             snprintf(text + length, sizeof text - length, ": %s = %s", moe_keys[because].full,
                      value);
         }
-        warn(s, text);
+        moe_terminal_warn(s, text);
     }
 }
 
@@ -348,14 +349,15 @@ static void print_warnings(const moe_screen *s,
                  end - begin, end - begin == 1 ? "" : "s", t[begin].threads, one ? "" : "s",
                  t[begin].host_cores, t[begin].host_cores == 1 ? "" : "s", t[begin].host,
                  c->cluster.devices);
-        warn(s, text);
+        moe_terminal_warn(s, text);
         break;
     }
     warn_slow_gemm(s, t, ranks);
     warn_idle(s, c);
     if (t[0].synthetic) {
-        warn(s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is "
-                "bound to it");
+        moe_terminal_warn(
+            s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is "
+               "bound to it");
     }
 }
 

@@ -36,7 +36,7 @@ static int64_t div_up(int64_t a, int64_t b) {
 
 enum {
     CALL_ROWS = 1024,     /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
-    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (parameters_tree.c) */
+    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
     BYTE_VALUES = 256
 };
 
@@ -178,11 +178,19 @@ static int64_t scratch(const moe_config *c, const sizes *s) {
     return mul(s->threads, expert > shared || c->model.num_shared_experts == 0 ? expert : shared);
 }
 
+/* Whether a loss looks at the logits before noise. */
+static bool keeps_clean(const moe_config *c) {
+    const bool quiet =
+        c->balance.load_form == MOE_LOAD_TUTEL || c->balance.importance_of == MOE_IMPORTANCE_SCORES;
+    return c->balance.load_form == MOE_LOAD_SHAZEER ||
+           (quiet && (c->router.noise > 0 || learns_noise(c)));
+}
+
 /* What training keeps of each token for noise: the logits before the noise and those of its scale
  * [N], and the jittered x [H]. */
 static int64_t noisy_reals(const moe_config *c) {
     const int64_t n = c->model.num_experts;
-    return (learns_noise(c) ? n : 0) + (c->balance.load_form == MOE_LOAD_SHAZEER ? n : 0) +
+    return (learns_noise(c) ? n : 0) + (keeps_clean(c) ? n : 0) +
            (c->router.jitter > 0 ? c->model.hidden_size : 0);
 }
 

@@ -46,6 +46,7 @@ static bool sort_without_ties(const moe_router *r, const double *s, ranked *orde
 void moe_group_theorem_check(const moe_router *r,
                              moe_logits logits,
                              const moe_routing *routing,
+                             const uint8_t *routed,
                              int64_t stride,
                              int64_t *eligible,
                              int64_t *violations) {
@@ -60,7 +61,7 @@ void moe_group_theorem_check(const moe_router *r,
     ranked *order = moe_scratch_take(r->scratch, n, sizeof *order, "check of groups");
     int32_t *greedy = moe_scratch_take(r->scratch, k, sizeof *greedy, "check of groups");
     for (int64_t t = 0; t < routing->num_tokens; t += stride) {
-        if (!read_logits(logits, t, n, z)) {
+        if ((routed && !routed[t]) || !read_logits(logits, t, n, z)) {
             continue;
         }
         moe_scores_fill(r, z, s, NULL);

@@ -14,10 +14,12 @@
 #include "router/settings.h"
 
 /* Local. Over this rank's tokens: how many meet the conditions, and how many of those violate the
- * theorem. Looks at every stride-th token, and costs about as much as routing them. */
+ * theorem. Looks at every stride-th token that is routed (moe_batch_routed), and costs about as
+ * much as routing them. */
 void moe_group_theorem_check(const moe_router *r,
                              moe_logits logits,
                              const moe_routing *routing,
+                             const uint8_t *routed,
                              int64_t stride,
                              int64_t *eligible,
                              int64_t *violations);

@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "base/scratch.h"
 #include "router/keyed.h"
+#include "router/scores.h"
 
 /* --- jitter --- */
 
@@ -88,6 +89,14 @@ void moe_noise_learned_gradient(const moe_router *r,
         }
         moe_scratch_give(r->scratch, normal);
     }
+}
+
+void moe_noise_quiet_scores(
+    const moe_router *r, const real *before, const double *z, double *clean, double *quiet) {
+    for (int32_t i = 0; i < r->num_experts; i++) {
+        clean[i] = z[i] == -INFINITY ? z[i] : (double)before[i];
+    }
+    moe_scores_fill(r, clean, quiet, NULL);
 }
 
 /* --- noise of fixed scale, and expert dropout --- */

@@ -68,13 +68,18 @@ static void count_token(const recorded *w,
     const moe_router *r = w->count.router;
     cell[MOE_STAT_TOKENS]++;
     moe_count_choices(&w->count, t, home, expert, count, cell);
-    moe_count_weights(&w->count, expert, w->weight, count, 1, cell);
+    if (r->importance_of == MOE_IMPORTANCE_WEIGHTS) {
+        moe_count_weights(&w->count, expert, w->weight, count, 1, cell);
+    }
     if (!s) {
         return;
     }
     moe_scores_normalize(r, s, w->normalized);
     moe_exact_add(cell + MOE_STAT_ENTROPY, moe_scores_entropy(w->normalized, r->num_experts));
     moe_count_scores(&w->count, w->normalized, cell);
+    if (r->importance_of == MOE_IMPORTANCE_SCORES) {
+        moe_count_importance(&w->count, w->normalized, cell);
+    }
 }
 
 static recorded recorded_reserve(const moe_router *r,
@@ -110,9 +115,14 @@ void moe_router_route_recorded(const moe_router *r,
     moe_routing_reserve(routing, batch->num_tokens, k);
     routing->unconverged_device = -1;
     recorded w = recorded_reserve(r, placement, stats, k);
+    const uint8_t *routed = moe_batch_routed(batch);
     for (int64_t i = 0; i < batch->num_segments; i++) {
         for (int64_t t = batch->segment[i].begin; t < batch->segment[i].end; t++) {
             const double *s = scores ? scores + t * r->num_experts : NULL;
+            if (routed && !routed[t]) {
+                routing->row_offset[t + 1] = 0;
+                continue;
+            }
             int32_t count =
                 route_token(&w, idx + t * k, weights ? weights + t * k : NULL, s, routing, t * k);
             routing->row_offset[t + 1] = count;

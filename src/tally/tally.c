@@ -72,10 +72,14 @@ static bool measures_unlimited(const moe_context *context) {
 static void count_reach(moe_tally *t, const moe_context *context, const moe_routing *routing) {
     const moe_router *r = &context->router;
     int32_t d = context->placement.devices;
-    int64_t reachable = (int64_t)r->topk_group * (d / r->num_groups > 1 ? d / r->num_groups : 1);
-    bool limited = r->group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
+    int32_t reachable = moe_config_group_span(context->config);
+    bool limited = r->group_limit != MOE_GROUP_NONE;
     int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
+    const uint8_t *routed = moe_batch_routed(context->batch);
     for (int64_t token = 0; token < routing->num_tokens; token++) {
+        if (routed && !routed[token]) {
+            continue;
+        }
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
         int64_t reach =
             distinct_devices(&context->placement, routing->expert + begin, k, stamp, token + 1);
@@ -119,6 +123,7 @@ static void count_unlimited(moe_tally *t,
     moe_draw draw = {.seed = (uint64_t)context->config->run.seed};
     int32_t n = greedy.num_experts;
     int64_t reached = 0;
+    const uint8_t *routed = moe_batch_routed(context->batch);
     if (!measures_unlimited(context)) {
         return;
     }
@@ -135,7 +140,8 @@ static void count_unlimited(moe_tally *t,
                                                sizeof *stamp, "tally");
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < context->batch->num_tokens; token++) {
-            if (moe_scores_read_logits(a->logits, token, n, z) & MOE_ROW_BAD) {
+            if ((routed && !routed[token]) ||
+                moe_scores_read_logits(a->logits, token, n, z) & MOE_ROW_BAD) {
                 continue;
             }
             moe_scores_fill(&greedy, z, s, NULL);
@@ -190,7 +196,7 @@ static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metri
 static void fill_counts(const moe_tally *t, const moe_context *context, moe_layer_metrics *out) {
     int64_t n = context->placement.num_experts;
     int64_t d = context->placement.devices;
-    int64_t tokens = context->batch->num_tokens_global;
+    int64_t tokens = context->batch->num_routed;
     memcpy(out->counts_per_expert, t->counts, (size_t)n * sizeof(int64_t));
     memcpy(out->matrix, t->sent, (size_t)(d * d) * sizeof(int64_t));
     memset(out->counts_per_device, 0, (size_t)d * sizeof(int64_t));

@@ -150,12 +150,6 @@ static double loss_without_shared(moe_training *t, int64_t batches) {
 
 /* --- all of it --- */
 
-static bool chooses_by_score(const moe_config *c) {
-    int method = c->router.method;
-    return method != MOE_METHOD_HASH && method != MOE_METHOD_RANDOM &&
-           method != MOE_METHOD_ROUND_ROBIN;
-}
-
 static moe_specialization prepared(const moe_training *t, int64_t batches) {
     const moe_config *c = t->stack->context->config;
     moe_specialization s = {.num_layers = t->stack->num_layers,
@@ -166,7 +160,7 @@ static moe_specialization prepared(const moe_training *t, int64_t batches) {
                             .num_shared = c->model.num_shared_experts,
                             .batches = batches,
                             .num_disabled = 1};
-    int64_t most = chooses_by_score(c) ? s.num_experts - s.top_k : 0;
+    int64_t most = moe_config_ignores_scores(c) ? 0 : s.num_experts - s.top_k;
     for (int32_t n = 1; n <= most && s.num_disabled < MOE_MAX_DISABLED; n *= 2) {
         s.disabled[s.num_disabled++] = n;
     }

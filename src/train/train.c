@@ -178,7 +178,10 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, 
 
 /* --- evaluation: nothing is tallied, nothing is kept for a gradient --- */
 
-double moe_training_evaluate(moe_training *t, int64_t batches, moe_stack_layer *run, void *self) {
+double moe_training_evaluate(moe_training *t,
+                             int64_t batches,
+                             moe_stack_run_layer *run,
+                             void *self) {
     moe_timeline *line = t->stack->context->timeline;
     loss_sum sum = {.tokens = 0};
     double start = moe_comm_time();

@@ -81,8 +81,8 @@ static void gradient_of(
     b.alpha[which] = 1;
     moe_balance_coefficients(&b, &f->placement, &f->stats, f->stats.cell, a);
     moe_loss_coefficients all = {.a = a, .inverse_tokens = 1.0 / TOKENS};
-    moe_loss_gradient(&f->router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, 0, TOKENS,
-                      &all, dlogits);
+    moe_loss_gradient(&f->router, &f->batch, (moe_logits){.f64 = f->z}, NULL, &f->routing, 0,
+                      TOKENS, &all, dlogits);
     memcpy(dz, dlogits + t * N, N * sizeof *dz);
 }
 

@@ -1,4 +1,4 @@
-/* test_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's
+/* mpi_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's
  * routing and losses); bit for bit the same when its devices are folded onto one rank, with 1 and 2
  * threads and in every exchange mode; and against golden layers of the public reference code.
  *

@@ -206,6 +206,9 @@ class Drawing:
         self.put("data.path", f"{self.source}.npy")
         if self.chance(0.3):
             self.put("data.mask", "mask.npy")
+            self.maybe(0.6, "data.padding", "dropped")
+        if self.chance(0.25):
+            self.put("data.boundaries", "boundaries.npy")
         if self.source == "logits":
             extra["double"] = self.chance(0.3)
             extra["ties"] = self.chance(0.2)
@@ -248,7 +251,8 @@ class Drawing:
         self.maybe(0.2, "router.gate_scale", 0.1, 0.5, 3)
         ranked = self.method in RANKED
         if ranked and self.source != "routing":
-            self.maybe(0.15, "router.bias_file", "bias.npy")
+            self.maybe(0.2, "router.bias_file", "bias.npy")
+            self.case.extra["bias_of_layers"] = self.chance(0.5)
             self.maybe(0.2, "router.bias_update_rate", 0.001, 0.1)
             self.maybe(0.1, "router.bias_update", "sign", "proportional")
             self.maybe(0.1, "router.bias_centered", "yes", "no")
@@ -439,7 +443,8 @@ KNOWN_KEYS = """
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
-    data.num_topics train.learning_rate train.accumulate train.context train.validation_every
+    data.mask data.padding data.boundaries router.bias_file data.num_topics
+    train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every
 """.split()
 

@@ -270,7 +270,7 @@ static void check_all_counts(const golden *g) {
 
 static void check_theorem(const golden *g) {
     int64_t eligible, violations;
-    moe_group_theorem_check(&g->router, (moe_logits){.f32 = g->logits.data}, &g->routing, 1,
+    moe_group_theorem_check(&g->router, (moe_logits){.f32 = g->logits.data}, &g->routing, NULL, 1,
                             &eligible, &violations);
     CHECK_MSG(violations == 0, "%s: %lld of %lld tokens", g->name, (long long)violations,
               (long long)eligible);
@@ -425,8 +425,8 @@ static void check_gradient_of(const golden *g,
         moe_balance_coefficients(&b, &g->placement, s, cell, a);
         moe_loss_coefficients all = {
             .a = a, .inverse_tokens = 1 / ((double)cell[MOE_STAT_TOKENS] * (double)s->num_cells)};
-        moe_loss_gradient(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, &g->routing,
-                          segment->begin, segment->end, &all, dlogits);
+        moe_loss_gradient(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, NULL,
+                          &g->routing, segment->begin, segment->end, &all, dlogits);
     }
     CHECK_MSG(wanted.header.count == count, "%s: %s", g->name, file);
     for (int64_t i = 0; i < count && wanted.header.count == count; i++) {

@@ -273,7 +273,7 @@ int32_t ref_distinct_groups(const moe_router *r, const int32_t *expert, int32_t 
     return distinct;
 }
 
-/* --- losses: method.md section 2 --- */
+/* --- losses: docs/method.md section 2 --- */
 
 static bool is_counted(const ref_batch *b, int64_t t) {
     return !b->counted || b->counted[t];

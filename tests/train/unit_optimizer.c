@@ -1,4 +1,4 @@
-/* test_optimizer.c: SGD and AdamW against a naive double implementation and hand values, clipping,
+/* unit_optimizer.c: SGD and AdamW against a naive double implementation and hand values, clipping,
  * and the schedules.
  *
  * ctest: f64 */

@@ -1,4 +1,4 @@
-/* test_task.c: what the text task reads, both ends of the network against naive doubles and finite
+/* unit_task.c: what the text task reads, both ends of the network against naive doubles and finite
  * differences, the regression task, and that nothing depends on the split over ranks.
  *
  * ctest: f64 */
