@@ -326,7 +326,7 @@ static void warn_slow_gemm(const moe_screen *s, const moe_topology *t, int ranks
                          "%s uses its %s kernels on %s, whose processor can do more: set "
                          "OPENBLAS_CORETYPE=%s, or source scripts/env",
                          k->library, k->kernels, t[q].host, moe_gemm_core_type());
-                warn(s, text);
+                moe_terminal_warn(s, text);
                 return;
             }
         }
