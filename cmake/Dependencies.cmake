@@ -38,18 +38,31 @@ if(NOT RANDOM123_INCLUDE_DIR)
 endif()
 
 find_path(CBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES ${CMAKE_LIBRARY_ARCHITECTURE} openblas openblas-pthread)
-find_library(BLAS_LIBRARY NAMES openblas)
+find_library(BLAS_LIBRARY NAMES openblas blis cblas)
 if(NOT CBLAS_INCLUDE_DIR OR NOT BLAS_LIBRARY)
   moesim_missing("OpenBLAS with cblas.h" "libopenblas-dev")
 endif()
+
+# oneDNN is optional. Its CMake package asks for OpenCL headers, which the product does not need.
+option(MOESIM_ONEDNN "Use oneDNN where it is installed" ON)
+find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.h)
+find_library(DNNL_LIBRARY NAMES dnnl)
 
 find_path(GLPK_INCLUDE_DIR glpk.h)   # GLPK has no pkg-config file
 find_library(GLPK_LIBRARY NAMES glpk)
 if(NOT GLPK_INCLUDE_DIR OR NOT GLPK_LIBRARY)
   moesim_missing("GLPK" "libglpk-dev")
 endif()
-mark_as_advanced(RANDOM123_INCLUDE_DIR CBLAS_INCLUDE_DIR BLAS_LIBRARY GLPK_INCLUDE_DIR GLPK_LIBRARY)
+mark_as_advanced(RANDOM123_INCLUDE_DIR CBLAS_INCLUDE_DIR BLAS_LIBRARY GLPK_INCLUDE_DIR GLPK_LIBRARY DNNL_INCLUDE_DIR DNNL_LIBRARY)
 
 add_library(moesim_dependencies INTERFACE)
 target_include_directories(moesim_dependencies SYSTEM INTERFACE ${RANDOM123_INCLUDE_DIR} ${CBLAS_INCLUDE_DIR} ${GLPK_INCLUDE_DIR})
 target_link_libraries(moesim_dependencies INTERFACE MPI::MPI_C OpenMP::OpenMP_C PkgConfig::HWLOC PkgConfig::INIH PkgConfig::JANSSON PkgConfig::XXHASH ${BLAS_LIBRARY} ${GLPK_LIBRARY} m)
+add_library(moesim_onednn INTERFACE)
+if(MOESIM_ONEDNN AND DNNL_INCLUDE_DIR AND DNNL_LIBRARY)
+  target_compile_definitions(moesim_onednn INTERFACE MOE_HAVE_ONEDNN)
+  target_include_directories(moesim_onednn SYSTEM INTERFACE ${DNNL_INCLUDE_DIR})
+  target_link_libraries(moesim_onednn INTERFACE ${DNNL_LIBRARY})
+else()
+  message(STATUS "oneDNN is not used; with it most matrix products are faster (apt-get install libdnnl-dev)")
+endif()

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/gemm.h"
 #include "config/enums.h"
 #include "config/keys.h"
 
@@ -20,6 +21,7 @@ typedef struct moe_run_config { /* [run] */
     int64_t steps;
     enum moe_mode mode;
     int32_t threads;
+    enum moe_gemm_library gemm;
 } moe_run_config;
 
 typedef struct moe_model_config { /* [model] */

@@ -1,4 +1,5 @@
 /* terminal_header.c: the beginning of a run on the screen: what runs, and where. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "config/idle.h"
@@ -250,6 +251,22 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
     }
 }
 
+/* Prints "oneDNN 2.6.3 (avx512_core); small products OpenBLAS 0.3.21 (SkylakeX)". */
+static void print_gemm(const moe_screen *s, const moe_topology *t) {
+    char text[256] = "";
+    size_t length = 0;
+    for (int i = 0; i < t->num_gemm; i++) {
+        const moe_gemm_kernels *k = &t->gemm[i];
+        length += (size_t)snprintf(text + length, sizeof text - length, "%s%s%s%s%s%s%s",
+                                   i > 0 ? "; small products " : "", k->library,
+                                   k->version[0] ? " " : "", k->version, k->kernels[0] ? " (" : "",
+                                   k->kernels, k->kernels[0] ? ")" : "");
+    }
+    if (length > 0) {
+        moe_screen_wrapped(s, LABEL, "gemm", "%s", text);
+    }
+}
+
 /* The memory that is available changes from run to run, so it is shown on a terminal only and not
  * in what is piped. */
 static void print_memory(const moe_screen *s,
@@ -297,6 +314,25 @@ static void warn_idle(const moe_screen *s, const moe_config *c) {
     }
 }
 
+/* Whoever set OPENBLAS_CORETYPE has chosen the kernels and is not warned of them. */
+static void warn_slow_gemm(const moe_screen *s, const moe_topology *t, int ranks) {
+    const char *chosen = getenv("OPENBLAS_CORETYPE");
+    for (int q = 0; q < ranks && !(chosen && chosen[0]); q++) {
+        for (int i = 0; i < t[q].num_gemm; i++) {
+            const moe_gemm_kernels *k = &t[q].gemm[i];
+            if (k->slow) {
+                char text[256];
+                snprintf(text, sizeof text,
+                         "%s uses its %s kernels on %s, whose processor can do more: set "
+                         "OPENBLAS_CORETYPE=%s, or source scripts/env",
+                         k->library, k->kernels, t[q].host, moe_gemm_core_type());
+                moe_terminal_warn(s, text);
+                return;
+            }
+        }
+    }
+}
+
 static void print_warnings(const moe_screen *s,
                            const moe_config *c,
                            const moe_topology *t,
@@ -316,6 +352,7 @@ static void print_warnings(const moe_screen *s,
         moe_terminal_warn(s, text);
         break;
     }
+    warn_slow_gemm(s, t, ranks);
     warn_idle(s, c);
     if (t[0].synthetic) {
         moe_terminal_warn(
@@ -342,6 +379,7 @@ void moe_terminal_header(const moe_screen *s,
     print_data(s, c);
     print_cluster(s, c, ranks);
     print_hosts(s, topologies, ranks);
+    print_gemm(s, &topologies[0]);
     print_memory(s, ranks, memory_bytes_per_rank, memory_available);
     print_warnings(s, c, topologies, ranks);
     fflush(s->out);

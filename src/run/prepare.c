@@ -166,7 +166,10 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
 
 int moe_run_prepare(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
-    moe_gemm_init();
+    moe_gemm_choose(c->run.gemm, st);
+    if (moe_comm_agree(r->comm, st)) {
+        return st->code;
+    }
     moe_topology_init(r->comm, c->run.threads, &r->topology);
     gather_topologies(r);
     if (read_and_check(r, st) || r->options->check_only || prepare_explainer(r, st)) {

@@ -2,7 +2,7 @@
  * routing and losses); bit for bit the same when its devices are folded onto one rank, with 1 and 2
  * threads and in every exchange mode; and against golden layers of the public reference code.
  *
- * ctest: f64 timeout=120 */
+ * ctest: f64 gemm timeout=120 */
 #include <limits.h>
 #include <omp.h>
 #include <string.h>

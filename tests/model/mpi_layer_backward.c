@@ -3,7 +3,7 @@
  * limits, loss scopes, expert types, exchange modes and shared experts. The double build bounds it
  * tightly, the float build loosely.
  *
- * ctest: f64 np=1,2,4 timeout=120 */
+ * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 

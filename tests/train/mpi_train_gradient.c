@@ -4,7 +4,7 @@
  * dropout) held fast by its keys, and with Mixtral's loss over the tokens of all layers in each
  * scope.
  *
- * ctest: f64 np=1,2,4 timeout=120 */
+ * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
