@@ -88,8 +88,7 @@ void moe_options_print_help(FILE *out) {
           "  mpirun -np 8 moesim configs/quickstart.ini\n"
           "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
           "\n"
-          "exit status: 0 done; 2 a mistake in the input, and one sentence that names it;\n"
-          "             3 the run failed its own checks; 1 anything else\n",
+          "exit status: 0 done; 2 a mistake in the input; 3 failed self-checks; 1 otherwise\n",
           out);
 }
 
