@@ -160,12 +160,22 @@ void moe_gemm_nt_add(int64_t m, int64_t n, int64_t k, const real *a, const real 
     multiply_or_clear(&(moe_product){false, true, m, n, k, a, b, 1, c});
 }
 
-void moe_gemm_nn(
-    int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c) {
+void moe_gemm_nn(int64_t m,
+                 int64_t n,
+                 int64_t k,
+                 const real *a,
+                 const real *b,
+                 real beta,
+                 real *c) {
     multiply_or_clear(&(moe_product){false, false, m, n, k, a, b, beta, c});
 }
 
-void moe_gemm_tn(
-    int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c) {
+void moe_gemm_tn(int64_t m,
+                 int64_t n,
+                 int64_t k,
+                 const real *a,
+                 const real *b,
+                 real beta,
+                 real *c) {
     multiply_or_clear(&(moe_product){true, false, m, n, k, a, b, beta, c});
 }

@@ -222,8 +222,11 @@ static int take_dictionary(moe_npy_text *t, moe_npy_header *out, moe_status *st)
 }
 
 /* Finds where the header begins and ends in the file, from the first 12 bytes. */
-static int find_header(
-    const unsigned char *bytes, size_t length, size_t *start, size_t *end, moe_status *st) {
+static int find_header(const unsigned char *bytes,
+                       size_t length,
+                       size_t *start,
+                       size_t *end,
+                       moe_status *st) {
     if (length < MAGIC_LENGTH + 4 || memcmp(bytes, "\x93NUMPY", MAGIC_LENGTH) != 0) {
         return moe_fail(st, MOE_USER,
                         "it is not a .npy file (no \\x93NUMPY at its start; "
@@ -295,8 +298,11 @@ int moe_npy_parse(const unsigned char *bytes,
     return count_elements(out, file_size, st);
 }
 
-size_t moe_npy_format(
-    enum moe_dtype dtype, int num_dims, const int64_t *shape, char *out, size_t capacity) {
+size_t moe_npy_format(enum moe_dtype dtype,
+                      int num_dims,
+                      const int64_t *shape,
+                      char *out,
+                      size_t capacity) {
     char dictionary[256];
     int length =
         snprintf(dictionary, sizeof dictionary,

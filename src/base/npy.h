@@ -52,8 +52,11 @@ int moe_npy_parse(const unsigned char *bytes,
 
 /* Local. Writes a header of version 1.0, padded to a multiple of 64 bytes, into out [capacity];
  * returns its length in bytes. */
-size_t moe_npy_format(
-    enum moe_dtype dtype, int num_dims, const int64_t *shape, char *out, size_t capacity);
+size_t moe_npy_format(enum moe_dtype dtype,
+                      int num_dims,
+                      const int64_t *shape,
+                      char *out,
+                      size_t capacity);
 
 /* Local. Opens a file, checks its header, and leaves it at the first element. The caller closes it
  * with fclose. Returns NULL, and one sentence with the path in *st, on failure. */

@@ -138,8 +138,11 @@ static logits_row read_row(const moe_token_array *r, int64_t row) {
 }
 
 /* No NaN, no +inf and nothing that is too large to be routed. -inf disables an expert. */
-static int check_row(
-    const moe_token_array *r, int32_t layer, int64_t t, double largest, moe_status *st) {
+static int check_row(const moe_token_array *r,
+                     int32_t layer,
+                     int64_t t,
+                     double largest,
+                     moe_status *st) {
     const double most = MOE_LOGIT_LIMIT - 16; /* the logsumexp is larger by log N at most */
     for (int64_t e = 0; e < r->columns; e++) {
         const double z = moe_npy_f64(&r->header, r->data, index_of_row(r, layer, t) + e);
@@ -238,8 +241,11 @@ static int check_enabled(const moe_comm *comm,
 /* --- recorded routing, its weights and scores --- */
 
 /* No expert may stand twice in the choices of one token; -1, which is none, may stand anywhere. */
-static int check_choices(
-    const moe_token_array *r, int32_t layer, int64_t t, const int32_t *idx, moe_status *st) {
+static int check_choices(const moe_token_array *r,
+                         int32_t layer,
+                         int64_t t,
+                         const int32_t *idx,
+                         moe_status *st) {
     for (int64_t k = 0; k < r->columns; k++) {
         for (int64_t j = 0; j < k; j++) {
             if (idx[k] >= 0 && idx[j] == idx[k]) {
@@ -454,20 +460,29 @@ static int read_bias(const moe_comm *comm, const moe_config *c, moe_input *in, m
 
 /* --- hidden vectors --- */
 
-static void synthetic_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void synthetic_vectors(const moe_input *in,
+                              const moe_config *c,
+                              int64_t step,
+                              moe_batch *b,
+                              real *x) {
     (void)in;
     moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, b, step, x, NULL);
 }
 
-static void text_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void text_vectors(const moe_input *in,
+                         const moe_config *c,
+                         int64_t step,
+                         moe_batch *b,
+                         real *x) {
     moe_window_vectors(in->text, in->text_length, c->run.seed, c->train.context,
                        c->model.hidden_size, step, b, x);
 }
 
-static void keyed_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void keyed_vectors(const moe_input *in,
+                          const moe_config *c,
+                          int64_t step,
+                          moe_batch *b,
+                          real *x) {
     (void)in, (void)step;
     moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
 }
@@ -488,8 +503,11 @@ static const source sources[] = {
     [MOE_SOURCE_ROUTING] = {read_routing, keyed_vectors},
 };
 
-void moe_input_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+void moe_input_vectors(const moe_input *in,
+                       const moe_config *c,
+                       int64_t step,
+                       moe_batch *b,
+                       real *x) {
     sources[c->data.source].vectors(in, c, step, b, x);
 }
 

@@ -55,8 +55,11 @@ int moe_input_check(const moe_input *in, const moe_config *c, int64_t tokens, mo
 /* Collective. Lays out `tokens` tokens of the global batch over devices and ranks, with the
  * boundaries and the mask of the input, which has to outlive *b. The caller owns *b:
  * moe_batch_free. */
-void moe_input_layout(
-    const moe_input *in, const moe_config *c, const moe_comm *comm, int64_t tokens, moe_batch *b);
+void moe_input_layout(const moe_input *in,
+                      const moe_config *c,
+                      const moe_comm *comm,
+                      int64_t tokens,
+                      moe_batch *b);
 
 /* Local. How many of `tokens` tokens are routed, and the length of the longest sequence. */
 int64_t moe_input_routed(const moe_input *in, const moe_config *c, int64_t tokens);
@@ -64,7 +67,10 @@ int64_t moe_input_longest_sequence(const moe_input *in, const moe_config *c, int
 
 /* Local. x [T,H] of a step from the source that the configuration names: random topics, windows of
  * the text (which also fills b->byte), or, where the files have no hidden states, keyed vectors. */
-void moe_input_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x);
+void moe_input_vectors(const moe_input *in,
+                       const moe_config *c,
+                       int64_t step,
+                       moe_batch *b,
+                       real *x);
 
 #endif

@@ -139,8 +139,11 @@ static int32_t cut_at_colons(char *paths) {
 
 /* Finds the files of all domains, whose paths stand one behind the other, each with its 0 at the
  * end. */
-static void find_domains(
-    text_list *list, const char *path, int32_t num_domains, int64_t *offset, moe_status *st) {
+static void find_domains(text_list *list,
+                         const char *path,
+                         int32_t num_domains,
+                         int64_t *offset,
+                         moe_status *st) {
     offset[0] = 0;
     for (int32_t i = 0; i < num_domains && st->code == MOE_OK; i++) {
         find_domain(&list[i], path, st);

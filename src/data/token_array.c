@@ -139,8 +139,11 @@ static int64_t overlap(const block *b, int q, int64_t begin, int64_t end, int64_
     return to > *from ? to - *from : 0;
 }
 
-static void deal_block(
-    const moe_comm *comm, const block *b, int64_t begin, int64_t end, char *mine) {
+static void deal_block(const moe_comm *comm,
+                       const block *b,
+                       int64_t begin,
+                       int64_t end,
+                       char *mine) {
     int n = comm->size;
     int64_t *send_count = b->counts;
     int64_t *send_offset = b->counts + n;

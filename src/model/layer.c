@@ -84,8 +84,12 @@ void moe_layer_free(moe_layer *layer) {
 
 /* --- the table of parameters --- */
 
-static int add_replicated(
-    moe_parameters *all, int32_t layer, const char *what, bool decay, int64_t size, real *value) {
+static int add_replicated(moe_parameters *all,
+                          int32_t layer,
+                          const char *what,
+                          bool decay,
+                          int64_t size,
+                          real *value) {
     char name[64];
     if (!value) {
         return -1;

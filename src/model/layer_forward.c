@@ -29,8 +29,12 @@ static void norm_forward(const moe_layer *layer,
 enum { GATE_ROWS = 256 };
 
 /* logits [T,N] = u [T,H] * gate [N,H]^T (docs/method.md section 1.1). */
-static void gate_logits(
-    const real *gate, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
+static void gate_logits(const real *gate,
+                        const moe_batch *b,
+                        const real *u,
+                        int64_t h,
+                        int64_t n,
+                        real *logits) {
     for (int32_t j = 0; j < b->num_local_devices; j++) {
 #pragma omp parallel for schedule(dynamic)
         for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1];

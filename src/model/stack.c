@@ -112,8 +112,12 @@ void moe_stack_backward(moe_stack *s,
 
 /* --- evaluation --- */
 
-static void run_layer(
-    void *self, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void run_layer(void *self,
+                      int32_t l,
+                      const real *x,
+                      real *y,
+                      moe_activations *a,
+                      moe_layer_metrics *metrics) {
     const moe_stack *s = self;
     moe_layer_forward(&s->layer[l], s->context, x, y, a, metrics);
 }

@@ -42,8 +42,11 @@ typedef struct moe_observer {
     void *self; /* first argument of the hooks */
     /* Collective. Right after the forward pass of layer l, before its residual: s->y is its output.
      * A failure that all ranks agree on ends the pass. */
-    int (*after_layer)(
-        void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st);
+    int (*after_layer)(void *self,
+                       const moe_stack *s,
+                       int32_t l,
+                       moe_step_metrics *metrics,
+                       moe_status *st);
     /* Collective. Before the backward pass of layer l: dy [T,H] is the gradient of its output. */
     void (*before_backward)(void *self, const moe_stack *s, int32_t l, const real *dy);
     /* Collective. Right after it: s->backward still holds the gradients of the layer's logits. */
@@ -86,8 +89,12 @@ void moe_stack_backward(moe_stack *s,
                         moe_step_metrics *metrics);
 
 /* Stands in for moe_layer_forward of layer l in moe_stack_evaluate. */
-typedef void moe_stack_run_layer(
-    void *self, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics);
+typedef void moe_stack_run_layer(void *self,
+                                 int32_t l,
+                                 const real *x,
+                                 real *y,
+                                 moe_activations *a,
+                                 moe_layer_metrics *metrics);
 
 /* Collective. The forward pass with nothing measured and nothing kept for backward. run = NULL:
  * moe_layer_forward. */

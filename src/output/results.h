@@ -107,8 +107,11 @@ void moe_results_free(moe_results *r);
 /* Collective. Writes rank 0's text into the folder, whole or not at all. `name` is one of
  * files.def.
  */
-int moe_results_write_text(
-    const moe_comm *comm, const moe_results *r, const char *name, const char *text, moe_status *st);
+int moe_results_write_text(const moe_comm *comm,
+                           const moe_results *r,
+                           const char *name,
+                           const char *text,
+                           moe_status *st);
 
 /* Collective. Writes topk_idx.npy int32 [layers,T,K] (-1: none), topk_weight.npy float32 and
  * kept.npy uint8 (1: an expert serves it) of the same shape; with overflow = next_choice also

@@ -213,8 +213,11 @@ static void print_place(const moe_screen *s, const moe_topology *t, int begin, i
                        t->threads == 1 ? "" : "s", end - begin > 1 ? " each" : "", where);
 }
 
-static void print_host(
-    const moe_screen *s, const moe_topology *t, int begin, int end, const char *label) {
+static void print_host(const moe_screen *s,
+                       const moe_topology *t,
+                       int begin,
+                       int end,
+                       const char *label) {
     const moe_topology *h = &t[begin];
     moe_screen_wrapped(s, LABEL, label, "%s: %s, %d core%s, %s of memory%s%s", h->host,
                        rank_range(begin, end).s, h->host_cores, h->host_cores == 1 ? "" : "s",

@@ -97,8 +97,11 @@ typedef struct swap {
     double larger;       /* the larger load of the two devices afterwards */
 } swap;
 
-static void consider(
-    const moe_balancer_answer *a, const double *load, int32_t here, int32_t there, swap *best) {
+static void consider(const moe_balancer_answer *a,
+                     const double *load,
+                     int32_t here,
+                     int32_t there,
+                     swap *best) {
     const int32_t s = a->slots_per_device;
     const double difference = a->served[here] - a->served[there];
     const double larger = fmax(load[here / s] - difference, load[there / s] + difference);

@@ -10,8 +10,11 @@
 
 /* --- the beginning --- */
 
-static void add_replica(
-    moe_balancer_answer *a, double *load, int32_t devices, int32_t expert, double each) {
+static void add_replica(moe_balancer_answer *a,
+                        double *load,
+                        int32_t devices,
+                        int32_t expert,
+                        double each) {
     int32_t best = -1;
     for (int32_t d = 0; d < devices; d++) {
         const bool full = a->expert[(d + 1) * a->slots_per_device - 1] >= 0;
@@ -63,8 +66,11 @@ static void begin(const moe_balancer_problem *p, moe_balancer_answer *a) {
 
 /* Swaps the pair of slots of two devices that leaves the smaller larger load, if that gains more
  * than the cost. */
-static bool swap_once(
-    moe_balancer_answer *a, const double *load, int32_t from, int32_t to, double cost) {
+static bool swap_once(moe_balancer_answer *a,
+                      const double *load,
+                      int32_t from,
+                      int32_t to,
+                      double cost) {
     const int32_t s = a->slots_per_device;
     double best = load[from] - cost;
     int32_t here = -1, there = -1;

@@ -60,8 +60,11 @@ static void pack(const float *weight, int32_t n, int32_t m, int32_t *place) {
 /* --- the steps --- */
 
 /* sorted[k]: the expert at place k when the groups stand in the order of their nodes. */
-static void sort_by_node(
-    const float *weight, int32_t n, int32_t groups, int32_t nodes, int32_t *sorted) {
+static void sort_by_node(const float *weight,
+                         int32_t n,
+                         int32_t groups,
+                         int32_t nodes,
+                         int32_t *sorted) {
     const int32_t size = n / groups;
     float *total = moe_alloc_zero(groups, sizeof *total, "eplb");
     int32_t *place = moe_alloc(groups, sizeof *place, "eplb");
@@ -77,8 +80,11 @@ static void sort_by_node(
 }
 
 /* of_slot[s]: the expert whose replica s is. The first n are the experts themselves. */
-static void replicate(
-    const float *weight, int32_t n, int32_t slots, int32_t *of_slot, int32_t *count) {
+static void replicate(const float *weight,
+                      int32_t n,
+                      int32_t slots,
+                      int32_t *of_slot,
+                      int32_t *count) {
     for (int32_t s = 0; s < slots; s++) {
         int32_t most = s;
         if (s >= n) {

@@ -61,8 +61,11 @@ static bool find_best(const moe_router *r, workspace *w) {
 /* Of token t: 0 where it does not meet the conditions, 1 where it does, and 2 more where it then
  * violates the theorem. */
 enum { ELIGIBLE = 1, VIOLATION = 2 };
-static int check_token(
-    const moe_router *r, moe_logits logits, const moe_routing *routing, int64_t t, workspace *w) {
+static int check_token(const moe_router *r,
+                       moe_logits logits,
+                       const moe_routing *routing,
+                       int64_t t,
+                       workspace *w) {
     if (!read_logits(logits, t, r->num_experts, w->z)) {
         return 0;
     }

@@ -7,8 +7,11 @@
 
 /* --- by score --- */
 
-void moe_method_rank(
-    moe_chooser *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
+void moe_method_rank(moe_chooser *w,
+                     const moe_router *r,
+                     const double *z,
+                     const double *s,
+                     int may_be_disabled) {
     /* z + log of the expert's factor orders experts like exp(z) times the factor does */
     moe_tournament_fill(&w->tournament, w->factor ? z : s, w->factor ? w->factor : r->bias,
                         may_be_disabled ? z : NULL);
@@ -61,8 +64,11 @@ static int32_t choose_top_p(moe_chooser *w,
 
 /* An expert drawn among those other than `first` with probability s_i / sum of their s, which is
  * what DeepSpeed's Gumbel noise on the logits amounts to; -1 = there is no other. */
-static int32_t draw_second(
-    const moe_chooser *w, const moe_router *r, const double *z, const double *s, int32_t first) {
+static int32_t draw_second(const moe_chooser *w,
+                           const moe_router *r,
+                           const double *z,
+                           const double *s,
+                           int32_t first) {
     int32_t last = -1;
     double total = 0, sum = 0;
     for (int32_t i = 0; i < r->num_experts; i++) {

@@ -69,7 +69,10 @@ static inline bool moe_method_may_leave_out(const moe_router *r) {
 }
 
 /* Local. Fills in the selection scores of a token and admits its groups. */
-void moe_method_rank(
-    moe_chooser *w, const moe_router *r, const double *z, const double *s, int may_be_disabled);
+void moe_method_rank(moe_chooser *w,
+                     const moe_router *r,
+                     const double *z,
+                     const double *s,
+                     int may_be_disabled);
 
 #endif

@@ -18,8 +18,11 @@ typedef struct recorded {
 } recorded;
 
 /* One token's experts (-1 left out) by falling key, then index; returns how many. */
-static int32_t order_experts(
-    const int32_t *idx, const double *key, int32_t k, int32_t *expert, int32_t *from) {
+static int32_t order_experts(const int32_t *idx,
+                             const double *key,
+                             int32_t k,
+                             int32_t *expert,
+                             int32_t *from) {
     int32_t count = 0;
     for (int32_t i = 0; i < k; i++) {
         int32_t place = 0;

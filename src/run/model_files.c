@@ -24,8 +24,11 @@ static const char *shape_text(int num_dims, const int64_t *shape, char text[128]
 
 /* Rank 0: the values of folder/name.npy as real; the shape must be `shape` (shape[0] = -1: any, and
  * told there). */
-static real *read_array(
-    const moe_config *c, const char *name, int num_dims, int64_t *shape, moe_status *st) {
+static real *read_array(const moe_config *c,
+                        const char *name,
+                        int num_dims,
+                        int64_t *shape,
+                        moe_status *st) {
     char path[MOE_PATH_MAX + 32];
     moe_npy_header h;
     void *data = NULL;

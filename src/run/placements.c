@@ -26,8 +26,11 @@ static int check_slots(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
-static int check_window(
-    const moe_config *c, enum moe_key_id key, int64_t window, int64_t steps, moe_status *st) {
+static int check_window(const moe_config *c,
+                        enum moe_key_id key,
+                        int64_t window,
+                        int64_t steps,
+                        moe_status *st) {
     if (window > steps) {
         return moe_refuse_key(c, key, st, "the run has %lld step%s, and a window is part of it",
                               (long long)steps, steps == 1 ? "" : "s");

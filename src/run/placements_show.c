@@ -39,8 +39,8 @@ static double moved(const moe_comparison *x, const moe_candidate *candidate) {
     return (double)candidate->moved / (double)x->score;
 }
 
-static const char *const timing_names[] = {
-    [MOE_BALANCER_FIXED] = "once", [MOE_BALANCER_SPLITS] = "split", [MOE_BALANCER_PLANS] = "plan"};
+static const char *const timing_names[] =
+    {[MOE_BALANCER_FIXED] = "once", [MOE_BALANCER_SPLITS] = "split", [MOE_BALANCER_PLANS] = "plan"};
 
 /* --- the screen --- */
 

@@ -172,8 +172,11 @@ static void take_half(moe_step_source *s, int32_t layer) {
 }
 
 /* Collective. Gathers what the layer's router chose, before dropping. */
-static int after_layer(
-    void *self, const moe_stack *stack, int32_t l, moe_step_metrics *metrics, moe_status *st) {
+static int after_layer(void *self,
+                       const moe_stack *stack,
+                       int32_t l,
+                       moe_step_metrics *metrics,
+                       moe_status *st) {
     moe_step_source *s = self;
     const moe_routing *r = &moe_stack_activations(stack, l)->routing;
     const int64_t k = columns(s);

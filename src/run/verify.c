@@ -49,8 +49,11 @@ static void say(verification *v, const char *name, bool ok, const char *format, 
     printf(", %s\n", ok ? "ok" : "FAILED");
 }
 
-static void compare(
-    verification *v, const char *name, double expected, double found, double tolerance) {
+static void compare(verification *v,
+                    const char *name,
+                    double expected,
+                    double found,
+                    double tolerance) {
     say(v, name, fabs(found - expected) <= tolerance, "expected %.7g, found %.7g", expected, found);
 }
 

@@ -56,8 +56,11 @@ static void take(moe_checkpoint *found, const moe_checkpoint_table *t) {
 }
 
 /* Collective. *found becomes the checkpoint after `step` steps, if it is whole. */
-static int try_step(
-    const moe_comm *comm, const char *folder, int64_t step, moe_checkpoint *found, moe_status *st) {
+static int try_step(const moe_comm *comm,
+                    const char *folder,
+                    int64_t step,
+                    moe_checkpoint *found,
+                    moe_status *st) {
     moe_checkpoint_table t;
     moe_checkpoint_folder_file(folder, step, found->path);
     if (moe_checkpoint_file_load(comm, found->path, &t, st) == MOE_OK && t.step != step) {

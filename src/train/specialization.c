@@ -73,8 +73,12 @@ static void mask(const masked *m, int32_t l, const real *logits) {
     }
 }
 
-static void masked_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void masked_layer(void *user,
+                         int32_t l,
+                         const real *x,
+                         real *y,
+                         moe_activations *a,
+                         moe_layer_metrics *metrics) {
     masked *m = user;
     const moe_training *t = m->training;
     moe_layer_forward(&t->stack->layer[l], t->stack->context, x, y, a, metrics);
@@ -89,8 +93,12 @@ typedef struct observer {
     moe_specialization *result;
 } observer;
 
-static void observed_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void observed_layer(void *user,
+                           int32_t l,
+                           const real *x,
+                           real *y,
+                           moe_activations *a,
+                           moe_layer_metrics *metrics) {
     const observer *o = user;
     const moe_training *t = o->training;
     moe_specialization *s = o->result;
@@ -115,8 +123,12 @@ typedef struct replaced {
     moe_context context;
 } replaced;
 
-static void replaced_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void replaced_layer(void *user,
+                           int32_t l,
+                           const real *x,
+                           real *y,
+                           moe_activations *a,
+                           moe_layer_metrics *metrics) {
     const replaced *r = user;
     moe_layer layer = r->training->stack->layer[l];
     layer.shared.count = 0;

@@ -162,8 +162,12 @@ void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root) 
     }
 }
 
-static void reduce_in_place(
-    const moe_comm *comm, void *values, int64_t count, MPI_Datatype type, size_t size, MPI_Op op) {
+static void reduce_in_place(const moe_comm *comm,
+                            void *values,
+                            int64_t count,
+                            MPI_Datatype type,
+                            size_t size,
+                            MPI_Op op) {
     for (int64_t done = 0; done < count;) {
         int n = narrow(comm, count - done);
         MPI_Allreduce(MPI_IN_PLACE, (char *)values + done * (int64_t)size, n, type, op, comm->comm);
@@ -254,8 +258,11 @@ static MPI_Datatype row_type(int64_t row_bytes) {
     return row_types[num_row_types++].type;
 }
 
-static void alltoallv_once(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
+static void alltoallv_once(const moe_comm *comm,
+                           moe_blocks send,
+                           moe_blocks recv,
+                           MPI_Datatype type,
+                           int64_t limit) {
     int n = comm->size, few[4 * FEW_RANKS], *ints = ints_for(comm, few);
     narrow_all(send.count, ints, n, limit);
     narrow_all(send.offset, ints + n, n, limit);
@@ -301,8 +308,11 @@ static void stage_copy(const moe_comm *comm,
     }
 }
 
-static void alltoallv_in_rounds(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, MPI_Datatype type) {
+static void alltoallv_in_rounds(const moe_comm *comm,
+                                moe_blocks send,
+                                moe_blocks recv,
+                                int64_t row_bytes,
+                                MPI_Datatype type) {
     int64_t step = comm->max_count / comm->size > 0 ? comm->max_count / comm->size : 1, longest = 0;
     for (int q = 0; q < comm->size; q++) {
         if (send.count[q] > longest) {
@@ -332,8 +342,11 @@ static void alltoallv_in_rounds(
     moe_free(layout);
 }
 
-void moe_comm_alltoallv(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, int64_t most_rows) {
+void moe_comm_alltoallv(const moe_comm *comm,
+                        moe_blocks send,
+                        moe_blocks recv,
+                        int64_t row_bytes,
+                        int64_t most_rows) {
     MPI_Datatype type = row_type(row_bytes);
     if (most_rows <= comm->max_count) {
         alltoallv_once(comm, send, recv, type, comm->max_count);

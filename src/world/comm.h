@@ -66,8 +66,11 @@ typedef struct moe_blocks {
  * in rows. most_rows is the same number on all ranks, and no rank's sum of counts or end of a block
  * exceeds it. Where it passes max_count, all ranks go through several rounds with staging buffers
  * of bounded size instead: no count or offset ever overflows MPI's int. */
-void moe_comm_alltoallv(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, int64_t most_rows);
+void moe_comm_alltoallv(const moe_comm *comm,
+                        moe_blocks send,
+                        moe_blocks recv,
+                        int64_t row_bytes,
+                        int64_t most_rows);
 
 /* Local. Seconds of a clock that only runs forward and that the ranks of a host share. Only
  * differences have a meaning. */

@@ -35,8 +35,11 @@ static void reserve_file(const char *path, int64_t bytes, moe_status *st) {
 }
 
 /* Collective. Makes the file and opens it on every rank; on failure it is open on none. */
-static int open_everywhere(
-    const moe_comm *comm, const char *path, int64_t bytes, MPI_File *file, moe_status *st) {
+static int open_everywhere(const moe_comm *comm,
+                           const char *path,
+                           int64_t bytes,
+                           MPI_File *file,
+                           moe_status *st) {
     *file = MPI_FILE_NULL;
     if (comm->rank == 0) {
         reserve_file(path, bytes, st);

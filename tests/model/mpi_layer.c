@@ -117,8 +117,11 @@ static void naive_norm(const layer_run *r, const real *x, double *u) {
 
 /* One token: its logits must be those of the gate; given them, its y must be that of the
  * reference's experts and weights. */
-static void check_token(
-    const layer_run *r, const double *z, int64_t t, double *worst_logit, double *worst_y) {
+static void check_token(const layer_run *r,
+                        const double *z,
+                        int64_t t,
+                        double *worst_logit,
+                        double *worst_y) {
     int64_t h = r->m.c.model.hidden_size, n = r->m.c.model.num_experts;
     const moe_placement *p = &r->m.context.placement;
     double *u = moe_alloc(2 * h + 2 * n, sizeof *u, "test");

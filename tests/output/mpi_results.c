@@ -210,8 +210,11 @@ static void check_summary(const moe_comm *comm,
     json_decref(o);
 }
 
-static void check_array(
-    const char *path, enum moe_dtype dtype, int dims, const int64_t *shape, const void *expected) {
+static void check_array(const char *path,
+                        enum moe_dtype dtype,
+                        int dims,
+                        const int64_t *shape,
+                        const void *expected) {
     moe_npy_header h;
     moe_status st = {0};
     void *data = NULL;
@@ -401,8 +404,11 @@ static void check_training_summary(const moe_config *c, const char *path, bool d
     json_decref(o);
 }
 
-static void check_training(
-    const moe_comm *comm, moe_config c, const char *name, bool text, bool diverges) {
+static void check_training(const moe_comm *comm,
+                           moe_config c,
+                           const char *name,
+                           bool text,
+                           bool diverges) {
     moe_step_metrics r;
     char folder[256], path[300];
     c.run.mode = MOE_MODE_TRAIN;

@@ -34,8 +34,11 @@ static void make_topologies(moe_topology *t, int ranks, bool oversubscribed) {
 }
 
 /* Whole life of a report, written to a file that is no terminal. */
-static page render(
-    moe_screen s, const moe_config *c, const moe_step_metrics *r, int ranks, bool oversubscribed) {
+static page render(moe_screen s,
+                   const moe_config *c,
+                   const moe_step_metrics *r,
+                   int ranks,
+                   bool oversubscribed) {
     moe_topology t[64];
     page p = {NULL, 0};
     make_topologies(t, ranks, oversubscribed);

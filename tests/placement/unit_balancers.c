@@ -199,8 +199,12 @@ static void check_again(const moe_balancer *b,
     moe_balancer_answer_free(&again);
 }
 
-static void test_invariants(
-    int32_t n, int32_t devices, int32_t nodes, int32_t groups, int32_t slots, uint64_t seed) {
+static void test_invariants(int32_t n,
+                            int32_t devices,
+                            int32_t nodes,
+                            int32_t groups,
+                            int32_t slots,
+                            uint64_t seed) {
     double *load = skewed_loads(n, 0.3 * (double)(seed % 5), seed);
     double *pairs = clustered_pairs(load, n, n > 4 ? 4 : 1);
     const moe_balancer_problem p = {n, devices, nodes, groups, slots, load, pairs, .alpha = 0};

@@ -241,8 +241,11 @@ static void check_weights_f64(const golden *g) {
     moe_free(z);
 }
 
-static void check_counts(
-    const golden *g, const moe_stats *s, int64_t *cell, const json_t *experts, const char *what) {
+static void check_counts(const golden *g,
+                         const moe_stats *s,
+                         int64_t *cell,
+                         const json_t *experts,
+                         const char *what) {
     for (size_t i = 0; i < json_array_size(experts); i++) {
         CHECK_MSG(moe_stats_counts(s, cell)[i] == json_integer_value(json_array_get(experts, i)),
                   "%s: %s, expert %zu", g->name, what, i);

@@ -69,16 +69,22 @@ static void end_run(const moe_comm *comm,
     moe_free(t);
 }
 
-static void open_run(
-    const moe_comm *comm, const moe_config *c, const char *name, bool force, moe_results *results) {
+static void open_run(const moe_comm *comm,
+                     const moe_config *c,
+                     const char *name,
+                     bool force,
+                     moe_results *results) {
     char folder[256];
     moe_status st = {0};
     path_of(name, "", folder);
     CHECK_MSG(moe_results_open(comm, c, folder, force, results, &st) == MOE_OK, "%s", st.message);
 }
 
-static void whole_run(
-    const moe_comm *comm, const moe_config *c, moe_step_metrics *r, const char *name, bool force) {
+static void whole_run(const moe_comm *comm,
+                      const moe_config *c,
+                      moe_step_metrics *r,
+                      const char *name,
+                      bool force) {
     moe_results results;
     open_run(comm, c, name, force, &results);
     run_steps(comm, c, r, &results, 0, STEPS);
