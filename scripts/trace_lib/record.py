@@ -19,9 +19,6 @@ EPILOG = """examples:
       --set router.topk_group=3
 """
 MOST_TOKENS = 1 << 27
-# Whether the program reads router.bias_file of shape [layers, N]. Until it does, the file of
-# several layers is written and named in a comment of the configuration only.
-LAYERED_BIAS = False
 
 
 class Recorder:
@@ -87,26 +84,15 @@ def numbers_of(bias, num_experts):
 
 
 def write_bias(folder, biases, num_experts):
-    """bias.npy [layers, N], or [N] of one layer; returns (files, settings, comments, notes)."""
+    """bias.npy [layers, N], or [N] of one layer; returns (files, settings)."""
     if not biases:
-        return [], {}, [], []
+        return [], {}
     parts = [numbers_of(bias, num_experts) for bias in biases]
     for i, part in enumerate(parts):
         check_numbers(part, num_experts, f"selection bias of router {i}")
     path = os.path.join(folder, "bias.npy")
     npy.save(path, "<f4", output.shape_of(len(parts), num_experts), parts)
-    if len(parts) == 1 or LAYERED_BIAS:
-        return ["bias.npy"], {"router.bias_file": output.quoted(path)}, [], []
-    said = (
-        f"bias.npy holds the selection bias of each of the {len(parts)} layers, which this version"
-        " of the program does not read yet (router.bias_file is [N], one bias for all layers)"
-    )
-    comments = [
-        said + ":",
-        "the choices of logits.ini are those without it, and differ from the model's",
-        f"[router] bias_file = {output.quoted(path)}",
-    ]
-    return ["bias.npy"], {}, comments, [said + ": the choices of logits.ini are those without it"]
+    return ["bias.npy"], {"router.bias_file": output.quoted(path)}
 
 
 def write(folder, model, result, tokens, length, title, by_hand=None):
@@ -117,16 +103,14 @@ def write(folder, model, result, tokens, length, title, by_hand=None):
     row = models.router_of(config, by_hand or {})
     settings = {**models.settings_of(config, by_hand), "data.sequence_length": length}
     biases = models.find_biases(model, found, row)
-    bias_files, more, comments, notes = write_bias(folder, biases, num_experts)
+    bias_files, more = write_bias(folder, biases, num_experts)
     if more and settings.get("router.score_func") == "softmax_topk":
         raise Refused(
             "the model has a selection bias, which router.score_func = softmax_topk does not take"
         )
     settings.update(more)
-    title = "\n; ".join([shown(title), *comments])
-    files = output.write_logits(folder, layers, tokens, num_experts, settings, title)
-    notes += output.sizes_note(len(layers), num_experts)
-    notes.insert(0, router_note(config, row, settings))
+    files = output.write_logits(folder, layers, tokens, num_experts, settings, shown(title))
+    notes = [router_note(config, row, settings), *output.sizes_note(len(layers), num_experts)]
     return [*files, *bias_files], notes
 
 

@@ -234,8 +234,12 @@ static double device_f(const moe_stats *s, totals t, device_sums sum) {
 }
 
 /* f''_d = D/(M T) (tokens or selections of d) */
-static double comm_f(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, device_sums sum, int32_t d) {
+static double comm_f(const moe_balance *b,
+                     const moe_stats *s,
+                     int64_t *cell,
+                     totals t,
+                     device_sums sum,
+                     int32_t d) {
     double count =
         (double)(b->comm_count == MOE_COUNT_SELECTIONS ? sum.selections
                                                        : moe_stats_device_tokens(s, cell)[d]);
@@ -338,8 +342,11 @@ void moe_balance_losses(const moe_balance *b,
 }
 
 /* a[i] += what the losses over experts multiply P_i by. */
-static void add_expert_coefficients(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, double *a) {
+static void add_expert_coefficients(const moe_balance *b,
+                                    const moe_stats *s,
+                                    int64_t *cell,
+                                    totals t,
+                                    double *a) {
     double of_first = b->alpha[MOE_LOSS_SWITCH] + b->alpha[MOE_LOSS_GSHARD];
     for (int32_t i = 0; i < s->num_experts; i++) {
         a[i] += b->alpha[MOE_LOSS_EXPERT] * expert_f(s, cell, t, i) +
@@ -365,8 +372,11 @@ static void add_variation(const moe_balance *b,
     }
 }
 
-void moe_balance_coefficients(
-    const moe_balance *b, const moe_placement *p, const moe_stats *s, int64_t *cell, double *a) {
+void moe_balance_coefficients(const moe_balance *b,
+                              const moe_placement *p,
+                              const moe_stats *s,
+                              int64_t *cell,
+                              double *a) {
     int32_t n = s->num_experts;
     totals t = totals_of(s, cell);
     for (int32_t i = 0; i < MOE_COEFFICIENTS * n; i++) {
@@ -391,8 +401,11 @@ void moe_balance_coefficients(
     }
 }
 
-void moe_balance_add_all_layers(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a) {
+void moe_balance_add_all_layers(const moe_balance *b,
+                                const moe_stats *s,
+                                int64_t *cell,
+                                double share,
+                                double *a) {
     totals t = totals_of(s, cell);
     if (t.tokens == 0) {
         return;

@@ -15,8 +15,7 @@
  * sequence. */
 static int64_t cut_sequence(const moe_batch *b, int32_t d) {
     int64_t first = moe_batch_token_begin(b->num_tokens_global, b->devices, d);
-    bool inside = first > 0 && first < b->num_tokens_global && first % b->sequence_length != 0;
-    return inside ? first / b->sequence_length : -1;
+    return moe_batch_begins_sequence(b, first) ? -1 : moe_batch_sequence_of(b, first);
 }
 
 /* Number of distinct sequences that are cut at the first token of every `step`-th device. list, if
@@ -101,7 +100,7 @@ static void mean_losses(const moe_balance *balance,
 }
 
 bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
-    int64_t first = sequence * b->sequence_length;
+    int64_t first = moe_batch_sequence_begin(b, sequence);
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
 
@@ -251,8 +250,11 @@ void moe_scopes_finish(moe_scopes *s,
     s->allreduce_bytes = 2 * MEAN_WORDS * (int64_t)sizeof(int64_t) * batch->devices;
 }
 
-int64_t *moe_scopes_cell(
-    const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor) {
+int64_t *moe_scopes_cell(const moe_scopes *s,
+                         enum moe_scope scope,
+                         const moe_batch *batch,
+                         int64_t i,
+                         double *divisor) {
     const moe_segment *segment = &batch->segment[i];
     int64_t *cell = scope == MOE_SCOPE_SEQUENCE
                         ? moe_stats_cell(&s->sequence, segment->sequence - s->first_sequence)

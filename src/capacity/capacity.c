@@ -95,16 +95,16 @@ int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t select
     return pairs > c->min_capacity ? (int64_t)pairs : c->min_capacity;
 }
 
-int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st) {
+int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, moe_status *st) {
     moe_capacity k;
-    int64_t pool = tokens, length = c->data.sequence_length;
+    int64_t pool = tokens;
     moe_capacity_init(&k, &c->capacity, c->model.num_experts, c->cluster.devices, c->router.top_k,
                       (uint64_t)c->run.seed);
     if (k.policy == MOE_CAPACITY_NONE) {
         return MOE_OK;
     }
-    if (k.policy == MOE_CAPACITY_SEQUENCE && length > 0 && length < tokens) {
-        pool = length;
+    if (k.policy == MOE_CAPACITY_SEQUENCE && sequence < tokens) {
+        pool = sequence;
     }
     if (k.policy != MOE_CAPACITY_SEQUENCE && k.scope == MOE_CAPACITY_PER_DEVICE) {
         pool = (tokens + k.devices - 1) / k.devices;
@@ -128,26 +128,39 @@ int64_t moe_capacity_exempt(const moe_capacity *c,
                             const moe_batch *b,
                             int64_t step,
                             uint8_t *exempt) {
-    int64_t sequences = b->num_sequences,
-            wanted = (int64_t)floor(c->exempt_sequences * (double)sequences + 0.5), smaller;
-    memset(exempt, 0, (size_t)b->num_tokens);
+    int64_t sequences = 0, smaller;
+    if (b->num_tokens > 0) {
+        memset(exempt, 0, (size_t)b->num_tokens);
+    }
+    for (int64_t q = 0; q < b->num_sequences; q++) {
+        sequences += moe_batch_sequence_routed(b, q) > 0;
+    }
+    int64_t wanted = (int64_t)floor(c->exempt_sequences * (double)sequences + 0.5);
     if (wanted == 0) {
         return 0;
     }
     uint64_t *hash = moe_scratch_take(b->scratch, sequences, sizeof *hash, "exempt sequences");
-    for (int64_t q = 0; q < sequences; q++) {
-        hash[q] = moe_rng_bits((moe_rng){c->seed, MOE_RNG_EXEMPT}, (uint64_t)step, (uint64_t)q, 0);
+    for (int64_t q = 0, at = 0; q < b->num_sequences; q++) {
+        if (moe_batch_sequence_routed(b, q) > 0) {
+            hash[at++] =
+                moe_rng_bits((moe_rng){c->seed, MOE_RNG_EXEMPT}, (uint64_t)step, (uint64_t)q, 0);
+        }
     }
     uint64_t last = moe_radix_nth(hash, sequences, wanted, &smaller);
     int64_t equal = wanted - smaller;
-    int64_t seen = 0;
+    int64_t seen = 0, at = 0; /* at: index of the hash of the first sequence that has one, from q */
     int64_t q = 0;
     for (int64_t i = 0; i < b->num_segments; i++) {
         const moe_segment *s = &b->segment[i];
         for (; q < s->sequence; q++) {
-            seen += hash[q] == last;
+            if (moe_batch_sequence_routed(b, q) > 0) {
+                seen += hash[at++] == last;
+            }
         }
-        if (hash[s->sequence] < last || (hash[s->sequence] == last && seen < equal)) {
+        if (moe_batch_sequence_routed(b, s->sequence) == 0) {
+            continue;
+        }
+        if (hash[at] < last || (hash[at] == last && seen < equal)) {
             memset(exempt + s->begin, 1, (size_t)(s->end - s->begin));
         }
     }
@@ -161,12 +174,11 @@ static int64_t sequence_pools(const moe_batch *b, moe_pool *pool) {
     int64_t count = 0;
     for (int64_t i = 0; i < b->num_segments; i++) {
         const moe_segment *s = &b->segment[i];
-        int64_t begin = s->sequence * b->sequence_length, left = b->num_tokens_global - begin;
         if (count > 0 && pool[count - 1].id == s->sequence) {
             pool[count - 1].end = s->end;
         } else {
             pool[count++] = (moe_pool){s->begin, s->end, s->sequence,
-                                       left < b->sequence_length ? left : b->sequence_length};
+                                       moe_batch_sequence_routed(b, s->sequence)};
         }
     }
     return count;
@@ -175,7 +187,11 @@ static int64_t sequence_pools(const moe_batch *b, moe_pool *pool) {
 static int64_t device_pools(const moe_batch *b, moe_pool *pool) {
     for (int32_t j = 0; j < b->num_local_devices; j++) {
         int64_t begin = b->device_offset[j], end = b->device_offset[j + 1];
-        pool[j] = (moe_pool){begin, end, b->first_device + j, end - begin};
+        int64_t routed = end - begin;
+        for (int64_t t = begin; t < end && b->drops_padding; t++) {
+            routed -= !b->counted[t];
+        }
+        pool[j] = (moe_pool){begin, end, b->first_device + j, routed};
     }
     return b->num_local_devices;
 }
@@ -189,7 +205,7 @@ int64_t moe_capacity_pools(const moe_capacity *c, const moe_batch *b, moe_pool *
     if (c->scope == MOE_CAPACITY_PER_DEVICE) {
         return device_pools(b, *pools);
     }
-    (*pools)[0] = (moe_pool){0, b->num_tokens, 0, b->num_tokens_global};
+    (*pools)[0] = (moe_pool){0, b->num_tokens, 0, b->num_routed};
     return 1;
 }
 

@@ -76,21 +76,25 @@ int32_t moe_capacity_targets(const moe_capacity *c);
 /* Local. Capacity in pairs of one target of a pool with `tokens` tokens and `selections` pairs.
  * That is tokens x K where all tokens choose K experts; elsewhere K-bar = selections/T takes K's
  * place. expert_capacity, where given, stands for the formula, and the result is never below
- * min_capacity. With n targets: ceil       ceil(factor selections / n); a quotient within 1e-12 of
- * a whole number is that number megatron   ceil((selections / n) factor)      in double, in this
- * order deepspeed  ceil((tokens / n) (factor K))      in double, in this order fastmoe
- * floor(ceil(factor tokens) K / n) tutel      K floor(factor ceil(tokens / n)) factor 0 (Tutel's)
- * is as much as is needed: INT64_MAX. */
+ * min_capacity. With n targets (capacity.rounding):
+ *
+ *   ceil       ceil(factor selections / n); what is within 1e-12 of a whole number is that number
+ *   megatron   ceil((selections / n) factor), in double, in this order
+ *   deepspeed  ceil((tokens / n) (factor K)), in double, in this order
+ *   fastmoe    floor(ceil(factor tokens) K / n)
+ *   tutel      K floor(factor ceil(tokens / n)); factor 0 is as much as is needed: INT64_MAX */
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections);
 
-/* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` tokens would
- * be left with a capacity of 0 pairs. The same on every rank. */
-int moe_capacity_check(const moe_config *c, int64_t tokens, moe_status *st);
+/* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` routed
+ * tokens, whose longest sequence has `sequence` tokens, would be left with a capacity of 0 pairs.
+ * The same on every rank. */
+int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, moe_status *st);
 
 /* --- who shares, and in which order --- */
 
 /* Local. exempt [T] = 1 for the tokens of exempt sequences: the floor(share B + 0.5) of all B
- * sequences with the smallest keyed hash of (seed, step, sequence). Returns their number. */
+ * sequences that hold a routed token, with the smallest keyed hash of (seed, step, sequence).
+ * Returns their number. */
 int64_t moe_capacity_exempt(const moe_capacity *c,
                             const moe_batch *b,
                             int64_t step,
@@ -100,7 +104,7 @@ int64_t moe_capacity_exempt(const moe_capacity *c,
 typedef struct moe_pool {
     int64_t begin, end; /* local token ids */
     int64_t id;         /* global: 0, device or sequence */
-    int64_t tokens;     /* of the whole pool */
+    int64_t tokens;     /* routed ones of the whole pool */
 } moe_pool;
 
 /* Local. The pools of a rank in token order; returns how many. *pools is the caller's, to be given

@@ -280,13 +280,9 @@ static void reserve(moe_drop *d, int64_t pairs) {
 /* What is reported where pools differ in size: the capacity of the largest, with K pairs a token.
  */
 static int64_t nominal_capacity(const moe_drop_job *job) {
-    const moe_batch *b = job->batch;
-    /* the first device has the most tokens */
-    int64_t tokens = moe_batch_token_begin(b->num_tokens_global, b->devices, 1);
-    if (job->capacity->policy == MOE_CAPACITY_SEQUENCE) {
-        tokens =
-            b->num_tokens_global < b->sequence_length ? b->num_tokens_global : b->sequence_length;
-    }
+    int64_t tokens = job->capacity->policy == MOE_CAPACITY_SEQUENCE
+                         ? job->batch->most_routed_of_sequence
+                         : job->batch->most_routed_of_device;
     return moe_capacity_pairs(job->capacity, tokens, tokens * job->capacity->top_k);
 }
 

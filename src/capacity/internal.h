@@ -44,8 +44,11 @@ void moe_shared_free(moe_shared *s);
 
 /* Local. part [ranks] = the vectors of pool `id` in rank order, at most one a rank; *self = which
  * of them is this rank's. Returns how many; 0 = the pool is not shared. */
-int moe_shared_parts(
-    const moe_dropping *w, const moe_shared *s, int64_t id, const int64_t **part, int *self);
+int moe_shared_parts(const moe_dropping *w,
+                     const moe_shared *s,
+                     int64_t id,
+                     const int64_t **part,
+                     int *self);
 
 /* --- next_choice.c --- */
 

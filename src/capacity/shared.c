@@ -7,7 +7,7 @@
 int moe_shared_pools(const moe_drop_job *job, int q, int64_t id[2]) {
     const moe_capacity *c = job->capacity;
     const moe_batch *b = job->batch;
-    int64_t length = b->sequence_length, begin, end;
+    int64_t begin, end;
     if (job->comm->size == 1 ||
         (c->policy != MOE_CAPACITY_SEQUENCE && c->scope == MOE_CAPACITY_PER_DEVICE)) {
         return 0;
@@ -22,12 +22,12 @@ int moe_shared_pools(const moe_drop_job *job, int q, int64_t id[2]) {
     if (begin == end) {
         return 0;
     }
-    if (begin % length != 0) {
-        id[count++] = begin / length;
+    if (!moe_batch_begins_sequence(b, begin)) {
+        id[count++] = moe_batch_sequence_of(b, begin);
     }
-    bool goes_on = end % length != 0 && end < b->num_tokens_global;
-    if (goes_on && (count == 0 || id[0] != (end - 1) / length)) {
-        id[count++] = (end - 1) / length;
+    int64_t last = moe_batch_sequence_of(b, end - 1);
+    if (!moe_batch_begins_sequence(b, end) && (count == 0 || id[0] != last)) {
+        id[count++] = last;
     }
     return count;
 }
@@ -73,8 +73,11 @@ void moe_shared_free(moe_shared *s) {
     moe_scratch_give(s->scratch, s->value);
 }
 
-int moe_shared_parts(
-    const moe_dropping *w, const moe_shared *s, int64_t id, const int64_t **part, int *self) {
+int moe_shared_parts(const moe_dropping *w,
+                     const moe_shared *s,
+                     int64_t id,
+                     const int64_t **part,
+                     int *self) {
     int count = 0;
     for (int q = 0; q < w->job->comm->size; q++) {
         for (int64_t i = s->first[q]; i < s->first[q + 1]; i++) {

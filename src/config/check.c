@@ -41,16 +41,31 @@ static bool is_listed(const char *list, const char *value) {
     return false;
 }
 
+/* Keys that only --placements reads. */
+static int check_comparing(const moe_config *c, moe_status *st) {
+    const enum moe_key_id key = c->placement.load[0] != '\0' ? MOE_KEY(placement, load)
+                                : c->placement.fit > 0       ? MOE_KEY(placement, fit)
+                                : c->placement.score > 0     ? MOE_KEY(placement, score)
+                                                             : MOE_KEY_NONE;
+    if (key == MOE_KEY_NONE || c->compares_placements) {
+        return MOE_OK;
+    }
+    return moe_refuse_key(c, key, st, "it goes with moesim --placements, a run does not read it");
+}
+
 int moe_check_available(const moe_config *c, moe_status *st) {
     for (size_t i = 0; i < sizeof not_yet / sizeof not_yet[0]; i++) {
         char value[MOE_VALUE_TEXT_MAX];
+        if (c->compares_placements && not_yet[i].key == MOE_KEY(placement, redundant_experts)) {
+            continue;
+        }
         moe_value_format(c, not_yet[i].key, value);
         if (!is_listed(not_yet[i].available, value)) {
             return moe_refuse_key(c, not_yet[i].key, st, "%s is not available yet, allowed is %s",
                                   not_yet[i].feature, not_yet[i].available);
         }
     }
-    return MOE_OK;
+    return check_comparing(c, st);
 }
 
 /* --- devices and groups --- */
@@ -66,6 +81,9 @@ static int check_devices(const moe_config *c, moe_status *st) {
     if (devices % c->cluster.devices_per_node != 0) {
         return moe_refuse_key(c, MOE_KEY(cluster, devices_per_node), st,
                               "it has to divide cluster.devices = %d", devices);
+    }
+    if (moe_config_has_loads_only(c)) {
+        return MOE_OK; /* a balancer says itself what it needs of experts and groups */
     }
     if (n % devices != 0) {
         return moe_refuse_key(
@@ -313,6 +331,15 @@ static int check_data(const moe_config *c, moe_status *st) {
                               "a mask goes with data.source = logits or routing, not with %s",
                               source);
     }
+    if (c->data.padding == MOE_PADDING_DROPPED && c->data.mask[0] == '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, padding), st,
+                              "data.mask has to name the file that marks padding");
+    }
+    if (c->data.source == MOE_SOURCE_TEXT && c->data.boundaries[0] != '\0') {
+        return moe_refuse_key(c, MOE_KEY(data, boundaries), st,
+                              "the sequences of a text are windows of one length "
+                              "(data.sequence_length): data.source = logits, routing or synthetic");
+    }
     if (c->data.source != MOE_SOURCE_ROUTING && c->data.weights[0] != '\0') {
         return moe_refuse_key(c, MOE_KEY(data, weights), st,
                               "recorded weights go with data.source = routing, not with %s",
@@ -380,6 +407,9 @@ static int check_capacity(const moe_config *c, moe_status *st) {
 int moe_check_combinations(const moe_config *c, moe_status *st) {
     if (check_devices(c, st) != MOE_OK) {
         return st->code;
+    }
+    if (moe_config_has_loads_only(c)) {
+        return MOE_OK; /* there are no tokens and no router */
     }
     if (!c->top_k_is_recorded && c->router.top_k > c->model.num_experts) {
         const enum moe_key_id k =

@@ -24,8 +24,11 @@ void moe_config_defaults(moe_config *c);
  * "file:line". Refuses, with MOE_USER and one sentence: an unknown section or key (the nearest
  * known one is named), a value that is not allowed, a key that is given twice, a line that is too
  * long. */
-int moe_config_parse(
-    moe_config *c, const char *bytes, int64_t length, const char *file_name, moe_status *st);
+int moe_config_parse(moe_config *c,
+                     const char *bytes,
+                     int64_t length,
+                     const char *file_name,
+                     moe_status *st);
 
 /* Local. Takes one "section.key=value" of the command line. It wins over the file, and a later one
  * over an earlier one. Refuses what moe_config_parse would. */

@@ -6,6 +6,7 @@
 
 /* --- [run] --- */
 
+/* run.gemm: enum moe_gemm_library of base/gemm.h */
 enum moe_mode { MOE_MODE_FORWARD, MOE_MODE_TRAIN, MOE_MODE_GENERATE };
 
 /* --- [model] --- */
@@ -102,6 +103,7 @@ enum moe_placement_policy {
 
 /* --- [data] --- */
 
+enum moe_padding { MOE_PADDING_COUNTED, MOE_PADDING_DROPPED };
 enum moe_source { MOE_SOURCE_SYNTHETIC, MOE_SOURCE_TEXT, MOE_SOURCE_LOGITS, MOE_SOURCE_ROUTING };
 
 /* --- [train] --- */

@@ -28,6 +28,9 @@ static bool is_not_synthetic(const moe_config *c) {
 static bool is_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_LOGITS || c->data.source == MOE_SOURCE_ROUTING;
 }
+static bool has_boundaries(const moe_config *c) {
+    return c->data.boundaries[0] != '\0';
+}
 static bool always(const moe_config *c) {
     (void)c;
     return true;
@@ -60,6 +63,7 @@ static const struct {
      false, MOE_KEY(run, mode), trains_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
     {KEYS(MOE_KEY(router, top_p)), false, MOE_KEY(router, method), is_not_top_p},
+    {KEYS(MOE_KEY(data, sequence_length)), false, MOE_KEY(data, boundaries), has_boundaries},
     {KEYS(MOE_KEY(data, path)), false, MOE_KEY(data, source), is_synthetic},
     {KEYS(MOE_KEY(data, skew), MOE_KEY(data, num_topics)), false, MOE_KEY(data, source),
      is_not_synthetic},

@@ -202,7 +202,7 @@ int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {
     if (moe_check_combinations(c, st) != MOE_OK) {
         return st->code;
     }
-    c->comm_limit = comm_limit(c);
+    c->comm_limit = moe_config_has_loads_only(c) ? 0 : comm_limit(c);
     return MOE_OK;
 }
 

@@ -2,17 +2,20 @@
  *
  * The tokens of the global batch stand in one line. Devices take neighbouring blocks of it that are
  * as equal as possible: with T tokens and D devices, the first T mod D devices take one token more.
- * Sequences are blocks of sequence_length of the same line, wherever devices begin and end. A rank
- * hosts D/ranks neighbouring devices. A segment is a run of tokens that share one device AND one
- * sequence, as long as possible, so that sums over segments add up to the sums of devices, of
- * sequences and of the batch. */
+ * Sequences are blocks of sequence_length of the same line, or run from one boundary to the next
+ * where boundaries are given, wherever devices begin and end. A rank hosts D/ranks neighbouring
+ * devices. A segment is a run of tokens that share one device AND one sequence, as long as
+ * possible, so that sums over segments add up to the sums of devices, of sequences and of the
+ * batch. */
 #ifndef MOESIM_DATA_BATCH_H
 #define MOESIM_DATA_BATCH_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/alloc.h"
 #include "base/scratch.h"
+#include "world/comm.h"
 
 typedef struct moe_segment {
     int64_t begin, end; /* local token ids of this rank */
@@ -32,7 +35,9 @@ enum { MOE_LOGIT_LIMIT = 1 << 20 };
 
 typedef struct moe_batch {
     int64_t num_tokens_global, num_sequences;
-    int64_t sequence_length; /* at least 1 */
+    int64_t sequence_length; /* at least 1; with boundaries that of the longest sequence */
+    const int64_t *boundary; /* [num_sequences + 1] first tokens of sequences, then T; NULL: all
+                                have sequence_length. Not owned: of moe_input */
     int32_t devices, first_device, num_local_devices;
     int64_t first_token, num_tokens; /* this rank has the tokens first_token .. first_token +
                                         num_tokens - 1 of the line */
@@ -41,7 +46,11 @@ typedef struct moe_batch {
     moe_segment *segment; /* in the order of tokens */
     uint8_t *counted;     /* [T] 0 marks padding; NULL where every token counts. Not owned: the
                              caller points it to moe_input.mask */
-    uint8_t *byte;        /* [T] each token's byte where tokens are text, else NULL. Owned */
+    bool drops_padding;   /* nothing is computed for padding (moe_batch_drop_padding) */
+    int64_t num_routed;   /* tokens of all devices that are routed: without dropped padding */
+    int64_t most_routed_of_device, most_routed_of_sequence;
+    int64_t *routed_of_sequence; /* [num_sequences] while padding is dropped, else NULL. Owned */
+    uint8_t *byte;               /* [T] each token's byte where tokens are text, else NULL. Owned */
     moe_scratch *scratch; /* working memory of whoever handles the batch, or NULL. Not owned */
 } moe_batch;
 
@@ -59,6 +68,32 @@ void moe_batch_layout(moe_batch *b,
                       int32_t devices,
                       int rank,
                       int ranks);
+/* Local. The same with sequences from boundary[q] to boundary[q + 1] - 1: boundary [num_sequences +
+ * 1] rises from 0 to num_tokens_global and stays the caller's. */
+void moe_batch_layout_boundaries(moe_batch *b,
+                                 int64_t num_tokens_global,
+                                 const int64_t *boundary,
+                                 int64_t num_sequences,
+                                 int32_t devices,
+                                 int rank,
+                                 int ranks);
+/* Collective. From now on nothing is computed for padding, which b->counted marks: it is not
+ * routed. Counts who is left. */
+void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm);
 void moe_batch_free(moe_batch *b);
+
+/* Local. [T] 1 for the tokens that are routed; NULL: all are. */
+static inline const uint8_t *moe_batch_routed(const moe_batch *b) {
+    return b->drops_padding ? b->counted : NULL;
+}
+
+/* Local. The sequence of a token of the line, and the first token of a sequence; for num_sequences,
+ * the number of all tokens. */
+int64_t moe_batch_sequence_of(const moe_batch *b, int64_t token);
+int64_t moe_batch_sequence_begin(const moe_batch *b, int64_t sequence);
+/* Local. Whether a token of the line, or the end of it, is where a sequence begins. */
+bool moe_batch_begins_sequence(const moe_batch *b, int64_t token);
+/* Local. The routed tokens of a sequence, on all ranks together. */
+int64_t moe_batch_sequence_routed(const moe_batch *b, int64_t sequence);
 
 #endif

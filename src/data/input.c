@@ -83,6 +83,41 @@ static int read_text(const moe_comm *comm, moe_config *c, moe_input *in, moe_sta
     return MOE_OK;
 }
 
+/* --- mask --- */
+
+static int read_mask(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
+    if (!c->data.mask[0]) {
+        return MOE_OK;
+    }
+    moe_token_array r = {.key = "data.mask",
+                         .path = c->data.mask,
+                         .kind = MOE_KIND_INTEGER,
+                         .flat = true,
+                         .tokens = in->num_tokens_global};
+    if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
+        return st->code;
+    }
+    in->mask = moe_alloc(r.count, 1, "mask");
+    int64_t counted = 0;
+    for (int64_t t = 0; t < r.count; t++) {
+        counted += in->mask[t] = moe_npy_i64(&r.header, r.data, t) != 0;
+    }
+    moe_free(r.data);
+    moe_comm_sum_i64(comm, &counted, 1);
+    in->num_counted = counted;
+    if (counted == 0) {
+        return moe_fail(st, MOE_USER,
+                        "data.mask = %s: all of it is 0, so that no token is left to count",
+                        c->data.mask);
+    }
+    return MOE_OK;
+}
+
+/* Whether a token is padding of which nothing is looked at. */
+static bool ignores(const moe_input *in, const moe_config *c, int64_t t) {
+    return c->data.padding == MOE_PADDING_DROPPED && in->mask && !in->mask[t];
+}
+
 /* --- recorded logits --- */
 
 /* What a row of logits says: its largest logit, its sum, and whether all of it lies in [0,1]. */
@@ -103,8 +138,11 @@ static logits_row read_row(const moe_token_array *r, int64_t row) {
 }
 
 /* No NaN, no +inf and nothing that is too large to be routed. -inf disables an expert. */
-static int check_row(
-    const moe_token_array *r, int32_t layer, int64_t t, double largest, moe_status *st) {
+static int check_row(const moe_token_array *r,
+                     int32_t layer,
+                     int64_t t,
+                     double largest,
+                     moe_status *st) {
     const double most = MOE_LOGIT_LIMIT - 16; /* the logsumexp is larger by log N at most */
     for (int64_t e = 0; e < r->columns; e++) {
         const double z = moe_npy_f64(&r->header, r->data, index_of_row(r, layer, t) + e);
@@ -121,15 +159,24 @@ static int check_row(
     return MOE_OK;
 }
 
-/* Counts rows that look like probabilities: a softmax whose user meant its logits. */
-static int check_logits(const moe_token_array *r, int64_t *like_shares, moe_status *st) {
+/* Counts the rows that are looked at, and those that look like probabilities: a softmax whose user
+ * meant its logits. */
+static int check_logits(const moe_token_array *r,
+                        const moe_config *c,
+                        const moe_input *in,
+                        int64_t rows[2],
+                        moe_status *st) {
     for (int64_t t = 0; t < r->count; t++) {
+        if (ignores(in, c, t)) {
+            continue;
+        }
         for (int32_t layer = 0; layer < r->layers; layer++) {
             const logits_row row = read_row(r, index_of_row(r, layer, t));
             if (check_row(r, layer, t, row.largest, st) != MOE_OK) {
                 return st->code;
             }
-            *like_shares += row.within_one && fabs(row.sum - 1) < ROUNDED_SUM;
+            rows[0]++;
+            rows[1] += row.within_one && fabs(row.sum - 1) < ROUNDED_SUM;
         }
     }
     return MOE_OK;
@@ -145,8 +192,10 @@ static int read_logits(const moe_comm *comm, moe_config *c, moe_input *in, moe_s
     in->num_tokens_global = r.tokens;
     in->logits_dtype = r.header.dtype;
     in->logits = r.data;
-    rows[0] = r.layers * r.count;
-    check_logits(&r, &rows[1], st);
+    if (read_mask(comm, c, in, st)) {
+        return st->code;
+    }
+    check_logits(&r, c, in, rows, st);
     if (moe_comm_agree(comm, st)) {
         return st->code;
     }
@@ -192,8 +241,11 @@ static int check_enabled(const moe_comm *comm,
 /* --- recorded routing, its weights and scores --- */
 
 /* No expert may stand twice in the choices of one token; -1, which is none, may stand anywhere. */
-static int check_choices(
-    const moe_token_array *r, int32_t layer, int64_t t, const int32_t *idx, moe_status *st) {
+static int check_choices(const moe_token_array *r,
+                         int32_t layer,
+                         int64_t t,
+                         const int32_t *idx,
+                         moe_status *st) {
     for (int64_t k = 0; k < r->columns; k++) {
         for (int64_t j = 0; j < k; j++) {
             if (idx[k] >= 0 && idx[j] == idx[k]) {
@@ -206,15 +258,20 @@ static int check_choices(
 }
 
 static int convert_routing(const moe_token_array *r,
-                           int32_t num_experts,
+                           const moe_config *c,
+                           const moe_input *in,
                            int32_t *routing,
                            moe_status *st) {
+    int32_t num_experts = c->model.num_experts;
     char allowed[64];
     snprintf(allowed, sizeof allowed, "-1 (none) and experts 0 to %d", num_experts - 1);
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
             int64_t row = index_of_row(r, layer, t);
             for (int64_t k = 0; k < r->columns; k++) {
+                routing[row + k] = -1;
+            }
+            for (int64_t k = 0; k < r->columns && !ignores(in, c, t); k++) {
                 int64_t expert = moe_npy_i64(&r->header, r->data, row + k);
                 if (expert < -1 || expert >= num_experts) {
                     return bad_number(r, layer, t, k, "choice", (double)expert, allowed, st);
@@ -239,7 +296,9 @@ static int read_choices(const moe_comm *comm, moe_config *c, moe_input *in, moe_
     in->routing_k = (int32_t)r.columns;
     in->routing =
         moe_alloc(r.layers * r.count * r.columns, sizeof *in->routing, "recorded routing");
-    convert_routing(&r, c->model.num_experts, in->routing, st);
+    if (read_mask(comm, c, in, st) == MOE_OK) {
+        convert_routing(&r, c, in, in->routing, st);
+    }
     moe_free(r.data);
     if (moe_comm_agree(comm, st)) {
         return st->code;
@@ -283,15 +342,19 @@ static int read_weights(const moe_comm *comm, const moe_config *c, moe_input *in
 
 /* Scores that are shares (softmax) may pass 1 by as much as whoever recorded them rounded. *odd
  * counts tokens whose shares do not sum to 1, of which the first is kept in *in. */
-static int convert_scores(
-    const moe_token_array *r, bool shares, moe_input *in, int64_t *odd, moe_status *st) {
+static int convert_scores(const moe_token_array *r,
+                          const moe_config *c,
+                          bool shares,
+                          moe_input *in,
+                          int64_t *odd,
+                          moe_status *st) {
     const double most = shares ? 1 + 1e-5 : MOE_LOGIT_LIMIT;
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
             double sum = 0;
             for (int64_t e = 0; e < r->columns; e++) {
                 int64_t i = index_of_row(r, layer, t) + e;
-                double s = moe_npy_f64(&r->header, r->data, i);
+                double s = ignores(in, c, t) ? 0 : moe_npy_f64(&r->header, r->data, i);
                 if (!(s >= 0 && s <= most)) {
                     return bad_number(r, layer, t, e, "expert", s,
                                       shares ? "scores from 0 to 1" : "scores from 0 to 1048576",
@@ -300,7 +363,7 @@ static int convert_scores(
                 in->scores[i] = shares && s > 1 ? 1 : s;
                 sum += in->scores[i];
             }
-            if (shares && fabs(sum - 1) > ROUNDED_SUM) {
+            if (shares && !ignores(in, c, t) && fabs(sum - 1) > ROUNDED_SUM) {
                 in->odd_scores_sum = *odd == 0 ? sum : in->odd_scores_sum;
                 (*odd)++;
             }
@@ -319,7 +382,7 @@ static int read_scores(const moe_comm *comm, const moe_config *c, moe_input *in,
         return st->code;
     }
     in->scores = moe_alloc(r.layers * r.count * r.columns, sizeof *in->scores, "recorded scores");
-    convert_scores(&r, shares, in, &odd, st);
+    convert_scores(&r, c, shares, in, &odd, st);
     moe_free(r.data);
     if (moe_comm_agree(comm, st)) {
         return st->code;
@@ -346,33 +409,7 @@ static int read_routing(const moe_comm *comm, moe_config *c, moe_input *in, moe_
     return MOE_OK;
 }
 
-/* --- mask and bias --- */
-
-static int read_mask(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
-    int64_t tokens = in->num_tokens_global ? in->num_tokens_global
-                                           : c->cluster.devices * c->data.tokens_per_device;
-    moe_token_array r = {.key = "data.mask",
-                         .path = c->data.mask,
-                         .kind = MOE_KIND_INTEGER,
-                         .flat = true,
-                         .tokens = tokens};
-    if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
-        return st->code;
-    }
-    in->mask = moe_alloc(r.count, 1, "mask");
-    int64_t counted = 0;
-    for (int64_t t = 0; t < r.count; t++) {
-        counted += in->mask[t] = moe_npy_i64(&r.header, r.data, t) != 0;
-    }
-    moe_free(r.data);
-    moe_comm_sum_i64(comm, &counted, 1);
-    if (counted == 0) {
-        return moe_fail(st, MOE_USER,
-                        "data.mask = %s: all of it is 0, so that no token is left to count",
-                        c->data.mask);
-    }
-    return MOE_OK;
-}
+/* --- bias --- */
 
 /* Called on rank 0 only. */
 static void load_bias(const moe_config *c, double *bias, moe_status *st) {
@@ -384,54 +421,68 @@ static void load_bias(const moe_config *c, double *bias, moe_status *st) {
         moe_fail(st, inner.code, "router.bias_file = %s", inner.message);
         return;
     }
-    if (h.num_dims != 1 || h.count != c->model.num_experts ||
-        (h.dtype != MOE_F32 && h.dtype != MOE_F64)) {
-        moe_fail(st, MOE_USER,
-                 "router.bias_file = %s: it holds %lld numbers of type %s in %d dimensions; "
-                 "allowed is [%d] of float32 or float64",
-                 path, (long long)h.count, moe_dtype_name(h.dtype), h.num_dims,
-                 c->model.num_experts);
+    int32_t n = c->model.num_experts, layers = c->model.num_layers;
+    bool for_all = h.num_dims == 1 && h.shape[0] == n;
+    bool for_each = h.num_dims == 2 && h.shape[0] == layers && h.shape[1] == n;
+    if ((!for_all && !for_each) || !moe_dtype_is_float(h.dtype)) {
+        moe_fail(
+            st, MOE_USER,
+            "router.bias_file = %s: it holds %lld numbers of type %s in %d dimensions; "
+            "allowed is [%d] (one bias for all layers) or [%d, %d] (layers, experts) of float16, "
+            "float32 or float64",
+            path, (long long)h.count, moe_dtype_name(h.dtype), h.num_dims, n, layers, n);
     }
-    for (int64_t i = 0; i < h.count && st->code == MOE_OK; i++) {
-        bias[i] = moe_npy_f64(&h, data, i);
+    for (int64_t i = 0; i < (int64_t)layers * n && st->code == MOE_OK; i++) {
+        bias[i] = moe_npy_f64(&h, data, for_all ? i % n : i);
         if (!isfinite(bias[i])) {
             moe_fail(
                 st, MOE_USER,
-                "router.bias_file = %s: expert %lld: %g is not allowed; allowed are finite numbers",
-                path, (long long)i, bias[i]);
+                "router.bias_file = %s: layer %lld, expert %lld: %g is not allowed; allowed are "
+                "finite numbers",
+                path, (long long)(i / n), (long long)(i % n), bias[i]);
         }
     }
     moe_free(data);
 }
 
 static int read_bias(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
-    in->bias = moe_alloc(c->model.num_experts, sizeof *in->bias, "bias");
+    int64_t count = (int64_t)c->model.num_layers * c->model.num_experts;
+    in->bias = moe_alloc(count, sizeof *in->bias, "bias");
     if (comm->rank == 0) {
         load_bias(c, in->bias, st);
     }
     if (moe_comm_agree(comm, st)) {
         return st->code;
     }
-    moe_comm_bcast(comm, in->bias, c->model.num_experts * (int64_t)sizeof *in->bias, 0);
+    moe_comm_bcast(comm, in->bias, count * (int64_t)sizeof *in->bias, 0);
     return MOE_OK;
 }
 
 /* --- hidden vectors --- */
 
-static void synthetic_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void synthetic_vectors(const moe_input *in,
+                              const moe_config *c,
+                              int64_t step,
+                              moe_batch *b,
+                              real *x) {
     (void)in;
     moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, b, step, x, NULL);
 }
 
-static void text_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void text_vectors(const moe_input *in,
+                         const moe_config *c,
+                         int64_t step,
+                         moe_batch *b,
+                         real *x) {
     moe_window_vectors(in->text, in->text_length, c->run.seed, c->train.context,
                        c->model.hidden_size, step, b, x);
 }
 
-static void keyed_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void keyed_vectors(const moe_input *in,
+                          const moe_config *c,
+                          int64_t step,
+                          moe_batch *b,
+                          real *x) {
     (void)in, (void)step;
     moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
 }
@@ -452,8 +503,11 @@ static const source sources[] = {
     [MOE_SOURCE_ROUTING] = {read_routing, keyed_vectors},
 };
 
-void moe_input_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+void moe_input_vectors(const moe_input *in,
+                       const moe_config *c,
+                       int64_t step,
+                       moe_batch *b,
+                       real *x) {
     sources[c->data.source].vectors(in, c, step, b, x);
 }
 
@@ -464,8 +518,8 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
     if (from->read) {
         from->read(comm, c, in, st);
     }
-    if (st->code == MOE_OK && c->data.mask[0]) {
-        read_mask(comm, c, in, st);
+    if (st->code == MOE_OK && c->data.boundaries[0]) {
+        moe_input_read_boundaries(comm, c, in, st);
     }
     if (st->code == MOE_OK && c->data.source == MOE_SOURCE_LOGITS) {
         check_enabled(comm, c, in, st);
@@ -488,6 +542,7 @@ void moe_input_free(moe_input *in) {
     moe_free(in->weights);
     moe_free(in->scores);
     moe_free(in->mask);
+    moe_free(in->boundary);
     moe_free(in->bias);
     *in = (moe_input){0};
 }

@@ -15,9 +15,9 @@ static pool_range pool_of(const moe_watched *w) {
     const moe_batch *b = w->context->batch;
     const moe_capacity *c = &w->context->capacity;
     if (c->policy == MOE_CAPACITY_SEQUENCE) {
-        int64_t begin = w->token / b->sequence_length * b->sequence_length,
-                end = begin + b->sequence_length;
-        return (pool_range){begin, end < b->num_tokens_global ? end : b->num_tokens_global};
+        int64_t sequence = moe_batch_sequence_of(b, w->token);
+        return (pool_range){moe_batch_sequence_begin(b, sequence),
+                            moe_batch_sequence_begin(b, sequence + 1)};
     }
     if (c->scope == MOE_CAPACITY_GLOBAL) {
         return (pool_range){0, b->num_tokens_global};
@@ -59,8 +59,11 @@ typedef struct asked { /* a choice of the token whose place all ranks look for *
 
 /* Whether pair i of the local token t takes its place before the choice, by class, key, token and
  * expert. */
-static bool is_before(
-    const moe_watched *w, const pair_order *o, int64_t t, int64_t i, const asked *k) {
+static bool is_before(const moe_watched *w,
+                      const pair_order *o,
+                      int64_t t,
+                      int64_t i,
+                      const asked *k) {
     int64_t token = w->context->batch->first_token + t;
     if (o->group[i] != k->group) {
         return o->group[i] < k->group;

@@ -49,7 +49,8 @@ static double norm(const real *x, int64_t n) {
 /* Collective. Gathers the bytes around the token, each from the rank that holds it. */
 static void gather_text(moe_explanation *e, const moe_context *context) {
     const moe_batch *b = context->batch;
-    int64_t begin = e->sequence * b->sequence_length, end = begin + b->sequence_length;
+    int64_t begin = moe_batch_sequence_begin(b, e->sequence),
+            end = moe_batch_sequence_begin(b, e->sequence + 1);
     for (int64_t i = 0; i <= 2 * MOE_EXPLAINED_BYTES; i++) {
         int64_t at = e->token - MOE_EXPLAINED_BYTES + i, local = at - b->first_token;
         bool here = at >= begin && at < end && local >= 0 && local < b->num_tokens;
@@ -63,8 +64,9 @@ static void fill_head(moe_explanation *e, const moe_watched *w) {
     const moe_batch *b = w->context->batch;
     e->step = w->context->step;
     e->num_tokens = b->num_tokens_global;
-    e->sequence = e->token / b->sequence_length;
-    e->position = e->token % b->sequence_length;
+    e->sequence = moe_batch_sequence_of(b, e->token);
+    e->position = e->token - moe_batch_sequence_begin(b, e->sequence);
+    e->drops_padding = b->drops_padding;
     e->device = w->device;
     e->rank = w->rank;
     e->num_experts = c->model.num_experts;
@@ -92,7 +94,8 @@ static bool score_token(const moe_watched *w) {
         const int64_t *offset =
             w->context->batch->device_offset + (w->device - w->context->batch->first_device);
         factor = moe_alloc(n, sizeof *factor, "sinkhorn");
-        method->factors(&w->layer->router, w->a->logits, offset[0], offset[1], factor);
+        method->factors(&w->layer->router, w->a->logits, moe_batch_routed(w->context->batch),
+                        offset[0], offset[1], factor);
     }
     for (int32_t i = 0; i < n; i++) {
         e->added[i] = factor ? factor[i] : w->layer->router.bias ? w->layer->router.bias[i] : 0;

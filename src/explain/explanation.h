@@ -95,6 +95,7 @@ typedef struct moe_explanation {
     int64_t position;     /* in its sequence */
     int32_t device, rank; /* where the token is at home */
     int32_t num_layers, num_experts, num_devices;
+    bool drops_padding;    /* data.padding = dropped */
     int64_t micro_batches; /* of a step; what is shown is of the last one */
     bool has_text;
     int64_t byte[2 * MOE_EXPLAINED_BYTES + 1]; /* the token's own in the middle; -1: outside the

@@ -66,7 +66,10 @@ static void print_token(const moe_screen *s, const moe_explanation *e) {
                 (long long)e->micro_batches);
     }
     if (!e->layer[0].counted) {
-        moe_screen_wrapped(s, 2, "", "padding: it is sent like any other, but no loss counts it");
+        moe_screen_wrapped(s, 2, "",
+                           e->drops_padding
+                               ? "padding that is dropped: it is not routed, and y is 0"
+                               : "padding: it is sent like any other, but no loss counts it");
     }
 }
 

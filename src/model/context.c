@@ -33,7 +33,7 @@ const char *moe_context_rows_not_tokens(const moe_context *context) {
     if (c->balance.aux_selection != MOE_AUX_ACTUAL) {
         return "balance.aux_selection = unlimited counts a selection that is not sent";
     }
-    if (context->config->data.mask[0]) {
+    if (c->data.mask[0] && c->data.padding == MOE_PADDING_COUNTED) {
         return "padding tokens are sent but not counted";
     }
     return NULL;

@@ -24,11 +24,13 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     const moe_placement *p = &context->placement;
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     *layer = (moe_layer){.index = index, .router = context->router};
+    const double *bias =
+        context->input->bias ? context->input->bias + (int64_t)index * c->model.num_experts : NULL;
+    layer->router.bias = bias;
     if (c->router.bias_update_rate > 0) {
         layer->bias = moe_alloc_zero(c->model.num_experts, sizeof *layer->bias, "router bias");
-        if (context->input->bias) {
-            memcpy(layer->bias, context->input->bias,
-                   (size_t)c->model.num_experts * sizeof *layer->bias);
+        if (bias) {
+            memcpy(layer->bias, bias, (size_t)c->model.num_experts * sizeof *layer->bias);
         }
         layer->router.bias = layer->bias;
     }
@@ -82,8 +84,12 @@ void moe_layer_free(moe_layer *layer) {
 
 /* --- the table of parameters --- */
 
-static int add_replicated(
-    moe_parameters *all, int32_t layer, const char *what, bool decay, int64_t size, real *value) {
+static int add_replicated(moe_parameters *all,
+                          int32_t layer,
+                          const char *what,
+                          bool decay,
+                          int64_t size,
+                          real *value) {
     char name[64];
     if (!value) {
         return -1;
@@ -112,9 +118,9 @@ static int add_experts(moe_parameters *all,
         p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
 }
 
-moe_layer_slots moe_layer_register(const moe_layer *layer,
-                                   const moe_context *context,
-                                   moe_parameters *all) {
+moe_layer_indices moe_layer_register(const moe_layer *layer,
+                                     const moe_context *context,
+                                     moe_parameters *all) {
     int32_t i = layer->index;
     const moe_ffn *e = &layer->experts;
     int64_t h = e->hidden;
@@ -122,7 +128,7 @@ moe_layer_slots moe_layer_register(const moe_layer *layer,
     int64_t r = e->rank;
     int64_t shared = layer->shared.hidden * layer->shared.width;
     bool frozen = r > 0;
-    return (moe_layer_slots){
+    return (moe_layer_indices){
         .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts,
                                layer->gate),
         .gate_noise = add_replicated(all, i, "gate_noise", true,

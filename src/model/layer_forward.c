@@ -29,8 +29,12 @@ static void norm_forward(const moe_layer *layer,
 enum { GATE_ROWS = 256 };
 
 /* logits [T,N] = u [T,H] * gate [N,H]^T (docs/method.md section 1.1). */
-static void gate_logits(
-    const real *gate, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
+static void gate_logits(const real *gate,
+                        const moe_batch *b,
+                        const real *u,
+                        int64_t h,
+                        int64_t n,
+                        real *logits) {
     for (int32_t j = 0; j < b->num_local_devices; j++) {
 #pragma omp parallel for schedule(dynamic)
         for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1];
@@ -184,6 +188,12 @@ static void shared_forward(const moe_layer *layer,
                                    context->keep ? a->shared_h1 + begin * f : NULL,
                                    context->keep ? a->shared_h3 + begin * f : NULL,
                                    a->shared_y + begin * h);
+    }
+    const uint8_t *routed = moe_batch_routed(context->batch);
+    for (int64_t t = 0; t < context->batch->num_tokens && routed; t++) {
+        if (!routed[t]) {
+            memset(a->shared_y + t * h, 0, (size_t)h * sizeof *a->shared_y);
+        }
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < b->num_tokens * h; i++) {

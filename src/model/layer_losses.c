@@ -9,7 +9,7 @@
 /* --- the losses --- */
 
 /* [num_local][D] rows given to MPI_Alltoallv + rows removed by dropping: the numerator of f'' from
- * what is really sent (method.md section 2). Owner: the caller; taken from b->scratch. */
+ * what is really sent (docs/method.md section 2). Owner: the caller; taken from b->scratch. */
 static int64_t *rows_before_dropping(const moe_batch *b,
                                      const moe_placement *p,
                                      const moe_activations *a) {
@@ -25,7 +25,7 @@ static int64_t *rows_before_dropping(const moe_batch *b,
     return rows;
 }
 
-/* Mixtral's loss over the tokens of all layers: this layer's cells go to those before; the last one
+/* A loss over the tokens of all layers: this layer's cells go to those before; the last one
  * makes the losses. */
 static void add_to_all_layers(const moe_layer *layer,
                               const moe_context *context,

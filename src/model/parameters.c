@@ -36,8 +36,11 @@ static int append(moe_parameters *all, moe_parameter p, const char *name) {
     return all->num++;
 }
 
-int moe_parameters_add(
-    moe_parameters *all, const char *name, bool decay, int64_t size, real *value) {
+int moe_parameters_add(moe_parameters *all,
+                       const char *name,
+                       bool decay,
+                       int64_t size,
+                       real *value) {
     return append(all,
                   (moe_parameter){
                       .decay = decay, .count = 1, .count_global = 1, .size = size, .value = value},

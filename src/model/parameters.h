@@ -52,8 +52,11 @@ void moe_parameters_free(moe_parameters *all);
 /* Local. Adds a replicated tensor of `size` elements to the table and returns its index. Pointers
  * into the table are invalid afterwards. `value` stays the caller's. decay: weight decay applies.
  */
-int moe_parameters_add(
-    moe_parameters *all, const char *name, bool decay, int64_t size, real *value);
+int moe_parameters_add(moe_parameters *all,
+                       const char *name,
+                       bool decay,
+                       int64_t size,
+                       real *value);
 
 /* Local. The same for a tensor of the experts: `count` blocks of `size` elements here, of
  * count_global on all ranks; id [count] are the experts of the blocks. They always decay. */

@@ -113,8 +113,11 @@ const char *moe_screen_paint(const moe_screen *s, enum moe_paint paint) {
     return s->color ? codes[paint] : "";
 }
 
-void moe_screen_wrapped(
-    const moe_screen *s, int indent, const char *label, const char *format, ...) {
+void moe_screen_wrapped(const moe_screen *s,
+                        int indent,
+                        const char *label,
+                        const char *format,
+                        ...) {
     char text[2048], *rest;
     va_list arguments;
     va_start(arguments, format);

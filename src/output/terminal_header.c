@@ -1,4 +1,5 @@
 /* terminal_header.c: the beginning of a run on the screen: what runs, and where. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "config/idle.h"
@@ -121,15 +122,20 @@ static void print_data(const moe_screen *s, const moe_config *c) {
     const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made) {
-        moe_screen_wrapped(s, LABEL, "data", "%s from %s%s%s", source, c->data.path,
-                           c->data.mask[0] ? "; the losses leave out what is 0 in " : "",
-                           c->data.mask);
+        moe_screen_wrapped(
+            s, LABEL, "data", "%s from %s%s%s%s%s", source, c->data.path,
+            !c->data.mask[0]                         ? ""
+            : c->data.padding == MOE_PADDING_COUNTED ? "; the losses leave out what is 0 in "
+                                                     : "; nothing is computed for what is 0 in ",
+            c->data.mask, c->data.boundaries[0] ? "; sequences as in " : "", c->data.boundaries);
     } else {
-        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences of %s",
+        bool bounded = c->data.boundaries[0] != '\0';
+        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences %s %s",
                            source, c->data.source == MOE_SOURCE_TEXT ? " from " : "",
                            c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
-                           moe_format_count(c->data.tokens_per_device).s,
-                           moe_format_count(c->data.sequence_length).s);
+                           moe_format_count(c->data.tokens_per_device).s, bounded ? "as in" : "of",
+                           bounded ? c->data.boundaries
+                                   : moe_format_count(c->data.sequence_length).s);
     }
 }
 
@@ -207,8 +213,11 @@ static void print_place(const moe_screen *s, const moe_topology *t, int begin, i
                        t->threads == 1 ? "" : "s", end - begin > 1 ? " each" : "", where);
 }
 
-static void print_host(
-    const moe_screen *s, const moe_topology *t, int begin, int end, const char *label) {
+static void print_host(const moe_screen *s,
+                       const moe_topology *t,
+                       int begin,
+                       int end,
+                       const char *label) {
     const moe_topology *h = &t[begin];
     moe_screen_wrapped(s, LABEL, label, "%s: %s, %d core%s, %s of memory%s%s", h->host,
                        rank_range(begin, end).s, h->host_cores, h->host_cores == 1 ? "" : "s",
@@ -242,6 +251,22 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
     if (more > 0) {
         moe_screen_wrapped(s, LABEL, "", "and %d more groups of ranks: placement in summary.json",
                            more);
+    }
+}
+
+/* Prints "oneDNN 2.6.3 (avx512_core); small products OpenBLAS 0.3.21 (SkylakeX)". */
+static void print_gemm(const moe_screen *s, const moe_topology *t) {
+    char text[256] = "";
+    size_t length = 0;
+    for (int i = 0; i < t->num_gemm; i++) {
+        const moe_gemm_kernels *k = &t->gemm[i];
+        length += (size_t)snprintf(text + length, sizeof text - length, "%s%s%s%s%s%s%s",
+                                   i > 0 ? "; small products " : "", k->library,
+                                   k->version[0] ? " " : "", k->version, k->kernels[0] ? " (" : "",
+                                   k->kernels, k->kernels[0] ? ")" : "");
+    }
+    if (length > 0) {
+        moe_screen_wrapped(s, LABEL, "gemm", "%s", text);
     }
 }
 
@@ -292,6 +317,25 @@ static void warn_idle(const moe_screen *s, const moe_config *c) {
     }
 }
 
+/* Whoever set OPENBLAS_CORETYPE has chosen the kernels and is not warned of them. */
+static void warn_slow_gemm(const moe_screen *s, const moe_topology *t, int ranks) {
+    const char *chosen = getenv("OPENBLAS_CORETYPE");
+    for (int q = 0; q < ranks && !(chosen && chosen[0]); q++) {
+        for (int i = 0; i < t[q].num_gemm; i++) {
+            const moe_gemm_kernels *k = &t[q].gemm[i];
+            if (k->slow) {
+                char text[256];
+                snprintf(text, sizeof text,
+                         "%s uses its %s kernels on %s, whose processor can do more: set "
+                         "OPENBLAS_CORETYPE=%s, or source scripts/env",
+                         k->library, k->kernels, t[q].host, moe_gemm_core_type());
+                moe_terminal_warn(s, text);
+                return;
+            }
+        }
+    }
+}
+
 static void print_warnings(const moe_screen *s,
                            const moe_config *c,
                            const moe_topology *t,
@@ -311,6 +355,7 @@ static void print_warnings(const moe_screen *s,
         moe_terminal_warn(s, text);
         break;
     }
+    warn_slow_gemm(s, t, ranks);
     warn_idle(s, c);
     if (t[0].synthetic) {
         moe_terminal_warn(
@@ -337,6 +382,7 @@ void moe_terminal_header(const moe_screen *s,
     print_data(s, c);
     print_cluster(s, c, ranks);
     print_hosts(s, topologies, ranks);
+    print_gemm(s, &topologies[0]);
     print_memory(s, ranks, memory_bytes_per_rank, memory_available);
     print_warnings(s, c, topologies, ranks);
     fflush(s->out);

@@ -16,25 +16,25 @@ void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_ste
 
 /* --- the ending, in its order --- */
 
-/* terminal_losses.c: the balance losses. */
+/* --- terminal_losses.c: the balance losses --- */
 void moe_terminal_losses(const moe_screen *s,
                          const moe_config *c,
                          const moe_step_metrics *m,
                          const moe_figures *f);
-/* terminal_volume.c: devices per token, and what was sent. */
+/* --- terminal_volume.c: devices per token, and what was sent --- */
 void moe_terminal_volume(const moe_screen *s,
                          const moe_config *c,
                          const moe_step_metrics *m,
                          const moe_figures *f);
-/* terminal_capacity.c: what the capacity dropped; nothing without a capacity. */
+/* --- terminal_capacity.c: what the capacity dropped; nothing without a capacity --- */
 void moe_terminal_capacity(const moe_screen *s,
                            const moe_config *c,
                            const moe_step_metrics *m,
                            const moe_figures *f);
-/* terminal_load.c: metrics of balance, bars, and the device matrix. */
+/* --- terminal_load.c: metrics of balance, bars, and the device matrix --- */
 void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
 
-/* --- shared: terminal_shared.c --- */
+/* --- terminal_shared.c --- */
 
 /* Whether the task is to predict a text. */
 bool moe_terminal_is_text(const moe_config *c);

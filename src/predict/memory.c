@@ -36,7 +36,7 @@ static int64_t div_up(int64_t a, int64_t b) {
 
 enum {
     CALL_ROWS = 1024,     /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
-    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (parameters_tree.c) */
+    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
     BYTE_VALUES = 256
 };
 

@@ -1,6 +1,6 @@
 /* expert_choice.c: experts choose tokens (Zhou et al. 2022, arXiv 2202.09368). Each takes the
  * T K / N tokens with its highest scores, so that the load is exactly balanced and tokens have
- * different numbers of experts. T are the tokens of one device, so that no device has to see
+ * different numbers of experts. T are the routed tokens of one device, so that no device has to see
  * another's scores. */
 #include <math.h>
 
@@ -70,16 +70,21 @@ static void take_tokens(const double *s,
     }
 }
 
-/* s [T,N], -1 where the expert is disabled for the token or the token is bad. */
-static void fill_scores(
-    const moe_router *r, moe_logits logits, int64_t begin, int64_t tokens, double *s) {
+/* s [T,N], -1 where the expert is disabled for the token, or the token is bad or not routed. */
+static void fill_scores(const moe_router *r,
+                        moe_logits logits,
+                        const uint8_t *routed,
+                        int64_t begin,
+                        int64_t tokens,
+                        double *s) {
     int32_t n = r->num_experts;
 #pragma omp parallel
     {
         double *z = moe_scratch_take(r->scratch, n, sizeof *z, "expert choice");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tokens; t++) {
-            bool bad = moe_scores_read_logits(logits, begin + t, n, z) & MOE_ROW_BAD;
+            bool bad = (routed && !routed[begin + t]) ||
+                       moe_scores_read_logits(logits, begin + t, n, z) & MOE_ROW_BAD;
             if (!bad) {
                 moe_scores_fill(r, z, s + t * n, NULL);
             }
@@ -93,15 +98,19 @@ static void fill_scores(
     }
 }
 
-void moe_expert_choice_takes(
-    const moe_router *r, moe_logits logits, int64_t begin, int64_t end, uint8_t *chosen) {
-    int64_t tokens = end - begin;
-    if (tokens == 0) {
+void moe_expert_choice_takes(const moe_router *r,
+                             moe_logits logits,
+                             const uint8_t *routed,
+                             int64_t begin,
+                             int64_t end,
+                             uint8_t *chosen) {
+    int64_t tokens = end - begin, some = moe_device_routed(routed, begin, end);
+    if (some == 0) {
         return;
     }
-    int64_t count = tokens_of_expert(r, tokens);
+    int64_t count = tokens_of_expert(r, some);
     double *s = moe_scratch_take(r->scratch, tokens * r->num_experts, sizeof *s, "expert choice");
-    fill_scores(r, logits, begin, tokens, s);
+    fill_scores(r, logits, routed, begin, tokens, s);
 #pragma omp parallel
     {
         double *column = moe_scratch_take(r->scratch, tokens, sizeof *column, "expert choice");

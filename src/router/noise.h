@@ -1,5 +1,5 @@
 /* noise.h: what chance does to the gate in training: jitter of its input, noise on its logits, and
- * experts that are dropped for a step. docs/method.md section 1, step 1.
+ * experts that are dropped for a step. docs/method.md section 1.1.
  *
  *   jitter   the gate reads u_j (1 + eps r_j), r uniform in [-1,1): the input jitter of Switch
  *            Transformers (arXiv 2101.03961)
@@ -56,13 +56,19 @@ static inline bool moe_noise_keeps_clean(const moe_router *r) {
 
 /* Local. Of one token: clean [N] = its logits before noise, but -inf for the experts that are
  * disabled in z [N]; quiet [N] = the scores of these. */
-void moe_noise_quiet_scores(
-    const moe_router *r, const real *before, const double *z, double *clean, double *quiet);
+void moe_noise_quiet_scores(const moe_router *r,
+                            const real *before,
+                            const double *z,
+                            double *clean,
+                            double *quiet);
 
 /* Local. Noise of learned scale: logits [T,N] += n sigma(v), v [T,N] = u W_noise. OpenMP over
  * tokens. */
-void moe_noise_add_learned(
-    const moe_router *r, const moe_draw *d, const moe_batch *batch, const real *v, real *logits);
+void moe_noise_add_learned(const moe_router *r,
+                           const moe_draw *d,
+                           const moe_batch *batch,
+                           const real *v,
+                           real *logits);
 
 /* Local. Its gradient: dv [T,N] = sigmoid(v) (n dz + spread). dz [T,N] is the gradient with respect
  * to the logits before noise, over all paths; spread [T,N] or NULL is what reaches sigma beside n

@@ -18,8 +18,11 @@ typedef struct recorded {
 } recorded;
 
 /* One token's experts (-1 left out) by falling key, then index; returns how many. */
-static int32_t order_experts(
-    const int32_t *idx, const double *key, int32_t k, int32_t *expert, int32_t *from) {
+static int32_t order_experts(const int32_t *idx,
+                             const double *key,
+                             int32_t k,
+                             int32_t *expert,
+                             int32_t *from) {
     int32_t count = 0;
     for (int32_t i = 0; i < k; i++) {
         int32_t place = 0;
@@ -115,9 +118,14 @@ void moe_router_route_recorded(const moe_router *r,
     moe_routing_reserve(routing, batch->num_tokens, k);
     routing->unconverged_device = -1;
     recorded w = recorded_reserve(r, placement, stats, k);
+    const uint8_t *routed = moe_batch_routed(batch);
     for (int64_t i = 0; i < batch->num_segments; i++) {
         for (int64_t t = batch->segment[i].begin; t < batch->segment[i].end; t++) {
             const double *s = scores ? scores + t * r->num_experts : NULL;
+            if (routed && !routed[t]) {
+                routing->row_offset[t + 1] = 0;
+                continue;
+            }
             int32_t count =
                 route_token(&w, idx + t * k, weights ? weights + t * k : NULL, s, routing, t * k);
             routing->row_offset[t + 1] = count;

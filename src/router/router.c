@@ -64,6 +64,7 @@ typedef struct job {
     moe_router plain; /* the router of aux_selection = unlimited: no bias, no groups */
     bool count_plain; /* the statistics count plain's selection */
     const moe_batch *batch;
+    const uint8_t *routed; /* moe_batch_routed */
     const moe_placement *placement;
     moe_logits logits;
     const moe_noisy *noisy;
@@ -212,8 +213,11 @@ static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_
     const moe_router *r = j->router;
     int64_t at = t * moe_method_most(r);
     double lse;
-    int flags = moe_scores_read_logits(j->logits, t, r->num_experts, w->z);
     j->routing->row_offset[t + 1] = 0;
+    if (j->routed && !j->routed[t]) {
+        return;
+    }
+    int flags = moe_scores_read_logits(j->logits, t, r->num_experts, w->z);
     if (!(flags & MOE_ROW_BAD)) {
         moe_scores_fill(r, w->z, w->s, &lse);
     }
@@ -296,11 +300,12 @@ static void look_at_devices(job *j) {
     }
     for (int32_t d = b->num_local_devices - 1; d >= 0; d--) {
         int64_t begin = b->device_offset[d], end = b->device_offset[d + 1];
-        if (j->factor && !j->method->factors(r, j->logits, begin, end, j->factor + d * n)) {
+        if (j->factor &&
+            !j->method->factors(r, j->logits, j->routed, begin, end, j->factor + d * n)) {
             j->routing->unconverged_device = b->first_device + d;
         }
         if (j->chosen) {
-            j->method->takes(r, j->logits, begin, end, j->chosen + begin * n);
+            j->method->takes(r, j->logits, j->routed, begin, end, j->chosen + begin * n);
         }
     }
 }
@@ -318,6 +323,7 @@ void moe_router_route(const moe_router *r,
              .draw = draw,
              .method = moe_method_of(r),
              .batch = batch,
+             .routed = moe_batch_routed(batch),
              .placement = placement,
              .logits = logits,
              .noisy = noisy,

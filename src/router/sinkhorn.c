@@ -20,20 +20,25 @@ static const double epsilon = 1e-8;
 
 typedef struct sinkhorn {
     int64_t tokens, blocks;
+    int64_t routed; /* T of the equation */
     int32_t n;
-    double *cost;    /* [T,N] C; 0 where disabled or bad */
+    double *cost;    /* [tokens,N] C; 0 where disabled, bad or not routed */
     double *partial; /* [blocks,N] */
     double *d1;      /* [N] */
     moe_scratch *scratch;
 } sinkhorn;
 
-static void fill_cost(const sinkhorn *k, moe_logits logits, int64_t begin) {
+static void fill_cost(const sinkhorn *k, moe_logits logits, const uint8_t *routed, int64_t begin) {
 #pragma omp parallel
     {
         double *z = moe_scratch_take(k->scratch, k->n, sizeof *z, "sinkhorn");
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < k->tokens; t++) {
             double most = -INFINITY, *row = k->cost + t * k->n;
+            if (routed && !routed[begin + t]) {
+                memset(row, 0, (size_t)k->n * sizeof *row);
+                continue;
+            }
             int flags = moe_scores_read_logits(logits, begin + t, k->n, z);
             for (int32_t i = 0; i < k->n; i++) {
                 most = z[i] > most ? z[i] : most;
@@ -55,7 +60,7 @@ static void add_block(const sinkhorn *k, int64_t block) {
     memset(sum, 0, (size_t)k->n * sizeof *sum);
     for (int64_t t = block * BLOCK; t < end; t++) {
         const double *row = k->cost + t * k->n;
-        double d0 = 1 / ((double)k->tokens * (moe_scores_dot(k->d1, row, k->n) + epsilon));
+        double d0 = 1 / ((double)k->routed * (moe_scores_dot(k->d1, row, k->n) + epsilon));
         for (int32_t i = 0; i < k->n; i++) {
             sum[i] += d0 * row[i];
         }
@@ -81,9 +86,14 @@ static double iterate(const sinkhorn *k) {
     return change;
 }
 
-bool moe_sinkhorn_factors(
-    const moe_router *r, moe_logits logits, int64_t begin, int64_t end, double *factor) {
+bool moe_sinkhorn_factors(const moe_router *r,
+                          moe_logits logits,
+                          const uint8_t *routed,
+                          int64_t begin,
+                          int64_t end,
+                          double *factor) {
     sinkhorn k = {.tokens = end - begin,
+                  .routed = moe_device_routed(routed, begin, end),
                   .blocks = (end - begin + BLOCK - 1) / BLOCK,
                   .n = r->num_experts,
                   .d1 = factor,
@@ -94,9 +104,9 @@ bool moe_sinkhorn_factors(
     for (int32_t i = 0; i < k.n; i++) {
         k.d1[i] = 1;
     }
-    fill_cost(&k, logits, begin);
+    fill_cost(&k, logits, routed, begin);
     for (int32_t i = 0; i < r->sinkhorn_iterations && change > r->sinkhorn_tolerance; i++) {
-        change = k.tokens > 0 ? iterate(&k) : 0;
+        change = k.routed > 0 ? iterate(&k) : 0;
     }
     for (int32_t i = 0; i < k.n; i++) {
         factor[i] = log(k.d1[i]);

@@ -16,8 +16,11 @@
 #include "router/weights.h"
 
 /* ds [N] += gradient of sum_k dg_k g_k with respect to the scores. */
-static void score_gradient(
-    const moe_router *r, const double *s, const moe_weighted *w, const double *dg, double *ds) {
+static void score_gradient(const moe_router *r,
+                           const double *s,
+                           const moe_weighted *w,
+                           const double *dg,
+                           double *ds) {
     double factor = moe_weights_factor(r), dot = 0;
     int32_t left_out;
     if (!moe_weights_normalized(r)) {
@@ -50,8 +53,11 @@ static void score_gradient(
 }
 
 /* dz [N] += sum_i ds_i ds_i/dz of all experts. */
-static void logit_gradient(
-    const moe_router *r, const double *z, const double *s, const double *ds, double *dz) {
+static void logit_gradient(const moe_router *r,
+                           const double *z,
+                           const double *s,
+                           const double *ds,
+                           double *dz) {
     const moe_score_function *f = moe_score_function_of(r);
     int32_t n = r->num_experts;
     if (f->sums_to_one) {

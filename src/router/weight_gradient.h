@@ -1,6 +1,6 @@
 /* weight_gradient.h: from the gradient of the combine weights back to the logits. The selection is
  * fixed; g is differentiated through its scores, its normalisation and its scaling. docs/method.md
- * section 1, step 6, and section 5. */
+ * sections 1.6 and 5. */
 #ifndef MOESIM_ROUTER_WEIGHT_GRADIENT_H
 #define MOESIM_ROUTER_WEIGHT_GRADIENT_H
 

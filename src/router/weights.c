@@ -37,8 +37,11 @@ void moe_weights_fill(const moe_router *r, const double *s, int32_t count, doubl
     }
 }
 
-double moe_weights_sum(
-    const moe_router *r, const double *s, const int32_t *expert, int64_t count, int32_t *left_out) {
+double moe_weights_sum(const moe_router *r,
+                       const double *s,
+                       const int32_t *expert,
+                       int64_t count,
+                       int32_t *left_out) {
     double sum = 0;
     *left_out = -1;
     for (int64_t k = 0; k < count; k++) {

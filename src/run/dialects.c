@@ -115,7 +115,8 @@ static void add_row(dialects *d,
         moe_config_resolve(&row->c, d->comm->size, &st);
     }
     if (st.code == MOE_OK) {
-        moe_capacity_check(&row->c, num_tokens(d), &st);
+        moe_capacity_check(&row->c, moe_input_routed(&d->input, &row->c, num_tokens(d)),
+                           moe_input_longest_sequence(&d->input, &row->c, num_tokens(d)), &st);
     }
     snprintf(row->reason, sizeof row->reason, "%s", st.message);
 }
@@ -259,9 +260,7 @@ static int check_memory(const dialects *d, moe_status *st) {
 }
 
 static int run_rows(dialects *d, moe_status *st) {
-    moe_batch_layout(&d->batch, num_tokens(d), d->c.data.sequence_length, d->c.cluster.devices,
-                     d->comm->rank, d->comm->size);
-    d->batch.counted = d->input.mask;
+    moe_input_layout(&d->input, &d->c, d->comm, num_tokens(d), &d->batch);
     make_x(d);
     for (int i = 0; i < d->num_rows && st->code == MOE_OK; i++) {
         if (!d->row[i].reason[0]) {
@@ -277,10 +276,17 @@ int moe_dialects(const moe_comm *comm, const moe_config *c, moe_status *st) {
         return st->code;
     }
     moe_topology topology;
-    moe_gemm_init();
+    moe_gemm_choose(c->run.gemm, st);
+    if (moe_comm_agree(comm, st)) {
+        return st->code;
+    }
     moe_topology_init(comm, c->run.threads, &topology);
     moe_config whole = *c; /* recorded logits have all its layers; the first one is looked at */
     if (moe_input_read(comm, &whole, &d.input, st)) {
+        return st->code;
+    }
+    if (moe_input_check(&d.input, c, num_tokens(&d), st)) {
+        moe_input_free(&d.input);
         return st->code;
     }
     add_rows(&d);

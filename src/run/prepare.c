@@ -63,9 +63,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
 static void make_context(moe_run_state *r) {
     const moe_config *c = r->config;
     int64_t tokens = num_tokens(r);
-    moe_batch_layout(&r->batch, tokens, c->data.sequence_length, c->cluster.devices, r->comm->rank,
-                     r->comm->size);
-    r->batch.counted = r->input.mask;
+    moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
     moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
     r->context.timeline = c->output.timeline ? &r->timeline : NULL;
     if (moe_balance_has_all_layers(&c->balance)) {
@@ -156,8 +154,9 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
     if (moe_run_trains(r)) {
         moe_task_check(c, &r->input, st);
     }
-    if (st->code == MOE_OK) {
-        moe_capacity_check(c, num_tokens(r), st);
+    if (st->code == MOE_OK && moe_input_check(&r->input, c, num_tokens(r), st) == MOE_OK) {
+        moe_capacity_check(c, moe_input_routed(&r->input, c, num_tokens(r)),
+                           moe_input_longest_sequence(&r->input, c, num_tokens(r)), st);
     }
     if (moe_comm_agree(r->comm, st)) {
         return st->code;
@@ -167,7 +166,10 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
 
 int moe_run_prepare(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
-    moe_gemm_init();
+    moe_gemm_choose(c->run.gemm, st);
+    if (moe_comm_agree(r->comm, st)) {
+        return st->code;
+    }
     moe_topology_init(r->comm, c->run.threads, &r->topology);
     gather_topologies(r);
     if (read_and_check(r, st) || r->options->check_only || prepare_explainer(r, st)) {

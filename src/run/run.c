@@ -94,7 +94,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     r->last_step = step + 1 == r->config->run.steps;
     r->writing_seconds = 0;
     r->metrics.step = r->context.step = step;
-    r->metrics.num_tokens = r->batch.num_tokens_global;
+    r->metrics.num_tokens = r->batch.num_routed;
     if (moe_run_trains(r)) {
         r->metrics.num_tokens *= r->config->train.accumulate;
     }

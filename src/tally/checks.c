@@ -122,7 +122,7 @@ static void check_comm_count(moe_tally *t, const moe_context *context, const moe
     moe_scratch_give(b->scratch, tokens);
 }
 
-/* The theorem on distinct groups, docs/method.md section 1. Checking it costs about as much as
+/* The theorem on distinct groups, docs/method.md section 1.9. Checking it costs about as much as
  * routing. */
 static void check_theorem(moe_tally *t,
                           const moe_layer *layer,
@@ -132,7 +132,8 @@ static void check_theorem(moe_tally *t,
     if (r->group_limit != MOE_GROUP_MAX || moe_config_recorded(context->config)) {
         return;
     }
-    moe_group_theorem_check(r, a->logits, &a->routing, 1, &t->scalar[MOE_TALLY_THEOREM_TOKENS],
+    moe_group_theorem_check(r, a->logits, &a->routing, moe_batch_routed(context->batch), 1,
+                            &t->scalar[MOE_TALLY_THEOREM_TOKENS],
                             &t->scalar[MOE_TALLY_THEOREM_BAD]);
 }
 

@@ -34,8 +34,11 @@ static moe_tally tally_new(const moe_context *context) {
 
 /* The number of distinct devices among k experts. stamp [D] remembers for each device the last
  * mark; `mark` > 0 is another one in each call. */
-static int64_t distinct_devices(
-    const moe_placement *p, const int32_t *expert, int64_t k, int64_t *stamp, int64_t mark) {
+static int64_t distinct_devices(const moe_placement *p,
+                                const int32_t *expert,
+                                int64_t k,
+                                int64_t *stamp,
+                                int64_t mark) {
     int64_t distinct = 0;
     for (int64_t i = 0; i < k; i++) {
         int32_t device = p->device[expert[i]];
@@ -75,7 +78,11 @@ static void count_reach(moe_tally *t, const moe_context *context, const moe_rout
     int32_t reachable = moe_config_group_span(context->config);
     bool limited = r->group_limit != MOE_GROUP_NONE;
     int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
+    const uint8_t *routed = moe_batch_routed(context->batch);
     for (int64_t token = 0; token < routing->num_tokens; token++) {
+        if (routed && !routed[token]) {
+            continue;
+        }
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
         int64_t reach =
             distinct_devices(&context->placement, routing->expert + begin, k, stamp, token + 1);
@@ -119,6 +126,7 @@ static void count_unlimited(moe_tally *t,
     moe_draw draw = {.seed = (uint64_t)context->config->run.seed};
     int32_t n = greedy.num_experts;
     int64_t reached = 0;
+    const uint8_t *routed = moe_batch_routed(context->batch);
     if (!measures_unlimited(context)) {
         return;
     }
@@ -135,7 +143,8 @@ static void count_unlimited(moe_tally *t,
                                                sizeof *stamp, "tally");
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < context->batch->num_tokens; token++) {
-            if (moe_scores_read_logits(a->logits, token, n, z) & MOE_ROW_BAD) {
+            if ((routed && !routed[token]) ||
+                moe_scores_read_logits(a->logits, token, n, z) & MOE_ROW_BAD) {
                 continue;
             }
             moe_scores_fill(&greedy, z, s, NULL);
@@ -190,7 +199,7 @@ static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metri
 static void fill_counts(const moe_tally *t, const moe_context *context, moe_layer_metrics *out) {
     int64_t n = context->placement.num_experts;
     int64_t d = context->placement.devices;
-    int64_t tokens = context->batch->num_tokens_global;
+    int64_t tokens = context->batch->num_routed;
     memcpy(out->counts_per_expert, t->counts, (size_t)n * sizeof(int64_t));
     memcpy(out->matrix, t->sent, (size_t)(d * d) * sizeof(int64_t));
     memset(out->counts_per_device, 0, (size_t)d * sizeof(int64_t));
@@ -256,8 +265,11 @@ void moe_tally_layer(const moe_layer *layer,
     moe_scratch_give(context->batch->scratch, t.words);
 }
 
-int moe_tally_after_layer(
-    void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st) {
+int moe_tally_after_layer(void *self,
+                          const moe_stack *s,
+                          int32_t l,
+                          moe_step_metrics *metrics,
+                          moe_status *st) {
     double start = moe_comm_time();
     (void)self, (void)st;
     moe_tally_layer(&s->layer[l], s->context, moe_stack_activations(s, l), s->y, metrics);

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/gemm.h"
 #include "world/comm.h"
 
 /* About one rank. It holds no pointers, so that ranks can send it to each other as bytes. */
@@ -14,13 +15,16 @@ typedef struct moe_topology {
     char processor[96];      /* CPU model name, "" when unknown */
     int package, numa, core; /* where this rank is bound, as logical indices; -1: unknown or several
                               */
-    int host_cores, host_pus;   /* what we may use of this host: its allowed cpuset and the cgroup's
-                                   quota, whatever the launcher's binding is */
+    int host_cores, host_pus;   /* what the job was given of this host: what its ranks may run on
+                                   together (taskset, cpuset, Slurm; where Open MPI bound them by
+                                   itself, what its daemon may run on), and the cgroup's quota */
     int bound_cores;            /* cores in this rank's binding, after widening */
     int threads;                /* OpenMP threads this rank will use */
     int64_t l2_bytes, l3_bytes; /* caches of that core */
     int64_t memory_bytes;       /* of the host, or the cgroup's limit where that is less */
     bool oversubscribed;        /* this host has more ranks x threads than cores */
+    moe_gemm_kernels gemm[2];   /* what computes matrix products, the large ones first */
+    int num_gemm;
     bool synthetic; /* the machine is described by HWLOC_SYNTHETIC or HWLOC_XMLFILE; nothing is
                        bound */
 } moe_topology;
@@ -30,8 +34,8 @@ typedef struct moe_topology {
 int moe_topology_share(int cores, int local_rank, int local_size, int asked);
 
 /* Collective. Looks at the machine and decides the number of threads (omp_set_num_threads). Where
- * the launcher has bound this rank to fewer cores than it has threads, the binding is widened to
- * its fair share of the cores. */
+ * this rank is bound to fewer cores than it has threads, the binding is widened to its fair share
+ * of the cores that the job was given, never beyond them. */
 void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *out);
 
 /* The following are in host_limits.c. */

@@ -20,8 +20,10 @@ typedef struct problem {
     moe_router router;
     moe_balance balance;
     moe_placement placement;
-    float *z;         /* [T_global, N] */
-    double *bias;     /* [N] */
+    float *z;          /* [T_global, N] */
+    double *bias;      /* [N] */
+    int64_t *boundary; /* [num_sequences + 1], or NULL: sequence_length */
+    int64_t num_sequences;
     uint8_t *counted; /* [T_global] or NULL */
 } problem;
 
@@ -77,6 +79,15 @@ static problem make_problem(uint64_t seed, int32_t devices) {
                                                                                          */
         }
     }
+    if (seed % 4 == 1) { /* sequences of different lengths, some of one token */
+        p.boundary = moe_alloc(p.tokens + 1, sizeof *p.boundary, "test");
+        for (int64_t t = 0; t < p.tokens; t++) {
+            if (t == 0 || random_unit(seed, 65, (uint64_t)t) < 0.2) {
+                p.boundary[p.num_sequences++] = t;
+            }
+        }
+        p.boundary[p.num_sequences] = p.tokens;
+    }
     return p;
 }
 
@@ -85,6 +96,7 @@ static void free_problem(problem *p) {
     moe_free(p->z);
     moe_free(p->bias);
     moe_free(p->counted);
+    moe_free(p->boundary);
 }
 
 /* What the program does on a rank of this communicator. */
@@ -94,7 +106,12 @@ static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     moe_routing routing = {0};
     moe_plan plan = {0};
     int64_t bad;
-    moe_batch_layout(&batch, p->tokens, p->sequence_length, p->devices, comm->rank, comm->size);
+    if (p->boundary) {
+        moe_batch_layout_boundaries(&batch, p->tokens, p->boundary, p->num_sequences, p->devices,
+                                    comm->rank, comm->size);
+    } else {
+        moe_batch_layout(&batch, p->tokens, p->sequence_length, p->devices, comm->rank, comm->size);
+    }
     batch.counted = p->counted ? p->counted + batch.first_token : NULL;
     moe_stats_reserve(&segments, p->router.num_experts, p->devices, batch.num_segments);
     moe_logits logits = {.f32 = p->z + batch.first_token * p->router.num_experts};
@@ -112,9 +129,7 @@ static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     moe_batch_free(&batch);
 }
 
-/* --- the naive reference
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* --- the naive reference --- */
 
 static int32_t device_of(const problem *p, int64_t t) {
     int32_t d = 0;
@@ -124,18 +139,29 @@ static int32_t device_of(const problem *p, int64_t t) {
     return d;
 }
 
+static int32_t sequence_of(const problem *p, int64_t t) {
+    int32_t q = 0;
+    if (!p->boundary) {
+        return (int32_t)(t / (p->sequence_length ? p->sequence_length : p->tokens));
+    }
+    while (p->boundary[q + 1] <= t) {
+        q++;
+    }
+    return q;
+}
+
 static void check_scope(const problem *p,
                         enum moe_scope scope,
                         ref_batch *b,
                         int32_t *scope_of,
                         const moe_scopes *scopes) {
-    int64_t length = p->sequence_length ? p->sequence_length : p->tokens, used = 0;
+    int64_t used = 0;
     static const char *const names[] = {"sequence", "device", "global"};
-    b->num_scopes = scope == MOE_SCOPE_SEQUENCE ? (int32_t)((p->tokens + length - 1) / length)
+    b->num_scopes = scope == MOE_SCOPE_SEQUENCE ? sequence_of(p, p->tokens - 1) + 1
                     : scope == MOE_SCOPE_DEVICE ? p->devices
                                                 : 1;
     for (int64_t t = 0; t < p->tokens; t++) {
-        scope_of[t] = scope == MOE_SCOPE_SEQUENCE ? (int32_t)(t / length)
+        scope_of[t] = scope == MOE_SCOPE_SEQUENCE ? sequence_of(p, t)
                       : scope == MOE_SCOPE_DEVICE ? b->home[t]
                                                   : 0;
     }

@@ -72,8 +72,11 @@ static double loss_of(const split *f, const moe_balance *b, enum moe_loss which)
 }
 
 /* Gradient of one loss with respect to the logits of token t. */
-static void gradient_of(
-    const split *f, moe_balance b, enum moe_loss which, int64_t t, double dz[N]) {
+static void gradient_of(const split *f,
+                        moe_balance b,
+                        enum moe_loss which,
+                        int64_t t,
+                        double dz[N]) {
     static double dlogits[TOKENS * N];
     double a[MOE_COEFFICIENTS * N];
     memset(dlogits, 0, sizeof dlogits);

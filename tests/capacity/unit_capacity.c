@@ -44,27 +44,57 @@ static int compare(const void *x, const void *y) {
     return a->choice < b->choice ? -1 : 1;
 }
 
-/* The floor(share B + 0.5) sequences with the smallest hash: q is one when fewer than that many
- * come before it. */
-static bool is_exempt(const capacity_case *c, int64_t q) {
-    moe_rng key = {c->rule.seed, MOE_RNG_EXEMPT};
-    int64_t before = 0;
-    int64_t sequences = c->batch.num_sequences;
-    int64_t wanted = (int64_t)(c->rule.exempt_sequences * (double)sequences + 0.5);
-    uint64_t own = moe_rng_bits(key, (uint64_t)c->step, (uint64_t)q, 0);
-    for (int64_t i = 0; i < sequences; i++) {
-        uint64_t other = moe_rng_bits(key, (uint64_t)c->step, (uint64_t)i, 0);
-        before += other < own || (other == own && i < q);
-    }
-    return before < wanted;
-}
-
 static int64_t device_of(const capacity_case *c, int64_t t) {
     int32_t d = 0;
     while (c->batch.device_offset[d + 1] <= t) {
         d++;
     }
     return d;
+}
+
+static int64_t sequence_of(const capacity_case *c, int64_t t) {
+    int64_t q = 0;
+    if (!c->boundary) {
+        return t / c->batch.sequence_length;
+    }
+    while (c->boundary[q + 1] <= t) {
+        q++;
+    }
+    return q;
+}
+
+static int64_t pool_of(const capacity_case *c, int64_t t) {
+    if (c->rule.policy == MOE_CAPACITY_SEQUENCE) {
+        return sequence_of(c, t);
+    }
+    return c->rule.scope == MOE_CAPACITY_PER_DEVICE ? device_of(c, t) : 0;
+}
+
+static bool has_routed(const capacity_case *c, int64_t q) {
+    for (int64_t t = 0; t < c->batch.num_tokens_global; t++) {
+        if (sequence_of(c, t) == q && (!c->counted || c->counted[t])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The floor(share B + 0.5) sequences with the smallest hash, of those with a routed token: q is one
+ * when fewer than that many come before it. */
+static bool is_exempt(const capacity_case *c, int64_t q) {
+    moe_rng key = {c->rule.seed, MOE_RNG_EXEMPT};
+    int64_t before = 0, some = 0;
+    int64_t sequences = c->batch.num_sequences;
+    uint64_t own = moe_rng_bits(key, (uint64_t)c->step, (uint64_t)q, 0);
+    for (int64_t i = 0; i < sequences; i++) {
+        if (!has_routed(c, i)) {
+            continue;
+        }
+        uint64_t other = moe_rng_bits(key, (uint64_t)c->step, (uint64_t)i, 0);
+        some++;
+        before += other < own || (other == own && i < q);
+    }
+    return before < (int64_t)(c->rule.exempt_sequences * (double)some + 0.5);
 }
 
 static double value_of(const capacity_case *c, int64_t i, int64_t first) {
@@ -89,13 +119,11 @@ static candidate *list_candidates(const capacity_case *c) {
                              .choice = i - r->row_offset[t],
                              .pair = i,
                              .value = value_of(c, i, r->row_offset[t])};
-            a->pool = c->rule.policy == MOE_CAPACITY_SEQUENCE    ? t / c->batch.sequence_length
-                      : c->rule.scope == MOE_CAPACITY_PER_DEVICE ? device_of(c, t)
-                                                                 : 0;
+            a->pool = pool_of(c, t);
             a->target = c->rule.policy == MOE_CAPACITY_DEVICE ? c->placement.device[r->expert[i]]
                                                               : r->expert[i];
             a->class = c->rule.first_choices ? a->choice : 0;
-            a->exempt = is_exempt(c, t / c->batch.sequence_length);
+            a->exempt = is_exempt(c, sequence_of(c, t));
         }
     }
     qsort(list, (size_t)r->num_selections, sizeof *list, compare);
@@ -103,14 +131,11 @@ static candidate *list_candidates(const capacity_case *c) {
 }
 
 static int64_t pool_tokens(const capacity_case *c, int64_t pool) {
-    int64_t length = c->batch.sequence_length, left = c->batch.num_tokens_global - pool * length;
-    if (c->rule.policy == MOE_CAPACITY_SEQUENCE) {
-        return left < length ? left : length;
+    int64_t count = 0;
+    for (int64_t t = 0; t < c->batch.num_tokens_global; t++) {
+        count += pool_of(c, t) == pool && (!c->counted || c->counted[t]);
     }
-    if (c->rule.scope == MOE_CAPACITY_PER_DEVICE) {
-        return c->batch.device_offset[pool + 1] - c->batch.device_offset[pool];
-    }
-    return c->batch.num_tokens_global;
+    return count;
 }
 
 /* kept [num_selections] by sorting; returns how many stay. */
@@ -163,7 +188,7 @@ static void check_sent(const capacity_case *c, uint64_t seed) {
 
 /* Every place of a buffer is taken once, from 0 on. */
 static void check_slots(const capacity_case *c, uint64_t seed) {
-    int64_t n = c->routing.num_selections, length = c->batch.sequence_length;
+    int64_t n = c->routing.num_selections;
     for (int64_t t = 0; t < c->routing.num_tokens; t++) {
         for (int64_t i = c->routing.row_offset[t]; i < c->routing.row_offset[t + 1]; i++) {
             int64_t buffer = 0;
@@ -179,10 +204,10 @@ static void check_slots(const capacity_case *c, uint64_t seed) {
                 if (!c->drop.kept[j]) {
                     continue;
                 }
-                bool pool = c->rule.policy == MOE_CAPACITY_SEQUENCE ? u / length == t / length
-                            : c->rule.scope == MOE_CAPACITY_PER_DEVICE
-                                ? device_of(c, u) == device_of(c, t)
-                                : true;
+                bool pool =
+                    c->rule.policy == MOE_CAPACITY_SEQUENCE ? sequence_of(c, u) == sequence_of(c, t)
+                    : c->rule.scope == MOE_CAPACITY_PER_DEVICE ? device_of(c, u) == device_of(c, t)
+                                                               : true;
                 int32_t a = c->drop.server[i], b = c->drop.server[j];
                 bool target = c->rule.policy == MOE_CAPACITY_DEVICE
                                   ? c->placement.device[a] == c->placement.device[b]
@@ -213,13 +238,6 @@ static void check_groups(const capacity_case *c, uint64_t seed) {
 }
 
 /* --- next_choice, by its definition in drop.h, for routers without groups --- */
-
-static int64_t pool_of(const capacity_case *c, int64_t t) {
-    if (c->rule.policy == MOE_CAPACITY_SEQUENCE) {
-        return t / c->batch.sequence_length;
-    }
-    return c->rule.scope == MOE_CAPACITY_PER_DEVICE ? device_of(c, t) : 0;
-}
 
 static int32_t target_of(const capacity_case *c, int32_t e) {
     return c->rule.policy == MOE_CAPACITY_DEVICE ? c->placement.device[e] : e;

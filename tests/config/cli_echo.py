@@ -1,7 +1,7 @@
 """ctest: timeout=180
-A run's own files are accepted again: --check accepts what it printed and prints the same, config.ini
-gives the same results, and --resume goes on. The cases are those in which a default, a preset or a
-derived value stands in the echo beside a key that may forbid it.
+A run's own files are accepted again: --check accepts what it printed and prints the same,
+config.ini gives the same results, and --resume goes on. The cases are those in which a default, a
+preset or a derived value stands in the echo beside a key that may forbid it.
 """
 import os
 import random

@@ -7,8 +7,11 @@
 
 /* The text parsed, assignments (blank-separated) set, and resolved; the message, "" when all is
  * well. */
-static const char *resolve(
-    moe_config *c, const char *text, const char *assignments, int ranks, moe_status *st) {
+static const char *resolve(moe_config *c,
+                           const char *text,
+                           const char *assignments,
+                           int ranks,
+                           moe_status *st) {
     char one[256];
     memset(st, 0, sizeof *st);
     moe_config_defaults(c);

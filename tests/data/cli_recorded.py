@@ -1,6 +1,6 @@
 """ctest: timeout=180
-Recorded data that is not what it seems: what has no meaning is refused with a sentence that names the
-token, what may be a mistake is said, and the self-checks hold or say why they are not made.
+Recorded data that is not what it seems: what has no meaning is refused with a sentence that names
+the token, what may be a mistake is said, and the self-checks hold or say why they are not made.
 """
 import math
 import os

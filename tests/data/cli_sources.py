@@ -6,11 +6,13 @@ devices.
 import os
 import random
 import re
+import struct
 
 from _moesim import (
     TEMPORARY,
     check,
     config,
+    header_of,
     load,
     metrics,
     moesim,
@@ -274,6 +276,56 @@ def check_bias():
         check(max(load(f"{biased}/topk_weight.npy").data) < 1, "the bias went into a weight")
 
 
+def check_bias_of_layers():
+    """Every layer chooses with its own bias, forward, explained, and at the start of training."""
+    draw = random.Random(12)
+    rows = [[draw.uniform(-0.3, 0.3) for _ in range(16)] for _ in range(3)]
+    each = save("bias-each.npy", "<f8", (3, 16), sum(rows, []))
+    settings = {**BASE, "model.num_layers": 3, "router.score_func": "sigmoid"}
+    recorded = {
+        **settings,
+        "data.source": "logits",
+        "data.path": random_logits("bias-layers.npy", (3, 40, 16), 9),
+        "cluster.devices": 4,
+    }
+    layered = run("bias-each", 4, {**recorded, "router.bias_file": each})
+    for l, row in enumerate(rows):
+        path = save(f"bias-{l}.npy", "<f4" if l == 0 else "<f8", (16,), row)
+        alone = run(f"bias-{l}", 2, {**recorded, "router.bias_file": path})
+        if layered and alone:
+            for key in (*ROUTED, "loss_by_scope"):
+                check(layer(layered, l)[key] == layer(alone, l)[key], "bias of layer", l, key)
+    del settings["output.tensors"]
+    for explain in ("7", "39"):
+        done = moesim(
+            2,
+            config("bias-explained", {**recorded, "router.bias_file": each}),
+            *("--explain", explain, "--explain-step", "--out", "bias-explained", "--force"),
+        )
+        check(done.code == 0, "--explain with a bias of each layer", done.err)
+    trained = {
+        **settings,
+        "model.norm": "rmsnorm",
+        "router.bias_file": each,
+        "run.mode": "train",
+        "router.bias_update_rate": 0.001,
+    }
+    first = run("bias-train", 2, trained)
+    forward = run("bias-forward", 1, {**trained, "run.mode": "forward"})
+    if first and forward:
+        for l in range(3):
+            check(
+                layer(first, l)["counts_per_expert"] == layer(forward, l)["counts_per_expert"],
+                "the bias that training starts with",
+                l,
+            )
+    for shape in ((2, 16), (3, 15), (48,), (1, 3, 16)):
+        numbers = [0.0] * (shape[0] * (shape[1] if len(shape) > 1 else 1) * (shape + (1, 1))[2])
+        bad = save("bias-bad.npy", "<f4", shape, numbers)
+        done = moesim(2, config("bias-bad", {**recorded, "router.bias_file": bad}), "--check")
+        check(done.code == 2 and "[3, 16]" in done.err, shape, done.err)
+
+
 def check_layers():
     """Two layers in one recording, in three dimensions and in two."""
     shape3, shape2 = random_logits("layers3.npy", (2, 30, 16), 6), random_logits(
@@ -320,6 +372,33 @@ def check_few_tokens():
             )
 
 
+def check_half():
+    """float16 gives what the same numbers in float32 give, in every file of numbers."""
+    random.seed(16)
+    tokens, n = 24, BASE["model.num_experts"]
+    logits = [random.gauss(0, 1) for _ in range(tokens * n)]
+    halves = struct.pack(f"<{len(logits)}e", *logits)
+    exact = struct.unpack(f"<{len(logits)}e", halves)
+    bias = exact[:n]
+    folders = []
+    for name, dtype in (("half", "<f2"), ("single", "<f4")):
+        paths = []
+        for what, shape, numbers in (("z", (tokens, n), exact), ("b", (n,), bias)):
+            paths.append(os.path.join(TEMPORARY, f"{name}-{what}.npy"))
+            form = f"<{len(numbers)}{'e' if dtype == '<f2' else 'f'}"
+            with open(paths[-1], "wb") as file:
+                file.write(header_of(dtype, shape) + struct.pack(form, *numbers))
+        settings = {**BASE, "data.source": "logits", "data.path": paths[0]}
+        settings.update({"router.bias_file": paths[1], "router.score_func": "sigmoid"})
+        folders.append(run(f"from-{name}", 2, settings))
+    if all(folders):
+        for file in ("topk_idx.npy", "topk_weight.npy", "y.npy"):
+            check(
+                same_bytes(f"{folders[0]}/{file}", f"{folders[1]}/{file}"),
+                f"float16 gives another {file} than the same numbers in float32",
+            )
+
+
 licences = "/usr/share/common-licenses"
 if os.path.isdir(licences):
     check_text("licences", licences)
@@ -333,6 +412,8 @@ check_replay_elsewhere()
 check_scores()
 check_mask()
 check_bias()
+check_bias_of_layers()
 check_layers()
 check_few_tokens()
+check_half()
 verdict()

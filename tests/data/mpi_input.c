@@ -21,8 +21,11 @@ static const char *in_folder(const char *name) {
     return path;
 }
 
-static void write_bytes(
-    const char *name, const void *front, size_t front_bytes, const void *bytes, size_t count) {
+static void write_bytes(const char *name,
+                        const void *front,
+                        size_t front_bytes,
+                        const void *bytes,
+                        size_t count) {
     FILE *f = fopen(in_folder(name), "wb");
     CHECK_MSG(f && fwrite(front, 1, front_bytes, f) == front_bytes &&
                   fwrite(bytes, 1, count, f) == count,
@@ -33,8 +36,11 @@ static void write_bytes(
 }
 
 /* Rank 0 writes an array, and the others wait for it. */
-static void write_npy(
-    const char *name, enum moe_dtype dtype, int num_dims, const int64_t *shape, const void *data) {
+static void write_npy(const char *name,
+                      enum moe_dtype dtype,
+                      int num_dims,
+                      const int64_t *shape,
+                      const void *data) {
     char front[256];
     int64_t count = 1;
     for (int d = 0; d < num_dims; d++) {
@@ -78,8 +84,12 @@ static double logit_at(int layer, int64_t t, int e) {
                                           (uint32_t)e);
 }
 
-static void make_logits(
-    const char *name, bool f64, int layers, int64_t tokens, int columns, bool flat) {
+static void make_logits(const char *name,
+                        bool f64,
+                        int layers,
+                        int64_t tokens,
+                        int columns,
+                        bool flat) {
     int64_t shape[3] = {layers, tokens, columns};
     int64_t flat_shape[2] = {layers * tokens, columns};
     int64_t count = layers * tokens * columns;
@@ -244,6 +254,66 @@ static void test_bias(void) {
     moe_input_free(&in);
 }
 
+/* One bias for all layers, or one for each: in memory there is one for each. */
+static void test_bias_of_layers(void) {
+    enum { LAYERS = 3 };
+    const int64_t one[1] = {N}, each[2] = {LAYERS, N};
+    double bias[LAYERS * N];
+    for (int i = 0; i < LAYERS * N; i++) {
+        bias[i] = i * 0.25 - 7;
+    }
+    write_npy("one.npy", MOE_F64, 1, one, bias);
+    write_npy("each.npy", MOE_F64, 2, each, bias);
+    for (int layered = 0; layered < 2; layered++) {
+        moe_config c = example(MOE_SOURCE_SYNTHETIC, 1, LAYERS, NULL);
+        snprintf(c.router.bias_file, sizeof c.router.bias_file, "%s",
+                 in_folder(layered ? "each.npy" : "one.npy"));
+        moe_input in;
+        moe_status st = {0};
+        CHECK_MSG(moe_input_read(&comm, &c, &in, &st) == MOE_OK, "%s", st.message);
+        for (int i = 0; i < LAYERS * N && st.code == MOE_OK; i++) {
+            CHECK_EQ(in.bias[i], bias[layered ? i : i % N]);
+        }
+        moe_input_free(&in);
+    }
+}
+
+/* Boundaries are on every rank, and the segments of all ranks lie between them. */
+static void test_boundaries(void) {
+    enum { T = 50, SEQUENCES = 6 };
+    static double z[T * N];
+    const int32_t ends[SEQUENCES + 1] = {0, 1, 13, 14, 30, 47, T};
+    const int64_t shape[2] = {T, N}, count[1] = {SEQUENCES + 1};
+    write_npy("z.npy", MOE_F64, 2, shape, z);
+    write_npy("ends.npy", MOE_I32, 1, count, ends);
+    moe_config c = example(MOE_SOURCE_LOGITS, 2, 1, "z.npy");
+    snprintf(c.data.boundaries, sizeof c.data.boundaries, "%s", in_folder("ends.npy"));
+    moe_input in;
+    moe_status st = {0};
+    CHECK_MSG(moe_input_read(&comm, &c, &in, &st) == MOE_OK &&
+                  moe_input_check(&in, &c, T, &st) == MOE_OK,
+              "%s", st.message);
+    CHECK_EQ(in.num_sequences, SEQUENCES);
+    CHECK_EQ(moe_input_longest_sequence(&in, &c, T), 17);
+    moe_batch b;
+    moe_input_layout(&in, &c, &comm, T, &b);
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < b.num_segments; i++) {
+        const moe_segment *s = &b.segment[i];
+        tokens += s->end - s->begin;
+        for (int64_t t = s->begin; t < s->end; t++) {
+            CHECK(b.first_token + t >= ends[s->sequence] &&
+                  b.first_token + t < ends[s->sequence + 1]);
+            CHECK_EQ(moe_batch_sequence_of(&b, b.first_token + t), s->sequence);
+        }
+    }
+    moe_comm_sum_i64(&comm, &tokens, 1);
+    CHECK_EQ(tokens, T);
+    CHECK(moe_input_check(&in, &c, T + 1, &st) == MOE_USER && strstr(st.message, "ends with 50"));
+    moe_batch_free(&b);
+    moe_input_free(&in);
+}
+
 /* --- bad input --- */
 
 /* All ranks get MOE_USER and the same line, which names the file and says what is expected; nothing
@@ -283,7 +353,7 @@ static void test_bad_shapes(void) {
     refused_logits(1, MOE_F32, 3, 2, 4, N, "[2, 4, 144]; allowed");
     refused_logits(3, MOE_F32, 3, 2, 4, N, "[3, T, 144]");
     refused_logits(3, MOE_F32, 2, 7, N, 0, "[3 x T, 144]");
-    refused_logits(1, MOE_I32, 2, 4, N, 0, "int32; allowed are float32 and float64");
+    refused_logits(1, MOE_I32, 2, 4, N, 0, "int32; allowed are float16, float32 and float64");
 }
 
 static void refused_logit(double value, const char *expected) {
@@ -406,13 +476,12 @@ static void make_folder(void) {
 }
 
 static void remove_folder(void) {
-    static const char *const names[] = {"logits.npy",  "routing.npy", "weights.npy",
-                                        "scores.npy",  "mask.npy",    "bias.npy",
-                                        "bad.npy",     "beside.npy",  "huge.npy",
-                                        "text/b/loop", "text/b/link", "text/b/x",
-                                        "text/a",      "text/c",      "text/pipe",
-                                        "text/b",      "text",        "none/empty",
-                                        "none/broken", "none",        ""};
+    static const char *const names[] = {
+        "logits.npy", "routing.npy", "weights.npy", "scores.npy",  "mask.npy",
+        "bias.npy",   "bad.npy",     "beside.npy",  "huge.npy",    "one.npy",
+        "each.npy",   "z.npy",       "ends.npy",    "text/b/loop", "text/b/link",
+        "text/b/x",   "text/a",      "text/c",      "text/pipe",   "text/b",
+        "text",       "none/empty",  "none/broken", "none",        ""};
     moe_comm_barrier(&comm);
     for (size_t i = 0; i < sizeof names / sizeof *names && comm.rank == 0; i++) {
         CHECK_MSG(remove(in_folder(names[i])) == 0, "%s", names[i]);
@@ -429,6 +498,8 @@ int main(int argc, char **argv) {
     RUN(test_text, "text", "acccbxccc");
     RUN(test_text, "text/a", "a");
     RUN(test_bias);
+    RUN(test_bias_of_layers);
+    RUN(test_boundaries);
     RUN(test_bad_shapes);
     RUN(test_bad_routing);
     RUN(test_bad_files);

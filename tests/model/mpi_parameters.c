@@ -1,4 +1,4 @@
-/* test_parameters.c: sums over devices in their tree, reduced gradients and the norm, against a
+/* mpi_parameters.c: sums over devices in their tree, reduced gradients and the norm, against a
  * naive serial tree and against all devices on one rank.
  *
  * ctest: f64 */

@@ -47,6 +47,15 @@ RUNS = {
         },
         (),
     ),
+    "all-layers-switch": (
+        {
+            "model.num_layers": 2,
+            "balance.aux_form": "switch",
+            "balance.aux_layers": "all",
+            "balance.alpha_expert": 0.02,
+        },
+        (),
+    ),
     "mixtral": (
         {
             "balance.aux_form": "mixtral",
@@ -104,6 +113,10 @@ RUNS = {
             "model.num_shared_experts": 0,
         },
         ("--explain", "3"),
+    ),
+    "placements": (
+        {"placement.redundant_experts": 8, "cluster.devices_per_node": 2},
+        ("--placements",),
     ),
 }
 
@@ -247,6 +260,7 @@ def check_values(label, value, fields, seen):
     for path, leaf in leaves(value):
         if path.startswith("config.") and path not in fields:
             path = "config.*"
+        path = re.sub(r"^policies\.\w+\.", "policies.*.", path)
         if path not in fields:
             missing = leaf is None and is_null_object(path, fields)
             check(missing, f"{label}: {path} = {leaf!r:.80} does not stand in docs/results.md")

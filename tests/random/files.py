@@ -82,9 +82,16 @@ class Files:
         numbers = [int(t == 0 or draw.random() < 0.7) for t in range(self.tokens)]
         save(self.folder, "mask.npy", "|u1", (self.tokens,), numbers)
 
+    def write_boundaries(self):
+        draw = self.random("boundaries")
+        inner = draw.sample(range(1, self.tokens), min(self.tokens - 1, draw.randint(0, 9)))
+        numbers = [0, *sorted(inner), self.tokens]
+        save(self.folder, "boundaries.npy", draw.choice(["<i4", "<i8"]), (len(numbers),), numbers)
+
     def write_bias(self):
-        numbers = self.gauss("bias", self.experts, 0.1)
-        save(self.folder, "bias.npy", "<f4", (self.experts,), numbers)
+        each = self.case.extra.get("bias_of_layers")
+        shape = (self.layers, self.experts) if each else (self.experts,)
+        save(self.folder, "bias.npy", "<f4", shape, self.gauss("bias", math.prod(shape), 0.1))
 
     def write_texts(self):
         """Long enough for every device to have a sequence to validate."""
@@ -138,6 +145,7 @@ WRITERS = {
     "weights.npy": Files.write_weights,
     "scores.npy": Files.write_scores,
     "mask.npy": Files.write_mask,
+    "boundaries.npy": Files.write_boundaries,
     "bias.npy": Files.write_bias,
     "layer": Files.write_layer,
 }

@@ -241,8 +241,11 @@ static void check_weights_f64(const golden *g) {
     moe_free(z);
 }
 
-static void check_counts(
-    const golden *g, const moe_stats *s, int64_t *cell, const json_t *experts, const char *what) {
+static void check_counts(const golden *g,
+                         const moe_stats *s,
+                         int64_t *cell,
+                         const json_t *experts,
+                         const char *what) {
     for (size_t i = 0; i < json_array_size(experts); i++) {
         CHECK_MSG(moe_stats_counts(s, cell)[i] == json_integer_value(json_array_get(experts, i)),
                   "%s: %s, expert %zu", g->name, what, i);
@@ -270,7 +273,7 @@ static void check_all_counts(const golden *g) {
 
 static void check_theorem(const golden *g) {
     int64_t eligible, violations;
-    moe_group_theorem_check(&g->router, (moe_logits){.f32 = g->logits.data}, &g->routing, 1,
+    moe_group_theorem_check(&g->router, (moe_logits){.f32 = g->logits.data}, &g->routing, NULL, 1,
                             &eligible, &violations);
     CHECK_MSG(violations == 0, "%s: %lld of %lld tokens", g->name, (long long)violations,
               (long long)eligible);

@@ -107,8 +107,11 @@ static void test_random_tokens(void) {
 
 /* --- known answers --- */
 
-static void expect(
-    const moe_router *r, const double *z, int32_t count, const int32_t *wanted, const char *what) {
+static void expect(const moe_router *r,
+                   const double *z,
+                   int32_t count,
+                   const int32_t *wanted,
+                   const char *what) {
     double s[64], weight[64], lse;
     int32_t expert[64];
     moe_scores_fill(r, z, s, &lse);
@@ -442,7 +445,7 @@ static void test_theorem(void) {
         moe_stats_reserve(&s, c.router.num_experts, 1, b.num_segments);
         moe_router_route(&c.router, &(moe_draw){0}, &b, &p, (moe_logits){.f32 = c.z}, NULL, &out,
                          &s, &bad);
-        moe_group_theorem_check(&c.router, (moe_logits){.f32 = c.z}, &out, 1, &eligible,
+        moe_group_theorem_check(&c.router, (moe_logits){.f32 = c.z}, &out, NULL, 1, &eligible,
                                 &violations);
         CHECK_MSG(violations == 0 && eligible >= 0, "seed %llu: %lld", (unsigned long long)seed,
                   (long long)violations);
@@ -458,7 +461,7 @@ static void test_theorem(void) {
                     out.expert[k] = spread ? 0 : (int32_t)(k % 2) * size;
                 }
             }
-            moe_group_theorem_check(&c.router, (moe_logits){.f32 = c.z}, &out, 1, &eligible,
+            moe_group_theorem_check(&c.router, (moe_logits){.f32 = c.z}, &out, NULL, 1, &eligible,
                                     &violations);
             CHECK_MSG(violations > 0 || spread, "seed %llu: the check cannot fail",
                       (unsigned long long)seed);

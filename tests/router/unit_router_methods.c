@@ -47,8 +47,11 @@ typedef struct routed {
 } routed;
 
 /* The tokens of one rank of `ranks`. */
-static routed route_drawn(
-    const moe_router *r, const moe_draw *d, const float *z, int rank, int ranks) {
+static routed route_drawn(const moe_router *r,
+                          const moe_draw *d,
+                          const float *z,
+                          int rank,
+                          int ranks) {
     routed x = {0};
     moe_batch_layout(&x.batch, TOKENS, 40, DEVICES, rank, ranks);
     moe_placement_block(&x.placement, N, DEVICES);

@@ -15,6 +15,8 @@ typedef struct capacity_case {
     moe_stats stats;
     moe_drop drop;
     int64_t step;
+    int64_t *boundary; /* of the sequences, or NULL */
+    uint8_t *counted;  /* [tokens] of the whole batch; padding is dropped. Or NULL */
 } capacity_case;
 
 /* Every policy, scope, order and option comes up; budgets are tight more often than not. */
@@ -43,6 +45,36 @@ static inline moe_capacity random_rule(uint64_t seed, const random_router *r) {
     return c;
 }
 
+/* Some cases have sequences of different lengths, and some have padding, which is dropped. */
+static inline void capacity_case_layout(capacity_case *c,
+                                        uint64_t seed,
+                                        int64_t tokens,
+                                        const moe_comm *comm) {
+    if (random_int(seed, 52, 0, 2) == 0) {
+        int64_t sequences = 0;
+        c->boundary = moe_alloc(tokens + 1, sizeof *c->boundary, "test");
+        for (int64_t t = 0; t < tokens; t++) {
+            if (t == 0 || random_unit(seed, 53, (uint64_t)t) < 0.15) {
+                c->boundary[sequences++] = t;
+            }
+        }
+        c->boundary[sequences] = tokens;
+        moe_batch_layout_boundaries(&c->batch, tokens, c->boundary, sequences, c->r.devices,
+                                    comm->rank, comm->size);
+    } else {
+        moe_batch_layout(&c->batch, tokens, random_int(seed, 51, 0, (int32_t)tokens), c->r.devices,
+                         comm->rank, comm->size);
+    }
+    if (random_int(seed, 54, 0, 2) == 0) {
+        c->counted = moe_alloc(tokens, 1, "test");
+        for (int64_t t = 0; t < tokens; t++) { /* single tokens, and whole stretches */
+            c->counted[t] = random_unit(seed, 55, (uint64_t)t) < 0.8 && t / 7 % 4 != 1;
+        }
+        c->batch.counted = c->counted + c->batch.first_token;
+        moe_batch_drop_padding(&c->batch, comm);
+    }
+}
+
 /* A rank's share of a case: the decision for its tokens. devices: of the batch, a multiple of the
  * ranks; 0: the router's own divisor. */
 static inline capacity_case capacity_case_make(uint64_t seed,
@@ -56,8 +88,7 @@ static inline capacity_case capacity_case_make(uint64_t seed,
         c.r.devices = devices;
     }
     c.rule = random_rule(seed, &c.r);
-    moe_batch_layout(&c.batch, tokens, random_int(seed, 51, 0, (int32_t)tokens), c.r.devices,
-                     comm->rank, comm->size);
+    capacity_case_layout(&c, seed, tokens, comm);
     int32_t n = c.r.router.num_experts;
     c.placement = (moe_placement){
         .num_experts = n, .devices = c.r.devices, .device = moe_alloc(n, sizeof(int32_t), "test")};
@@ -87,6 +118,8 @@ static inline void capacity_case_decide(capacity_case *c, const moe_comm *comm) 
 static inline void capacity_case_free(capacity_case *c) {
     random_router_free(&c->r);
     moe_batch_free(&c->batch);
+    moe_free(c->boundary);
+    moe_free(c->counted);
     moe_placement_free(&c->placement);
     moe_routing_free(&c->routing);
     moe_stats_free(&c->stats);

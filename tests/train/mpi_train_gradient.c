@@ -1,10 +1,10 @@
-/* test_train_gradient.c: every gradient of a training step of two layers against central
+/* mpi_train_gradient.c: every gradient of a training step of two layers against central
  * differences of task loss + sum over layers of sum alpha L + the loss over all layers, with what
  * chance does to the gate (noise of fixed and of learned scale, smooth load, input jitter, expert
  * dropout) held fast by its keys, and with Mixtral's loss over the tokens of all layers in each
  * scope.
  *
- * ctest: f64 np=1,2,4 timeout=120 */
+ * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 

@@ -1,6 +1,6 @@
 /* mpi_topology.c: cores are shared fairly; a described machine (HWLOC_SYNTHETIC) gives the same
- * answers anywhere; on this machine a rank that was bound too narrowly is widened to its own slice.
- */
+ * answers anywhere; on this machine a rank that Open MPI bound too narrowly is widened to its own
+ * slice, and one that was given a single core stays on it and knows when it shares it. */
 #include <omp.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -88,7 +88,18 @@ static void check_real(const moe_comm *comm) {
         }
     }
     sched_setaffinity(0, sizeof one, &one);
-    /* two threads for each rank: as many cores, or all that there are */
+    /* the ranks were given this one core: nothing is widened */
+    for (int asked = 0; asked <= 2; asked++) {
+        moe_topology_init(comm, asked, &t);
+        CHECK_MSG(t.host_cores == 1 && t.host_pus == 1 && t.bound_cores == 1 &&
+                      cores_allowed() == 1 && t.threads == (asked > 0 ? asked : 1),
+                  "asked for %d: %d threads on %d of %d cores", asked, t.threads, t.bound_cores,
+                  t.host_cores);
+        CHECK_EQ(t.oversubscribed, (comm->local_size * t.threads > 1));
+    }
+    /* Open MPI bound them to it: its daemon may use more. Two threads for each rank: as many cores,
+     * or all that there are */
+    setenv("OMPI_MCA_orte_bound_at_launch", "1", 1);
     moe_topology_init(comm, 2, &t);
     CHECK_MSG(t.threads == 2 && t.bound_cores >= (t.host_cores < 2 ? t.host_cores : 2),
               "%d threads on %d of %d cores", t.threads, t.bound_cores, t.host_cores);
@@ -96,6 +107,7 @@ static void check_real(const moe_comm *comm) {
     sched_setaffinity(0, sizeof one, &one);
     moe_topology_init(comm, 1, &t); /* one thread: a binding to one core stays */
     CHECK(t.threads == 1 && cores_allowed() == 1 && t.bound_cores == 1);
+    unsetenv("OMPI_MCA_orte_bound_at_launch");
     sched_setaffinity(0, sizeof start, &start);
 }
 
