@@ -11,7 +11,6 @@
 #include "base/alloc.h"
 #include "exchange/row_format.h"
 #include "experts/ffn.h"
-#include "placement/placement.h"
 #include "predict/cost.h"
 
 const char *const moe_predicted_names[MOE_NUM_PREDICTED] = {
@@ -33,8 +32,7 @@ typedef struct predictor {
     double weights;             /* numbers of an expert */
     double out_bytes, in_bytes; /* of a row to the experts and back */
     double micro_batches;
-    double tokens; /* of a device and micro-batch */
-    moe_placement placement;
+    double tokens;      /* of a device and micro-batch */
     device_load *load;  /* [D] of a layer */
     device_load *total; /* [D] sum over layers, without times */
     double fixed;       /* seconds of an exchange that no byte costs */
@@ -75,29 +73,28 @@ static double row_bytes(const moe_config *c, const moe_cost_expert *e, bool back
                                              moe_config_most_experts(c), back);
 }
 
-static void open_predictor(predictor *p, const moe_config *c, const moe_step_metrics *m) {
+static void open_predictor(predictor *p, const moe_config *c, int64_t num_tokens) {
+    const int32_t devices = c->cluster.devices;
     *p = (predictor){.config = c, .cluster = moe_cluster_of(c), .expert = expert_of(c)};
     p->weights = weights_of(c, &p->expert);
     p->out_bytes = row_bytes(c, &p->expert, false);
     p->in_bytes = row_bytes(c, &p->expert, true);
     p->micro_batches = c->run.mode == MOE_MODE_TRAIN ? c->train.accumulate : 1;
-    p->tokens = (double)m->num_tokens / m->devices / p->micro_batches;
-    p->load = moe_alloc(m->devices, sizeof *p->load, "prediction");
-    p->total = moe_alloc_zero(m->devices, sizeof *p->total, "prediction");
+    p->tokens = (double)num_tokens / devices / p->micro_batches;
+    p->load = moe_alloc(devices, sizeof *p->load, "prediction");
+    p->total = moe_alloc_zero(devices, sizeof *p->total, "prediction");
     p->fixed = c->exchange.chunks * (p->cluster.exchange_seconds + moe_cost_latency(&p->cluster));
-    moe_placement_block(&p->placement, m->num_experts, m->devices);
 }
 
 static void close_predictor(predictor *p) {
-    moe_placement_free(&p->placement);
     moe_free(p->load);
     moe_free(p->total);
 }
 
 /* --- the load of the devices in a layer --- */
 
-static void count_rows(predictor *p, const moe_step_metrics *m, const moe_layer_metrics *l) {
-    const int32_t devices = m->devices, per_node = p->cluster.devices_per_node;
+static void count_rows(predictor *p, const moe_layer_counts *l) {
+    const int32_t devices = p->cluster.devices, per_node = p->cluster.devices_per_node;
     for (int32_t s = 0; s < devices; s++) {
         for (int32_t d = 0; d < devices; d++) {
             const double rows = (double)l->matrix[(int64_t)s * devices + d] / p->micro_batches;
@@ -114,10 +111,11 @@ static void count_rows(predictor *p, const moe_step_metrics *m, const moe_layer_
     }
 }
 
-static void count_selections(predictor *p, const moe_step_metrics *m, const moe_layer_metrics *l) {
-    for (int32_t i = 0; i < m->num_experts; i++) {
-        device_load *load = &p->load[p->placement.device[i]];
-        const double rows = (double)l->kept_per_expert[i] / p->micro_batches;
+static void count_selections(predictor *p, const moe_layer_counts *l) {
+    const int32_t per_device = l->slots / p->cluster.devices;
+    for (int32_t i = 0; i < l->slots; i++) {
+        device_load *load = &p->load[i / per_device];
+        const double rows = (double)l->served[i] / p->micro_batches;
         load->selections += rows;
         load->active += rows > 0;
         load->products += moe_cost_product(&p->cluster, rows, p->weights, p->expert.in_bytes);
@@ -201,22 +199,22 @@ static double overlapped(const pass_times *t, int32_t chunks) {
 }
 
 /* The logits of a device's tokens: a product, and reading them once. */
-static double gate_seconds(const predictor *p, const moe_step_metrics *m) {
-    const double weights = p->expert.hidden * m->num_experts, bytes = p->expert.out_bytes;
+static double gate_seconds(const predictor *p) {
+    const double weights = p->expert.hidden * p->config->model.num_experts,
+                 bytes = p->expert.out_bytes;
     return moe_cost_product(&p->cluster, p->tokens, weights, bytes) +
            p->tokens * p->expert.hidden * bytes / p->cluster.memory_rate;
 }
 
 static void add_layer(const predictor *p,
-                      const moe_step_metrics *m,
-                      const moe_layer_metrics *l,
+                      const moe_layer_counts *l,
                       const device_load *load,
                       int32_t devices,
                       double seconds[MOE_NUM_PREDICTED]) {
     const int32_t chunks = p->config->exchange.chunks;
-    const double gate = gate_seconds(p, m);
-    const double reduce =
-        moe_cost_allreduce(&p->cluster, (double)l->allreduce_bytes / m->devices / p->micro_batches);
+    const double gate = gate_seconds(p);
+    const double reduce = moe_cost_allreduce(
+        &p->cluster, (double)l->allreduce_bytes / p->cluster.devices / p->micro_batches);
     const pass_times forward = pass_of(p, load, devices, p->out_bytes, 1);
     double backward = 0;
     if (p->config->run.mode == MOE_MODE_TRAIN) {
@@ -310,7 +308,7 @@ static void describe_experts(const predictor *p,
     }
 }
 
-static void describe(const predictor *p, const moe_step_metrics *m, moe_prediction *out) {
+static void describe(const predictor *p, int32_t layers, moe_prediction *out) {
     enum moe_predicted_phase longest = MOE_PREDICTED_GATE;
     char why[160] = "work on a device's own tokens";
     for (int i = 0; i < MOE_PREDICTED_STEP; i++) {
@@ -318,12 +316,12 @@ static void describe(const predictor *p, const moe_step_metrics *m, moe_predicti
     }
     const double seconds = out->seconds[longest];
     const bool exchange = longest == MOE_PREDICTED_DISPATCH || longest == MOE_PREDICTED_COMBINE;
-    if (exchange && p->fixed * m->num_layers * p->micro_batches > 0.5 * seconds) {
+    if (exchange && p->fixed * layers * p->micro_batches > 0.5 * seconds) {
         snprintf(why, sizeof why, "latency is most of it, which no balance changes");
     } else if (exchange) {
         describe_exchange(p, longest, why, sizeof why);
     } else if (longest == MOE_PREDICTED_EXPERT || longest == MOE_PREDICTED_BACKWARD) {
-        describe_experts(p, out->seconds[MOE_PREDICTED_EXPERT], m->num_layers, why, sizeof why);
+        describe_experts(p, out->seconds[MOE_PREDICTED_EXPERT], layers, why, sizeof why);
     } else if (longest == MOE_PREDICTED_ALLREDUCE) {
         snprintf(why, sizeof why, "sums over all devices, which no balance changes");
     }
@@ -335,10 +333,9 @@ static void describe(const predictor *p, const moe_step_metrics *m, moe_predicti
 /* --- together --- */
 
 /* The sum of the gradients of what every device has, whose bytes are those of the step's widths. */
-static double gradient_seconds(const predictor *p, const moe_step_metrics *m) {
+static double gradient_seconds(const predictor *p, int64_t gradient_bytes) {
     const double wider = p->expert.hidden / p->config->model.hidden_size;
-    return moe_cost_allreduce(&p->cluster,
-                              (double)m->gradient_allreduce_bytes / m->devices * wider);
+    return moe_cost_allreduce(&p->cluster, (double)gradient_bytes / p->cluster.devices * wider);
 }
 
 /* From the layers of the run to those of the model that is meant. */
@@ -350,31 +347,49 @@ static void conclude(double seconds[MOE_NUM_PREDICTED], double layers, double gr
     seconds[MOE_PREDICTED_STEP] += layers * gradients;
 }
 
-moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m) {
+moe_prediction moe_prediction_of_counts(const moe_config *c,
+                                        const moe_layer_counts *layer,
+                                        int32_t num_layers,
+                                        int64_t num_tokens,
+                                        int64_t gradient_bytes) {
+    const int32_t devices = c->cluster.devices;
     predictor p;
     moe_prediction out = {.price_per_token = NAN};
-    open_predictor(&p, c, m);
-    for (int32_t layer = 0; layer < m->num_layers; layer++) {
-        const moe_layer_metrics *l = &m->layer[layer];
-        memset(p.load, 0, (size_t)m->devices * sizeof *p.load);
-        count_rows(&p, m, l);
-        count_selections(&p, m, l);
+    open_predictor(&p, c, num_tokens);
+    for (int32_t l = 0; l < num_layers; l++) {
+        memset(p.load, 0, (size_t)devices * sizeof *p.load);
+        count_rows(&p, &layer[l]);
+        count_selections(&p, &layer[l]);
         const device_load even = even_load(&p);
-        add_layer(&p, m, l, p.load, m->devices, out.seconds);
-        add_layer(&p, m, l, &even, 1, out.balanced);
-        for (int32_t d = 0; d < m->devices; d++) {
+        add_layer(&p, &layer[l], p.load, devices, out.seconds);
+        add_layer(&p, &layer[l], &even, 1, out.balanced);
+        for (int32_t d = 0; d < devices; d++) {
             add_load(&p.total[d], &p.load[d], 1);
         }
     }
-    describe(&p, m, &out);
-    const double layers = or_else(c->cluster.model_layers, m->num_layers) / m->num_layers,
-                 gradients = gradient_seconds(&p, m);
+    describe(&p, num_layers, &out);
+    const double layers = or_else(c->cluster.model_layers, num_layers) / num_layers,
+                 gradients = gradient_seconds(&p, gradient_bytes);
     conclude(out.seconds, layers, gradients);
     conclude(out.balanced, layers, gradients);
-    if (p.cluster.device_price > 0 && m->num_tokens > 0) {
-        out.price_per_token = p.cluster.device_price * m->devices *
-                              out.seconds[MOE_PREDICTED_STEP] / (double)m->num_tokens;
+    if (p.cluster.device_price > 0 && num_tokens > 0) {
+        out.price_per_token =
+            p.cluster.device_price * devices * out.seconds[MOE_PREDICTED_STEP] / (double)num_tokens;
     }
     close_predictor(&p);
+    return out;
+}
+
+moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m) {
+    moe_layer_counts *layer = moe_alloc(m->num_layers, sizeof *layer, "prediction");
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        layer[l] = (moe_layer_counts){.matrix = m->layer[l].matrix,
+                                      .slots = m->num_experts,
+                                      .served = m->layer[l].kept_per_expert,
+                                      .allreduce_bytes = m->layer[l].allreduce_bytes};
+    }
+    const moe_prediction out = moe_prediction_of_counts(c, layer, m->num_layers, m->num_tokens,
+                                                        m->gradient_allreduce_bytes);
+    moe_free(layer);
     return out;
 }

@@ -41,8 +41,24 @@ typedef struct moe_prediction {
     char bottleneck[240];               /* a sentence without a full stop */
 } moe_prediction;
 
-/* Local. The time of a step from its metrics, for the widths and layers of
- * cluster.model_hidden_size and its neighbours. It looks at each entry of the matrices once. */
+/* What a layer did: the counts that a prediction needs. */
+typedef struct moe_layer_counts {
+    const int64_t *matrix;   /* [D,D] dispatch rows from device to device */
+    int32_t slots;           /* a multiple of D; device d has the slots d S/D .. (d+1) S/D - 1 */
+    const int64_t *served;   /* [slots] selections that the expert in each slot serves */
+    int64_t allreduce_bytes; /* summed over devices */
+} moe_layer_counts;
+
+/* Local. The time of a step with these layers, for the widths and layers of
+ * cluster.model_hidden_size and its neighbours. gradient_bytes: payload of the sum of replicated
+ * gradients, summed over devices. It looks at each entry of the matrices once. */
+moe_prediction moe_prediction_of_counts(const moe_config *c,
+                                        const moe_layer_counts *layer,
+                                        int32_t num_layers,
+                                        int64_t num_tokens,
+                                        int64_t gradient_bytes);
+
+/* Local. The same from the metrics of a step with experts in blocks. */
 moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m);
 
 #endif

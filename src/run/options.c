@@ -51,7 +51,7 @@ static const option_row table[] = {
      FLAG(run.explains_step)},
     {"dialects", NULL, "the same tokens through every preset, side by side", FLAG(dialects)},
     {"placements", NULL, "the same routing under every placement, side by side", FLAG(placements)},
-    {"verify", NULL, "recompute figures known exactly; --verify predict: times", FLAG(verify)},
+    {"verify", NULL, "known figures again; --verify predict: known times", FLAG(verify)},
     {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},

@@ -3,6 +3,7 @@ Predicted times from outside: the cluster files, who wins, what is refused, the 
 same figures on any number of ranks, and --verify predict.
 """
 import glob
+import json
 import os
 
 from _moesim import QUICKSTART, SOURCE, check, metrics, moesim, near, sets, summary, verdict
@@ -92,6 +93,23 @@ def check_model():
     check(one["config"]["cluster"]["devices_per_node"] == 8, "a node of h200.ini has 8")
 
 
+def check_placements():
+    """--placements on a run's last step: in blocks it is that step, without the allreduce."""
+    options = sets({"run.steps": 2, "cluster.devices_per_node": 4, "model.num_layers": 2})
+    ran = run("ran", 1, *options)
+    time = ran["time"]["predicted"]
+    more = sets({"placement.score": 1, "placement.fit": 1})
+    done = moesim(2, QUICKSTART, *SMALL, *options, *more, "--placements", "--quiet", "--out", "p")
+    if check(done.code == 0, f"--placements: {done.err}"):
+        with open("p/placements.json") as file:
+            policies = json.load(file)["policies"]
+        block = policies["block"]["predicted_step_us"]
+        wanted = time["step_us"] - time["allreduce_us"]
+        check(near(block, wanted, 1e-9), f"--placements predicts {block}, the run {wanted}")
+        other = policies["eplb"]["predicted_step_us"]
+        check(other != block and 0.2 < other / block < 5, f"eplb: {other}, block: {block}")
+
+
 def check_training():
     options = sets({"run.mode": "train", "cluster.devices_per_node": 4})
     t = run("train", 2, *options)["time"]["predicted"]
@@ -129,6 +147,7 @@ check_fields()
 check_ranks()
 check_files()
 check_model()
+check_placements()
 check_training()
 check_refused()
 check_verify()
