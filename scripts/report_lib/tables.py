@@ -52,7 +52,7 @@ def prediction_text(folder):
     )
     if step is None or balanced is None:
         return ""
-    file = str(folder.get("cluster", "file", "")).rsplit("/", 1)[-1] or "the keys of [cluster]"
+    file = str(folder.get("cluster", "file", "")).rsplit("/", 1)[-1] or "the cluster in [cluster]"
     why = at(folder.summary, "time.bottleneck")
     return (
         f"{seconds_text(1e-6 * step)} a step on {folder.devices} devices of {file}, "

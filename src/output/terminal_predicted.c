@@ -25,7 +25,7 @@ static void print_phases(const moe_screen *s, const moe_prediction *p, int phase
 /* The cluster file without its folder, or what stands in for it. */
 static const char *cluster_name(const moe_config *c) {
     const char *slash = strrchr(c->cluster.file, '/');
-    return c->cluster.file[0] == '\0' ? "the keys of [cluster]"
+    return c->cluster.file[0] == '\0' ? "the cluster in [cluster]"
            : slash                    ? slash + 1
                                       : c->cluster.file;
 }
