@@ -21,9 +21,9 @@ static void init_gate(moe_layer *layer, const moe_config *c) {
 
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index) {
     const moe_config *c = context->config;
-    const moe_placement *p = &context->placement;
+    const moe_placement *p = &context->placements[index];
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
-    *layer = (moe_layer){.index = index, .router = context->router};
+    *layer = (moe_layer){.index = index, .placement = p, .router = context->router};
     const double *bias =
         context->input->bias ? context->input->bias + (int64_t)index * c->model.num_experts : NULL;
     layer->router.bias = bias;
@@ -108,7 +108,7 @@ static int add_experts(moe_parameters *all,
                        const moe_context *context,
                        real *value) {
     char name[64];
-    const moe_placement *p = &context->placement;
+    const moe_placement *p = &context->placements[layer];
     if (!value) {
         return -1;
     }

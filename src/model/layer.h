@@ -28,13 +28,14 @@
 /* The parameters of one layer on this rank. */
 typedef struct moe_layer {
     int32_t index;
-    real *gate;        /* [N,H] the same on every rank; NULL when logits or routing are recorded */
-    real *gate_noise;  /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
-    real *norm;        /* [H] weights of the RMSNorm, or NULL */
-    moe_router router; /* that of the context, with this layer's bias */
-    double *bias;      /* [N] balancing bias that training moves, or NULL */
-    moe_ffn experts;   /* local devices x slots */
-    moe_ffn shared;    /* one FFN of width num_shared_experts * F, or count 0 */
+    real *gate;       /* [N,H] the same on every rank; NULL when logits or routing are recorded */
+    real *gate_noise; /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
+    real *norm;       /* [H] weights of the RMSNorm, or NULL */
+    const moe_placement *placement; /* that of this layer in the context. Not owned */
+    moe_router router;              /* that of the context, with this layer's bias */
+    double *bias;                   /* [N] balancing bias that training moves, or NULL */
+    moe_ffn experts;                /* local devices x slots */
+    moe_ffn shared;                 /* one FFN of width num_shared_experts * F, or count 0 */
 } moe_layer;
 
 /* Where the parameters of a layer stand in the table of parameters; -1 = the layer has none. */

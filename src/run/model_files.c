@@ -177,7 +177,7 @@ static int shape_of(const tensor *t, int32_t num_experts, int64_t shape[3]) {
 
 /* Local blocks of an array [N,size], by expert id. */
 static void take_experts(const moe_context *context, const real *all, int64_t size, real *local) {
-    const moe_placement *p = &context->placement;
+    const moe_placement *p = &context->placements[0];
     const int32_t *id = p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device;
     for (int64_t i = 0; i < (int64_t)context->batch->num_local_devices * p->slots_per_device; i++) {
         memcpy(local + i * size, all + id[i] * size, (size_t)size * sizeof(real));
@@ -186,7 +186,7 @@ static void take_experts(const moe_context *context, const real *all, int64_t si
 
 static int load_tensor(const moe_context *context, const tensor *t, moe_status *st) {
     int64_t shape[3], size = t->rows * t->columns;
-    int num_dims = shape_of(t, context->placement.num_experts, shape);
+    int num_dims = shape_of(t, context->config->model.num_experts, shape);
     real *all = read_everywhere(context->comm, context->config, t->name, num_dims, shape, st);
     if (all && t->of_experts) {
         take_experts(context, all, size, t->value);
@@ -199,7 +199,8 @@ static int load_tensor(const moe_context *context, const tensor *t, moe_status *
 
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st) {
     tensor table[MOST_TENSORS];
-    int num = list_tensors(layer, &(moe_layer_indices){0}, context->placement.num_experts, table);
+    int num =
+        list_tensors(layer, &(moe_layer_indices){0}, context->config->model.num_experts, table);
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value) {
             load_tensor(context, &table[i], st);
@@ -217,7 +218,7 @@ static int write_gradient(const moe_context *context,
                           moe_status *st) {
     char path[MOE_PATH_MAX + 32];
     int64_t shape[3], num = p->expert ? p->count : context->comm->rank == 0;
-    int num_dims = shape_of(t, context->placement.num_experts, shape);
+    int num_dims = shape_of(t, context->config->model.num_experts, shape);
     moe_npy_piece *pieces = moe_alloc(p->count, sizeof *pieces, "pieces of a file");
     for (int64_t i = 0; i < num; i++) {
         pieces[i] = (moe_npy_piece){p->gradient + i * p->size, (p->expert ? p->id[i] : 0) * p->size,
@@ -237,7 +238,7 @@ static int write_gradients(const moe_context *context,
                            const moe_results *results,
                            moe_status *st) {
     tensor table[MOST_TENSORS];
-    int num = list_tensors(layer, indices, context->placement.num_experts, table);
+    int num = list_tensors(layer, indices, context->config->model.num_experts, table);
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value && table[i].slot >= 0) {
             write_gradient(context, results, &all->p[table[i].slot], &table[i], st);
