@@ -295,10 +295,6 @@ static int check_placement(const moe_config *c, moe_status *st) {
         return moe_refuse_pair(c, MOE_KEY(placement, policy), MOE_KEY(placement, file),
                                "policy = file reads placement.file, and no other policy does", st);
     }
-    if (c->run.mode == MOE_MODE_TRAIN && c->placement.redundant_experts > 0) {
-        return moe_refuse_pair(c, MOE_KEY(placement, redundant_experts), MOE_KEY(run, mode),
-                               "replicas are not trained yet: redundant_experts = 0", st);
-    }
     return MOE_OK;
 }
 

@@ -113,9 +113,17 @@ static int add_experts(moe_parameters *all,
         return -1;
     }
     snprintf(name, sizeof name, "layer%d.experts.%s", layer, what);
-    return moe_parameters_add_experts(
-        all, name, f->count, p->num_experts, rows * columns,
-        p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
+    const int64_t first = (int64_t)context->batch->first_device * p->slots_per_device;
+    int index = moe_parameters_add_experts(all, name, f->count, p->num_experts, rows * columns,
+                                           p->expert_at + first, value);
+    all->p[index].copy = p->replicated ? p->is_copy + first : NULL;
+    return index;
+}
+
+void moe_layer_expert_indices(const moe_layer_indices *i, int index[MOE_EXPERT_TENSORS]) {
+    const int all[MOE_EXPERT_TENSORS] = {i->w1, i->w2, i->w3, i->a1, i->a2,
+                                         i->a3, i->b1, i->b2, i->b3};
+    memcpy(index, all, sizeof all);
 }
 
 moe_layer_indices moe_layer_register(const moe_layer *layer,

@@ -46,6 +46,8 @@ typedef struct moe_layer_indices {
     int shared_w1, shared_w2, shared_w3;
 } moe_layer_indices;
 
+enum { MOE_EXPERT_TENSORS = 9 };
+
 /* What a forward pass of one layer leaves behind for the tally, the explanation and the gradient.
  * The memory is used again from step to step. */
 typedef struct moe_activations {
@@ -103,6 +105,9 @@ void moe_layer_free(moe_layer *layer);
 moe_layer_indices moe_layer_register(const moe_layer *layer,
                                      const moe_context *context,
                                      moe_parameters *all);
+
+/* Local. index: w1, w2, w3, a1, a2, a3, b1, b2, b3 of the experts; -1 = the layer has none. */
+void moe_layer_expert_indices(const moe_layer_indices *indices, int index[MOE_EXPERT_TENSORS]);
 
 /* Local. What the layer's random choices are keyed by in this step. In training, but outside a
  * training step (validation), the router evaluates. */

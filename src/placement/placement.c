@@ -25,6 +25,7 @@ void moe_placement_init(moe_placement *p,
     p->slot = moe_alloc(num_experts, sizeof *p->slot, "placement");
     p->first = moe_alloc(num_experts + 1, sizeof *p->first, "placement");
     p->expert_at = moe_alloc(slots, sizeof *p->expert_at, "placement");
+    p->is_copy = moe_alloc(slots, sizeof *p->is_copy, "placement");
     p->slot_of = moe_alloc(slots, sizeof *p->slot_of, "placement");
     int32_t *blocks = moe_alloc(slots, sizeof *blocks, "placement");
     for (int32_t s = 0; s < slots; s++) {
@@ -54,6 +55,7 @@ void moe_placement_fill(moe_placement *p, const int32_t *expert_at) {
         p->slot[e] = p->first[e]; /* where the next slot of e goes, for the moment */
     }
     for (int32_t s = 0; s < slots; s++) {
+        p->is_copy[s] = p->slot[p->expert_at[s]] > p->first[p->expert_at[s]];
         p->slot_of[p->slot[p->expert_at[s]]++] = s;
     }
     for (int32_t e = 0; e < n; e++) {
@@ -77,6 +79,7 @@ void moe_placement_free(moe_placement *p) {
     moe_free(p->slot);
     moe_free(p->expert_at);
     moe_free(p->first);
+    moe_free(p->is_copy);
     moe_free(p->slot_of);
     *p = (moe_placement){0};
 }

@@ -22,6 +22,7 @@ typedef struct moe_placement {
     int32_t *device;    /* [N] the device of the first slot of expert i */
     int32_t *slot;      /* [N] that slot on its device */
     int32_t *expert_at; /* [D * slots_per_device] expert in a slot */
+    uint8_t *is_copy;   /* [D * slots_per_device] 1: not the first slot of its expert */
     int32_t *first;     /* [N + 1] the slots of expert i are slot_of[first[i]] .. */
     int32_t *slot_of;   /* [D * slots_per_device] slots by expert, then ascending */
 } moe_placement;
