@@ -45,6 +45,21 @@ def step_seconds(folder):
     )
 
 
+def prediction_text(folder):
+    """How long the last step would take on the cluster of [cluster]; "" where it is not said."""
+    step, balanced = (
+        number(at(folder.summary, f"time.{kind}.step_us")) for kind in ("predicted", "balanced")
+    )
+    if step is None or balanced is None:
+        return ""
+    file = str(folder.get("cluster", "file", "")).rsplit("/", 1)[-1] or "the cluster in [cluster]"
+    why = at(folder.summary, "time.bottleneck")
+    return (
+        f"{seconds_text(1e-6 * step)} a step on {folder.devices} devices of {file}, "
+        f"{seconds_text(1e-6 * balanced)} at perfect balance" + (f"; {why}" if why else "")
+    )
+
+
 def last_validation(folder):
     made = [number(line.get("validation_loss")) for line in folder.metrics]
     return next((value for value in reversed(made) if value is not None), None)
@@ -131,7 +146,11 @@ def figures(folder):
 def router_text(folder):
     limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
     method = folder.get("router", "method", "topk")
-    text = f"{folder.get('router', 'score_func', '?')}, K = {folder.get('router', 'top_k', '?')}, "
+    recorded = folder.get("data", "source") == "routing"
+    score = "as recorded" if recorded else folder.get("router", "score_func", "?")
+    text = f"{score}, K = {folder.get('router', 'top_k', '?')}, "
+    if recorded and limit == "none":
+        return text[:-2] + (f", preset {preset}" if preset else "")
     if method == "top_p":
         text = f"method top_p = {folder.get('router', 'top_p', '?')}, {text}"
     elif method != "topk":
@@ -140,7 +159,8 @@ def router_text(folder):
         "no device limit"
         if limit == "none"
         else (
-            f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of"
+            f"{'has to keep to the ' if recorded else ''}limit {limit}:"
+            f" M = {folder.get('router', 'topk_group', '?')} of"
             f" {folder.get('router', 'num_groups', '?')} groups"
         )
     )
@@ -208,6 +228,7 @@ def facts(folder):
                 else ""
             ),
         ),
+        ("predicted", prediction_text(folder)),
     ]
     return [(name, text) for name, text in rows if text]
 
