@@ -128,7 +128,7 @@ static void make(int source,
         text_vectors(c, text_length, step, b, x);
     }
     if (source == KEYED) {
-        moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
+        moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, step, x);
     }
 }
 
