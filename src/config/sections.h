@@ -147,6 +147,7 @@ typedef struct moe_data_config { /* [data] */
     int64_t sequence_length;
     double skew;
     int32_t num_topics;
+    double drift;
     double topic_strength;
     double topic_persistence;
 } moe_data_config;

@@ -92,7 +92,7 @@ void moe_input_layout(const moe_input *in,
 }
 
 void moe_input_begin_step(moe_input *in, const moe_comm *comm, int64_t step, moe_batch *b) {
-    in->step = step;
+    in->step = in->num_tokens_global > 0 ? step : 0; /* what is computed has no steps */
     if (!in->mask_has_steps) {
         return;
     }

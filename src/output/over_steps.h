@@ -19,7 +19,7 @@ typedef struct moe_peak {
 
 typedef struct moe_over_steps {
     int64_t steps;
-    moe_peak expert, device;        /* of selections; a resumed run knows no device */
+    moe_peak expert, device;        /* of selections; of devices not in training */
     double drift_mean, drift_worst; /* from each step to the next; NaN with one step */
     double first_to_last;           /* drift from the first step to the last one */
     int64_t drift_worst_step;       /* the later one of the two */

@@ -288,7 +288,9 @@ int moe_results_step(const moe_comm *comm,
     if (comm->rank == 0) {
         write_step(r, c, step, st);
         keep_expert_load(r, step);
-        moe_peak_add_devices(&r->device_peak, step);
+        if (c->run.mode != MOE_MODE_TRAIN) { /* a run that goes on would know only its own part */
+            moe_peak_add_devices(&r->device_peak, step);
+        }
         moe_matrix_history_add(&r->matrix_history, step, r->times.steps);
     }
     add_times(&r->times, step);
