@@ -1,7 +1,7 @@
 """ctest: timeout=120
 scripts/export-placement and import-placement: what a comparison writes goes out in the form of each
-system and comes back the same; the golden EPLB cases are EPLB's own results; forms that others write
-otherwise are read; and what is damaged gets one sentence.
+system and comes back the same; the golden EPLB cases are EPLB's own results; forms that others
+write otherwise are read; and what is damaged gets one sentence.
 """
 import json
 import os
