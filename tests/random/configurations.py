@@ -187,6 +187,7 @@ class Drawing:
         else:
             self.maybe(0.3, "data.skew", 0, 0.5, 2)
             self.maybe(0.3, "data.num_topics", 1, 2, 7)
+            self.maybe(0.2, "data.drift", 0.3, 1, 5)
             self.maybe(0.2, "data.topic_strength", 0, 0.3, 1)
             self.maybe(0.2, "data.topic_persistence", 0, 0.9, 1)
             single = self.get("model.num_layers") == "1" and self.parts == 1
@@ -206,6 +207,8 @@ class Drawing:
         extra = self.case.extra
         extra["tokens"] = self.random.randint(1, 60)
         extra["flat"] = self.chance(0.3)
+        wanted = int(self.case.settings.get("run.steps", 1))
+        extra["steps"] = max(wanted, self.random.randint(1, 3) if self.chance(0.4) else 1)
         self.put("data.path", f"{self.source}.npy")
         if self.chance(0.3):
             self.put("data.mask", "mask.npy")
@@ -448,7 +451,7 @@ KNOWN_KEYS = """
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
-    data.mask data.padding data.boundaries router.bias_file data.num_topics
+    data.mask data.padding data.boundaries router.bias_file data.num_topics data.drift
     train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every
 """.split()
