@@ -45,6 +45,21 @@ def step_seconds(folder):
     )
 
 
+def prediction_text(folder):
+    """How long the last step would take on the cluster of [cluster]; "" where it is not said."""
+    step, balanced = (
+        number(at(folder.summary, f"time.{kind}.step_us")) for kind in ("predicted", "balanced")
+    )
+    if step is None or balanced is None:
+        return ""
+    file = str(folder.get("cluster", "file", "")).rsplit("/", 1)[-1] or "the cluster in [cluster]"
+    why = at(folder.summary, "time.bottleneck")
+    return (
+        f"{seconds_text(1e-6 * step)} a step on {folder.devices} devices of {file}, "
+        f"{seconds_text(1e-6 * balanced)} at perfect balance" + (f"; {why}" if why else "")
+    )
+
+
 def last_validation(folder):
     made = [number(line.get("validation_loss")) for line in folder.metrics]
     return next((value for value in reversed(made) if value is not None), None)
@@ -213,6 +228,7 @@ def facts(folder):
                 else ""
             ),
         ),
+        ("predicted", prediction_text(folder)),
     ]
     return [(name, text) for name, text in rows if text]
 

@@ -110,6 +110,9 @@ def figures(folder):
     row["dropped"] = total_over_layers(summary, "dropped")
     row["step_seconds"] = at(summary, "time.measured.step_mean")
     row["seconds"] = at(summary, "time.total")
+    row["predicted_step_us"] = at(summary, "time.predicted.step_us")
+    row["balanced_step_us"] = at(summary, "time.balanced.step_us")
+    row["price_per_million_tokens"] = at(summary, "time.price_per_million_tokens")
     return row, " ".join(filter(None, (wrong, wrong_steps)))
 
 

@@ -86,10 +86,6 @@ static bool validates_never(const moe_config *c) {
 static bool is_block_placement(const moe_config *c) {
     return c->placement.policy == MOE_PLACEMENT_BLOCK;
 }
-static bool always(const moe_config *c) {
-    (void)c;
-    return true;
-}
 
 #define KEYS(...)                 \
     (const enum moe_key_id[]) {   \
@@ -100,7 +96,7 @@ static bool always(const moe_config *c) {
 static const struct {
     const enum moe_key_id *keys; /* end with MOE_KEY_NONE */
     bool whole_section;          /* all keys of the section of the first one are meant */
-    enum moe_key_id because; /* its value makes them idle; MOE_KEY_NONE: nothing uses them yet */
+    enum moe_key_id because;     /* its value makes them idle */
     bool (*idle)(const moe_config *);
 } rules[] = {
     {KEYS(MOE_KEY(capacity, policy)), true, MOE_KEY(capacity, policy), drops_nothing},
@@ -173,13 +169,6 @@ static const struct {
           MOE_KEY(data, topic_persistence)),
      false, MOE_KEY(data, source), is_not_synthetic},
     {KEYS(MOE_KEY(data, tokens_per_device)), false, MOE_KEY(data, source), is_recorded},
-    {KEYS(MOE_KEY(cluster, intra_gbps),
-          MOE_KEY(cluster, inter_gbps),
-          MOE_KEY(cluster, intra_latency_us),
-          MOE_KEY(cluster, inter_latency_us),
-          MOE_KEY(cluster, device_tflops),
-          MOE_KEY(cluster, efficiency)),
-     false, MOE_KEY_NONE, always},
 };
 enum { NUM_RULES = sizeof rules / sizeof rules[0] };
 
@@ -204,8 +193,7 @@ static bool was_meant(const moe_config *c,
     if (c->place[key] == MOE_PLACE_DEFAULT || c->place[key] == MOE_PLACE_PRESET || key == because) {
         return false;
     }
-    if (because != MOE_KEY_NONE && c->place[because] == MOE_PLACE_SET &&
-        c->place[key] != MOE_PLACE_SET) {
+    if (c->place[because] == MOE_PLACE_SET && c->place[key] != MOE_PLACE_SET) {
         return false;
     }
     moe_value_format(c, key, value);

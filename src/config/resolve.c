@@ -140,7 +140,10 @@ static void derive_defaults(moe_config *c) {
     if (c->cluster.devices == 0) {
         c->cluster.devices = c->ranks;
     }
-    if (c->cluster.devices_per_node == 0) {
+    const enum moe_key_id per_node = MOE_KEY(cluster, devices_per_node);
+    const bool part_of_node =
+        c->place[per_node] == MOE_PLACE_CLUSTER && c->cluster.devices_per_node > c->cluster.devices;
+    if (c->cluster.devices_per_node == 0 || part_of_node) {
         c->cluster.devices_per_node = c->cluster.devices;
     }
     if (c->router.num_groups == 0) {

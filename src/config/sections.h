@@ -117,12 +117,23 @@ typedef struct moe_exchange_config { /* [exchange] */
 typedef struct moe_cluster_config { /* [cluster] */
     int32_t devices;                /* D */
     int32_t devices_per_node;
+    char file[MOE_PATH_MAX];
     double intra_gbps; /* GB/s of a device, inside a node */
     double inter_gbps; /* GB/s of a device, across nodes */
+    double link_efficiency;
     double intra_latency_us;
     double inter_latency_us;
+    double exchange_us;
     double device_tflops;
     double efficiency;
+    double gemm_half_rows;
+    double memory_gbps;
+    double memory_efficiency;
+    double launch_us;
+    double price_per_hour;
+    int32_t model_hidden_size;
+    int32_t model_intermediate_size;
+    int32_t model_layers;
 } moe_cluster_config;
 
 typedef struct moe_placement_config { /* [placement] */
@@ -181,7 +192,12 @@ typedef struct moe_output_config { /* [output] */
 /* --- the whole --- */
 
 /* Where the value of a key came from. A number above 0 is a line of the file. */
-enum { MOE_PLACE_DEFAULT = 0, MOE_PLACE_SET = -1, MOE_PLACE_PRESET = -2 };
+enum {
+    MOE_PLACE_DEFAULT = 0,
+    MOE_PLACE_SET = -1,
+    MOE_PLACE_PRESET = -2,
+    MOE_PLACE_CLUSTER = -3 /* the file cluster.file */
+};
 
 typedef struct moe_config {
     char name[MOE_NAME_MAX]; /* of the file, without its folder and .ini */

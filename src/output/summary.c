@@ -7,6 +7,7 @@
 #include "measure/figures.h"
 #include "output/matrix_history.h"
 #include "output/summary_internal.h"
+#include "predict/prediction.h"
 
 /* --- balance --- */
 
@@ -142,6 +143,33 @@ static void put_all_layers(json_t *o, const moe_step_metrics *m) {
     moe_json_put(o, "loss_by_scope", by_scope);
 }
 
+/* --- predicted times --- */
+
+static json_t *microseconds(const double seconds[MOE_NUM_PREDICTED]) {
+    json_t *o = json_object();
+    char key[32];
+    for (int i = 0; i < MOE_NUM_PREDICTED; i++) {
+        snprintf(key, sizeof key, "%s_us", moe_predicted_names[i]);
+        moe_json_put(o, key, moe_json_number(1e6 * seconds[i]));
+    }
+    return o;
+}
+
+static void put_prediction(json_t *time, const moe_config *c, const moe_step_metrics *last) {
+    const moe_prediction p = moe_prediction_of(c, last);
+    moe_json_put(time, "predicted", microseconds(p.seconds));
+    moe_json_put(time, "balanced", microseconds(p.balanced));
+    moe_json_put(time, "bottleneck", moe_json_text(p.bottleneck));
+    moe_json_put(time, "price_per_million_tokens", moe_json_number(1e6 * p.price_per_token));
+}
+
+static json_t *predicted_step(const moe_config *c, const moe_step_metrics *step) {
+    const moe_prediction p = moe_prediction_of(c, step);
+    json_t *o = json_object();
+    moe_json_put(o, "step_us", moe_json_number(1e6 * p.seconds[MOE_PREDICTED_STEP]));
+    return o;
+}
+
 /* --- one step --- */
 
 static json_t *step_time(const moe_config *c, const moe_step_metrics *m, const moe_figures *f) {
@@ -151,6 +179,7 @@ static json_t *step_time(const moe_config *c, const moe_step_metrics *m, const m
     }
     moe_json_put(o, "step", moe_json_number(m->seconds));
     moe_json_put(o, "phases", phases);
+    moe_json_put(o, "predicted", predicted_step(c, m));
     return o;
 }
 
@@ -292,7 +321,9 @@ static json_t *machine_object(const moe_config *c, const moe_topology *t, int ra
     return o;
 }
 
-static json_t *time_object(const moe_config *c, const moe_run_times *times) {
+static json_t *time_object(const moe_config *c,
+                           const moe_step_metrics *last,
+                           const moe_run_times *times) {
     json_t *o = json_object();
     json_t *measured = json_object();
     json_t *phases = json_object();
@@ -306,6 +337,7 @@ static json_t *time_object(const moe_config *c, const moe_run_times *times) {
     moe_json_put(measured, "phases", phases);
     moe_json_put(o, "total", moe_json_number(times->seconds));
     moe_json_put(o, "measured", measured);
+    put_prediction(o, c, last);
     return o;
 }
 
@@ -357,6 +389,6 @@ json_t *moe_summary_run(const moe_config *c,
     }
     moe_json_put(o, "layers", layers);
     moe_json_put(o, "machine", machine_object(c, topologies, ranks));
-    moe_json_put(o, "time", time_object(c, times));
+    moe_json_put(o, "time", time_object(c, last, times));
     return o;
 }

@@ -314,13 +314,9 @@ static void warn_idle(const moe_screen *s, const moe_config *c) {
         length += (size_t)snprintf(text + length, sizeof text - length, " ha%s no effect",
                                    end - begin == 1 ? "s" : "ve");
         enum moe_key_id because = idle[begin].because;
-        if (because == MOE_KEY_NONE) {
-            snprintf(text + length, sizeof text - length, " yet: no times are predicted");
-        } else {
-            moe_value_format(c, because, value);
-            snprintf(text + length, sizeof text - length, value[0] ? ": %s = %s" : " without %s%s",
-                     moe_keys[because].full, value);
-        }
+        moe_value_format(c, because, value);
+        snprintf(text + length, sizeof text - length, value[0] ? ": %s = %s" : " without %s%s",
+                 moe_keys[because].full, value);
         moe_terminal_warn(s, text);
     }
 }

@@ -184,6 +184,7 @@ static void judge_layer(moe_comparison *x, moe_candidate *candidate, int32_t lay
                           x->slot);
         const moe_serve_figures figures = moe_serve_measure(&p, a, choices, x->slot);
         add_rows(candidate, &figures);
+        candidate->predicted += moe_comparison_seconds(x, a, choices, x->slot);
         most = figures.device_max_over_mean;
     }
     candidate->layer_max[layer] += most;
