@@ -179,7 +179,7 @@ static void derive_defaults(moe_config *c) {
 static int32_t comm_limit(const moe_config *c) {
     const int32_t k = moe_config_most_experts(c), devices = c->cluster.devices;
     const int64_t reach = k < devices ? k : devices;
-    if (c->router.group_limit == MOE_GROUP_NONE) {
+    if (c->router.group_limit == MOE_GROUP_NONE || !moe_config_in_blocks(c)) {
         return (int32_t)reach;
     }
     if (c->router.num_groups == devices) {

@@ -236,6 +236,20 @@ static inline bool moe_config_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_ROUTING;
 }
 
+/* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which
+ * --placements asks the balancers about and no run of its own needs. */
+static inline int32_t moe_config_slots_per_device(const moe_config *c) {
+    const int32_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
+    return (c->model.num_experts + redundant) / c->cluster.devices;
+}
+
+/* Local. True when the experts live in contiguous blocks, each in one place: then a group of
+ * experts that is as large as a device is a device. */
+static inline bool moe_config_in_blocks(const moe_config *c) {
+    return c->compares_placements ||
+           (c->placement.policy == MOE_PLACEMENT_BLOCK && c->placement.redundant_experts == 0);
+}
+
 /* Local. True when --placements compares on loads from a file, without tokens. */
 static inline bool moe_config_has_loads_only(const moe_config *c) {
     return c->compares_placements && c->placement.load[0] != '\0';

@@ -13,8 +13,8 @@ import random
 UNAVAILABLE = set(
     """
     model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
-    exchange.combine_payload placement.policy placement.file placement.redundant_experts
-    placement.rebalance_every placement.load placement.fit placement.score
+    exchange.combine_payload placement.policy placement.file placement.rebalance_every
+    placement.load placement.fit placement.score
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
@@ -148,6 +148,10 @@ class Drawing:
         self.maybe(0.2, "model.norm", "none", "rmsnorm")
         nodes = [d for d in range(1, devices + 1) if devices % d == 0]
         self.maybe(0.4, "cluster.devices_per_node", *nodes)
+        self.maybe(0.2, "placement.policy", "block", "round_robin")
+        if self.chance(0.3):
+            most = routed - routed // devices
+            self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))
         self.routed, self.parts, self.shared = routed, parts, shared or 0
         self.draw_top_k()
 
