@@ -8,12 +8,13 @@ a value that may not go with the others: it is refused, or it runs.
 
 import random
 
-# Values of these keys are refused as long as the program lacks what they stand for. They are drawn
-# among the rare values only.
+# Values of these keys are refused as long as the program lacks what they stand for, or because
+# only --placements reads them. They are drawn among the rare values only.
 UNAVAILABLE = set(
     """
     model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
     exchange.combine_payload placement.policy placement.file placement.rebalance_every
+    placement.load placement.fit placement.score
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
@@ -321,6 +322,8 @@ class Drawing:
             "aux_form",
         ):
             self.maybe(0.25, f"balance.{key}", *self.table.keys[f"balance.{key}"].names)
+        if self.get("balance.comm_count") == "selections":
+            self.case.settings.pop("balance.comm_count_local", None)
         if self.get("balance.aux_form") in ("mixtral", "switch"):
             self.maybe(0.4, "balance.aux_layers", "each", "all")
         if self.case.trains():
@@ -447,7 +450,8 @@ KNOWN_KEYS = """
     router.top_k router.group_limit router.num_groups router.topk_group router.norm_topk_prob
     router.second_choice router.temperature router.bias_update_rate router.noise
     router.noise_form router.sinkhorn_iterations router.routed_scaling_factor router.gate_scale
-    balance.z_loss balance.load_form balance.load_loss balance.aux_layers capacity.policy
+    balance.z_loss balance.load_form balance.load_loss balance.aux_layers balance.comm_count_local
+    capacity.policy
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
