@@ -15,6 +15,9 @@ QUALITY = (
 )
 
 
+MOST = 1e100  # whatever is larger, or no number, is damage: its square is no number either
+
+
 @dataclass(frozen=True)
 class Figure:
     """A column of sweep.csv as it is shown: heading of a table, title of an axis."""
@@ -36,7 +39,9 @@ class Combination:
     def by_seed(self, name):
         """{seed: value} of the runs that have this figure."""
         return {
-            row["seed"]: row[name] for row in self.rows if isinstance(row.get(name), (int, float))
+            row["seed"]: row[name]
+            for row in self.rows
+            if isinstance(row.get(name), (int, float)) and abs(row[name]) < MOST
         }
 
     def mean(self, name):

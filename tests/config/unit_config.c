@@ -359,7 +359,7 @@ static void test_derived(void) {
     resolve(&c, "", "model.num_layers=2 model.norm=none", 8, &st);
     CHECK_EQ(c.model.norm, MOE_NORM_NONE);
     resolve(&c, "", "data.source=logits data.path=x.npy run.steps=5", 8, &st);
-    CHECK(st.code == MOE_OK && c.run.steps == 1);
+    CHECK(st.code == MOE_OK && c.run.steps == 5);
 }
 
 static void test_segmentation(void) {

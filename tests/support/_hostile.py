@@ -449,7 +449,7 @@ def table_all(folder):
     runner.previous(run, folder)
     row = table.row_of(run, runner.Outcome("ok", "", 1.0), folder)
     table.write_csv(os.path.join(folder, "sweep.csv"), [row])
-    sweep_page.write(os.path.join(folder, "sweep.html"), [row, row], [], "hostile")
+    sweep_page.write(os.path.join(folder, "sweep.html"), [row, row], [], "hostile", False)
     runner.remember(run, folder, runner.Outcome("under way"))
 
 
