@@ -2,6 +2,7 @@
 puts them side by side.
 """
 from names import DIRECTIONS, IMBALANCE, LOADS
+from run_lib.units import LAST_STEPS
 from run_lib.record import at, items, number, objects, whole
 from texts import NONE, bytes_text, count_text, loss_name, real_text, seconds_text
 from texts import share_text, value_text
@@ -22,18 +23,16 @@ FORMULAS = {
 
 # --- key figures ---
 
-WINDOW = 20  # steps at the end of a training that its figures are the mean of
-
 
 def mean(values):
     return sum(values) / len(values) if values and None not in values else None
 
 
 def last_steps(folder):
-    """The steps whose mean stands for a run: the last WINDOW of a training, as in the lessons and
+    """The steps whose mean stands for a run: the last LAST_STEPS of a training, as in the lessons and
     in sweep.csv, because one step of it says little; the last step of any other run.
     """
-    return folder.metrics[-(WINDOW if folder.get("run", "mode") == "train" else 1) :]
+    return folder.metrics[-(LAST_STEPS if folder.get("run", "mode") == "train" else 1) :]
 
 
 def said_of(folder):

@@ -1,6 +1,7 @@
 """Figures and names as they are read on the page, the same in every table and chart."""
 
 from names import LOSSES
+from run_lib.units import scale_of_bytes
 
 NONE = "–"
 
@@ -19,11 +20,8 @@ def bytes_text(value):
     """Binary units, as on moesim's screen; four digits, as in the charts."""
     if value is None:
         return NONE
-    sign, value, unit = "−" if value < 0 else "", abs(value), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        if value < 1023.95:
-            break
-        value, unit = value / 1024, larger
+    sign, (size, unit) = "−" if value < 0 else "", scale_of_bytes(abs(value))
+    value = abs(value) / size
     return f"{sign}{value:.0f} B" if unit == "B" else f"{sign}{value:.4g} {unit}"
 
 

@@ -2,10 +2,12 @@
 of what was measured, and what each differs from the first one in.
 """
 import math
+import statistics
 from dataclasses import dataclass
 
+from run_lib.units import scale_of_bytes
 from sweep_lib import spread
-from sweep_lib.draw import bytes_text, scale_of_bytes
+from sweep_lib.draw import bytes_text
 
 QUALITY = (
     ("validation_bits_per_byte", "validation loss (bits per byte)"),
@@ -46,7 +48,7 @@ class Combination:
 
     def mean(self, name):
         values = list(self.by_seed(name).values())
-        return spread.mean(values) if values else None
+        return statistics.fmean(values) if values else None
 
     def deviation(self, name):
         return spread.deviation(list(self.by_seed(name).values()))

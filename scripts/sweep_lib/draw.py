@@ -6,6 +6,8 @@ import html
 import math
 from dataclasses import dataclass, field
 
+from run_lib.units import scale_of_bytes
+
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 MARKERS = ("circle", "square", "triangle", "diamond")
 WIDTH, HEIGHT = 560, 340
@@ -49,16 +51,6 @@ class Chart:
     note: str = ""
     path: list = field(default_factory=list)
     bytes_of: str = ""
-
-
-def scale_of_bytes(value):
-    """(size, unit) in which that many bytes are said: binary, as everywhere in moesim."""
-    size, unit = 1, "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        if value < 1023.95 * size:
-            break
-        size, unit = size * 1024, larger
-    return size, unit
 
 
 def bytes_text(value):

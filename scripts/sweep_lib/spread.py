@@ -8,6 +8,7 @@ point of Student's distribution (Student, Biometrika 6, 1908). A difference whos
 is inside the noise.
 """
 import math
+import statistics
 from dataclasses import dataclass
 
 # 97.5 % points of Student's distribution for 1, 2, ... degrees of freedom; 1.96 beyond.
@@ -18,16 +19,9 @@ STUDENT = (
 )
 
 
-def mean(values):
-    return math.fsum(values) / len(values)
-
-
 def deviation(values):
     """Standard deviation with the divisor n − 1; None of fewer than two values."""
-    if len(values) < 2:
-        return None
-    middle = mean(values)
-    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ def paired(first, second):
     differences = [second[seed] - first[seed] for seed in first if seed in second]
     if not differences:
         return None
-    count, middle, spread = len(differences), mean(differences), deviation(differences)
+    count, middle, spread = len(differences), statistics.fmean(differences), deviation(differences)
     if spread is None:
         return Difference(middle, count)
     half = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96

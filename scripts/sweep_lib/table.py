@@ -9,11 +9,10 @@ import tempfile
 from command_line import Refused
 from run_lib import contents, safe_files
 from run_lib.fields import OUT, Found, Wrong
+from run_lib.units import LAST_STEPS
 from run_lib.record import amount, at, items, number, objects
 
 MOST_BYTES = 64 * safe_files.MIB  # of a file that is read
-
-WINDOW = 20  # steps that means over the end of a run are taken of
 
 
 def read_json(path, check, strict=False):
@@ -34,12 +33,12 @@ def read_json(path, check, strict=False):
 
 
 def last_steps(path):
-    """(the last WINDOW objects of metrics.jsonl, sentence about what is wrong in them). A damaged
+    """(the last LAST_STEPS objects of metrics.jsonl, sentence about what is wrong in them). A damaged
     line ends them.
     """
     steps, found = [], Found("metrics.jsonl")
     try:
-        for line in safe_files.read_last_lines(path, MOST_BYTES)[-WINDOW:]:
+        for line in safe_files.read_last_lines(path, MOST_BYTES)[-LAST_STEPS:]:
             step = contents.STEP(safe_files.parse(line), found)
             if step is OUT:
                 break

@@ -31,9 +31,6 @@ static bool is_recorded(const moe_config *c) {
 static bool has_boundaries(const moe_config *c) {
     return c->data.boundaries[0] != '\0';
 }
-static bool has_recorded_routing(const moe_config *c) {
-    return moe_config_recorded(c);
-}
 static bool has_no_scores(const moe_config *c) {
     return moe_config_recorded(c) && c->data.scores[0] == '\0';
 }
@@ -120,7 +117,7 @@ static const struct {
           MOE_KEY(router, norm_single),
           MOE_KEY(router, bias_file),
           MOE_KEY(balance, z_loss)),
-     false, MOE_KEY(data, source), has_recorded_routing},
+     false, MOE_KEY(data, source), moe_config_recorded},
     {KEYS(MOE_KEY(balance, alpha_expert),
           MOE_KEY(balance, alpha_device),
           MOE_KEY(balance, alpha_comm)),

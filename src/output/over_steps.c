@@ -30,24 +30,12 @@ void moe_peak_add_devices(moe_peak *peak, const moe_step_metrics *step) {
 
 /* --- together --- */
 
-static void add_drift(moe_over_steps *o, double drift, int64_t step) {
-    if (step == 1 || drift > o->drift_worst) {
-        o->drift_worst = drift;
-        o->drift_worst_step = step;
-    }
-    o->drift_mean = step == 1 ? drift : o->drift_mean + drift;
-}
-
 moe_over_steps moe_over_steps_of(const int64_t *load,
                                  int64_t steps,
                                  int32_t layers,
                                  int64_t num_experts,
                                  const moe_peak *device) {
-    moe_over_steps o = {.steps = steps,
-                        .device = *device,
-                        .drift_mean = NAN,
-                        .drift_worst = NAN,
-                        .first_to_last = NAN};
+    moe_over_steps o = {.steps = steps, .device = *device, .first_to_last = NAN};
     const int64_t size = layers * num_experts;
     double *first = moe_alloc_zero(3 * size, sizeof *first, "loads"), *before = first + size,
            *now = before + size;
@@ -61,12 +49,12 @@ moe_over_steps moe_over_steps_of(const int64_t *load,
             add(&o.expert,
                 moe_imbalance_max_over_mean(load + s * size + l * num_experts, num_experts), s, l);
         }
-        if (s > 0) {
-            add_drift(&o, moe_drift(before, now, layers, num_experts), s);
+        const double drift = s > 0 ? moe_drift(before, now, layers, num_experts) : NAN;
+        if (!isnan(drift)) { /* a step without any load has no popularity */
+            add(&o.drift, drift, s, 0);
         }
     }
     if (steps > 1) {
-        o.drift_mean /= (double)(steps - 1);
         o.first_to_last = moe_drift(first, now, layers, num_experts);
     }
     moe_free(first);
@@ -75,12 +63,16 @@ moe_over_steps moe_over_steps_of(const int64_t *load,
 
 /* --- written and shown --- */
 
+static double mean_of(const moe_peak *peak) {
+    return peak->count > 0 ? peak->sum / (double)peak->count : NAN;
+}
+
 static json_t *peak_json(const moe_peak *peak, int64_t expected) {
     if (peak->count != expected) {
         return json_null();
     }
     json_t *object = json_object();
-    moe_json_put(object, "mean", moe_json_number(peak->sum / (double)peak->count));
+    moe_json_put(object, "mean", moe_json_number(mean_of(peak)));
     moe_json_put(object, "worst", moe_json_number(peak->worst));
     moe_json_put(object, "worst_step", json_integer(peak->worst_step));
     moe_json_put(object, "worst_layer", json_integer(peak->worst_layer));
@@ -92,9 +84,9 @@ json_t *moe_over_steps_json(const moe_over_steps *o, int32_t layers) {
         return json_null();
     }
     json_t *object = json_object(), *drift = json_object();
-    moe_json_put(drift, "step_mean", moe_json_number(o->drift_mean));
-    moe_json_put(drift, "step_worst", moe_json_number(o->drift_worst));
-    moe_json_put(drift, "worst_step", json_integer(o->drift_worst_step));
+    moe_json_put(drift, "step_mean", moe_json_number(mean_of(&o->drift)));
+    moe_json_put(drift, "step_worst", moe_json_number(o->drift.count > 0 ? o->drift.worst : NAN));
+    moe_json_put(drift, "worst_step", json_integer(o->drift.worst_step));
     moe_json_put(drift, "first_to_last", moe_json_number(o->first_to_last));
     moe_json_put(object, "expert_max_over_mean", peak_json(&o->expert, o->steps * layers));
     moe_json_put(object, "device_max_over_mean", peak_json(&o->device, o->steps * layers));
@@ -110,7 +102,7 @@ static void show_peak(const moe_screen *s, const char *name, const moe_peak *pea
     moe_screen_wrapped(s, 2, "",
                        "busiest %s over the mean: %s on average, %s at worst (step "
                        "%lld%s)\n",
-                       name, moe_format_number(peak->sum / (double)peak->count, 3).s,
+                       name, moe_format_number(mean_of(peak), 3).s,
                        moe_format_number(peak->worst, 3).s, (long long)peak->worst_step, layer);
 }
 
@@ -123,11 +115,12 @@ void moe_over_steps_show(const moe_screen *s, const moe_over_steps *o, int32_t l
         show_peak(s, "device", &o->device, layers);
     }
     show_peak(s, "expert", &o->expert, layers);
-    moe_screen_wrapped(s, 2, "",
-                       "the share of selections that other experts get than before: %s from one "
-                       "step to the next (%s at most, into step %lld), %s from the first to the "
-                       "last\n",
-                       moe_format_number(o->drift_mean, 3).s,
-                       moe_format_number(o->drift_worst, 3).s, (long long)o->drift_worst_step,
-                       moe_format_number(o->first_to_last, 3).s);
+    if (o->drift.count > 0) {
+        moe_screen_wrapped(s, 2, "",
+                           "from one step to the next %.1f\t%% of the selections move to other "
+                           "experts (%.1f\t%% at most, into step %lld); from the first to the last "
+                           "step %.1f\t%%\n",
+                           100 * mean_of(&o->drift), 100 * o->drift.worst,
+                           (long long)o->drift.worst_step, 100 * o->first_to_last);
+    }
 }

@@ -10,7 +10,8 @@
 #include "measure/metrics.h"
 #include "output/screen.h"
 
-/* The largest load over the mean load, of every layer of every step that was added. */
+/* Mean and largest of what was added: the largest load over the mean load of every layer of every
+ * step, or the drift of every step. */
 typedef struct moe_peak {
     double sum, worst;
     int64_t count, worst_step;
@@ -19,10 +20,9 @@ typedef struct moe_peak {
 
 typedef struct moe_over_steps {
     int64_t steps;
-    moe_peak expert, device;        /* of selections; of devices not in training */
-    double drift_mean, drift_worst; /* from each step to the next; NaN with one step */
-    double first_to_last;           /* drift from the first step to the last one */
-    int64_t drift_worst_step;       /* the later one of the two */
+    moe_peak expert, device; /* of selections; of devices not in training */
+    moe_peak drift;          /* from each step to the next; the worst step is the later one */
+    double first_to_last;    /* drift from the first step to the last one */
 } moe_over_steps;
 
 /* Local. Adds the device loads of a step. */

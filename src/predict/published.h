@@ -12,9 +12,10 @@
  *                 8 T selections, at most T each, and the median of 15 draws counts; all T tokens
  *                 arrive
  *
- * The formulas have four constants that were fitted to these figures: link_efficiency and
- * inter_latency_us for both machines together, exchange_us for each, memory_efficiency for H200.
- * The rest are data sheets, sizes of tiles, and floors that were read off. */
+ * Fitted to these figures were link_efficiency and inter_latency_us for both machines together,
+ * exchange_us for each, and memory_efficiency for H200; gemm_half_rows and the exponent of the soft
+ * maximum were chosen after a scan on them, and intra_gbps of H200 and launch_us were read off
+ * them. The rest are data sheets. */
 #ifndef MOESIM_PREDICT_PUBLISHED_H
 #define MOESIM_PREDICT_PUBLISHED_H
 

@@ -194,6 +194,38 @@ static void test_bottleneck(void) {
     moe_step_metrics_free(&m);
 }
 
+/* Experts that do not stand in blocks: the selections count on the device that serves them, and not
+ * on the one whose block the expert would belong to. */
+static void test_placed(void) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, 5);
+    for (int l = 0; l < LAYERS; l++) {
+        for (int i = 0; i < EXPERTS; i++) {
+            m.layer[l].kept_per_expert[i] = 100 + 10 * (i / PER_DEVICE);
+        }
+        for (int d = 0; d < DEVICES; d++) {
+            m.layer[l].counts_per_device[d] = PER_DEVICE * (100 + 10 * d) + 7;
+            m.layer[l].dropped_per_device[d] = 7;
+        }
+    }
+    const moe_prediction blocks = moe_prediction_of(&c, &m);
+    c.placement.policy = MOE_PLACEMENT_ROUND_ROBIN;
+    CHECK(moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_STEP] ==
+          blocks.seconds[MOE_PREDICTED_STEP]);
+    for (int l = 0; l < LAYERS; l++) {
+        for (int i = 0; i < EXPERTS; i++) {
+            m.layer[l].kept_per_expert[i] = i < PER_DEVICE ? 1080 : 0;
+        }
+    }
+    const moe_prediction placed = moe_prediction_of(&c, &m);
+    CHECK(placed.seconds[MOE_PREDICTED_STEP] == blocks.seconds[MOE_PREDICTED_STEP]);
+    c.placement.policy = MOE_PLACEMENT_BLOCK;
+    CHECK(moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_EXPERT] >
+          placed.seconds[MOE_PREDICTED_EXPERT]);
+    moe_step_metrics_free(&m);
+}
+
 int main(void) {
     for (int64_t step = 0; step < 5; step++) {
         RUN(test_reference, step);
@@ -203,5 +235,6 @@ int main(void) {
     }
     RUN(test_widths, );
     RUN(test_bottleneck, );
+    RUN(test_placed, );
     return check_verdict();
 }
