@@ -238,6 +238,11 @@ static void test_combinations(void) {
                    "router.num_groups = 64)");
     expect_resolve("data.source=text", 1,
                    "--set: data.source = text: data.path has to name the file to read");
+    expect_resolve("placement.policy=file", 1,
+                   "--set: placement.policy = file: placement.file has to name the file to read");
+    expect_resolve("placement.file=p.npy", 1,
+                   "--set: placement.file = p.npy: it does not go with placement.policy = block: "
+                   "policy = file reads placement.file, and no other policy does");
     expect_resolve("data.mask=m.npy", 1,
                    "--set: data.mask = m.npy: a mask goes with data.source = logits or routing, "
                    "not with synthetic");
