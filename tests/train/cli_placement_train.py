@@ -24,6 +24,7 @@ TRAINED = {
     "train.accumulate": 2,
     "train.validation_every": 3,
     "train.checkpoint_every": 4,
+    "train.optimizer": "adamw",
     "cluster.devices": 8,
     "cluster.devices_per_node": 4,
 }
