@@ -320,9 +320,9 @@ static int check_placement(const moe_config *c, moe_status *st) {
     if (check_slots(c, st) != MOE_OK) {
         return st->code;
     }
-    if (file != (c->placement.file[0] != '\0')) {
+    if (file && c->placement.file[0] == '\0') {
         return moe_refuse_pair(c, MOE_KEY(placement, policy), MOE_KEY(placement, file),
-                               "policy = file reads placement.file, and no other policy does", st);
+                               "placement.file has to name the file to read", st);
     }
     if (check_by_load(c, st) != MOE_OK) {
         return st->code;

@@ -83,6 +83,9 @@ static bool is_sgd(const moe_config *c) {
 static bool validates_never(const moe_config *c) {
     return trains(c) && c->train.validation_every == 0;
 }
+static bool reads_no_placement(const moe_config *c) {
+    return c->placement.policy != MOE_PLACEMENT_FILE;
+}
 static bool rebalances_not(const moe_config *c) {
     return c->placement.rebalance_every == 0;
 }
@@ -148,6 +151,7 @@ static const struct {
           MOE_KEY(data, tokens_per_device),
           MOE_KEY(data, skew),
           MOE_KEY(data, num_topics),
+          MOE_KEY(data, drift),
           MOE_KEY(data, topic_strength),
           MOE_KEY(data, topic_persistence)),
      false, MOE_KEY(model, load), is_loaded},
@@ -160,12 +164,14 @@ static const struct {
      validates_never},
     {KEYS(MOE_KEY(train, context), MOE_KEY(train, validation_share)), false, MOE_KEY(data, source),
      is_not_text},
+    {KEYS(MOE_KEY(placement, file)), false, MOE_KEY(placement, policy), reads_no_placement},
     {KEYS(MOE_KEY(placement, window), MOE_KEY(placement, hysteresis)), false,
      MOE_KEY(placement, rebalance_every), rebalances_not},
     {KEYS(MOE_KEY(data, sequence_length)), false, MOE_KEY(data, boundaries), has_boundaries},
     {KEYS(MOE_KEY(data, path)), false, MOE_KEY(data, source), is_synthetic},
     {KEYS(MOE_KEY(data, skew),
           MOE_KEY(data, num_topics),
+          MOE_KEY(data, drift),
           MOE_KEY(data, topic_strength),
           MOE_KEY(data, topic_persistence)),
      false, MOE_KEY(data, source), is_not_synthetic},

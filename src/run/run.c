@@ -72,6 +72,7 @@ static int rebalance(moe_run_state *r, int64_t step, moe_status *st) {
     r->context.timeline = NULL;
     moe_step_metrics_clear(&r->metrics);
     r->context.step = 0;
+    moe_input_begin_step(&r->input, r->comm, 0, &r->batch);
     if (moe_run_trains(r)) {
         moe_task_input(&r->training.task, &r->batch, 0, MOE_SPLIT_TRAIN,
                        moe_stack_input(&r->stack));
@@ -140,6 +141,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     r->metrics.rebalance = r->rebalance.last;
     r->metrics.rebalance_sum = r->rebalance.total;
     r->rebalance.last.on = false;
+    moe_input_begin_step(&r->input, r->comm, step, &r->batch);
     r->metrics.num_tokens = r->batch.num_routed;
     if (moe_run_trains(r)) {
         r->metrics.num_tokens *= r->config->train.accumulate;
@@ -227,6 +229,9 @@ static int finish(moe_run_state *r, moe_status *st) {
     if (writing.code == MOE_OK) {
         moe_results_close(r->comm, &r->results, r->config, &r->metrics, r->topologies, seconds,
                           &writing);
+    }
+    if (r->comm->rank == 0 && !moe_run_trains(r) && writing.code == MOE_OK) {
+        moe_over_steps_show(&r->screen, &r->results.over_steps, r->config->model.num_layers);
     }
     if (r->comm->rank == 0 && moe_run_trains(r)) {
         moe_terminal_outcome(&r->screen, r->config, &r->results.training_history,
