@@ -198,11 +198,12 @@ static double overlapped(const pass_times *t, int32_t chunks) {
     return (t->path + t->combine + (chunks - 1) * longest) / chunks;
 }
 
-/* The logits of a device's tokens: a product, and reading them once. */
+/* The logits of a device's tokens: a product, and reading them once; and what becomes of them. */
 static double gate_seconds(const predictor *p) {
     const double weights = p->expert.hidden * p->config->model.num_experts,
                  bytes = p->expert.out_bytes;
     return moe_cost_product(&p->cluster, p->tokens, weights, bytes) +
+           p->tokens * p->config->model.num_experts * p->cluster.router_seconds +
            p->tokens * p->expert.hidden * bytes / p->cluster.memory_rate;
 }
 
