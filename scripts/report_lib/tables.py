@@ -146,7 +146,11 @@ def figures(folder):
 def router_text(folder):
     limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
     method = folder.get("router", "method", "topk")
-    text = f"{folder.get('router', 'score_func', '?')}, K = {folder.get('router', 'top_k', '?')}, "
+    recorded = folder.get("data", "source") == "routing"
+    score = "as recorded" if recorded else folder.get("router", "score_func", "?")
+    text = f"{score}, K = {folder.get('router', 'top_k', '?')}, "
+    if recorded and limit == "none":
+        return text[:-2] + (f", preset {preset}" if preset else "")
     if method == "top_p":
         text = f"method top_p = {folder.get('router', 'top_p', '?')}, {text}"
     elif method != "topk":
@@ -155,7 +159,8 @@ def router_text(folder):
         "no device limit"
         if limit == "none"
         else (
-            f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of"
+            f"{'has to keep to the ' if recorded else ''}limit {limit}:"
+            f" M = {folder.get('router', 'topk_group', '?')} of"
             f" {folder.get('router', 'num_groups', '?')} groups"
         )
     )

@@ -10,8 +10,9 @@
  *   switch, gshard   N sum_i F_i P_i, F_i the share of first choices (arXiv 2101.03961 Eq. 4;
  *                    2006.16668 Algorithm 1)
  *   mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's load_balancing_loss_func of
- *                    one layer); over all layers it is the same of a cell that holds the counts and
- *                    scores of all layers, with T tokens of each of them
+ *                    one layer)
+ *                    Over all layers, switch and mixtral are the same of a cell that holds the
+ *                    counts and scores of all layers, with T tokens of each of them
  *   importance       CV^2 of I_i = sum_t g_{t,i}, or of sum_t s'_{t,i} (1701.06538 Eq. 7)
  *   load             CV^2 of c_i, or of the smooth load (1701.06538 Eq. 11)
  *   usage_variance   variance of c_i / S
@@ -34,8 +35,17 @@ const char *const moe_loss_titles[MOE_NUM_LOSSES] = {
 #include "balance/losses.def"
 };
 
+enum moe_loss moe_balance_form(const moe_balance_config *c) {
+    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
+                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
+                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
+                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
+    return form[c->aux_form];
+}
+
 bool moe_balance_has_all_layers(const moe_balance_config *c) {
-    return c->aux_form == MOE_AUX_MIXTRAL;
+    return c->aux_form == MOE_AUX_MIXTRAL ||
+           (c->aux_form == MOE_AUX_SWITCH && c->aux_layers == MOE_LAYERS_ALL);
 }
 
 /* With one layer both losses are the same, and the layer's own trains. */
@@ -50,15 +60,11 @@ double moe_balance_alpha_all_layers(const moe_balance_config *c, int32_t num_lay
 void moe_balance_alphas(const moe_balance_config *c,
                         int32_t num_layers,
                         double alpha[MOE_NUM_LOSSES]) {
-    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
-                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
-                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
-                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
         alpha[l] = 0;
     }
     if (!trains_over_all_layers(c, num_layers)) {
-        alpha[form[c->aux_form]] = c->alpha_expert;
+        alpha[moe_balance_form(c)] = c->alpha_expert;
     }
     alpha[MOE_LOSS_DEVICE] = c->alpha_device;
     alpha[MOE_LOSS_COMM] = c->alpha_comm;
@@ -80,6 +86,7 @@ void moe_balance_init(moe_balance *b,
                        .has_logits = true};
     moe_balance_alphas(c, num_layers, b->alpha);
     b->alpha_all_layers = moe_balance_alpha_all_layers(c, num_layers);
+    b->form = moe_balance_form(c);
 }
 
 /* What a loss is made of: where the routing was recorded, scores or logits may be missing. */
@@ -404,7 +411,9 @@ void moe_balance_add_all_layers(const moe_balance *b,
         return;
     }
     for (int32_t i = 0; i < s->num_experts; i++) {
-        a[i] += share * b->alpha_all_layers * mixtral_f(s, cell, t, i);
+        const double f =
+            b->form == MOE_LOSS_MIXTRAL ? mixtral_f(s, cell, t, i) : first_f(s, cell, t, i);
+        a[i] += share * b->alpha_all_layers * f;
     }
 }
 

@@ -23,7 +23,8 @@ extern const char *const moe_loss_titles[MOE_NUM_LOSSES]; /* "expert", "communic
 
 typedef struct moe_balance {
     double alpha[MOE_NUM_LOSSES];
-    double alpha_all_layers; /* of Mixtral's loss over the tokens of all layers put together */
+    double alpha_all_layers; /* of the loss over the tokens of all layers put together */
+    enum moe_loss form;      /* the loss that alpha_expert trains, of each layer or of all */
     int32_t comm_limit;      /* M of f'' */
     enum moe_comm_count comm_count;
     enum moe_device_p device_p;
@@ -47,7 +48,11 @@ void moe_balance_alphas(const moe_balance_config *c,
                         int32_t num_layers,
                         double alpha[MOE_NUM_LOSSES]);
 
-/* Local. Whether Mixtral's loss is reported over all layers too (aux_form = mixtral). */
+/* Local. The loss that alpha_expert trains. */
+enum moe_loss moe_balance_form(const moe_balance_config *c);
+
+/* Local. Whether that loss is reported over the tokens of all layers too: Mixtral's always,
+ * Switch's with aux_layers = all. */
 bool moe_balance_has_all_layers(const moe_balance_config *c);
 
 /* Local. What the loss over all layers is multiplied by where it trains in place of each layer's
@@ -92,8 +97,8 @@ void moe_balance_coefficients(const moe_balance *b,
                               double *a);
 
 /* Local. a [N] += what the loss over the tokens of all layers adds to the coefficients of P_i:
- * alpha_all_layers N c_i / T of `cell`, which holds the counts of all layers, times `share`, the
- * divisor of the layer's own cell over the divisor of this one. */
+ * alpha_all_layers N c_i / T (switch: N F_i) of `cell`, which holds the counts of all layers, times
+ * `share`, the divisor of the layer's own cell over the divisor of this one. */
 void moe_balance_add_all_layers(const moe_balance *b,
                                 const moe_stats *s,
                                 int64_t *cell,

@@ -109,7 +109,9 @@ int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, mo
     if (k.policy != MOE_CAPACITY_SEQUENCE && k.scope == MOE_CAPACITY_PER_DEVICE) {
         pool = (tokens + k.devices - 1) / k.devices;
     }
-    if (moe_capacity_pairs(&k, pool, pool * k.top_k) > 0) {
+    /* A factor of 1 or more asks for room for all: where a system rounds a small batch's share down
+     * to nothing, it drops everything, and so does a run of its preset. */
+    if (k.factor >= 1 || moe_capacity_pairs(&k, pool, pool * k.top_k) > 0) {
         return MOE_OK;
     }
     return moe_fail(st, MOE_USER,

@@ -85,9 +85,9 @@ int32_t moe_capacity_targets(const moe_capacity *c);
  *   tutel      K floor(factor ceil(tokens / n)); factor 0 is as much as is needed: INT64_MAX */
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections);
 
-/* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` routed
- * tokens, whose longest sequence has `sequence` tokens, would be left with a capacity of 0 pairs.
- * The same on every rank. */
+/* Local. MOE_USER with one sentence when the factor is below 1 and even the largest pool of a batch
+ * of `tokens` routed tokens, whose longest sequence has `sequence` tokens, would be left with a
+ * capacity of 0 pairs. The same on every rank. */
 int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, moe_status *st);
 
 /* --- who shares, and in which order --- */

@@ -255,9 +255,10 @@ static int check_router(const moe_config *c, moe_status *st) {
     const bool method_given =
         c->router.method != MOE_METHOD_TOPK && c->given[MOE_KEY(router, method)];
     const pair_rule rules[] = {
-        {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL,
+        {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL &&
+             c->balance.aux_form != MOE_AUX_SWITCH,
          MOE_KEY(balance, aux_layers), MOE_KEY(balance, aux_form),
-         "the loss over all layers is that of aux_form = mixtral; or aux_layers = each"},
+         "the loss over all layers is that of aux_form = mixtral or switch; or aux_layers = each"},
         {!c->balance.comm_count_local && c->balance.comm_count == MOE_COUNT_SELECTIONS,
          MOE_KEY(balance, comm_count_local), MOE_KEY(balance, comm_count),
          "tokens that stay are left out of a count of tokens: comm_count = tokens, or "

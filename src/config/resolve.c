@@ -163,7 +163,9 @@ static void derive_defaults(moe_config *c) {
     if (recorded) {
         c->run.steps = 1;
     }
-    if (c->balance.aux_form != MOE_AUX_MIXTRAL && !c->given[MOE_KEY(balance, aux_layers)]) {
+    const bool may_join =
+        c->balance.aux_form == MOE_AUX_MIXTRAL || c->balance.aux_form == MOE_AUX_SWITCH;
+    if (!may_join && !c->given[MOE_KEY(balance, aux_layers)]) {
         c->balance.aux_layers = MOE_LAYERS_EACH;
     }
     if (moe_config_recorded(c)) {

@@ -220,7 +220,7 @@ static void join_all_layers(moe_all_layers_metrics *to,
                             bool first,
                             int32_t of) {
     if (first) {
-        *to = (moe_all_layers_metrics){.on = from->on};
+        *to = (moe_all_layers_metrics){.on = from->on, .form = from->form};
     }
     to->raw += from->raw / of;
     to->ideal += from->ideal / of;

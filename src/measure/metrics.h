@@ -80,8 +80,9 @@ typedef struct moe_capacity_metrics { /* what a capacity did to a layer */
     moe_block block;
 } moe_capacity_metrics;
 
-typedef struct moe_all_layers_metrics { /* Mixtral's loss over the tokens of all layers together */
-    bool on;                            /* with balance.aux_form = mixtral */
+typedef struct moe_all_layers_metrics { /* a loss over the tokens of all layers together */
+    bool on;                            /* moe_balance_has_all_layers */
+    enum moe_loss form;                 /* which loss */
     double raw, ideal;                  /* with alpha = 1, in the scope that trains; at balance */
     double by_scope[MOE_NUM_SCOPES];    /* raw */
     double loss; /* times alpha; 0 where each layer's own loss trains instead */

@@ -25,8 +25,8 @@ typedef struct moe_context {
     moe_router router;
     moe_balance balance;
     moe_capacity capacity;
-    moe_scopes *all_layers; /* the tokens of all layers put together (aux_form = mixtral), finished
-                               by the forward pass of the last layer; or NULL */
+    moe_scopes *all_layers; /* the tokens of all layers put together (moe_balance_has_all_layers),
+                               finished by the forward pass of the last layer; or NULL */
     moe_timeline *timeline; /* of the step; NULL: not recorded */
 
     int64_t step; /* keys what is drawn anew in every step */

@@ -25,7 +25,7 @@ static int64_t *rows_before_dropping(const moe_batch *b,
     return rows;
 }
 
-/* Mixtral's loss over the tokens of all layers: this layer's cells go to those before; the last one
+/* A loss over the tokens of all layers: this layer's cells go to those before; the last one
  * makes the losses. */
 static void add_to_all_layers(const moe_layer *layer,
                               const moe_context *context,

@@ -229,12 +229,13 @@ static void fill_all_layers(const moe_context *context, moe_step_metrics *metric
     if (!all) {
         return;
     }
-    out->raw = all->loss[context->config->balance.scope][MOE_LOSS_MIXTRAL];
-    out->ideal = all->ideal[MOE_LOSS_MIXTRAL];
+    out->form = context->balance.form;
+    out->raw = all->loss[context->config->balance.scope][out->form];
+    out->ideal = all->ideal[out->form];
     out->loss =
         context->balance.alpha_all_layers > 0 ? context->balance.alpha_all_layers * out->raw : 0;
     for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
-        out->by_scope[scope] = all->loss[scope][MOE_LOSS_MIXTRAL];
+        out->by_scope[scope] = all->loss[scope][out->form];
     }
 }
 

@@ -315,7 +315,7 @@ class Drawing:
             "aux_form",
         ):
             self.maybe(0.25, f"balance.{key}", *self.table.keys[f"balance.{key}"].names)
-        if self.get("balance.aux_form") == "mixtral":
+        if self.get("balance.aux_form") in ("mixtral", "switch"):
             self.maybe(0.4, "balance.aux_layers", "each", "all")
         if self.case.trains():
             self.maybe(0.2, "balance.begin_step", 1, 2, 10)
