@@ -302,9 +302,9 @@ typedef struct comparison {
     double measured, predicted;
 } comparison;
 
-#define SIZES(tokens, hidden, width, experts, k)                                         \
+#define SIZES(tokens, hidden, width, experts, k)                                                \
     MOE_SETTINGS(MOE_SET(data, tokens_per_device, tokens), MOE_SET(model, hidden_size, hidden), \
-                 MOE_SET(model, moe_intermediate_size, width),                           \
+                 MOE_SET(model, moe_intermediate_size, width),                                  \
                  MOE_SET(model, num_experts, experts), MOE_SET(router, top_k, k))
 
 /* Collective. The measured time of steps; the model is left for a prediction. */
@@ -365,7 +365,7 @@ static void write_file(const moe_comm *comm,
                        const char *path,
                        moe_status *st) {
     char text[2048];
-    const char *links = comm->size == 1      ? "one rank: nothing leaves the device"
+    const char *links = comm->size == 1       ? "one rank: nothing leaves the device"
                         : comm->num_hosts > 1 ? "measured over several hosts at once"
                                               : "packing, MPI_Alltoallv and unpacking";
     snprintf(text, sizeof text,
@@ -388,9 +388,9 @@ static void write_file(const moe_comm *comm,
              MOESIM_VERSION, comm->size, omp_get_max_threads(), comm->num_hosts,
              comm->num_hosts == 1 ? "" : "s", comm->num_hosts == 1 ? 0 : comm->local_size,
              k->intra_gbps, links, k->inter_gbps,
-             comm->num_hosts == 1 ? "as intra_gbps: there is one host" : links,
-             k->intra_latency_us, k->inter_latency_us, k->exchange_us, k->device_tflops,
-             k->efficiency, k->gemm_half_rows, k->memory_gbps, k->memory_efficiency, k->router_ns);
+             comm->num_hosts == 1 ? "as intra_gbps: there is one host" : links, k->intra_latency_us,
+             k->inter_latency_us, k->exchange_us, k->device_tflops, k->efficiency,
+             k->gemm_half_rows, k->memory_gbps, k->memory_efficiency, k->router_ns);
     moe_file_write(path, text, st);
 }
 
@@ -430,9 +430,10 @@ static void check_drift(const moe_comm *comm, const double before[NUM_ROWS]) {
         drift += (after[i] / before[i] - 1) / NUM_ROWS;
     }
     if (comm->rank == 0 && fabs(drift) > 0.1) {
-        printf("Products took %.0f %% %s at the end than at the beginning: the host has other work, "
-               "measure again.\n",
-               100 * fabs(drift), drift > 0 ? "longer" : "less");
+        printf(
+            "Products took %.0f %% %s at the end than at the beginning: the host has other work, "
+            "measure again.\n",
+            100 * fabs(drift), drift > 0 ? "longer" : "less");
     }
 }
 

@@ -52,7 +52,8 @@ static const option_row table[] = {
     {"dialects", NULL, "the same tokens through every preset, side by side", FLAG(dialects)},
     {"placements", NULL, "the same routing under every placement, side by side", FLAG(placements)},
     {"verify", NULL, "known figures again; --verify predict: known times", FLAG(verify)},
-    {"calibrate", "OUT.ini", "measure this host, write a cluster file (no CONFIG)", TEXT(calibrate)},
+    {"calibrate", "OUT.ini", "measure this host, write a cluster file (no CONFIG)",
+     TEXT(calibrate)},
     {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},
@@ -219,9 +220,8 @@ static int check_together(const moe_options *o, moe_status *st) {
     if (o->dialects && o->placements) {
         return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");
     }
-    const bool needs_none =
-        o->help || o->version || o->keys || o->verify || o->verify_predict || o->resume ||
-        o->calibrate;
+    const bool needs_none = o->help || o->version || o->keys || o->verify || o->verify_predict ||
+                            o->resume || o->calibrate;
     if (!o->config && !needs_none) {
         return moe_fail(
             st, MOE_USER,
