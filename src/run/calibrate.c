@@ -281,7 +281,7 @@ static void free_model(model *m) {
     moe_free(m->x);
     moe_stack_free(&m->stack);
     moe_step_metrics_free(&m->metrics);
-    moe_placement_free(&m->context.placement);
+    moe_context_free(&m->context);
     moe_batch_free(&m->batch);
     moe_scratch_free(&m->scratch);
 }
