@@ -130,6 +130,7 @@ typedef struct moe_cluster_config { /* [cluster] */
     double memory_gbps;
     double memory_efficiency;
     double launch_us;
+    double router_ns;
     double price_per_hour;
     int32_t model_hidden_size;
     int32_t model_intermediate_size;
