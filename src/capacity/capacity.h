@@ -114,6 +114,7 @@ int64_t moe_capacity_pools(const moe_capacity *c, const moe_batch *b, moe_pool *
 /* Local. group [pairs] = target x classes + class of every pair, and key [pairs] its key (key is
  * NULL where position alone decides). exempt [T] or NULL. classes: of the moe_shape (cut.h). */
 void moe_capacity_order(const moe_capacity *c,
+                        const moe_batch *b,
                         const moe_routing *r,
                         const moe_placement *p,
                         const uint8_t *exempt,

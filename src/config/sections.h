@@ -158,6 +158,7 @@ typedef struct moe_data_config { /* [data] */
     int64_t sequence_length;
     double skew;
     int32_t num_topics;
+    double drift;
     double topic_strength;
     double topic_persistence;
 } moe_data_config;
@@ -221,10 +222,11 @@ typedef struct moe_config {
                                  cannot do yet: see moe_check_available */
 
     /* The rest is derived by moe_config_resolve and has no key. */
-    int32_t ranks;          /* 0 until resolved */
-    int32_t comm_limit;     /* M of f'' (docs/method.md section 2): a token reaches at most
-                               min(top_k, comm_limit) devices */
-    bool top_k_is_recorded; /* router.top_k is not known before the recorded routing is read */
+    int32_t ranks;           /* 0 until resolved */
+    int32_t comm_limit;      /* M of f'' (docs/method.md section 2): a token reaches at most
+                                min(top_k, comm_limit) devices */
+    bool top_k_is_recorded;  /* router.top_k is not known before the recorded routing is read */
+    bool steps_are_recorded; /* run.steps is not known before the recording is read */
     struct {
         int32_t parts; /* model.expert_segmentation; 1: nothing was cut */
         int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */
@@ -234,6 +236,20 @@ typedef struct moe_config {
 /* Local. True when the routing is recorded (data.source = routing) and not computed. */
 static inline bool moe_config_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_ROUTING;
+}
+
+/* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which
+ * --placements asks the balancers about and no run of its own needs. */
+static inline int32_t moe_config_slots_per_device(const moe_config *c) {
+    const int32_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
+    return (c->model.num_experts + redundant) / c->cluster.devices;
+}
+
+/* Local. True when the experts live in contiguous blocks, each in one place: then a group of
+ * experts that is as large as a device is a device. */
+static inline bool moe_config_in_blocks(const moe_config *c) {
+    return c->compares_placements ||
+           (c->placement.policy == MOE_PLACEMENT_BLOCK && c->placement.redundant_experts == 0);
 }
 
 /* Local. True when --placements compares on loads from a file, without tokens. */

@@ -43,8 +43,8 @@ static void coefficients_of(const moe_watched *w, int loss, double alpha, double
     moe_balance one = w->context->balance;
     memset(one.alpha, 0, sizeof one.alpha);
     one.alpha[loss] = alpha;
-    moe_balance_coefficients(&one, &w->context->placement, &w->a->scopes.global,
-                             cell_of(w, &divisor), to);
+    moe_balance_coefficients(&one, w->layer->placement, &w->a->scopes.global, cell_of(w, &divisor),
+                             to);
 }
 
 static double share_of(const moe_watched *w, int loss) {
@@ -150,7 +150,7 @@ void moe_explain_gradients(const moe_watched *w) {
             coefficients_of(w, loss, loss == MOE_LOSS_Z ? 0 : e->loss[loss].alpha, a);
             add_gradient(w, loss == MOE_LOSS_Z ? alpha_z : 0, a, e->gradient + loss * n);
         }
-        moe_balance_coefficients(&w->context->balance, &w->context->placement, &w->a->scopes.global,
+        moe_balance_coefficients(&w->context->balance, w->layer->placement, &w->a->scopes.global,
                                  cell_of(w, &divisor), a);
         add_gradient(w, alpha_z, a, e->balance_gradient);
     }

@@ -140,6 +140,8 @@ typedef struct moe_step_metrics {
     /* Training only; NaN: not evaluated in this step. */
     double task_loss, validation_loss, gradient_norm, learning_rate;
     int64_t gradient_allreduce_bytes; /* payload of the sum of replicated gradients over devices */
+    int64_t replica_gradient_bytes;   /* payload between devices that sums the gradients of the
+                                         replicas of experts and gives them back */
 } moe_step_metrics;
 
 /* Local. Cleared metrics with memory for num_layers layers. Owner: the caller, who calls
