@@ -1,5 +1,5 @@
-/* sparse.c: the list of the cells of a matrix that are not 0. Lists are only appended to and merged,
- * so a sorted array does; a cell is found by bisection. */
+/* sparse.c: the list of the cells of a matrix that are not 0. Lists are only appended to and
+ * merged, so a sorted array does; a cell is found by bisection. */
 #include "base/sparse.h"
 
 #include <string.h>
@@ -46,8 +46,8 @@ int64_t moe_sparse_at(const moe_sparse *m, int32_t row, int32_t column) {
     return 0;
 }
 
-/* The merge runs from the last cells to the first, into the room behind the sum's own cells, so that
- * none is overwritten before it was read. */
+/* The merge runs from the last cells to the first, into the room behind the sum's own cells, so
+ * that none is overwritten before it was read. */
 void moe_sparse_add(moe_sparse *sum, const moe_sparse *more) {
     int64_t a = sum->num_cells, b = more->num_cells, total = a + b, to = total;
     if (b == 0) {

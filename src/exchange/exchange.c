@@ -149,8 +149,7 @@ static void read_pair(moe_inbox *in, reading *at, int32_t j) {
 /* Goes to source device d. */
 static void read_source(reading *at, int32_t d) {
     at->source = d;
-    at->source_end =
-        moe_batch_token_begin(at->plan->num_tokens_global, at->plan->devices, d + 1);
+    at->source_end = moe_batch_token_begin(at->plan->num_tokens_global, at->plan->devices, d + 1);
 }
 
 /* Counts a row for local device j in the cell of its device pair. Rows come in the order of source

@@ -41,11 +41,11 @@ typedef struct moe_inbox {
     int64_t *pair_row;      /* [num_pairs] */
     int64_t num_cells;      /* device pairs from which rows arrived */
     moe_sparse_cell *cell;  /* [num_cells] (source device, destination device, rows), global ids */
-    int64_t *slot_offset;       /* [num_local * slots + 1] pairs grouped by (local device, slot):
-                                   the rows of an expert's GEMMs */
-    int64_t *slot_pair;         /* [num_pairs] pair ids in that order; within a slot they are in the
-                                   order of (source device, token) */
-    int64_t *pair_position;     /* [num_pairs] the inverse of slot_pair */
+    int64_t *slot_offset;   /* [num_local * slots + 1] pairs grouped by (local device, slot):
+                               the rows of an expert's GEMMs */
+    int64_t *slot_pair;     /* [num_pairs] pair ids in that order; within a slot they are in the
+                               order of (source device, token) */
+    int64_t *pair_position; /* [num_pairs] the inverse of slot_pair */
     const int32_t *local_token; /* [own rows] local token ids of the rows from the own rank */
     int64_t own_begin, own_end; /* rows from the own rank */
     moe_inbox_rows x;           /* hidden vectors (forward) */

@@ -76,8 +76,7 @@ int moe_results_write_matrix_history(const moe_comm *comm,
         pieces[num++] = (moe_npy_piece){kept->rows, 0, num_kept * size};
         for (int32_t l = 0; written > num_kept && l < layers; l++) {
             moe_sparse_to_array(&last->layer[l].matrix, cells + l * layer, devices, devices);
-            pieces[num++] =
-                (moe_npy_piece){cells + l * layer, num_kept * size + l * layer, layer};
+            pieces[num++] = (moe_npy_piece){cells + l * layer, num_kept * size + l * layer, layer};
         }
     }
     moe_results_path(folder, moe_result_files[MOE_RESULT_COMM_MATRIX_STEPS].name, path);

@@ -29,21 +29,21 @@ enum moe_tally_scalar {
 
 /* Arrays of counts, one after the other in one vector that is summed over the ranks. */
 typedef struct moe_tally {
-    int64_t *words, count; /* the vector */
-    int64_t *counts;       /* [N] selections by expert */
-    int64_t *sent_rows;    /* [D] rows by source device, as their source saw them */
+    int64_t *words, count;  /* the vector */
+    int64_t *counts;        /* [N] selections by expert */
+    int64_t *sent_rows;     /* [D] rows by source device, as their source saw them */
     int64_t *received_rows; /* [D] rows by destination device, as their destination saw them */
     int64_t *level_rows;    /* [MOE_NUM_LEVELS] rows as their source saw them */
     int64_t *level_pairs;   /* [MOE_NUM_LEVELS] token-expert pairs */
     int64_t *num_cells;     /* [2][ranks] device pairs with rows: as sent, as received */
     int64_t *sent;          /* [D*D] rows, source -> destination; NULL with many devices */
     int64_t *received;      /* [D*D] the same as their destination saw them */
-    int64_t *reach;        /* [65] tokens by the number of devices that they reach */
-    int64_t *output;       /* [MOE_EXACT_WORDS] exact sum of the mean squares of y */
-    int64_t *scalar;       /* [MOE_TALLY_NUM_SCALARS] */
-    int64_t *drop;         /* [moe_tally_drop_words] */
-    int64_t different;     /* device pairs whose two ends saw another number of rows; filled in
-                              by moe_tally_matrix */
+    int64_t *reach;         /* [65] tokens by the number of devices that they reach */
+    int64_t *output;        /* [MOE_EXACT_WORDS] exact sum of the mean squares of y */
+    int64_t *scalar;        /* [MOE_TALLY_NUM_SCALARS] */
+    int64_t *drop;          /* [moe_tally_drop_words] */
+    int64_t different;      /* device pairs whose two ends saw another number of rows; filled in
+                               by moe_tally_matrix */
 } moe_tally;
 
 /* --- matrix.c: the rows of every device pair, as both ends saw them --- */

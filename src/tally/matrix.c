@@ -1,10 +1,10 @@
 /* matrix.c: the matrix of rows from device to device, put together from what the ranks know.
  *
- * Each rank knows the rows that its devices sent and those that arrived at them. Of few devices both
- * are plain arrays [D,D] in the vector that is summed anyway, which costs no message of its own. Of
- * many devices the lists of pairs that have rows are gathered: that takes one more message, and time
- * and memory that grow with the tokens and not with D^2. Either way every rank compares the two
- * ends. */
+ * Each rank knows the rows that its devices sent and those that arrived at them. Of few devices
+ * both are plain arrays [D,D] in the vector that is summed anyway, which costs no message of its
+ * own. Of many devices the lists of pairs that have rows are gathered: that takes one more message,
+ * and time and memory that grow with the tokens and not with D^2. Either way every rank compares
+ * the two ends. */
 #include <string.h>
 
 #include "tally/internal.h"
