@@ -138,7 +138,7 @@ typedef struct reading {
 static void read_pair(moe_inbox *in, reading *at, int32_t j) {
     int32_t expert = *at->word++;
     MOE_ASSERT(expert >= 0 && expert < at->placement->num_experts &&
-               at->placement->device[expert] == at->plan->first_device + j);
+               moe_placement_slot_on(at->placement, expert, at->plan->first_device + j) >= 0);
     in->pair_expert[at->pair] = expert;
     in->pair_row[at->pair] = at->row;
     memcpy(&in->pair_weight[at->pair], at->word, sizeof(real));
@@ -152,14 +152,19 @@ static void read_source(reading *at, int32_t d) {
     at->source_end = moe_batch_token_begin(at->plan->num_tokens_global, at->plan->devices, d + 1);
 }
 
-/* Counts a row for local device j in the cell of its device pair. Rows come in the order of source
- * devices, and within one in that of destination devices, so the pair is the last one or new. */
-static void count_arrival(moe_inbox *in, reading *at, int32_t token, int32_t j) {
-    int32_t to = at->plan->first_device + j;
+/* Goes on to the source device of a token, which is the one under way or a later one of its rank.
+ */
+static void find_source(reading *at, int32_t token) {
     while (at->first_token + token >= at->source_end) {
         MOE_ASSERT((at->source + 1) % at->plan->num_local != 0);
         read_source(at, at->source + 1);
     }
+}
+
+/* Counts a row for local device j in the cell of its device pair. Rows come in the order of source
+ * devices, and within one in that of destination devices, so the pair is the last one or new. */
+static void count_arrival(moe_inbox *in, const reading *at, int32_t j) {
+    int32_t to = at->plan->first_device + j;
     moe_sparse_cell *last = in->num_cells > 0 ? &in->cell[in->num_cells - 1] : NULL;
     if (last && last->row == at->source && last->column == to) {
         last->count++;
@@ -169,7 +174,7 @@ static void count_arrival(moe_inbox *in, reading *at, int32_t token, int32_t j) 
     in->cell[in->num_cells++] = (moe_sparse_cell){at->source, to, 1};
 }
 
-/* The next row. The home of its first expert is the device that it is for. */
+/* The next row. The device that serves its first expert is the one that it is for. */
 static void read_row(moe_inbox *in, reading *at) {
     MOE_ASSERT(at->format->head_words + MOE_PAIR_WORDS <= at->end - at->word);
     int32_t token = *at->word++;
@@ -178,8 +183,10 @@ static void read_row(moe_inbox *in, reading *at) {
     MOE_ASSERT(token >= 0 && count >= 1 && count <= in->num_pairs - at->pair &&
                (int64_t)count * MOE_PAIR_WORDS <= at->end - at->word && expert >= 0 &&
                expert < at->placement->num_experts);
-    int32_t j = at->placement->device[expert] - at->plan->first_device;
-    count_arrival(in, at, token, j);
+    find_source(at, token);
+    int32_t j = moe_placement_device(at->placement, expert, at->first_token + token, at->source) -
+                at->plan->first_device;
+    count_arrival(in, at, j);
     in->row_token[at->row] = token;
     in->row_device[at->row] = j;
     in->row_pair[at->row] = at->pair;
@@ -232,25 +239,32 @@ static void exchange_metadata(moe_exchange *e,
     read_inbox(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
 }
 
+/* The slot, counted from this rank's first, that serves pair p of the inbox. */
+static int64_t local_slot(const moe_inbox *in,
+                          const moe_placement *placement,
+                          int32_t first_device,
+                          int64_t p) {
+    int32_t device = first_device + in->row_device[in->pair_row[p]];
+    return moe_placement_slot_on(placement, in->pair_expert[p], device) -
+           (int64_t)first_device * in->slots;
+}
+
 /* Groups pairs by (local device, slot). The counting sort is stable, so that the rows of a slot
  * stay in the order of (source device, token). */
-static void group_by_expert(moe_inbox *in, const moe_placement *placement) {
+static void group_by_expert(moe_inbox *in, const moe_placement *placement, int32_t first_device) {
     int64_t slots = (int64_t)in->num_local * in->slots;
     memset(in->slot_offset, 0, (size_t)(slots + 2) * sizeof(int64_t));
     /* cursor[s + 1] counts the pairs of slot s; then cursor[s] is the next free place of s, and in
      * the end the end of s, which is slot_offset[s + 1] */
     int64_t *cursor = in->slot_offset + 1;
     for (int64_t p = 0; p < in->num_pairs; p++) {
-        cursor[(int64_t)in->row_device[in->pair_row[p]] * in->slots +
-               placement->slot[in->pair_expert[p]] + 1]++;
+        cursor[local_slot(in, placement, first_device, p) + 1]++;
     }
     for (int64_t s = 0; s < slots; s++) {
         cursor[s + 1] += cursor[s];
     }
     for (int64_t p = 0; p < in->num_pairs; p++) {
-        int64_t s = (int64_t)in->row_device[in->pair_row[p]] * in->slots +
-                    placement->slot[in->pair_expert[p]],
-                at = cursor[s]++;
+        int64_t s = local_slot(in, placement, first_device, p), at = cursor[s]++;
         in->slot_pair[at] = p;
         in->pair_position[p] = at;
     }
@@ -319,7 +333,7 @@ void moe_exchange_dispatch(moe_exchange *e,
     exchange_sizes(e, plan);
     reserve_arrived(e, plan);
     exchange_metadata(e, plan, placement);
-    group_by_expert(in, placement);
+    group_by_expert(in, placement, plan->first_device);
     in->local_token = plan->row_token + plan->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];
     in->own_end = in->rank_row[comm->rank + 1];

@@ -8,14 +8,15 @@
 
 /* --- the losses --- */
 
-void moe_activations_rows_before_dropping(const moe_context *context,
+void moe_activations_rows_before_dropping(const moe_layer *layer,
+                                          const moe_context *context,
                                           const moe_activations *a,
                                           int32_t j,
                                           int64_t *tokens) {
     const moe_plan *plan = &a->plan;
     memset(tokens, 0, (size_t)plan->devices * sizeof *tokens);
     if (a->drop.on) {
-        moe_capacity_removed(context->batch, &context->placement, &a->routing, &a->drop.sent, j,
+        moe_capacity_removed(context->batch, layer->placement, &a->routing, &a->drop.sent, j,
                              tokens);
     }
     for (int64_t c = plan->device_cell[j]; c < plan->device_cell[j + 1]; c++) {
@@ -24,16 +25,17 @@ void moe_activations_rows_before_dropping(const moe_context *context,
 }
 
 typedef struct sent_rows { /* a moe_sent_rows: see balance/scopes.h */
+    const moe_layer *layer;
     const moe_context *context;
     const moe_activations *activations;
 } sent_rows;
 
 static void count_sent_rows(const void *self, int32_t j, int64_t *tokens) {
     const sent_rows *s = self;
-    moe_activations_rows_before_dropping(s->context, s->activations, j, tokens);
+    moe_activations_rows_before_dropping(s->layer, s->context, s->activations, j, tokens);
 }
 
-/* Mixtral's loss over the tokens of all layers: this layer's cells go to those before; the last one
+/* A loss over the tokens of all layers: this layer's cells go to those before; the last one
  * makes the losses. */
 static void add_to_all_layers(const moe_layer *layer,
                               const moe_context *context,
@@ -47,15 +49,16 @@ static void add_to_all_layers(const moe_layer *layer,
     if (layer->index + 1 < context->config->model.num_layers) {
         return;
     }
-    moe_scopes_finish(all, context->comm, &context->balance, &context->placement, context->batch);
+    moe_scopes_finish(all, context->comm, &context->balance, layer->placement, context->batch);
     metrics->allreduce_bytes += all->allreduce_bytes;
 }
 
-static void balance_losses(const moe_context *context,
+static void balance_losses(const moe_layer *layer,
+                           const moe_context *context,
                            moe_activations *a,
                            moe_layer_metrics *metrics) {
-    const moe_sent_rows sent = {count_sent_rows, &(sent_rows){context, a}};
-    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement,
+    const moe_sent_rows sent = {count_sent_rows, &(sent_rows){layer, context, a}};
+    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, layer->placement,
                       context->batch, &a->segments,
                       moe_context_rows_not_tokens(context) ? NULL : &sent);
     metrics->total = 0;
@@ -81,7 +84,7 @@ void moe_layer_losses(const moe_layer *layer,
                       const moe_context *context,
                       moe_activations *a,
                       moe_layer_metrics *metrics) {
-    balance_losses(context, a, metrics);
+    balance_losses(layer, context, a, metrics);
     add_to_all_layers(layer, context, a, metrics);
 }
 
@@ -101,13 +104,14 @@ static void add_all_layers(const moe_context *context,
 }
 
 /* The coefficients of segment i, all losses that train. */
-static void coefficients(const moe_context *context,
+static void coefficients(const moe_layer *layer,
+                         const moe_context *context,
                          const moe_activations *a,
                          int64_t *cell,
                          int64_t i,
                          double divisor,
                          double *a3n) {
-    moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, a3n);
+    moe_balance_coefficients(&context->balance, layer->placement, &a->scopes.global, cell, a3n);
     if (context->all_layers && context->balance.alpha_all_layers > 0) {
         add_all_layers(context, i, divisor, a3n);
     }
@@ -139,7 +143,7 @@ void moe_layer_dlogits(const moe_layer *layer,
         if (divisor == 0) {
             continue;
         }
-        coefficients(context, a, cell, i, divisor, coefficient);
+        coefficients(layer, context, a, cell, i, divisor, coefficient);
         moe_loss_coefficients all = {.a = coefficient,
                                      .inverse_tokens = 1 / divisor,
                                      .alpha_z = context->balance.alpha[MOE_LOSS_Z],

@@ -99,12 +99,15 @@ static void check_output(moe_tally *t,
 
 /* f'' of every device pair, by its definition (counted by the router), against the rows given to
  * MPI_Alltoallv and those removed by dropping. */
-static void check_comm_count(moe_tally *t, const moe_context *context, const moe_activations *a) {
+static void check_comm_count(moe_tally *t,
+                             const moe_layer *layer,
+                             const moe_context *context,
+                             const moe_activations *a) {
     const moe_batch *b = context->batch;
     int64_t *rows = moe_scratch_take(b->scratch, b->devices, sizeof *rows, "tally");
     int64_t i = 0;
     for (int32_t j = 0; j < b->num_local_devices; j++) {
-        moe_activations_rows_before_dropping(context, a, j, rows);
+        moe_activations_rows_before_dropping(layer, context, a, j, rows);
         for (; i < b->num_segments && b->segment[i].device == b->first_device + j; i++) {
             const int64_t *tokens =
                 moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, i));
@@ -142,7 +145,7 @@ void moe_tally_checks_count(moe_tally *t,
     check_weights(t, context, &a->routing);
     check_output(t, context, a, y);
     if (!moe_context_rows_not_tokens(context)) {
-        check_comm_count(t, context, a);
+        check_comm_count(t, layer, context, a);
     }
     check_theorem(t, layer, context, a);
 }
@@ -166,7 +169,7 @@ typedef struct detail {
 } detail;
 
 static void add_matrix(evidence *e) {
-    int64_t devices = e->context->placement.devices;
+    int64_t devices = e->context->batch->devices;
     for (int64_t i = 0; i < devices; i++) {
         e->row_sum += e->metrics->sent_rows[i];
         e->column_sum += e->metrics->received_rows[i];
@@ -174,18 +177,17 @@ static void add_matrix(evidence *e) {
     e->same_cells = devices * devices - e->tally->different;
 }
 
-static int64_t fullest_buffer(const moe_context *context, const int64_t *kept_per_expert) {
-    const moe_placement *p = &context->placement;
-    int64_t most = 0, *by_device = moe_scratch_take_zero(context->batch->scratch, p->devices,
-                                                         sizeof *by_device, "tally");
-    for (int32_t expert = 0; expert < p->num_experts; expert++) {
-        int64_t pairs = by_device[p->device[expert]] += kept_per_expert[expert];
-        if (context->capacity.policy == MOE_CAPACITY_EXPERT) {
-            pairs = kept_per_expert[expert];
-        }
+/* Pairs with the fullest target: an expert, or a device. */
+static int64_t fullest_buffer(const moe_context *context,
+                              const moe_tally *t,
+                              const int64_t *kept_per_expert) {
+    const bool by_expert = context->capacity.policy == MOE_CAPACITY_EXPERT;
+    const int32_t devices = context->batch->devices;
+    int64_t most = 0;
+    for (int32_t i = 0; i < (by_expert ? context->router.num_experts : devices); i++) {
+        int64_t pairs = by_expert ? kept_per_expert[i] : t->device_pairs[i];
         most = pairs > most ? pairs : most;
     }
-    moe_scratch_give(context->batch->scratch, by_device);
     return most;
 }
 
@@ -229,7 +231,7 @@ static int64_t moved_rows(const evidence *e) {
 }
 
 static int64_t num_cells(const evidence *e) {
-    return (int64_t)e->context->placement.devices * e->context->placement.devices;
+    return (int64_t)e->context->batch->devices * e->context->batch->devices;
 }
 
 static bool matrix_adds_up(const evidence *e) {
@@ -398,7 +400,7 @@ void moe_tally_checks_make(const moe_tally *t,
         .scalar = t->scalar, .tally = t, .layer = layer, .context = context, .metrics = l};
     add_matrix(&e);
     if (has_capacity(&e)) {
-        e.fullest = fullest_buffer(context, l->kept_per_expert);
+        e.fullest = fullest_buffer(context, t, l->kept_per_expert);
     }
     if (e.scalar[MOE_TALLY_NOT_FINITE] > 0) {
         e.first_bad_rank = first_bad_rank(context->comm, not_finite_here > 0);

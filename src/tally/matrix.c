@@ -12,7 +12,7 @@
 enum { MOST_ARRAY_CELLS = 64 * 64 };
 
 static int64_t array_cells(const moe_context *context) {
-    int64_t d = context->placement.devices;
+    int64_t d = context->batch->devices;
     return d * d <= MOST_ARRAY_CELLS ? d * d : 0;
 }
 
@@ -122,7 +122,7 @@ void moe_tally_matrix(moe_tally *t,
                       const moe_activations *a,
                       moe_sparse *matrix) {
     if (t->sent) {
-        compare_arrays(t, context->placement.devices, matrix);
+        compare_arrays(t, context->batch->devices, matrix);
     } else {
         compare_lists(t, context, a, matrix);
     }

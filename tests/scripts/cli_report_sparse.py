@@ -33,7 +33,12 @@ def csr(matrix):
         indices += [to for to, count in enumerate(row) if count]
         indptr.append(len(data))
     layers, devices, _ = matrix.shape
-    return {"data": data, "indices": indices, "indptr": indptr, "shape": [layers * devices, devices]}
+    return {
+        "data": data,
+        "indices": indices,
+        "indptr": indptr,
+        "shape": [layers * devices, devices],
+    }
 
 
 def write(folder, arrays, method=zipfile.ZIP_STORED):
