@@ -40,14 +40,15 @@ static void layer_reserve(const moe_step_metrics *m, moe_layer_metrics *l) {
         MOE_ARRAY(l->counts_per_device, d),  MOE_ARRAY(l->distinct_tokens_per_device, d),
         MOE_ARRAY(l->sent_rows, d),          MOE_ARRAY(l->received_rows, d),
         MOE_ARRAY(l->dropped_per_expert, n), MOE_ARRAY(l->dropped_per_device, d),
-        MOE_ARRAY(l->matrix, d * d),
     };
     moe_block_reserve(&l->block, table, MOE_ARRAYS(table), "the counts of a layer");
     memset(l->block.memory, 0, (size_t)l->block.capacity);
 }
 
 static void layer_clear(const moe_step_metrics *m, moe_layer_metrics *l) {
-    *l = (moe_layer_metrics){.block = l->block, .capacity.block = l->capacity.block};
+    *l = (moe_layer_metrics){
+        .block = l->block, .matrix = l->matrix, .capacity.block = l->capacity.block};
+    l->matrix.num_cells = 0;
     layer_reserve(m, l);
     l->mean_devices_unlimited = NAN;
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
@@ -80,6 +81,7 @@ void moe_step_metrics_init(moe_step_metrics *m,
 void moe_step_metrics_free(moe_step_metrics *m) {
     for (int32_t i = 0; i < m->num_layers; i++) {
         moe_block_free(&m->layer[i].block);
+        moe_sparse_free(&m->layer[i].matrix);
         moe_block_free(&m->layer[i].capacity.block);
     }
     moe_free(m->layer);
@@ -92,6 +94,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->num_checks = 0;
     m->task_loss = m->validation_loss = m->gradient_norm = m->learning_rate = NAN;
     m->gradient_allreduce_bytes = m->replica_gradient_bytes = 0;
+    m->rebalance = m->rebalance_sum = (moe_rebalance_metrics){0};
     m->all_layers = (moe_all_layers_metrics){0};
     for (int32_t i = 0; i < m->num_layers; i++) {
         layer_clear(m, &m->layer[i]);
@@ -238,6 +241,7 @@ static void join_layer(moe_layer_metrics *to,
     moe_capacity_metrics_add(&to->capacity, &from->capacity);
     join_sequences(&to->capacity, &from->capacity, first, of);
     join_counts(&to->block, &from->block);
+    moe_sparse_add(&to->matrix, &from->matrix);
     to->dropped += from->dropped;
     to->selections += from->selections;
     for (int x = 0; x < 65; x++) {
@@ -258,6 +262,17 @@ static void join_layer(moe_layer_metrics *to,
     for (int i = 0; i < MOE_NUM_PHASES; i++) {
         to->phase_seconds[i] += from->phase_seconds[i];
     }
+}
+
+void moe_rebalance_metrics_add(moe_rebalance_metrics *sum, const moe_rebalance_metrics *one) {
+    moe_rebalance_metrics all = *one;
+    all.decisions += sum->decisions;
+    all.moved += sum->moved;
+    all.bytes += sum->bytes;
+    all.cross_node_bytes += sum->cross_node_bytes;
+    all.decide_seconds += sum->decide_seconds;
+    all.move_seconds += sum->move_seconds;
+    *sum = all;
 }
 
 void moe_step_metrics_join(moe_step_metrics *step,

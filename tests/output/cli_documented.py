@@ -26,6 +26,15 @@ DROP = {"capacity.policy": "device", "capacity.capacity_factor": 0.8}
 
 # What a run changes of BASE, and its options.
 RUNS = {
+    "many": (
+        {
+            "cluster.devices": 2052,
+            "model.num_experts": 2052,
+            "data.tokens_per_device": 1,
+            "run.steps": 1,
+        },
+        (),
+    ),
     "forward": (
         {
             **DEEPSEEK,
@@ -113,6 +122,15 @@ RUNS = {
             "model.num_shared_experts": 0,
         },
         ("--explain", "3"),
+    ),
+    "rebalance": (
+        {
+            **TRAIN,
+            "placement.policy": "eplb",
+            "placement.redundant_experts": 8,
+            "placement.rebalance_every": 1,
+        },
+        (),
     ),
     "placements": (
         {"placement.redundant_experts": 8, "cluster.devices_per_node": 2},
