@@ -91,6 +91,13 @@ enum moe_transport { MOE_TRANSPORT_ALLTOALLV, MOE_TRANSPORT_SHARED };
 enum moe_algorithm { MOE_ALGORITHM_MPI, MOE_ALGORITHM_WINDOWED };
 /* exchange.payload, and exchange.combine_payload without MOE_PAYLOAD_FP8. */
 enum moe_payload { MOE_PAYLOAD_FP32, MOE_PAYLOAD_BF16, MOE_PAYLOAD_FP8 };
+enum moe_fp8_scale { MOE_FP8_SCALE_FP32, MOE_FP8_SCALE_UE8M0 };
+enum moe_row_protocol_name {
+    MOE_ROW_BARE,
+    MOE_ROW_DEEPEP_LOW_LATENCY,
+    MOE_ROW_DEEPEP_NORMAL,
+    MOE_ROW_DEEPEP_V2
+};
 
 /* --- [placement] --- */
 

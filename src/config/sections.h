@@ -112,6 +112,8 @@ typedef struct moe_exchange_config { /* [exchange] */
     enum moe_algorithm algorithm;
     enum moe_payload payload;
     enum moe_payload combine_payload;
+    enum moe_fp8_scale fp8_scale;
+    enum moe_row_protocol_name row_protocol;
 } moe_exchange_config;
 
 typedef struct moe_cluster_config { /* [cluster] */
@@ -123,6 +125,7 @@ typedef struct moe_cluster_config { /* [cluster] */
     double inter_latency_us;
     double device_tflops;
     double efficiency;
+    int32_t model_hidden_size; /* 0: that of the model */
 } moe_cluster_config;
 
 typedef struct moe_placement_config { /* [placement] */

@@ -33,9 +33,4 @@ static inline int64_t moe_row_format_words(const moe_row_format *f, int64_t rows
     return rows * f->head_words + pairs * MOE_PAIR_WORDS;
 }
 
-/* Local. Bytes of a row's hidden vector on the wire. */
-static inline int64_t moe_row_format_vector_bytes(int64_t hidden) {
-    return hidden * (int64_t)sizeof(real);
-}
-
 #endif

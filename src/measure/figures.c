@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "exchange/row_protocol.h"
 
 const char *const moe_load_names[MOE_NUM_LOADS] = {
 #define LOAD(id, key, title) key,
@@ -66,6 +67,15 @@ moe_figures moe_figures_of(const moe_step_metrics *m) {
         f.row_bytes = (double)dispatch->logical_bytes / (double)dispatch->rows;
     }
     return f;
+}
+
+moe_counted moe_counted_of(const moe_config *c, const moe_figures *f) {
+    const moe_row_protocol *p = moe_row_protocol_of(c->exchange.row_protocol);
+    int64_t hidden = moe_row_protocol_hidden(c), k = c->router.top_k;
+    moe_counted n = {hidden, p->out(hidden, k), p->back(hidden, k), 0, 0};
+    n.out = f->volume[MOE_DISPATCH].rows * n.out_row;
+    n.back = f->volume[MOE_COMBINE].rows * n.back_row;
+    return n;
 }
 
 /* --- balance --- */

@@ -91,6 +91,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->seconds = 0;
     m->num_checks = 0;
     m->task_loss = m->validation_loss = m->gradient_norm = m->learning_rate = NAN;
+    m->payload_error = (moe_payload_error_metrics){.loss = NAN, .gradient = NAN};
     m->gradient_allreduce_bytes = 0;
     m->all_layers = (moe_all_layers_metrics){0};
     for (int32_t i = 0; i < m->num_layers; i++) {

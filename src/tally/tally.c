@@ -182,7 +182,9 @@ static void add_volume(moe_volume *v,
 }
 
 static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metrics *out) {
-    int64_t d = c->cluster.devices, row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t d = c->cluster.devices;
+    int64_t there = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);
+    int64_t back = moe_payload_bytes(moe_payload_of_combine(c), c->model.hidden_size);
     int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
@@ -190,9 +192,9 @@ static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metri
     for (int64_t i = 0; i < d * d; i++) {
         enum moe_level level = moe_level_of(i / d, i % d, c->cluster.devices_per_node);
         out->pairs_by_level[level] += t->pairs[i];
-        add_volume(&out->volume[MOE_DISPATCH], level, t->sent[i], t->pairs[i], row_bytes,
+        add_volume(&out->volume[MOE_DISPATCH], level, t->sent[i], t->pairs[i], there,
                    t->sent[i] * head + t->pairs[i] * pair);
-        add_volume(&out->volume[MOE_COMBINE], level, t->sent[i], t->pairs[i], row_bytes, 0);
+        add_volume(&out->volume[MOE_COMBINE], level, t->sent[i], t->pairs[i], back, 0);
     }
 }
 

@@ -26,6 +26,7 @@ DROP = {"capacity.policy": "device", "capacity.capacity_factor": 0.8}
 
 # What a run changes of BASE, and its options.
 RUNS = {
+    "narrow": ({**TRAIN, "exchange.payload": "fp8", "exchange.combine_payload": "bf16"}, ()),
     "forward": (
         {
             **DEEPSEEK,
