@@ -113,19 +113,29 @@ typedef struct moe_exchange_config { /* [exchange] */
     enum moe_payload payload;
     enum moe_payload combine_payload;
     enum moe_fp8_scale fp8_scale;
-    enum moe_row_protocol_name row_protocol;
+    enum moe_row_protocol row_protocol;
 } moe_exchange_config;
 
 typedef struct moe_cluster_config { /* [cluster] */
     int32_t devices;                /* D */
     int32_t devices_per_node;
+    char file[MOE_PATH_MAX];
     double intra_gbps; /* GB/s of a device, inside a node */
     double inter_gbps; /* GB/s of a device, across nodes */
+    double link_efficiency;
     double intra_latency_us;
     double inter_latency_us;
+    double exchange_us;
     double device_tflops;
     double efficiency;
-    int32_t model_hidden_size; /* 0: that of the model */
+    double gemm_half_rows;
+    double memory_gbps;
+    double memory_efficiency;
+    double launch_us;
+    double price_per_hour;
+    int32_t model_hidden_size;
+    int32_t model_intermediate_size;
+    int32_t model_layers;
 } moe_cluster_config;
 
 typedef struct moe_placement_config { /* [placement] */
@@ -150,6 +160,7 @@ typedef struct moe_data_config { /* [data] */
     int64_t sequence_length;
     double skew;
     int32_t num_topics;
+    double drift;
     double topic_strength;
     double topic_persistence;
 } moe_data_config;
@@ -184,7 +195,12 @@ typedef struct moe_output_config { /* [output] */
 /* --- the whole --- */
 
 /* Where the value of a key came from. A number above 0 is a line of the file. */
-enum { MOE_PLACE_DEFAULT = 0, MOE_PLACE_SET = -1, MOE_PLACE_PRESET = -2 };
+enum {
+    MOE_PLACE_DEFAULT = 0,
+    MOE_PLACE_SET = -1,
+    MOE_PLACE_PRESET = -2,
+    MOE_PLACE_CLUSTER = -3 /* the file cluster.file */
+};
 
 typedef struct moe_config {
     char name[MOE_NAME_MAX]; /* of the file, without its folder and .ini */
@@ -208,10 +224,11 @@ typedef struct moe_config {
                                  cannot do yet: see moe_check_available */
 
     /* The rest is derived by moe_config_resolve and has no key. */
-    int32_t ranks;          /* 0 until resolved */
-    int32_t comm_limit;     /* M of f'' (docs/method.md section 2): a token reaches at most
-                               min(top_k, comm_limit) devices */
-    bool top_k_is_recorded; /* router.top_k is not known before the recorded routing is read */
+    int32_t ranks;           /* 0 until resolved */
+    int32_t comm_limit;      /* M of f'' (docs/method.md section 2): a token reaches at most
+                                min(top_k, comm_limit) devices */
+    bool top_k_is_recorded;  /* router.top_k is not known before the recorded routing is read */
+    bool steps_are_recorded; /* run.steps is not known before the recording is read */
     struct {
         int32_t parts; /* model.expert_segmentation; 1: nothing was cut */
         int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */
@@ -221,6 +238,20 @@ typedef struct moe_config {
 /* Local. True when the routing is recorded (data.source = routing) and not computed. */
 static inline bool moe_config_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_ROUTING;
+}
+
+/* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which
+ * --placements asks the balancers about and no run of its own needs. */
+static inline int32_t moe_config_slots_per_device(const moe_config *c) {
+    const int32_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
+    return (c->model.num_experts + redundant) / c->cluster.devices;
+}
+
+/* Local. True when the experts live in contiguous blocks, each in one place: then a group of
+ * experts that is as large as a device is a device. */
+static inline bool moe_config_in_blocks(const moe_config *c) {
+    return c->compares_placements ||
+           (c->placement.policy == MOE_PLACEMENT_BLOCK && c->placement.redundant_experts == 0);
 }
 
 /* Local. True when --placements compares on loads from a file, without tokens. */

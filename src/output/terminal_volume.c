@@ -2,7 +2,6 @@
  * without the device limit. */
 #include <math.h>
 
-#include "exchange/row_protocol.h"
 #include "measure/imbalance.h"
 #include "output/terminal_internal.h"
 
@@ -123,17 +122,16 @@ static void print_counted(const moe_screen *s,
                           const moe_config *c,
                           const moe_figures *f,
                           double tokens) {
-    const moe_row_protocol *p = moe_row_protocol_of(c->exchange.row_protocol);
     moe_counted counted = moe_counted_of(c, f);
     if (c->exchange.row_protocol == MOE_ROW_BARE && c->cluster.model_hidden_size == 0) {
         return;
     }
     moe_screen_wrapped(
         s, 2, "",
-        "counted as %s (%s) with hidden %lld, fp8 out and bf16 back: %lld B and %lld B a row, %s "
+        "rows counted as %s with hidden %lld, fp8 out and bf16 back: %lld B and %lld B a row, %s "
         "out and %s back a token; counted only, what was sent and computed is above",
-        p->name, p->means, (long long)counted.hidden, (long long)counted.out_row,
-        (long long)counted.back_row,
+        moe_config_enum_name(MOE_KEY(exchange, row_protocol), (int)c->exchange.row_protocol),
+        (long long)counted.hidden, (long long)counted.out_row, (long long)counted.back_row,
         moe_format_glued(moe_format_bytes(llround(tokens > 0 ? (double)counted.out / tokens : 0)))
             .s,
         moe_format_glued(moe_format_bytes(llround(tokens > 0 ? (double)counted.back / tokens : 0)))

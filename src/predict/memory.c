@@ -136,7 +136,9 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
 
 /* The parameters of this rank. */
 static int64_t local_parameters(const moe_config *c, const sizes *s) {
-    const int64_t experts = mul(c->model.num_layers, div_up(c->model.num_experts, s->ranks));
+    const int64_t slots =
+        add(c->model.num_experts, c->compares_placements ? 0 : c->placement.redundant_experts);
+    const int64_t experts = mul(c->model.num_layers, div_up(slots, s->ranks));
     return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
 }
 
@@ -345,17 +347,19 @@ static int64_t statistics(const moe_config *c, const sizes *s) {
     return mul(add(mul(copies, cells), mul3(steps, c->model.num_layers, metrics)), sizeof(int64_t));
 }
 
-/* What is read: recorded logits [L,T,N] (counted as double), or routing [T,K] with weights and
- * scores [T,N]; and a byte of mask for each token. */
+/* What is read of each step: recorded logits [L,T,N] (counted as double), or routing [L,T,K] with
+ * weights and scores [L,T,N]; and a byte of mask for each token. */
 static int64_t input(const moe_config *c, int64_t tokens) {
-    const int64_t scores = mul3(tokens, c->model.num_experts, sizeof(double));
+    const int64_t rows = mul3(c->run.steps, c->model.num_layers, tokens);
+    const int64_t scores = mul3(rows, c->model.num_experts, sizeof(double));
+    const int64_t mask = mul(c->run.steps, tokens);
     if (c->data.source == MOE_SOURCE_LOGITS) {
-        return add(mul(c->model.num_layers, scores), tokens);
+        return add(scores, mask);
     }
     if (c->data.source == MOE_SOURCE_ROUTING) {
-        return add(add(mul3(tokens, moe_config_most_experts(c), sizeof(int32_t) + sizeof(real)),
+        return add(add(mul3(rows, moe_config_most_experts(c), sizeof(int32_t) + sizeof(real)),
                        c->data.scores[0] != '\0' ? scores : 0),
-                   tokens);
+                   mask);
     }
     return c->data.source == MOE_SOURCE_TEXT ? tokens : 0;
 }

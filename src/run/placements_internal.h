@@ -60,8 +60,12 @@ typedef struct moe_candidate {
     double decide_seconds;       /* for all layers, on the fit window */
     double step_seconds;         /* what is decided anew in every step */
     double *layer_max;           /* [layers] sum of a layer's busiest device / mean */
-    double worst;                /* the largest of them */
+    double *step_max;            /* [score] sum of a step's */
+    double worst;                /* the largest of all */
+    int64_t worst_step;          /* where: the step */
+    int32_t worst_layer;         /* and the layer */
     double receiver_max, receiver_worst;
+    double predicted; /* sum over steps and layers of seconds that a step like this layer takes */
     moe_serve_figures rows; /* the counts; its ratios are not used */
     int64_t wasted;         /* replicas on a device that has the expert already */
     int64_t moved; /* experts that a device serves and that blocks would not put there; where
@@ -73,6 +77,7 @@ typedef struct moe_comparison {
     moe_step_source source;
     int64_t fit, score;   /* steps of the two windows: the first ones and the last ones */
     double *load, *pairs; /* [layers,N] and [layers,N,N] of the fit window; on rank 0 */
+    double *drift;        /* [score] of each step's loads from those of the fit window */
     moe_candidate *candidate;
     int num_candidates;
     moe_balancer_answer blocks, plan;
@@ -83,6 +88,15 @@ typedef struct moe_comparison {
 static inline bool moe_comparison_own_window(const moe_comparison *x) {
     return x->fit + x->score > x->source.steps;
 }
+
+/* --- placements_time.c --- */
+
+/* Local. Seconds that a forward step on the cluster of [cluster] would take whose layers were all
+ * like this one: slot [T,k] is what serves each choice. Rows are those of mode token. */
+double moe_comparison_seconds(const moe_comparison *x,
+                              const moe_balancer_answer *a,
+                              const moe_choices *choices,
+                              const int32_t *slot);
 
 /* --- placements_show.c; local, on rank 0 --- */
 

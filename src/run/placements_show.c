@@ -39,31 +39,45 @@ static double moved(const moe_comparison *x, const moe_candidate *candidate) {
     return (double)candidate->moved / (double)x->score;
 }
 
+/* Seconds of a step on the cluster of [cluster], without moving weights. */
+static double predicted(const moe_comparison *x, const moe_candidate *candidate) {
+    return candidate->predicted / num_judged(x);
+}
+
 static const char *const timing_names[] =
     {[MOE_BALANCER_FIXED] = "once", [MOE_BALANCER_SPLITS] = "split", [MOE_BALANCER_PLANS] = "plan"};
 
 /* --- the screen --- */
 
 /* On a narrow terminal cross-device rows go first, then what was moved and the worst step. */
-static const moe_table table = {79, {{46, 11}, {62, 8}, {20, 8}}};
+static const moe_table table = {79, {{43, 9}, {56, 6}, {20, 7}}};
 
 static void print_head(const moe_screen *s) {
-    moe_screen_row(s, &table, "  %-11s%7s%8s%7s%11s%11s%5s%8s%9s\n", "", "device", "worst", "recv",
-                   "x-node", "x-device", "dup", "moved", "seconds");
+    moe_screen_row(s, &table, "  %-11s%7s%7s%7s%9s%9s%4s%6s%8s%9s\n", "", "device", "worst", "recv",
+                   "x-node", "x-device", "dup", "moved", "seconds", "step");
 }
 
 static void print_row(const moe_screen *s, const moe_comparison *x, const moe_candidate *c) {
     const bool tokens = x->source.has_tokens;
-    char cross_node[24] = "-", cross_device[24] = "-";
+    char cross_node[24] = "-", cross_device[24] = "-", step[40] = "-";
     if (tokens) {
+        snprintf(step, sizeof step, "%s", moe_format_seconds(predicted(x, c)).s);
         snprintf(cross_node, sizeof cross_node, "%lld", (long long)c->rows.cross_node_rows);
         snprintf(cross_device, sizeof cross_device, "%lld", (long long)c->rows.cross_device_rows);
     }
-    moe_screen_row(s, &table, "  %-11s%7s%8s%7s%11s%11s%5lld%8s%9.4f\n", c->balancer->name,
+    moe_screen_row(s, &table, "  %-11s%7s%7s%7s%9s%9s%4lld%6s%8.4f%9s\n", c->balancer->name,
                    moe_format_number(device_max(x, c), 3).s, moe_format_number(c->worst, 3).s,
                    moe_format_number(tokens ? c->receiver_max / num_judged(x) : NAN, 3).s,
                    cross_node, cross_device, (long long)c->wasted,
-                   moe_format_number(moved(x, c), 0).s, c->decide_seconds);
+                   moe_format_number(moved(x, c), 0).s, c->decide_seconds, step);
+}
+
+static double mean_drift(const moe_comparison *x) {
+    double sum = 0;
+    for (int64_t i = 0; i < x->score; i++) {
+        sum += x->drift[i];
+    }
+    return sum / (double)x->score;
 }
 
 static void print_windows(const moe_screen *s, const moe_comparison *x) {
@@ -80,6 +94,10 @@ static void print_windows(const moe_screen *s, const moe_comparison *x) {
                                ? ": ON ITS OWN WINDOW, which flatters what looks at loads"
                                : "");
     }
+    moe_screen_wrapped(s, 0, "",
+                       "Between the loads that were decided by and those of the compared steps %s "
+                       "of the load (drift) went to other experts.\n",
+                       moe_format_number(mean_drift(x), 3).s);
 }
 
 void moe_comparison_print(const moe_comparison *x, const char *folder) {
@@ -95,12 +113,14 @@ void moe_comparison_print(const moe_comparison *x, const char *folder) {
             print_row(&s, x, &x->candidate[i]);
         }
     }
-    moe_screen_wrapped(&s, 0, "",
-                       "device, recv: selections of the busiest device and rows of the busiest "
-                       "receiver over the mean, averaged over steps and layers; worst: the largest "
-                       "of them; x-node, x-device: rows to another node and device; dup: replicas "
-                       "beside another one of the same expert; moved: experts to be copied from "
-                       "where blocks have them (llep and moonep: in every step).\n");
+    moe_screen_wrapped(
+        &s, 0, "",
+        "device, recv: selections of the busiest device and rows of the busiest "
+        "receiver over the mean, averaged over steps and layers; worst: the largest "
+        "of them; x-node, x-device: rows to another node and device; dup: replicas "
+        "beside another one of the same expert; moved: experts to be copied from "
+        "where blocks have them (llep and moonep: in every step); step: predicted on "
+        "the cluster of [cluster], without moving them.\n");
     for (int i = 0; i < x->num_candidates; i++) {
         if (!ran(&x->candidate[i])) {
             moe_screen_wrapped(&s, 2, "", "left out: %s\n", x->candidate[i].reason);
@@ -152,21 +172,31 @@ static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
         return object;
     }
     double *by_layer = moe_alloc(x->source.layers, sizeof *by_layer, "placements");
+    double *by_step = moe_alloc(x->score, sizeof *by_step, "placements");
     for (int32_t l = 0; l < x->source.layers; l++) {
         by_layer[l] = c->layer_max[l] / (double)x->score;
+    }
+    for (int64_t i = 0; i < x->score; i++) {
+        by_step[i] = c->step_max[i] / x->source.layers;
     }
     snprintf(file, sizeof file, "placements/%s.npy", c->balancer->name);
     moe_json_put(object, "device_max_over_mean", moe_json_number(device_max(x, c)));
     moe_json_put(object, "device_max_over_mean_worst", moe_json_number(c->worst));
     moe_json_put(object, "device_max_over_mean_by_layer",
                  moe_json_numbers(by_layer, x->source.layers));
+    moe_json_put(object, "device_max_over_mean_by_step", moe_json_numbers(by_step, x->score));
+    moe_json_put(object, "worst_step", json_integer(c->worst_step));
+    moe_json_put(object, "worst_layer", json_integer(c->worst_layer));
     put_rows(x, c, object);
     moe_json_put(object, "replicas_wasted", json_integer(c->wasted));
     moe_json_put(object, "weights_moved", moe_json_number(moved(x, c)));
+    moe_json_put(object, "predicted_step_us",
+                 moe_json_number(x->source.has_tokens ? 1e6 * predicted(x, c) : NAN));
     moe_json_put(object, "seconds_to_decide", moe_json_number(c->decide_seconds));
     moe_json_put(object, "seconds_per_step", moe_json_number(c->step_seconds / (double)x->score));
     moe_json_put(object, "file", moe_json_text(file));
     moe_free(by_layer);
+    moe_free(by_step);
     return object;
 }
 
@@ -195,6 +225,7 @@ static json_t *comparison_json(const moe_comparison *x) {
     moe_json_put(object, "fit", window_json(0, x->fit));
     moe_json_put(object, "score", window_json(x->source.steps - x->score, x->score));
     moe_json_put(object, "steps_are_halves", json_boolean(x->source.halves));
+    moe_json_put(object, "drift_by_step", moe_json_numbers(x->drift, x->score));
     moe_json_put(object, "own_window", json_boolean(moe_comparison_own_window(x)));
     for (int i = 0; i < x->num_candidates; i++) {
         moe_json_put(policies, x->candidate[i].balancer->name, candidate_json(x, &x->candidate[i]));

@@ -201,6 +201,7 @@ static int make_run_step(moe_step_source *s, int64_t step, moe_status *st) {
     s->context.step = at;
     moe_step_metrics_clear(&s->metrics);
     s->metrics.step = at;
+    moe_input_begin_step(&s->input, s->comm, at, &s->batch);
     moe_input_vectors(&s->input, s->config, at, &s->batch, moe_stack_input(&s->stack));
     if (moe_stack_forward(&s->stack, &observer, &s->metrics, st) != MOE_OK) {
         return st->code;
@@ -244,7 +245,7 @@ void moe_step_source_free(moe_step_source *s) {
     if (s->has_tokens) {
         moe_step_metrics_free(&s->metrics);
         moe_stack_free(&s->stack);
-        moe_placement_free(&s->context.placement);
+        moe_context_free(&s->context);
         moe_batch_free(&s->batch);
         moe_scratch_free(&s->scratch);
     }

@@ -17,7 +17,7 @@
 #include "config/config.h"
 #include "config/value.h"
 #include "data/batch.h"
-#include "exchange/row_protocol.h"
+#include "exchange/row_format.h"
 #include "measure/imbalance.h"
 #include "placement/balancer.h"
 #include "router/group_theorem.h"
@@ -350,19 +350,22 @@ static void verify_scopes(verification *v) {
 /* Rows of hidden 7168 with K = 8, fp8 out and bf16 back, in each protocol. */
 static void verify_rows(verification *v) {
     static const struct {
-        enum moe_row_protocol_name protocol;
+        enum moe_row_protocol protocol;
         double out, back;
     } rows[] = {{MOE_ROW_BARE, 7392, 14336},
                 {MOE_ROW_DEEPEP_LOW_LATENCY, 7408, 14336},
                 {MOE_ROW_DEEPEP_NORMAL, 7472, 14384},
                 {MOE_ROW_DEEPEP_V2, 7488, 14368}};
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        const moe_row_protocol *p = moe_row_protocol_of(rows[i].protocol);
+        const enum moe_row_protocol p = rows[i].protocol;
+        const char *protocol = moe_config_enum_name(MOE_KEY(exchange, row_protocol), (int)p);
         char name[64];
-        snprintf(name, sizeof name, "row of 7168, %s, bytes out", p->name);
-        compare(v, name, rows[i].out, (double)p->out(7168, 8), 0);
-        snprintf(name, sizeof name, "row of 7168, %s, bytes back", p->name);
-        compare(v, name, rows[i].back, (double)p->back(7168, 8), 0);
+        snprintf(name, sizeof name, "row of 7168, %s, bytes out", protocol);
+        compare(v, name, rows[i].out,
+                (double)moe_row_format_wire_bytes(p, MOE_PAYLOAD_FP8, 7168, 8, false), 0);
+        snprintf(name, sizeof name, "row of 7168, %s, bytes back", protocol);
+        compare(v, name, rows[i].back,
+                (double)moe_row_format_wire_bytes(p, MOE_PAYLOAD_BF16, 7168, 8, true), 0);
     }
 }
 

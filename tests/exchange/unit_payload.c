@@ -1,7 +1,6 @@
 /* unit_payload.c: the conversions against tables and naive double arithmetic: all 256 codes of
  * e4m3, all 2^16 of bf16, rounding to the nearest of the table and to the even code in between, for
  * all bf16 inputs and many random ones; the scales; the ends of the range; groups of any length.
- * And the bytes of a row by protocol.
  *
  * ctest: f64 */
 #include <float.h>
@@ -11,7 +10,6 @@
 #include "base/rng.h"
 #include "check.h"
 #include "exchange/payload.h"
-#include "exchange/row_protocol.h"
 
 static const moe_payload_format bf16 = {.type = MOE_PAYLOAD_BF16};
 static const moe_payload_format fp8 = {MOE_PAYLOAD_FP8, MOE_FP8_SCALE_FP32};
@@ -251,25 +249,6 @@ static void test_not_finite(void) {
     }
 }
 
-/* --- rows by protocol: docs/method.md section 4, hidden 7168 and K = 8 --- */
-
-static void test_protocols(void) {
-    static const struct {
-        enum moe_row_protocol_name protocol;
-        int64_t out, back;
-    } table[] = {{MOE_ROW_BARE, 7392, 14336},
-                 {MOE_ROW_DEEPEP_LOW_LATENCY, 7408, 14336},
-                 {MOE_ROW_DEEPEP_NORMAL, 7472, 14384},
-                 {MOE_ROW_DEEPEP_V2, 7488, 14368}};
-    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        const moe_row_protocol *p = moe_row_protocol_of(table[i].protocol);
-        CHECK_EQ(p->out(7168, 8), table[i].out);
-        CHECK_EQ(p->back(7168, 8), table[i].back);
-        CHECK(strcmp(p->name, moe_config_enum_name(MOE_KEY(exchange, row_protocol),
-                                                   (int)table[i].protocol)) == 0);
-    }
-}
-
 int main(void) {
     RUN(test_decode_fp8);
     RUN(test_bf16);
@@ -278,6 +257,5 @@ int main(void) {
     RUN(test_scales);
     RUN(test_groups);
     RUN(test_not_finite);
-    RUN(test_protocols);
     return check_verdict();
 }
