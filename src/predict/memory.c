@@ -10,6 +10,7 @@
 
 #include "balance/balance.h"
 #include "base/alloc.h"
+#include "exchange/payload.h"
 #include "experts/ffn.h"
 #include "router/stats.h"
 
@@ -289,6 +290,33 @@ static int64_t activations(const moe_config *c, const sizes *s) {
     return add(add(mul(stream, sizeof(real)), grown(layers)), working);
 }
 
+/* What a payload narrower than fp32 needs: rows of the wire on both sides, as many as there are;
+ * tokens as they were rounded (in training x and dy); and all rows that came back as numbers. */
+static int64_t rounding(const moe_config *c, const sizes *s) {
+    const moe_payload_format out = moe_payload_of_dispatch(c), back = moe_payload_of_combine(c);
+    const int64_t h = c->model.hidden_size;
+    if (!moe_payload_rounds(out) && !moe_payload_rounds(back)) {
+        return 0;
+    }
+    const int64_t wider = moe_payload_bytes(moe_payload_rounds(back) ? back : out, h);
+    const int64_t wire = mul3(2, add(s->rows, s->tokens), wider);
+    const int64_t numbers = add(mul(s->train ? 2 : 1, s->tokens), s->rows);
+    return add(wire, mul3(numbers, h, sizeof(real)));
+}
+
+/* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
+static int64_t fp32_step(const moe_config *c, const sizes *s) {
+    if (!moe_payload_rounds(moe_payload_of_dispatch(c)) &&
+        !moe_payload_rounds(moe_payload_of_combine(c))) {
+        return 0;
+    }
+    const int64_t d = c->cluster.devices, n = c->model.num_experts;
+    const int64_t counts = mul(c->model.num_layers, add(mul(d, d + 5), mul(3, n)));
+    const int64_t y = mul(s->tokens, c->model.hidden_size);
+    return add(mul(add(y, s->train ? local_parameters(c, s) : 0), sizeof(real)),
+               mul(counts, sizeof(int64_t)));
+}
+
 /* Vectors that are packed for and received from other ranks (in training x and dy); the lists of
  * the plan and of what arrived, 12 numbers of 4 bytes for each row and 20 for each selection;
  * rows and places of each pair of a local and any device that occurs. */
@@ -297,8 +325,8 @@ static int64_t exchange(const moe_config *c, const sizes *s) {
         mul(mul3(s->train ? 3 : 2, s->remote, c->model.hidden_size), sizeof(real));
     const int64_t lists = mul(add(mul(12, s->rows), mul(20, s->selections)), sizeof(int32_t));
     const int64_t pairs = min64(s->selections, mul(s->local_devices, c->cluster.devices));
-    return mul(s->copies,
-               grown(add(vectors, add(lists, mul(12 * (int64_t)sizeof(int64_t), pairs)))));
+    return mul(s->copies, grown(add(add(vectors, rounding(c, s)),
+                                    add(lists, mul(12 * (int64_t)sizeof(int64_t), pairs)))));
 }
 
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), each local
@@ -345,7 +373,7 @@ moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
                     .gradients = gradients(c, &s),
                     .optimizer = optimizer(c, &s),
                     .activations = activations(c, &s),
-                    .exchange = exchange(c, &s),
+                    .exchange = add(exchange(c, &s), fp32_step(c, &s)),
                     .statistics = statistics(c, &s),
                     .input = input(c, s.tokens)};
     const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));

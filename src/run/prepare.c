@@ -203,6 +203,7 @@ void moe_run_free(moe_run_state *r) {
     moe_timeline_free(&r->timeline);
     moe_rebalance_free(&r->rebalance);
     moe_training_free(&r->training);
+    moe_payload_error_free(&r->fp32);
     moe_stack_free(&r->stack);
     moe_scopes_free(&r->all_layers);
     moe_model_files_free(&r->model_files);

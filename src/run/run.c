@@ -38,6 +38,12 @@ static void make_input(moe_run_state *r, int64_t step) {
 }
 
 static int forward_step(moe_run_state *r, int64_t step, moe_status *st) {
+    if (r->last_step && moe_payload_error_happens(r->config)) {
+        make_input(r, step);
+        if (moe_payload_error_forward(&r->fp32, &r->stack, st)) {
+            return st->code;
+        }
+    }
     double start = moe_comm_time();
     make_input(r, step);
     moe_timeline_add(r->context.timeline, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
@@ -89,6 +95,7 @@ static int rebalance(moe_run_state *r, int64_t step, moe_status *st) {
 
 static int train_step(moe_run_state *r, int64_t step, moe_status *st) {
     const moe_train_config *train = &r->config->train;
+    r->training.fp32 = r->last_step && moe_payload_error_happens(r->config) ? &r->fp32 : NULL;
     if (moe_training_step(&r->training, step, &r->metrics, st)) {
         return st->code;
     }
@@ -153,7 +160,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     if (result.code && result.code != MOE_RUN_FAILED) {
         return moe_fail(st, result.code, "%s", result.message);
     }
-    agree_times(r, moe_comm_time() - begin - r->writing_seconds);
+    agree_times(r, moe_comm_time() - begin - r->writing_seconds - r->fp32.seconds);
     moe_rebalance_take(&r->rebalance, step, &r->metrics);
     if (moe_results_step(r->comm, &r->results, r->config, &r->metrics, st)) {
         return st->code;

@@ -43,6 +43,9 @@ static const char *const settings[] = {
            "model.moe_intermediate_size=64 data.tokens_per_device=256",
     COMMON "model.num_experts=64 model.hidden_size=128 model.moe_intermediate_size=128 "
            "data.tokens_per_device=32 model.num_shared_experts=1",
+    COMMON "model.num_layers=2 model.num_experts=16 model.hidden_size=128 "
+           "model.moe_intermediate_size=32 data.tokens_per_device=256 exchange.payload=fp8 "
+           "exchange.combine_payload=bf16",
 };
 enum { SHAPES = sizeof settings / sizeof settings[0] };
 
