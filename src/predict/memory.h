@@ -10,7 +10,8 @@ typedef struct moe_memory {
     int64_t gradients; /* training: also the partial gradients of each local device */
     int64_t optimizer; /* training: the state of the optimizer */
     int64_t activations, exchange, statistics, input;
-    int64_t total;
+    int64_t total;     /* of these */
+    int64_t histories; /* on rank 0 beside the total: the loads and matrices of all steps */
 } moe_memory;
 
 /* The parameters of the whole model, each counted once, saturated at INT64_MAX. */

@@ -39,21 +39,28 @@ static int64_t num_tokens(const moe_run_state *r) {
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(moe_run_state *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
-    r->memory = moe_memory_estimate(r->config, num_tokens(r));
-    if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) {
+    moe_memory *m = &r->memory;
+    *m = moe_memory_estimate(r->config, num_tokens(r));
+    if (r->config->data.source != MOE_SOURCE_SYNTHETIC || r->config->model.load[0]) {
+        int64_t read = moe_alloc_live_bytes(); /* the files are there already: no estimate */
+        m->total = m->total == INT64_MAX ? m->total : m->total - m->input + read;
+        m->input = read;
+        available = available < 0 ? available : available + read * r->comm->local_size;
+    }
+    if (__builtin_mul_overflow(m->total, (int64_t)r->comm->local_size, &needed) ||
+        __builtin_add_overflow(needed, m->histories, &needed)) {
         needed = INT64_MAX;
     }
     if (available >= 0 && needed > available) {
         moe_fail(st, MOE_USER,
                  "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, "
-                 "gradients and optimiser %.3g, activations "
-                 "%.3g, "
-                 "exchange %.3g), and %.3g GiB are available: lower model.num_experts, "
-                 "model.hidden_size, model.moe_intermediate_size or "
-                 "data.tokens_per_device",
+                 "gradients and optimiser %.3g, activations %.3g, exchange %.3g; loads of all "
+                 "steps on rank 0: %.3g), and %.3g GiB are available: lower model.num_experts, "
+                 "model.hidden_size, model.moe_intermediate_size, data.tokens_per_device, "
+                 "data.num_topics or run.steps",
                  gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
                  gib(r->memory.gradients + r->memory.optimizer), gib(r->memory.activations),
-                 gib(r->memory.exchange), gib(available));
+                 gib(r->memory.exchange), gib(r->memory.histories), gib(available));
     }
     return moe_comm_agree(r->comm, st);
 }
