@@ -21,8 +21,13 @@ static inline void bare_nt(int64_t m, int64_t n, int64_t k, const real *a, const
     BARE_GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (int)m, (int)n, (int)k, 1, a, (int)k, b,
               (int)k, 0, c, (int)n);
 }
-static inline void bare_nn(
-    int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c) {
+static inline void bare_nn(int64_t m,
+                           int64_t n,
+                           int64_t k,
+                           const real *a,
+                           const real *b,
+                           real beta,
+                           real *c) {
     BARE_GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)m, (int)n, (int)k, 1, a, (int)k, b,
               (int)n, beta, c, (int)n);
 }
@@ -49,8 +54,12 @@ static inline void bare_gate(const bench_layer *b, real *logits) {
 }
 
 /* Softmax in double, K passes for the top K, weights as they are. s [N] is scratch. */
-static inline void bare_token(
-    const real *logits, int64_t n, int32_t k, double *s, int32_t *expert, double *weight) {
+static inline void bare_token(const real *logits,
+                              int64_t n,
+                              int32_t k,
+                              double *s,
+                              int32_t *expert,
+                              double *weight) {
     double max = (double)logits[0], sum = 0;
     for (int64_t i = 1; i < n; i++) {
         if ((double)logits[i] > max) {
@@ -101,8 +110,11 @@ typedef struct bare_exchange {
     int64_t rows_out, rows_in;
 } bare_exchange;
 
-static inline void bare_exchange_init(
-    bare_exchange *e, const moe_comm *comm, const moe_plan *plan, int64_t hidden, bool remote) {
+static inline void bare_exchange_init(bare_exchange *e,
+                                      const moe_comm *comm,
+                                      const moe_plan *plan,
+                                      int64_t hidden,
+                                      bool remote) {
     int n = comm->size;
     int *ints = moe_alloc(4 * n, sizeof *ints, "bench");
     int out = 0;

@@ -43,8 +43,12 @@ static void make_gradient(experts_bench *b) {
                                    b->layer.x);
 }
 
-static void bench(
-    const moe_comm *comm, int64_t h, int64_t f, int64_t n, int64_t rows, bool backward) {
+static void bench(const moe_comm *comm,
+                  int64_t h,
+                  int64_t f,
+                  int64_t n,
+                  int64_t rows,
+                  bool backward) {
     experts_bench b = {.backward = backward};
     char settings[512], what[128];
     snprintf(settings, sizeof settings,

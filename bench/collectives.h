@@ -13,8 +13,12 @@ typedef struct collectives { /* calls so far */
 
 static collectives collectives_made;
 
-int MPI_Allreduce(
-    const void *send, void *recv, int count, MPI_Datatype type, MPI_Op op, MPI_Comm comm) {
+int MPI_Allreduce(const void *send,
+                  void *recv,
+                  int count,
+                  MPI_Datatype type,
+                  MPI_Op op,
+                  MPI_Comm comm) {
     collectives_made.allreduce++;
     return PMPI_Allreduce(send, recv, count, type, op, comm);
 }

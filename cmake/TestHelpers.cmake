@@ -1,8 +1,9 @@
 # Registers tests. Options stand in one of the first lines of a test's source:
 #
-#   ctest: [f64] [serial] [np=1,2,8] [timeout=SECONDS] [labels=long,slow]
+#   ctest: [f64] [gemm] [serial] [np=1,2,8] [timeout=SECONDS] [labels=long,slow]
 #
 #   f64      also built with real = double; the second test has the suffix -f64
+#   gemm     run.gemm = auto is also tried with each library alone (MOESIM_GEMM), at two ranks, in single precision
 #   serial   never beside another test (measurements)
 #   np       numbers of ranks of an mpi_*.c program (default 1,2,3,4,8)
 #   timeout  seconds for one run (default 60), multiplied in instrumented builds
@@ -28,7 +29,7 @@ function(moesim_test_folder source folder)
   set(${folder} ${name} PARENT_SCOPE)
 endfunction()
 
-# Reads the option line of a source into <prefix>_{f64,serial,np,timeout,labels}.
+# Reads the option line of a source into <prefix>_{f64,gemm,serial,np,timeout,labels}.
 function(moesim_test_options source prefix)
   file(STRINGS ${source} head LIMIT_COUNT 12)
   set(line "")
@@ -41,11 +42,12 @@ function(moesim_test_options source prefix)
   set(timeout 60)
   set(labels "")
   set(f64 OFF)
+  set(gemm OFF)
   set(serial OFF)
   if(line)
     separate_arguments(words UNIX_COMMAND "${line}")
     foreach(word IN LISTS words)
-      if(word MATCHES "^(f64|serial)$")
+      if(word MATCHES "^(f64|gemm|serial)$")
         set(${word} ON)
       elseif(word MATCHES "^(np|timeout|labels)=(.+)$")
         string(REPLACE "," ";" ${CMAKE_MATCH_1} "${CMAKE_MATCH_2}")
@@ -55,7 +57,7 @@ function(moesim_test_options source prefix)
     endforeach()
   endif()
   math(EXPR timeout "${timeout} * ${MOESIM_TIME_FACTOR}")
-  foreach(option IN ITEMS np timeout labels f64 serial)
+  foreach(option IN ITEMS np timeout labels f64 gemm serial)
     set(${prefix}_${option} "${${option}}" PARENT_SCOPE)
   endforeach()
   set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${source})

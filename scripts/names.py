@@ -1,6 +1,10 @@
-"""The names that moesim and its scripts share, read from the lists that the C sources include (src/*/*.def): balance losses, levels,
-directions, phases, spans, loads, metrics of balance, and the files of a run. Nothing is repeated here; tests/output/cli_names.py compares
-what this module says with what the program writes."""
+"""The names that moesim and its scripts share, read from the lists that the C sources include.
+
+The lists (src/*/*.def) name the balance losses, levels, directions, phases, spans, loads, metrics of
+balance, and the files of a run. Nothing is repeated here: tests/output/cli_names.py compares what
+this module says with what the program writes.
+"""
+
 import re
 from pathlib import Path
 

@@ -40,6 +40,11 @@ def _capacity_value(value, found):
     )
 
 
+def _host_value(value, found):
+    """A host has scalars, and in `gemm` a list of libraries, each an object of scalars."""
+    return each(free(scalar), 16)(value, found) if isinstance(value, list) else scalar(value, found)
+
+
 LAYER = fields(
     volume=_volume,
     counts_per_expert=_per_expert,
@@ -75,7 +80,7 @@ SUMMARY = fields(
     balance=_balance,
     layers=each(LAYER, MOST_LAYERS, instead={}),
     machine=fields(
-        hosts=each(free(scalar), MOST_DEVICES, instead={}),
+        hosts=each(free(_host_value), MOST_DEVICES, instead={}),
         ranks=each(free(scalar), MOST_DEVICES, instead={}),
     ),
     time=fields(total=real, measured=fields(step_mean=real, phases=_figures)),

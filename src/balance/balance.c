@@ -147,11 +147,9 @@ static double score_sum(const moe_stats *s, int64_t *cell, int32_t i) {
     return moe_exact_value01(moe_stats_score_hi(s, cell)[i], moe_stats_score_lo(s, cell)[i]);
 }
 
-/* I_i: the sum of the weights of expert i, or of its scores. */
+/* I_i: the sum of the weights of expert i, or of its scores without noise. */
 static double importance(const moe_balance *b, const moe_stats *s, int64_t *cell, int32_t i) {
-    if (b->importance_of == MOE_IMPORTANCE_SCORES) {
-        return score_sum(s, cell, i);
-    }
+    (void)b;
     return moe_exact_value01(moe_stats_weight_hi(s, cell)[i], moe_stats_weight_lo(s, cell)[i]);
 }
 
@@ -229,8 +227,12 @@ static double device_f(const moe_stats *s, totals t, device_sums sum) {
 }
 
 /* f''_d = D/(M T) (tokens or selections of d) */
-static double comm_f(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, device_sums sum, int32_t d) {
+static double comm_f(const moe_balance *b,
+                     const moe_stats *s,
+                     int64_t *cell,
+                     totals t,
+                     device_sums sum,
+                     int32_t d) {
     double count =
         (double)(b->comm_count == MOE_COUNT_SELECTIONS ? sum.selections
                                                        : moe_stats_device_tokens(s, cell)[d]);
@@ -333,8 +335,11 @@ void moe_balance_losses(const moe_balance *b,
 }
 
 /* a[i] += what the losses over experts multiply P_i by. */
-static void add_expert_coefficients(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, totals t, double *a) {
+static void add_expert_coefficients(const moe_balance *b,
+                                    const moe_stats *s,
+                                    int64_t *cell,
+                                    totals t,
+                                    double *a) {
     double of_first = b->alpha[MOE_LOSS_SWITCH] + b->alpha[MOE_LOSS_GSHARD];
     for (int32_t i = 0; i < s->num_experts; i++) {
         a[i] += b->alpha[MOE_LOSS_EXPERT] * expert_f(s, cell, t, i) +
@@ -360,8 +365,11 @@ static void add_variation(const moe_balance *b,
     }
 }
 
-void moe_balance_coefficients(
-    const moe_balance *b, const moe_placement *p, const moe_stats *s, int64_t *cell, double *a) {
+void moe_balance_coefficients(const moe_balance *b,
+                              const moe_placement *p,
+                              const moe_stats *s,
+                              int64_t *cell,
+                              double *a) {
     int32_t n = s->num_experts;
     totals t = totals_of(s, cell);
     for (int32_t i = 0; i < MOE_COEFFICIENTS * n; i++) {
@@ -380,15 +388,17 @@ void moe_balance_coefficients(
         }
     }
     add_expert_coefficients(b, s, cell, t, a);
-    add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE],
-                  b->importance_of == MOE_IMPORTANCE_SCORES ? a : a + n);
+    add_variation(b, s, cell, importance, b->alpha[MOE_LOSS_IMPORTANCE], a + n);
     if (b->load_form != MOE_LOAD_SELECTIONS) {
         add_variation(b, s, cell, load, b->alpha[MOE_LOSS_LOAD], a + 2 * n);
     }
 }
 
-void moe_balance_add_all_layers(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a) {
+void moe_balance_add_all_layers(const moe_balance *b,
+                                const moe_stats *s,
+                                int64_t *cell,
+                                double share,
+                                double *a) {
     totals t = totals_of(s, cell);
     if (t.tokens == 0) {
         return;

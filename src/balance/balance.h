@@ -85,14 +85,20 @@ enum { MOE_COEFFICIENTS = 3 }; /* doubles per expert */
  *              (device_p = mean divides the second and third by |E_d|)
  *   a[N + i]   of the weights of expert i: T alpha dL/dI_i of the importance loss
  *   a[2N + i]  of its smooth load: T alpha dL/dLoad_i of the load loss */
-void moe_balance_coefficients(
-    const moe_balance *b, const moe_placement *p, const moe_stats *s, int64_t *cell, double *a);
+void moe_balance_coefficients(const moe_balance *b,
+                              const moe_placement *p,
+                              const moe_stats *s,
+                              int64_t *cell,
+                              double *a);
 
 /* Local. a [N] += what the loss over the tokens of all layers adds to the coefficients of P_i:
  * alpha_all_layers N c_i / T of `cell`, which holds the counts of all layers, times `share`, the
  * divisor of the layer's own cell over the divisor of this one. */
-void moe_balance_add_all_layers(
-    const moe_balance *b, const moe_stats *s, int64_t *cell, double share, double *a);
+void moe_balance_add_all_layers(const moe_balance *b,
+                                const moe_stats *s,
+                                int64_t *cell,
+                                double share,
+                                double *a);
 
 /* Local. ideal [MOE_NUM_LOSSES]: what each loss would be at perfect balance with the traffic of
  * this cell: 1 for expert and device, mean(X)/M for comm (K-bar/M where selections are counted),

@@ -250,8 +250,11 @@ void moe_scopes_finish(moe_scopes *s,
     s->allreduce_bytes = 2 * MEAN_WORDS * (int64_t)sizeof(int64_t) * batch->devices;
 }
 
-int64_t *moe_scopes_cell(
-    const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor) {
+int64_t *moe_scopes_cell(const moe_scopes *s,
+                         enum moe_scope scope,
+                         const moe_batch *batch,
+                         int64_t i,
+                         double *divisor) {
     const moe_segment *segment = &batch->segment[i];
     int64_t *cell = scope == MOE_SCOPE_SEQUENCE
                         ? moe_stats_cell(&s->sequence, segment->sequence - s->first_sequence)

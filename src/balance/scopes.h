@@ -59,8 +59,11 @@ void moe_scopes_finish(moe_scopes *sum,
 
 /* Local. The cell that holds segment i of the batch in a scope. *divisor = what its gradient is
  * divided by: the tokens of the cell times the population of the scope. */
-int64_t *moe_scopes_cell(
-    const moe_scopes *s, enum moe_scope scope, const moe_batch *batch, int64_t i, double *divisor);
+int64_t *moe_scopes_cell(const moe_scopes *s,
+                         enum moe_scope scope,
+                         const moe_batch *batch,
+                         int64_t i,
+                         double *divisor);
 
 /* Local. Whether this rank counts a sequence: it holds its first token. */
 bool moe_scopes_owns(const moe_batch *b, int64_t sequence);

@@ -47,8 +47,11 @@ void *moe_alloc_zero(int64_t count, size_t size, const char *what) {
 }
 
 /* The caller's pointer may have any type: it is read and written as bytes. */
-void moe_reserve(
-    void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what) {
+void moe_reserve(void *pointer_to_pointer,
+                 int64_t *capacity,
+                 int64_t count,
+                 size_t size,
+                 const char *what) {
     if (count <= *capacity) {
         return;
     }
@@ -61,8 +64,11 @@ void moe_reserve(
     memcpy(pointer_to_pointer, &pointer, sizeof pointer);
 }
 
-void moe_reserve_varying(
-    void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what) {
+void moe_reserve_varying(void *pointer_to_pointer,
+                         int64_t *capacity,
+                         int64_t count,
+                         size_t size,
+                         const char *what) {
     if (count > *capacity) {
         moe_reserve(pointer_to_pointer, capacity, count + count / 4, size, what);
     }

@@ -26,13 +26,19 @@ void *moe_alloc(int64_t count, size_t size, const char *what);
 void *moe_alloc_zero(int64_t count, size_t size, const char *what);
 /* Local. Makes the array, whose pointer is given by its address, hold at least `count` elements.
  * Its contents are lost when it grows. *capacity, in elements, grows by a quarter at least. */
-void moe_reserve(
-    void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what);
+void moe_reserve(void *pointer_to_pointer,
+                 int64_t *capacity,
+                 int64_t count,
+                 size_t size,
+                 const char *what);
 /* Local. The same for a count that depends on who chose whom, and so changes from step to step: an
  * array that has to grow gets a quarter more than is asked for (predict/memory.h counts on it), so
  * that an ordinary change of the load allocates nothing. */
-void moe_reserve_varying(
-    void *pointer_to_pointer, int64_t *capacity, int64_t count, size_t size, const char *what);
+void moe_reserve_varying(void *pointer_to_pointer,
+                         int64_t *capacity,
+                         int64_t count,
+                         size_t size,
+                         const char *what);
 void moe_free(void *pointer);
 
 /* Local. The most bytes that the functions above ever held at one time, the bytes that they hold

@@ -1,4 +1,5 @@
-/* file.h: files that are written whole or not at all. */
+/* file.h: files that are written whole or not at all, and opening files so that nothing waits and
+ * no link is followed where moesim writes. */
 #ifndef MOESIM_BASE_FILE_H
 #define MOESIM_BASE_FILE_H
 
@@ -15,5 +16,17 @@ int moe_file_write(const char *path, const char *text, moe_status *st);
  * open for writing on `beside` and is closed here. When anything failed before or fails here (also
  * when *st holds a failure already), `beside` is removed and `path` stays as it was. */
 int moe_file_replace(const char *path, const char *beside, FILE *file, moe_status *st);
+
+/* Local. A new, empty file for writing: what stood under its name before is removed, so that a link
+ * or a pipe there is never written through. Returns -1 with errno on failure. */
+int moe_file_create(const char *path);
+/* Local. The same as a stream, or NULL. */
+FILE *moe_file_create_stream(const char *path);
+
+/* Local. Opens a regular file for reading. Anything else is refused without waiting, such as a pipe
+ * that nobody writes to. Returns -1 on failure, with the reason in *why. */
+int moe_file_open(const char *path, const char **why);
+/* Local. The same as a stream, or NULL. */
+FILE *moe_file_stream(const char *path, const char **why);
 
 #endif

@@ -1,30 +1,137 @@
-/* gemm.c: the matrix products by CBLAS. */
+/* gemm.c: which library computes a matrix product. */
 #include "base/gemm.h"
 
-#include <cblas.h>
-#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
 
-#include "base/status.h"
+#include "base/gemm_internal.h"
 
-#ifdef MOE_REAL_DOUBLE
-#define GEMM cblas_dgemm
+/* --- the libraries --- */
+
+typedef struct implementation {
+    const char *name;                       /* the value of run.gemm */
+    void (*multiply)(const moe_product *p); /* NULL: this build does not have it */
+    void (*describe)(moe_gemm_kernels *out);
+    const char *missing; /* why this build does not have it */
+} implementation;
+
+#if defined(MOE_REAL_DOUBLE)
+#define ONEDNN NULL, NULL, "oneDNN has no products in double precision"
+#elif defined(MOE_HAVE_ONEDNN)
+#define ONEDNN moe_onednn_multiply, moe_onednn_describe, NULL
 #else
-#define GEMM cblas_sgemm
+#define ONEDNN NULL, NULL, "this build does not have oneDNN (libdnnl-dev was not there)"
 #endif
 
-/* Only OpenBLAS has this function. Another BLAS is expected to be serial, or to be told by its own
- * environment. */
-extern void openblas_set_num_threads(int) __attribute__((weak));
+static const implementation implementations[] = {
+    [MOE_GEMM_AUTO] = {"auto", NULL, NULL, NULL},
+    [MOE_GEMM_ONEDNN] = {"onednn", ONEDNN},
+    [MOE_GEMM_BLAS] = {"blas", moe_blas_multiply, moe_blas_describe, NULL},
+    [MOE_GEMM_REFERENCE] = {"reference", moe_reference_multiply, moe_reference_describe, NULL},
+};
+enum { NUM_LIBRARIES = sizeof implementations / sizeof implementations[0] };
 
-void moe_gemm_init(void) {
-    if (openblas_set_num_threads) {
-        openblas_set_num_threads(1);
+/* Of products that are worth oneDNN's call, and of the others. */
+static const implementation *large = &implementations[MOE_GEMM_BLAS],
+                            *small = &implementations[MOE_GEMM_BLAS];
+
+/* oneDNN is faster from about 2^19 multiplications on; of dW = dy^T x only when there are enough
+ * rows to add up. bench/README.md has the measurement. */
+static bool is_large(const moe_product *p) {
+    enum { LEAST_ROWS = 64 };
+    double size = (double)p->m * (double)p->n * (double)p->k;
+    return size >= 524288 && (!p->a_transposed || p->k >= LEAST_ROWS);
+}
+
+/* --- choosing --- */
+
+static enum moe_gemm_library from_environment(enum moe_gemm_library library) {
+    const char *name = getenv("MOESIM_GEMM");
+    for (int i = 0; library == MOE_GEMM_AUTO && name && i < NUM_LIBRARIES; i++) {
+        if (implementations[i].multiply && !strcmp(name, implementations[i].name)) {
+            return (enum moe_gemm_library)i;
+        }
+    }
+    return library;
+}
+
+/* Where the kernels of the BLAS are slow, oneDNN computes small products too. */
+static void choose_by_shape(void) {
+    moe_gemm_kernels blas;
+    moe_blas_describe(&blas);
+    const implementation *onednn = &implementations[MOE_GEMM_ONEDNN];
+    small = &implementations[MOE_GEMM_BLAS];
+    large = onednn->multiply ? onednn : small;
+    if (blas.slow) {
+        small = large;
     }
 }
 
-static int narrow(int64_t n) {
-    MOE_ASSERT(n >= 0 && n <= INT_MAX);
-    return (int)n;
+int moe_gemm_choose(enum moe_gemm_library library, moe_status *st) {
+    moe_blas_init();
+    library = from_environment(library);
+    if (library == MOE_GEMM_AUTO) {
+        choose_by_shape();
+        return MOE_OK;
+    }
+    const implementation *chosen = &implementations[library];
+    if (!chosen->multiply) {
+        return moe_fail(st, MOE_USER, "run.gemm = %s: %s; allowed are auto, blas and reference",
+                        chosen->name, chosen->missing);
+    }
+    large = small = chosen;
+    return MOE_OK;
+}
+
+void moe_gemm_init(void) {
+    moe_status st = {0};
+    MOE_ASSERT(moe_gemm_choose(MOE_GEMM_AUTO, &st) == MOE_OK);
+}
+
+int moe_gemm_kernels_of(moe_gemm_kernels out[2]) {
+    large->describe(&out[0]);
+    if (small == large) {
+        return 1;
+    }
+    small->describe(&out[1]);
+    return 2;
+}
+
+/* --- the processor --- */
+
+enum moe_gemm_vectors moe_gemm_processor(void) {
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        return MOE_VECTORS_AVX512;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        return MOE_VECTORS_AVX2;
+    }
+    if (__builtin_cpu_supports("avx")) {
+        return MOE_VECTORS_AVX;
+    }
+#endif
+    return MOE_VECTORS_128;
+}
+
+const char *moe_gemm_core_type(void) {
+#ifdef __x86_64__
+    if (moe_gemm_processor() == MOE_VECTORS_AVX512 && __builtin_cpu_supports("avx512bf16")) {
+        return "Cooperlake";
+    }
+#endif
+    static const char *const names[] = {[MOE_VECTORS_128] = "Prescott",
+                                        [MOE_VECTORS_AVX] = "Sandybridge",
+                                        [MOE_VECTORS_AVX2] = "Haswell",
+                                        [MOE_VECTORS_AVX512] = "SkylakeX"};
+    return names[moe_gemm_processor()];
+}
+
+/* --- the products --- */
+
+static void multiply(const moe_product *p) {
+    (is_large(p) ? large : small)->multiply(p);
 }
 
 static void clear(real *c, int64_t n) {
@@ -33,42 +140,42 @@ static void clear(real *c, int64_t n) {
     }
 }
 
-void moe_gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c) {
-    if (m == 0 || n == 0) {
+/* Nothing to add up: c = beta c. */
+static void multiply_or_clear(const moe_product *p) {
+    if (p->m == 0 || p->n == 0) {
         return;
     }
-    GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(m), narrow(n), narrow(k), 1, a, narrow(k),
-         b, narrow(k), 0, c, narrow(n));
+    if (p->k > 0) {
+        multiply(p);
+    } else if (p->beta == 0) {
+        clear(p->c, p->m * p->n);
+    }
+}
+
+void moe_gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c) {
+    multiply_or_clear(&(moe_product){false, true, m, n, k, a, b, 0, c});
 }
 
 void moe_gemm_nt_add(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c) {
-    if (m == 0 || n == 0) {
-        return;
-    }
-    GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, narrow(m), narrow(n), narrow(k), 1, a, narrow(k),
-         b, narrow(k), 1, c, narrow(n));
+    multiply_or_clear(&(moe_product){false, true, m, n, k, a, b, 1, c});
 }
 
-void moe_gemm_nn(
-    int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c) {
-    if (m == 0 || n == 0) {
-        return;
-    }
-    GEMM(CblasRowMajor, CblasNoTrans, CblasNoTrans, narrow(m), narrow(n), narrow(k), 1, a,
-         narrow(k), b, narrow(n), beta, c, narrow(n));
+void moe_gemm_nn(int64_t m,
+                 int64_t n,
+                 int64_t k,
+                 const real *a,
+                 const real *b,
+                 real beta,
+                 real *c) {
+    multiply_or_clear(&(moe_product){false, false, m, n, k, a, b, beta, c});
 }
 
-void moe_gemm_tn(
-    int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c) {
-    if (m == 0 || n == 0) {
-        return;
-    }
-    if (k == 0) {
-        if (beta == 0) {
-            clear(c, m * n);
-        }
-        return;
-    }
-    GEMM(CblasRowMajor, CblasTrans, CblasNoTrans, narrow(m), narrow(n), narrow(k), 1, a, narrow(m),
-         b, narrow(n), beta, c, narrow(n));
+void moe_gemm_tn(int64_t m,
+                 int64_t n,
+                 int64_t k,
+                 const real *a,
+                 const real *b,
+                 real beta,
+                 real *c) {
+    multiply_or_clear(&(moe_product){true, false, m, n, k, a, b, beta, c});
 }

@@ -1,15 +1,45 @@
-/* gemm.h: the three matrix products of a layer. This is the only door to the BLAS, which computes
- * each call with one thread: a result depends on the shapes of the call only, never on the thread
- * that calls. All matrices are row-major without gaps. */
+/* gemm.h: the matrix products of a layer. This is the only door to the libraries that compute them:
+ * oneDNN, a BLAS, or plain loops (the table in gemm.c). Each product is computed by one thread, and
+ * which library computes it is a function of its shape: a result depends on the shape and the
+ * numbers only, never on the thread that asks. All matrices are row-major without gaps. */
 #ifndef MOESIM_BASE_GEMM_H
 #define MOESIM_BASE_GEMM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/alloc.h"
+#include "base/status.h"
 
-/* Local. Tells the BLAS to use one thread per call. */
+/* The values of run.gemm. */
+enum moe_gemm_library {
+    MOE_GEMM_AUTO, /* oneDNN for the shapes that it is faster at, the BLAS for the others */
+    MOE_GEMM_ONEDNN,
+    MOE_GEMM_BLAS,
+    MOE_GEMM_REFERENCE
+};
+
+/* Local. Chooses who computes all later products, and tells the BLAS to use one thread. Refuses a
+ * library that this build does not have, with MOE_USER. For MOE_GEMM_AUTO the environment variable
+ * MOESIM_GEMM may name another value that this build has: so the tests run with each library. */
+int moe_gemm_choose(enum moe_gemm_library library, moe_status *st);
+
+/* Local. The same with MOE_GEMM_AUTO, for programs without a configuration. */
 void moe_gemm_init(void);
+
+typedef struct moe_gemm_kernels { /* a library that computes products */
+    char library[32];             /* "oneDNN", "OpenBLAS", "CBLAS", "plain loops" */
+    char version[32];             /* "" when unknown */
+    char kernels[32];             /* the instruction set or core that they are made for; "" when
+                                     unknown */
+    bool slow;                    /* they use less than the processor offers */
+} moe_gemm_kernels;
+
+/* Local. The libraries that compute products since moe_gemm_choose, the one for large products
+ * first. Returns how many, 1 or 2. */
+int moe_gemm_kernels_of(moe_gemm_kernels out[2]);
+/* Local. The value of OPENBLAS_CORETYPE that this processor would be served best with. */
+const char *moe_gemm_core_type(void);
 
 /* Local. c [m,n] = a [m,k] * b [n,k]^T   (y = x W^T: forward) */
 void moe_gemm_nt(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real *c);

@@ -7,11 +7,13 @@
 #include "base/npy.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 
 enum { MAGIC_LENGTH = 6, HEADER_MAX = 65536 };
 
@@ -19,12 +21,12 @@ static const struct {
     const char *name, *descr;
     size_t size;
 } dtypes[] = {
-    [MOE_F32] = {"float32", "<f4", 4}, [MOE_F64] = {"float64", "<f8", 8},
-    [MOE_I8] = {"int8", "|i1", 1},     [MOE_U8] = {"uint8", "|u1", 1},
-    [MOE_I16] = {"int16", "<i2", 2},   [MOE_U16] = {"uint16", "<u2", 2},
-    [MOE_I32] = {"int32", "<i4", 4},   [MOE_U32] = {"uint32", "<u4", 4},
-    [MOE_I64] = {"int64", "<i8", 8},   [MOE_U64] = {"uint64", "<u8", 8},
-    [MOE_BOOL] = {"bool", "|b1", 1},
+    [MOE_F16] = {"float16", "<f2", 2}, [MOE_F32] = {"float32", "<f4", 4},
+    [MOE_F64] = {"float64", "<f8", 8}, [MOE_I8] = {"int8", "|i1", 1},
+    [MOE_U8] = {"uint8", "|u1", 1},    [MOE_I16] = {"int16", "<i2", 2},
+    [MOE_U16] = {"uint16", "<u2", 2},  [MOE_I32] = {"int32", "<i4", 4},
+    [MOE_U32] = {"uint32", "<u4", 4},  [MOE_I64] = {"int64", "<i8", 8},
+    [MOE_U64] = {"uint64", "<u8", 8},  [MOE_BOOL] = {"bool", "|b1", 1},
 };
 enum { NUM_DTYPES = sizeof dtypes / sizeof *dtypes };
 
@@ -33,6 +35,10 @@ size_t moe_dtype_size(enum moe_dtype dtype) {
 }
 const char *moe_dtype_name(enum moe_dtype dtype) {
     return dtypes[dtype].name;
+}
+
+bool moe_dtype_is_float(enum moe_dtype dtype) {
+    return dtype == MOE_F16 || dtype == MOE_F32 || dtype == MOE_F64;
 }
 
 typedef struct moe_npy_text {
@@ -66,7 +72,8 @@ static bool take_word(moe_npy_text *t, const char *word) {
     return true;
 }
 
-/* Takes a string in single or double quotes, of less than `capacity` characters. */
+/* Takes a string in single or double quotes, of less than `capacity` characters and without a NUL,
+ * which would end it too early. */
 static bool take_string(moe_npy_text *t, char *out, size_t capacity) {
     skip_space(t);
     if (t->at == t->end || (*t->at != '\'' && *t->at != '"')) {
@@ -74,7 +81,8 @@ static bool take_string(moe_npy_text *t, char *out, size_t capacity) {
     }
     char quote = *t->at++;
     const char *close = memchr(t->at, quote, (size_t)(t->end - t->at));
-    if (!close || (size_t)(close - t->at) >= capacity) {
+    if (!close || (size_t)(close - t->at) >= capacity ||
+        memchr(t->at, 0, (size_t)(close - t->at))) {
         return false;
     }
     memcpy(out, t->at, (size_t)(close - t->at));
@@ -89,7 +97,9 @@ static int take_dtype(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
         return moe_fail(st, MOE_USER, "its dtype is not a plain number type such as '<f4'");
     }
     if (descr[0] == '>') {
-        return moe_fail(st, MOE_USER, "dtype '%s' is big endian; only little endian is read",
+        return moe_fail(st, MOE_USER,
+                        "dtype '%s' is big endian; only little endian is read (NumPy: "
+                        "array.astype(array.dtype.newbyteorder('<')))",
                         descr);
     }
     for (int d = 0; d < NUM_DTYPES; d++) {
@@ -101,9 +111,10 @@ static int take_dtype(moe_npy_text *t, moe_npy_header *out, moe_status *st) {
             return MOE_OK;
         }
     }
-    return moe_fail(st, MOE_USER,
-                    "dtype '%s' is not supported; allowed are float32, float64, integers and bool",
-                    descr);
+    return moe_fail(
+        st, MOE_USER,
+        "dtype '%s' is not supported; allowed are float16, float32, float64, integers and bool",
+        descr);
 }
 
 static int take_order(moe_npy_text *t, moe_status *st) {
@@ -111,7 +122,9 @@ static int take_order(moe_npy_text *t, moe_status *st) {
         return MOE_OK;
     }
     if (take_word(t, "True")) {
-        return moe_fail(st, MOE_USER, "it is in Fortran order; only C order is read");
+        return moe_fail(st, MOE_USER,
+                        "it is in Fortran order; only C order is read (NumPy: "
+                        "numpy.ascontiguousarray(array))");
     }
     return moe_fail(st, MOE_USER, "fortran_order is neither True nor False");
 }
@@ -131,6 +144,9 @@ static int take_extent(moe_npy_text *t, int64_t *extent, moe_status *st) {
     }
     if (t->at == first) {
         return moe_fail(st, MOE_USER, "its shape is not a tuple of numbers");
+    }
+    if (*first == '0' && t->at > first + 1) {
+        return moe_fail(st, MOE_USER, "its shape has a number that begins with 0");
     }
     return MOE_OK;
 }
@@ -206,10 +222,15 @@ static int take_dictionary(moe_npy_text *t, moe_npy_header *out, moe_status *st)
 }
 
 /* Finds where the header begins and ends in the file, from the first 12 bytes. */
-static int find_header(
-    const unsigned char *bytes, size_t length, size_t *start, size_t *end, moe_status *st) {
+static int find_header(const unsigned char *bytes,
+                       size_t length,
+                       size_t *start,
+                       size_t *end,
+                       moe_status *st) {
     if (length < MAGIC_LENGTH + 4 || memcmp(bytes, "\x93NUMPY", MAGIC_LENGTH) != 0) {
-        return moe_fail(st, MOE_USER, "it is not a .npy file (no \\x93NUMPY at its start)");
+        return moe_fail(st, MOE_USER,
+                        "it is not a .npy file (no \\x93NUMPY at its start; "
+                        "numpy.save writes one)");
     }
     int major = bytes[6];
     if (major < 1 || major > 3) {
@@ -277,8 +298,11 @@ int moe_npy_parse(const unsigned char *bytes,
     return count_elements(out, file_size, st);
 }
 
-size_t moe_npy_format(
-    enum moe_dtype dtype, int num_dims, const int64_t *shape, char *out, size_t capacity) {
+size_t moe_npy_format(enum moe_dtype dtype,
+                      int num_dims,
+                      const int64_t *shape,
+                      char *out,
+                      size_t capacity) {
     char dictionary[256];
     int length =
         snprintf(dictionary, sizeof dictionary,
@@ -318,16 +342,14 @@ static int read_header(FILE *file, int64_t file_size, moe_npy_header *header, mo
     return st->code;
 }
 
-/* Looks at what the path is before opening it, because opening a pipe would wait for ever. */
 FILE *moe_npy_open(const char *path, moe_npy_header *header, moe_status *st) {
     struct stat about;
+    const char *why;
     moe_status inner = {0};
-    FILE *file = NULL;
-    if (stat(path, &about) != 0) {
-        moe_fail(&inner, MOE_USER, "it cannot be opened: %s", strerror(errno));
-    } else if (!S_ISREG(about.st_mode)) {
-        moe_fail(&inner, MOE_USER, "it is not a regular file");
-    } else if (!(file = fopen(path, "rb"))) {
+    FILE *file = moe_file_stream(path, &why);
+    if (!file) {
+        moe_fail(&inner, MOE_USER, "it cannot be opened: %s", why);
+    } else if (fstat(fileno(file), &about) != 0) {
         moe_fail(&inner, MOE_USER, "it cannot be opened: %s", strerror(errno));
     } else {
         read_header(file, about.st_size, header, &inner);
@@ -378,6 +400,16 @@ MOE_NPY_ELEMENT(uint32_t)
 MOE_NPY_ELEMENT(int64_t)
 MOE_NPY_ELEMENT(uint64_t)
 
+/* IEEE 754 binary16: 1 bit of sign, 5 of the exponent, 10 of the fraction. Every one is a double.
+ */
+static double half_value(uint16_t bits) {
+    int exponent = bits >> 10 & 31, fraction = bits & 1023;
+    double value = exponent == 31  ? (fraction ? NAN : INFINITY)
+                   : exponent == 0 ? ldexp(fraction, -24)
+                                   : ldexp(fraction + 1024, exponent - 25);
+    return bits >> 15 ? -value : value;
+}
+
 int64_t moe_npy_i64(const moe_npy_header *h, const void *data, int64_t i) {
     switch (h->dtype) {
     case MOE_I8:
@@ -407,6 +439,8 @@ int64_t moe_npy_i64(const moe_npy_header *h, const void *data, int64_t i) {
 
 double moe_npy_f64(const moe_npy_header *h, const void *data, int64_t i) {
     switch (h->dtype) {
+    case MOE_F16:
+        return half_value(moe_npy_uint16_t(data, i));
     case MOE_F32:
         return (double)moe_npy_float(data, i);
     case MOE_F64:

@@ -3,6 +3,7 @@
 #ifndef MOESIM_BASE_NPY_H
 #define MOESIM_BASE_NPY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -10,6 +11,7 @@
 #include "base/status.h"
 
 enum moe_dtype {
+    MOE_F16, /* read only */
     MOE_F32,
     MOE_F64,
     MOE_I8,
@@ -35,6 +37,7 @@ typedef struct moe_npy_header {
 /* Local. The bytes of one element, and the name, such as "float32". */
 size_t moe_dtype_size(enum moe_dtype dtype);
 const char *moe_dtype_name(enum moe_dtype dtype);
+bool moe_dtype_is_float(enum moe_dtype dtype);
 
 /* Local, pure (fuzzed). Parses the header at the front of a file of file_size bytes, of which the
  * first `length` are in memory. Refuses (MOE_USER) other files, unknown versions, headers of more
@@ -49,8 +52,11 @@ int moe_npy_parse(const unsigned char *bytes,
 
 /* Local. Writes a header of version 1.0, padded to a multiple of 64 bytes, into out [capacity];
  * returns its length in bytes. */
-size_t moe_npy_format(
-    enum moe_dtype dtype, int num_dims, const int64_t *shape, char *out, size_t capacity);
+size_t moe_npy_format(enum moe_dtype dtype,
+                      int num_dims,
+                      const int64_t *shape,
+                      char *out,
+                      size_t capacity);
 
 /* Local. Opens a file, checks its header, and leaves it at the first element. The caller closes it
  * with fclose. Returns NULL, and one sentence with the path in *st, on failure. */

@@ -146,7 +146,10 @@ __attribute__((target("avx2"))) static void moe_rng_box_muller_avx2(const uint32
 }
 
 __attribute__((target("avx512f,avx512dq,avx512vl"))) static void moe_rng_box_muller_avx512(
-    const uint32_t *radius, const uint32_t *angle, double scale, double *out) {
+    const uint32_t *radius,
+    const uint32_t *angle,
+    double scale,
+    double *out) {
     moe_rng_box_muller_lanes(radius, angle, scale, out);
 }
 #endif

@@ -76,11 +76,13 @@ int32_t moe_capacity_targets(const moe_capacity *c);
 /* Local. Capacity in pairs of one target of a pool with `tokens` tokens and `selections` pairs.
  * That is tokens x K where all tokens choose K experts; elsewhere K-bar = selections/T takes K's
  * place. expert_capacity, where given, stands for the formula, and the result is never below
- * min_capacity. With n targets: ceil       ceil(factor selections / n); a quotient within 1e-12 of
- * a whole number is that number megatron   ceil((selections / n) factor)      in double, in this
- * order deepspeed  ceil((tokens / n) (factor K))      in double, in this order fastmoe
- * floor(ceil(factor tokens) K / n) tutel      K floor(factor ceil(tokens / n)) factor 0 (Tutel's)
- * is as much as is needed: INT64_MAX. */
+ * min_capacity. With n targets (capacity.rounding):
+ *
+ *   ceil       ceil(factor selections / n); what is within 1e-12 of a whole number is that number
+ *   megatron   ceil((selections / n) factor), in double, in this order
+ *   deepspeed  ceil((tokens / n) (factor K)), in double, in this order
+ *   fastmoe    floor(ceil(factor tokens) K / n)
+ *   tutel      K floor(factor ceil(tokens / n)); factor 0 is as much as is needed: INT64_MAX */
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections);
 
 /* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` routed

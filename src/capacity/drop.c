@@ -232,7 +232,12 @@ static int32_t most_choices(const moe_routing *r) {
     return (int32_t)most;
 }
 
-static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score) {
+/* score, weight [num_selections] of the experts that serve; weight only of those that serve a pair
+ * of another. */
+static void make_sent(moe_drop *d,
+                      const moe_drop_job *job,
+                      const double *score,
+                      const double *weight) {
     const moe_routing *full = job->routing;
     int32_t most = most_choices(full);
     int64_t n = 0;
@@ -245,7 +250,7 @@ static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score)
             }
             d->sent.expert[n] = d->server[i];
             d->sent.score[n] = score[i];
-            d->sent.weight[n] = full->weight[i];
+            d->sent.weight[n] = d->server[i] == full->expert[i] ? full->weight[i] : (real)weight[i];
             d->selection[n] = i;
             put_in_order(d, begin, n++);
         }
@@ -254,9 +259,9 @@ static void make_sent(moe_drop *d, const moe_drop_job *job, const double *score)
     if (!d->reweighted) {
         return;
     }
-    double *weight = moe_scratch_take(job->batch->scratch, most, sizeof *weight, "capacity");
-    reweight(job->router, &d->sent, weight);
-    moe_scratch_give(job->batch->scratch, weight);
+    double *anew = moe_scratch_take(job->batch->scratch, most, sizeof *anew, "capacity");
+    reweight(job->router, &d->sent, anew);
+    moe_scratch_give(job->batch->scratch, anew);
 }
 
 /* --- a decision --- */
@@ -310,12 +315,15 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
         .job = job, .drop = d, .scratch = job->batch->scratch, .targets = moe_capacity_targets(c)};
     MOE_ASSERT(c->policy != MOE_CAPACITY_NONE);
     d->on = true;
-    d->reweighted = next || c->renormalize;
+    d->moves = next;
+    d->reweighted = c->renormalize;
     d->capacity = nominal_capacity(job);
     reserve(d, r->num_selections);
     w.num_pools = moe_capacity_pools(c, job->batch, &w.pool);
     w.num_shared = moe_shared_pools(job, job->comm->rank, w.shared_id);
     w.score = moe_scratch_take(w.scratch, r->num_selections, sizeof *w.score, "capacity");
+    w.weight =
+        next ? moe_scratch_take(w.scratch, r->num_selections, sizeof *w.weight, "capacity") : NULL;
     w.room =
         next ? moe_scratch_take(w.scratch, w.num_pools * w.targets + 1, sizeof *w.room, "capacity")
              : NULL;
@@ -330,9 +338,10 @@ void moe_drop_decide(moe_drop *d, const moe_drop_job *job) {
     if (next) {
         moe_next_choice_give(&w);
     }
-    make_sent(d, job, w.score);
+    make_sent(d, job, w.score, w.weight);
     moe_scratch_give(w.scratch, w.pool);
     moe_scratch_give(w.scratch, w.score);
+    moe_scratch_give(w.scratch, w.weight);
     moe_scratch_give(w.scratch, w.room);
     moe_scratch_give(w.scratch, w.filled);
 }

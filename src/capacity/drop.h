@@ -33,6 +33,7 @@ typedef struct moe_drop {
     uint8_t *kept;    /* [num_selections] 1 = some expert serves this selection */
     moe_block block;  /* the memory of these four */
     moe_routing sent; /* the routing without the dropped pairs */
+    bool moves;       /* pairs may be served by another expert than their own */
     bool reweighted;  /* sent's weights are those of the served set, not the routing's */
     int64_t exempt_overflow; /* pairs of exempt sequences beyond a budget: this rank's share, so
                                 that sums over ranks are global */

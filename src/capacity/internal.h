@@ -17,6 +17,7 @@ typedef struct moe_dropping {
     int64_t shared_id[2]; /* and which */
     double *score; /* [num_selections] of the experts that serve; at first those of the routing */
     /* with overflow = next_choice, else NULL: of the whole pool */
+    double *weight;  /* [num_selections] of the experts that serve a pair of another */
     int64_t *room;   /* [num_pools][targets] pairs that still fit */
     int64_t *filled; /* [num_pools][targets] pairs in the buffer */
 } moe_dropping;
@@ -43,8 +44,11 @@ void moe_shared_free(moe_shared *s);
 
 /* Local. part [ranks] = the vectors of pool `id` in rank order, at most one a rank; *self = which
  * of them is this rank's. Returns how many; 0 = the pool is not shared. */
-int moe_shared_parts(
-    const moe_dropping *w, const moe_shared *s, int64_t id, const int64_t **part, int *self);
+int moe_shared_parts(const moe_dropping *w,
+                     const moe_shared *s,
+                     int64_t id,
+                     const int64_t **part,
+                     int *self);
 
 /* --- next_choice.c --- */
 

@@ -8,11 +8,13 @@
 #include "capacity/internal.h"
 #include "router/scores.h"
 #include "router/select.h"
+#include "router/weights.h"
 
 typedef struct asking {
     int64_t pair, token, pool;
     int32_t expert; /* asked for in this round */
-    double score;   /* of that expert */
+    double score;   /* of that expert, */
+    double weight;  /* and its combine weight in the token's normalisation as it was */
 } asking;
 
 /* What choosing the best expert of a token takes. */
@@ -21,6 +23,7 @@ typedef struct chooser {
     double *z, *s;        /* [N] */
     int64_t *taken;       /* [N] mark of the last token that has, or has asked for, the expert */
     int64_t mark;         /* of the token that is looked at */
+    double divisor;       /* of the weights of its own choice */
     moe_scratch *scratch; /* the router's */
 } chooser;
 
@@ -46,12 +49,18 @@ static int32_t target_of(const moe_dropping *w, int32_t expert) {
                                                            : expert;
 }
 
-/* Finds the scores and the admitted groups of a token, and marks the experts that it has. */
+/* Finds the scores, their divisor and the admitted groups of a token, and marks the experts that it
+ * has. */
 static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
     const moe_drop_job *job = w->job;
     moe_scores_read_logits(job->logits, token, job->router->num_experts, c->z);
     moe_scores_fill(job->router, c->z, c->s, NULL);
     moe_select_admit(&c->select, job->router, c->z, c->s);
+    const int64_t begin = job->routing->row_offset[token];
+    int32_t left_out;
+    c->divisor = moe_weights_divisor(
+        job->router, moe_weights_sum(job->router, c->s, job->routing->expert + begin,
+                                     job->routing->row_offset[token + 1] - begin, &left_out));
     c->mark++;
     for (int64_t i = job->routing->row_offset[token]; i < job->routing->row_offset[token + 1];
          i++) {
@@ -101,6 +110,7 @@ static int64_t ask(moe_dropping *w, chooser *c, asking *list, int64_t count, int
             continue;
         }
         a.score = c->s[a.expert];
+        a.weight = a.score / c->divisor * moe_weights_factor(w->job->router);
         c->taken[a.expert] = c->mark;
         asked[a.pool * w->targets + target_of(w, a.expert)]++;
         list[left++] = a;
@@ -124,6 +134,7 @@ static int64_t grant(moe_dropping *w, asking *list, int64_t count, int64_t *befo
         d->server[a.pair] = a.expert;
         d->slot[a.pair] = (int32_t)(w->filled[target] + place);
         w->score[a.pair] = a.score;
+        w->weight[a.pair] = a.weight;
     }
     return left;
 }

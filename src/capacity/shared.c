@@ -73,8 +73,11 @@ void moe_shared_free(moe_shared *s) {
     moe_scratch_give(s->scratch, s->value);
 }
 
-int moe_shared_parts(
-    const moe_dropping *w, const moe_shared *s, int64_t id, const int64_t **part, int *self) {
+int moe_shared_parts(const moe_dropping *w,
+                     const moe_shared *s,
+                     int64_t id,
+                     const int64_t **part,
+                     int *self) {
     int count = 0;
     for (int q = 0; q < w->job->comm->size; q++) {
         for (int64_t i = s->first[q]; i < s->first[q + 1]; i++) {

@@ -41,16 +41,31 @@ static bool is_listed(const char *list, const char *value) {
     return false;
 }
 
+/* Keys that only --placements reads. */
+static int check_comparing(const moe_config *c, moe_status *st) {
+    const enum moe_key_id key = c->placement.load[0] != '\0' ? MOE_KEY(placement, load)
+                                : c->placement.fit > 0       ? MOE_KEY(placement, fit)
+                                : c->placement.score > 0     ? MOE_KEY(placement, score)
+                                                             : MOE_KEY_NONE;
+    if (key == MOE_KEY_NONE || c->compares_placements) {
+        return MOE_OK;
+    }
+    return moe_refuse_key(c, key, st, "it goes with moesim --placements, a run does not read it");
+}
+
 int moe_check_available(const moe_config *c, moe_status *st) {
     for (size_t i = 0; i < sizeof not_yet / sizeof not_yet[0]; i++) {
         char value[MOE_VALUE_TEXT_MAX];
+        if (c->compares_placements && not_yet[i].key == MOE_KEY(placement, redundant_experts)) {
+            continue;
+        }
         moe_value_format(c, not_yet[i].key, value);
         if (!is_listed(not_yet[i].available, value)) {
             return moe_refuse_key(c, not_yet[i].key, st, "%s is not available yet, allowed is %s",
                                   not_yet[i].feature, not_yet[i].available);
         }
     }
-    return MOE_OK;
+    return check_comparing(c, st);
 }
 
 /* --- devices and groups --- */
@@ -66,6 +81,9 @@ static int check_devices(const moe_config *c, moe_status *st) {
     if (devices % c->cluster.devices_per_node != 0) {
         return moe_refuse_key(c, MOE_KEY(cluster, devices_per_node), st,
                               "it has to divide cluster.devices = %d", devices);
+    }
+    if (moe_config_has_loads_only(c)) {
+        return MOE_OK; /* a balancer says itself what it needs of experts and groups */
     }
     if (n % devices != 0) {
         return moe_refuse_key(
@@ -122,6 +140,9 @@ static int check_group_limit(const moe_config *c, moe_status *st) {
                               groups,
                               groups == c->cluster.devices ? "; each device is a group" : "");
     }
+    if (c->top_k_is_recorded) {
+        return MOE_OK;
+    }
     if (k > (int64_t)m * size) {
         return moe_refuse_key(c, moe_refuse_written(c, MOE_KEY(router, top_k), key_m), st,
                               "router.top_k experts have to fit in router.topk_group groups (here "
@@ -168,6 +189,9 @@ static int check_method(const moe_config *c, moe_status *st) {
          "it ranks no experts of a token: method = topk, or group_limit = none"},
         {limited && two && r->second_choice == MOE_SECOND_SAMPLED, MOE_KEY(router, second_choice),
          MOE_KEY(router, group_limit), "second_choice = best or random, or group_limit = none"},
+        {r->method == MOE_METHOD_TOP_P && r->group_limit == MOE_GROUP_QUOTA,
+         MOE_KEY(router, method), MOE_KEY(router, group_limit),
+         "a quota fixes how many experts each group gives: method = topk, or group_limit = max"},
         {one && r->top_k != 1, MOE_KEY(router, method), MOE_KEY(router, top_k),
          "switch takes one expert: top_k = 1, or method = topk"},
         {one && r->norm_topk_prob, MOE_KEY(router, method), MOE_KEY(router, norm_topk_prob),
@@ -215,6 +239,11 @@ static int check_load(const moe_config *c, moe_status *st) {
          "Tutel's smooth load is as wide as the noise: router.noise above 0"},
         {tutel && !sums_to_one(c), form, MOE_KEY(router, score_func),
          "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk"},
+        {c->balance.importance_loss > 0 && c->balance.importance_of == MOE_IMPORTANCE_SCORES &&
+             !gaussian,
+         MOE_KEY(balance, importance_of), MOE_KEY(router, noise_form),
+         "it is of the scores without noise, whose scale is fixed: noise_form = gaussian, or "
+         "importance_of = weights"},
         {c->balance.load_loss > 0 && c->balance.load_form == MOE_LOAD_SELECTIONS,
          MOE_KEY(balance, load_loss), form,
          "a count has no gradient: load_form = shazeer or tutel, or load_loss = 0"},
@@ -229,6 +258,10 @@ static int check_router(const moe_config *c, moe_status *st) {
         {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL,
          MOE_KEY(balance, aux_layers), MOE_KEY(balance, aux_form),
          "the loss over all layers is that of aux_form = mixtral; or aux_layers = each"},
+        {!c->balance.comm_count_local && c->balance.comm_count == MOE_COUNT_SELECTIONS,
+         MOE_KEY(balance, comm_count_local), MOE_KEY(balance, comm_count),
+         "tokens that stay are left out of a count of tokens: comm_count = tokens, or "
+         "comm_count_local = yes"},
         {moe_config_recorded(c) && method_given, MOE_KEY(router, method), MOE_KEY(data, source),
          "a recorded routing is taken as it is: data.source = logits, or no method"},
     };
@@ -253,7 +286,7 @@ static int check_sizes(const moe_config *c, moe_status *st) {
             "times cluster.devices = %d it has to stay below 2^40 = 1099511627776 tokens",
             c->cluster.devices);
     }
-    if (tokens * c->router.top_k >= most) {
+    if (!c->top_k_is_recorded && tokens * c->router.top_k >= most) {
         return moe_refuse_key(
             c, k_tokens, st,
             "times cluster.devices = %d and router.top_k = %d it has to stay below "
@@ -285,6 +318,12 @@ static int check_data(const moe_config *c, moe_status *st) {
     if (c->data.source != MOE_SOURCE_SYNTHETIC && c->data.path[0] == '\0') {
         return moe_refuse_key(c, MOE_KEY(data, source), st,
                               "data.path has to name the file to read");
+    }
+    if (recorded && c->run.mode == MOE_MODE_TRAIN) {
+        return moe_refuse_pair(c, MOE_KEY(run, mode), MOE_KEY(data, source),
+                               "a recording has no target to learn and no gate to train: mode = "
+                               "forward, or source = synthetic or text",
+                               st);
     }
     if (!recorded && c->data.mask[0] != '\0') {
         return moe_refuse_key(c, MOE_KEY(data, mask), st,
@@ -334,7 +373,6 @@ static int check_capacity(const moe_config *c, moe_status *st) {
     const enum moe_key_id policy = MOE_KEY(capacity, policy);
     const bool device = k->policy == MOE_CAPACITY_DEVICE;
     const bool sequence = k->policy == MOE_CAPACITY_SEQUENCE;
-    const bool by_position = !c->given[MOE_KEY(capacity, drop)] || k->drop == MOE_DROP_POSITION;
     const bool normalised =
         c->router.norm_topk_prob || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
     const capacity_rule rules[] = {
@@ -345,7 +383,7 @@ static int check_capacity(const moe_config *c, moe_status *st) {
         {sequence && k->capacity_scope == MOE_CAPACITY_PER_DEVICE,
          MOE_KEY(capacity, capacity_scope),
          "policy device or expert: a sequence has its budget wherever its tokens are", policy},
-        {sequence && !by_position, MOE_KEY(capacity, drop),
+        {sequence && k->drop != MOE_DROP_POSITION, MOE_KEY(capacity, drop),
          "policy device or expert: of a sequence the later tokens go (drop = position)", policy},
         {k->pad_to_capacity && k->policy != MOE_CAPACITY_EXPERT, MOE_KEY(capacity, pad_to_capacity),
          "policy expert: one buffer an expert", policy},
@@ -369,7 +407,10 @@ int moe_check_combinations(const moe_config *c, moe_status *st) {
     if (check_devices(c, st) != MOE_OK) {
         return st->code;
     }
-    if (c->router.top_k > c->model.num_experts) {
+    if (moe_config_has_loads_only(c)) {
+        return MOE_OK; /* there are no tokens and no router */
+    }
+    if (!c->top_k_is_recorded && c->router.top_k > c->model.num_experts) {
         const enum moe_key_id k =
             moe_refuse_written(c, MOE_KEY(router, top_k), MOE_KEY(model, num_experts));
         return moe_refuse_key(c, k, st,

@@ -198,8 +198,11 @@ static void set_name(moe_config *c, const char *file_name) {
     }
 }
 
-int moe_config_parse(
-    moe_config *c, const char *bytes, int64_t length, const char *file_name, moe_status *st) {
+int moe_config_parse(moe_config *c,
+                     const char *bytes,
+                     int64_t length,
+                     const char *file_name,
+                     moe_status *st) {
     reader r = {.c = c, .st = st, .bytes = bytes, .length = length, .file_name = file_name};
     snprintf(c->file, sizeof c->file, "%s", file_name);
     set_name(c, file_name);

@@ -24,8 +24,11 @@ void moe_config_defaults(moe_config *c);
  * "file:line". Refuses, with MOE_USER and one sentence: an unknown section or key (the nearest
  * known one is named), a value that is not allowed, a key that is given twice, a line that is too
  * long. */
-int moe_config_parse(
-    moe_config *c, const char *bytes, int64_t length, const char *file_name, moe_status *st);
+int moe_config_parse(moe_config *c,
+                     const char *bytes,
+                     int64_t length,
+                     const char *file_name,
+                     moe_status *st);
 
 /* Local. Takes one "section.key=value" of the command line. It wins over the file, and a later one
  * over an earlier one. Refuses what moe_config_parse would. */
@@ -50,6 +53,11 @@ bool moe_config_given(const moe_config *c, enum moe_key_id key);
 /* Local. The most experts that one token may have under a resolved configuration: top_k, or all
  * experts where experts choose their tokens. */
 int32_t moe_config_most_experts(const moe_config *c);
+
+/* Local. The most distinct devices on which topk_group groups of a resolved configuration lie
+ * (docs/method.md section 2): M where groups are devices, M D/G where each group has whole devices
+ * of its own, and what the borders give where they run through devices. */
+int32_t moe_config_group_span(const moe_config *c);
 
 /* Local. The name of a value of an enum key, for reports:
  * moe_config_enum_name(MOE_KEY(router, score_func), MOE_SCORE_SIGMOID) is "sigmoid". */

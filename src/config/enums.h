@@ -6,6 +6,7 @@
 
 /* --- [run] --- */
 
+/* run.gemm: enum moe_gemm_library of base/gemm.h */
 enum moe_mode { MOE_MODE_FORWARD, MOE_MODE_TRAIN, MOE_MODE_GENERATE };
 
 /* --- [model] --- */

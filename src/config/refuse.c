@@ -20,8 +20,11 @@ static void place_of_key(const moe_config *c, enum moe_key_id key, char place[MO
     }
 }
 
-int moe_refuse_key(
-    const moe_config *c, enum moe_key_id key, moe_status *st, const char *format, ...) {
+int moe_refuse_key(const moe_config *c,
+                   enum moe_key_id key,
+                   moe_status *st,
+                   const char *format,
+                   ...) {
     char place[MOE_PLACE_TEXT_MAX], value[MOE_VALUE_TEXT_MAX], quoted[MOE_QUOTE_MAX], sentence[400];
     va_list args;
     va_start(args, format);

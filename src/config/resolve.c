@@ -35,6 +35,7 @@ static int derive_segmentation(moe_config *c, moe_status *st) {
     const int64_t experts = (int64_t)m * c->model.num_experts - c->model.num_shared_experts;
     const int64_t chosen = (int64_t)m * c->router.top_k - c->model.num_shared_experts;
     const enum moe_key_id k = MOE_KEY(model, expert_segmentation);
+    const bool chooses = !c->top_k_is_recorded;
     c->segmented.parts = m;
     c->segmented.num_experts = c->model.num_experts;
     c->segmented.top_k = c->router.top_k;
@@ -45,7 +46,7 @@ static int derive_segmentation(moe_config *c, moe_status *st) {
     if (width % m != 0) {
         return moe_refuse_key(c, k, st, "it has to divide model.moe_intermediate_size = %d", width);
     }
-    if (chosen < 1 || experts < 1) {
+    if ((chooses && chosen < 1) || experts < 1) {
         return moe_refuse_key(
             c, k, st,
             "model.num_shared_experts = %d leaves %lld of m x top_k = %lld chosen "
@@ -53,7 +54,7 @@ static int derive_segmentation(moe_config *c, moe_status *st) {
             c->model.num_shared_experts, (long long)chosen, (long long)m * c->router.top_k);
     }
     if (experts > moe_keys[MOE_KEY(model, num_experts)].max ||
-        chosen > moe_keys[MOE_KEY(router, top_k)].max) {
+        (chooses && chosen > moe_keys[MOE_KEY(router, top_k)].max)) {
         return moe_refuse_key(
             c, k, st,
             "m x N - N_s = %lld experts and m x K - N_s = %lld chosen are more than %.0f and %.0f",
@@ -61,7 +62,9 @@ static int derive_segmentation(moe_config *c, moe_status *st) {
             moe_keys[MOE_KEY(router, top_k)].max);
     }
     c->model.num_experts = (int32_t)experts;
-    c->router.top_k = (int32_t)chosen;
+    if (chooses) {
+        c->router.top_k = (int32_t)chosen;
+    }
     c->model.moe_intermediate_size = width / m;
     c->model.expert_segmentation = 1;
     return MOE_OK;
@@ -76,17 +79,18 @@ static int32_t most_in_kept_groups(const moe_config *c) {
                : (int32_t)kept;
 }
 
-/* Whether the value of a key stands beside router.method. A default gives way to the method, and so
- * does the value of a file or of a preset when the method was given by --set. */
-static bool stands(const moe_config *c, enum moe_key_id k) {
+/* Whether the value of a key stands beside another key that may imply it. A default gives way, and
+ * so does the value of a file or of a preset when the other key was given by --set. */
+static bool stands(const moe_config *c, enum moe_key_id k, enum moe_key_id beside) {
     return c->place[k] == MOE_PLACE_SET ||
-           (c->place[k] != MOE_PLACE_DEFAULT && c->place[MOE_KEY(router, method)] != MOE_PLACE_SET);
+           (c->place[k] != MOE_PLACE_DEFAULT && c->place[beside] != MOE_PLACE_SET);
 }
 
 /* Sets what the method implies where a key does not stand. With sinkhorn the scores are those of
  * Megatron-Core. */
 static void derive_method(moe_config *c) {
-    const bool chose_k = stands(c, MOE_KEY(router, top_k));
+    const enum moe_key_id method = MOE_KEY(router, method);
+    const bool chose_k = stands(c, MOE_KEY(router, top_k), method);
     if (!chose_k && c->router.method == MOE_METHOD_SWITCH) {
         c->router.top_k = 1;
     }
@@ -96,12 +100,35 @@ static void derive_method(moe_config *c) {
     if (!chose_k && c->router.method == MOE_METHOD_TOP_P) {
         c->router.top_k = most_in_kept_groups(c);
     }
-    if (moe_config_ignores_scores(c) && !stands(c, MOE_KEY(router, group_limit))) {
+    if (moe_config_ignores_scores(c) && !stands(c, MOE_KEY(router, group_limit), method)) {
         c->router.group_limit = MOE_GROUP_NONE;
     }
     if (c->router.method == MOE_METHOD_SINKHORN &&
         c->place[MOE_KEY(router, score_func)] == MOE_PLACE_DEFAULT) {
         c->router.score_func = c->router.top_k == 1 ? MOE_SCORE_SIGMOID : MOE_SCORE_SOFTMAX;
+    }
+}
+
+/* Nothing is chosen where the routing is recorded, so that what a preset says about the choice
+ * gives way: the configuration that is printed is one that is accepted again. */
+static void derive_recorded(moe_config *c) {
+    if (!c->given[MOE_KEY(router, method)]) {
+        c->router.method = MOE_METHOD_TOPK;
+    }
+    if (!c->given[MOE_KEY(router, second_choice)]) {
+        c->router.second_choice = MOE_SECOND_BEST;
+    }
+    if (!c->given[MOE_KEY(capacity, renormalize)]) {
+        c->capacity.renormalize = false;
+    }
+}
+
+/* Of a sequence the later tokens go, whatever a default or a preset says. */
+static void derive_drop(moe_config *c) {
+    const enum moe_key_id drop = MOE_KEY(capacity, drop), policy = MOE_KEY(capacity, policy);
+    const bool chosen = c->given[drop] && stands(c, drop, policy);
+    if (c->capacity.policy == MOE_CAPACITY_SEQUENCE && !chosen) {
+        c->capacity.drop = MOE_DROP_POSITION;
     }
 }
 
@@ -136,21 +163,11 @@ static void derive_defaults(moe_config *c) {
     if (c->balance.aux_form != MOE_AUX_MIXTRAL && !c->given[MOE_KEY(balance, aux_layers)]) {
         c->balance.aux_layers = MOE_LAYERS_EACH;
     }
-    derive_method(c);
-}
-
-/* The most devices that hold experts of one group: D/G when G divides D, 1 when D divides G. */
-static int32_t devices_of_a_group(const moe_config *c) {
-    const int64_t size = c->model.num_experts / c->router.num_groups;
-    const int64_t share = c->model.num_experts / c->cluster.devices;
-    int64_t most = 1;
-    for (int64_t g = 0; g < c->router.num_groups; g++) {
-        const int64_t devices = ((g + 1) * size - 1) / share - g * size / share + 1;
-        if (devices > most) {
-            most = devices;
-        }
+    if (moe_config_recorded(c)) {
+        derive_recorded(c);
     }
-    return (int32_t)most;
+    derive_drop(c);
+    derive_method(c);
 }
 
 /* M of f'' (docs/method.md section 2). */
@@ -163,7 +180,7 @@ static int32_t comm_limit(const moe_config *c) {
     if (c->router.num_groups == devices) {
         return c->router.topk_group;
     }
-    const int64_t limit = (int64_t)c->router.topk_group * devices_of_a_group(c);
+    const int64_t limit = moe_config_group_span(c);
     return (int32_t)(limit < reach ? limit : reach);
 }
 
@@ -174,6 +191,7 @@ int32_t moe_config_most_experts(const moe_config *c) {
 int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {
     MOE_ASSERT(ranks >= 1 && c->ranks == 0);
     apply_preset(c);
+    c->top_k_is_recorded = moe_config_recorded(c) && !c->given[MOE_KEY(router, top_k)];
     if (moe_check_available(c, st) != MOE_OK || derive_segmentation(c, st) != MOE_OK) {
         return st->code;
     }
@@ -182,7 +200,7 @@ int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {
     if (moe_check_combinations(c, st) != MOE_OK) {
         return st->code;
     }
-    c->comm_limit = comm_limit(c);
+    c->comm_limit = moe_config_has_loads_only(c) ? 0 : comm_limit(c);
     return MOE_OK;
 }
 
@@ -197,6 +215,7 @@ int moe_config_recorded_top_k(moe_config *c, int32_t k, moe_status *st) {
                         c->data.path, k, moe_keys[key].max);
     }
     c->router.top_k = k;
+    c->top_k_is_recorded = false;
     if (moe_check_combinations(c, st) != MOE_OK) {
         return st->code;
     }

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/gemm.h"
 #include "config/enums.h"
 #include "config/keys.h"
 
@@ -20,6 +21,7 @@ typedef struct moe_run_config { /* [run] */
     int64_t steps;
     enum moe_mode mode;
     int32_t threads;
+    enum moe_gemm_library gemm;
 } moe_run_config;
 
 typedef struct moe_model_config { /* [model] */
@@ -127,6 +129,9 @@ typedef struct moe_placement_config { /* [placement] */
     enum moe_placement_policy policy;
     char file[MOE_PATH_MAX];
     int32_t redundant_experts;
+    char load[MOE_PATH_MAX];
+    int64_t fit;
+    int64_t score;
     int32_t rebalance_every;
 } moe_placement_config;
 
@@ -196,10 +201,14 @@ typedef struct moe_config {
     int32_t place[MOE_NUM_KEYS]; /* where the value of each key came from */
     uint8_t given[MOE_NUM_KEYS]; /* 1: the key came from the file or from --set */
 
+    bool compares_placements; /* set before resolving by --placements, which can do what a run
+                                 cannot do yet: see moe_check_available */
+
     /* The rest is derived by moe_config_resolve and has no key. */
-    int32_t ranks;      /* 0 until resolved */
-    int32_t comm_limit; /* M of f'' (docs/method.md section 2): a token reaches at most
-                           min(top_k, comm_limit) devices */
+    int32_t ranks;          /* 0 until resolved */
+    int32_t comm_limit;     /* M of f'' (docs/method.md section 2): a token reaches at most
+                               min(top_k, comm_limit) devices */
+    bool top_k_is_recorded; /* router.top_k is not known before the recorded routing is read */
     struct {
         int32_t parts; /* model.expert_segmentation; 1: nothing was cut */
         int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */
@@ -209,6 +218,11 @@ typedef struct moe_config {
 /* Local. True when the routing is recorded (data.source = routing) and not computed. */
 static inline bool moe_config_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_ROUTING;
+}
+
+/* Local. True when --placements compares on loads from a file, without tokens. */
+static inline bool moe_config_has_loads_only(const moe_config *c) {
+    return c->compares_placements && c->placement.load[0] != '\0';
 }
 
 /* Local. True when the router looks at no score when it chooses experts. */

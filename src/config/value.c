@@ -240,8 +240,11 @@ static const char *nearest_name(enum moe_key_id k, const char *text) {
     return nearest;
 }
 
-int moe_value_set(
-    moe_config *c, enum moe_key_id k, const char *text, const char *place, moe_status *st) {
+int moe_value_set(moe_config *c,
+                  enum moe_key_id k,
+                  const char *text,
+                  const char *place,
+                  moe_status *st) {
     if (parse_value(c, k, text)) {
         return MOE_OK;
     }

@@ -13,8 +13,11 @@ enum { MOE_VALUE_TEXT_MAX = MOE_PATH_MAX }; /* bytes of any value as text */
 /* Local. Gives the key the value that the text means. When the text is not allowed, the field stays
  * as it is and the call fails with MOE_USER and "place: section.key = text: allowed is ...".
  * c->place and c->given stay as they are. */
-int moe_value_set(
-    moe_config *c, enum moe_key_id key, const char *text, const char *place, moe_status *st);
+int moe_value_set(moe_config *c,
+                  enum moe_key_id key,
+                  const char *text,
+                  const char *place,
+                  moe_status *st);
 
 /* Local. Gives the key the value as --set does: c->place and c->given say so afterwards. */
 int moe_value_override(moe_config *c, enum moe_key_id key, const char *text, moe_status *st);

@@ -29,6 +29,10 @@ typedef struct moe_logits {
     const double *f64;
 } moe_logits;
 
+/* A token whose logits have a logsumexp of this size or more cannot be routed: the square of the
+ * logsumexp could not be added up exactly. */
+enum { MOE_LOGIT_LIMIT = 1 << 20 };
+
 typedef struct moe_batch {
     int64_t num_tokens_global, num_sequences;
     int64_t sequence_length; /* at least 1; with boundaries that of the longest sequence */

@@ -14,6 +14,9 @@
 #include "data/window.h"
 #include "world/topology.h"
 
+/* How far the sum of shares may be from 1 when they were recorded in a narrow format. */
+static const double ROUNDED_SUM = 0.02;
+
 static moe_token_array token_rows(const moe_config *c,
                                   const char *key,
                                   const char *path,
@@ -117,22 +120,63 @@ static bool ignores(const moe_input *in, const moe_config *c, int64_t t) {
 
 /* --- recorded logits --- */
 
+/* What a row of logits says: its largest logit, its sum, and whether all of it lies in [0,1]. */
+typedef struct logits_row {
+    double largest, sum;
+    bool within_one;
+} logits_row;
+
+static logits_row read_row(const moe_token_array *r, int64_t row) {
+    logits_row found = {.largest = -INFINITY, .within_one = true};
+    for (int64_t e = 0; e < r->columns; e++) {
+        const double z = moe_npy_f64(&r->header, r->data, row + e);
+        found.largest = z > found.largest ? z : found.largest;
+        found.sum += z;
+        found.within_one = found.within_one && z >= 0 && z <= 1;
+    }
+    return found;
+}
+
+/* No NaN, no +inf and nothing that is too large to be routed. -inf disables an expert. */
+static int check_row(const moe_token_array *r,
+                     int32_t layer,
+                     int64_t t,
+                     double largest,
+                     moe_status *st) {
+    const double most = MOE_LOGIT_LIMIT - 16; /* the logsumexp is larger by log N at most */
+    for (int64_t e = 0; e < r->columns; e++) {
+        const double z = moe_npy_f64(&r->header, r->data, index_of_row(r, layer, t) + e);
+        if (!(z < INFINITY) || z > most) {
+            return bad_number(r, layer, t, e, "expert", z,
+                              "logits of up to 1048560 and -inf (a disabled expert)", st);
+        }
+    }
+    if (largest > -INFINITY && largest < -most) {
+        return bad_number(r, layer, t, 0, "expert",
+                          moe_npy_f64(&r->header, r->data, index_of_row(r, layer, t)),
+                          "tokens with a logit of at least -1048560", st);
+    }
+    return MOE_OK;
+}
+
+/* Counts the rows that are looked at, and those that look like probabilities: a softmax whose user
+ * meant its logits. */
 static int check_logits(const moe_token_array *r,
                         const moe_config *c,
                         const moe_input *in,
+                        int64_t rows[2],
                         moe_status *st) {
     for (int64_t t = 0; t < r->count; t++) {
         if (ignores(in, c, t)) {
             continue;
         }
         for (int32_t layer = 0; layer < r->layers; layer++) {
-            for (int64_t e = 0; e < r->columns; e++) {
-                double z = moe_npy_f64(&r->header, r->data, index_of_row(r, layer, t) + e);
-                if (!(z < INFINITY)) {
-                    return bad_number(r, layer, t, e, "expert", z,
-                                      "finite logits and -inf (a disabled expert)", st);
-                }
+            const logits_row row = read_row(r, index_of_row(r, layer, t));
+            if (check_row(r, layer, t, row.largest, st) != MOE_OK) {
+                return st->code;
             }
+            rows[0]++;
+            rows[1] += row.within_one && fabs(row.sum - 1) < ROUNDED_SUM;
         }
     }
     return MOE_OK;
@@ -141,6 +185,7 @@ static int check_logits(const moe_token_array *r,
 static int read_logits(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
     moe_token_array r =
         token_rows(c, "data.path", c->data.path, MOE_KIND_FLOAT, c->model.num_experts, 0);
+    int64_t rows[2] = {0};
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;
     }
@@ -150,15 +195,57 @@ static int read_logits(const moe_comm *comm, moe_config *c, moe_input *in, moe_s
     if (read_mask(comm, c, in, st)) {
         return st->code;
     }
-    check_logits(&r, c, in, st);
-    return moe_comm_agree(comm, st);
+    check_logits(&r, c, in, rows, st);
+    if (moe_comm_agree(comm, st)) {
+        return st->code;
+    }
+    moe_comm_sum_i64(comm, rows, 2);
+    in->logits_look_like_shares = r.columns > 1 && rows[1] == rows[0];
+    return MOE_OK;
+}
+
+static double logit_at(const moe_input *in, int64_t i) {
+    return in->logits_dtype == MOE_F64 ? ((const double *)in->logits)[i]
+                                       : (double)((const float *)in->logits)[i];
+}
+
+/* A token without any enabled expert has no scores, so that it can be counted in no mean: it has to
+ * be padding. */
+static int check_enabled(const moe_comm *comm,
+                         const moe_config *c,
+                         const moe_input *in,
+                         moe_status *st) {
+    const int64_t n = c->model.num_experts, own = c->cluster.devices / comm->size;
+    const int64_t first =
+        moe_batch_token_begin(in->num_tokens_global, c->cluster.devices, comm->rank * own);
+    const int64_t end =
+        moe_batch_token_begin(in->num_tokens_global, c->cluster.devices, (comm->rank + 1) * own);
+    for (int64_t t = 0; t < end - first && st->code == MOE_OK; t++) {
+        for (int64_t l = 0; l < c->model.num_layers && (!in->mask || in->mask[t]); l++) {
+            int64_t e = 0;
+            while (e < n && logit_at(in, (l * (end - first) + t) * n + e) == -INFINITY) {
+                e++;
+            }
+            if (e == n) {
+                return moe_fail(st, MOE_USER,
+                                "data.path = %s: token %lld in layer %lld: all of its logits are "
+                                "-inf, so that no expert is left for it; data.mask may say that it "
+                                "is padding",
+                                c->data.path, (long long)(first + t), (long long)l);
+            }
+        }
+    }
+    return st->code;
 }
 
 /* --- recorded routing, its weights and scores --- */
 
 /* No expert may stand twice in the choices of one token; -1, which is none, may stand anywhere. */
-static int check_choices(
-    const moe_token_array *r, int32_t layer, int64_t t, const int32_t *idx, moe_status *st) {
+static int check_choices(const moe_token_array *r,
+                         int32_t layer,
+                         int64_t t,
+                         const int32_t *idx,
+                         moe_status *st) {
     for (int64_t k = 0; k < r->columns; k++) {
         for (int64_t j = 0; j < k; j++) {
             if (idx[k] >= 0 && idx[j] == idx[k]) {
@@ -230,8 +317,9 @@ static int convert_weights(const moe_token_array *r,
                 int64_t i = index_of_row(r, layer, t) + k;
                 double weight = routing[i] < 0 ? 0 : moe_npy_f64(&r->header, r->data, i);
                 weights[i] = (real)weight;
-                if (!isfinite(weights[i])) {
-                    return bad_number(r, layer, t, k, "choice", weight, "finite weights", st);
+                if (!(fabs(weight) <= MOE_LOGIT_LIMIT)) {
+                    return bad_number(r, layer, t, k, "choice", weight,
+                                      "weights from -1048576 to 1048576", st);
                 }
             }
         }
@@ -252,25 +340,32 @@ static int read_weights(const moe_comm *comm, const moe_config *c, moe_input *in
     return moe_comm_agree(comm, st);
 }
 
-/* Scores that are shares (softmax) may pass 1 by as much as whoever recorded them rounded. */
+/* Scores that are shares (softmax) may pass 1 by as much as whoever recorded them rounded. *odd
+ * counts tokens whose shares do not sum to 1, of which the first is kept in *in. */
 static int convert_scores(const moe_token_array *r,
                           const moe_config *c,
-                          const moe_input *in,
                           bool shares,
-                          double *scores,
+                          moe_input *in,
+                          int64_t *odd,
                           moe_status *st) {
-    const double most = 1 + 1e-5;
+    const double most = shares ? 1 + 1e-5 : MOE_LOGIT_LIMIT;
     for (int64_t t = 0; t < r->count; t++) {
         for (int32_t layer = 0; layer < r->layers; layer++) {
+            double sum = 0;
             for (int64_t e = 0; e < r->columns; e++) {
                 int64_t i = index_of_row(r, layer, t) + e;
                 double s = ignores(in, c, t) ? 0 : moe_npy_f64(&r->header, r->data, i);
-                if (!(s >= 0 && s < INFINITY) || (shares && s > most)) {
+                if (!(s >= 0 && s <= most)) {
                     return bad_number(r, layer, t, e, "expert", s,
-                                      shares ? "scores from 0 to 1" : "finite scores of 0 and more",
+                                      shares ? "scores from 0 to 1" : "scores from 0 to 1048576",
                                       st);
                 }
-                scores[i] = shares && s > 1 ? 1 : s;
+                in->scores[i] = shares && s > 1 ? 1 : s;
+                sum += in->scores[i];
+            }
+            if (shares && !ignores(in, c, t) && fabs(sum - 1) > ROUNDED_SUM) {
+                in->odd_scores_sum = *odd == 0 ? sum : in->odd_scores_sum;
+                (*odd)++;
             }
         }
     }
@@ -282,13 +377,23 @@ static int read_scores(const moe_comm *comm, const moe_config *c, moe_input *in,
                                    c->model.num_experts, in->num_tokens_global);
     bool shares =
         c->router.score_func == MOE_SCORE_SOFTMAX || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    int64_t odd = 0;
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;
     }
     in->scores = moe_alloc(r.layers * r.count * r.columns, sizeof *in->scores, "recorded scores");
-    convert_scores(&r, c, in, shares, in->scores, st);
+    convert_scores(&r, c, shares, in, &odd, st);
     moe_free(r.data);
-    return moe_comm_agree(comm, st);
+    if (moe_comm_agree(comm, st)) {
+        return st->code;
+    }
+    in->odd_scores = odd;
+    moe_comm_sum_i64(comm, &in->odd_scores, 1);
+    if (in->odd_scores > 0) {
+        const int first = moe_comm_lowest_rank(comm, odd > 0);
+        moe_comm_bcast(comm, &in->odd_scores_sum, sizeof in->odd_scores_sum, first);
+    }
+    return MOE_OK;
 }
 
 static int read_routing(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st) {
@@ -319,12 +424,12 @@ static void load_bias(const moe_config *c, double *bias, moe_status *st) {
     int32_t n = c->model.num_experts, layers = c->model.num_layers;
     bool for_all = h.num_dims == 1 && h.shape[0] == n;
     bool for_each = h.num_dims == 2 && h.shape[0] == layers && h.shape[1] == n;
-    if ((!for_all && !for_each) || (h.dtype != MOE_F32 && h.dtype != MOE_F64)) {
+    if ((!for_all && !for_each) || !moe_dtype_is_float(h.dtype)) {
         moe_fail(
             st, MOE_USER,
             "router.bias_file = %s: it holds %lld numbers of type %s in %d dimensions; "
-            "allowed is [%d] (one bias for all layers) or [%d, %d] (layers, experts) of float32 "
-            "or float64",
+            "allowed is [%d] (one bias for all layers) or [%d, %d] (layers, experts) of float16, "
+            "float32 or float64",
             path, (long long)h.count, moe_dtype_name(h.dtype), h.num_dims, n, layers, n);
     }
     for (int64_t i = 0; i < (int64_t)layers * n && st->code == MOE_OK; i++) {
@@ -355,20 +460,29 @@ static int read_bias(const moe_comm *comm, const moe_config *c, moe_input *in, m
 
 /* --- hidden vectors --- */
 
-static void synthetic_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void synthetic_vectors(const moe_input *in,
+                              const moe_config *c,
+                              int64_t step,
+                              moe_batch *b,
+                              real *x) {
     (void)in;
     moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, b, step, x, NULL);
 }
 
-static void text_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void text_vectors(const moe_input *in,
+                         const moe_config *c,
+                         int64_t step,
+                         moe_batch *b,
+                         real *x) {
     moe_window_vectors(in->text, in->text_length, c->run.seed, c->train.context,
                        c->model.hidden_size, step, b, x);
 }
 
-static void keyed_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+static void keyed_vectors(const moe_input *in,
+                          const moe_config *c,
+                          int64_t step,
+                          moe_batch *b,
+                          real *x) {
     (void)in, (void)step;
     moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
 }
@@ -389,8 +503,11 @@ static const source sources[] = {
     [MOE_SOURCE_ROUTING] = {read_routing, keyed_vectors},
 };
 
-void moe_input_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x) {
+void moe_input_vectors(const moe_input *in,
+                       const moe_config *c,
+                       int64_t step,
+                       moe_batch *b,
+                       real *x) {
     sources[c->data.source].vectors(in, c, step, b, x);
 }
 
@@ -403,6 +520,10 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
     }
     if (st->code == MOE_OK && c->data.boundaries[0]) {
         moe_input_read_boundaries(comm, c, in, st);
+    }
+    if (st->code == MOE_OK && c->data.source == MOE_SOURCE_LOGITS) {
+        check_enabled(comm, c, in, st);
+        moe_comm_agree(comm, st);
     }
     if (st->code == MOE_OK && c->router.bias_file[0]) {
         read_bias(comm, c, in, st);

@@ -15,16 +15,19 @@ typedef struct moe_input {
                                   stand in the order of their paths */
     int64_t text_length;
     int32_t num_domains;
-    int64_t *domain_offset;      /* [num_domains + 1] domain i (a file or folder) has the bytes
-                                    domain_offset[i] .. domain_offset[i+1] - 1 of the text */
-    void *logits;                /* [layers][T,N] float or double, as in the file */
-    enum moe_dtype logits_dtype; /* MOE_F32 or MOE_F64 */
-    int32_t *routing;            /* [layers][T,K] */
-    int32_t routing_k;           /* K */
-    real *weights;               /* [layers][T,K] */
-    double *scores;              /* [layers][T,N] */
-    uint8_t *mask;               /* [T] 1 = the token counts; NULL = all count */
-    int64_t num_counted;         /* tokens of all ranks that mask counts, where there is a mask */
+    int64_t *domain_offset;       /* [num_domains + 1] domain i (a file or folder) has the bytes
+                                     domain_offset[i] .. domain_offset[i+1] - 1 of the text */
+    void *logits;                 /* [layers][T,N] float or double */
+    enum moe_dtype logits_dtype;  /* MOE_F32 or MOE_F64 */
+    bool logits_look_like_shares; /* each row lies in [0,1] and sums to 1: were they meant? */
+    int32_t *routing;             /* [layers][T,K] */
+    int32_t routing_k;            /* K */
+    real *weights;                /* [layers][T,K] */
+    double *scores;               /* [layers][T,N] */
+    int64_t odd_scores;    /* rows of scores, of all ranks, that should sum to 1 and do not */
+    double odd_scores_sum; /* the sum of the first of them */
+    uint8_t *mask;         /* [T] 1 = the token counts; NULL = all count */
+    int64_t num_counted;   /* tokens of all ranks that mask counts, where there is a mask */
     int64_t *boundary;     /* [num_sequences + 1] first tokens of sequences, then the number of
                               all tokens, on every rank; NULL: data.sequence_length */
     int64_t num_sequences; /* of boundary */
@@ -52,8 +55,11 @@ int moe_input_check(const moe_input *in, const moe_config *c, int64_t tokens, mo
 /* Collective. Lays out `tokens` tokens of the global batch over devices and ranks, with the
  * boundaries and the mask of the input, which has to outlive *b. The caller owns *b:
  * moe_batch_free. */
-void moe_input_layout(
-    const moe_input *in, const moe_config *c, const moe_comm *comm, int64_t tokens, moe_batch *b);
+void moe_input_layout(const moe_input *in,
+                      const moe_config *c,
+                      const moe_comm *comm,
+                      int64_t tokens,
+                      moe_batch *b);
 
 /* Local. How many of `tokens` tokens are routed, and the length of the longest sequence. */
 int64_t moe_input_routed(const moe_input *in, const moe_config *c, int64_t tokens);
@@ -61,7 +67,10 @@ int64_t moe_input_longest_sequence(const moe_input *in, const moe_config *c, int
 
 /* Local. x [T,H] of a step from the source that the configuration names: random topics, windows of
  * the text (which also fills b->byte), or, where the files have no hidden states, keyed vectors. */
-void moe_input_vectors(
-    const moe_input *in, const moe_config *c, int64_t step, moe_batch *b, real *x);
+void moe_input_vectors(const moe_input *in,
+                       const moe_config *c,
+                       int64_t step,
+                       moe_batch *b,
+                       real *x);
 
 #endif

@@ -73,8 +73,11 @@ int moe_input_check(const moe_input *in, const moe_config *c, int64_t tokens, mo
 
 /* --- layout --- */
 
-void moe_input_layout(
-    const moe_input *in, const moe_config *c, const moe_comm *comm, int64_t tokens, moe_batch *b) {
+void moe_input_layout(const moe_input *in,
+                      const moe_config *c,
+                      const moe_comm *comm,
+                      int64_t tokens,
+                      moe_batch *b) {
     if (in->boundary) {
         moe_batch_layout_boundaries(b, tokens, in->boundary, in->num_sequences, c->cluster.devices,
                                     comm->rank, comm->size);

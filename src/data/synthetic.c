@@ -32,8 +32,11 @@ static int32_t draw_topic(const double *cumulative, int32_t num_topics, double u
     return low;
 }
 
-static void draw_topics(
-    const moe_data_config *data, int64_t seed, const moe_batch *b, int64_t step, int32_t *topic) {
+static void draw_topics(const moe_data_config *data,
+                        int64_t seed,
+                        const moe_batch *b,
+                        int64_t step,
+                        int32_t *topic) {
     moe_rng of_sequence = {(uint64_t)seed, MOE_RNG_TOPIC_OF_SEQUENCE},
             of_token = {(uint64_t)seed, MOE_RNG_TOPIC_OF_TOKEN};
     int32_t n = data->num_topics;

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
 
 typedef struct text_file {
     struct text_file *next;
@@ -76,9 +77,10 @@ static int compare_paths(const void *a, const void *b) {
 }
 
 static void read_file(const text_file *file, uint8_t *out, moe_status *st) {
-    FILE *open_file = fopen(file->path, "rb");
+    const char *why;
+    FILE *open_file = moe_file_stream(file->path, &why);
     if (!open_file) {
-        moe_fail(st, MOE_USER, "%s: it cannot be read: %s", file->path, strerror(errno));
+        moe_fail(st, MOE_USER, "%s: it cannot be read: %s", file->path, why);
         return;
     }
     if (fread(out, 1, (size_t)file->bytes, open_file) != (size_t)file->bytes) {
@@ -137,8 +139,11 @@ static int32_t cut_at_colons(char *paths) {
 
 /* Finds the files of all domains, whose paths stand one behind the other, each with its 0 at the
  * end. */
-static void find_domains(
-    text_list *list, const char *path, int32_t num_domains, int64_t *offset, moe_status *st) {
+static void find_domains(text_list *list,
+                         const char *path,
+                         int32_t num_domains,
+                         int64_t *offset,
+                         moe_status *st) {
     offset[0] = 0;
     for (int32_t i = 0; i < num_domains && st->code == MOE_OK; i++) {
         find_domain(&list[i], path, st);

@@ -46,13 +46,13 @@ static const char *shape_text(const moe_npy_header *h, char *out, size_t capacit
 }
 
 static int check_kind(const moe_token_array *a, moe_status *st) {
-    bool is_float = a->header.dtype == MOE_F32 || a->header.dtype == MOE_F64;
+    bool is_float = moe_dtype_is_float(a->header.dtype);
     if (is_float == (a->kind == MOE_KIND_FLOAT)) {
         return MOE_OK;
     }
     return moe_token_array_fail(a, st, "its dtype is %s; allowed are %s",
                                 moe_dtype_name(a->header.dtype),
-                                is_float ? "integers and bool" : "float32 and float64");
+                                is_float ? "integers and bool" : "float16, float32 and float64");
 }
 
 /* A flat array has the shape [T] or [B,S]. */
@@ -111,6 +111,9 @@ static int check_memory(const moe_comm *comm, const moe_token_array *a, moe_stat
     int64_t row_bytes = a->columns * (int64_t)moe_dtype_size(a->header.dtype),
             available = moe_memory_available();
     int64_t share = a->layers * a->count * row_bytes;
+    if (a->header.dtype == MOE_F16) {
+        share *= 3; /* the float32 beside it */
+    }
     if (available < 0 || share <= available / comm->local_size) {
         return MOE_OK;
     }
@@ -136,8 +139,11 @@ static int64_t overlap(const block *b, int q, int64_t begin, int64_t end, int64_
     return to > *from ? to - *from : 0;
 }
 
-static void deal_block(
-    const moe_comm *comm, const block *b, int64_t begin, int64_t end, char *mine) {
+static void deal_block(const moe_comm *comm,
+                       const block *b,
+                       int64_t begin,
+                       int64_t end,
+                       char *mine) {
     int n = comm->size;
     int64_t *send_count = b->counts;
     int64_t *send_offset = b->counts + n;
@@ -198,6 +204,18 @@ static int read_share(const moe_comm *comm, int32_t devices, moe_token_array *a,
     return st->code;
 }
 
+/* Makes float32 of float16, which is exact: nobody behind this knows float16. */
+static void widen(moe_token_array *a) {
+    int64_t num = a->layers * a->count * a->columns;
+    float *wide = moe_alloc(num, sizeof *wide, "input");
+    for (int64_t i = 0; i < num; i++) {
+        wide[i] = (float)moe_npy_f64(&a->header, a->data, i);
+    }
+    moe_free(a->data);
+    a->data = wide;
+    a->header.dtype = MOE_F32;
+}
+
 int moe_token_array_read(const moe_comm *comm,
                          int32_t devices,
                          moe_token_array *a,
@@ -212,6 +230,9 @@ int moe_token_array_read(const moe_comm *comm,
     if (check_kind(a, st) == MOE_OK &&
         (a->flat ? check_flat(a, st) : check_rows(a, st)) == MOE_OK) {
         read_share(comm, devices, a, st);
+    }
+    if (st->code == MOE_OK && a->header.dtype == MOE_F16) {
+        widen(a);
     }
     if (a->file) {
         fclose(a->file);

@@ -10,7 +10,8 @@
 #include "base/status.h"
 #include "world/comm.h"
 
-/* Which numbers are allowed: float32 and float64, or every integer type and bool. */
+/* Which numbers are allowed: float16 (which becomes float32), float32 and float64, or every integer
+ * type and bool. */
 enum moe_kind { MOE_KIND_FLOAT, MOE_KIND_INTEGER };
 
 typedef struct moe_token_array {
@@ -28,7 +29,7 @@ typedef struct moe_token_array {
     moe_npy_header header;
     FILE *file;           /* open on rank 0 while it is read */
     int64_t first, count; /* this rank's tokens */
-    void *data;           /* [layers][count][columns] of this rank, in the file's dtype. The caller
+    void *data;           /* [layers][count][columns] of this rank, in header.dtype. The caller
                              frees it with moe_free */
 } moe_token_array;
 

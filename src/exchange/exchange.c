@@ -365,8 +365,11 @@ MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n)
 /* What one device returns for a token, whose rows from this device begin at *i: its only row where
  * it stands, or the sum of its rows, in ascending order of experts, in scratch. *i becomes the row
  * behind them. */
-static const real *device_sum(
-    const moe_plan *plan, const returned_rows *b, int64_t *i, int64_t end, real *scratch) {
+static const real *device_sum(const moe_plan *plan,
+                              const returned_rows *b,
+                              int64_t *i,
+                              int64_t end,
+                              real *scratch) {
     const int64_t *row = plan->token_row;
     int32_t device = plan->row_device[row[*i]];
     const real *sum = returned_row(b, row[*i]);
@@ -408,8 +411,11 @@ static void sum_token(const moe_plan *plan,
     }
 }
 
-void moe_exchange_combine(
-    moe_exchange *e, const moe_plan *plan, const real *results, int32_t devices_per_node, real *y) {
+void moe_exchange_combine(moe_exchange *e,
+                          const moe_plan *plan,
+                          const real *results,
+                          int32_t devices_per_node,
+                          real *y) {
     const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
     int64_t hidden = in->hidden;

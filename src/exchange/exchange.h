@@ -100,8 +100,11 @@ static inline const real *moe_inbox_row(const moe_inbox *in, int64_t r) {
 /* Collective. results [inbox rows, H] is what the experts return for each row, weighted and summed
  * inside the device. y [T,H] becomes the sum over nodes of the sum over a node's devices of the sum
  * over a device's experts, each in ascending order. */
-void moe_exchange_combine(
-    moe_exchange *e, const moe_plan *plan, const real *results, int32_t devices_per_node, real *y);
+void moe_exchange_combine(moe_exchange *e,
+                          const moe_plan *plan,
+                          const real *results,
+                          int32_t devices_per_node,
+                          real *y);
 
 /* Collective. The backward of combine: sends dy [T,H] along the rows of the dispatch that filled
  * the inbox; they arrive in inbox.dy. */

@@ -142,8 +142,11 @@ static void place_blocks(moe_plan *plan) {
 
 /* Pass 2 for the tokens of local device j: writes their rows and pairs. `listed` is the number of
  * entries of token_row before; returns the number after. */
-static int64_t fill_device(
-    moe_plan *plan, int32_t j, const moe_batch *batch, const moe_routing *routing, int64_t listed) {
+static int64_t fill_device(moe_plan *plan,
+                           int32_t j,
+                           const moe_batch *batch,
+                           const moe_routing *routing,
+                           int64_t listed) {
     const moe_row_format *format = moe_row_format_of(plan->mode);
     int64_t *row_cursor = plan->cursor + (int64_t)j * plan->devices,
             *pair_cursor = row_cursor + (int64_t)plan->num_local * plan->devices;

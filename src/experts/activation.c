@@ -73,8 +73,12 @@ void moe_activation_relu(const real *h1, const real *h3, real *h, int64_t n) {
 }
 
 /* silu'(a) = sigma(a) (1 + a (1 - sigma(a))) */
-MOE_CLONES void moe_activation_swiglu_backward(
-    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+MOE_CLONES void moe_activation_swiglu_backward(const real *h1,
+                                               const real *h3,
+                                               const real *dh,
+                                               real *dh1,
+                                               real *dh3,
+                                               int64_t n) {
     for (int64_t i = 0; i < n; i++) {
         real s = sigmoid(h1[i]);
         real a = h1[i];
@@ -85,8 +89,12 @@ MOE_CLONES void moe_activation_swiglu_backward(
     }
 }
 
-MOE_CLONES void moe_activation_silu_backward(
-    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+MOE_CLONES void moe_activation_silu_backward(const real *h1,
+                                             const real *h3,
+                                             const real *dh,
+                                             real *dh1,
+                                             real *dh3,
+                                             int64_t n) {
     (void)h3, (void)dh3;
     for (int64_t i = 0; i < n; i++) {
         real s = sigmoid(h1[i]), a = h1[i];
@@ -95,8 +103,12 @@ MOE_CLONES void moe_activation_silu_backward(
 }
 
 /* gelu'(a) = (1 + erf(a / sqrt 2)) / 2 + a e^(-a^2/2) / sqrt(2 pi) */
-void moe_activation_gelu_backward(
-    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+void moe_activation_gelu_backward(const real *h1,
+                                  const real *h3,
+                                  const real *dh,
+                                  real *dh1,
+                                  real *dh3,
+                                  int64_t n) {
     (void)h3, (void)dh3;
     for (int64_t i = 0; i < n; i++) {
         double a = h1[i];
@@ -105,8 +117,12 @@ void moe_activation_gelu_backward(
     }
 }
 
-void moe_activation_relu_backward(
-    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n) {
+void moe_activation_relu_backward(const real *h1,
+                                  const real *h3,
+                                  const real *dh,
+                                  real *dh1,
+                                  real *dh3,
+                                  int64_t n) {
     (void)h3, (void)dh3;
     for (int64_t i = 0; i < n; i++) {
         dh1[i] = h1[i] > 0 ? dh[i] : 0;

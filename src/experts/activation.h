@@ -15,8 +15,12 @@ typedef void moe_activation_forward(const real *h1, const real *h3, real *h, int
 
 /* Local. The derivatives at the pre-activations: dh1[i] = dh[i] * dh/dh1, and for swiglu dh3[i] =
  * dh[i] * silu(h1[i]); the others do not write dh3. dh1 may be dh's array. */
-typedef void moe_activation_backward(
-    const real *h1, const real *h3, const real *dh, real *dh1, real *dh3, int64_t n);
+typedef void moe_activation_backward(const real *h1,
+                                     const real *h3,
+                                     const real *dh,
+                                     real *dh1,
+                                     real *dh3,
+                                     int64_t n);
 
 moe_activation_forward moe_activation_swiglu, moe_activation_silu, moe_activation_gelu,
     moe_activation_relu;

@@ -114,8 +114,11 @@ static void reserve(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b
 }
 
 /* Gathers the vectors of pairs begin .. begin + n - 1, as they are grouped, into `to` [n,H]. */
-static void gather(
-    const moe_inbox *in, const moe_inbox_rows *rows, int64_t begin, int64_t n, real *to) {
+static void gather(const moe_inbox *in,
+                   const moe_inbox_rows *rows,
+                   int64_t begin,
+                   int64_t n,
+                   real *to) {
     for (int64_t i = 0; i < n; i++) {
         memcpy(to + i * in->hidden,
                moe_inbox_vector(in, rows, in->pair_row[in->slot_pair[begin + i]]),

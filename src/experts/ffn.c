@@ -157,8 +157,13 @@ static void linear_forward(const linear *l, int64_t rows, const real *x, real *l
 
 /* dW += dy^T x, dx = beta dx + dy W; with adapters also dB += dy^T (s x A^T), e = s dy B, dA += e^T
  * x, dx += e A. low is scratch of 2 rows r numbers. */
-static void linear_backward(
-    const linear *l, int64_t rows, const real *x, const real *dy, real *low, real beta, real *dx) {
+static void linear_backward(const linear *l,
+                            int64_t rows,
+                            const real *x,
+                            const real *dy,
+                            real *low,
+                            real beta,
+                            real *dx) {
     if (l->dw) {
         moe_gemm_tn(l->out, l->in, rows, dy, x, 1, l->dw);
     }
@@ -177,8 +182,13 @@ static void linear_backward(
 
 /* --- one FFN --- */
 
-void moe_ffn_pre_activations(
-    const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *low, real *h1, real *h3) {
+void moe_ffn_pre_activations(const moe_ffn *f,
+                             int64_t i,
+                             int64_t rows,
+                             const real *x,
+                             real *low,
+                             real *h1,
+                             real *h3) {
     linear first = linear_of(f, NULL, 1, i), third = linear_of(f, NULL, 3, i);
     if (!f->w1) {
         return;

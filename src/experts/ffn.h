@@ -67,8 +67,13 @@ void moe_ffn_free(moe_ffn *f);
 
 /* Local. h1, h3 [rows,F] become W1 x and W3 x of FFN i for x [rows,H]. low is scratch of rows *
  * rank numbers (lora). */
-void moe_ffn_pre_activations(
-    const moe_ffn *f, int64_t i, int64_t rows, const real *x, real *low, real *h1, real *h3);
+void moe_ffn_pre_activations(const moe_ffn *f,
+                             int64_t i,
+                             int64_t rows,
+                             const real *x,
+                             real *low,
+                             real *h1,
+                             real *h3);
 
 /* Local. y [rows,H] = FFN_i(x [rows,H]). h1, h3 [rows,F] receive the pre-activations, h [rows,F]
  * the activation; h may be h1. low is scratch of rows * rank numbers (lora). Calls each GEMM once.

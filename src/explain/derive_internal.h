@@ -31,12 +31,12 @@ typedef struct moe_pieces {
 } moe_pieces;
 void moe_pieces_add(moe_pieces *p, const char *format, ...) MOE_PRINTF(2, 3);
 
-/* derive_losses.c: the means over layers and micro-batches, and the total. */
+/* --- derive_losses.c: the means over layers and micro-batches, and the total --- */
 void moe_derive_losses_over_layers(moe_derivation *d,
                                    const moe_config *c,
                                    const moe_step_metrics *m,
                                    const moe_figures *f);
-/* derive_volume.c: devices per token, rows, bytes. */
+/* --- derive_volume.c: devices per token, rows, bytes --- */
 void moe_derive_volume(moe_derivation *d,
                        const moe_config *c,
                        const moe_step_metrics *m,

@@ -66,8 +66,11 @@ static int larger_first(const void *a, const void *b) {
 
 /* Computes the terms of a loss in a cell, largest first, and returns their sum. terms [N or D] gets
  * *count of them. */
-static double terms_of(
-    const moe_derive_job *job, int64_t *cell, int loss, term *terms, int32_t *count) {
+static double terms_of(const moe_derive_job *job,
+                       int64_t *cell,
+                       int loss,
+                       term *terms,
+                       int32_t *count) {
     const moe_stats *s = &job->scopes->global; /* used for its shape only */
     int32_t n = s->num_experts, units = losses[loss].by_device ? s->devices : n;
     double sum = 0, *a = moe_alloc(MOE_COEFFICIENTS * (int64_t)n, sizeof *a, "derivation");
@@ -116,8 +119,11 @@ static double value_of(const moe_derive_job *job, int64_t *cell, int loss, term 
 }
 
 /* Writes "f_40 P_40 + ... = 5.67 x 0.0124 + ...; f_40 = 128 x 34 / 768". */
-static void write_terms(
-    const moe_derive_job *job, int64_t *cell, int loss, term *terms, moe_pieces *p) {
+static void write_terms(const moe_derive_job *job,
+                        int64_t *cell,
+                        int loss,
+                        term *terms,
+                        moe_pieces *p) {
     const moe_stats *s = &job->scopes->global;
     int32_t count;
     int64_t tokens = cell[MOE_STAT_TOKENS];
@@ -151,8 +157,11 @@ static void write_terms(
     }
 }
 
-static void write_value(
-    const moe_derive_job *job, int64_t *cell, int loss, term *terms, moe_pieces *p) {
+static void write_value(const moe_derive_job *job,
+                        int64_t *cell,
+                        int loss,
+                        term *terms,
+                        moe_pieces *p) {
     const moe_stats *s = &job->scopes->global;
     double tokens = (double)cell[MOE_STAT_TOKENS], mean, variance;
     if (losses[loss].is_sum) {
@@ -351,6 +360,9 @@ static void add_total(moe_derivation *d,
                       const moe_layer_metrics *metrics) {
     moe_pieces p = {.length = 0};
     double sum = 0;
+    if (isnan(metrics->total)) {
+        return; /* a loss with a coefficient needs what was not recorded */
+    }
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
         double alpha = job->balance->alpha[loss];
         if (alpha == 0) {
@@ -463,8 +475,8 @@ static void add_layer_means(moe_derivation *d, const moe_step_metrics *m, const 
 static void add_step_total(moe_derivation *d, const moe_step_metrics *m, const moe_figures *f) {
     double sum = 0;
     moe_pieces p = {.length = 0};
-    if (m->num_layers == 1 || isnan(m->layer[0].total)) {
-        return;
+    if (m->num_layers == 1 || isnan(f->total)) {
+        return; /* one layer, or a loss that a recording does not allow to compute */
     }
     for (int32_t l = 0; l < m->num_layers; l++) {
         sum += m->layer[l].total;

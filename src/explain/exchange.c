@@ -59,8 +59,11 @@ typedef struct asked { /* a choice of the token whose place all ranks look for *
 
 /* Whether pair i of the local token t takes its place before the choice, by class, key, token and
  * expert. */
-static bool is_before(
-    const moe_watched *w, const pair_order *o, int64_t t, int64_t i, const asked *k) {
+static bool is_before(const moe_watched *w,
+                      const pair_order *o,
+                      int64_t t,
+                      int64_t i,
+                      const asked *k) {
     int64_t token = w->context->batch->first_token + t;
     if (o->group[i] != k->group) {
         return o->group[i] < k->group;

@@ -119,12 +119,18 @@ static void add_gradient(const moe_watched *w, double alpha_z, const double *a, 
                                  .inverse_counted = 1 / (double)w->e->counted_tokens};
     alone one;
     set_alone(w, &w->a->routing, &one);
-    moe_loss_gradient(router, &one.batch, one.logits, &one.routing, 0, 1, &all, dz);
-    if (router->load_form != MOE_LOAD_SHAZEER || !w->context->trains) {
+    const bool keeps = w->context->trains && moe_noise_keeps_clean(router);
+    const int64_t at = w->local * (int64_t)w->e->num_experts;
+    moe_noisy noisy = {0};
+    if (keeps) {
+        noisy = (moe_noisy){w->a->noisy.clean + at, w->a->noisy.v ? w->a->noisy.v + at : NULL};
+    }
+    moe_loss_gradient(router, &one.batch, one.logits, keeps ? &noisy : NULL, &one.routing, 0, 1,
+                      &all, dz);
+    if (!keeps || router->load_form != MOE_LOAD_SHAZEER) {
         return;
     }
-    int64_t n = w->e->num_experts, at = w->local * n;
-    moe_noisy noisy = {w->a->noisy.clean + at, w->a->noisy.v ? w->a->noisy.v + at : NULL};
+    const int64_t n = w->e->num_experts;
     moe_smooth_load_gradient(router, &noisy, &one.batch, one.logits, &one.routing, 0, 1, a + 2 * n,
                              1 / w->e->divisor, dz, NULL);
 }
@@ -187,7 +193,9 @@ void moe_explain_task_gradient(const moe_watched *w, const real *dg) {
     alone one;
     set_alone(w, r, &one);
     memset(e->task_gradient, 0, (size_t)e->num_experts * sizeof(double));
-    moe_weight_gradient(&w->layer->router, one.logits, &one.routing, dg + begin, e->task_gradient);
+    const int32_t *server = moe_activations_servers(w->a);
+    moe_weight_gradient(&w->layer->router, one.logits, &one.routing, server ? server + begin : NULL,
+                        dg + begin, e->task_gradient);
     for (int32_t k = 0; k < e->num_choices; k++) {
         for (int64_t i = begin; i < end; i++) {
             if (r->expert[i] == (r == &w->a->routing ? e->choice[k].expert : e->choice[k].server)) {

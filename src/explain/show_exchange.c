@@ -3,12 +3,14 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "base/status.h"
 #include "explain/show_internal.h"
+#include "router/methods.h"
 
 /* --- choices and weights --- */
 
 static const char *choice_rule(const moe_config *c) {
-    static const char *const rules[] = {
+    static const char *const rules[MOE_NUM_METHODS] = {
         [MOE_METHOD_GSHARD] = "the best and a second (router.second_choice)",
         [MOE_METHOD_SINKHORN] = "the top_k best after sinkhorn's balancing factors",
         [MOE_METHOD_HASH] = "a hash of the token decides, not the scores",
@@ -16,7 +18,9 @@ static const char *choice_rule(const moe_config *c) {
         [MOE_METHOD_ROUND_ROBIN] = "experts are dealt in turn, whatever the scores",
         [MOE_METHOD_EXPERT_CHOICE] =
             "experts choose: these took the token among the T K / N best of its device"};
-    return moe_config_recorded(c) ? "as recorded" : rules[c->router.method];
+    const char *rule = moe_config_recorded(c) ? "as recorded" : rules[c->router.method];
+    MOE_ASSERT(rule != NULL); /* every method that is not ranked has a sentence here */
+    return rule;
 }
 
 static void print_choice_rule(const moe_screen *s,

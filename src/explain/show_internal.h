@@ -10,7 +10,7 @@
 
 /* --- parts of a layer, in their order --- */
 
-/* show_exchange.c: the chosen experts, the rows, and what comes back. */
+/* --- show_exchange.c: the chosen experts, the rows, and what comes back --- */
 void moe_explain_show_choices(const moe_screen *s,
                               const moe_config *c,
                               const moe_explained_layer *l);
@@ -22,7 +22,7 @@ void moe_explain_show_outputs(const moe_screen *s,
                               const moe_config *c,
                               const moe_explained_layer *l);
 
-/* show_losses.c: the token's share of the losses, and the gradient that it gets. */
+/* --- show_losses.c: the token's share of the losses, and the gradient that it gets --- */
 void moe_explain_show_losses(const moe_screen *s,
                              const moe_config *c,
                              const moe_explained_layer *l);
@@ -30,7 +30,7 @@ void moe_explain_show_gradients(const moe_screen *s,
                                 const moe_config *c,
                                 const moe_explained_layer *l);
 
-/* --- shared: show_shared.c --- */
+/* --- show_shared.c --- */
 
 /* Picks the experts that get a line, at most `most` of them: the chosen ones first, then those that
  * are ranked highest. They are put into `expert` in falling order of what they are ranked by, then

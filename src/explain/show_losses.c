@@ -155,8 +155,11 @@ static int columns_of(const moe_explained_layer *l, int column[MOST_COLUMNS]) {
     return count;
 }
 
-static double in_column(
-    const moe_explained_layer *l, const int *column, int i, int columns, int32_t expert) {
+static double in_column(const moe_explained_layer *l,
+                        const int *column,
+                        int i,
+                        int columns,
+                        int32_t expert) {
     if (column[i] != OTHER_LOSSES) {
         return l->gradient[(int64_t)column[i] * l->num_experts + expert];
     }

@@ -35,7 +35,7 @@ double moe_imbalance_max_over_mean(const int64_t *load, int64_t n);
 /* Local. The expected value of min(limit, X), where X is the number of distinct groups (of
  * num_experts / groups experts each) among top_k experts that are drawn uniformly without
  * replacement. With limit >= groups this is E[X] = D (1 - C(N-n,K) / C(N,K)), which routing
- * without any preference would reach. docs/method.md section 1. */
+ * without any preference would reach. docs/method.md section 1.9. */
 double moe_imbalance_expected_reach(int32_t num_experts,
                                     int32_t groups,
                                     int32_t top_k,

@@ -109,8 +109,12 @@ static moe_check *find_check(moe_step_metrics *m, const char *name) {
     return NULL;
 }
 
-void moe_step_metrics_check(
-    moe_step_metrics *m, const char *name, bool made, bool passed, const char *detail, ...) {
+void moe_step_metrics_check(moe_step_metrics *m,
+                            const char *name,
+                            bool made,
+                            bool passed,
+                            const char *detail,
+                            ...) {
     moe_check now = {.made = made, .passed = passed};
     MOE_ASSERT(strlen(name) < sizeof now.name);
     memcpy(now.name, name, strlen(name));

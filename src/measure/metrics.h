@@ -175,9 +175,12 @@ void moe_step_metrics_join(moe_step_metrics *step,
 /* Local. Adds a self-check, whose detail is a printf format. A check of the same name is merged
  * with it: it was made if one of the two was, it passed if both did, and the detail of the first
  * failure stays. */
-void moe_step_metrics_check(
-    moe_step_metrics *m, const char *name, bool made, bool passed, const char *detail, ...)
-    MOE_PRINTF(5, 6);
+void moe_step_metrics_check(moe_step_metrics *m,
+                            const char *name,
+                            bool made,
+                            bool passed,
+                            const char *detail,
+                            ...) MOE_PRINTF(5, 6);
 
 /* Local. Whether every check that was made passed. */
 bool moe_step_metrics_all_passed(const moe_step_metrics *m);

@@ -42,8 +42,12 @@ void moe_timeline_end(moe_timeline *t, int64_t span, double end) {
     }
 }
 
-void moe_timeline_add(
-    moe_timeline *t, int kind, int32_t layer, double begin, double end, const moe_span_rows *rows) {
+void moe_timeline_add(moe_timeline *t,
+                      int kind,
+                      int32_t layer,
+                      double begin,
+                      double end,
+                      const moe_span_rows *rows) {
     int64_t i = moe_timeline_begin(t, kind, layer, begin);
     moe_timeline_end(t, i, end);
     if (i >= 0 && rows) {

@@ -56,8 +56,12 @@ int64_t moe_timeline_begin(moe_timeline *t, int kind, int32_t layer, double begi
 void moe_timeline_end(moe_timeline *t, int64_t span, double end);
 
 /* Adds a span that is over. rows may be NULL. */
-void moe_timeline_add(
-    moe_timeline *t, int kind, int32_t layer, double begin, double end, const moe_span_rows *rows);
+void moe_timeline_add(moe_timeline *t,
+                      int kind,
+                      int32_t layer,
+                      double begin,
+                      double end,
+                      const moe_span_rows *rows);
 
 void moe_timeline_free(moe_timeline *t);
 

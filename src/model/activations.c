@@ -11,7 +11,7 @@ void moe_activations_reserve(moe_activations *a,
     int64_t logits = layer->gate ? tokens * layer->router.num_experts : 0;
     int64_t inner = context->keep ? tokens * layer->shared.width : 0;
     bool jitters = layer->gate && moe_noise_jitters(&layer->router, draw);
-    bool smooth = draw->training && layer->router.load_form == MOE_LOAD_SHAZEER;
+    bool smooth = draw->training && moe_noise_keeps_clean(&layer->router);
     bool shared = layer->shared.count > 0;
     moe_block_array table[] = {
         MOE_ARRAY(a->u, layer->norm ? hidden : 0),
@@ -45,6 +45,10 @@ const moe_routing *moe_activations_sent(const moe_activations *a) {
 
 const moe_routing *moe_activations_weighted(const moe_activations *a) {
     return a->drop.on && a->drop.reweighted ? &a->drop.sent : &a->routing;
+}
+
+const int32_t *moe_activations_servers(const moe_activations *a) {
+    return a->drop.on && a->drop.moves && !a->drop.reweighted ? a->drop.server : NULL;
 }
 
 moe_span_rows moe_activations_rows(const moe_activations *a) {

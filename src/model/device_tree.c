@@ -109,8 +109,11 @@ void moe_device_tree_free(moe_device_tree *tree) {
 /* --- between the vectors and the pieces --- */
 
 /* Row j of the vectors laid end to end, elements begin .. begin + count - 1. */
-static void gather(
-    const moe_device_vector *vector, int32_t j, int64_t begin, int64_t count, real *out) {
+static void gather(const moe_device_vector *vector,
+                   int32_t j,
+                   int64_t begin,
+                   int64_t count,
+                   real *out) {
     for (; count > 0; vector++) {
         int64_t n = vector->count - begin < count ? vector->count - begin : count;
         if (n > 0) {

@@ -84,8 +84,12 @@ void moe_layer_free(moe_layer *layer) {
 
 /* --- the table of parameters --- */
 
-static int add_replicated(
-    moe_parameters *all, int32_t layer, const char *what, bool decay, int64_t size, real *value) {
+static int add_replicated(moe_parameters *all,
+                          int32_t layer,
+                          const char *what,
+                          bool decay,
+                          int64_t size,
+                          real *value) {
     char name[64];
     if (!value) {
         return -1;
@@ -114,9 +118,9 @@ static int add_experts(moe_parameters *all,
         p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
 }
 
-moe_layer_slots moe_layer_register(const moe_layer *layer,
-                                   const moe_context *context,
-                                   moe_parameters *all) {
+moe_layer_indices moe_layer_register(const moe_layer *layer,
+                                     const moe_context *context,
+                                     moe_parameters *all) {
     int32_t i = layer->index;
     const moe_ffn *e = &layer->experts;
     int64_t h = e->hidden;
@@ -124,7 +128,7 @@ moe_layer_slots moe_layer_register(const moe_layer *layer,
     int64_t r = e->rank;
     int64_t shared = layer->shared.hidden * layer->shared.width;
     bool frozen = r > 0;
-    return (moe_layer_slots){
+    return (moe_layer_indices){
         .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts,
                                layer->gate),
         .gate_noise = add_replicated(all, i, "gate_noise", true,

@@ -38,17 +38,17 @@ typedef struct moe_layer {
 } moe_layer;
 
 /* Where the parameters of a layer stand in the table of parameters; -1 = the layer has none. */
-typedef struct moe_layer_slots {
+typedef struct moe_layer_indices {
     int gate, gate_noise, norm;
     int w1, w2, w3;             /* of the experts */
     int a1, a2, a3, b1, b2, b3; /* adapters; then w1, w2, w3 are frozen and not in the table */
     int shared_w1, shared_w2, shared_w3;
-} moe_layer_slots;
+} moe_layer_indices;
 
 /* What a forward pass of one layer leaves behind for the tally, the explanation and the gradient.
  * The memory is used again from step to step. */
 typedef struct moe_activations {
-    moe_block block;     /* all arrays of the next three paragraphs */
+    moe_block block;     /* memory of u, inverse_rms, jittered, gate_logits, clean, v, shared_* */
     real *u;             /* [T,H] normed x; NULL without norm */
     double *inverse_rms; /* [T] of the norm */
     const real *layer_x; /* the layer's input, before the norm; the caller's */
@@ -57,9 +57,9 @@ typedef struct moe_activations {
     real *jittered;      /* [T,H]; NULL without jitter */
 
     real *gate_logits; /* [T,N] */
-    real *clean;       /* [T,N] logits before noise, for the smooth load of Shazeer et al. */
-    real *v;           /* [T,N] gate_x W_noise */
-    moe_noisy noisy;   /* these two, as the router looks at them */
+    real *clean;       /* [T,N] logits before noise, for a smooth load or the importance */
+    real *v;           /* [T,N] gate_x W_noise, which makes the scale of the noise */
+    moe_noisy noisy;   /* clean and v, as the router takes them */
     moe_logits logits; /* gate_logits, or the recorded ones; both NULL for recorded routing */
 
     real *shared_y;              /* [T,H] output of the shared experts */
@@ -88,10 +88,10 @@ typedef struct moe_backward {
 
     moe_block pair_block; /* of the arrays by pair, whose number depends on the routing */
     real *dg;             /* [num_selections] gradient of the combine weights */
-    real *pairs;          /* [plan pairs] the same in the order of the plan */
+    real *dg_by_pair;     /* [plan pairs] the same gradients in the order of the plan */
 } moe_backward;
 
-/* layer.c */
+/* --- layer.c: parameters --- */
 
 /* Local. Keyed random parameters of layer `index`. Owner: the caller, moe_layer_free. */
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index);
@@ -99,15 +99,15 @@ void moe_layer_free(moe_layer *layer);
 
 /* Local. Adds the layer's parameters to the table as "layer<i>.gate", ".norm", ".experts.w1", ...,
  * ".shared.w1", ... */
-moe_layer_slots moe_layer_register(const moe_layer *layer,
-                                   const moe_context *context,
-                                   moe_parameters *all);
+moe_layer_indices moe_layer_register(const moe_layer *layer,
+                                     const moe_context *context,
+                                     moe_parameters *all);
 
 /* Local. What the layer's random choices are keyed by in this step. In training, but outside a
  * training step (validation), the router evaluates. */
 moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context);
 
-/* layer_forward.c */
+/* --- layer_forward.c --- */
 
 /* Collective. y [T,H] = sum of the shared experts + sum of g * FFN, without the residual. Fills
  * `metrics` but for what moe_tally_layer adds. x [T,H] must stay unchanged as long as the
@@ -119,7 +119,7 @@ void moe_layer_forward(const moe_layer *layer,
                        moe_activations *a,
                        moe_layer_metrics *metrics);
 
-/* layer_losses.c */
+/* --- layer_losses.c --- */
 
 /* Collective. The balance losses of the layer in every scope, from the statistics of the router and
  * the rows of the plan; fills their fields of `metrics`. The last layer also finishes the loss over
@@ -138,13 +138,13 @@ void moe_layer_dlogits(const moe_layer *layer,
                        double *dlogits,
                        double *spread);
 
-/* layer_backward.c */
+/* --- layer_backward.c --- */
 
 /* Collective. From dy [T,H] = d total / d y, where total includes sum alpha L of this layer: adds
  * the gradients of the layer's parameters to the table, and writes dx [T,H] = d total / d x through
  * the layer, without the residual. dx may be dy's array. */
 void moe_layer_backward(const moe_layer *layer,
-                        const moe_layer_slots *slots,
+                        const moe_layer_indices *indices,
                         const moe_context *context,
                         moe_activations *a,
                         moe_parameters *all,
@@ -155,7 +155,7 @@ void moe_layer_backward(const moe_layer *layer,
 
 void moe_backward_free(moe_backward *b);
 
-/* activations.c */
+/* --- activations.c --- */
 
 /* Local. Room for the arrays that this pass of the layer needs: draw says whether there is noise.
  */
@@ -172,6 +172,10 @@ const moe_routing *moe_activations_sent(const moe_activations *a);
  * before dropping, where a dropped pair has dg = 0 but its score is still in the normalisation of
  * the others; or the one that is sent, where weights were made anew for those that are left. */
 const moe_routing *moe_activations_weighted(const moe_activations *a);
+
+/* Local. The experts that serve the pairs of moe_activations_weighted where these may be others
+ * than were chosen; NULL elsewhere. */
+const int32_t *moe_activations_servers(const moe_activations *a);
 
 /* Local. Rows and pairs of this rank in the plan and the exchange, for the timeline. */
 moe_span_rows moe_activations_rows(const moe_activations *a);

@@ -1,5 +1,6 @@
-/* layer_backward.c: the gradient of one MoE layer: layer_forward.c read from its end. Each function
- * is the transpose of the one of the same name there; moe_layer_backward, at the end, is the order.
+/* layer_backward.c: the gradient of one MoE layer: layer_forward.c read from its end.
+ * moe_layer_backward, at the end of this file, is the order. X_backward is the transpose of
+ * X_forward or of the step of the exchange that is called X.
  *
  *   combine    y = sum g FFN(u)        the rows of dy go to the experts, as the rows of x went
  *   experts    FFN(u)                  dW, dg = <FFN(u), dy>, du of every pair
@@ -7,6 +8,10 @@
  *   router     g from the logits       dlogits from dg, and from the balance losses
  *   gate       logits = u Wg^T         dWg, du
  *   norm       u from x                dw, dx
+ *
+ * The transpose of combine sends rows as dispatch does, and the transpose of dispatch adds rows up
+ * as combine does. The timeline and the volumes name what moves: "dispatch backward" is the way of
+ * dy to the experts, "combine backward" the way of dx and dg back.
  *
  * The shared experts stand beside the routed path; their part of du is added after the gate's. */
 #include <string.h>
@@ -20,7 +25,7 @@
 /* What the steps of backward share. */
 typedef struct pass {
     const moe_layer *layer;
-    const moe_layer_slots *slots;
+    const moe_layer_indices *indices;
     const moe_context *context;
     moe_activations *a;
     moe_parameters *all;
@@ -30,11 +35,11 @@ typedef struct pass {
 } pass;
 
 /* The gradient of an expert parameter, and the partial of local device j of a replicated one. */
-static real *gradient_of(const pass *p, int slot) {
-    return slot < 0 ? NULL : p->all->p[slot].gradient;
+static real *gradient_of(const pass *p, int index) {
+    return index < 0 ? NULL : p->all->p[index].gradient;
 }
-static real *partial_of(const pass *p, int slot, int32_t j) {
-    return slot < 0 ? NULL : p->all->p[slot].partial + j * p->all->p[slot].size;
+static real *partial_of(const pass *p, int index, int32_t j) {
+    return index < 0 ? NULL : p->all->p[index].partial + j * p->all->p[index].size;
 }
 
 static void reserve(const pass *p) {
@@ -54,7 +59,7 @@ static void reserve(const pass *p) {
     };
     moe_block_array by_pair[] = {
         MOE_ARRAY(b->dg, moe_activations_weighted(a)->num_selections),
-        MOE_ARRAY(b->pairs, a->plan.num_pairs),
+        MOE_ARRAY(b->dg_by_pair, a->plan.num_pairs),
     };
     moe_block_reserve(&b->block, by_token, MOE_ARRAYS(by_token), "gradients of the activations");
     moe_block_reserve_varying(&b->pair_block, by_pair, MOE_ARRAYS(by_pair),
@@ -70,7 +75,7 @@ void moe_backward_free(moe_backward *b) {
 /* --- combine, experts, dispatch --- */
 
 static void experts_backward(const pass *p) {
-    const moe_layer_slots *s = p->slots;
+    const moe_layer_indices *s = p->indices;
     moe_ffn_gradient g = {.w1 = gradient_of(p, s->w1),
                           .w3 = gradient_of(p, s->w3),
                           .w2 = gradient_of(p, s->w2),
@@ -95,7 +100,7 @@ static void order_dg(const pass *p) {
     }
     for (int64_t pair = 0; pair < a->plan.num_pairs; pair++) {
         int64_t i = a->plan.pair_selection[pair];
-        p->b->dg[apart ? a->drop.selection[i] : i] = p->b->pairs[pair];
+        p->b->dg[apart ? a->drop.selection[i] : i] = p->b->dg_by_pair[pair];
     }
 }
 
@@ -103,7 +108,7 @@ static void dispatch_backward(const pass *p) {
     moe_activations *a = p->a;
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results,
                          p->context->config->cluster.devices_per_node, p->b->du);
-    moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, p->b->pairs);
+    moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, p->b->dg_by_pair);
     order_dg(p);
 }
 
@@ -114,8 +119,8 @@ static void router_backward(const pass *p) {
     moe_backward *b = p->b;
     int64_t n = p->context->batch->num_tokens * p->num_experts;
     moe_layer_dlogits(p->layer, p->context, p->a, b->dlogits, b->spread);
-    moe_weight_gradient(&p->layer->router, p->a->logits, moe_activations_weighted(p->a), b->dg,
-                        b->dlogits);
+    moe_weight_gradient(&p->layer->router, p->a->logits, moe_activations_weighted(p->a),
+                        moe_activations_servers(p->a), b->dg, b->dlogits);
     for (int64_t i = 0; i < n; i++) {
         b->dz[i] = (real)b->dlogits[i];
     }
@@ -159,11 +164,11 @@ static void gate_backward(const pass *p) {
     for (int32_t j = 0; j < batch->num_local_devices; j++) {
         int64_t begin = batch->device_offset[j], rows = batch->device_offset[j + 1] - begin;
         const real *x = p->a->gate_x + begin * h;
-        moe_gemm_tn(n, h, rows, p->b->dz + begin * n, x, 1, partial_of(p, p->slots->gate, j));
+        moe_gemm_tn(n, h, rows, p->b->dz + begin * n, x, 1, partial_of(p, p->indices->gate, j));
         moe_gemm_nn(rows, h, n, p->b->dz + begin * n, layer->gate, 1, du + begin * h);
         if (noise) {
             const real *dv = p->b->dv + begin * n;
-            moe_gemm_tn(n, h, rows, dv, x, 1, partial_of(p, p->slots->gate_noise, j));
+            moe_gemm_tn(n, h, rows, dv, x, 1, partial_of(p, p->indices->gate_noise, j));
             moe_gemm_nn(rows, h, n, dv, layer->gate_noise, 1, du + begin * h);
         }
     }
@@ -200,9 +205,9 @@ static void shared_backward(const pass *p, const real *dy) {
     }
     for (int32_t j = 0; j < batch->num_local_devices; j++) {
         int64_t begin = batch->device_offset[j], rows = batch->device_offset[j + 1] - begin;
-        moe_ffn_gradient g = {.w1 = partial_of(p, p->slots->shared_w1, j),
-                              .w3 = partial_of(p, p->slots->shared_w3, j),
-                              .w2 = partial_of(p, p->slots->shared_w2, j)};
+        moe_ffn_gradient g = {.w1 = partial_of(p, p->indices->shared_w1, j),
+                              .w3 = partial_of(p, p->indices->shared_w3, j),
+                              .w2 = partial_of(p, p->indices->shared_w2, j)};
         moe_experts_shared_backward(&p->layer->shared, &g, rows, a->x + begin * h,
                                     keep ? a->shared_h1 + begin * f : NULL,
                                     keep ? a->shared_h3 + begin * f : NULL, dy + begin * h,
@@ -230,7 +235,7 @@ static void norm_backward(const pass *p, real *dx) {
         int64_t begin = batch->device_offset[j], rows = batch->device_offset[j + 1] - begin;
         moe_rmsnorm_weight_gradient(a->layer_x + begin * h, a->inverse_rms + begin,
                                     p->b->du + begin * h, rows, h,
-                                    partial_of(p, p->slots->norm, j));
+                                    partial_of(p, p->indices->norm, j));
     }
     moe_rmsnorm_backward(a->layer_x, p->layer->norm, a->inverse_rms, p->b->du, batch->num_tokens, h,
                          dx);
@@ -238,7 +243,8 @@ static void norm_backward(const pass *p, real *dx) {
 
 /* --- the layer --- */
 
-/* dy and dx travel along the same rows as x and y; dg returns as metadata. */
+/* dy and dx travel along the same rows as x and y. Nothing else goes with dy, since the experts
+ * still have the pairs of the forward pass; dg returns beside dx, as metadata. */
 static void backward_volume(moe_layer_metrics *metrics) {
     int64_t pair_bytes = (int64_t)sizeof(real);
     metrics->volume[MOE_DISPATCH_BACKWARD] = metrics->volume[MOE_COMBINE];
@@ -259,7 +265,7 @@ static void span(const pass *p, enum moe_span_kind kind, const moe_span_rows *ro
 }
 
 void moe_layer_backward(const moe_layer *layer,
-                        const moe_layer_slots *slots,
+                        const moe_layer_indices *indices,
                         const moe_context *context,
                         moe_activations *a,
                         moe_parameters *all,
@@ -268,7 +274,7 @@ void moe_layer_backward(const moe_layer *layer,
                         real *dx,
                         moe_layer_metrics *metrics) {
     const pass p = {.layer = layer,
-                    .slots = slots,
+                    .indices = indices,
                     .context = context,
                     .a = a,
                     .all = all,

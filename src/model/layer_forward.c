@@ -29,8 +29,12 @@ static void norm_forward(const moe_layer *layer,
 enum { GATE_ROWS = 256 };
 
 /* logits [T,N] = u [T,H] * gate [N,H]^T (docs/method.md section 1.1). */
-static void gate_logits(
-    const real *gate, const moe_batch *b, const real *u, int64_t h, int64_t n, real *logits) {
+static void gate_logits(const real *gate,
+                        const moe_batch *b,
+                        const real *u,
+                        int64_t h,
+                        int64_t n,
+                        real *logits) {
     for (int32_t j = 0; j < b->num_local_devices; j++) {
 #pragma omp parallel for schedule(dynamic)
         for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1];
@@ -58,7 +62,8 @@ static void jitter_forward(const moe_layer *layer,
     }
 }
 
-/* In training: keeps what the smooth load needs of the logits, then adds the learned noise. */
+/* In training: keeps what smooth load and importance need of the logits, then adds the learned
+ * noise. */
 static void noise_forward(const moe_layer *layer,
                           const moe_draw *draw,
                           const moe_context *context,
@@ -114,9 +119,9 @@ static void gate_forward(const moe_layer *layer,
 
 /* --- router --- */
 
-/* The logits before noise, where a smooth load looks at them. */
+/* The logits before noise, where a smooth load or the importance looks at them. */
 static const moe_noisy *noisy_of(const moe_context *context, moe_activations *a) {
-    if (!context->trains || context->config->balance.load_form != MOE_LOAD_SHAZEER) {
+    if (!context->trains || !moe_noise_keeps_clean(&context->router)) {
         return NULL;
     }
     a->noisy = (moe_noisy){a->clean, a->v};

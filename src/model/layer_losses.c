@@ -3,12 +3,13 @@
 
 #include "model/layer.h"
 #include "router/loss_gradient.h"
+#include "router/noise.h"
 #include "router/smooth_load.h"
 
 /* --- the losses --- */
 
 /* [num_local][D] rows given to MPI_Alltoallv + rows removed by dropping: the numerator of f'' from
- * what is really sent (method.md section 2). Owner: the caller; taken from b->scratch. */
+ * what is really sent (docs/method.md section 2). Owner: the caller; taken from b->scratch. */
 static int64_t *rows_before_dropping(const moe_batch *b,
                                      const moe_placement *p,
                                      const moe_activations *a) {
@@ -118,7 +119,8 @@ void moe_layer_dlogits(const moe_layer *layer,
     int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
     bool load = context->balance.alpha[MOE_LOSS_LOAD] != 0 &&
                 context->balance.load_form == MOE_LOAD_SHAZEER;
-    const moe_noisy *noisy = context->trains ? &a->noisy : NULL;
+    const moe_noisy *noisy =
+        context->trains && moe_noise_keeps_clean(&layer->router) ? &a->noisy : NULL;
     if (b->num_tokens > 0) {
         memset(dlogits, 0, (size_t)(b->num_tokens * n) * sizeof *dlogits);
     }
@@ -136,7 +138,7 @@ void moe_layer_dlogits(const moe_layer *layer,
                                      .inverse_tokens = 1 / divisor,
                                      .alpha_z = context->balance.alpha[MOE_LOSS_Z],
                                      .inverse_counted = 1 / (double)counted};
-        moe_loss_gradient(&layer->router, b, a->logits, &a->routing, b->segment[i].begin,
+        moe_loss_gradient(&layer->router, b, a->logits, noisy, &a->routing, b->segment[i].begin,
                           b->segment[i].end, &all, dlogits);
         if (load) {
             moe_smooth_load_gradient(&layer->router, noisy, b, a->logits, &a->routing,

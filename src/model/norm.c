@@ -5,8 +5,12 @@
 
 static const double EPSILON = 1e-6;
 
-void moe_rmsnorm(
-    const real *x, const real *w, int64_t tokens, int64_t width, real *u, double *inverse_rms) {
+void moe_rmsnorm(const real *x,
+                 const real *w,
+                 int64_t tokens,
+                 int64_t width,
+                 real *u,
+                 double *inverse_rms) {
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < tokens; t++) {
         const real *row = x + t * width;

@@ -11,8 +11,12 @@
 
 /* Local. u [tokens,width] from x [tokens,width] and w [width]; inverse_rms [tokens] = r for the
  * backward pass, or NULL. OpenMP over tokens. */
-void moe_rmsnorm(
-    const real *x, const real *w, int64_t tokens, int64_t width, real *u, double *inverse_rms);
+void moe_rmsnorm(const real *x,
+                 const real *w,
+                 int64_t tokens,
+                 int64_t width,
+                 real *u,
+                 double *inverse_rms);
 /* Local. dx [tokens,width] from du [tokens,width]; dx may be du. OpenMP over tokens. */
 void moe_rmsnorm_backward(const real *x,
                           const real *w,

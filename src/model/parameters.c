@@ -36,8 +36,11 @@ static int append(moe_parameters *all, moe_parameter p, const char *name) {
     return all->num++;
 }
 
-int moe_parameters_add(
-    moe_parameters *all, const char *name, bool decay, int64_t size, real *value) {
+int moe_parameters_add(moe_parameters *all,
+                       const char *name,
+                       bool decay,
+                       int64_t size,
+                       real *value) {
     return append(all,
                   (moe_parameter){
                       .decay = decay, .count = 1, .count_global = 1, .size = size, .value = value},
@@ -153,7 +156,7 @@ void moe_parameters_reduce(moe_parameters *all,
     for (int i = 0; i < all->num && scale != 1; i++) {
         scale_by(all->p[i].gradient, all->p[i].count * all->p[i].size, (real)scale);
     }
-    *bytes += 2 * (int64_t)(all->devices - 1) * total * (int64_t)sizeof(real);
+    *bytes += (int64_t)all->devices * total * (int64_t)sizeof(real);
 }
 
 /* --- norm --- */

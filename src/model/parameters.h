@@ -52,8 +52,11 @@ void moe_parameters_free(moe_parameters *all);
 /* Local. Adds a replicated tensor of `size` elements to the table and returns its index. Pointers
  * into the table are invalid afterwards. `value` stays the caller's. decay: weight decay applies.
  */
-int moe_parameters_add(
-    moe_parameters *all, const char *name, bool decay, int64_t size, real *value);
+int moe_parameters_add(moe_parameters *all,
+                       const char *name,
+                       bool decay,
+                       int64_t size,
+                       real *value);
 
 /* Local. The same for a tensor of the experts: `count` blocks of `size` elements here, of
  * count_global on all ranks; id [count] are the experts of the blocks. They always decay. */
@@ -69,9 +72,9 @@ int moe_parameters_add_experts(moe_parameters *all,
 void moe_parameters_clear_gradients(moe_parameters *all);
 
 /* Collective. Sums the partials of every replicated parameter over devices into its gradient, then
- * multiplies every gradient by `scale` (1 / accumulate). Adds to *bytes what the devices gave away,
- * summed over devices and as if every device were a rank: a reduce-scatter and an allgather send
- * 2 (D - 1) times the elements. The number is the same on every rank. */
+ * multiplies every gradient by `scale` (1 / accumulate). Adds to *bytes the payload that the
+ * devices would give to MPI_Allreduce if every device were a rank, summed over devices: D times the
+ * elements, as for the counts of the balance losses. The number is the same on every rank. */
 void moe_parameters_reduce(moe_parameters *all, const moe_comm *comm, double scale, int64_t *bytes);
 
 /* Collective. The Euclidean norm of all gradients, each parameter once. It does not depend on the

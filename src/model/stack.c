@@ -1,4 +1,4 @@
-/* stack.c: the two loops over the layers. */
+/* stack.c: the loops over the layers: forward, backward, and evaluation. */
 #include "model/stack.h"
 
 #include "base/alloc.h"
@@ -30,9 +30,9 @@ void moe_stack_init(moe_stack *s, moe_context *context, int32_t num_activations,
 
 void moe_stack_register(moe_stack *s, moe_parameters *parameters) {
     s->parameters = parameters;
-    s->slots = moe_alloc(s->num_layers, sizeof *s->slots, "table of parameters");
+    s->indices = moe_alloc(s->num_layers, sizeof *s->indices, "table of parameters");
     for (int32_t l = 0; l < s->num_layers; l++) {
-        s->slots[l] = moe_layer_register(&s->layer[l], s->context, parameters);
+        s->indices[l] = moe_layer_register(&s->layer[l], s->context, parameters);
     }
 }
 
@@ -52,14 +52,14 @@ void moe_stack_free(moe_stack *s) {
     moe_free(s->activations);
     moe_free(s->x);
     moe_free(s->y);
-    moe_free(s->slots);
+    moe_free(s->indices);
     moe_backward_free(&s->backward);
     *s = (moe_stack){0};
 }
 
 /* --- forward --- */
 
-/* out = y + residual. The residual is added last (docs/method.md section 4), in forward and in
+/* out = y + residual. The residual is added last (docs/method.md section 5), in forward and in
  * backward alike; out may be the residual's array. */
 static void add_residual(const moe_stack *s, const real *y, const real *residual, real *out) {
     const moe_context *context = s->context;
@@ -82,6 +82,7 @@ int moe_stack_forward(moe_stack *s,
                           &metrics->layer[l]);
         if (observer && observer->after_layer &&
             observer->after_layer(observer->self, s, l, metrics, st) != MOE_OK) {
+            moe_timeline_end(timeline, span, moe_comm_time());
             return st->code;
         }
         add_residual(s, s->y, s->x[l], s->x[l + 1]);
@@ -100,7 +101,7 @@ void moe_stack_backward(moe_stack *s,
         if (observer && observer->before_backward) {
             observer->before_backward(observer->self, s, l, gradient);
         }
-        moe_layer_backward(&s->layer[l], &s->slots[l], s->context, moe_stack_activations(s, l),
+        moe_layer_backward(&s->layer[l], &s->indices[l], s->context, moe_stack_activations(s, l),
                            s->parameters, gradient, &s->backward, s->y, &metrics->layer[l]);
         if (observer && observer->after_backward) {
             observer->after_backward(observer->self, s, l);
@@ -111,13 +112,17 @@ void moe_stack_backward(moe_stack *s,
 
 /* --- evaluation --- */
 
-static void run_layer(
-    void *self, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void run_layer(void *self,
+                      int32_t l,
+                      const real *x,
+                      real *y,
+                      moe_activations *a,
+                      moe_layer_metrics *metrics) {
     const moe_stack *s = self;
     moe_layer_forward(&s->layer[l], s->context, x, y, a, metrics);
 }
 
-void moe_stack_evaluate(moe_stack *s, moe_stack_layer *run, void *self) {
+void moe_stack_evaluate(moe_stack *s, moe_stack_run_layer *run, void *self) {
     moe_context *context = s->context;
     moe_timeline *timeline = context->timeline;
     bool keep = context->keep;

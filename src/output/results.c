@@ -3,7 +3,9 @@
 #include "output/results.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -29,7 +31,7 @@ static int metrics_failed(const moe_results *r, moe_status *st) {
 static int write_config(const moe_results *r, const moe_config *c, moe_status *st) {
     char path[MOE_RESULTS_PATH_MAX];
     path_of(r, MOE_RESULT_CONFIG, path);
-    FILE *file = fopen(path, "w");
+    FILE *file = moe_file_create_stream(path);
     if (!file) {
         return moe_results_folder_failed(st, "write", path);
     }
@@ -41,16 +43,19 @@ static int write_config(const moe_results *r, const moe_config *c, moe_status *s
     return MOE_OK;
 }
 
-static int open_metrics(moe_results *r, const char *how, moe_status *st) {
+/* Opens metrics.jsonl: a new file, or the one of a run that goes on, at its end. */
+static int open_metrics(moe_results *r, bool anew, moe_status *st) {
     char path[MOE_RESULTS_PATH_MAX];
     path_of(r, MOE_RESULT_METRICS, path);
-    r->metrics = fopen(path, how);
+    int file =
+        anew ? moe_file_create(path) : open(path, O_WRONLY | O_APPEND | O_NOFOLLOW | O_CLOEXEC);
+    r->metrics = file >= 0 ? fdopen(file, anew ? "w" : "a") : NULL;
     return r->metrics ? MOE_OK : moe_results_folder_failed(st, "write", path);
 }
 
-static int make_folder(char name[MOE_PATH_MAX], const char *folder, bool force, moe_status *st) {
-    return moe_results_folder_name(name, "--out", folder, st) == MOE_OK
-               ? moe_results_folder_make(name, force, st)
+static int make_folder(moe_results *out, const char *folder, bool force, moe_status *st) {
+    return moe_results_folder_name(out->folder, "--out", folder, st) == MOE_OK
+               ? moe_results_folder_make(out->folder, force, &out->lock, st)
                : st->code;
 }
 
@@ -62,16 +67,17 @@ int moe_results_open(const moe_comm *comm,
                      moe_status *st) {
     memset(out, 0, sizeof *out);
     if (comm->rank == 0) {
-        int code = folder ? make_folder(out->folder, folder, force, st)
-                          : moe_results_folder_make_default(out->folder, c->name, st);
+        int code = folder ? make_folder(out, folder, force, st)
+                          : moe_results_folder_make_default(out->folder, c->name, &out->lock, st);
         if (code == MOE_OK) {
             code = write_config(out, c, st);
         }
         if (code == MOE_OK) {
-            open_metrics(out, "w", st);
+            open_metrics(out, true, st);
         }
     }
     if (moe_comm_agree(comm, st) != MOE_OK) {
+        moe_results_free(out);
         return st->code;
     }
     moe_comm_bcast(comm, out->folder, sizeof out->folder, 0);
@@ -79,6 +85,14 @@ int moe_results_open(const moe_comm *comm,
 }
 
 /* --- a run that goes on from a checkpoint --- */
+
+int moe_results_lock(const moe_comm *comm, const char *folder, moe_lock *lock, moe_status *st) {
+    *lock = (moe_lock){0};
+    if (comm->rank == 0 && access(folder, F_OK) == 0) {
+        moe_lock_take(folder, lock, st);
+    }
+    return moe_comm_agree(comm, st);
+}
 
 /* Whether the line is whole and of this step. A run that was killed may have left a torn one. */
 static bool is_line_of(int64_t step, const char *line, ssize_t length) {
@@ -112,11 +126,12 @@ static int cut_metrics(const moe_results *r, int64_t steps, moe_status *st) {
     char path[MOE_RESULTS_PATH_MAX], beside[MOE_RESULTS_PATH_MAX + 4];
     path_of(r, MOE_RESULT_METRICS, path);
     snprintf(beside, sizeof beside, "%s.tmp", path);
-    FILE *from = fopen(path, "r");
+    const char *why;
+    FILE *from = moe_file_stream(path, &why);
     if (!from) {
-        return moe_results_folder_failed(st, "read", path);
+        return moe_fail(st, MOE_USER, "cannot read '%s': %s", path, why);
     }
-    FILE *to = fopen(beside, "w");
+    FILE *to = moe_file_create_stream(beside);
     if (!to) {
         moe_results_folder_failed(st, "write", beside);
     } else {
@@ -171,7 +186,7 @@ int moe_results_reopen(const moe_comm *comm,
             code = renew_texts(r, c, st);
         }
         if (code == MOE_OK) {
-            open_metrics(r, "a", st);
+            open_metrics(r, false, st);
         }
     }
     if (moe_comm_agree(comm, st) != MOE_OK) {
@@ -188,7 +203,12 @@ bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t step
         json_int_t done, wanted;
         snprintf(path, sizeof path, "%.*s/%s", MOE_PATH_MAX - 1, folder,
                  moe_result_files[MOE_RESULT_SUMMARY].name);
-        json_t *summary = json_load_file(path, 0, NULL);
+        const char *why;
+        FILE *file = moe_file_stream(path, &why);
+        json_t *summary = file ? json_loadf(file, 0, NULL) : NULL;
+        if (file) {
+            fclose(file);
+        }
         if (summary && json_unpack(summary, "{s:I, s:{s:{s:I}}}", "steps", &done, "config", "run",
                                    "steps", &wanted) == 0) {
             finished = done >= (steps > 0 ? steps : wanted);
@@ -302,6 +322,30 @@ void moe_results_history(const moe_comm *comm,
                           matrices * (int64_t)sizeof *r->matrix_history.rows};
 }
 
+static bool are_sound_times(const moe_run_times *t, int64_t step) {
+    bool sound = t->steps == step && isfinite(t->step_seconds);
+    for (int phase = 0; phase < MOE_NUM_PHASES; phase++) {
+        sound = sound && isfinite(t->phase_seconds[phase]);
+    }
+    return sound;
+}
+
+int moe_results_check_history(const moe_results *r,
+                              int64_t step,
+                              const char *path,
+                              moe_status *st) {
+    const char *bad = !are_sound_times(&r->times, step) ? "results.times"
+                      : !moe_training_history_is_sound(&r->training_history, step)
+                          ? "results.history"
+                          : NULL;
+    if (!bad) {
+        return MOE_OK;
+    }
+    return moe_fail(st, MOE_USER,
+                    "the checkpoint '%s' is damaged: its %s is not that of a run after %lld steps",
+                    path, bad, (long long)step);
+}
+
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st) {
     if (comm->rank == 0 && (fflush(r->metrics) != 0 || fsync(fileno(r->metrics)) != 0)) {
         metrics_failed(r, st);
@@ -376,4 +420,5 @@ void moe_results_free(moe_results *r) {
     r->expert_load = NULL;
     r->expert_load_capacity = 0;
     moe_matrix_history_free(&r->matrix_history);
+    moe_lock_release(&r->lock);
 }

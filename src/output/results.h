@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+#include "base/lock.h"
 #include "config/config.h"
 #include "data/batch.h"
 #include "measure/metrics.h"
@@ -28,12 +29,15 @@ typedef struct moe_results {
     int64_t *expert_load;                  /* [steps][layers][N] on rank 0 */
     int64_t expert_load_capacity;
     moe_matrix_history matrix_history; /* of some steps, on rank 0 */
+    moe_lock lock;                     /* of a new run's folder, on rank 0 */
 } moe_results;
 
 /* Collective. Makes the folder and its parents, writes config.ini and opens metrics.jsonl. A folder
  * that exists and is not empty is refused (MOE_USER) unless force is set; then the files that
- * moesim writes are removed, checkpoints too, and others stay. A folder that cannot be made or
- * written to is MOE_USER too, a full disk MOE_ERROR. folder NULL stands for runs/<config
+ * moesim writes are removed, checkpoints too, and others stay. Nothing is removed or written
+ * through a link in the folder, and with force the folder itself must not be one. A folder that
+ * another run writes to, that cannot be made or written to is MOE_USER too, a full disk MOE_ERROR.
+ * The folder is locked until moe_results_free. folder NULL stands for runs/<config
  * name>-<YYYYmmdd-HHMMSS>, made unique. */
 int moe_results_open(const moe_comm *comm,
                      const moe_config *c,
@@ -49,6 +53,11 @@ int moe_results_step(const moe_comm *comm,
                      const moe_step_metrics *step,
                      moe_status *st);
 
+/* Collective. Locks the folder of a run that is to go on, so that no other run writes to it. What
+ * is no folder is left to whoever reads it. The caller releases the lock, which rank 0 holds, after
+ * the run. */
+int moe_results_lock(const moe_comm *comm, const char *folder, moe_lock *lock, moe_status *st);
+
 /* A run goes on from a checkpoint in these steps: {0} -> moe_results_history -> moe_checkpoint_read
  * with its blobs -> moe_results_reopen. A checkpoint is written in these: moe_results_sync ->
  * moe_results_history -> moe_checkpoint_write with its blobs. */
@@ -61,6 +70,9 @@ void moe_results_history(const moe_comm *comm,
                          const moe_config *c,
                          int64_t step,
                          moe_blob blobs[MOE_RESULTS_BLOBS]);
+/* Local. Whether what was read into the blobs can be the history of a run after `step` steps; else
+ * MOE_USER with `path` in front. Checksums do not say that, because anybody can make them. */
+int moe_results_check_history(const moe_results *r, int64_t step, const char *path, moe_status *st);
 /* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st);
 /* Collective. Opens the folder of a run that goes on after `step` steps, whose history *r has. Cuts
@@ -89,14 +101,17 @@ int moe_results_close(const moe_comm *comm,
                       moe_status *st);
 
 /* Local. Frees what *r holds when a run ends without moe_results_close, because a step could not be
- * written. It is safe after moe_results_close. */
+ * written, and unlocks the folder of a new run. It is safe after moe_results_close. */
 void moe_results_free(moe_results *r);
 
 /* Collective. Writes rank 0's text into the folder, whole or not at all. `name` is one of
  * files.def.
  */
-int moe_results_write_text(
-    const moe_comm *comm, const moe_results *r, const char *name, const char *text, moe_status *st);
+int moe_results_write_text(const moe_comm *comm,
+                           const moe_results *r,
+                           const char *name,
+                           const char *text,
+                           moe_status *st);
 
 /* Collective. Writes topk_idx.npy int32 [layers,T,K] (-1: none), topk_weight.npy float32 and
  * kept.npy uint8 (1: an expert serves it) of the same shape; with overflow = next_choice also

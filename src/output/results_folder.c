@@ -17,7 +17,8 @@ void moe_results_path(const char *folder, const char *name, char path[MOE_RESULT
 }
 
 int moe_results_folder_failed(moe_status *st, const char *what, const char *path) {
-    int platform = errno == ENOSPC || errno == EDQUOT || errno == EIO || errno == ENOMEM;
+    int platform =
+        errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO || errno == ENOMEM;
     return moe_fail(st, platform ? MOE_ERROR : MOE_USER,
                     "cannot %s '%s': %s; choose a folder that can be written to with --out", what,
                     path, strerror(errno));
@@ -37,16 +38,25 @@ static int make_parents(const char *path, moe_status *st) {
     return MOE_OK;
 }
 
+/* Whether nothing stands in the folder but, maybe, a lock: of a run that was killed, or our own. */
 static bool is_empty_folder(const char *path) {
     DIR *folder = opendir(path);
     bool empty = folder != NULL;
     for (struct dirent *e; empty && (e = readdir(folder));) {
-        empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..");
+        empty = !strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") ||
+                !strcmp(e->d_name, MOE_LOCK_NAME);
     }
     if (folder) {
         closedir(folder);
     }
     return empty;
+}
+
+static int fail_not_empty(const char *name, moe_status *st) {
+    return moe_fail(st, MOE_USER,
+                    "--out: the folder '%s' exists and is not empty; choose another one, or add "
+                    "--force to replace the results in it",
+                    name);
 }
 
 static int remove_own_files(const char *name, moe_status *st) {
@@ -84,12 +94,31 @@ int moe_results_folder_name(char name[MOE_PATH_MAX],
     return MOE_OK;
 }
 
-int moe_results_folder_make(const char *name, bool force, moe_status *st) {
+/* A folder that the user named and that was there before. Whether anything is in it is looked at
+ * under the lock, because another run may be about to begin in it as well. */
+static int take_over(const char *name, bool force, moe_lock *lock, moe_status *st) {
+    struct stat link;
+    if (moe_lock_take(name, lock, st) != MOE_OK || is_empty_folder(name)) {
+        return st->code;
+    }
+    if (!force) {
+        return fail_not_empty(name, st);
+    }
+    if (lstat(name, &link) == 0 && S_ISLNK(link.st_mode)) {
+        return moe_fail(st, MOE_USER,
+                        "--out: '%s' is a link to a folder, and --force does not remove files "
+                        "through a link: name the folder itself",
+                        name);
+    }
+    return remove_own_files(name, st);
+}
+
+int moe_results_folder_make(const char *name, bool force, moe_lock *lock, moe_status *st) {
     if (make_parents(name, st) != MOE_OK) {
         return st->code;
     }
     if (mkdir(name, 0777) == 0) {
-        return MOE_OK;
+        return moe_lock_take(name, lock, st);
     }
     if (errno != EEXIST) {
         return moe_results_folder_failed(st, "make the folder", name);
@@ -100,21 +129,17 @@ int moe_results_folder_make(const char *name, bool force, moe_status *st) {
         return moe_fail(st, MOE_USER, "--out: '%s' exists and is not a folder; choose another name",
                         name);
     }
-    if (is_empty_folder(name)) {
-        return MOE_OK;
+    /* looked at before the lock too, which could not be made in a folder that is somebody else's */
+    if (!force && !is_empty_folder(name)) {
+        return fail_not_empty(name, st);
     }
-    if (!force) {
-        return moe_fail(st, MOE_USER,
-                        "--out: the folder '%s' exists and is not empty; choose another one, or "
-                        "add --force to replace the results in it",
-                        name);
-    }
-    return remove_own_files(name, st);
+    return take_over(name, force, lock, st);
 }
 
 /* Where the folder of this second exists, -2, -3 and so on is appended until one is new. */
 int moe_results_folder_make_default(char name[MOE_PATH_MAX],
                                     const char *config_name,
+                                    moe_lock *lock,
                                     moe_status *st) {
     char stamp[32];
     time_t now = time(NULL);
@@ -131,5 +156,5 @@ int moe_results_folder_make_default(char name[MOE_PATH_MAX],
         snprintf(name, MOE_PATH_MAX, "runs/%s-%s-%d", config_name[0] ? config_name : "run", stamp,
                  attempt);
     }
-    return MOE_OK;
+    return moe_lock_take(name, lock, st);
 }

@@ -2,6 +2,7 @@
 #ifndef MOESIM_OUTPUT_RESULTS_INTERNAL_H
 #define MOESIM_OUTPUT_RESULTS_INTERNAL_H
 
+#include "base/lock.h"
 #include "base/status.h"
 #include "config/config.h"
 #include "measure/metrics.h"
@@ -25,11 +26,14 @@ int moe_results_folder_name(char name[MOE_PATH_MAX],
                             const char *option,
                             const char *folder,
                             moe_status *st);
-/* On rank 0: makes the folder that the user named, or empties it when `force` asks for that. */
-int moe_results_folder_make(const char *name, bool force, moe_status *st);
-/* On rank 0: makes a folder runs/<config name>-<time> that did not exist, and fills in its name. */
+/* On rank 0: makes the folder that the user named, or empties it when `force` asks for that, and
+ * locks it. */
+int moe_results_folder_make(const char *name, bool force, moe_lock *lock, moe_status *st);
+/* On rank 0: makes a folder runs/<config name>-<time> that did not exist, fills in its name and
+ * locks it. */
 int moe_results_folder_make_default(char name[MOE_PATH_MAX],
                                     const char *config_name,
+                                    moe_lock *lock,
                                     moe_status *st);
 
 /* --- results_arrays.c: arrays of the whole run; all collective --- */

@@ -89,12 +89,8 @@ static int terminal_columns(int descriptor) {
 }
 
 moe_screen moe_screen_of(FILE *out, bool quiet) {
-    moe_screen s = {.out = out,
-                    .quiet = quiet,
-                    .width = PIPED_WIDTH,
-                    .columns = INT_MAX,
-                    .utf8 = is_utf8(),
-                    .validation = NAN};
+    moe_screen s = {
+        .out = out, .quiet = quiet, .width = PIPED_WIDTH, .columns = INT_MAX, .utf8 = is_utf8()};
     const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
     int terminal = open_terminal(out);
     s.terminal = terminal >= 0 && !(term && !strcmp(term, "dumb"));
@@ -117,8 +113,11 @@ const char *moe_screen_paint(const moe_screen *s, enum moe_paint paint) {
     return s->color ? codes[paint] : "";
 }
 
-void moe_screen_wrapped(
-    const moe_screen *s, int indent, const char *label, const char *format, ...) {
+void moe_screen_wrapped(const moe_screen *s,
+                        int indent,
+                        const char *label,
+                        const char *format,
+                        ...) {
     char text[2048], *rest;
     va_list arguments;
     va_start(arguments, format);

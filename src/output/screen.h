@@ -16,7 +16,6 @@ typedef struct moe_screen {
     int width;          /* text is broken at this column */
     int columns;        /* of the terminal; INT_MAX when there is none */
     int64_t steps_seen; /* calls of moe_terminal_step so far */
-    double validation;  /* latest validation loss that no row has shown yet; NaN: none */
 } moe_screen;
 
 /* Local. Looks at the stream (isatty), at NO_COLOR, TERM and COLUMNS, at the locale's character

@@ -221,6 +221,20 @@ static json_t *unknown_or(int32_t number) {
     return number < 0 ? json_null() : json_integer(number);
 }
 
+static json_t *gemm_array(const moe_topology *t) {
+    json_t *list = json_array();
+    for (int i = 0; i < t->num_gemm; i++) {
+        const moe_gemm_kernels *k = &t->gemm[i];
+        json_t *o = json_object();
+        moe_json_put(o, "library", moe_json_text(k->library));
+        moe_json_put(o, "version", moe_json_text(k->version));
+        moe_json_put(o, "kernels", moe_json_text(k->kernels));
+        moe_json_put(o, "slow", json_boolean(k->slow));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
 static json_t *host_object(const moe_topology *t) {
     json_t *o = json_object();
     moe_json_put(o, "name", moe_json_text(t->host));
@@ -230,6 +244,7 @@ static json_t *host_object(const moe_topology *t) {
     moe_json_put(o, "memory_bytes", json_integer(t->memory_bytes));
     moe_json_put(o, "oversubscribed", json_boolean(t->oversubscribed));
     moe_json_put(o, "synthetic", json_boolean(t->synthetic));
+    moe_json_put(o, "gemm", gemm_array(t));
     return o;
 }
 

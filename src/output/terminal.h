@@ -7,11 +7,16 @@
 #include <stdio.h>
 
 #include "config/config.h"
+#include "data/input.h"
 #include "measure/metrics.h"
 #include "output/screen.h"
 #include "output/training_history.h"
 #include "predict/memory.h"
 #include "world/topology.h"
+
+/* What a run may compute though its figures may not be what was meant: as warnings, below the
+ * header. */
+void moe_terminal_warnings(const moe_screen *s, const moe_config *c, const moe_input *input);
 
 /* The header: model, router, exchange, data; then hosts, ranks, threads, devices per rank, cores;
  * memory estimate; warnings. */

@@ -68,8 +68,11 @@ static void list_largest(const int64_t *x, int64_t n, char *text, size_t size) {
 }
 
 /* One of the layers' arrays of n counts of dropped pairs, summed over the layers. */
-static void print_largest(
-    const moe_screen *s, const moe_step_metrics *m, const char *what, size_t member, int64_t n) {
+static void print_largest(const moe_screen *s,
+                          const moe_step_metrics *m,
+                          const char *what,
+                          size_t member,
+                          int64_t n) {
     char text[512];
     int64_t *sum = moe_alloc(n, sizeof *sum, "a sum over layers");
     moe_figures_sum_layers(m, member, n, sum);

@@ -38,8 +38,10 @@ static void print_time(const moe_screen *s,
     char text[512];
     int length = snprintf(
         text, sizeof text,
-        "%lld step%s in %s; the last one %s on the slowest rank:", (long long)s->steps_seen,
-        s->steps_seen == 1 ? "" : "s", moe_format_glued(moe_format_seconds(seconds)).s,
+        "%lld step%s in %s; the last one %s on the slowest rank. The longest of any rank in each "
+        "phase:",
+        (long long)s->steps_seen, s->steps_seen == 1 ? "" : "s",
+        moe_format_glued(moe_format_seconds(seconds)).s,
         moe_format_glued(moe_format_seconds(m->seconds)).s);
     int phases = c->run.mode == MOE_MODE_TRAIN ? MOE_NUM_PHASES : MOE_PHASE_BACKWARD;
     for (int phase = 0; phase < phases; phase++) {

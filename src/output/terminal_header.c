@@ -1,4 +1,5 @@
 /* terminal_header.c: the beginning of a run on the screen: what runs, and where. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "config/idle.h"
@@ -106,13 +107,15 @@ static void print_balance(const moe_screen *s, const moe_config *c) {
 
 static void print_exchange(const moe_screen *s, const moe_config *c) {
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s",
-                       moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
-                       token ? ": one row per token and device"
-                       : c->exchange.mode == MOE_EXCHANGE_SELECTION
-                           ? ": one row per token and expert"
-                           : "",
-                       moe_config_enum_name(MOE_KEY(exchange, payload), c->exchange.payload));
+    moe_screen_wrapped(
+        s, LABEL, "exchange", "mode %s%s, payload %s",
+        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
+        token                                        ? ": one row per token and device"
+        : c->exchange.mode == MOE_EXCHANGE_SELECTION ? ": one row per token and expert"
+                                                     : "",
+        sizeof(real) == sizeof(double)
+            ? "fp64"
+            : moe_config_enum_name(MOE_KEY(exchange, payload), (int)c->exchange.payload));
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {
@@ -210,8 +213,11 @@ static void print_place(const moe_screen *s, const moe_topology *t, int begin, i
                        t->threads == 1 ? "" : "s", end - begin > 1 ? " each" : "", where);
 }
 
-static void print_host(
-    const moe_screen *s, const moe_topology *t, int begin, int end, const char *label) {
+static void print_host(const moe_screen *s,
+                       const moe_topology *t,
+                       int begin,
+                       int end,
+                       const char *label) {
     const moe_topology *h = &t[begin];
     moe_screen_wrapped(s, LABEL, label, "%s: %s, %d core%s, %s of memory%s%s", h->host,
                        rank_range(begin, end).s, h->host_cores, h->host_cores == 1 ? "" : "s",
@@ -248,6 +254,22 @@ static void print_hosts(const moe_screen *s, const moe_topology *t, int ranks) {
     }
 }
 
+/* Prints "oneDNN 2.6.3 (avx512_core); small products OpenBLAS 0.3.21 (SkylakeX)". */
+static void print_gemm(const moe_screen *s, const moe_topology *t) {
+    char text[256] = "";
+    size_t length = 0;
+    for (int i = 0; i < t->num_gemm; i++) {
+        const moe_gemm_kernels *k = &t->gemm[i];
+        length += (size_t)snprintf(text + length, sizeof text - length, "%s%s%s%s%s%s%s",
+                                   i > 0 ? "; small products " : "", k->library,
+                                   k->version[0] ? " " : "", k->version, k->kernels[0] ? " (" : "",
+                                   k->kernels, k->kernels[0] ? ")" : "");
+    }
+    if (length > 0) {
+        moe_screen_wrapped(s, LABEL, "gemm", "%s", text);
+    }
+}
+
 /* The memory that is available changes from run to run, so it is shown on a terminal only and not
  * in what is piped. */
 static void print_memory(const moe_screen *s,
@@ -265,12 +287,6 @@ static void print_memory(const moe_screen *s,
     moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all%s",
                        moe_format_glued(moe_format_bytes(bytes_per_rank)).s,
                        moe_format_glued(moe_format_bytes(bytes_per_rank * ranks)).s, left);
-}
-
-static void warn(const moe_screen *s, const char *text) {
-    fputs(moe_screen_paint(s, MOE_YELLOW), s->out);
-    moe_screen_wrapped(s, LABEL, "warning", "%s", text);
-    fputs(moe_screen_paint(s, MOE_PLAIN), s->out);
 }
 
 /* Warns once for each cause: "capacity.drop, capacity.capacity_factor have no effect:
@@ -297,7 +313,26 @@ static void warn_idle(const moe_screen *s, const moe_config *c) {
             snprintf(text + length, sizeof text - length, ": %s = %s", moe_keys[because].full,
                      value);
         }
-        warn(s, text);
+        moe_terminal_warn(s, text);
+    }
+}
+
+/* Whoever set OPENBLAS_CORETYPE has chosen the kernels and is not warned of them. */
+static void warn_slow_gemm(const moe_screen *s, const moe_topology *t, int ranks) {
+    const char *chosen = getenv("OPENBLAS_CORETYPE");
+    for (int q = 0; q < ranks && !(chosen && chosen[0]); q++) {
+        for (int i = 0; i < t[q].num_gemm; i++) {
+            const moe_gemm_kernels *k = &t[q].gemm[i];
+            if (k->slow) {
+                char text[256];
+                snprintf(text, sizeof text,
+                         "%s uses its %s kernels on %s, whose processor can do more: set "
+                         "OPENBLAS_CORETYPE=%s, or source scripts/env",
+                         k->library, k->kernels, t[q].host, moe_gemm_core_type());
+                moe_terminal_warn(s, text);
+                return;
+            }
+        }
     }
 }
 
@@ -317,13 +352,15 @@ static void print_warnings(const moe_screen *s,
                  end - begin, end - begin == 1 ? "" : "s", t[begin].threads, one ? "" : "s",
                  t[begin].host_cores, t[begin].host_cores == 1 ? "" : "s", t[begin].host,
                  c->cluster.devices);
-        warn(s, text);
+        moe_terminal_warn(s, text);
         break;
     }
+    warn_slow_gemm(s, t, ranks);
     warn_idle(s, c);
     if (t[0].synthetic) {
-        warn(s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is "
-                "bound to it");
+        moe_terminal_warn(
+            s, "hwloc describes another machine (HWLOC_SYNTHETIC or HWLOC_XMLFILE): nothing is "
+               "bound to it");
     }
 }
 
@@ -345,6 +382,7 @@ void moe_terminal_header(const moe_screen *s,
     print_data(s, c);
     print_cluster(s, c, ranks);
     print_hosts(s, topologies, ranks);
+    print_gemm(s, &topologies[0]);
     print_memory(s, ranks, memory_bytes_per_rank, memory_available);
     print_warnings(s, c, topologies, ranks);
     fflush(s->out);

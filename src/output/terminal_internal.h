@@ -16,30 +16,32 @@ void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_ste
 
 /* --- the ending, in its order --- */
 
-/* terminal_losses.c: the balance losses. */
+/* --- terminal_losses.c: the balance losses --- */
 void moe_terminal_losses(const moe_screen *s,
                          const moe_config *c,
                          const moe_step_metrics *m,
                          const moe_figures *f);
-/* terminal_volume.c: devices per token, and what was sent. */
+/* --- terminal_volume.c: devices per token, and what was sent --- */
 void moe_terminal_volume(const moe_screen *s,
                          const moe_config *c,
                          const moe_step_metrics *m,
                          const moe_figures *f);
-/* terminal_capacity.c: what the capacity dropped; nothing without a capacity. */
+/* --- terminal_capacity.c: what the capacity dropped; nothing without a capacity --- */
 void moe_terminal_capacity(const moe_screen *s,
                            const moe_config *c,
                            const moe_step_metrics *m,
                            const moe_figures *f);
-/* terminal_load.c: metrics of balance, bars, and the device matrix. */
+/* --- terminal_load.c: metrics of balance, bars, and the device matrix --- */
 void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
 
-/* --- shared: terminal_shared.c --- */
+/* --- terminal_shared.c --- */
 
 /* Whether the task is to predict a text. */
 bool moe_terminal_is_text(const moe_config *c);
 /* On a terminal, erases the line of the progress. */
 void moe_terminal_erase_line(const moe_screen *s);
+/* One warning of the header. */
+void moe_terminal_warn(const moe_screen *s, const char *text);
 /* How figures of several layers were put together: ", mean of 4 layers", or "" for one layer. */
 moe_formatted moe_terminal_layers(const moe_step_metrics *m, const char *how);
 

@@ -38,16 +38,14 @@ void moe_terminal_step(moe_screen *s, const moe_config *c, const moe_step_metric
         return;
     }
     moe_terminal_erase_line(s);
-    if (!isnan(step->validation_loss)) {
-        s->validation = step->validation_loss;
-    }
     if (seen == 0 && train) {
         moe_terminal_training_heads(s, c);
     }
     if (seen == 0 && !train) {
         print_step_heads(s);
     }
-    if (step->step % every == 0 || step->step + 1 == c->run.steps || !passed) {
+    const bool validated = !isnan(step->validation_loss);
+    if (step->step % every == 0 || step->step + 1 == c->run.steps || validated || !passed) {
         if (train) {
             moe_terminal_training_row(s, c, step);
         } else {

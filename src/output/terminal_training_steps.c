@@ -87,7 +87,7 @@ void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_ste
     snprintf(cell[STEP].s, sizeof cell[STEP].s, "%lld", (long long)m->step);
     cell[TASK] = moe_format_short(m->task_loss, 4);
     cell[BITS] = moe_format_short(m->task_loss / M_LN2, 3);
-    cell[VALIDATION] = moe_format_short(s->validation, 4);
+    cell[VALIDATION] = moe_format_short(m->validation_loss, 4);
     cell[EXPERT] = moe_format_short(f[MOE_FIGURE_RAW + MOE_LOSS_EXPERT], 3);
     cell[DEVICE] = moe_format_short(f[MOE_FIGURE_RAW + MOE_LOSS_DEVICE], 3);
     cell[COMM] = moe_format_short(f[MOE_FIGURE_RAW + MOE_LOSS_COMM], 3);
@@ -97,11 +97,10 @@ void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_ste
     cell[SENT] = moe_format_bytes((int64_t)f[MOE_FIGURE_SENT_BYTES]);
     cell[NORM] = moe_format_short(m->gradient_norm, 3);
     cell[TIME] = moe_format_seconds(m->seconds);
-    if (isnan(s->validation)) {
+    if (isnan(m->validation_loss)) {
         cell[VALIDATION].s[0] = '\0';
     }
     for (int i = 0; i < NUM_COLUMNS; i++) {
         print_cell(s, c, i, cell[i].s);
     }
-    s->validation = NAN;
 }

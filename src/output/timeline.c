@@ -89,8 +89,11 @@ static void print_name(FILE *out, const char *kind, int process, int rank, const
     json_decref(string);
 }
 
-static void print_names(
-    FILE *out, const moe_config *c, const moe_topology *topologies, int rank, int ranks) {
+static void print_names(FILE *out,
+                        const moe_config *c,
+                        const moe_topology *topologies,
+                        int rank,
+                        int ranks) {
     char name[128];
     int devices = c->cluster.devices / ranks, process = process_of(topologies, rank);
     snprintf(name, sizeof name, "host %s", topologies[rank].host);

@@ -98,6 +98,19 @@ void moe_training_history_add(moe_training_history *h, const moe_step_metrics *s
     }
 }
 
+/* --- a history from a file --- */
+
+static bool is_count(double value, int64_t most) {
+    return value >= 0 && value <= (double)most && value == floor(value);
+}
+
+bool moe_training_history_is_sound(const moe_training_history *h, int64_t steps) {
+    const moe_validations *v = &h->validation;
+    return is_count(h->steps, steps) && is_count(v->count, steps) &&
+           is_count(v->first_step, steps) && is_count(v->last_step, steps) &&
+           is_count(v->best_step, steps);
+}
+
 /* --- what the history says --- */
 
 int64_t moe_training_history_window(const moe_training_history *h) {

@@ -57,6 +57,10 @@ static inline int64_t moe_training_history_bytes(void) {
     return (int64_t)sizeof(moe_training_history);
 }
 
+/* Local. Whether a history that was read can be that of a run after `steps` steps: every number
+ * that stands for a step or a count is one, and in range. */
+bool moe_training_history_is_sound(const moe_training_history *h, int64_t steps);
+
 /* Local. The facts of a resolved configuration and of the text that was read (NULL for other
  * tasks). */
 moe_training_facts moe_training_facts_of(const moe_config *c,

@@ -44,7 +44,7 @@ static int64_t div_up(int64_t a, int64_t b) {
 
 enum {
     CALL_ROWS = 1024,     /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
-    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (device_tree.c) */
+    TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
     BYTE_VALUES = 256,
     WORD = sizeof(int64_t),
     INT = sizeof(int32_t),
@@ -209,6 +209,14 @@ static int64_t expert_scratch(const moe_config *c, const sizes *s) {
     return varying(mul3(s->threads, max64(one, wide), REAL));
 }
 
+/* Whether a loss looks at the logits before noise. */
+static bool keeps_clean(const moe_config *c) {
+    const bool quiet =
+        c->balance.load_form == MOE_LOAD_TUTEL || c->balance.importance_of == MOE_IMPORTANCE_SCORES;
+    return c->balance.load_form == MOE_LOAD_SHAZEER ||
+           (quiet && (c->router.noise > 0 || learns_noise(c)));
+}
+
 /* The normed x [T,H] and its norms, logits [T,N] where there is a gate, what training keeps of the
  * noise, and the output and pre-activations of the shared experts (activations.c). */
 static int64_t of_tokens(const moe_config *c, const sizes *s) {
@@ -223,8 +231,7 @@ static int64_t of_tokens(const moe_config *c, const sizes *s) {
         reals = add(reals, h);
     }
     if (s->train) {
-        reals = add(reals,
-                    (learns_noise(c) ? n : 0) + (c->balance.load_form == MOE_LOAD_SHAZEER ? n : 0));
+        reals = add(reals, (learns_noise(c) ? n : 0) + (keeps_clean(c) ? n : 0));
     }
     if (shared > 0) {
         reals = add(reals, add(h, s->keep ? mul(2, shared) : 0));

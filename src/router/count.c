@@ -5,6 +5,7 @@
 
 #include "base/exact.h"
 #include "base/scratch.h"
+#include "data/batch.h"
 
 void moe_count_reserve(moe_count *c,
                        const moe_router *r,
@@ -51,7 +52,7 @@ void moe_count_weights(const moe_count *c,
     int64_t *hi = moe_stats_weight_hi(c->stats, cell), *lo = moe_stats_weight_lo(c->stats, cell);
     for (int32_t k = 0; k < count && factor != 0; k++) {
         double g = weight[k] / factor;
-        if (fabs(g) <= MOE_ROUTER_MAX_LOGIT) {
+        if (fabs(g) <= MOE_LOGIT_LIMIT) {
             moe_exact_add01(hi + expert[k], lo + expert[k], &g, 1);
         }
     }
@@ -59,6 +60,11 @@ void moe_count_weights(const moe_count *c,
 
 void moe_count_scores(const moe_count *c, const double *normalized, int64_t *cell) {
     moe_exact_add01(moe_stats_score_hi(c->stats, cell), moe_stats_score_lo(c->stats, cell),
+                    normalized, c->router->num_experts);
+}
+
+void moe_count_importance(const moe_count *c, const double *normalized, int64_t *cell) {
+    moe_exact_add01(moe_stats_weight_hi(c->stats, cell), moe_stats_weight_lo(c->stats, cell),
                     normalized, c->router->num_experts);
 }
 

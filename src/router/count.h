@@ -42,6 +42,9 @@ void moe_count_weights(const moe_count *c,
                        double factor,
                        int64_t *cell);
 
+/* Local. The importance as sums of normalised scores [N] instead (importance_of = scores). */
+void moe_count_importance(const moe_count *c, const double *normalized, int64_t *cell);
+
 /* Local. Sums of the normalised scores [N], and of a smooth load [N]. */
 void moe_count_scores(const moe_count *c, const double *normalized, int64_t *cell);
 void moe_count_load(const moe_count *c, const double *load, int64_t *cell);

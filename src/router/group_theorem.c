@@ -1,24 +1,14 @@
-/* group_theorem.c: the check, with a plain sort and nothing of what the router itself uses to
+/* group_theorem.c: the check, with a plain insertion and nothing of what the router itself uses to
  * choose. */
 #include "router/group_theorem.h"
 
 #include <math.h>
-#include <stdlib.h>
+#include <omp.h>
 
 #include "base/scratch.h"
 #include "router/groups.h"
 #include "router/methods.h"
 #include "router/scores.h"
-
-typedef struct ranked {
-    double score;
-    int32_t expert;
-} ranked;
-
-static int falling(const void *a, const void *b) {
-    double x = ((const ranked *)a)->score, y = ((const ranked *)b)->score;
-    return (x < y) - (x > y);
-}
 
 /* z [N] as double. False where an expert is disabled or a logit is not a number. */
 static bool read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
@@ -30,17 +20,65 @@ static bool read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
     return finite;
 }
 
-/* Sorts the experts by selection score. False where two of them are equal. */
-static bool sort_without_ties(const moe_router *r, const double *s, ranked *order) {
-    bool distinct = true;
-    for (int32_t i = 0; i < r->num_experts; i++) {
-        order[i] = (ranked){s[i] + (r->bias ? r->bias[i] : 0), i};
+/* What a thread works with. */
+typedef struct workspace {
+    double *z, *s;   /* [N] logits and scores */
+    double *best;    /* [K + 1] the largest selection scores, falling */
+    int32_t *greedy; /* [K + 1] whose they are */
+} workspace;
+
+/* Puts an expert at its place among the `count` best so far, of which at most `most` are kept.
+ * Returns their new number. */
+static int32_t insert(workspace *w, int32_t count, int32_t most, double score, int32_t expert) {
+    int32_t at = count < most ? count : most - 1;
+    for (; at > 0 && w->best[at - 1] < score; at--) {
+        w->best[at] = w->best[at - 1];
+        w->greedy[at] = w->greedy[at - 1];
     }
-    qsort(order, (size_t)r->num_experts, sizeof *order, falling);
-    for (int32_t i = 1; i < r->num_experts; i++) {
-        distinct = distinct && order[i].score < order[i - 1].score;
+    w->best[at] = score;
+    w->greedy[at] = expert;
+    return count < most ? count + 1 : most;
+}
+
+/* Finds the K + 1 experts (or all, where there are no more) with the largest selection scores.
+ * False where two of those scores are equal: the order of the K best is then not the only one. Ties
+ * behind them change nothing, because M groups or all groups of the K best come first. */
+static bool find_best(const moe_router *r, workspace *w) {
+    int32_t most = r->top_k < r->num_experts ? r->top_k + 1 : r->num_experts, count = 0;
+    for (int32_t i = 0; i < r->num_experts; i++) {
+        double score = w->s[i] + (r->bias ? r->bias[i] : 0);
+        if (count < most || score > w->best[most - 1]) {
+            count = insert(w, count, most, score, i);
+        }
+    }
+    bool distinct = true;
+    for (int32_t i = 1; i < count; i++) {
+        distinct = distinct && w->best[i] < w->best[i - 1];
     }
     return distinct;
+}
+
+/* Of token t: 0 where it does not meet the conditions, 1 where it does, and 2 more where it then
+ * violates the theorem. */
+enum { ELIGIBLE = 1, VIOLATION = 2 };
+static int check_token(const moe_router *r,
+                       moe_logits logits,
+                       const moe_routing *routing,
+                       int64_t t,
+                       workspace *w) {
+    if (!read_logits(logits, t, r->num_experts, w->z)) {
+        return 0;
+    }
+    moe_scores_fill(r, w->z, w->s, NULL);
+    if (!find_best(r, w)) {
+        return 0;
+    }
+    int32_t unlimited = moe_groups_distinct(r, w->greedy, r->top_k),
+            expected = unlimited < r->topk_group ? unlimited : r->topk_group;
+    int64_t begin = routing->row_offset[t];
+    int32_t count = (int32_t)(routing->row_offset[t + 1] - begin);
+    bool holds = moe_groups_distinct(r, routing->expert + begin, count) == expected;
+    return ELIGIBLE + (holds ? 0 : VIOLATION);
 }
 
 void moe_group_theorem_check(const moe_router *r,
@@ -50,36 +88,30 @@ void moe_group_theorem_check(const moe_router *r,
                              int64_t stride,
                              int64_t *eligible,
                              int64_t *violations) {
-    int32_t n = r->num_experts, k = r->top_k;
+    int64_t n = r->num_experts, kept = r->top_k + 1, threads = omp_get_max_threads();
+    int64_t looked_at = 0, differ = 0;
     *eligible = *violations = 0;
     if (!moe_method_of(r)->chooses_best || r->group_limit != MOE_GROUP_MAX ||
-        (int64_t)r->topk_group * (n / r->num_groups) < k) {
+        r->topk_group * (n / r->num_groups) < r->top_k) {
         return;
     }
-    double *z = moe_scratch_take(r->scratch, 2 * (int64_t)n, sizeof *z, "check of groups"),
-           *s = z + n;
-    ranked *order = moe_scratch_take(r->scratch, n, sizeof *order, "check of groups");
-    int32_t *greedy = moe_scratch_take(r->scratch, k, sizeof *greedy, "check of groups");
-    for (int64_t t = 0; t < routing->num_tokens; t += stride) {
-        if ((routed && !routed[t]) || !read_logits(logits, t, n, z)) {
-            continue;
+    double *numbers =
+        moe_scratch_take(r->scratch, threads * (2 * n + kept), sizeof *numbers, "check of groups");
+    int32_t *greedy =
+        moe_scratch_take(r->scratch, threads * kept, sizeof *greedy, "check of groups");
+#pragma omp parallel reduction(+ : looked_at, differ)
+    {
+        double *z = numbers + omp_get_thread_num() * (2 * n + kept);
+        workspace w = {z, z + n, z + 2 * n, greedy + omp_get_thread_num() * kept};
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < routing->num_tokens; t += stride) {
+            int found = routed && !routed[t] ? 0 : check_token(r, logits, routing, t, &w);
+            looked_at += (found & ELIGIBLE) != 0;
+            differ += (found & VIOLATION) != 0;
         }
-        moe_scores_fill(r, z, s, NULL);
-        if (!sort_without_ties(r, s, order)) {
-            continue;
-        }
-        for (int32_t i = 0; i < k; i++) {
-            greedy[i] = order[i].expert;
-        }
-        int32_t unlimited = moe_groups_distinct(r, greedy, k),
-                expected = unlimited < r->topk_group ? unlimited : r->topk_group;
-        int64_t begin = routing->row_offset[t];
-        *eligible += 1;
-        *violations +=
-            moe_groups_distinct(r, routing->expert + begin,
-                                (int32_t)(routing->row_offset[t + 1] - begin)) != expected;
     }
-    moe_scratch_give(r->scratch, z);
-    moe_scratch_give(r->scratch, order);
+    *eligible = looked_at;
+    *violations = differ;
+    moe_scratch_give(r->scratch, numbers);
     moe_scratch_give(r->scratch, greedy);
 }

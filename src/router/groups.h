@@ -1,5 +1,5 @@
 /* groups.h: group limits: a token may only go to the M groups of experts with the best scores.
- * Groups are contiguous blocks of N / G experts. docs/method.md section 1, step 4. */
+ * Groups are contiguous blocks of N / G experts. docs/method.md section 1.4. */
 #ifndef MOESIM_ROUTER_GROUPS_H
 #define MOESIM_ROUTER_GROUPS_H
 

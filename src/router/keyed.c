@@ -18,22 +18,34 @@ void moe_keyed_subset(moe_rng rng, uint64_t a, uint64_t b, int32_t n, int32_t k,
     }
 }
 
-void moe_keyed_random(
-    const moe_router *r, const moe_draw *d, int64_t token, int32_t n, int32_t k, int32_t *place) {
+void moe_keyed_random(const moe_router *r,
+                      const moe_draw *d,
+                      int64_t token,
+                      int32_t n,
+                      int32_t k,
+                      int32_t *place) {
     (void)r;
     moe_keyed_subset((moe_rng){d->seed, MOE_RNG_RANDOM_ROUTER}, moe_draw_step_key(d),
                      (uint64_t)token, n, k, place);
 }
 
-void moe_keyed_hash(
-    const moe_router *r, const moe_draw *d, int64_t token, int32_t n, int32_t k, int32_t *place) {
+void moe_keyed_hash(const moe_router *r,
+                    const moe_draw *d,
+                    int64_t token,
+                    int32_t n,
+                    int32_t k,
+                    int32_t *place) {
     (void)r;
     moe_keyed_subset((moe_rng){d->seed, MOE_RNG_HASH_ROUTER}, (uint64_t)d->layer, (uint64_t)token,
                      n, k, place);
 }
 
-void moe_keyed_round_robin(
-    const moe_router *r, const moe_draw *d, int64_t token, int32_t n, int32_t k, int32_t *place) {
+void moe_keyed_round_robin(const moe_router *r,
+                           const moe_draw *d,
+                           int64_t token,
+                           int32_t n,
+                           int32_t k,
+                           int32_t *place) {
     (void)d;
     for (int32_t i = 0; i < k; i++) {
         place[i] = (int32_t)(((token % n) * (r->top_k % n) + i) % n);

@@ -17,8 +17,12 @@ void moe_keyed_subset(moe_rng rng, uint64_t a, uint64_t b, int32_t n, int32_t k,
  *   hash         a function of the token (its byte in text, else its id) and of the layer alone
  *                (Roller et al. 2021, arXiv 2106.04426)
  *   round_robin  the numbers in turn: token t begins at t K */
-typedef void moe_keyed_places(
-    const moe_router *r, const moe_draw *d, int64_t token, int32_t n, int32_t k, int32_t *place);
+typedef void moe_keyed_places(const moe_router *r,
+                              const moe_draw *d,
+                              int64_t token,
+                              int32_t n,
+                              int32_t k,
+                              int32_t *place);
 moe_keyed_places moe_keyed_random, moe_keyed_hash, moe_keyed_round_robin;
 
 /* Local. Uniform in [0,1), for the second choice of a token. */

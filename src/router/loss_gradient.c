@@ -7,13 +7,15 @@
  *   others                 dL/dz_i = s'(z_i) / S (a_i - A) / T,  S = sum_j s_j
  * and beside it
  *   z-loss                 dL/dz_i = 2 lse softmax_i / (counted tokens of the global batch)
- *   importance             through the weights g: weight_gradient.h
+ *   importance             through the weights g: weight_gradient.h; or through the scores without
+ *                          noise, as L is
  *   smooth load, Tutel's   smooth_load.h; Shazeer's has a function of its own there */
 #include "router/loss_gradient.h"
 
 #include <math.h>
 
 #include "base/scratch.h"
+#include "router/noise.h"
 #include "router/scores.h"
 #include "router/smooth_load.h"
 #include "router/weight_gradient.h"
@@ -23,6 +25,7 @@
 static void add_balance(const moe_router *r,
                         const double *z,
                         const double *s,
+                        const double *a,
                         const moe_loss_coefficients *c,
                         double *slope,
                         double *dz) {
@@ -33,10 +36,10 @@ static void add_balance(const moe_router *r,
     if (total <= 0) {
         return; /* every expert is disabled */
     }
-    double mean = moe_scores_dot(c->a, s, n) / total;
+    double mean = moe_scores_dot(a, s, n) / total;
     f->derivative(z, s, slope, n);
     for (int32_t i = 0; i < n; i++) {
-        dz[i] += slope[i] / total * (c->a[i] - mean) * inverse;
+        dz[i] += slope[i] / total * (a[i] - mean) * inverse;
     }
 }
 
@@ -75,7 +78,8 @@ static void add_importance(const moe_router *r,
     for (int64_t k = 0; k < x->count; k++) {
         x->dg[k] = factor != 0 ? w[x->expert[k]] * c->inverse_tokens / factor : 0;
     }
-    moe_weight_gradient_token(r, z, s, x->expert, x->dg, x->count, x->ds, dz);
+    moe_weight_gradient_token(r, z, s, &(moe_weighted){x->expert, NULL, x->count}, x->dg, x->ds,
+                              dz);
 }
 
 static bool any(const double *x, int32_t n) {
@@ -90,6 +94,7 @@ static bool any(const double *x, int32_t n) {
 void moe_loss_gradient(const moe_router *r,
                        const moe_batch *batch,
                        moe_logits logits,
+                       const moe_noisy *noisy,
                        const moe_routing *routing,
                        int64_t begin,
                        int64_t end,
@@ -98,11 +103,14 @@ void moe_loss_gradient(const moe_router *r,
     int32_t n = r->num_experts;
     bool importance = any(c->a + n, n);
     bool load = r->load_form == MOE_LOAD_TUTEL && any(c->a + 2 * n, n);
+    bool of_scores = r->importance_of == MOE_IMPORTANCE_SCORES;
+    bool has_quiet = noisy && moe_noise_has_quiet(r) && (load || (importance && of_scores));
 #pragma omp parallel
     {
-        double *z = moe_scratch_take(r->scratch, 4 * (int64_t)n, sizeof *z, "router's gradient");
+        double *z = moe_scratch_take(r->scratch, 6 * (int64_t)n, sizeof *z, "router's gradient");
         double *s = z + n;
         chosen x = {.dg = s + n, .ds = s + 2 * n};
+        double *clean = has_quiet ? s + 3 * n : z, *quiet = has_quiet ? s + 4 * n : s;
         double lse;
 #pragma omp for
         for (int64_t t = begin; t < end; t++) {
@@ -114,12 +122,17 @@ void moe_loss_gradient(const moe_router *r,
             x.expert = routing->expert + routing->row_offset[t];
             x.count = routing->row_offset[t + 1] - routing->row_offset[t];
             moe_scores_fill(r, z, s, &lse);
-            add_balance(r, z, s, c, x.ds, dz);
-            if (importance) {
+            add_balance(r, z, s, c->a, c, x.ds, dz);
+            if (has_quiet) {
+                moe_noise_quiet_scores(r, noisy->clean + t * n, z, clean, quiet);
+            }
+            if (importance && of_scores) {
+                add_balance(r, clean, quiet, c->a + n, c, x.ds, dz);
+            } else if (importance) {
                 add_importance(r, z, s, c, &x, dz);
             }
             if (load && x.count > 0) {
-                moe_smooth_load_tutel_gradient(r, z, s, c->a + 2 * n, c->inverse_tokens,
+                moe_smooth_load_tutel_gradient(r, z, quiet, c->a + 2 * n, c->inverse_tokens,
                                                x.expert[x.count - 1], x.ds, dz);
             }
             add_z_loss(r, z, lse, c, s, dz);

@@ -8,6 +8,7 @@
 #include "data/batch.h"
 #include "router/routing.h"
 #include "router/settings.h"
+#include "router/smooth_load.h"
 
 /* What the losses of one scope multiply a token's quantities by. */
 typedef struct moe_loss_coefficients {
@@ -19,10 +20,12 @@ typedef struct moe_loss_coefficients {
 } moe_loss_coefficients;
 
 /* Local. dlogits [T,N] (double) += d(sum of balance losses + z-loss)/dz for tokens [begin,end),
- * which belong to one scope. Padding and bad tokens are skipped. OpenMP over tokens. */
+ * which belong to one scope. noisy: the logits before noise, or NULL outside training. Padding and
+ * bad tokens are skipped. OpenMP over tokens. */
 void moe_loss_gradient(const moe_router *r,
                        const moe_batch *batch,
                        moe_logits logits,
+                       const moe_noisy *noisy,
                        const moe_routing *routing,
                        int64_t begin,
                        int64_t end,

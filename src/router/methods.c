@@ -1,5 +1,5 @@
-/* methods.c: the table of methods. To add one: an enumerator in config.h, its name in the
- * configuration's table, a row here, and its twin in tests/support/reference.c. */
+/* methods.c: the table of methods. To add one: an enumerator in config/enums.h, its name in
+ * config/keys.def, a row here, and its twin in tests/support/reference.c (CONTRIBUTING.md). */
 #include "router/methods.h"
 
 #include "router/groups.h"
@@ -7,8 +7,11 @@
 
 /* --- by score --- */
 
-void moe_method_rank(
-    moe_choice *w, const moe_router *r, const double *z, const double *s, int may_be_disabled) {
+void moe_method_rank(moe_chooser *w,
+                     const moe_router *r,
+                     const double *z,
+                     const double *s,
+                     int may_be_disabled) {
     /* z + log of the expert's factor orders experts like exp(z) times the factor does */
     moe_tournament_fill(&w->tournament, w->factor ? z : s, w->factor ? w->factor : r->bias,
                         may_be_disabled ? z : NULL);
@@ -16,7 +19,7 @@ void moe_method_rank(
 }
 
 /* The K best of the admitted groups; with a quota K / M of each. */
-static int32_t choose_best(moe_choice *w,
+static int32_t choose_best(moe_chooser *w,
                            const moe_router *r,
                            const double *z,
                            const double *s,
@@ -37,7 +40,7 @@ static int32_t choose_best(moe_choice *w,
 
 /* MixLoRA's dynamic router: falling scores, up to and including the first at which their sum
  * exceeds top_p; at most top_k. */
-static int32_t choose_top_p(moe_choice *w,
+static int32_t choose_top_p(moe_chooser *w,
                             const moe_router *r,
                             const double *z,
                             const double *s,
@@ -61,8 +64,11 @@ static int32_t choose_top_p(moe_choice *w,
 
 /* An expert drawn among those other than `first` with probability s_i / sum of their s, which is
  * what DeepSpeed's Gumbel noise on the logits amounts to; -1 = there is no other. */
-static int32_t draw_second(
-    const moe_choice *w, const moe_router *r, const double *z, const double *s, int32_t first) {
+static int32_t draw_second(const moe_chooser *w,
+                           const moe_router *r,
+                           const double *z,
+                           const double *s,
+                           int32_t first) {
     int32_t last = -1;
     double total = 0, sum = 0;
     for (int32_t i = 0; i < r->num_experts; i++) {
@@ -81,7 +87,7 @@ static int32_t draw_second(
 
 /* The best, and a second one: the next best, or drawn. Whether a random second stays is decided
  * after the weights are made (select.c). */
-static int32_t choose_two(moe_choice *w,
+static int32_t choose_two(moe_chooser *w,
                           const moe_router *r,
                           const double *z,
                           const double *s,
@@ -128,7 +134,7 @@ static int32_t list_enabled(const moe_router *r,
     return count;
 }
 
-static int32_t choose_places(moe_choice *w,
+static int32_t choose_places(moe_chooser *w,
                              const moe_router *r,
                              const double *z,
                              int may_be_disabled,
@@ -147,7 +153,7 @@ static int32_t choose_places(moe_choice *w,
     return k;
 }
 
-static int32_t choose_hash(moe_choice *w,
+static int32_t choose_hash(moe_chooser *w,
                            const moe_router *r,
                            const double *z,
                            const double *s,
@@ -157,7 +163,7 @@ static int32_t choose_hash(moe_choice *w,
     return choose_places(w, r, z, may_be_disabled, moe_keyed_hash, ascending, expert);
 }
 
-static int32_t choose_random(moe_choice *w,
+static int32_t choose_random(moe_chooser *w,
                              const moe_router *r,
                              const double *z,
                              const double *s,
@@ -167,7 +173,7 @@ static int32_t choose_random(moe_choice *w,
     return choose_places(w, r, z, may_be_disabled, moe_keyed_random, ascending, expert);
 }
 
-static int32_t choose_in_turn(moe_choice *w,
+static int32_t choose_in_turn(moe_chooser *w,
                               const moe_router *r,
                               const double *z,
                               const double *s,

@@ -1,5 +1,5 @@
 /* methods.h: the ways to choose a token's experts, one row of a table each. Everything that tells
- * one method from another is a column; nobody asks which method it is. */
+ * one method from another is a column, and nobody in this folder asks which method it is. */
 #ifndef MOESIM_ROUTER_METHODS_H
 #define MOESIM_ROUTER_METHODS_H
 
@@ -12,17 +12,17 @@
 #include "router/tournament.h"
 
 /* Working memory of a choice; it lives for many tokens, one for each thread. */
-typedef struct moe_choice {
+typedef struct moe_chooser {
     moe_tournament tournament;
     int32_t *enabled;     /* [N] the experts that a choice by key may fall on */
-    const moe_draw *draw; /* what choices by chance are keyed by, together with: */
-    int64_t token;        /* the token's global id, or what the method takes in its place */
-    const double *factor; /* [N] what its device adds to the logits; NULL where none is added */
-} moe_choice;
+    const moe_draw *draw; /* seed, step and layer, which choices by chance are keyed by */
+    int64_t token;        /* so are they by the token's global id, or by its byte (by_byte) */
+    const double *factor; /* [N] what the token's device adds to its logits, or NULL */
+} moe_chooser;
 
-/* Chooses for one token with logits z [N] and scores s [N]: expert [most] in the order in which
- * they were chosen; returns how many. may_be_disabled = 0 promises that no z is -inf. */
-typedef int32_t moe_choose(moe_choice *w,
+/* Chooses for one token with logits z [N] and scores s [N]: expert [moe_method_most] in the order
+ * in which they were chosen; returns how many. may_be_disabled = 0 promises that no z is -inf. */
+typedef int32_t moe_choose(moe_chooser *w,
                            const moe_router *r,
                            const double *z,
                            const double *s,
@@ -69,7 +69,10 @@ static inline bool moe_method_may_leave_out(const moe_router *r) {
 }
 
 /* Local. Fills in the selection scores of a token and admits its groups. */
-void moe_method_rank(
-    moe_choice *w, const moe_router *r, const double *z, const double *s, int may_be_disabled);
+void moe_method_rank(moe_chooser *w,
+                     const moe_router *r,
+                     const double *z,
+                     const double *s,
+                     int may_be_disabled);
 
 #endif

@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "base/scratch.h"
 #include "router/keyed.h"
+#include "router/scores.h"
 
 /* --- jitter --- */
 
@@ -43,14 +44,20 @@ double moe_noise_sigma(const moe_router *r, double v) {
 }
 
 /* normal [N] of a token, with standard deviation `scale`. */
-static void draw_normal(
-    const moe_router *r, const moe_draw *d, int64_t token, double scale, real *normal) {
+static void draw_normal(const moe_router *r,
+                        const moe_draw *d,
+                        int64_t token,
+                        double scale,
+                        real *normal) {
     moe_rng_normal((moe_rng){d->seed, MOE_RNG_NOISE}, moe_draw_step_key(d), (uint64_t)token, scale,
                    normal, r->num_experts);
 }
 
-void moe_noise_add_learned(
-    const moe_router *r, const moe_draw *d, const moe_batch *batch, const real *v, real *logits) {
+void moe_noise_add_learned(const moe_router *r,
+                           const moe_draw *d,
+                           const moe_batch *batch,
+                           const real *v,
+                           real *logits) {
     int32_t n = r->num_experts;
 #pragma omp parallel
     {
@@ -88,6 +95,17 @@ void moe_noise_learned_gradient(const moe_router *r,
         }
         moe_scratch_give(r->scratch, normal);
     }
+}
+
+void moe_noise_quiet_scores(const moe_router *r,
+                            const real *before,
+                            const double *z,
+                            double *clean,
+                            double *quiet) {
+    for (int32_t i = 0; i < r->num_experts; i++) {
+        clean[i] = z[i] == -INFINITY ? z[i] : (double)before[i];
+    }
+    moe_scores_fill(r, clean, quiet, NULL);
 }
 
 /* --- noise of fixed scale, and expert dropout --- */

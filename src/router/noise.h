@@ -1,5 +1,5 @@
 /* noise.h: what chance does to the gate in training: jitter of its input, noise on its logits, and
- * experts that are dropped for a step. docs/method.md section 1, step 1.
+ * experts that are dropped for a step. docs/method.md section 1.1.
  *
  *   jitter   the gate reads u_j (1 + eps r_j), r uniform in [-1,1): the input jitter of Switch
  *            Transformers (arXiv 2101.03961)
@@ -42,10 +42,33 @@ static inline bool moe_noise_is_learned(const moe_router *r) {
 /* Local. sigma of one logit, given its v where the scale is learned. */
 double moe_noise_sigma(const moe_router *r, double v);
 
+/* Local. Whether importance or load are of the scores without noise: Tutel's losses are
+ * (tutel/impls/moe_layer.py calls both with the softmax of the logits before noise). */
+static inline bool moe_noise_has_quiet(const moe_router *r) {
+    const bool noisy = r->noise > 0 || moe_noise_is_learned(r);
+    return noisy && (r->load_form == MOE_LOAD_TUTEL || r->importance_of == MOE_IMPORTANCE_SCORES);
+}
+
+/* Local. Whether training keeps the logits before noise. */
+static inline bool moe_noise_keeps_clean(const moe_router *r) {
+    return r->load_form == MOE_LOAD_SHAZEER || moe_noise_has_quiet(r);
+}
+
+/* Local. Of one token: clean [N] = its logits before noise, but -inf for the experts that are
+ * disabled in z [N]; quiet [N] = the scores of these. */
+void moe_noise_quiet_scores(const moe_router *r,
+                            const real *before,
+                            const double *z,
+                            double *clean,
+                            double *quiet);
+
 /* Local. Noise of learned scale: logits [T,N] += n sigma(v), v [T,N] = u W_noise. OpenMP over
  * tokens. */
-void moe_noise_add_learned(
-    const moe_router *r, const moe_draw *d, const moe_batch *batch, const real *v, real *logits);
+void moe_noise_add_learned(const moe_router *r,
+                           const moe_draw *d,
+                           const moe_batch *batch,
+                           const real *v,
+                           real *logits);
 
 /* Local. Its gradient: dv [T,N] = sigmoid(v) (n dz + spread). dz [T,N] is the gradient with respect
  * to the logits before noise, over all paths; spread [T,N] or NULL is what reaches sigma beside n

@@ -18,8 +18,11 @@ typedef struct recorded {
 } recorded;
 
 /* One token's experts (-1 left out) by falling key, then index; returns how many. */
-static int32_t order_experts(
-    const int32_t *idx, const double *key, int32_t k, int32_t *expert, int32_t *from) {
+static int32_t order_experts(const int32_t *idx,
+                             const double *key,
+                             int32_t k,
+                             int32_t *expert,
+                             int32_t *from) {
     int32_t count = 0;
     for (int32_t i = 0; i < k; i++) {
         int32_t place = 0;
@@ -68,13 +71,18 @@ static void count_token(const recorded *w,
     const moe_router *r = w->count.router;
     cell[MOE_STAT_TOKENS]++;
     moe_count_choices(&w->count, t, home, expert, count, cell);
-    moe_count_weights(&w->count, expert, w->weight, count, 1, cell);
+    if (r->importance_of == MOE_IMPORTANCE_WEIGHTS) {
+        moe_count_weights(&w->count, expert, w->weight, count, 1, cell);
+    }
     if (!s) {
         return;
     }
     moe_scores_normalize(r, s, w->normalized);
     moe_exact_add(cell + MOE_STAT_ENTROPY, moe_scores_entropy(w->normalized, r->num_experts));
     moe_count_scores(&w->count, w->normalized, cell);
+    if (r->importance_of == MOE_IMPORTANCE_SCORES) {
+        moe_count_importance(&w->count, w->normalized, cell);
+    }
 }
 
 static recorded recorded_reserve(const moe_router *r,

@@ -14,6 +14,7 @@
 #include "base/status.h"
 #include "router/count.h"
 #include "router/methods.h"
+#include "router/noise.h"
 #include "router/scores.h"
 #include "router/select.h"
 #include "router/weights.h"
@@ -49,6 +50,7 @@ void moe_router_init(moe_router *r,
                       .noise_form = c->noise_form,
                       .jitter = c->jitter,
                       .expert_dropout = c->expert_dropout,
+                      .importance_of = balance->importance_of,
                       .load_form = balance->load_form,
                       .aux_selection = balance->aux_selection,
                       .comm_count_local = balance->comm_count_local};
@@ -77,6 +79,7 @@ typedef struct worker {
     moe_select actual, plain;
     moe_count count;
     double *z, *s, *weight; /* [N] */
+    double *quiet, *clean;  /* [N] scores and logits without noise */
     double *load;           /* [N] smooth load */
     int32_t *plain_expert;  /* [top_k] */
     int64_t *cell;          /* private cell */
@@ -94,10 +97,12 @@ static void worker_reserve(worker *w, const job *j) {
         moe_select_reserve(&w->plain, &j->plain, j->draw);
     }
     moe_count_reserve(&w->count, r, j->placement, j->stats);
-    w->z = moe_scratch_take(r->scratch, 4 * n, sizeof *w->z, what);
+    w->z = moe_scratch_take(r->scratch, 6 * n, sizeof *w->z, what);
     w->s = w->z + n;
     w->load = w->s + n;
     w->weight = w->load + n;
+    w->quiet = w->weight + n;
+    w->clean = w->quiet + n;
     w->plain_expert = moe_scratch_take(r->scratch, r->top_k, sizeof(int32_t), what);
     w->cell = moe_scratch_take(r->scratch, j->stats->words, sizeof(int64_t), what);
 }
@@ -122,11 +127,26 @@ static double entropy(const moe_router *r, const worker *w) {
     return moe_scores_entropy(w->s, r->num_experts);
 }
 
-static void count_load(
-    const job *j, worker *w, int64_t t, const int32_t *expert, int32_t chosen, int64_t *cell) {
+/* Tutel takes importance and load of the scores without noise, and only the threshold with it. */
+static double *quiet_scores(const job *j, worker *w, int64_t t) {
+    if (!j->noisy || !moe_noise_has_quiet(j->router)) {
+        return w->s;
+    }
+    moe_noise_quiet_scores(j->router, j->noisy->clean + t * j->router->num_experts, w->z, w->clean,
+                           w->quiet);
+    return w->quiet;
+}
+
+static void count_load(const job *j,
+                       worker *w,
+                       int64_t t,
+                       const double *quiet,
+                       const int32_t *expert,
+                       int32_t chosen,
+                       int64_t *cell) {
     const moe_router *r = j->router;
     if (r->load_form == MOE_LOAD_TUTEL && chosen > 0) {
-        moe_smooth_load_tutel(r, w->z, w->s, expert[chosen - 1], w->load);
+        moe_smooth_load_tutel(r, w->z, quiet, expert[chosen - 1], w->load);
         moe_count_load(&w->count, w->load, cell);
     }
     if (r->load_form == MOE_LOAD_SHAZEER) {
@@ -150,8 +170,11 @@ static void count_token(const job *j,
     if (lse > -INFINITY) {
         moe_exact_add(cell + MOE_STAT_Z, lse * lse);
     }
-    moe_count_weights(&w->count, expert, w->weight, chosen, moe_weights_factor(r), cell);
-    count_load(j, w, t, expert, chosen, cell);
+    double *quiet = quiet_scores(j, w, t);
+    if (r->importance_of == MOE_IMPORTANCE_WEIGHTS) {
+        moe_count_weights(&w->count, expert, w->weight, chosen, moe_weights_factor(r), cell);
+    }
+    count_load(j, w, t, quiet, expert, chosen, cell);
     if (j->count_plain) {
         chosen = moe_select_experts(&w->plain, &j->plain, w->z, w->s, may_be_disabled,
                                     w->plain_expert, NULL);
@@ -163,6 +186,12 @@ static void count_token(const job *j,
         moe_exact_add(cell + MOE_STAT_ENTROPY, entropy(r, w));
     }
     moe_count_scores(&w->count, w->s, cell);
+    if (r->importance_of == MOE_IMPORTANCE_SCORES) {
+        if (quiet != w->s) {
+            moe_scores_normalize(r, quiet, quiet);
+        }
+        moe_count_importance(&w->count, quiet, cell);
+    }
 }
 
 static int32_t choose(const job *j, worker *w, int64_t t, int32_t home, int flags) {
@@ -192,7 +221,7 @@ static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_
     if (!(flags & MOE_ROW_BAD)) {
         moe_scores_fill(r, w->z, w->s, &lse);
     }
-    if (flags & MOE_ROW_BAD || (lse > -INFINITY && fabs(lse) >= MOE_ROUTER_MAX_LOGIT)) {
+    if (flags & MOE_ROW_BAD || (lse > -INFINITY && fabs(lse) >= MOE_LOGIT_LIMIT)) {
         w->bad = t < w->bad ? t : w->bad;
         return;
     }

@@ -32,8 +32,8 @@ void moe_router_init(moe_router *r,
  * noisy is what a smooth load looks at in training, else NULL.
  *
  * first_bad_token = the smallest local token with NaN or +inf logits, or with |logsumexp| >=
- * MOE_ROUTER_MAX_LOGIT, or -1. A bad token selects nobody and is not counted; padding that the
- * batch drops selects nobody either, and its logits are not looked at. For
+ * MOE_LOGIT_LIMIT, or -1. A bad token selects nobody and is not counted; padding that the batch
+ * drops selects nobody either, and its logits are not looked at. For
  * routing->unconverged_device see routing.h. */
 void moe_router_route(const moe_router *r,
                       const moe_draw *draw,

@@ -1,5 +1,5 @@
 /* scores.h: from the logits of one token to its scores, s = score_func(z), and the vector functions
- * that this takes. docs/method.md section 1, step 2.
+ * that this takes. docs/method.md section 1.2.
  *
  * Scores and sums are double in every build. Sums run in 8 fixed lanes and a fixed tree, so that
  * results are the same bits at any vector width. */

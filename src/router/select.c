@@ -121,7 +121,7 @@ void moe_select_reasons(const moe_router *r,
                         double *selection,
                         double *of_group,
                         double *admitted) {
-    moe_choice w = {.factor = factor};
+    moe_chooser w = {.factor = factor};
     moe_group_scores *scores = moe_groups_limit(r)->scores;
     moe_tournament_reserve(&w.tournament, r->num_experts, moe_groups_number(r), r->scratch);
     moe_method_rank(&w, r, z, s, 1);

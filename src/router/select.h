@@ -1,5 +1,5 @@
 /* select.h: the experts of one token and their weights, with working memory that lives for many
- * tokens. docs/method.md section 1, steps 3 to 6. */
+ * tokens. docs/method.md sections 1.3 to 1.6. */
 #ifndef MOESIM_ROUTER_SELECT_H
 #define MOESIM_ROUTER_SELECT_H
 
@@ -9,7 +9,7 @@
 #include "router/settings.h"
 
 typedef struct moe_select {
-    moe_choice choice;    /* the caller sets its token, and its factor where the device has one */
+    moe_chooser choice;   /* the caller sets its token, and its factor where the device has one */
     int32_t *expert;      /* [N] the chosen, before ordering */
     double *s;            /* [N] their unbiased scores */
     double *ordered;      /* [N] the same in the order of the routing */
@@ -59,7 +59,7 @@ int32_t moe_select_admit(moe_select *w, const moe_router *r, const double *z, co
 
 /* Local. Why a token has its experts: selection [N] = what they are ranked by (-inf = disabled);
  * with a group limit, of_group [groups] = the groups' scores and admitted [groups] = 1 where the
- * token may go. factor [N] as in moe_choice, or NULL. */
+ * token may go. factor [N] as in moe_chooser, or NULL. */
 void moe_select_reasons(const moe_router *r,
                         const double *z,
                         const double *s,

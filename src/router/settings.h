@@ -33,6 +33,7 @@ typedef struct moe_router {
     double noise, jitter, expert_dropout; /* what chance does in training: noise.h */
     enum moe_noise_form noise_form;
 
+    enum moe_importance_of importance_of; /* what the statistics add up as importance */
     enum moe_load_form load_form;         /* which load of an expert the statistics add up */
     enum moe_aux_selection aux_selection; /* which selection the statistics count */
     bool comm_count_local; /* whether a token that stays on its home device counts in device_tokens
@@ -50,10 +51,6 @@ typedef struct moe_draw {
     bool evaluating; /* validation: sinkhorn chooses by plain top-k, as Megatron-Core does outside
                         training */
 } moe_draw;
-
-/* A token whose logits have a larger |logsumexp| is a bad token: the square of the logsumexp could
- * not be added up exactly. */
-enum { MOE_ROUTER_MAX_LOGIT = 1 << 20 };
 
 /* Local. Step and layer in one number: the key of whatever is drawn anew in every step. */
 static inline uint64_t moe_draw_step_key(const moe_draw *d) {

@@ -138,8 +138,11 @@ void moe_smooth_load_gradient(const moe_router *r,
 
 /* --- Tutel's --- */
 
-void moe_smooth_load_tutel(
-    const moe_router *r, const double *z, const double *s, int32_t last_choice, double *load) {
+void moe_smooth_load_tutel(const moe_router *r,
+                           const double *z,
+                           const double *s,
+                           int32_t last_choice,
+                           double *load) {
     for (int32_t i = 0; i < r->num_experts; i++) {
         load[i] = 0.5 * erfc((z[last_choice] - s[i]) / r->noise * M_SQRT1_2);
     }

@@ -49,8 +49,11 @@ void moe_smooth_load_gradient(const moe_router *r,
                               double *spread);
 
 /* Local. Tutel's form: load [N] of a token with logits z [N] and scores s [N]. */
-void moe_smooth_load_tutel(
-    const moe_router *r, const double *z, const double *s, int32_t last_choice, double *load);
+void moe_smooth_load_tutel(const moe_router *r,
+                           const double *z,
+                           const double *s,
+                           int32_t last_choice,
+                           double *load);
 
 /* Local. Its gradient: dz [N] += of sum_i w_i Load_i times inverse_tokens, through the scores,
  * which must sum to 1, and through the logit of the last choice. ds [N] is working memory. */

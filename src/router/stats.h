@@ -9,8 +9,8 @@
  *   device_tokens  [D]  distinct tokens sent to device d: the numerator of f''
  *   score_hi, _lo  [N]  exact sums of the normalised score s' of expert i: the numerator of P_i
  *   first          [N]  tokens whose first choice is expert i
- *   weight_hi, _lo [N]  exact sums of the combine weights g of expert i before the scaling factor:
- *                       the importance
+ *   weight_hi, _lo [N]  the importance: exact sums of the combine weights g of expert i before the
+ *                       scaling factor, or (importance_of = scores) of s' without noise
  *   load_hi, _lo   [N]  exact sums of the smooth load of expert i; 0 unless balance.load_form asks
  *                       for it */
 #ifndef MOESIM_ROUTER_STATS_H

@@ -91,8 +91,11 @@ int32_t moe_tournament_gather(moe_tournament *b) {
     return blocks;
 }
 
-int32_t moe_tournament_take(
-    moe_tournament *b, int32_t begin, int32_t end, int32_t count, int32_t *expert) {
+int32_t moe_tournament_take(moe_tournament *b,
+                            int32_t begin,
+                            int32_t end,
+                            int32_t count,
+                            int32_t *expert) {
     double *maximum = b->kept_max + begin;
     const int32_t *block = b->kept_block + begin;
     int32_t blocks = end - begin;

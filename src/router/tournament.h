@@ -58,8 +58,11 @@ int32_t moe_tournament_gather(moe_tournament *b);
 
 /* Local. Takes the `count` largest scores out of the gathered blocks [begin, end): expert [count]
  * in falling order. Stops where nothing above -inf is left; returns how many were taken. */
-int32_t moe_tournament_take(
-    moe_tournament *b, int32_t begin, int32_t end, int32_t count, int32_t *expert);
+int32_t moe_tournament_take(moe_tournament *b,
+                            int32_t begin,
+                            int32_t end,
+                            int32_t count,
+                            int32_t *expert);
 
 /* --- for hot loops --- */
 

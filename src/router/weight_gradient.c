@@ -2,9 +2,10 @@
  * (weights.h):
  *   plain        g_k = c s_k        ds_k = c dg_k
  *   normalised   g_k = c s_k / S    ds_k = c / S (dg_k - sum_j dg_j s_j / S)
- * and from the scores to the logits by the derivative of the score function:
- *   scores that sum to 1   dz_i = s_i (ds_i - sum_j ds_j s_j) / temperature    for all i
- *   others                 dz_k = s'(z_k) ds_k                                 for the chosen */
+ * A pair that another expert e serves (overflow = next_choice without renormalize) has s_e in its
+ * numerator, and S is still of those that were chosen. And from the scores to the logits by the
+ * derivative of the score function: scores that sum to 1   dz_i = s_i (ds_i - sum_j ds_j s_j) /
+ * temperature    for all i others                 dz_k = s'(z_k) ds_k for the chosen */
 #include "router/weight_gradient.h"
 
 #include <math.h>
@@ -14,47 +15,37 @@
 #include "router/scores.h"
 #include "router/weights.h"
 
-/* The sum that the weights were divided by: that of the chosen, and of the second best expert where
- * chance left it out, since g1 = s1 / (s1 + s2) then too. *left_out is that expert, or -1. */
-static double normalizing_sum(
-    const moe_router *r, const double *s, const int32_t *expert, int64_t count, int32_t *left_out) {
-    double sum = 1e-20;
-    *left_out = -1;
-    for (int64_t k = 0; k < count; k++) {
-        sum += s[expert[k]];
-    }
-    if (!moe_method_may_leave_out(r) || count != 1) {
-        return sum;
-    }
-    for (int32_t i = 0; i < r->num_experts; i++) {
-        if (i != expert[0] && s[i] > 0 && (*left_out < 0 || s[i] > s[*left_out])) {
-            *left_out = i;
-        }
-    }
-    return *left_out < 0 ? sum : sum + s[*left_out];
-}
-
 /* ds [N] += gradient of sum_k dg_k g_k with respect to the scores. */
 static void score_gradient(const moe_router *r,
                            const double *s,
-                           const int32_t *expert,
+                           const moe_weighted *w,
                            const double *dg,
-                           int64_t count,
                            double *ds) {
     double factor = moe_weights_factor(r), dot = 0;
     int32_t left_out;
     if (!moe_weights_normalized(r)) {
-        for (int64_t k = 0; k < count; k++) {
-            ds[expert[k]] += factor * dg[k];
+        for (int64_t k = 0; k < w->count; k++) {
+            if (moe_weighted_expert(w, k) >= 0) {
+                ds[moe_weighted_expert(w, k)] += factor * dg[k];
+            }
         }
         return;
     }
-    double sum = normalizing_sum(r, s, expert, count, &left_out);
-    for (int64_t k = 0; k < count; k++) {
-        dot += dg[k] * s[expert[k]];
+    double sum = moe_weights_divisor(r, moe_weights_sum(r, s, w->expert, w->count, &left_out));
+    for (int64_t k = 0; k < w->count; k++) {
+        const int32_t server = moe_weighted_expert(w, k);
+        dot += server >= 0 ? dg[k] * s[server] : 0;
     }
-    for (int64_t k = 0; k < count; k++) {
-        ds[expert[k]] += factor / sum * (dg[k] - dot / sum);
+    for (int64_t k = 0; k < w->count; k++) {
+        const int32_t server = moe_weighted_expert(w, k);
+        if (server == w->expert[k]) {
+            ds[server] += factor / sum * (dg[k] - dot / sum);
+            continue;
+        }
+        ds[w->expert[k]] -= factor / sum * dot / sum;
+        if (server >= 0) {
+            ds[server] += factor / sum * dg[k];
+        }
     }
     if (left_out >= 0) {
         ds[left_out] -= factor / sum * dot / sum;
@@ -62,8 +53,11 @@ static void score_gradient(const moe_router *r,
 }
 
 /* dz [N] += sum_i ds_i ds_i/dz of all experts. */
-static void logit_gradient(
-    const moe_router *r, const double *z, const double *s, const double *ds, double *dz) {
+static void logit_gradient(const moe_router *r,
+                           const double *z,
+                           const double *s,
+                           const double *ds,
+                           double *dz) {
     const moe_score_function *f = moe_score_function_of(r);
     int32_t n = r->num_experts;
     if (f->sums_to_one) {
@@ -85,19 +79,19 @@ static void logit_gradient(
 void moe_weight_gradient_token(const moe_router *r,
                                const double *z,
                                const double *s,
-                               const int32_t *expert,
+                               const moe_weighted *weighted,
                                const double *dg,
-                               int64_t count,
                                double *ds,
                                double *dz) {
     memset(ds, 0, (size_t)r->num_experts * sizeof *ds);
-    score_gradient(r, s, expert, dg, count, ds);
+    score_gradient(r, s, weighted, dg, ds);
     logit_gradient(r, z, s, ds, dz);
 }
 
 void moe_weight_gradient(const moe_router *r,
                          moe_logits logits,
                          const moe_routing *routing,
+                         const int32_t *server,
                          const real *dg,
                          double *dlogits) {
     int32_t n = r->num_experts;
@@ -118,8 +112,9 @@ void moe_weight_gradient(const moe_router *r,
             for (int64_t k = 0; k < count; k++) {
                 dg_token[k] = (double)dg[begin + k];
             }
-            moe_weight_gradient_token(r, z, s, routing->expert + begin, dg_token, count, ds,
-                                      dlogits + t * n);
+            const moe_weighted weighted = {routing->expert + begin, server ? server + begin : NULL,
+                                           count};
+            moe_weight_gradient_token(r, z, s, &weighted, dg_token, ds, dlogits + t * n);
         }
         moe_scratch_give(r->scratch, z);
     }

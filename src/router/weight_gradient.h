@@ -1,6 +1,6 @@
 /* weight_gradient.h: from the gradient of the combine weights back to the logits. The selection is
  * fixed; g is differentiated through its scores, its normalisation and its scaling. docs/method.md
- * section 1, step 6, and section 5. */
+ * sections 1.6 and 5. */
 #ifndef MOESIM_ROUTER_WEIGHT_GRADIENT_H
 #define MOESIM_ROUTER_WEIGHT_GRADIENT_H
 
@@ -8,22 +8,32 @@
 #include "router/routing.h"
 #include "router/settings.h"
 
+/* The weights of a token: of its experts [count], and of who serves each pair where that may be
+ * another one, -1 = nobody; server NULL: their own expert. */
+typedef struct moe_weighted {
+    const int32_t *expert, *server;
+    int64_t count;
+} moe_weighted;
+
+static inline int32_t moe_weighted_expert(const moe_weighted *w, int64_t k) {
+    return w->server ? w->server[k] : w->expert[k];
+}
+
 /* Local. dlogits [T,N] (double) += d/dz of sum_k dg_k g_k(z), dg [num_selections] in the order of
- * the routing. OpenMP over tokens. */
+ * the routing. server [num_selections] or NULL as in moe_weighted. OpenMP over tokens. */
 void moe_weight_gradient(const moe_router *r,
                          moe_logits logits,
                          const moe_routing *routing,
+                         const int32_t *server,
                          const real *dg,
                          double *dlogits);
 
-/* Local. The same for one token with scores s [N] and `count` experts: dz [N] +=; ds [N] is working
- * memory. */
+/* Local. The same for one token with scores s [N]: dz [N] +=; ds [N] is working memory. */
 void moe_weight_gradient_token(const moe_router *r,
                                const double *z,
                                const double *s,
-                               const int32_t *expert,
+                               const moe_weighted *weighted,
                                const double *dg,
-                               int64_t count,
                                double *ds,
                                double *dz);
 

@@ -1,6 +1,7 @@
 /* weights.c: combine weights. */
 #include "router/weights.h"
 
+#include "router/methods.h"
 #include "router/scores.h"
 
 bool moe_weights_normalized(const moe_router *r) {
@@ -14,8 +15,8 @@ double moe_weights_factor(const moe_router *r) {
     return normalized ? factor : factor / moe_router_probability_divisor(r);
 }
 
-/* What the scores are divided by. The 1e-20 is DeepSeek's: their code adds it to every sum. */
-static double divisor_of(const moe_router *r, double sum) {
+/* The 1e-20 is DeepSeek's: their code adds it to every sum. */
+double moe_weights_divisor(const moe_router *r, double sum) {
     if (!moe_weights_normalized(r)) {
         return 1.0;
     }
@@ -30,8 +31,29 @@ void moe_weights_fill(const moe_router *r, const double *s, int32_t count, doubl
     for (int32_t k = 0; k < count; k++) {
         sum += s[k];
     }
-    double divisor = divisor_of(r, sum);
+    double divisor = moe_weights_divisor(r, sum);
     for (int32_t k = 0; k < count; k++) {
         weight[k] = s[k] / divisor * factor;
     }
+}
+
+double moe_weights_sum(const moe_router *r,
+                       const double *s,
+                       const int32_t *expert,
+                       int64_t count,
+                       int32_t *left_out) {
+    double sum = 0;
+    *left_out = -1;
+    for (int64_t k = 0; k < count; k++) {
+        sum += s[expert[k]];
+    }
+    if (!moe_method_may_leave_out(r) || count != 1) {
+        return sum;
+    }
+    for (int32_t i = 0; i < r->num_experts; i++) {
+        if (i != expert[0] && s[i] > 0 && (*left_out < 0 || s[i] > s[*left_out])) {
+            *left_out = i;
+        }
+    }
+    return *left_out < 0 ? sum : sum + s[*left_out];
 }

@@ -1,5 +1,5 @@
 /* weights.h: the combine weights g of a token's experts, made from their unbiased scores.
- * docs/method.md section 1, step 6.
+ * docs/method.md section 1.6.
  *
  *   plain        g_k = c s_k
  *   normalised   g_k = c s_k / S,  S = sum of the chosen s
@@ -25,5 +25,17 @@ double moe_weights_factor(const moe_router *r);
 /* Local. weight [count] = g of a token whose experts have the unbiased scores s [count], in double,
  * before rounding to the working precision. */
 void moe_weights_fill(const moe_router *r, const double *s, int32_t count, double *weight);
+
+/* Local. What the scores are divided by when those of the chosen add up to `sum`: the one function
+ * of forward and backward. */
+double moe_weights_divisor(const moe_router *r, double sum);
+
+/* Local. The sum of the scores s [N] of a token's experts, and of the second best expert where
+ * chance left it out, since g1 = s1 / (s1 + s2) then too. *left_out is that expert, or -1. */
+double moe_weights_sum(const moe_router *r,
+                       const double *s,
+                       const int32_t *expert,
+                       int64_t count,
+                       int32_t *left_out);
 
 #endif

@@ -276,7 +276,10 @@ int moe_dialects(const moe_comm *comm, const moe_config *c, moe_status *st) {
         return st->code;
     }
     moe_topology topology;
-    moe_gemm_init();
+    moe_gemm_choose(c->run.gemm, st);
+    if (moe_comm_agree(comm, st)) {
+        return st->code;
+    }
     moe_topology_init(comm, c->run.threads, &topology);
     moe_config whole = *c; /* recorded logits have all its layers; the first one is looked at */
     if (moe_input_read(comm, &whole, &d.input, st)) {

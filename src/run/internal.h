@@ -50,7 +50,7 @@ static inline bool moe_run_trains(const moe_run_state *r) {
     return r->config->run.mode == MOE_MODE_TRAIN;
 }
 
-/* prepare.c */
+/* --- prepare.c --- */
 
 /* Collective. Reads and checks every file, refuses what cannot fit into memory, makes the model and
  * opens the folder of results. With options->check_only it stops before anything large is made.
@@ -63,7 +63,7 @@ moe_restart moe_run_restart(moe_run_state *r);
 /* Local. Frees everything that moe_run_prepare and the steps made. */
 void moe_run_free(moe_run_state *r);
 
-/* observe.c */
+/* --- observe.c --- */
 
 /* Local. Who looks on while the layers run: the tally, the explanation, the check of sinkhorn, and
  * the writers of result files. */

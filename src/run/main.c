@@ -1,14 +1,19 @@
 /* main.c: from the command line to what it asks for. Rank 0 speaks, and all ranks end with the same
  * code. */
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/file.h"
+#include "base/parent.h"
 #include "base/status.h"
 #include "config/config.h"
 #include "output/results.h"
 #include "run/dialects.h"
 #include "run/options.h"
+#include "run/placements.h"
 #include "run/run.h"
 #include "run/verify.h"
 #include "world/comm.h"
@@ -19,10 +24,11 @@ enum { CONFIG_MAX_BYTES = 1 << 20 };
 
 /* The bytes of the file and their number, to be freed by the caller, also on failure. */
 static char *read_file(const char *path, int64_t *length, moe_status *st) {
-    FILE *file = fopen(path, "rb");
+    const char *why;
+    FILE *file = moe_file_stream(path, &why);
     char *bytes = moe_alloc_zero(CONFIG_MAX_BYTES + 1, 1, "configuration");
     if (!file) {
-        moe_fail(st, MOE_USER, "%s cannot be read: %m", path);
+        moe_fail(st, MOE_USER, "%s cannot be read: %s", path, why);
         return bytes;
     }
     *length = (int64_t)fread(bytes, 1, CONFIG_MAX_BYTES + 1, file);
@@ -57,6 +63,7 @@ static int load_config(const moe_comm *comm, const moe_options *o, moe_config *c
         }
         moe_comm_bcast(comm, bytes, length, 0);
         moe_config_defaults(c);
+        c->compares_placements = o->placements;
         moe_config_parse(c, bytes, length, o->config, st);
         if (st->code == MOE_OK && set_all(o, c, st) == MOE_OK) {
             moe_config_resolve(c, comm->size, st);
@@ -90,15 +97,12 @@ static int already_finished(const moe_comm *comm, const moe_options *o) {
     return MOE_OK;
 }
 
-/* Collective. Goes on with the run of --resume, unless it is finished. */
-static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
+/* Collective. Goes on with the run, whose folder is locked. */
+static int resume_locked(const moe_comm *comm, const moe_options *o, moe_status *st) {
     moe_checkpoint found = {0};
     moe_config config;
     moe_run_options options = o->run;
     char word[512] = "";
-    if (o->sets.count == 0 && moe_results_finished(comm, o->resume, 0)) {
-        return already_finished(comm, o);
-    }
     if (moe_checkpoint_find(comm, o->resume, &found, word, st)) {
         return st->code;
     }
@@ -113,6 +117,19 @@ static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
         }
     }
     moe_checkpoint_free(&found);
+    return st->code;
+}
+
+/* Collective. Goes on with the run of --resume, unless it is finished. */
+static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
+    moe_lock lock;
+    if (o->sets.count == 0 && moe_results_finished(comm, o->resume, 0)) {
+        return already_finished(comm, o);
+    }
+    if (moe_results_lock(comm, o->resume, &lock, st) == MOE_OK) {
+        resume_locked(comm, o, st);
+    }
+    moe_lock_release(&lock);
     return st->code;
 }
 
@@ -190,6 +207,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     if (o->dialects) {
         return moe_dialects(comm, &config, st);
     }
+    if (o->placements) {
+        return moe_placements(comm, &config, &o->run, st);
+    }
     return moe_run(comm, &config, &o->run, st);
 }
 
@@ -198,13 +218,39 @@ static int conclude(const moe_status *st) {
     if (st->code != MOE_OK) {
         fprintf(stderr, "moesim: %s\n", st->message);
     }
-    return fflush(stdout) != 0 && st->code == MOE_OK ? MOE_ERROR : st->code;
+    /* an earlier failure has emptied the buffer, and only the stream's flag still tells of it */
+    if ((fflush(stdout) != 0 || ferror(stdout)) && st->code == MOE_OK) {
+        fprintf(stderr,
+                "moesim: standard output cannot be written: what was to be shown is lost\n");
+        return MOE_ERROR;
+    }
+    return st->code;
+}
+
+/* Local. A standard stream that is closed would give its number to the next file that is opened,
+ * which then got what is printed. /dev/null stands in its place, opened so that what would be
+ * printed to it fails. */
+static void fill_closed_streams(void) {
+    for (int stream = 0; stream <= 2; stream++) {
+        if (fcntl(stream, F_GETFD) < 0) {
+            open("/dev/null", O_RDONLY);
+        }
+    }
+}
+
+/* Local. A limit on the size of files (ulimit -f) makes a write fail, like a full disk, instead of
+ * ending the process. */
+static void prepare_process(void) {
+    fill_closed_streams();
+    signal(SIGXFSZ, SIG_IGN);
+    moe_parent_watch();
 }
 
 int main(int argc, char **argv) {
     moe_comm comm;
     moe_options o;
     moe_status st = {0};
+    prepare_process();
     moe_options_parse(argc, argv, &o, &st);
     if (st.code == MOE_OK && o.ranks && !is_about(&o)) {
         print_ranks(&o, &st); /* without MPI, which would take longer to start */

@@ -24,8 +24,11 @@ static const char *shape_text(int num_dims, const int64_t *shape, char text[128]
 
 /* Rank 0: the values of folder/name.npy as real; the shape must be `shape` (shape[0] = -1: any, and
  * told there). */
-static real *read_array(
-    const moe_config *c, const char *name, int num_dims, int64_t *shape, moe_status *st) {
+static real *read_array(const moe_config *c,
+                        const char *name,
+                        int num_dims,
+                        int64_t *shape,
+                        moe_status *st) {
     char path[MOE_PATH_MAX + 32];
     moe_npy_header h;
     void *data = NULL;
@@ -33,14 +36,14 @@ static real *read_array(
     if (moe_npy_read(path, &h, &data, st)) {
         return NULL;
     }
-    bool right = h.num_dims == num_dims && (h.dtype == MOE_F32 || h.dtype == MOE_F64);
+    bool right = h.num_dims == num_dims && moe_dtype_is_float(h.dtype);
     for (int i = 0; i < num_dims && right; i++) {
         right = h.shape[i] == shape[i] || (i == 0 && shape[0] < 0 && h.shape[0] > 0);
     }
     if (!right) {
         char found[128], needed[128];
-        moe_fail(st, MOE_USER, "%s is %s of %s, and float32 or float64 of %s is needed", path,
-                 shape_text(h.num_dims, h.shape, found), moe_dtype_name(h.dtype),
+        moe_fail(st, MOE_USER, "%s is %s of %s, and float16, float32 or float64 of %s is needed",
+                 path, shape_text(h.num_dims, h.shape, found), moe_dtype_name(h.dtype),
                  shape_text(num_dims, shape, needed));
         moe_free(data);
         return NULL;
@@ -133,26 +136,26 @@ enum { MOST_TENSORS = 16 };
 /* Every tensor of the layer with its shape, which is that of what moe_layer_init allocated. The
  * base of LoRA experts is one frozen FFN, and the adapters are the experts'. */
 static int list_tensors(const moe_layer *layer,
-                        const moe_layer_slots *slots,
+                        const moe_layer_indices *indices,
                         int32_t num_experts,
                         tensor table[MOST_TENSORS]) {
     const moe_ffn *e = &layer->experts, *s = &layer->shared;
     int64_t h = e->hidden, f = e->width, r = e->rank;
     bool own = r == 0;
     const tensor all[] = {
-        {"wgate", false, num_experts, h, layer->gate, slots->gate},
-        {"w1", own, f, h, e->w1, slots->w1},
-        {"w2", own, h, f, e->w2, slots->w2},
-        {"w3", own, f, h, e->w3, slots->w3},
-        {"a1", true, r, h, e->a1, slots->a1},
-        {"a2", true, r, f, e->a2, slots->a2},
-        {"a3", true, r, h, e->a3, slots->a3},
-        {"b1", true, f, r, e->b1, slots->b1},
-        {"b2", true, h, r, e->b2, slots->b2},
-        {"b3", true, f, r, e->b3, slots->b3},
-        {"sw1", false, s->width, s->hidden, s->w1, slots->shared_w1},
-        {"sw2", false, s->hidden, s->width, s->w2, slots->shared_w2},
-        {"sw3", false, s->width, s->hidden, s->w3, slots->shared_w3},
+        {"wgate", false, num_experts, h, layer->gate, indices->gate},
+        {"w1", own, f, h, e->w1, indices->w1},
+        {"w2", own, h, f, e->w2, indices->w2},
+        {"w3", own, f, h, e->w3, indices->w3},
+        {"a1", true, r, h, e->a1, indices->a1},
+        {"a2", true, r, f, e->a2, indices->a2},
+        {"a3", true, r, h, e->a3, indices->a3},
+        {"b1", true, f, r, e->b1, indices->b1},
+        {"b2", true, h, r, e->b2, indices->b2},
+        {"b3", true, f, r, e->b3, indices->b3},
+        {"sw1", false, s->width, s->hidden, s->w1, indices->shared_w1},
+        {"sw2", false, s->hidden, s->width, s->w2, indices->shared_w2},
+        {"sw3", false, s->width, s->hidden, s->w3, indices->shared_w3},
     };
     _Static_assert(sizeof all / sizeof all[0] <= MOST_TENSORS, "the table has room for all");
     memcpy(table, all, sizeof all);
@@ -196,7 +199,7 @@ static int load_tensor(const moe_context *context, const tensor *t, moe_status *
 
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st) {
     tensor table[MOST_TENSORS];
-    int num = list_tensors(layer, &(moe_layer_slots){0}, context->placement.num_experts, table);
+    int num = list_tensors(layer, &(moe_layer_indices){0}, context->placement.num_experts, table);
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value) {
             load_tensor(context, &table[i], st);
@@ -229,12 +232,12 @@ static int write_gradient(const moe_context *context,
 
 static int write_gradients(const moe_context *context,
                            const moe_layer *layer,
-                           const moe_layer_slots *slots,
+                           const moe_layer_indices *indices,
                            const moe_parameters *all,
                            const moe_results *results,
                            moe_status *st) {
     tensor table[MOST_TENSORS];
-    int num = list_tensors(layer, slots, context->placement.num_experts, table);
+    int num = list_tensors(layer, indices, context->placement.num_experts, table);
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value && table[i].slot >= 0) {
             write_gradient(context, results, &all->p[table[i].slot], &table[i], st);
@@ -257,16 +260,16 @@ int moe_model_files_backward(const moe_context *context,
     moe_parameters all;
     moe_backward work = {0};
     moe_parameters_init(&all, b->devices, b->num_local_devices);
-    moe_layer_slots slots = moe_layer_register(layer, context, &all);
+    moe_layer_indices indices = moe_layer_register(layer, context, &all);
     real *dx = moe_alloc(b->num_tokens * h, sizeof(real), "gradient of x");
     moe_parameters_clear_gradients(&all);
-    moe_layer_backward(layer, &slots, context, a, &all, in->dy + b->first_token * h, &work, dx,
+    moe_layer_backward(layer, &indices, context, a, &all, in->dy + b->first_token * h, &work, dx,
                        metrics);
     moe_parameters_reduce(&all, context->comm, 1, &bytes);
     if (moe_results_tensor(context->comm, results, "dx", b, dx, h, sizeof(real), st) == MOE_OK &&
         moe_results_tensor(context->comm, results, "dlogits", b, work.dlogits, n, sizeof(double),
                            st) == MOE_OK) {
-        write_gradients(context, layer, &slots, &all, results, st);
+        write_gradients(context, layer, &indices, &all, results, st);
     }
     moe_free(dx);
     moe_backward_free(&work);

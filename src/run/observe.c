@@ -141,8 +141,11 @@ static int32_t micro_batch(const moe_run_state *r) {
     return (int32_t)(r->context.draw - r->context.step * r->config->train.accumulate);
 }
 
-static int after_layer(
-    void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st) {
+static int after_layer(void *self,
+                       const moe_stack *s,
+                       int32_t l,
+                       moe_step_metrics *metrics,
+                       moe_status *st) {
     moe_run_state *r = self;
     moe_activations *a = moe_stack_activations(s, l);
     moe_tally_after_layer(NULL, s, l, metrics, st);

@@ -50,6 +50,7 @@ static const option_row table[] = {
     {"explain-step", NULL, "every figure of the last step derived, and checked",
      FLAG(run.explains_step)},
     {"dialects", NULL, "the same tokens through every preset, side by side", FLAG(dialects)},
+    {"placements", NULL, "the same routing under every placement, side by side", FLAG(placements)},
     {"verify", NULL, "recompute figures that are known exactly (no CONFIG)", FLAG(verify)},
     {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
@@ -87,8 +88,7 @@ void moe_options_print_help(FILE *out) {
           "  mpirun -np 8 moesim configs/quickstart.ini\n"
           "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
           "\n"
-          "exit status: 0 done; 2 a mistake in the input, and one sentence that names it;\n"
-          "             3 the run failed its own checks; 1 anything else\n",
+          "exit status: 0 done; 2 a mistake in the input; 3 failed self-checks; 1 otherwise\n",
           out);
 }
 
@@ -185,6 +185,7 @@ static int parse_token(moe_options *o, moe_status *st) {
 static int check_explain(const moe_options *o, moe_status *st) {
     const char *other = o->run.check_only ? "--check"
                         : o->dialects     ? "--dialects"
+                        : o->placements   ? "--placements"
                         : o->verify       ? "--verify"
                         : o->keys         ? "--keys"
                                           : NULL;
@@ -207,10 +208,13 @@ static int check_together(const moe_options *o, moe_status *st) {
                         "--out and --force do not go with it",
                         o->resume);
     }
-    if (o->dialects && o->resume) {
-        return moe_fail(
-            st, MOE_USER,
-            "--dialects takes a CONFIG and does not go on with a run: leave --resume out");
+    if ((o->dialects || o->placements) && o->resume) {
+        return moe_fail(st, MOE_USER,
+                        "%s takes a CONFIG and does not go on with a run: leave --resume out",
+                        o->dialects ? "--dialects" : "--placements");
+    }
+    if (o->dialects && o->placements) {
+        return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");
     }
     const bool needs_none = o->help || o->version || o->keys || o->verify || o->resume;
     if (!o->config && !needs_none) {

@@ -19,7 +19,7 @@ typedef struct moe_options {
     const char *explain; /* the text behind --explain, or NULL */
     moe_set_options sets;
     moe_run_options run;
-    bool help, version, keys, verify, dialects, ranks;
+    bool help, version, keys, verify, dialects, placements, ranks;
 } moe_options;
 
 /* Local. Reads the command line into *o, which points into argv afterwards. Fails with MOE_USER and

@@ -136,6 +136,7 @@ static void show_header(const moe_run_state *r) {
     const moe_run_options *o = r->options;
     moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, r->memory.total,
                         moe_memory_available());
+    moe_terminal_warnings(&r->screen, r->config, &r->input);
     if (moe_run_trains(r)) {
         moe_terminal_training(&r->screen, r->config, &r->results.facts, &r->memory);
     }
@@ -172,7 +173,10 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
 
 int moe_run_prepare(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
-    moe_gemm_init();
+    moe_gemm_choose(c->run.gemm, st);
+    if (moe_comm_agree(r->comm, st)) {
+        return st->code;
+    }
     moe_topology_init(r->comm, c->run.threads, &r->topology);
     gather_topologies(r);
     if (read_and_check(r, st) || r->options->check_only || prepare_explainer(r, st)) {

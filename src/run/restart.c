@@ -1,6 +1,7 @@
 /* restart.c: gathers the blobs of a checkpoint from the parts of a run. */
 #include "run/restart.h"
 
+#include <math.h>
 #include <stdio.h>
 
 typedef struct state {
@@ -54,18 +55,57 @@ int moe_restart_write(const moe_restart *r, int64_t step, moe_status *st) {
     return st->code;
 }
 
+/* Every step left a load of each expert in the file, so that a number of steps that asks for more
+ * than the file has is refused before memory is taken for it. */
+static int check_step(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
+    int64_t bytes = (int64_t)sizeof(int64_t) * r->config->model.num_layers;
+    if (from->step > r->config->run.steps ||
+        __builtin_mul_overflow(bytes, r->config->model.num_experts, &bytes) ||
+        __builtin_mul_overflow(bytes, from->step, &bytes) || bytes > from->bytes) {
+        return moe_fail(st, MOE_USER,
+                        "the checkpoint '%s' is damaged: it cannot have been made after %lld of "
+                        "%lld steps",
+                        from->path, (long long)from->step, (long long)r->config->run.steps);
+    }
+    return MOE_OK;
+}
+
+/* Everything but the parameters, whose values a step looks at itself. */
+static int check_state(const moe_restart *r,
+                       const moe_checkpoint *from,
+                       const state *s,
+                       uint64_t text,
+                       moe_status *st) {
+    if (text != s->text) {
+        return moe_fail(st, MOE_USER,
+                        "%s was made with another text than %s is now (their checksums differ)",
+                        from->path, r->config->data.path);
+    }
+    for (int32_t l = 0; l < r->config->model.num_layers; l++) {
+        for (int32_t e = 0; r->layers[l].bias && e < r->config->model.num_experts; e++) {
+            if (!isfinite(r->layers[l].bias[e])) {
+                return moe_fail(st, MOE_USER,
+                                "the checkpoint '%s' is damaged: the bias of expert %d in layer %d "
+                                "is not finite",
+                                from->path, e, l);
+            }
+        }
+    }
+    return moe_results_check_history(r->results, from->step, from->path, st);
+}
+
 int moe_restart_read(const moe_restart *r,
                      const moe_checkpoint *from,
                      const char *folder,
                      moe_status *st) {
-    uint64_t text;
+    uint64_t text = 0;
+    if (check_step(r, from, st) != MOE_OK) {
+        return st->code;
+    }
     state s = state_of(r, from->step);
     add_fingerprint(&s, &text);
-    if (moe_checkpoint_read(r->comm, from->path, r->parameters, s.blob, s.num, st) == MOE_OK &&
-        text != s.text) {
-        moe_fail(st, MOE_USER,
-                 "%s was made with another text than %s is now (their checksums differ)",
-                 from->path, r->config->data.path);
+    if (moe_checkpoint_read(r->comm, from->path, r->parameters, s.blob, s.num, st) == MOE_OK) {
+        check_state(r, from, &s, text, st);
     }
     if (moe_comm_agree(r->comm, st) == MOE_OK) {
         moe_results_reopen(r->comm, r->config, folder, from->step, r->results, st);

@@ -18,6 +18,7 @@
 #include "config/value.h"
 #include "data/batch.h"
 #include "measure/imbalance.h"
+#include "placement/balancer.h"
 #include "router/group_theorem.h"
 #include "router/groups.h"
 #include "router/router.h"
@@ -48,8 +49,11 @@ static void say(verification *v, const char *name, bool ok, const char *format, 
     printf(", %s\n", ok ? "ok" : "FAILED");
 }
 
-static void compare(
-    verification *v, const char *name, double expected, double found, double tolerance) {
+static void compare(verification *v,
+                    const char *name,
+                    double expected,
+                    double found,
+                    double tolerance) {
     say(v, name, fabs(found - expected) <= tolerance, "expected %.7g, found %.7g", expected, found);
 }
 
@@ -380,6 +384,56 @@ static void verify_adamw(verification *v) {
     moe_parameters_free(&all);
 }
 
+/* --- docs/method.md section 8: EPLB --- */
+
+/* One layer of the example in EPLB's README: 12 experts, 16 slots, 4 groups, 2 nodes, 8 devices. */
+typedef struct eplb_example {
+    const char *slots, *balance; /* what is compared */
+    double load[12];
+    int32_t expert[16];
+    double mean_over_max; /* of the devices' loads */
+} eplb_example;
+
+static const eplb_example eplb_examples[] = {
+    {"EPLB README, layer 0, experts in slots",
+     "EPLB README, layer 0, mean/max",
+     {90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86},
+     {5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1},
+     0.8277},
+    {"EPLB README, layer 1, experts in slots",
+     "EPLB README, layer 1, mean/max",
+     {20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27},
+     {7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1},
+     0.8050},
+};
+
+static void verify_eplb_example(verification *v, const eplb_example *example) {
+    const moe_balancer_problem problem = {.num_experts = 12,
+                                          .devices = 8,
+                                          .nodes = 2,
+                                          .groups = 4,
+                                          .slots_per_device = 2,
+                                          .load = example->load};
+    moe_balancer_answer answer = {0};
+    double load[8], sum = 0;
+    int differ = 0;
+    moe_balancer_place(moe_balancer_find("eplb"), &problem, &answer);
+    for (int32_t s = 0; s < answer.slots; s++) {
+        differ += answer.expert[s] != example->expert[s];
+        sum += answer.served[s];
+    }
+    say(v, example->slots, differ == 0, "expected 0 of 16 to differ, found %d", differ);
+    compare(v, example->balance, example->mean_over_max,
+            sum / 8 / moe_balancer_device_load(&answer, 8, load), 5e-5);
+    moe_balancer_answer_free(&answer);
+}
+
+static void verify_eplb(verification *v) {
+    for (size_t i = 0; i < sizeof eplb_examples / sizeof eplb_examples[0]; i++) {
+        verify_eplb_example(v, &eplb_examples[i]);
+    }
+}
+
 int moe_verify(const moe_comm *comm, moe_status *st) {
     verification v = {.comm = comm};
     moe_topology topology;
@@ -391,9 +445,7 @@ int moe_verify(const moe_comm *comm, moe_status *st) {
     verify_scopes(&v);
     verify_rows(&v);
     verify_adamw(&v);
-    if (comm->rank == 0) {
-        printf("placement (EPLB): not checked, there are only contiguous blocks of experts yet\n");
-    }
+    verify_eplb(&v);
     if (v.failed) {
         moe_fail(st, MOE_RUN_FAILED, "--verify: %d of %d figures are not what they should be",
                  v.failed, v.made);

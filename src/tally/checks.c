@@ -1,6 +1,7 @@
 /* checks.c: the self-checks of a layer. They recount from the routing what the plan, the inbox and
  * the losses claim, and share no code with them. First each rank counts what speaks against its own
  * tokens and rows; when these counts are summed, each check is made from them. */
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -13,40 +14,61 @@
 
 /* --- counting on one rank --- */
 
-/* What a token's weights must add up to: *exact (normalised), or at most *most. False: nothing is
- * known (recorded weights). */
-static bool weight_bounds(const moe_context *context, int64_t k, double *exact, double *most) {
-    const moe_router *r = &context->router;
-    if (moe_config_recorded(context->config)) {
-        return false;
-    }
+/* What the weights of a token are multiplied by, and whether their scores are first divided by
+ * their sum S: by S itself (over_chosen), or by S + 1e-20. */
+typedef struct weight_rule {
+    double factor;
+    bool normalized, over_chosen;
+    bool may_leave_out; /* S may hold a second expert that was left out */
+} weight_rule;
+
+static weight_rule weight_rule_of(const moe_router *r) {
     const moe_score_function *score = moe_score_function_of(r);
-    bool normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || score->over_chosen;
-    double scale = normalized && !r->scale_normalized ? 1 : r->routed_scaling_factor;
-    if (!normalized) {
-        scale /= moe_router_probability_divisor(r);
+    weight_rule rule = {.factor = r->routed_scaling_factor,
+                        .over_chosen = score->over_chosen,
+                        .may_leave_out = moe_method_may_leave_out(r)};
+    rule.normalized = (r->norm_topk_prob && (r->top_k > 1 || r->norm_single)) || rule.over_chosen;
+    if (rule.normalized && !r->scale_normalized) {
+        rule.factor = 1;
     }
-    /* a second expert may be left out after its weight was counted in the sum */
-    *exact = normalized && !moe_method_may_leave_out(r) ? scale : NAN;
-    *most = scale * score->bound * (score->sums_to_one ? 1 : (double)k);
-    return true;
+    if (!rule.normalized) {
+        rule.factor /= moe_router_probability_divisor(r);
+    }
+    return rule;
+}
+
+/* Whether k weights add up to `sum` though their scores add up to `scores`. */
+static bool weights_fit(const weight_rule *rule, double scores, double sum, int64_t k) {
+    double share = scores;
+    if (rule->normalized) {
+        const double divisor = rule->over_chosen ? scores : scores + 1e-20;
+        share = divisor > 0 ? scores / divisor : 0;
+    }
+    const double expected = rule->factor * share;
+    const double rounding = 1e-5 * fabs(expected) + (double)k * FLT_MIN;
+    if (rule->normalized && rule->may_leave_out) {
+        return sum * expected >= 0 && fabs(sum) <= fabs(expected) + rounding;
+    }
+    return fabs(sum - expected) <= rounding;
 }
 
 static void check_weights(moe_tally *t, const moe_context *context, const moe_routing *routing) {
+    const weight_rule rule = weight_rule_of(&context->router);
+    const moe_score_function *score = moe_score_function_of(&context->router);
+    if (moe_config_recorded(context->config)) {
+        return; /* nothing is known of them */
+    }
     for (int64_t token = 0; token < routing->num_tokens; token++) {
-        double sum = 0, exact, most;
-        int64_t begin = routing->row_offset[token], end = routing->row_offset[token + 1];
+        double sum = 0, scores = 0;
+        const int64_t begin = routing->row_offset[token], end = routing->row_offset[token + 1];
         for (int64_t i = begin; i < end; i++) {
             sum += (double)routing->weight[i];
+            scores += routing->score[i];
         }
-        if (begin == end || !weight_bounds(context, end - begin, &exact, &most)) {
-            continue;
-        }
-        bool bad = isnan(exact) ? !(sum >= 0 && sum <= most * (1 + 1e-5))
-                                : !(fabs(sum - exact) <= 1e-5 * fabs(exact));
-        /* all scores of the chosen may be 0 (sigmoid of -1000): then 1e-20 is what remains, and 0
-         * is right */
-        t->scalar[MOE_TALLY_BAD_WEIGHTS] += bad && sum != 0;
+        const double most = score->bound * (score->sums_to_one ? 1 : (double)(end - begin));
+        const bool bounded = scores >= 0 && (end == begin || scores <= most * (1 + 1e-5));
+        t->scalar[MOE_TALLY_BAD_WEIGHTS] +=
+            !bounded || !weights_fit(&rule, scores, sum, end - begin);
     }
 }
 
@@ -100,7 +122,7 @@ static void check_comm_count(moe_tally *t, const moe_context *context, const moe
     moe_scratch_give(b->scratch, tokens);
 }
 
-/* The theorem on distinct groups, docs/method.md section 1. Checking it costs about as much as
+/* The theorem on distinct groups, docs/method.md section 1.9. Checking it costs about as much as
  * routing. */
 static void check_theorem(moe_tally *t,
                           const moe_layer *layer,
@@ -234,9 +256,12 @@ static bool ceilings_hold(const evidence *e) {
 
 static int say_ceilings(const evidence *e, detail *d) {
     return snprintf(d->text, sizeof d->text,
-                    "%lld tokens reach more devices, %lld more groups than K, D and M allow",
+                    "%lld tokens reach more devices, %lld more groups than K, D and M allow%s",
                     (long long)e->scalar[MOE_TALLY_BAD_DEVICES],
-                    (long long)e->scalar[MOE_TALLY_BAD_GROUPS]);
+                    (long long)e->scalar[MOE_TALLY_BAD_GROUPS],
+                    moe_config_recorded(e->context->config) && !ceilings_hold(e)
+                        ? ": the recorded routing does not keep to router.group_limit"
+                        : "");
 }
 
 static const char *why_no_theorem(const evidence *e) {
@@ -315,12 +340,29 @@ static int say_capacity(const evidence *e, detail *d) {
                     (long long)e->metrics->capacity.exempt_overflow);
 }
 
+/* Whether every loss with a coefficient can be computed: a recording may lack scores or logits. */
+static bool total_is_defined(const evidence *e) {
+    const moe_balance *b = &e->context->balance;
+    for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
+        if (b->alpha[loss] != 0 && !moe_balance_defined(b, (enum moe_loss)loss)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool all_is_finite(const evidence *e) {
-    bool total = isfinite(e->metrics->total) || !e->context->balance.has_scores;
+    bool total = isfinite(e->metrics->total) || !total_is_defined(e);
     return e->scalar[MOE_TALLY_NOT_FINITE] == 0 && isfinite(e->metrics->output_rms) && total;
 }
 
 static int say_finite(const evidence *e, detail *d) {
+    if (e->scalar[MOE_TALLY_NOT_FINITE] == 0 && !total_is_defined(e)) {
+        return snprintf(d->text, sizeof d->text,
+                        "layer %d: output rms %g; a loss with a coefficient needs scores or logits "
+                        "that were not recorded",
+                        e->layer->index, e->metrics->output_rms);
+    }
     if (e->scalar[MOE_TALLY_NOT_FINITE] == 0) {
         return snprintf(d->text, sizeof d->text,
                         "layer %d: output rms %g, balance losses x alpha %g", e->layer->index,

@@ -34,8 +34,11 @@ static moe_tally tally_new(const moe_context *context) {
 
 /* The number of distinct devices among k experts. stamp [D] remembers for each device the last
  * mark; `mark` > 0 is another one in each call. */
-static int64_t distinct_devices(
-    const moe_placement *p, const int32_t *expert, int64_t k, int64_t *stamp, int64_t mark) {
+static int64_t distinct_devices(const moe_placement *p,
+                                const int32_t *expert,
+                                int64_t k,
+                                int64_t *stamp,
+                                int64_t mark) {
     int64_t distinct = 0;
     for (int64_t i = 0; i < k; i++) {
         int32_t device = p->device[expert[i]];
@@ -72,8 +75,8 @@ static bool measures_unlimited(const moe_context *context) {
 static void count_reach(moe_tally *t, const moe_context *context, const moe_routing *routing) {
     const moe_router *r = &context->router;
     int32_t d = context->placement.devices;
-    int64_t reachable = (int64_t)r->topk_group * (d / r->num_groups > 1 ? d / r->num_groups : 1);
-    bool limited = r->group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
+    int32_t reachable = moe_config_group_span(context->config);
+    bool limited = r->group_limit != MOE_GROUP_NONE;
     int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
     const uint8_t *routed = moe_batch_routed(context->batch);
     for (int64_t token = 0; token < routing->num_tokens; token++) {
@@ -261,8 +264,11 @@ void moe_tally_layer(const moe_layer *layer,
     moe_scratch_give(context->batch->scratch, t.words);
 }
 
-int moe_tally_after_layer(
-    void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st) {
+int moe_tally_after_layer(void *self,
+                          const moe_stack *s,
+                          int32_t l,
+                          moe_step_metrics *metrics,
+                          moe_status *st) {
     double start = moe_comm_time();
     (void)self, (void)st;
     moe_tally_layer(&s->layer[l], s->context, moe_stack_activations(s, l), s->y, metrics);

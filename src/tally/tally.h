@@ -16,7 +16,10 @@ void moe_tally_layer(const moe_layer *layer,
 
 /* Collective. The same for layer l of a stack, right after its forward pass, with a span in the
  * timeline: a hook for moe_observer.after_layer, which ignores self and never fails. */
-int moe_tally_after_layer(
-    void *self, const moe_stack *s, int32_t l, moe_step_metrics *metrics, moe_status *st);
+int moe_tally_after_layer(void *self,
+                          const moe_stack *s,
+                          int32_t l,
+                          moe_step_metrics *metrics,
+                          moe_status *st);
 
 #endif

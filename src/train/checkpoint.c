@@ -122,25 +122,13 @@ static int sync_path(const char *path, moe_status *st) {
 static int make_folder(const char *folder, moe_status *st) {
     char path[MOE_CHECKPOINT_PATH_MAX];
     moe_checkpoint_folder_path(folder, path);
+    if (!moe_checkpoint_folder_is_own(folder, st)) {
+        return st->code;
+    }
     if (mkdir(path, 0777) == 0) {
         return sync_path(folder, st);
     }
     return errno == EEXIST ? MOE_OK : cannot_write(path, st);
-}
-
-/* Makes an empty file whose bytes are reserved, where the file system can do that. */
-static int reserve_file(const char *path, int64_t bytes, moe_status *st) {
-    int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (file < 0) {
-        return cannot_write(path, st);
-    }
-    if (fallocate(file, 0, 0, bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
-        cannot_write(path, st);
-    }
-    if (close(file) != 0) {
-        cannot_write(path, st);
-    }
-    return st->code;
 }
 
 /* Renames the file from its temporary name to its own, for good. */
@@ -189,12 +177,7 @@ static int write_file(const moe_comm *comm,
             length + moe_checkpoint_table_block(own[i].section, own[i].number, &pieces[i].bytes);
     }
     pieces[num] = (moe_file_piece){header, 0, length};
-    if (comm->rank == 0) {
-        reserve_file(path, length + t->bytes, st);
-    }
-    if (moe_comm_agree(comm, st) == MOE_OK) {
-        moe_comm_write_blocks(comm, path, length + t->bytes, pieces, num + (comm->rank == 0), st);
-    }
+    moe_comm_write_blocks(comm, path, length + t->bytes, pieces, num + (comm->rank == 0), st);
     moe_free(pieces);
     free(header);
     return st->code;

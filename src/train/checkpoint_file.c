@@ -3,13 +3,13 @@
 #include "train/checkpoint_file.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/checksum.h"
+#include "base/file.h"
 
 /* False with errno when it cannot be read, errno = 0 when the file ends too early. */
 static bool read_at(int file, void *data, int64_t bytes, int64_t offset) {
@@ -39,10 +39,10 @@ static int damaged(const char *path, const moe_status *why, moe_status *st) {
 }
 
 int moe_checkpoint_file_open(const char *path, moe_status *st) {
-    errno = 0;
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    const char *why;
+    int file = moe_file_open(path, &why);
     if (file < 0) {
-        cannot_read(path, st);
+        moe_fail(st, MOE_USER, "the checkpoint '%s' cannot be read: %s", path, why);
     }
     return file;
 }

@@ -49,14 +49,18 @@ static int verify(const moe_comm *comm,
 static void take(moe_checkpoint *found, const moe_checkpoint_table *t) {
     int64_t length = (int64_t)strlen(t->config_text) + 1;
     found->step = t->step;
+    found->bytes = t->bytes;
     found->config_text = moe_alloc(length, 1, "configuration of a checkpoint");
     memcpy(found->config_text, t->config_text, (size_t)length);
     snprintf(found->name, sizeof found->name, "%s", t->name);
 }
 
 /* Collective. *found becomes the checkpoint after `step` steps, if it is whole. */
-static int try_step(
-    const moe_comm *comm, const char *folder, int64_t step, moe_checkpoint *found, moe_status *st) {
+static int try_step(const moe_comm *comm,
+                    const char *folder,
+                    int64_t step,
+                    moe_checkpoint *found,
+                    moe_status *st) {
     moe_checkpoint_table t;
     moe_checkpoint_folder_file(folder, step, found->path);
     if (moe_checkpoint_file_load(comm, found->path, &t, st) == MOE_OK && t.step != step) {
@@ -83,6 +87,8 @@ static int64_t *list(const moe_comm *comm, const char *folder, int *num, moe_sta
         steps = moe_checkpoint_folder_list(folder, num);
         if (access(folder, F_OK) != 0) {
             moe_fail(st, MOE_USER, "the folder '%s' cannot be opened: %s", folder, strerror(errno));
+        } else if (!moe_checkpoint_folder_is_own(folder, st)) {
+            *num = 0;
         } else if (*num == 0) {
             moe_fail(st, MOE_USER,
                      "the folder '%s' has no checkpoints: train.checkpoint_every says how often a "

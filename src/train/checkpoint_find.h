@@ -12,6 +12,7 @@
 typedef struct moe_checkpoint {
     char path[MOE_CHECKPOINT_PATH_MAX];
     int64_t step;            /* steps that were done */
+    int64_t bytes;           /* of the data in the file */
     char name[MOE_NAME_MAX]; /* the configuration's name */
     char *config_text;       /* the resolved configuration as moe_config_print wrote it. Owned */
 } moe_checkpoint;

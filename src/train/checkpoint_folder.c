@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
@@ -20,6 +21,24 @@ void moe_checkpoint_folder_file(const char *folder,
                                 char path[MOE_CHECKPOINT_PATH_MAX]) {
     snprintf(path, MOE_CHECKPOINT_PATH_MAX, "%.*s/checkpoints/step-%08lld.moe", MOE_PATH_MAX - 1,
              folder, (long long)step);
+}
+
+static bool is_link(const char *path) {
+    struct stat about;
+    return lstat(path, &about) == 0 && S_ISLNK(about.st_mode);
+}
+
+bool moe_checkpoint_folder_is_own(const char *folder, moe_status *st) {
+    char path[MOE_CHECKPOINT_PATH_MAX];
+    moe_checkpoint_folder_path(folder, path);
+    if (!is_link(path)) {
+        return true;
+    }
+    moe_fail(st, MOE_USER,
+             "'%s' is a link, and checkpoints are not written through one: put the folder itself "
+             "there",
+             path);
+    return false;
 }
 
 /* The step in the name of a checkpoint; -1 for any other name. */
@@ -87,6 +106,13 @@ void moe_checkpoint_folder_clean(const char *folder) {
 int moe_checkpoint_remove(const char *folder, moe_status *st) {
     char path[MOE_CHECKPOINT_PATH_MAX];
     int num;
+    moe_checkpoint_folder_path(folder, path);
+    if (is_link(path)) {
+        if (unlink(path) != 0) {
+            moe_fail(st, MOE_USER, "cannot remove '%s': %s", path, strerror(errno));
+        }
+        return st->code;
+    }
     int64_t *steps = moe_checkpoint_folder_list(folder, &num);
     moe_checkpoint_folder_clean(folder);
     for (int i = 0; i < num; i++) {

@@ -382,5 +382,8 @@ int moe_checkpoint_table_compare(const moe_checkpoint_table *here,
             fail_missing(&file->section[i], true, path, st);
         }
     }
+    if (st->code == MOE_OK && file->num != here->num) {
+        moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: it holds a section twice", path);
+    }
     return st->code;
 }

@@ -112,8 +112,11 @@ void moe_optimizer_init(moe_parameters *all, const moe_config *c) {
 
 enum { CHUNK = 8192 }; /* elements that a thread takes at a time */
 
-void moe_optimizer_step(
-    moe_parameters *all, const moe_config *c, int64_t step, double lr, double gradient_norm) {
+void moe_optimizer_step(moe_parameters *all,
+                        const moe_config *c,
+                        int64_t step,
+                        double lr,
+                        double gradient_norm) {
     const optimizer *o = &optimizers[c->train.optimizer];
     for (int i = 0; i < all->num; i++) {
         const moe_parameter *p = &all->p[i];

@@ -21,7 +21,10 @@ void moe_optimizer_init(moe_parameters *all, const moe_config *c);
 
 /* Local. One update with learning rate lr. When train.clip_norm > 0 and the norm of the gradient is
  * larger, all gradients are first multiplied by clip_norm / gradient_norm. `step` counts from 0. */
-void moe_optimizer_step(
-    moe_parameters *all, const moe_config *c, int64_t step, double lr, double gradient_norm);
+void moe_optimizer_step(moe_parameters *all,
+                        const moe_config *c,
+                        int64_t step,
+                        double lr,
+                        double gradient_norm);
 
 #endif

@@ -73,8 +73,12 @@ static void mask(const masked *m, int32_t l, const real *logits) {
     }
 }
 
-static void masked_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void masked_layer(void *user,
+                         int32_t l,
+                         const real *x,
+                         real *y,
+                         moe_activations *a,
+                         moe_layer_metrics *metrics) {
     masked *m = user;
     const moe_training *t = m->training;
     moe_layer_forward(&t->stack->layer[l], t->stack->context, x, y, a, metrics);
@@ -89,8 +93,12 @@ typedef struct observer {
     moe_specialization *result;
 } observer;
 
-static void observed_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void observed_layer(void *user,
+                           int32_t l,
+                           const real *x,
+                           real *y,
+                           moe_activations *a,
+                           moe_layer_metrics *metrics) {
     const observer *o = user;
     const moe_training *t = o->training;
     moe_specialization *s = o->result;
@@ -115,8 +123,12 @@ typedef struct replaced {
     moe_context context;
 } replaced;
 
-static void replaced_layer(
-    void *user, int32_t l, const real *x, real *y, moe_activations *a, moe_layer_metrics *metrics) {
+static void replaced_layer(void *user,
+                           int32_t l,
+                           const real *x,
+                           real *y,
+                           moe_activations *a,
+                           moe_layer_metrics *metrics) {
     const replaced *r = user;
     moe_layer layer = r->training->stack->layer[l];
     layer.shared.count = 0;
@@ -150,12 +162,6 @@ static double loss_without_shared(moe_training *t, int64_t batches) {
 
 /* --- all of it --- */
 
-static bool chooses_by_score(const moe_config *c) {
-    int method = c->router.method;
-    return method != MOE_METHOD_HASH && method != MOE_METHOD_RANDOM &&
-           method != MOE_METHOD_ROUND_ROBIN;
-}
-
 static moe_specialization prepared(const moe_training *t, int64_t batches) {
     const moe_config *c = t->stack->context->config;
     moe_specialization s = {.num_layers = t->stack->num_layers,
@@ -166,7 +172,7 @@ static moe_specialization prepared(const moe_training *t, int64_t batches) {
                             .num_shared = c->model.num_shared_experts,
                             .batches = batches,
                             .num_disabled = 1};
-    int64_t most = chooses_by_score(c) ? s.num_experts - s.top_k : 0;
+    int64_t most = moe_config_ignores_scores(c) ? 0 : s.num_experts - s.top_k;
     for (int32_t n = 1; n <= most && s.num_disabled < MOE_MAX_DISABLED; n *= 2) {
         s.disabled[s.num_disabled++] = n;
     }

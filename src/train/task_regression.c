@@ -41,8 +41,11 @@ static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split spl
 }
 
 /* Sum of (h - target)^2 of one token; gradient = 2 scale (h - target). */
-static double squared_error(
-    const real *h, const real *target, int64_t width, double scale, real *gradient) {
+static double squared_error(const real *h,
+                            const real *target,
+                            int64_t width,
+                            double scale,
+                            real *gradient) {
     double sum = 0;
     for (int64_t i = 0; i < width; i++) {
         double e = (double)h[i] - (double)target[i];

@@ -171,8 +171,11 @@ static int64_t head_rows(moe_task *task,
     return bad;
 }
 
-static void head_backward(
-    const moe_task *task, const moe_batch *b, const real *h, moe_parameters *all, real *dh) {
+static void head_backward(const moe_task *task,
+                          const moe_batch *b,
+                          const real *h,
+                          moe_parameters *all,
+                          real *dh) {
     const moe_parameter *norm = &all->p[task->head_norm_index], *head = &all->p[task->head_index];
     int64_t width = task->hidden;
 #pragma omp parallel for schedule(dynamic)

@@ -64,8 +64,11 @@ static double mean_loss(moe_training *t, loss_sum sum) {
 
 /* Collective. Forward and backward of one micro-batch; *loss gets its global mean loss. `draw` keys
  * its tokens and its noise. */
-static int run_micro_batch(
-    moe_training *t, int64_t draw, moe_step_metrics *metrics, double *loss, moe_status *st) {
+static int run_micro_batch(moe_training *t,
+                           int64_t draw,
+                           moe_step_metrics *metrics,
+                           double *loss,
+                           moe_status *st) {
     moe_context *context = t->stack->context;
     moe_timeline *line = context->timeline;
     loss_sum sum = {.tokens = 0};
@@ -113,8 +116,11 @@ static int gradient_failed(const moe_training *t, int64_t step, const char *wors
 
 /* Collective. The micro-batches of a step: *loss gets the mean of their losses. Ends early when a
  * self-check did not pass: the check says where, and nothing is updated. */
-static int run_micro_batches(
-    moe_training *t, int64_t step, moe_step_metrics *metrics, double *loss, moe_status *st) {
+static int run_micro_batches(moe_training *t,
+                             int64_t step,
+                             moe_step_metrics *metrics,
+                             double *loss,
+                             moe_status *st) {
     int32_t count = t->stack->context->config->train.accumulate;
     *loss = 0;
     for (int32_t i = 0; i < count && moe_step_metrics_all_passed(metrics); i++) {
@@ -178,7 +184,10 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, 
 
 /* --- evaluation: nothing is tallied, nothing is kept for a gradient --- */
 
-double moe_training_evaluate(moe_training *t, int64_t batches, moe_stack_layer *run, void *self) {
+double moe_training_evaluate(moe_training *t,
+                             int64_t batches,
+                             moe_stack_run_layer *run,
+                             void *self) {
     moe_timeline *line = t->stack->context->timeline;
     loss_sum sum = {.tokens = 0};
     double start = moe_comm_time();

@@ -48,6 +48,9 @@ int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, 
 double moe_training_validate(moe_training *t, int64_t batches);
 
 /* Collective. The same with `run` in place of moe_layer_forward (moe_stack_evaluate). */
-double moe_training_evaluate(moe_training *t, int64_t batches, moe_stack_layer *run, void *self);
+double moe_training_evaluate(moe_training *t,
+                             int64_t batches,
+                             moe_stack_run_layer *run,
+                             void *self);
 
 #endif

@@ -1,10 +1,8 @@
-/* comm.c: start and end of MPI, agreement on failures, sums of integers, Alltoallv of any size, and
- * files that all ranks write together. There is no sum of floating-point numbers, because it would
- * depend on the number of ranks (base/exact.h). */
+/* comm.c: start and end of MPI, agreement on failures, sums of integers, Alltoallv of any size
+ * (files that all ranks write together: comm_file.c). There is no sum of floating-point numbers,
+ * because it would depend on the number of ranks (base/exact.h). */
 #include "world/comm.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,10 +22,13 @@ static long environment_number(const char *name) {
 
 /* Open MPI reads these in MPI_Init. Ranks that share cores must yield: with declared slots mpirun
  * does not see the oversubscription, and an iteration takes about 1000 times as long. On one host
- * nothing but shared memory is needed, which starts faster. */
+ * nothing but shared memory is needed, which starts faster. No file pointer is shared here, and the
+ * `sm` kind of them, which is made for every file all the same, has a buffer that the name of a
+ * file in a long path overflows (4.1.4). */
 static void set_open_mpi_parameters(void) {
     long local = environment_number("OMPI_COMM_WORLD_LOCAL_SIZE"),
          world = environment_number("OMPI_COMM_WORLD_SIZE");
+    setenv("OMPI_MCA_sharedfp", "individual", 0);
     if (local > sysconf(_SC_NPROCESSORS_ONLN)) {
         setenv("OMPI_MCA_mpi_yield_when_idle", "1", 1);
     }
@@ -161,8 +162,12 @@ void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root) 
     }
 }
 
-static void reduce_in_place(
-    const moe_comm *comm, void *values, int64_t count, MPI_Datatype type, size_t size, MPI_Op op) {
+static void reduce_in_place(const moe_comm *comm,
+                            void *values,
+                            int64_t count,
+                            MPI_Datatype type,
+                            size_t size,
+                            MPI_Op op) {
     for (int64_t done = 0; done < count;) {
         int n = narrow(comm, count - done);
         MPI_Allreduce(MPI_IN_PLACE, (char *)values + done * (int64_t)size, n, type, op, comm->comm);
@@ -253,8 +258,11 @@ static MPI_Datatype row_type(int64_t row_bytes) {
     return row_types[num_row_types++].type;
 }
 
-static void alltoallv_once(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, MPI_Datatype type, int64_t limit) {
+static void alltoallv_once(const moe_comm *comm,
+                           moe_blocks send,
+                           moe_blocks recv,
+                           MPI_Datatype type,
+                           int64_t limit) {
     int n = comm->size, few[4 * FEW_RANKS], *ints = ints_for(comm, few);
     narrow_all(send.count, ints, n, limit);
     narrow_all(send.offset, ints + n, n, limit);
@@ -300,8 +308,11 @@ static void stage_copy(const moe_comm *comm,
     }
 }
 
-static void alltoallv_in_rounds(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, MPI_Datatype type) {
+static void alltoallv_in_rounds(const moe_comm *comm,
+                                moe_blocks send,
+                                moe_blocks recv,
+                                int64_t row_bytes,
+                                MPI_Datatype type) {
     int64_t step = comm->max_count / comm->size > 0 ? comm->max_count / comm->size : 1, longest = 0;
     for (int q = 0; q < comm->size; q++) {
         if (send.count[q] > longest) {
@@ -331,8 +342,11 @@ static void alltoallv_in_rounds(
     moe_free(layout);
 }
 
-void moe_comm_alltoallv(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, int64_t most_rows) {
+void moe_comm_alltoallv(const moe_comm *comm,
+                        moe_blocks send,
+                        moe_blocks recv,
+                        int64_t row_bytes,
+                        int64_t most_rows) {
     MPI_Datatype type = row_type(row_bytes);
     if (most_rows <= comm->max_count) {
         alltoallv_once(comm, send, recv, type, comm->max_count);
@@ -348,127 +362,4 @@ void moe_comm_finalize(moe_comm *comm) {
     free_row_types();
     moe_set_abort_hook(NULL);
     MPI_Finalize();
-}
-
-/* --- files --- */
-
-static void file_failed(const char *path, int error, moe_status *st) {
-    char text[MPI_MAX_ERROR_STRING];
-    int length;
-    MPI_Error_string(error, text, &length);
-    moe_fail(st, MOE_ERROR, "%s cannot be written: %s", path, text);
-}
-
-/* Writes count bytes at an offset in calls of at most 1 GiB; stops at the first failure. */
-static void write_bytes(MPI_File file,
-                        const char *path,
-                        int64_t offset,
-                        const void *bytes,
-                        int64_t count,
-                        moe_status *st) {
-    for (int64_t done = 0; done < count && st->code == MOE_OK;) {
-        int n = (int)(count - done < (1 << 30) ? count - done : (1 << 30)), written = 0;
-        MPI_Status status;
-        int error = MPI_File_write_at(file, offset + done, (const char *)bytes + done, n, MPI_BYTE,
-                                      &status);
-        if (error == MPI_SUCCESS) {
-            MPI_Get_count(&status, MPI_BYTE, &written);
-        }
-        if (error != MPI_SUCCESS) {
-            file_failed(path, error, st);
-        } else if (written != n) {
-            moe_fail(st, MOE_ERROR,
-                     "%s cannot be written: only %d of %d bytes went to disk (disk full?)", path,
-                     written, n);
-        }
-        done += n;
-    }
-}
-
-/* Makes an empty file whose bytes are reserved, where the file system can do that, so that a full
- * disk is found here and not inside MPI-IO. Called on rank 0. */
-static void reserve_file(const char *path, int64_t bytes, moe_status *st) {
-    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (file < 0) {
-        moe_fail(st, MOE_ERROR, "%s cannot be written: %m", path);
-        return;
-    }
-    if (fallocate(file, 0, 0, bytes) != 0 && errno != EOPNOTSUPP && errno != ENOSYS) {
-        moe_fail(st, MOE_ERROR, "%s cannot be written: %m", path);
-    }
-    close(file);
-}
-
-int moe_comm_write_npy(const moe_comm *comm,
-                       const char *path,
-                       enum moe_dtype dtype,
-                       int num_dims,
-                       const int64_t *shape,
-                       const moe_npy_piece *pieces,
-                       int64_t num_pieces,
-                       moe_status *st) {
-    char header[1024];
-    int64_t size = (int64_t)moe_dtype_size(dtype);
-    int64_t start = (int64_t)moe_npy_format(dtype, num_dims, shape, header, sizeof header);
-    int64_t total = 1;
-    for (int i = 0; i < num_dims; i++) {
-        total *= shape[i];
-    }
-    if (comm->rank == 0) {
-        reserve_file(path, start + total * size, st);
-    }
-    if (moe_comm_agree(comm, st)) {
-        return st->code;
-    }
-    MPI_File file;
-    int error = MPI_File_open(comm->comm, path, MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
-    if (error != MPI_SUCCESS) {
-        file_failed(path, error, st);
-        return moe_comm_agree(comm, st);
-    }
-    if (comm->rank == 0) {
-        write_bytes(file, path, 0, header, start, st);
-    }
-    for (int64_t i = 0; i < num_pieces; i++) {
-        write_bytes(file, path, start + pieces[i].offset * size, pieces[i].data,
-                    pieces[i].count * size, st);
-    }
-    error = MPI_File_close(&file);
-    if (error != MPI_SUCCESS) {
-        file_failed(path, error, st);
-    }
-    return moe_comm_agree(comm, st);
-}
-
-int moe_comm_write_blocks(const moe_comm *comm,
-                          const char *path,
-                          int64_t bytes,
-                          const moe_file_piece *pieces,
-                          int64_t num_pieces,
-                          moe_status *st) {
-    MPI_File file;
-    int error =
-        MPI_File_open(comm->comm, path, MPI_MODE_CREATE | MPI_MODE_WRONLY, MPI_INFO_NULL, &file);
-    if (error != MPI_SUCCESS) {
-        file_failed(path, error, st);
-    }
-    if (moe_comm_agree(comm, st) != MOE_OK) {
-        return st->code;
-    }
-    error = MPI_File_set_size(file, bytes);
-    if (error != MPI_SUCCESS) {
-        file_failed(path, error, st);
-    }
-    for (int64_t i = 0; i < num_pieces; i++) {
-        write_bytes(file, path, pieces[i].offset, pieces[i].data, pieces[i].bytes, st);
-    }
-    error = MPI_File_sync(file);
-    if (error != MPI_SUCCESS) {
-        file_failed(path, error, st);
-    }
-    error = MPI_File_close(&file);
-    if (error != MPI_SUCCESS) {
-        file_failed(path, error, st);
-    }
-    return moe_comm_agree(comm, st);
 }

@@ -66,8 +66,11 @@ typedef struct moe_blocks {
  * in rows. most_rows is the same number on all ranks, and no rank's sum of counts or end of a block
  * exceeds it. Where it passes max_count, all ranks go through several rounds with staging buffers
  * of bounded size instead: no count or offset ever overflows MPI's int. */
-void moe_comm_alltoallv(
-    const moe_comm *comm, moe_blocks send, moe_blocks recv, int64_t row_bytes, int64_t most_rows);
+void moe_comm_alltoallv(const moe_comm *comm,
+                        moe_blocks send,
+                        moe_blocks recv,
+                        int64_t row_bytes,
+                        int64_t most_rows);
 
 /* Local. Seconds of a clock that only runs forward and that the ranks of a host share. Only
  * differences have a meaning. */
@@ -84,8 +87,9 @@ typedef struct moe_npy_piece {
     int64_t offset, count;
 } moe_npy_piece;
 /* Collective. Writes a .npy file with MPI-IO, every rank any number of pieces; all pieces together
- * tile the array. MOE_ERROR with one sentence, agreed by all ranks, when the disk is full or the
- * file cannot be made. */
+ * tile the array. The file is a new one: what stood under its name, a link too, is removed first.
+ * MOE_ERROR with one sentence, agreed by all ranks, when the disk is full, the file cannot be made,
+ * or one rank alone cannot open it. */
 int moe_comm_write_npy(const moe_comm *comm,
                        const char *path,
                        enum moe_dtype dtype,
@@ -101,8 +105,8 @@ typedef struct moe_file_piece {
     int64_t offset, bytes;
 } moe_file_piece;
 /* Collective. Writes a file of `bytes` bytes with MPI-IO and puts it on disk (MPI_File_sync), every
- * rank any number of pieces; all pieces together tile the file, which is made, or overwritten where
- * it exists. MOE_ERROR as above. */
+ * rank any number of pieces; all pieces together tile the file. A new file and MOE_ERROR as above.
+ */
 int moe_comm_write_blocks(const moe_comm *comm,
                           const char *path,
                           int64_t bytes,

@@ -269,6 +269,7 @@ static void look(hwloc_topology_t machine, const moe_comm *comm, int asked, moe_
 void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *out) {
     hwloc_topology_t machine;
     memset(out, 0, sizeof *out);
+    out->num_gemm = moe_gemm_kernels_of(out->gemm);
     if (gethostname(out->host, sizeof out->host - 1) != 0) {
         snprintf(out->host, sizeof out->host, "unknown");
     }

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/gemm.h"
 #include "world/comm.h"
 
 /* About one rank. It holds no pointers, so that ranks can send it to each other as bytes. */
@@ -22,6 +23,8 @@ typedef struct moe_topology {
     int64_t l2_bytes, l3_bytes; /* caches of that core */
     int64_t memory_bytes;       /* of the host, or the cgroup's limit where that is less */
     bool oversubscribed;        /* this host has more ranks x threads than cores */
+    moe_gemm_kernels gemm[2];   /* what computes matrix products, the large ones first */
+    int num_gemm;
     bool synthetic; /* the machine is described by HWLOC_SYNTHETIC or HWLOC_XMLFILE; nothing is
                        bound */
 } moe_topology;

@@ -129,9 +129,7 @@ static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     moe_batch_free(&batch);
 }
 
-/* --- the naive reference
- * -----------------------------------------------------------------------------------------------------------------
- */
+/* --- the naive reference --- */
 
 static int32_t device_of(const problem *p, int64_t t) {
     int32_t d = 0;

@@ -63,6 +63,7 @@ static fixture fixture_make(uint64_t seed) {
             f.batch.counted[t] = random_unit(seed, 52, (uint64_t)t) < 0.6;
         }
     }
+    f.c.router.importance_of = (enum moe_importance_of)random_int(seed, 56, 0, 1);
     moe_stats_reserve(&f.segments, n, f.c.devices, f.batch.num_segments);
     moe_router_route(&f.c.router, &(moe_draw){0}, &f.batch, &f.placement, (moe_logits){.f64 = f.z},
                      NULL, &f.routing, &f.segments, &bad);
@@ -73,7 +74,7 @@ static fixture fixture_make(uint64_t seed) {
                                         [MOE_LOSS_SWITCH] = 0.2,
                                         [MOE_LOSS_GSHARD] = 0.4,
                                         [MOE_LOSS_MIXTRAL] = 0.6},
-                              .importance_of = (enum moe_importance_of)random_int(seed, 56, 0, 1),
+                              .importance_of = f.c.router.importance_of,
                               .load_form = f.c.router.load_form,
                               .comm_limit = random_int(seed, 53, 1, f.c.devices),
                               .comm_count = (enum moe_comm_count)random_int(seed, 54, 0, 1),
@@ -151,8 +152,8 @@ static void gradient(const fixture *f, int64_t used, double *dlogits) {
                                          1 / ((double)cell[MOE_STAT_TOKENS] * (double)used),
                                      .alpha_z = f->balance.alpha[MOE_LOSS_Z],
                                      .inverse_counted = 1 / counted};
-        moe_loss_gradient(&f->c.router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, s->begin,
-                          s->end, &all, dlogits);
+        moe_loss_gradient(&f->c.router, &f->batch, (moe_logits){.f64 = f->z}, NULL, &f->routing,
+                          s->begin, s->end, &all, dlogits);
     }
     free(a);
 }

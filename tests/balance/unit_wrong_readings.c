@@ -72,8 +72,11 @@ static double loss_of(const split *f, const moe_balance *b, enum moe_loss which)
 }
 
 /* Gradient of one loss with respect to the logits of token t. */
-static void gradient_of(
-    const split *f, moe_balance b, enum moe_loss which, int64_t t, double dz[N]) {
+static void gradient_of(const split *f,
+                        moe_balance b,
+                        enum moe_loss which,
+                        int64_t t,
+                        double dz[N]) {
     static double dlogits[TOKENS * N];
     double a[MOE_COEFFICIENTS * N];
     memset(dlogits, 0, sizeof dlogits);
@@ -81,8 +84,8 @@ static void gradient_of(
     b.alpha[which] = 1;
     moe_balance_coefficients(&b, &f->placement, &f->stats, f->stats.cell, a);
     moe_loss_coefficients all = {.a = a, .inverse_tokens = 1.0 / TOKENS};
-    moe_loss_gradient(&f->router, &f->batch, (moe_logits){.f64 = f->z}, &f->routing, 0, TOKENS,
-                      &all, dlogits);
+    moe_loss_gradient(&f->router, &f->batch, (moe_logits){.f64 = f->z}, NULL, &f->routing, 0,
+                      TOKENS, &all, dlogits);
     memcpy(dz, dlogits + t * N, N * sizeof *dz);
 }
 

@@ -1,5 +1,6 @@
 /* unit_npy.c: headers and files written and read again; every malformed file refused with one
  * sentence. */
+#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -75,6 +76,13 @@ static void test_elements(void) {
         {MOE_U64, {0, 0, 0, 0, 0, 0, 0, 0x80}, INT64_MAX, 0x1p63},
         {MOE_U64, {9}, 9, 9},
         {MOE_BOOL, {2}, 1, 1},
+        {MOE_F16, {0x00, 0xbc}, 0, -1},
+        {MOE_F16, {0x55, 0x35}, 0, 0x1.554p-2},
+        {MOE_F16, {0xff, 0x7b}, 0, 65504},
+        {MOE_F16, {0x01, 0x00}, 0, 0x1p-24},
+        {MOE_F16, {0xff, 0x83}, 0, -0x1.ff8p-15},
+        {MOE_F16, {0x00, 0x80}, 0, 0},
+        {MOE_F16, {0x00, 0xfc}, 0, -INFINITY},
         {MOE_F32, {0, 0, 0x80, 0xbf}, 0, -1},
         {MOE_F64, {0, 0, 0, 0, 0, 0, 0xe0, 0x3f}, 0, 0.5},
     };
@@ -84,11 +92,13 @@ static void test_elements(void) {
         size_t size = moe_dtype_size(h.dtype);
         memcpy(data + 1 + size, cases[i].bytes, size);
         CHECK_MSG(moe_npy_f64(&h, data + 1, 1) == cases[i].number, "%s", moe_dtype_name(h.dtype));
-        if (h.dtype != MOE_F32 && h.dtype != MOE_F64) {
+        if (!moe_dtype_is_float(h.dtype)) {
             CHECK_MSG(moe_npy_i64(&h, data + 1, 1) == cases[i].integer, "%s",
                       moe_dtype_name(h.dtype));
         }
     }
+    moe_npy_header half = {.dtype = MOE_F16};
+    CHECK(isnan(moe_npy_f64(&half, "\x00\x7e", 0)));
 }
 
 /* Puts a dictionary behind a preamble of the given version; returns the length. */
@@ -140,7 +150,7 @@ static void test_malformed_dictionaries(void) {
         {"{'descr': '>f4', " ORDER "'shape': (4,)}", "big endian"},
         {"{'descr': '|O', " ORDER "'shape': (4,)}", "'|O'"},
         {"{'descr': '<c8', " ORDER "'shape': (4,)}", "'<c8'"},
-        {"{'descr': '<f2', " ORDER "'shape': (4,)}", "'<f2'"},
+        {"{'descr': '<f3', " ORDER "'shape': (4,)}", "'<f3'"},
         {"{'descr': '<U4', " ORDER "'shape': (4,)}", "'<U4'"},
         {"{'descr': '|f4', " ORDER "'shape': (4,)}", "'|f4'"},
         {"{'descr': '', " ORDER "'shape': (4,)}", "''"},
@@ -156,6 +166,8 @@ static void test_malformed_dictionaries(void) {
         {"{'descr': '<f4', " ORDER "'shape': (4,,)}", "tuple"},
         {"{'descr': '<f4', " ORDER "'shape': (4, 5}", "tuple"},
         {"{'descr': '<f4', " ORDER "'shape': (4.5,)}", "tuple"},
+        {"{'descr': '<f4', " ORDER "'shape': (04,)}", "begins with 0"},
+        {"{'descr': '<f4', " ORDER "'shape': (2, 00)}", "begins with 0"},
         {"{'descr': '<f4', " ORDER "'shape': (", "tuple"},
         {"{'descr': '<f4', " ORDER "}", "no 'shape'"},
         {"{'descr': '<f4', 'shape': (4,)}", "no 'fortran_order'"},
@@ -178,6 +190,24 @@ static void test_malformed_dictionaries(void) {
         size_t length = build(file, 1 + (int)i % 3, cases[i].dictionary);
         moe_npy_parse(file, length, (int64_t)length + 16, &h, &st);
         check_refused(&st, cases[i].expected, cases[i].dictionary);
+    }
+}
+
+/* What stands behind a NUL in a string would not be seen. */
+static void test_nul_in_strings(void) {
+    static const char *const dictionaries[] = {
+        "{'descr': '<f4?;q', 'fortran_order': False, 'shape': (4,)}",
+        "{'descr?': '<f4', 'fortran_order': False, 'shape': (4,)}",
+        "{'descr': '?', 'fortran_order': False, 'shape': (4,)}",
+    };
+    for (int i = 0; i < 3; i++) {
+        unsigned char file[512];
+        moe_npy_header h;
+        moe_status st = {0};
+        size_t length = build(file, 1, dictionaries[i]);
+        *(unsigned char *)memchr(file, '?', length) = 0;
+        moe_npy_parse(file, length, (int64_t)length + 16, &h, &st);
+        check_refused(&st, "it", dictionaries[i]);
     }
 }
 
@@ -257,6 +287,7 @@ int main(void) {
     RUN(test_elements);
     RUN(test_accepted);
     RUN(test_malformed_dictionaries);
+    RUN(test_nul_in_strings);
     RUN(test_malformed_preambles);
     RUN(test_files);
     RUN(test_status);

@@ -349,6 +349,33 @@ static void check_next_choice(const capacity_case *c, const uint8_t *kept, uint6
     free(room);
 }
 
+/* Without `renormalize` nothing changes the weights of pairs that stay, and a pair that another
+ * expert serves has that expert's score in its token's old normalisation. */
+static void check_weights_stay(const capacity_case *c, uint64_t seed) {
+    const moe_router *r = &c->r.router;
+    const bool topk = r->score_func == MOE_SCORE_SOFTMAX_TOPK;
+    const bool norm = topk || (r->norm_topk_prob && (r->top_k > 1 || r->norm_single));
+    const double factor = norm && !r->scale_normalized ? 1 : r->routed_scaling_factor;
+    if (c->rule.renormalize || r->method != MOE_METHOD_TOPK) {
+        return;
+    }
+    for (int64_t t = 0; t < c->routing.num_tokens; t++) {
+        double sum = topk ? 0 : 1e-20;
+        for (int64_t i = c->routing.row_offset[t]; i < c->routing.row_offset[t + 1]; i++) {
+            sum += c->routing.score[i];
+        }
+        for (int64_t i = c->drop.sent.row_offset[t]; i < c->drop.sent.row_offset[t + 1]; i++) {
+            const int64_t pair = c->drop.selection[i];
+            const bool own = c->drop.sent.expert[i] == c->routing.expert[pair];
+            const double wanted = own ? (double)c->routing.weight[pair]
+                                      : factor * c->drop.sent.score[i] / (norm ? sum : 1);
+            const double found = (double)c->drop.sent.weight[i];
+            CHECK_MSG(own ? found == wanted : fabs(found - wanted) <= 1e-6 * fabs(wanted) + 1e-37,
+                      "seed %llu: weight %.9g, not %.9g", (unsigned long long)seed, found, wanted);
+        }
+    }
+}
+
 static void check_against_naive(capacity_case *c, uint64_t seed) {
     int64_t n = c->routing.num_selections, wrong = 0;
     uint8_t *kept = calloc((size_t)n + 1, 1);
@@ -375,6 +402,7 @@ static void check_against_naive(capacity_case *c, uint64_t seed) {
     check_slots(c, seed);
     check_groups(c, seed);
     check_next_choice(c, kept, seed);
+    check_weights_stay(c, seed);
     free(kept);
 }
 

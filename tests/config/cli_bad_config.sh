@@ -74,8 +74,8 @@ refused 2 "section.ini:3: [ruoter]: there is no such section, did you mean [rout
 file key.ini '; comment' '[router]' '  topk = 2'
 refused 2 "key.ini:3: router.topk: there is no such key, did you mean router.top_k?" key.ini
 file value.ini '[router]' 'score_func = sofmax'
-refused 2 "value.ini:2: router.score_func = sofmax: allowed is one of softmax, sigmoid, sqrtsoftplus, softmax_topk (nearest is softmax)" \
-    value.ini
+refused 2 "value.ini:2: router.score_func = sofmax: allowed is one of \
+softmax, sigmoid, sqrtsoftplus, softmax_topk (nearest is softmax)" value.ini
 file range.ini '[model]' 'num_experts = 0'
 refused 2 "range.ini:2: model.num_experts = 0: allowed is a whole number from 1 to 1048576" \
     range.ini
@@ -88,8 +88,8 @@ refused 2 "twice.ini:3: run.steps is given twice, first in line 2" twice.ini
 file outside.ini 'steps = 1'
 refused 2 "outside.ini:1: steps = 1: a key has to stand in a [section]" outside.ini
 file noise.ini '[run]' 'this is not a key'
-refused 2 "noise.ini:2: this is not a key: this is neither a [section], nor key = value, nor a comment" \
-    noise.ini
+refused 2 "noise.ini:2: this is not a key: this is neither a [section], nor key = value, \
+nor a comment" noise.ini
 printf '[run]\nste\0ps = 1\n' >nul.ini
 refused 2 "nul.ini:2: the line contains a NUL byte" nul.ini
 { echo '[data]' && printf 'path = %02000d\n' 0; } >long.ini
@@ -100,16 +100,15 @@ file preset.ini '[router]' 'preset = deepseek_v22'
 refused 2 "(nearest is deepseek_v2)" preset.ini
 
 # Combinations, on top of the quickstart.
-refused 4 "--set: router.top_k = 200: router.top_k may be at most model.num_experts (here 200 and 128)" \
-    --set router.top_k=200 "$quick"
+refused 4 "--set: router.top_k = 200: router.top_k may be at most model.num_experts \
+(here 200 and 128)" --set router.top_k=200 "$quick"
 refused 3 "model.num_experts has to be a multiple of cluster.devices (here 128 and 3)" "$quick"
 refused 4 "--set: cluster.devices = 6: it has to be a multiple of the number of ranks (here 4)" \
     --set cluster.devices=6 "$quick"
-refused 4 "--set: router.topk_group = 5: at most router.num_groups = 4 is allowed (0 = all; each device is a group)" \
-    --set router.topk_group=5 "$quick"
-refused 8 "router.top_k experts have to fit in router.topk_group groups (here 17 in 1 of 16 experts each)" \
-    \
-    --set router.topk_group=1 --set router.top_k=17 "$quick"
+refused 4 "--set: router.topk_group = 5: at most router.num_groups = 4 is allowed \
+(0 = all; each device is a group)" --set router.topk_group=5 "$quick"
+refused 8 "router.top_k experts have to fit in router.topk_group groups \
+(here 17 in 1 of 16 experts each)" --set router.topk_group=1 --set router.top_k=17 "$quick"
 refused 4 "it has to stay below 2^40" --set data.tokens_per_device=1000000000000 "$quick"
 refused 4 "data.path has to name the file to read" --set data.source=logits "$quick"
 refused 4 "--set: rooter.top_k" --set rooter.top_k "$quick"

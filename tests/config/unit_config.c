@@ -24,8 +24,11 @@ static const char *parse(moe_config *c, const char *text, moe_status *st) {
 
 /* The text parsed, assignments (blank-separated) set, and resolved; the message, "" when all is
  * well. */
-static const char *resolve(
-    moe_config *c, const char *text, const char *assignments, int ranks, moe_status *st) {
+static const char *resolve(moe_config *c,
+                           const char *text,
+                           const char *assignments,
+                           int ranks,
+                           moe_status *st) {
     char one[256];
     parse(c, text, st);
     while (*assignments != '\0' && st->code == MOE_OK) {

@@ -7,8 +7,11 @@
 
 /* The text parsed, assignments (blank-separated) set, and resolved; the message, "" when all is
  * well. */
-static const char *resolve(
-    moe_config *c, const char *text, const char *assignments, int ranks, moe_status *st) {
+static const char *resolve(moe_config *c,
+                           const char *text,
+                           const char *assignments,
+                           int ranks,
+                           moe_status *st) {
     char one[256];
     memset(st, 0, sizeof *st);
     moe_config_defaults(c);
@@ -46,6 +49,11 @@ static void test_refused(void) {
         {"balance.load_form=tutel", "balance.load_form", "router.noise"},
         {"balance.load_loss=0.1", "balance.load_loss", "balance.load_form"},
         {"router.method=hash data.source=routing data.path=x.npy", "router.method", "data.source"},
+        {"router.method=top_p router.group_limit=quota", "router.method", "router.group_limit"},
+        {"balance.comm_count_local=no balance.comm_count=selections", "balance.comm_count_local",
+         "balance.comm_count"},
+        {"run.mode=train data.source=routing data.path=x.npy", "run.mode", "data.source"},
+        {"run.mode=train data.source=logits data.path=x.npy", "run.mode", "data.source"},
     };
     moe_config c;
     moe_status st;
@@ -80,8 +88,76 @@ static void test_implied(void) {
           c.comm_limit == 4);
 }
 
+/* A recorded routing has no choice to be made, and brings its own K: neither what a preset says of
+ * a choice nor the default of top_k is in the way. A method that was given is. */
+static void test_recorded(void) {
+    static const char *const source = "data.source=routing data.path=x.npy ";
+    static const char *const fits[] = {
+        "router.preset=gshard", "router.preset=mixlora_dynamic", "model.num_experts=4",
+        "router.group_limit=max router.topk_group=1 model.num_experts=8",
+        "router.group_limit=quota router.topk_group=4"};
+    char set[256];
+    moe_config c;
+    moe_status st;
+    for (size_t i = 0; i < sizeof fits / sizeof fits[0]; i++) {
+        snprintf(set, sizeof set, "%s%s", source, fits[i]);
+        resolve(&c, "", set, 4, &st);
+        CHECK_MSG(st.code == MOE_OK && c.router.method == MOE_METHOD_TOPK &&
+                      c.router.second_choice == MOE_SECOND_BEST,
+                  "%s: %s", set, st.message);
+    }
+    snprintf(set, sizeof set, "%srouter.group_limit=quota router.topk_group=2", source);
+    resolve(&c, "", set, 4, &st);
+    CHECK(st.code == MOE_OK);
+    CHECK(moe_config_recorded_top_k(&c, 3, &st) == MOE_USER && strstr(st.message, "quota"));
+}
+
+/* The most devices that m of the groups lie on, by trying all sets of groups. */
+static int32_t span_by_trying(int32_t experts, int32_t groups, int32_t devices, int32_t m) {
+    const int32_t size = experts / groups, share = experts / devices;
+    int32_t most = 0;
+    for (uint32_t set = 0; set < 1u << groups; set++) {
+        uint32_t reached = 0;
+        for (int32_t i = 0; i < experts; i++) {
+            reached |= (set >> (i / size) & 1) << (i / share);
+        }
+        if (__builtin_popcount(set) == m && __builtin_popcount(reached) > most) {
+            most = __builtin_popcount(reached);
+        }
+    }
+    return most;
+}
+
+/* Groups that are devices, lie inside devices, have several, or straddle their borders. */
+static void test_span(void) {
+    moe_config c;
+    moe_config_defaults(&c);
+    for (int32_t groups = 1; groups <= 10; groups++) {
+        for (int32_t devices = 1; devices <= 12; devices++) {
+            for (int32_t m = 1; m <= groups; m++) {
+                const int32_t experts = groups * devices;
+                c.router.num_groups = groups;
+                c.router.topk_group = m;
+                c.cluster.devices = devices;
+                const int32_t span = moe_config_group_span(&c);
+                const int32_t tried = span_by_trying(experts, groups, devices, m);
+                CHECK_MSG(span == tried, "%d of %d groups on %d devices: %d, not %d", m, groups,
+                          devices, span, tried);
+            }
+        }
+    }
+    moe_status st;
+    resolve(&c, "",
+            "model.num_experts=12 router.top_k=4 router.group_limit=max router.num_groups=3 "
+            "router.topk_group=1",
+            4, &st);
+    CHECK(st.code == MOE_OK && c.comm_limit == 2);
+}
+
 int main(void) {
     RUN(test_refused);
     RUN(test_implied);
+    RUN(test_recorded);
+    RUN(test_span);
     return check_verdict();
 }

@@ -40,8 +40,8 @@ def cumulated(lengths):
 
 
 def inputs(name, lengths, front):
-    """Files of the same sequences, padded and packed; padding stands in front of or behind them, and
-    is NaN: nobody looks at it."""
+    """Files of the same sequences, padded and packed; padding stands in front of or behind
+    them, and is NaN: nobody looks at it."""
     rows = [logits_of(n) for n in lengths]
     nothing = [math.nan] * EXPERTS
     padded, mask = [], []

@@ -6,11 +6,13 @@ devices.
 import os
 import random
 import re
+import struct
 
 from _moesim import (
     TEMPORARY,
     check,
     config,
+    header_of,
     load,
     metrics,
     moesim,
@@ -370,6 +372,33 @@ def check_few_tokens():
             )
 
 
+def check_half():
+    """float16 gives what the same numbers in float32 give, in every file of numbers."""
+    random.seed(16)
+    tokens, n = 24, BASE["model.num_experts"]
+    logits = [random.gauss(0, 1) for _ in range(tokens * n)]
+    halves = struct.pack(f"<{len(logits)}e", *logits)
+    exact = struct.unpack(f"<{len(logits)}e", halves)
+    bias = exact[:n]
+    folders = []
+    for name, dtype in (("half", "<f2"), ("single", "<f4")):
+        paths = []
+        for what, shape, numbers in (("z", (tokens, n), exact), ("b", (n,), bias)):
+            paths.append(os.path.join(TEMPORARY, f"{name}-{what}.npy"))
+            form = f"<{len(numbers)}{'e' if dtype == '<f2' else 'f'}"
+            with open(paths[-1], "wb") as file:
+                file.write(header_of(dtype, shape) + struct.pack(form, *numbers))
+        settings = {**BASE, "data.source": "logits", "data.path": paths[0]}
+        settings.update({"router.bias_file": paths[1], "router.score_func": "sigmoid"})
+        folders.append(run(f"from-{name}", 2, settings))
+    if all(folders):
+        for file in ("topk_idx.npy", "topk_weight.npy", "y.npy"):
+            check(
+                same_bytes(f"{folders[0]}/{file}", f"{folders[1]}/{file}"),
+                f"float16 gives another {file} than the same numbers in float32",
+            )
+
+
 licences = "/usr/share/common-licenses"
 if os.path.isdir(licences):
     check_text("licences", licences)
@@ -386,4 +415,5 @@ check_bias()
 check_bias_of_layers()
 check_layers()
 check_few_tokens()
+check_half()
 verdict()

@@ -21,8 +21,11 @@ static const char *in_folder(const char *name) {
     return path;
 }
 
-static void write_bytes(
-    const char *name, const void *front, size_t front_bytes, const void *bytes, size_t count) {
+static void write_bytes(const char *name,
+                        const void *front,
+                        size_t front_bytes,
+                        const void *bytes,
+                        size_t count) {
     FILE *f = fopen(in_folder(name), "wb");
     CHECK_MSG(f && fwrite(front, 1, front_bytes, f) == front_bytes &&
                   fwrite(bytes, 1, count, f) == count,
@@ -33,8 +36,11 @@ static void write_bytes(
 }
 
 /* Rank 0 writes an array, and the others wait for it. */
-static void write_npy(
-    const char *name, enum moe_dtype dtype, int num_dims, const int64_t *shape, const void *data) {
+static void write_npy(const char *name,
+                      enum moe_dtype dtype,
+                      int num_dims,
+                      const int64_t *shape,
+                      const void *data) {
     char front[256];
     int64_t count = 1;
     for (int d = 0; d < num_dims; d++) {
@@ -78,8 +84,12 @@ static double logit_at(int layer, int64_t t, int e) {
                                           (uint32_t)e);
 }
 
-static void make_logits(
-    const char *name, bool f64, int layers, int64_t tokens, int columns, bool flat) {
+static void make_logits(const char *name,
+                        bool f64,
+                        int layers,
+                        int64_t tokens,
+                        int columns,
+                        bool flat) {
     int64_t shape[3] = {layers, tokens, columns};
     int64_t flat_shape[2] = {layers * tokens, columns};
     int64_t count = layers * tokens * columns;
@@ -343,7 +353,7 @@ static void test_bad_shapes(void) {
     refused_logits(1, MOE_F32, 3, 2, 4, N, "[2, 4, 144]; allowed");
     refused_logits(3, MOE_F32, 3, 2, 4, N, "[3, T, 144]");
     refused_logits(3, MOE_F32, 2, 7, N, 0, "[3 x T, 144]");
-    refused_logits(1, MOE_I32, 2, 4, N, 0, "int32; allowed are float32 and float64");
+    refused_logits(1, MOE_I32, 2, 4, N, 0, "int32; allowed are float16, float32 and float64");
 }
 
 static void refused_logit(double value, const char *expected) {

@@ -97,13 +97,19 @@ enum { MAX_TEXT = 5000 };
 static uint8_t text[MAX_TEXT];
 enum { SYNTHETIC, TEXT, KEYED, NUM_SOURCES };
 
-static void synthetic_vectors(
-    const moe_config *c, const moe_batch *b, int64_t step, real *x, int32_t *topic) {
+static void synthetic_vectors(const moe_config *c,
+                              const moe_batch *b,
+                              int64_t step,
+                              real *x,
+                              int32_t *topic) {
     moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, b, step, x, topic);
 }
 
-static void text_vectors(
-    const moe_config *c, int64_t text_length, int64_t step, moe_batch *b, real *x) {
+static void text_vectors(const moe_config *c,
+                         int64_t text_length,
+                         int64_t step,
+                         moe_batch *b,
+                         real *x) {
     moe_window_vectors(text, text_length, c->run.seed, c->train.context, c->model.hidden_size, step,
                        b, x);
 }

@@ -196,8 +196,11 @@ static void walk_row(const problem *p,
 }
 
 /* Experts of token g on device d, ascending. */
-static int32_t experts_on(
-    const problem *p, const moe_placement *placement, int64_t g, int32_t d, int32_t *on) {
+static int32_t experts_on(const problem *p,
+                          const moe_placement *placement,
+                          int64_t g,
+                          int32_t d,
+                          int32_t *on) {
     int32_t expert[MAX_K], count = choose(p, g, expert), found = 0;
     for (int32_t e = 0; e < p->experts; e++) {
         for (int32_t c = 0; c < count; c++) {
@@ -319,8 +322,11 @@ static void check_y(const problem *p,
               (long long)(batch->num_tokens * p->hidden));
 }
 
-static void check_mode(
-    const problem *p, const moe_comm *comm, int m, int64_t most_pairs, machine *here) {
+static void check_mode(const problem *p,
+                       const moe_comm *comm,
+                       int m,
+                       int64_t most_pairs,
+                       machine *here) {
     moe_batch batch;
     moe_placement placement;
     moe_batch_layout(&batch, p->tokens, 0, p->devices, comm->rank, comm->size);

@@ -13,64 +13,49 @@
 #include "data/synthetic.h"
 #include "explain/explain.h"
 #include "explain/json.h"
+#include "model_fixture.h"
 #include "reference.h"
-#include "settings.h"
-#include "tally/tally.h"
 #include "world/comm.h"
 
 typedef struct layer_run {
-    moe_config c;
-    moe_batch batch;
-    moe_input input;
-    moe_context context;
-    moe_layer layer;
-    moe_activations a;
-    moe_step_metrics metrics;
-    real *x, *y;
+    model_fixture m;
+    moe_layer *layer; /* the only one, and what it computed */
+    moe_activations *a;
+    real *y;
     double *dlogits;
 } layer_run;
 
 static void forward(layer_run *r, const moe_comm *comm, const char *settings) {
     *r = (layer_run){0};
-    settings_resolve(&r->c, "", settings, comm->size);
-    int64_t total = r->c.data.tokens_per_device * r->c.cluster.devices;
-    moe_batch_layout(&r->batch, total, r->c.data.sequence_length, r->c.cluster.devices, comm->rank,
-                     comm->size);
-    moe_context_init(&r->context, comm, &r->c, &r->batch, &r->input, NULL);
-    moe_layer_init(&r->layer, &r->context, 0);
-    moe_step_metrics_init(&r->metrics, 1, r->c.model.num_experts, r->c.cluster.devices);
-    moe_step_metrics_clear(&r->metrics);
-    r->metrics.num_tokens = total;
-    r->x = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->x, "test");
-    r->y = moe_alloc(r->batch.num_tokens * r->c.model.hidden_size, sizeof *r->y, "test");
+    model_fixture_init(&r->m, comm, "", settings, 0);
+    const moe_config *c = &r->m.c;
+    const moe_context *context = &r->m.context;
+    moe_step_metrics *metrics = &r->m.metrics;
+    real *x = moe_stack_input(&r->m.stack);
+    r->layer = &r->m.stack.layer[0];
+    r->a = &r->m.stack.activations[0];
+    r->y = r->m.stack.y;
     r->dlogits =
-        moe_alloc(r->batch.num_tokens * r->c.model.num_experts, sizeof *r->dlogits, "test");
-    moe_synthetic_vectors(&r->c.data, r->c.run.seed, r->c.model.hidden_size, &r->batch, 0, r->x,
-                          NULL);
-    moe_layer_forward(&r->layer, &r->context, r->x, r->y, &r->a, &r->metrics.layer[0]);
-    moe_tally_layer(&r->layer, &r->context, &r->a, r->y, &r->metrics);
-    moe_layer_dlogits(&r->layer, &r->context, &r->a, r->dlogits, NULL);
+        moe_alloc(r->m.batch.num_tokens * c->model.num_experts, sizeof *r->dlogits, "test");
+    moe_step_metrics_clear(metrics);
+    metrics->num_tokens = r->m.batch.num_tokens_global;
+    moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, &r->m.batch, 0, x, NULL);
+    moe_layer_forward(r->layer, context, x, r->y, r->a, &metrics->layer[0]);
+    moe_tally_layer(r->layer, context, r->a, r->y, metrics);
+    moe_layer_dlogits(r->layer, context, r->a, r->dlogits, NULL);
 }
 
 static void tear_down(layer_run *r) {
-    moe_layer_free(&r->layer);
-    moe_activations_free(&r->a);
-    moe_step_metrics_free(&r->metrics);
-    moe_placement_free(&r->context.placement);
-    moe_batch_free(&r->batch);
-    moe_free(r->x);
-    moe_free(r->y);
+    model_fixture_free(&r->m);
     moe_free(r->dlogits);
 }
 
-/* --- one token
- * ------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- one token --- */
 
 /* The oracle's choice, and its groups: those that hold a chosen expert must be admitted, and no
  * more than the limit are. */
 static void check_choice(const layer_run *r, const moe_explained_layer *l) {
-    const moe_router *router = &r->context.router;
+    const moe_router *router = &r->m.context.router;
     int32_t n = router->num_experts, expert[64], admitted = 0;
     double s[64], weight[64], lse;
     ref_scores(router, l->logit, s, &lse);
@@ -94,8 +79,8 @@ static void check_choice(const layer_run *r, const moe_explained_layer *l) {
     if (l->num_groups) {
         CHECK_EQ(admitted, router->topk_group);
     }
-    for (int32_t g = 0; g < l->num_groups; g++) { /* every admitted group's score is at least every
-                                                     other's */
+    /* the score of an admitted group is at least that of every other */
+    for (int32_t g = 0; g < l->num_groups; g++) {
         for (int32_t other = 0; other < l->num_groups; other++) {
             CHECK(!(l->admitted[g] == 1 && l->admitted[other] == 0 &&
                     l->group_score[g] < l->group_score[other]));
@@ -111,7 +96,7 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
     for (int32_t k = 0; k < l->num_choices; k++) {
         const moe_explained_choice *choice = &l->choice[k];
         served += choice->server >= 0;
-        if (r->c.capacity.policy != MOE_CAPACITY_NONE && !l->exempt) {
+        if (r->m.c.capacity.policy != MOE_CAPACITY_NONE && !l->exempt) {
             CHECK((choice->place <= choice->budget) == (choice->server == choice->expert));
         }
         if (choice->server >= 0) {
@@ -125,11 +110,11 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
         int32_t here = 0;
         pairs += l->row[i].pairs;
         CHECK_EQ(l->row[i].level,
-                 moe_level_of(e->device, l->row[i].device, r->c.cluster.devices_per_node));
+                 moe_level_of(e->device, l->row[i].device, r->m.c.cluster.devices_per_node));
         for (int32_t k = 0; k < l->num_choices; k++) {
             here += l->choice[k].served_on == l->row[i].device;
         }
-        CHECK(r->c.exchange.mode == MOE_EXCHANGE_TOKEN ? here == l->row[i].pairs : here >= 1);
+        CHECK(r->m.c.exchange.mode == MOE_EXCHANGE_TOKEN ? here == l->row[i].pairs : here >= 1);
     }
     CHECK_EQ(pairs, served);
     if (!isnan(l->shared_norm)) {
@@ -144,11 +129,11 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
 
 /* On the token's rank: the row of dlogits and of y. */
 static void check_own(const layer_run *r, const moe_explanation *e, const moe_explained_layer *l) {
-    int64_t t = e->token - r->batch.first_token;
+    int64_t t = e->token - r->m.batch.first_token;
     int64_t n = l->num_experts;
-    int64_t h = r->c.model.hidden_size;
+    int64_t h = r->m.c.model.hidden_size;
     double squares = 0, most = 0;
-    if (t < 0 || t >= r->batch.num_tokens) {
+    if (t < 0 || t >= r->m.batch.num_tokens) {
         return;
     }
     CHECK(memcmp(l->balance_gradient, r->dlogits + t * n, (size_t)n * sizeof(double)) == 0);
@@ -166,9 +151,7 @@ static void check_own(const layer_run *r, const moe_explanation *e, const moe_ex
     CHECK_NEAR(l->y_norm, sqrt(squares), 1e-12);
 }
 
-/* --- all tokens
- * -----------------------------------------------------------------------------------------------------------------------------
- */
+/* --- all tokens --- */
 
 typedef struct totals {
     double share[MOE_NUM_LOSSES];
@@ -178,7 +161,7 @@ typedef struct totals {
 static void add_token(const layer_run *r, int64_t token, totals *sum, char **text) {
     moe_explainer x = {.token = true};
     moe_explanation_init(&x.explanation, token, 1);
-    moe_explain_forward(&x, &r->layer, &r->context, &r->a, r->y, &r->metrics.layer[0]);
+    moe_explain_forward(&x, r->layer, &r->m.context, r->a, r->y, &r->m.metrics.layer[0]);
     const moe_explained_layer *l = &x.explanation.layer[0];
     check_choice(r, l);
     check_fate(r, &x.explanation, l);
@@ -198,12 +181,12 @@ static void add_token(const layer_run *r, int64_t token, totals *sum, char **tex
         l->row[i].rank = 0; /* which depends on the number of ranks */
     }
     x.explanation.rank = 0;
-    *text = moe_explain_json(&r->c, &x.explanation, NULL);
+    *text = moe_explain_json(&r->m.c, &x.explanation, NULL);
     moe_explainer_free(&x);
 }
 
 static void check_totals(const layer_run *r, const totals *sum) {
-    const moe_layer_metrics *metrics = &r->metrics.layer[0];
+    const moe_layer_metrics *metrics = &r->m.metrics.layer[0];
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {
         bool additive =
             loss != MOE_LOSS_IMPORTANCE && loss != MOE_LOSS_LOAD && loss != MOE_LOSS_USAGE_VARIANCE;
@@ -219,17 +202,15 @@ static void check_totals(const layer_run *r, const totals *sum) {
     CHECK_EQ(sum->dropped, metrics->dropped);
 }
 
-/* --- the step
- * -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- the step --- */
 
 static int32_t derived(const layer_run *r, int32_t *count) {
     moe_explainer x = {.step = true};
     moe_status st = {0};
-    moe_explain_forward(&x, &r->layer, &r->context, &r->a, r->y, &r->metrics.layer[0]);
-    int code = moe_explain_finish(&x, &r->context, &r->metrics, &st);
+    moe_explain_forward(&x, r->layer, &r->m.context, r->a, r->y, &r->m.metrics.layer[0]);
+    int code = moe_explain_finish(&x, &r->m.context, &r->m.metrics, &st);
     int64_t disagree = x.derivation.disagree;
-    moe_comm_bcast(r->context.comm, &disagree, sizeof disagree, 0);
+    moe_comm_bcast(r->m.context.comm, &disagree, sizeof disagree, 0);
     CHECK_EQ(code, disagree ? MOE_RUN_FAILED : MOE_OK);
     *count = x.derivation.count;
     moe_explainer_free(&x);
@@ -238,13 +219,13 @@ static int32_t derived(const layer_run *r, int32_t *count) {
 
 /* A figure that is reported wrong by little is found out. */
 static void check_derivation(layer_run *r) {
-    moe_layer_metrics *l = &r->metrics.layer[0];
+    moe_layer_metrics *l = &r->m.metrics.layer[0];
     int32_t count;
     CHECK_EQ(derived(r, &count), 0);
-    CHECK(r->context.comm->rank != 0 || count >= 60);
-    l->loss_by_scope[r->c.balance.scope][MOE_LOSS_DEVICE] *= 1 + 1e-9;
+    CHECK(r->m.context.comm->rank != 0 || count >= 60);
+    l->loss_by_scope[r->m.c.balance.scope][MOE_LOSS_DEVICE] *= 1 + 1e-9;
     CHECK_EQ(derived(r, &count), 1);
-    l->loss_by_scope[r->c.balance.scope][MOE_LOSS_DEVICE] /= 1 + 1e-9;
+    l->loss_by_scope[r->m.c.balance.scope][MOE_LOSS_DEVICE] /= 1 + 1e-9;
     l->volume[MOE_DISPATCH].rows++;
     CHECK(derived(r, &count) >= 1);
     l->volume[MOE_DISPATCH].rows--;
@@ -253,35 +234,36 @@ static void check_derivation(layer_run *r) {
     l->total -= 1e-6;
 }
 
-/* --- cases
- * ----------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- cases --- */
 
 static const char *const cases[] = {
     "model.num_shared_experts=1 router.top_k=6 router.group_limit=max router.topk_group=3 "
-    "balance.alpha_expert=0.003 "
-    "balance.alpha_device=0.05 "
-    "balance.alpha_comm=0.02 balance.scope=sequence exchange.mode=token",
+    "balance.alpha_expert=0.003 balance.alpha_device=0.05 balance.alpha_comm=0.02 "
+    "balance.scope=sequence exchange.mode=token",
+
     "router.score_func=sigmoid router.norm_topk_prob=yes router.routed_scaling_factor=2.5 "
-    "router.group_limit=top2_sum router.topk_group=2 "
-    "router.top_k=4 balance.alpha_expert=0.1 balance.alpha_comm=0.1 balance.z_loss=0.01 "
-    "balance.scope=device cluster.devices_per_node=2",
-    "router.score_func=sqrtsoftplus router.top_k=3 balance.alpha_device=1 balance.scope=global "
-    "balance.device_p=mean model.norm=rmsnorm "
-    "capacity.policy=expert capacity.capacity_factor=0.6 balance.importance_loss=0.1",
-    "router.top_k=2 router.score_func=softmax_topk capacity.policy=device "
-    "capacity.capacity_factor=0.8 capacity.exempt_sequences=0.3 "
-    "balance.alpha_comm=1 balance.comm_count=selections exchange.mode=selection "
-    "model.expert_type=silu",
+    "router.group_limit=top2_sum router.topk_group=2 router.top_k=4 "
+    "balance.alpha_expert=0.1 balance.alpha_comm=0.1 balance.z_loss=0.01 balance.scope=device "
+    "cluster.devices_per_node=2",
+
+    "router.score_func=sqrtsoftplus router.top_k=3 "
+    "balance.alpha_device=1 balance.scope=global balance.device_p=mean "
+    "balance.importance_loss=0.1 model.norm=rmsnorm "
+    "capacity.policy=expert capacity.capacity_factor=0.6",
+
+    "router.top_k=2 router.score_func=softmax_topk "
+    "capacity.policy=device capacity.capacity_factor=0.8 capacity.exempt_sequences=0.3 "
+    "balance.alpha_comm=1 balance.comm_count=selections "
+    "exchange.mode=selection model.expert_type=silu",
+
     "router.top_k=2 capacity.policy=expert capacity.capacity_factor=0.7 "
-    "capacity.overflow=next_choice capacity.drop=position "
-    "capacity.first_choices=yes balance.aux_form=gshard balance.alpha_expert=0.1 "
-    "balance.scope=device",
-    "router.top_k=2 router.norm_topk_prob=yes capacity.policy=sequence capacity.capacity_factor=1 "
-    "capacity.drop=position "
-    "balance.aux_form=switch "
-    "balance.alpha_expert=0.01 "
-    "balance.scope=sequence capacity.renormalize=yes",
+    "capacity.overflow=next_choice capacity.drop=position capacity.first_choices=yes "
+    "balance.aux_form=gshard balance.alpha_expert=0.1 balance.scope=device",
+
+    "router.top_k=2 router.norm_topk_prob=yes "
+    "capacity.policy=sequence capacity.capacity_factor=1 capacity.drop=position "
+    "capacity.renormalize=yes "
+    "balance.aux_form=switch balance.alpha_expert=0.01 balance.scope=sequence",
 };
 
 static void check_case(const moe_comm *comm, const char *chosen) {
@@ -292,12 +274,12 @@ static void check_case(const moe_comm *comm, const char *chosen) {
     char settings[1024];
     snprintf(settings, sizeof settings,
              "model.num_experts=32 model.hidden_size=16 model.moe_intermediate_size=8 "
-             "data.tokens_per_device=3 data.sequence_length=5 "
-             "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=8 %s",
+             "data.tokens_per_device=3 data.sequence_length=5 data.topic_strength=0.7 "
+             "router.gate_scale=1.5 cluster.devices=8 %s",
              chosen);
     forward(&folded, &self, settings);
     forward(&mine, comm, settings);
-    for (int64_t token = 0; token < mine.batch.num_tokens_global; token++) {
+    for (int64_t token = 0; token < mine.m.batch.num_tokens_global; token++) {
         char *here, *there;
         add_token(&mine, token, &sum, &here);
         add_token(&folded, token, &alone, &there);

@@ -10,13 +10,20 @@ program=$(realpath "${MOESIM_BUILD_DIR:-$source/build}/moesim")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 tree="$scratch/a tree"
-mkdir -p "$tree"/{build,configs,src,include,cmake,bin} "$scratch/else where"
+mkdir -p "$tree"/{build,configs,src,cmake,bin} "$scratch/else where"
 cp -r "$source/scripts" "$tree/"
+(cd "$source" && cp --parents src/*/*.def "$tree/") # the lists that scripts/names.py reads
+touch -d '-1 hour' "$tree"/src/*/*.def
 touch "$tree/CMakeLists.txt"
 ln -s "$program" "$tree/build/moesim"
 cat > "$tree/bin/mpirun" << 'END'
 #!/bin/sh
-if [ -n "$FAKE_PID" ]; then echo $$ > "$FAKE_PID"; exec sleep 60; fi
+if [ -n "$FAKE_PID" ]; then
+    [ -z "$FAKE_DEAF" ] || trap '' TERM HUP
+    echo $$ > "$FAKE_PID"
+    [ -z "$FAKE_DEAF" ] || while :; do sleep 1; done
+    exec sleep 60
+fi
 for a; do printf "[%s]" "$a"; done
 echo
 [ -n "$OMPI_MCA_mca_base_param_files" ] || exit 99
@@ -120,17 +127,26 @@ FAKE_STATUS=3
 export FAKE_STATUS
 status 3 twelve.ini
 unset FAKE_STATUS
-# ended by a signal, it ends what it runs; and it needs no standard input
-FAKE_PID=$scratch/pid "$tree/scripts/run" "$scratch/twelve.ini" > /dev/null 2>&1 <&- &
-script=$!
-for i in $(seq 200); do [ -s "$scratch/pid" ] && break; sleep 0.05; done
-kill -TERM $script
-got=0
-wait $script || got=$?
-checks=$((checks + 1))
-if [ $got != 143 ] || kill -0 "$(cat "$scratch/pid")" 2> /dev/null; then
-    fail "scripts/run ended by SIGTERM: status $got, or what it ran is still there"
-fi
+# ended by a signal, it ends what it runs, also what does not listen; and it needs no standard input
+ended_by() {
+    local signal=$1 expected=$2 deaf=${3:-} got=0
+    rm -f "$scratch/pid"
+    FAKE_DEAF=$deaf FAKE_PID=$scratch/pid "$tree/scripts/run" "$scratch/twelve.ini" \
+        > /dev/null 2>&1 <&- &
+    script=$!
+    for _ in $(seq 200); do [ -s "$scratch/pid" ] && break; sleep 0.05; done
+    kill "-$signal" $script
+    { wait $script || got=$?; } 2> /dev/null
+    for _ in $(seq 40); do kill -0 "$(cat "$scratch/pid")" 2> /dev/null || break; sleep 0.05; done
+    checks=$((checks + 1))
+    if [ $got != "$expected" ] || kill -0 "$(cat "$scratch/pid")" 2> /dev/null; then
+        fail "scripts/run ended by SIG$signal $deaf: status $got, or what it ran is still there"
+    fi
+}
+ended_by TERM 143
+ended_by HUP 129
+ended_by HUP 129 deaf
+if setpriv --pdeathsig TERM true 2> /dev/null; then ended_by KILL 137; fi
 # with a newer source it has to build, and a build that fails is a failure
 touch -d '+1 hour' "$tree/src/new.c"
 status 1 twelve.ini

@@ -1,4 +1,4 @@
-/* test_allocations.c: after the first steps a step allocates nothing: forward only and training,
+/* mpi_allocations.c: after the first steps a step allocates nothing: forward only and training,
  * for every router, way of dropping and exchange. What depends on who chose whom (rows that arrive)
  * has a quarter more room than the first steps needed; the loads here stay within that.
  *

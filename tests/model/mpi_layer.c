@@ -1,8 +1,8 @@
-/* test_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's
+/* mpi_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's
  * routing and losses); bit for bit the same when its devices are folded onto one rank, with 1 and 2
  * threads and in every exchange mode; and against golden layers of the public reference code.
  *
- * ctest: f64 timeout=120 */
+ * ctest: f64 gemm timeout=120 */
 #include <limits.h>
 #include <omp.h>
 #include <string.h>
@@ -117,8 +117,11 @@ static void naive_norm(const layer_run *r, const real *x, double *u) {
 
 /* One token: its logits must be those of the gate; given them, its y must be that of the
  * reference's experts and weights. */
-static void check_token(
-    const layer_run *r, const double *z, int64_t t, double *worst_logit, double *worst_y) {
+static void check_token(const layer_run *r,
+                        const double *z,
+                        int64_t t,
+                        double *worst_logit,
+                        double *worst_y) {
     int64_t h = r->m.c.model.hidden_size, n = r->m.c.model.num_experts;
     const moe_placement *p = &r->m.context.placement;
     double *u = moe_alloc(2 * h + 2 * n, sizeof *u, "test");

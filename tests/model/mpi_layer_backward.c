@@ -1,9 +1,9 @@
-/* test_backward.c: every gradient of a layer against central differences of total = <y, dy> + sum
- * alpha L: each kind of parameter and the input, over score functions, normalisations, group
+/* mpi_layer_backward.c: every gradient of a layer against central differences of total = <y, dy> +
+ * sum alpha L: each kind of parameter and the input, over score functions, normalisations, group
  * limits, loss scopes, expert types, exchange modes and shared experts. The double build bounds it
  * tightly, the float build loosely.
  *
- * ctest: f64 np=1,2,4 timeout=120 */
+ * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
@@ -186,7 +186,7 @@ static void check_settings(const moe_comm *comm, const char *settings) {
     set_up(&f, comm, settings);
     total(&f, &selection);
     moe_parameters_clear_gradients(&f.all);
-    moe_layer_backward(f.layer, &f.m.stack.slots[0], &f.m.context, f.a, &f.all, f.dy,
+    moe_layer_backward(f.layer, &f.m.stack.indices[0], &f.m.context, f.a, &f.all, f.dy,
                        &f.m.stack.backward, f.dx, &f.m.metrics.layer[0]);
     moe_parameters_reduce(&f.all, comm, 1, &bytes);
     for (int i = 0; i < f.all.num; i++) {

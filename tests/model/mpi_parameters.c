@@ -1,4 +1,4 @@
-/* test_parameters.c: sums over devices in their tree, reduced gradients and the norm, against a
+/* mpi_parameters.c: sums over devices in their tree, reduced gradients and the norm, against a
  * naive serial tree and against all devices on one rank.
  *
  * ctest: f64 */
@@ -132,7 +132,7 @@ static void check_reduce(const moe_comm *comm, int32_t devices, double scale) {
         int64_t bytes = 5, bytes_whole = 5;
         moe_parameters_reduce(&here.all, comm, round ? 1 : scale, &bytes);
         moe_parameters_reduce(&whole.all, &one, round ? 1 : scale, &bytes_whole);
-        CHECK_EQ(bytes, 5 + 2 * (devices - 1) * (int64_t)(LONG + SHORT) * (int64_t)sizeof(real));
+        CHECK_EQ(bytes, 5 + (int64_t)devices * (int64_t)(LONG + SHORT) * (int64_t)sizeof(real));
         CHECK_EQ(bytes, bytes_whole);
         const moe_parameter *p = here.all.p, *q = whole.all.p;
         real *expected = naive_tree(devices, 1, LONG);

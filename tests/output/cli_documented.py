@@ -105,6 +105,10 @@ RUNS = {
         },
         ("--explain", "3"),
     ),
+    "placements": (
+        {"placement.redundant_experts": 8, "cluster.devices_per_node": 2},
+        ("--placements",),
+    ),
 }
 
 # A layer whose weights, input and upstream gradient come from files, with the files' shapes.
@@ -247,6 +251,7 @@ def check_values(label, value, fields, seen):
     for path, leaf in leaves(value):
         if path.startswith("config.") and path not in fields:
             path = "config.*"
+        path = re.sub(r"^policies\.\w+\.", "policies.*.", path)
         if path not in fields:
             missing = leaf is None and is_null_object(path, fields)
             check(missing, f"{label}: {path} = {leaf!r:.80} does not stand in docs/results.md")

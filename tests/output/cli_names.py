@@ -1,6 +1,7 @@
 """ctest: timeout=120
-The names that the scripts read (scripts/names.py) are those that the program writes: the keys of summary.json, metrics.jsonl and timeline.json,
-and the files of the folder."""
+The names that the scripts read (scripts/names.py) are those that the program writes: the keys of
+summary.json, metrics.jsonl and timeline.json, and the files of the folder.
+"""
 import json
 import os
 import sys

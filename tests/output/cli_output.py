@@ -346,7 +346,8 @@ def check_idle():
 
 
 def check_objective():
-    """Several layers: what training adds to the task's loss is their sum; the total is their mean."""
+    """With several layers, what training adds to the task's loss is the sum over the layers, and
+    the total that is shown is their mean."""
     folder = run("layers", 2, {**BASE, "model.num_layers": 3, "balance.alpha_expert": 0.3})
     made = summary(folder)
     totals = [layer["loss"]["total"] for layer in made["layers"]]

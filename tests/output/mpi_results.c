@@ -3,7 +3,6 @@
  *
  * ctest: f64 */
 #include <errno.h>
-#include <ftw.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -13,23 +12,9 @@
 #include "made_record.h"
 #include "measure/figures.h"
 #include "output/results.h"
+#include "scratch_folder.h"
 
 enum { LAYERS = 2, EXPERTS = 48, DEVICES = 8, STEPS = 2 };
-
-static char base[64]; /* a folder of this run, the same on every rank */
-
-static const char *in_base(const char *name) {
-    static char path[2][256];
-    static int turn;
-    turn = !turn;
-    snprintf(path[turn], sizeof path[turn], "%s/%s", base, name);
-    return path[turn];
-}
-
-static int remove_entry(const char *path, const struct stat *what, int kind, struct FTW *place) {
-    (void)what, (void)kind, (void)place;
-    return remove(path);
-}
 
 static bool exists(const char *path) {
     return access(path, F_OK) == 0;
@@ -78,7 +63,7 @@ static int whole_run(const moe_comm *comm,
     return code;
 }
 
-/* What was written */
+/* --- what was written --- */
 
 static double at_path(const json_t *o, const char *a, const char *b, const char *k) {
     o = a ? json_object_get(o, a) : o;
@@ -225,8 +210,11 @@ static void check_summary(const moe_comm *comm,
     json_decref(o);
 }
 
-static void check_array(
-    const char *path, enum moe_dtype dtype, int dims, const int64_t *shape, const void *expected) {
+static void check_array(const char *path,
+                        enum moe_dtype dtype,
+                        int dims,
+                        const int64_t *shape,
+                        const void *expected) {
     moe_npy_header h;
     moe_status st = {0};
     void *data = NULL;
@@ -279,27 +267,25 @@ static void check_written(const moe_comm *comm, const moe_config *c) {
     moe_step_metrics r;
     moe_status st = {0};
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
-    CHECK_MSG(whole_run(comm, c, &r, in_base("deep/er/run/"), false, &st) == MOE_OK, "%s",
+    CHECK_MSG(whole_run(comm, c, &r, in_scratch_folder("deep/er/run/"), false, &st) == MOE_OK, "%s",
               st.message);
     if (comm->rank == 0) {
-        check_metrics(c, in_base("deep/er/run/metrics.jsonl"));
-        check_summary(comm, c, &r, in_base("deep/er/run/summary.json"));
+        check_metrics(c, in_scratch_folder("deep/er/run/metrics.jsonl"));
+        check_summary(comm, c, &r, in_scratch_folder("deep/er/run/summary.json"));
         char matrix[300], steps[300];
-        snprintf(matrix, sizeof matrix, "%s", in_base("deep/er/run/comm_matrix.npy"));
-        snprintf(steps, sizeof steps, "%s", in_base("deep/er/run/comm_matrix_steps.npy"));
-        check_arrays(c, &r, matrix, steps, in_base("deep/er/run/expert_load.npy"));
-        CHECK(exists(in_base("deep/er/run/config.ini")) &&
-              !exists(in_base("deep/er/run/summary.json.tmp")));
+        snprintf(matrix, sizeof matrix, "%s", in_scratch_folder("deep/er/run/comm_matrix.npy"));
+        snprintf(steps, sizeof steps, "%s", in_scratch_folder("deep/er/run/comm_matrix_steps.npy"));
+        check_arrays(c, &r, matrix, steps, in_scratch_folder("deep/er/run/expert_load.npy"));
+        CHECK(exists(in_scratch_folder("deep/er/run/config.ini")) &&
+              !exists(in_scratch_folder("deep/er/run/summary.json.tmp")));
     }
     moe_step_metrics_free(&r);
 }
 
-/* Training */
+/* --- training --- */
 
-enum {
-    TRAINED = 25,
-    DIVERGES = 24
-}; /* the loss of the last step is no number in the run that diverges */
+/* Steps of a training run. In a run that diverges the loss of the last step is not a number. */
+enum { TRAINED = 25, DIVERGES = 24 };
 
 static void train(const moe_comm *comm,
                   const moe_config *c,
@@ -418,13 +404,16 @@ static void check_training_summary(const moe_config *c, const char *path, bool d
     json_decref(o);
 }
 
-static void check_training(
-    const moe_comm *comm, moe_config c, const char *name, bool text, bool diverges) {
+static void check_training(const moe_comm *comm,
+                           moe_config c,
+                           const char *name,
+                           bool text,
+                           bool diverges) {
     moe_step_metrics r;
     char folder[256], path[300];
     c.run.mode = MOE_MODE_TRAIN;
     c.data.source = text ? MOE_SOURCE_TEXT : MOE_SOURCE_SYNTHETIC;
-    snprintf(folder, sizeof folder, "%s", in_base(name));
+    snprintf(folder, sizeof folder, "%s", in_scratch_folder(name));
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
     train(comm, &c, &r, folder, diverges);
     moe_step_metrics_free(&r);
@@ -437,7 +426,7 @@ static void check_training(
     check_training_summary(&c, path, diverges);
 }
 
-/* Folders that are refused */
+/* --- folders that are refused --- */
 
 static void check_refused(const moe_comm *comm,
                           const moe_config *c,
@@ -459,33 +448,36 @@ static void check_refusals(const moe_comm *comm, const moe_config *c) {
     memset(long_name, 'x', sizeof long_name - 1);
     long_name[sizeof long_name - 1] = '\0';
     if (comm->rank == 0) {
-        CHECK(mkdir(in_base("empty"), 0777) == 0);
-        write_file(in_base("deep/er/run/notes.txt"), "mine");
-        write_file(in_base("deep/er/run/y.npy"), "of an earlier run");
-        write_file(in_base("deep/er/run/logits_layer12.npy"), "of an earlier run");
-        write_file(in_base("deep/er/run/my_y.npy"), "mine");
+        CHECK(mkdir(in_scratch_folder("empty"), 0777) == 0);
+        write_file(in_scratch_folder("deep/er/run/notes.txt"), "mine");
+        write_file(in_scratch_folder("deep/er/run/y.npy"), "of an earlier run");
+        write_file(in_scratch_folder("deep/er/run/logits_layer12.npy"), "of an earlier run");
+        write_file(in_scratch_folder("deep/er/run/my_y.npy"), "mine");
     }
     moe_comm_barrier(comm);
-    check_refused(comm, c, in_base("deep/er/run"), false, "not empty");
-    check_refused(comm, c, in_base("deep/er/run/notes.txt"), true, "not a folder");
-    check_refused(comm, c, in_base("deep/er/run/notes.txt/below"), false, "Not a directory");
+    check_refused(comm, c, in_scratch_folder("deep/er/run"), false, "not empty");
+    check_refused(comm, c, in_scratch_folder("deep/er/run/notes.txt"), true, "not a folder");
+    check_refused(comm, c, in_scratch_folder("deep/er/run/notes.txt/below"), false,
+                  "Not a directory");
     check_refused(comm, c, "/proc/no/such/place", false, "cannot make the folder");
     check_refused(comm, c, long_name, false, "characters");
     check_refused(comm, c, "", false, "characters");
     if (comm->rank == 0) {
-        CHECK(exists(in_base("deep/er/run/y.npy")));
+        CHECK(exists(in_scratch_folder("deep/er/run/y.npy")));
     }
 
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
-    CHECK_MSG(whole_run(comm, c, &r, in_base("empty"), false, &st) == MOE_OK, "%s", st.message);
-    CHECK_MSG(whole_run(comm, c, &r, in_base("deep/er/run"), true, &st) == MOE_OK, "%s",
+    CHECK_MSG(whole_run(comm, c, &r, in_scratch_folder("empty"), false, &st) == MOE_OK, "%s",
+              st.message);
+    CHECK_MSG(whole_run(comm, c, &r, in_scratch_folder("deep/er/run"), true, &st) == MOE_OK, "%s",
               st.message);
     if (comm->rank == 0) {
-        CHECK(exists(in_base("deep/er/run/notes.txt")) && exists(in_base("deep/er/run/my_y.npy")));
-        CHECK(!exists(in_base("deep/er/run/y.npy")) &&
-              !exists(in_base("deep/er/run/logits_layer12.npy")) &&
-              exists(in_base("empty/summary.json")));
-        check_metrics(c, in_base("deep/er/run/metrics.jsonl"));
+        CHECK(exists(in_scratch_folder("deep/er/run/notes.txt")) &&
+              exists(in_scratch_folder("deep/er/run/my_y.npy")));
+        CHECK(!exists(in_scratch_folder("deep/er/run/y.npy")) &&
+              !exists(in_scratch_folder("deep/er/run/logits_layer12.npy")) &&
+              exists(in_scratch_folder("empty/summary.json")));
+        check_metrics(c, in_scratch_folder("deep/er/run/metrics.jsonl"));
     }
     moe_step_metrics_free(&r);
 }
@@ -495,7 +487,7 @@ static void check_default_folder(const moe_comm *comm, const moe_config *c) {
     char here[1024];
     moe_results results[2];
     moe_status st = {0};
-    CHECK(getcwd(here, sizeof here) && chdir(base) == 0);
+    CHECK(getcwd(here, sizeof here) && chdir(scratch_folder) == 0);
     for (int i = 0; i < 2; i++) {
         CHECK_MSG(moe_results_open(comm, c, NULL, false, &results[i], &st) == MOE_OK, "%s",
                   st.message);
@@ -551,19 +543,20 @@ static void check_tokens(const moe_comm *comm, moe_config c, int64_t tokens) {
 
     moe_results results = {.metrics = NULL};
     moe_status st = {0};
-    snprintf(results.folder, sizeof results.folder, "%s", in_base("empty"));
+    snprintf(results.folder, sizeof results.folder, "%s", in_scratch_folder("empty"));
     CHECK_MSG(moe_results_routing(comm, &results, &c, &b, routing, &st) == MOE_OK, "%s",
               st.message);
     CHECK_MSG(moe_results_tensor(comm, &results, "y", &b, rows, 2, sizeof *rows, &st) == MOE_OK,
               "%s", st.message);
     if (comm->rank == 0) {
-        check_array(in_base("empty/topk_idx.npy"), MOE_I32, 3, (int64_t[]){LAYERS, tokens, k},
-                    expected_idx);
-        check_array(in_base("empty/topk_weight.npy"), MOE_F32, 3, (int64_t[]){LAYERS, tokens, k},
-                    expected_weight);
-        check_array(in_base("empty/kept.npy"), MOE_U8, 3, (int64_t[]){LAYERS, tokens, k},
+        check_array(in_scratch_folder("empty/topk_idx.npy"), MOE_I32, 3,
+                    (int64_t[]){LAYERS, tokens, k}, expected_idx);
+        check_array(in_scratch_folder("empty/topk_weight.npy"), MOE_F32, 3,
+                    (int64_t[]){LAYERS, tokens, k}, expected_weight);
+        check_array(in_scratch_folder("empty/kept.npy"), MOE_U8, 3, (int64_t[]){LAYERS, tokens, k},
                     expected_kept);
-        check_array(in_base("empty/y.npy"), MOE_F32, 2, (int64_t[]){tokens, 2}, expected_rows);
+        check_array(in_scratch_folder("empty/y.npy"), MOE_F32, 2, (int64_t[]){tokens, 2},
+                    expected_rows);
     }
     moe_comm_barrier(comm);
     for (int l = 0; l < LAYERS; l++) {
@@ -571,7 +564,7 @@ static void check_tokens(const moe_comm *comm, moe_config c, int64_t tokens) {
     }
 }
 
-/* A full disk */
+/* --- a full disk --- */
 
 static void fill(const char *path) {
     static const char block[4096] = {1};
@@ -593,30 +586,30 @@ static void check_full_disk(const moe_comm *comm, const moe_config *c, int full_
     char folder[128];
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
     moe_topology *t = make_topologies(comm->size);
-    snprintf(folder, sizeof folder, "%s/full%d", in_base("disk"), full_at);
+    snprintf(folder, sizeof folder, "%s/full%d", in_scratch_folder("disk"), full_at);
     CHECK_MSG(moe_results_open(comm, c, folder, false, &results, &st) == MOE_OK, "%s", st.message);
     int code = MOE_OK;
     for (int step = 1; step <= STEPS + 1 && code == MOE_OK; step++) {
         made_record(&r, c, step, 500);
         moe_comm_barrier(comm);
         if (comm->rank == 0 && step == full_at) {
-            fill(in_base("disk/filler"));
+            fill(in_scratch_folder("disk/filler"));
         }
         moe_comm_barrier(comm);
         code = step <= STEPS ? moe_results_step(comm, &results, c, &r, &st)
                              : moe_results_close(comm, &results, c, &r, t, 1, &st);
-        while (step == full_at && step <= STEPS && code == MOE_OK) { /* the last page of the file
-                                                                        has room left for a line or
-                                                                        two */
+        /* the last page of the file may have room for a line or two */
+        while (step == full_at && step <= STEPS && code == MOE_OK) {
             code = moe_results_step(comm, &results, c, &r, &st);
         }
     }
     CHECK_MSG(code == MOE_ERROR && st.message[0] && !strchr(st.message, '\n'), "%d '%s'", code,
               st.message);
     if (comm->rank == 0) {
-        snprintf(folder, sizeof folder, "%s/full%d/summary.json", in_base("disk"), full_at);
+        snprintf(folder, sizeof folder, "%s/full%d/summary.json", in_scratch_folder("disk"),
+                 full_at);
         CHECK(!exists(folder));
-        unlink(in_base("disk/filler"));
+        unlink(in_scratch_folder("disk/filler"));
     }
     moe_results_free(&results);
     moe_free(t);
@@ -627,8 +620,8 @@ static void check_full_disk(const moe_comm *comm, const moe_config *c, int full_
 static void check_disk(const moe_comm *comm, const moe_config *c) {
     int64_t mounted = 0;
     if (comm->rank == 0) {
-        mounted = mkdir(in_base("disk"), 0777) == 0 &&
-                  mount("tmpfs", in_base("disk"), "tmpfs", 0, "size=256k") == 0;
+        mounted = mkdir(in_scratch_folder("disk"), 0777) == 0 &&
+                  mount("tmpfs", in_scratch_folder("disk"), "tmpfs", 0, "size=256k") == 0;
     }
     int reason = errno;
     moe_comm_bcast(comm, &mounted, sizeof mounted, 0);
@@ -643,7 +636,7 @@ static void check_disk(const moe_comm *comm, const moe_config *c) {
     check_full_disk(comm, c, STEPS);
     check_full_disk(comm, c, STEPS + 1);
     if (comm->rank == 0) {
-        CHECK(umount2(in_base("disk"), MNT_DETACH) == 0);
+        CHECK(umount2(in_scratch_folder("disk"), MNT_DETACH) == 0);
     }
 }
 
@@ -651,11 +644,7 @@ int main(int argc, char **argv) {
     moe_comm comm;
     moe_config c;
     moe_comm_init(&comm, &argc, &argv);
-    if (comm.rank == 0) {
-        snprintf(base, sizeof base, "results.XXXXXX");
-        CHECK(mkdtemp(base) != NULL);
-    }
-    moe_comm_bcast(&comm, base, sizeof base, 0);
+    scratch_folder_make(&comm, "results.XXXXXX");
     made_config(&c, LAYERS, EXPERTS, DEVICES, 4);
     RUN(check_written, &comm, &c);
     RUN(check_training, &comm, c, "text", true, false);
@@ -666,10 +655,7 @@ int main(int argc, char **argv) {
     RUN(check_tokens, &comm, c, 5);
     RUN(check_tokens, &comm, c, 61);
     RUN(check_disk, &comm, &c);
-    moe_comm_barrier(&comm);
-    if (comm.rank == 0) {
-        nftw(base, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    }
+    scratch_folder_remove(&comm);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

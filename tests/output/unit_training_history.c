@@ -16,9 +16,7 @@ static void configure(moe_config *c) {
     c->run.steps = STEPS;
 }
 
-/* --- figures
- * -------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- figures --- */
 
 static void check_figures(const moe_step_metrics *r) {
     double figure[MOE_NUM_FIGURES];
@@ -77,8 +75,8 @@ static void check_course(void) {
         check_figures(&r);
         moe_training_history_figures(&r, list[step]);
         moe_training_history_add(&h, &r);
-        memcpy(bytes, &cut, (size_t)moe_training_history_bytes()); /* a checkpoint after every step
-                                                                    */
+        /* a checkpoint after every step */
+        memcpy(bytes, &cut, (size_t)moe_training_history_bytes());
         memcpy(&cut, bytes, (size_t)moe_training_history_bytes());
         moe_training_history_add(&cut, &r);
         check_means(&h, list, step + 1);
@@ -92,9 +90,7 @@ static void check_course(void) {
     moe_step_metrics_free(&r);
 }
 
-/* --- verdicts
- * ------------------------------------------------------------------------------------------------------------------------------
- */
+/* --- verdicts --- */
 
 typedef struct verdict {
     bool rose, above, diverged;
@@ -128,15 +124,14 @@ static void check_verdicts(void) {
     check_verdict_of(judge(100, 5.5, 2, 1.6, 0), false, false, false, __LINE__);
     check_verdict_of(judge(100, 5.5, 2, 9, 3.2), true, true, true, __LINE__);
     check_verdict_of(judge(100, 5.5, 2, 9, 0), true, false, true, __LINE__);
-    check_verdict_of(judge(100, 5.5, 2, 4.5, 3.2), false, true, true, __LINE__); /* fell, then rose
-                                                                                    above the
-                                                                                    entropy */
-    check_verdict_of(judge(100, 5.5, 5, 4, 3.2), false, true, false, __LINE__);  /* still falling */
+    /* it fell, then rose above the entropy */
+    check_verdict_of(judge(100, 5.5, 2, 4.5, 3.2), false, true, true, __LINE__);
+    /* it is still falling */
+    check_verdict_of(judge(100, 5.5, 5, 4, 3.2), false, true, false, __LINE__);
     check_verdict_of(judge(12, 5.5, 5, 4, 3.2), false, true, false, __LINE__);
     check_verdict_of(judge(1, 5.5, 5.5, 5.5, 3.2), false, true, false, __LINE__);
-    check_verdict_of(judge(37, 0.1, 0.1, 0.1, 0), false, false, false, __LINE__); /* the mean of
-                                                                                     equal numbers
-                                                                                   */
+    /* the mean of equal numbers is that number, and no rise */
+    check_verdict_of(judge(37, 0.1, 0.1, 0.1, 0), false, false, false, __LINE__);
     check_verdict_of(judge(5, 1, 2, 3, 0), true, false, true, __LINE__);
     check_verdict_of(judge(30, 5.5, 2, INFINITY, 3.2), true, true, true, __LINE__);
     check_verdict_of(judge(30, 5.5, 2, NAN, 3.2), true, true, true, __LINE__);

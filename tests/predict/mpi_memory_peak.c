@@ -48,8 +48,11 @@ enum { SHAPES = sizeof settings / sizeof settings[0] };
 
 typedef model_fixture fixture;
 
-static void set_up(
-    fixture *f, const moe_comm *comm, const char *words, uint8_t *text, int64_t *domain_offset) {
+static void set_up(fixture *f,
+                   const moe_comm *comm,
+                   const char *words,
+                   uint8_t *text,
+                   int64_t *domain_offset) {
     *f = (fixture){0};
     settings_resolve(&f->c, "", words, comm->size);
     if (f->c.data.source == MOE_SOURCE_TEXT) {

@@ -100,7 +100,7 @@ class Drawing:
         if self.chance(0.25):
             self.put("router.preset", self.one_of(*sorted(self.table.presets)))
         trains = self.case.trains()
-        weights = (50, 30, 2, 2) if trains else (45, 10, 25, 20)
+        weights = (55, 35, 1, 1) if trains else (45, 10, 25, 20)
         sources = ("synthetic", "text", "logits", "routing")
         self.source = self.random.choices(sources, weights)[0]
         self.recorded = self.source in ("logits", "routing")
@@ -269,6 +269,8 @@ class Drawing:
         groups = self.one_of(devices, devices, self.one_of(*divisors), *straddling[:2])
         size = self.routed // groups
         fits = [m for m in range(1, groups + 1) if (self.top_k or 1) <= m * size]
+        # a recorded routing is not chosen under a limit: one that breaks it fails its self-check
+        free = free or self.source == "routing"
         limit = "none" if free or self.chance(0.5) else self.one_of(*limits)
         most = self.one_of(*fits) if fits else groups
         chosen = self.top_k or most * size
@@ -443,7 +445,8 @@ KNOWN_KEYS = """
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
-    data.mask data.padding data.boundaries router.bias_file data.num_topics train.learning_rate train.accumulate train.context train.validation_every
+    data.mask data.padding data.boundaries router.bias_file data.num_topics
+    train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every
 """.split()
 

@@ -58,7 +58,9 @@ FAULTS = {
         "(run|ranks): status 139",
     ),
     "two sentences": (
-        "two && { first && printf 'a sentence\\nand another one\\n' >&2; exit 2; }\n" + RUN + END,
+        "two && { first && printf 'a sentence\\nand another one\\n' >&2; sleep 1; exit 2; }\n"
+        + RUN
+        + END,
         "ranks",
         "(run|ranks): refused with 2 lines",
     ),

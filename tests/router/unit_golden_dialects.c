@@ -100,6 +100,7 @@ static void set_router(dialect *d) {
                              .temperature_on = MOE_TEMPERATURE_PROBABILITIES,
                              .sinkhorn_tolerance = 1e-4,
                              .sinkhorn_iterations = 1000,
+                             .importance_of = MOE_IMPORTANCE_SCORES,
                              .comm_count_local = true};
     d->balance = (moe_balance){.comm_limit = 1,
                                .has_scores = true,

@@ -241,8 +241,11 @@ static void check_weights_f64(const golden *g) {
     moe_free(z);
 }
 
-static void check_counts(
-    const golden *g, const moe_stats *s, int64_t *cell, const json_t *experts, const char *what) {
+static void check_counts(const golden *g,
+                         const moe_stats *s,
+                         int64_t *cell,
+                         const json_t *experts,
+                         const char *what) {
     for (size_t i = 0; i < json_array_size(experts); i++) {
         CHECK_MSG(moe_stats_counts(s, cell)[i] == json_integer_value(json_array_get(experts, i)),
                   "%s: %s, expert %zu", g->name, what, i);
@@ -425,8 +428,8 @@ static void check_gradient_of(const golden *g,
         moe_balance_coefficients(&b, &g->placement, s, cell, a);
         moe_loss_coefficients all = {
             .a = a, .inverse_tokens = 1 / ((double)cell[MOE_STAT_TOKENS] * (double)s->num_cells)};
-        moe_loss_gradient(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, &g->routing,
-                          segment->begin, segment->end, &all, dlogits);
+        moe_loss_gradient(&g->router, &g->batch, (moe_logits){.f32 = g->logits.data}, NULL,
+                          &g->routing, segment->begin, segment->end, &all, dlogits);
     }
     CHECK_MSG(wanted.header.count == count, "%s: %s", g->name, file);
     for (int64_t i = 0; i < count && wanted.header.count == count; i++) {

@@ -6,9 +6,11 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/exact.h"
 #include "check.h"
 #include "random_router.h"
 #include "router/noise.h"
+#include "router/router.h"
 #include "router/scores.h"
 #include "router/select.h"
 #include "router/smooth_load.h"
@@ -201,9 +203,67 @@ static void test_load(void) {
     }
 }
 
+/* Tutel: importance and load are of the softmax without noise, and the threshold is the noisy logit
+ * of the last choice (tutel/impls/losses.py, load_importance_loss). */
+static void test_quiet(void) {
+    enum { T = 5 };
+    moe_router r = router();
+    moe_batch batch;
+    moe_placement placement;
+    moe_routing routing = {0};
+    moe_stats stats = {0};
+    real clean[T * N];
+    double noisy[T * N], importance[N] = {0}, load[N] = {0};
+    int64_t bad;
+    r.noise_form = MOE_NOISE_GAUSSIAN;
+    r.noise = 0.7;
+    r.top_k = K;
+    r.load_form = MOE_LOAD_TUTEL;
+    r.importance_of = MOE_IMPORTANCE_SCORES;
+    for (int32_t i = 0; i < T * N; i++) {
+        clean[i] = (real)(3 * random_unit(9, 1, (uint64_t)i));
+        noisy[i] =
+            i % 11 == 3 ? -INFINITY : (double)clean[i] + 2 * random_unit(9, 2, (uint64_t)i) - 1;
+    }
+    moe_batch_layout(&batch, T, 0, 1, 0, 1);
+    moe_placement_block(&placement, N, 1);
+    moe_stats_reserve(&stats, N, 1, batch.num_segments);
+    moe_router_route(&r, &(moe_draw){.training = true}, &batch, &placement,
+                     (moe_logits){.f64 = noisy}, &(moe_noisy){clean, NULL}, &routing, &stats, &bad);
+    for (int32_t t = 0; t < T; t++) {
+        double sum = 0;
+        double last = noisy[t * N + routing.expert[routing.row_offset[t + 1] - 1]];
+        for (int32_t i = t * N; i < (t + 1) * N; i++) {
+            sum += noisy[i] == -INFINITY ? 0 : exp((double)clean[i]);
+        }
+        for (int32_t i = 0; i < N; i++) {
+            bool off = noisy[t * N + i] == -INFINITY;
+            double s = off ? 0 : exp((double)clean[t * N + i]) / sum;
+            importance[i] += s;
+            load[i] += 0.5 * (1 + erf((s - last) / r.noise / sqrt(2)));
+        }
+    }
+    int64_t *cell = moe_stats_cell(&stats, 0);
+    for (int32_t i = 0; i < N; i++) {
+        double summed = moe_exact_value01(moe_stats_weight_hi(&stats, cell)[i],
+                                          moe_stats_weight_lo(&stats, cell)[i]);
+        CHECK_MSG(fabs(summed - importance[i]) < 1e-14, "expert %d: importance %.17g, not %.17g", i,
+                  summed, importance[i]);
+        summed = moe_exact_value01(moe_stats_load_hi(&stats, cell)[i],
+                                   moe_stats_load_lo(&stats, cell)[i]);
+        CHECK_MSG(fabs(summed - load[i]) < 1e-14, "expert %d: load %.17g, not %.17g", i, summed,
+                  load[i]);
+    }
+    moe_routing_free(&routing);
+    moe_stats_free(&stats);
+    moe_placement_free(&placement);
+    moe_batch_free(&batch);
+}
+
 int main(void) {
     RUN(test_jitter);
     RUN(test_learned_noise);
     RUN(test_load);
+    RUN(test_quiet);
     return check_verdict();
 }

@@ -107,8 +107,11 @@ static void test_random_tokens(void) {
 
 /* --- known answers --- */
 
-static void expect(
-    const moe_router *r, const double *z, int32_t count, const int32_t *wanted, const char *what) {
+static void expect(const moe_router *r,
+                   const double *z,
+                   int32_t count,
+                   const int32_t *wanted,
+                   const char *what) {
     double s[64], weight[64], lse;
     int32_t expert[64];
     moe_scores_fill(r, z, s, &lse);

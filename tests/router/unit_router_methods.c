@@ -13,6 +13,7 @@
 #include "router/scores.h"
 #include "router/select.h"
 #include "router/weight_gradient.h"
+#include "router/weights.h"
 
 enum { N = 16, K = 3, DEVICES = 4, TOKENS = 203 };
 
@@ -46,8 +47,11 @@ typedef struct routed {
 } routed;
 
 /* The tokens of one rank of `ranks`. */
-static routed route_drawn(
-    const moe_router *r, const moe_draw *d, const float *z, int rank, int ranks) {
+static routed route_drawn(const moe_router *r,
+                          const moe_draw *d,
+                          const float *z,
+                          int rank,
+                          int ranks) {
     routed x = {0};
     moe_batch_layout(&x.batch, TOKENS, 40, DEVICES, rank, ranks);
     moe_placement_block(&x.placement, N, DEVICES);
@@ -337,7 +341,7 @@ static void test_weight_gradient(moe_router r, const moe_draw *d, const char *wh
     offset[1] = moe_select_token(&r, d, 0, z, s, expert, weight);
     moe_routing one = {
         .num_tokens = 1, .num_selections = offset[1], .row_offset = offset, .expert = expert};
-    moe_weight_gradient(&r, (moe_logits){.f64 = z}, &one, dg, dz);
+    moe_weight_gradient(&r, (moe_logits){.f64 = z}, &one, NULL, dg, dz);
     for (int i = 0; i < N; i++) {
         double kept = z[i], up, down;
         z[i] = kept + 1e-5;
@@ -368,6 +372,35 @@ static void test_weight_gradients(void) {
     test_weight_gradient(plain(MOE_METHOD_HASH), &fifth, "hash");
 }
 
+/* softmax_topk: weights are the same function of the chosen logits however small the share of the
+ * chosen is, and so is their gradient: dg_0/dz_0 = g_0 g_1. */
+static void test_small_share(void) {
+    const double z[4] = {0, -41, -40, -1};
+    const real dg[2] = {1, 0};
+    moe_router r = {.num_experts = 4,
+                    .top_k = 2,
+                    .num_groups = 1,
+                    .topk_group = 1,
+                    .score_func = MOE_SCORE_SOFTMAX_TOPK,
+                    .scale_normalized = true,
+                    .routed_scaling_factor = 1};
+    double s[4], weight[2], dz[4] = {0}, chosen[2];
+    int32_t expert[2] = {2, 1};
+    int64_t offset[2] = {0, 2};
+    moe_routing one = {
+        .num_tokens = 1, .num_selections = 2, .row_offset = offset, .expert = expert};
+    moe_scores_fill(&r, z, s, NULL);
+    chosen[0] = s[2];
+    chosen[1] = s[1];
+    moe_weights_fill(&r, chosen, 2, weight);
+    moe_weight_gradient(&r, (moe_logits){.f64 = z}, &one, NULL, dg, dz);
+    const double g = 1 / (1 + exp(-1.0)), slope = g * (1 - g);
+    CHECK_MSG(fabs(weight[0] - g) < 1e-14, "weight %.17g, not %.17g", weight[0], g);
+    CHECK_MSG(fabs(dz[2] - slope) < 1e-14 && fabs(dz[1] + slope) < 1e-14,
+              "gradient %.17g and %.17g, not %.17g", dz[2], dz[1], slope);
+    CHECK(fabs(dz[0]) < 1e-14 && fabs(dz[3]) < 1e-14);
+}
+
 int main(void) {
     for (int method = 0; method < MOE_NUM_METHODS; method++) {
         for (int kind = 0; kind < 6; kind++) {
@@ -384,5 +417,6 @@ int main(void) {
     RUN(test_second_choice);
     RUN(test_perturb);
     RUN(test_weight_gradients);
+    RUN(test_small_share);
     return check_verdict();
 }

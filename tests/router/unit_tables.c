@@ -114,8 +114,11 @@ static void test_scores(int function) {
 
 /* ds_i / dz_j as scores.h says it: d_i [i = j] - s_i d_j [the scores sum to 1], all divided by the
  * temperature. */
-static double slope_of(
-    const moe_score_function *f, const double *s, const double *d, int i, int j) {
+static double slope_of(const moe_score_function *f,
+                       const double *s,
+                       const double *d,
+                       int i,
+                       int j) {
     return (i == j ? d[i] : 0) - (f->sums_to_one ? s[i] * d[j] : 0);
 }
 

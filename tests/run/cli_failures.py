@@ -113,6 +113,40 @@ def kill_rank(rank):
     return lambda job, ranks: os.kill(ranks[rank], signal.SIGKILL)
 
 
+def kill_mpirun(job, ranks):
+    """mpirun is the parent of the ranks; the job may be a program that started it."""
+    with open(f"/proc/{ranks[0]}/stat") as file:
+        os.kill(int(file.read().rpartition(")")[2].split()[1]), signal.SIGKILL)
+
+
+# --- standard output that takes nothing ---
+
+
+def check_output_lost():
+    """What cannot be shown is not status 0, wherever it fails; a quiet run has nothing to lose."""
+    run = [MOESIM, config("shown", {**ENDLESS, "run.steps": 40}), "--force", "--out"]
+    for number, words in enumerate(([MOESIM, "--keys"], [MOESIM, "--version"], run, run)):
+        for where in ("> /dev/full", ">&-"):
+            folder = os.path.join(TEMPORARY, f"lost-{number}")
+            words = [*words, folder] if words[-1] == "--out" else words
+            done = subprocess.run(
+                command(1, "")[:-2] + ["sh", "-c", f'exec "$@" {where}', "sh", *words],
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+            )
+            check(
+                done.returncode == 1 and "standard output" in done.stderr,
+                f"{words[1]} {where}: status {done.returncode}: {done.stderr}",
+            )
+    for name in ("config.ini", "metrics.jsonl", "summary.json"):
+        with open(os.path.join(TEMPORARY, "lost-2", name)) as file:
+            check("moesim" not in file.read(20), f"{name} holds what was to be shown")
+    done = moesim(1, run[1], "--quiet", "--out", os.path.join(TEMPORARY, "lost-quiet"))
+    check(done.code == 0, f"a quiet run: {done.code}: {done.err}")
+
+
 # --- full disk ---
 
 
@@ -177,8 +211,95 @@ def check_full_disk():
             return
 
 
+# --- a limit on the size of files ---
+
+
+def check_file_limit():
+    """A file that may not grow (ulimit -f) is a sentence, as a full disk is."""
+    folder = os.path.join(TEMPORARY, "limit")
+    settings = {"model.hidden_size": 64, "data.tokens_per_device": 32768, "output.tensors": "yes"}
+    words = command(2, config("limit", settings), "--out", folder, "--quiet")
+    at = words.index(MOESIM)
+    words[at:at] = ["sh", "-c", 'ulimit -f 16384; exec "$@"', "sh"]  # room for shared memory
+    done = subprocess.run(
+        words, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    check(
+        done.returncode == 1 and done.stderr.startswith("moesim: ") and folder in done.stderr,
+        f"ulimit -f: status {done.returncode}: {done.stderr}",
+    )
+    check(not os.path.exists(f"{folder}/summary.json"), "ulimit -f: a summary.json")
+
+
+# --- a file that one rank alone cannot open ---
+
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+static int is_refused(const char *path) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    rank = rank ? rank : getenv("PMI_RANK");
+    return rank && atoi(rank) == 1 && (strstr(path, ".npy") || strstr(path, ".moe"));
+}
+#define SHIM(name)                                                                      \\
+    int name(const char *path, int flags, ...) {                                        \\
+        va_list rest;                                                                   \\
+        va_start(rest, flags);                                                          \\
+        int mode = va_arg(rest, int);                                                   \\
+        va_end(rest);                                                                   \\
+        if (is_refused(path)) {                                                         \\
+            errno = ENOENT;                                                             \\
+            return -1;                                                                  \\
+        }                                                                               \\
+        int (*next)(const char *, int, ...) =                                           \\
+            (int (*)(const char *, int, ...))dlsym(RTLD_NEXT, #name);                   \\
+        return next(path, flags, mode);                                                 \\
+    }
+SHIM(open)
+SHIM(open64)
+int __open64_2(const char *path, int flags) { return open64(path, flags, 0); }
+int __open_2(const char *path, int flags) { return open(path, flags, 0); }
+"""
+
+
+def check_one_rank_fails():
+    """As where a file was removed meanwhile, or a network file system shows it late."""
+    library = os.path.join(TEMPORARY, "shim.so")
+    words = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
+    try:
+        subprocess.run(words, input=SHIM, text=True, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        print("SKIPPED: a file that one rank alone cannot open: no C compiler here")
+        return
+    training = {"run.mode": "train", "train.checkpoint_every": 1, "data.source": "synthetic"}
+    cases = (("arrays", {}, {}), ("a checkpoint", training, {}))
+    cases += (("arrays", {}, {"OMPI_MCA_io": "romio321"}),)
+    for number, (label, settings, more) in enumerate(cases):
+        folder = os.path.join(TEMPORARY, f"one-rank-{number}")
+        settings = config("one-rank", {**ENDLESS, "run.steps": 1, **settings})
+        words = command(2, settings, "--out", folder, "--quiet")
+        words[words.index(MOESIM) : words.index(MOESIM)] = ["env", f"LD_PRELOAD={library}"]
+        done = subprocess.run(
+            words, env=environment(**more), stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        said = [line for line in done.stderr.splitlines() if line.startswith("moesim: ")]
+        check(
+            done.returncode == 1 and len(said) == 1 and folder in said[0],
+            f"{label} {more}: status {done.returncode}: {done.stderr}",
+        )
+        check(not os.path.exists(f"{folder}/summary.json"), f"{label}: a summary.json")
+
+
 interrupted("killed rank", kill_rank(2))
 interrupted("killed rank 0", kill_rank(0))
+interrupted("killed mpirun", kill_mpirun)
 interrupted("mpirun told to stop", lambda job, ranks: job.send_signal(signal.SIGTERM))
+check_output_lost()
 check_full_disk()
+check_file_limit()
+check_one_rank_fails()
 verdict()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """model.load against whole layers of the public reference code: output, logits and every gradient,
 float within 1e-4, double within 1e-9, folded and spread, in both exchange modes; and what is wrong
-with the files is said in a sentence. ctest: timeout=180
+with the files is said in a sentence. ctest: gemm timeout=180
 """
 import json
 import os

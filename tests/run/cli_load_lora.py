@@ -117,7 +117,7 @@ def compare(ranks):
 
 def refused():
     result, _ = run(2, "lora", "merged")
-    words = f"w1.npy is [{N}, {F}, {H}] of float64, and float32 or float64 of [{F}, {H}] is needed"
+    words = f"w1.npy is [{N}, {F}, {H}] of float64, and float16, float32 or float64 of [{F}, {H}]"
     check(result.code == 2 and words in result.err, "ordinary experts", result.code, result.err)
     result, _ = run(2, "swiglu", "lora")
     words = f"w1.npy is [{F}, {H}]"

@@ -1,7 +1,6 @@
-/* test_resume.c: a run's folder after the run was killed and went on from a checkpoint: the same
+/* mpi_resume.c: a run's folder after the run was killed and went on from a checkpoint: the same
  * bytes as those of a run that was never killed. Steps are made up; what trains is not part of this
  * test. */
-#include <ftw.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,19 +8,13 @@
 #include "check.h"
 #include "made_record.h"
 #include "output/results.h"
+#include "scratch_folder.h"
 #include "train/checkpoint.h"
 
 enum { LAYERS = 2, EXPERTS = 48, DEVICES = 8, STEPS = 6, SAVED = 2, KILLED = 4 };
 
-static char base[64]; /* a folder of this test, the same on every rank */
-
 static void path_of(const char *folder, const char *name, char path[256]) {
-    snprintf(path, 256, "%s/%s/%s", base, folder, name);
-}
-
-static int remove_entry(const char *path, const struct stat *what, int kind, struct FTW *place) {
-    (void)what, (void)kind, (void)place;
-    return remove(path);
+    snprintf(path, 256, "%s/%s/%s", scratch_folder, folder, name);
 }
 
 /* The bytes of a file, to be freed with moe_free; NULL when there is none. */
@@ -76,16 +69,22 @@ static void end_run(const moe_comm *comm,
     moe_free(t);
 }
 
-static void open_run(
-    const moe_comm *comm, const moe_config *c, const char *name, bool force, moe_results *results) {
+static void open_run(const moe_comm *comm,
+                     const moe_config *c,
+                     const char *name,
+                     bool force,
+                     moe_results *results) {
     char folder[256];
     moe_status st = {0};
     path_of(name, "", folder);
     CHECK_MSG(moe_results_open(comm, c, folder, force, results, &st) == MOE_OK, "%s", st.message);
 }
 
-static void whole_run(
-    const moe_comm *comm, const moe_config *c, moe_step_metrics *r, const char *name, bool force) {
+static void whole_run(const moe_comm *comm,
+                      const moe_config *c,
+                      moe_step_metrics *r,
+                      const char *name,
+                      bool force) {
     moe_results results;
     open_run(comm, c, name, force, &results);
     run_steps(comm, c, r, &results, 0, STEPS);
@@ -209,11 +208,7 @@ int main(int argc, char **argv) {
     moe_config c;
     moe_step_metrics r;
     moe_comm_init(&comm, &argc, &argv);
-    if (comm.rank == 0) {
-        snprintf(base, sizeof base, "/tmp/moesim-test-resume-XXXXXX");
-        CHECK(mkdtemp(base) != NULL);
-    }
-    moe_comm_bcast(&comm, base, sizeof base, 0);
+    scratch_folder_make(&comm, "/tmp/moesim-test-resume-XXXXXX");
     made_config(&c, LAYERS, EXPERTS, DEVICES, DEVICES);
     c.run.steps = STEPS;
     c.run.mode = MOE_MODE_TRAIN;
@@ -229,10 +224,7 @@ int main(int argc, char **argv) {
     CHECK(access(path, F_OK) != 0);
     RUN(check_same_file, "whole", "killed", "metrics.jsonl");
     moe_step_metrics_free(&r);
-    moe_comm_barrier(&comm);
-    if (comm.rank == 0) {
-        CHECK(nftw(base, remove_entry, 16, FTW_DEPTH | FTW_PHYS) == 0);
-    }
+    scratch_folder_remove(&comm);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

@@ -58,6 +58,7 @@ static void test_flags(void) {
                  {"--quiet x", offsetof(moe_options, run.quiet)},
                  {"--explain-step x", offsetof(moe_options, run.explains_step)},
                  {"--dialects x", offsetof(moe_options, dialects)},
+                 {"--placements x", offsetof(moe_options, placements)},
                  {"--verify", offsetof(moe_options, verify)},
                  {"--ranks x", offsetof(moe_options, ranks)},
                  {"--version", offsetof(moe_options, version)},
@@ -105,6 +106,12 @@ static void test_refused(void) {
                          "--out and --force do not go with it"},
         {"--resume d --dialects",
          "--dialects takes a CONFIG and does not go on with a run: leave --resume out"},
+        {"--resume d --placements",
+         "--placements takes a CONFIG and does not go on with a run: leave --resume out"},
+        {"--dialects --placements x", "--dialects and --placements: leave one of them out"},
+        {"--explain 3 --placements x",
+         "--explain looks at the last step of a run, and --placements makes none: leave one of "
+         "them out"},
         {"--ranks", "no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)"},
         {"", "no configuration is given: mpirun -np D moesim CONFIG.ini (moesim --help)"}};
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
@@ -138,7 +145,7 @@ static void test_help(void) {
         moe_options_free(&l.o);
         options++;
     }
-    CHECK_EQ(options, 13); /* --version and --help share the last line */
+    CHECK_EQ(options, 14); /* --version and --help share the last line */
     CHECK(strstr(text, "\n  --version, --help\n") != NULL);
     free(text);
 }

@@ -169,9 +169,19 @@ def test_man_page():
 
 def completed(line):
     """What bash offers at the end of the line, words broken as bash breaks them."""
-    program = r'''. "$1"; compopt() { :; }; COMP_LINE=$2; COMP_POINT=${#2}; read -ra COMP_WORDS <<< "${2//=/ = }"; [[ $2 == *' ' ]] && COMP_WORDS+=("")
-                  COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); function=$(complete -p "${COMP_WORDS[0]}"); function=${function#*-F }
-                  ${function%% *}; echo "${COMPREPLY[*]}"'''
+    program = r"""
+        . "$1"
+        compopt() { :; }
+        COMP_LINE=$2
+        COMP_POINT=${#2}
+        read -ra COMP_WORDS <<< "${2//=/ = }"
+        [[ $2 == *' ' ]] && COMP_WORDS+=("")
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        function=$(complete -p "${COMP_WORDS[0]}")
+        function=${function#*-F }
+        ${function%% *}
+        echo "${COMPREPLY[*]}"
+    """
     done = ask("bash", "-c", program, "bash", COMPLETION, line)
     m.check(not done.stderr, "bash:", done.stderr)
     return done.stdout.split()

@@ -87,7 +87,8 @@ def test_pages():
 
 
 def test_lesson(number):
-    """At its test size every row of EXPECT stands on the screen with what was measured, and holds."""
+    """At the lesson's test size every row of EXPECT is on the screen, with what was measured, and
+    holds."""
     one, changed = LESSONS[number], text_words(number)
     done = lesson(number, "--test", "--out", folder(number), *changed)
     print(f"lesson {number}: {done.seconds:.1f} s")

@@ -47,8 +47,11 @@ static inline bool check_fails(bool ok) {
 
 /* Prints rank, file:line, the expression and the message as one line, so that ranks do not cut each
  * other's. */
-__attribute__((format(printf, 4, 5), unused)) static void check_print(
-    const char *file, int line, const char *expression, const char *format, ...) {
+__attribute__((format(printf, 4, 5), unused)) static void check_print(const char *file,
+                                                                      int line,
+                                                                      const char *expression,
+                                                                      const char *format,
+                                                                      ...) {
     char message[1024];
     va_list arguments;
     va_start(arguments, format);

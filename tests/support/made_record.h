@@ -88,8 +88,11 @@ static inline void made_losses(moe_layer_metrics *l, uint64_t seed) {
 }
 
 /* A configuration that fits: nothing here depends on the number of ranks. */
-static inline void made_config(
-    moe_config *c, int32_t layers, int32_t experts, int32_t devices, int32_t devices_per_node) {
+static inline void made_config(moe_config *c,
+                               int32_t layers,
+                               int32_t experts,
+                               int32_t devices,
+                               int32_t devices_per_node) {
     moe_config_defaults(c);
     strcpy(c->name, "made_up");
     c->run.steps = 2;

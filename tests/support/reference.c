@@ -115,8 +115,11 @@ static void limit_groups(const moe_router *r, const double *selection, bool *all
 }
 
 /* Marks chosen[i] for at most `count` experts of [begin, end). */
-static void choose(
-    const double *selection, int32_t begin, int32_t end, int32_t count, bool *chosen) {
+static void choose(const double *selection,
+                   int32_t begin,
+                   int32_t end,
+                   int32_t count,
+                   bool *chosen) {
     for (int32_t k = 0; k < count; k++) {
         int32_t best = best_of(selection + begin, chosen + begin, end - begin);
         if (best >= 0) {
@@ -139,8 +142,11 @@ static int32_t list_by_score(const double *s, const bool *chosen, int32_t n, int
     return count;
 }
 
-static void weigh(
-    const moe_router *r, const double *s, const int32_t *expert, int32_t count, double *weight) {
+static void weigh(const moe_router *r,
+                  const double *s,
+                  const int32_t *expert,
+                  int32_t count,
+                  double *weight) {
     double sum = 0;
     bool norm = r->norm_topk_prob && !(r->top_k == 1 && !r->norm_single);
     for (int32_t k = 0; k < count; k++) {
@@ -178,8 +184,11 @@ static int32_t number_by_score(const moe_router *r, const double *selection, con
     return count;
 }
 
-int32_t ref_select(
-    const moe_router *r, const double *z, const double *s, int32_t *expert, double *weight) {
+int32_t ref_select(const moe_router *r,
+                   const double *z,
+                   const double *s,
+                   int32_t *expert,
+                   double *weight) {
     int32_t n = r->num_experts;
     double *selection = malloc((size_t)n * sizeof *selection);
     bool *allowed = malloc((size_t)n * sizeof *allowed),
@@ -273,7 +282,7 @@ int32_t ref_distinct_groups(const moe_router *r, const int32_t *expert, int32_t 
     return distinct;
 }
 
-/* --- losses: method.md section 2 --- */
+/* --- losses: docs/method.md section 2 --- */
 
 static bool is_counted(const ref_batch *b, int64_t t) {
     return !b->counted || b->counted[t];
@@ -359,8 +368,11 @@ void ref_counts_free(ref_counts *c, int32_t num_scopes) {
 }
 
 /* f [N], f' [D], f'' [D] of one scope. */
-static void frequencies(
-    const ref_batch *b, const ref_counts *c, double *f, double *f_device, double *f_comm) {
+static void frequencies(const ref_batch *b,
+                        const ref_counts *c,
+                        double *f,
+                        double *f_device,
+                        double *f_comm) {
     int32_t n = b->router->num_experts;
     double selections = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -454,8 +466,11 @@ static double variance(const double *x, int32_t n, double *squared_variation) {
 
 /* Adds to x [N] what token t adds to the importance (of weights) or to Tutel's smooth load of each
  * expert. */
-static void add_token_sums(
-    const ref_batch *b, int64_t t, const int32_t *chosen, double *importance, double *load) {
+static void add_token_sums(const ref_batch *b,
+                           int64_t t,
+                           const int32_t *chosen,
+                           double *importance,
+                           double *load) {
     const moe_router *r = b->router;
     int32_t n = r->num_experts, count = 0;
     const double *z = b->z + t * n;
@@ -475,8 +490,11 @@ static void add_token_sums(
 }
 
 /* importance, load and usage variance of one scope; p [N] its mean scores. */
-static void variation_losses(
-    const ref_batch *b, const ref_counts *all, int32_t scope, const double *p, double *loss) {
+static void variation_losses(const ref_batch *b,
+                             const ref_counts *all,
+                             int32_t scope,
+                             const double *p,
+                             double *loss) {
     int32_t n = b->router->num_experts;
     double *x = calloc(3 * (size_t)n, sizeof *x);
     double *smooth = x + n;

@@ -43,8 +43,11 @@ void ref_scores(const moe_router *r, const double *z, double *s, double *lse);
 void ref_normalized(const moe_router *r, const double *s, double *normalized);
 /* Experts in falling order of s, then index; weights; returns how many. Of the methods that rank
  * experts; those that look at all tokens of a device choose as topk does. */
-int32_t ref_select(
-    const moe_router *r, const double *z, const double *s, int32_t *expert, double *weight);
+int32_t ref_select(const moe_router *r,
+                   const double *z,
+                   const double *s,
+                   int32_t *expert,
+                   double *weight);
 /* The same for methods that choose by key: hash, random, round_robin. */
 int32_t ref_select_keyed(const moe_router *r,
                          const moe_draw *d,

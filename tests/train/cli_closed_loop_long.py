@@ -16,13 +16,8 @@ def check_seed(seed):
     runs |= {m: trained("device_limit", seed, LAST, router__topk_group=m) for m in (1, 2, 3, 8)}
     for name, figures in runs.items():
         if figures:
-            print(
-                (
-                    "seed"
-                    f" {seed} {f'M = {name}' if isinstance(name, int) else name:14} {shown(figures)}"
-                ),
-                flush=True,
-            )
+            label = f"M = {name}" if isinstance(name, int) else name
+            print(f"seed {seed} {label:14} {shown(figures)}", flush=True)
     if not all(runs.values()):
         return
     collapse, expert, losses, bias = (

@@ -139,7 +139,7 @@ def check_synthetic():
 
 
 def check_modes():
-    """Rows differ, sums do not (method.md, 4): fp32 is the same bits."""
+    """Rows differ, sums do not (docs/method.md section 4): fp32 is the same bits."""
     keys = ("task_loss", "validation_loss", "gradient_norm", "loss", "loss_raw")
     folders = {
         mode: run(mode, 2, {**SMALL, "exchange.mode": mode, "cluster.devices_per_node": 4})

@@ -155,8 +155,11 @@ static void resize(const moe_comm *comm, const char *path, int64_t bytes) {
     moe_comm_barrier(comm);
 }
 
-static int write_step(
-    const moe_comm *comm, const char *folder, const made *m, int64_t step, moe_status *st) {
+static int write_step(const moe_comm *comm,
+                      const char *folder,
+                      const made *m,
+                      int64_t step,
+                      moe_status *st) {
     moe_config c;
     make_config(&c, comm->size);
     return moe_checkpoint_write(comm, folder, &c, step, &m->all, m->blob, 2, st);

@@ -1,4 +1,4 @@
-/* test_train.c: a training step from inside: micro-batches, the balancing bias, steps that must not
+/* mpi_train.c: a training step from inside: micro-batches, the balancing bias, steps that must not
  * update anything, and specialisation.
  *
  * Accumulation. The gradient of two micro-batches, halved, is that of one batch twice the size
@@ -177,7 +177,7 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
     p.context.keep = true;
     moe_layer_init(&p.layer, &p.context, 0);
     moe_parameters_init(&p.all, 4, p.batch.num_local_devices);
-    moe_layer_slots slots = moe_layer_register(&p.layer, &p.context, &p.all);
+    moe_layer_indices indices = moe_layer_register(&p.layer, &p.context, &p.all);
     moe_step_metrics_init(&p.metrics, 1, p.c.model.num_experts, 4);
     int64_t elements = p.batch.num_tokens * p.c.model.hidden_size, bytes = 0;
     real *x = moe_alloc(3 * elements, sizeof *x, "test");
@@ -187,7 +187,7 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
     fill(&p, first, count, 2, 1.0 / count, dy);
     moe_parameters_clear_gradients(&p.all);
     moe_layer_forward(&p.layer, &p.context, x, y, &p.a, &p.metrics.layer[0]);
-    moe_layer_backward(&p.layer, &slots, &p.context, &p.a, &p.all, dy, &p.work, y,
+    moe_layer_backward(&p.layer, &indices, &p.context, &p.a, &p.all, dy, &p.work, y,
                        &p.metrics.layer[0]);
     moe_parameters_reduce(&p.all, comm, 1, &bytes);
     real *result = flat(&p.all, false);

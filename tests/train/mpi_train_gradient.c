@@ -1,10 +1,10 @@
-/* test_train_gradient.c: every gradient of a training step of two layers against central
+/* mpi_train_gradient.c: every gradient of a training step of two layers against central
  * differences of task loss + sum over layers of sum alpha L + the loss over all layers, with what
  * chance does to the gate (noise of fixed and of learned scale, smooth load, input jitter, expert
  * dropout) held fast by its keys, and with Mixtral's loss over the tokens of all layers in each
  * scope.
  *
- * ctest: f64 np=1,2,4 timeout=120 */
+ * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
@@ -152,6 +152,10 @@ int main(int argc, char **argv) {
         "balance.scope=sequence router.score_func=sigmoid "
         "balance.alpha_device=0.1",
         "router.noise=0.3 balance.alpha_expert=0.1 router.expert_dropout=0.2",
+        "router.noise=0.3 balance.load_form=tutel balance.load_loss=0.2 "
+        "balance.importance_of=scores balance.importance_loss=0.1",
+        "router.noise=0.3 balance.importance_of=scores balance.importance_loss=0.2 "
+        "router.score_func=sigmoid router.expert_dropout=0.2 balance.scope=global",
         "router.noise=0.3 balance.load_form=shazeer balance.load_loss=0.2 balance.scope=global",
         "router.noise_form=softplus balance.alpha_expert=0.1 router.norm_topk_prob=yes",
         "router.noise_form=softplus router.noise=0.01 router.score_func=softmax_topk "

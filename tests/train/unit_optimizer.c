@@ -1,4 +1,4 @@
-/* test_optimizer.c: SGD and AdamW against a naive double implementation and hand values, clipping,
+/* unit_optimizer.c: SGD and AdamW against a naive double implementation and hand values, clipping,
  * and the schedules.
  *
  * ctest: f64 */
@@ -54,8 +54,13 @@ typedef struct naive {
     double p, m, v;
 } naive;
 
-static void naive_step(
-    const moe_config *c, naive *x, double g, bool decay, int64_t step, double lr, double norm) {
+static void naive_step(const moe_config *c,
+                       naive *x,
+                       double g,
+                       bool decay,
+                       int64_t step,
+                       double lr,
+                       double norm) {
     double wd = decay ? c->train.weight_decay : 0;
     if (c->train.clip_norm > 0 && norm > c->train.clip_norm) {
         g *= c->train.clip_norm / norm;

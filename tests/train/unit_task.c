@@ -1,4 +1,4 @@
-/* test_task.c: what the text task reads, both ends of the network against naive doubles and finite
+/* unit_task.c: what the text task reads, both ends of the network against naive doubles and finite
  * differences, the regression task, and that nothing depends on the split over ranks.
  *
  * ctest: f64 */
@@ -238,8 +238,12 @@ static double difference(made *m, real *x, bool through_table) {
 }
 
 /* gradient [n]; every number that is not 0 and some that are. */
-static void check_gradient(
-    made *m, const char *name, real *x, const double *gradient, int64_t n, bool through_table) {
+static void check_gradient(made *m,
+                           const char *name,
+                           real *x,
+                           const double *gradient,
+                           int64_t n,
+                           bool through_table) {
     double square = 0;
     int64_t nonzero = 0;
     for (int64_t i = 0; i < n; i++) {

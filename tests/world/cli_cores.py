@@ -1,6 +1,6 @@
 """ctest: timeout=120
-Cores are those that the run was given: under a mask of one core (taskset) a rank has one thread, and
-several ranks are told that they share it, whether or not mpirun binds them.
+Cores are those that the run was given: under a mask of one core (taskset) a rank has one thread,
+and several ranks are told that they share it, whether or not mpirun binds them.
 """
 import os
 import subprocess
