@@ -15,7 +15,6 @@
 #include "capacity/cut.h"
 #include "data/batch.h"
 #include "experts/ffn.h"
-#include "measure/timeline.h"
 #include "predict/expected.h"
 #include "router/stats.h"
 
@@ -34,15 +33,14 @@ static int64_t min64(int64_t a, int64_t b) {
 static int64_t max64(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
-/* A buffer whose size varies with the load gets a quarter more than it needs (block.h). */
-static int64_t varying(int64_t bytes) {
-    return add(bytes, bytes / 4);
-}
 static int64_t div_up(int64_t a, int64_t b) {
     return a / b + (a % b != 0);
 }
 
 enum {
+    PROGRAM_BYTES = 8 << 20, /* libraries and their tables */
+    GEMM_BYTES = 4 << 20,    /* of the libraries for products of matrices */
+    THREAD_BYTES = 1 << 20,
     CALL_ROWS = 1024,     /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
     TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
     BYTE_VALUES = 256,
@@ -54,6 +52,7 @@ enum {
 
 typedef struct sizes { /* of the fullest rank */
     bool train, text;
+    bool backward;
     bool keep; /* backward needs the pre-activations of the experts */
     int64_t ranks, local_devices, tokens;
     int64_t device_tokens; /* of the fullest device */
@@ -82,7 +81,8 @@ static int64_t whole(double x) {
     return x < 0x1p62 ? (int64_t)ceil(x) : INT64_MAX;
 }
 
-static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
+static sizes sizes_of(const moe_config *c, const moe_memory_given *given) {
+    const int64_t num_tokens_global = given->num_tokens;
     const int64_t devices = c->cluster.devices > 0 ? c->cluster.devices : 1,
                   ranks = c->ranks > 0 ? c->ranks : 1;
     const int64_t per_device =
@@ -96,13 +96,18 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
                .copies = moe_memory_kept_layers(c),
                .threads = c->run.threads > 0 ? c->run.threads : 1,
                .slots = div_up(c->model.num_experts, ranks)};
+    s.backward = s.train || given->backward;
     s.keep = s.train ? !c->train.recompute : c->model.load[0] != '\0' && c->output.tensors;
     s.tokens = num_tokens_global > 0 ? min64(mul(per_device, s.local_devices), num_tokens_global)
                                      : mul(per_device, s.local_devices);
     if (num_tokens_global > 0 && ranks == 1) {
         s.tokens = num_tokens_global;
     }
-    const double k = moe_expected_choices(c, per_device);
+    const double all = (double)mul(per_device, devices);
+    const double routed = given->num_counted > 0 && all > 0 ? (double)given->num_counted / all : 1;
+    const double k =
+        fmin(routed, 1) * (given->choices > 0 ? given->choices
+                                              : moe_expected_choices(c, per_device));
     const double sent = k * moe_expected_kept(c, mul(per_device, devices), k);
     s.selections = whole((double)s.tokens * k);
     s.sent = whole((double)s.tokens * sent);
@@ -111,7 +116,7 @@ static sizes sizes_of(const moe_config *c, int64_t num_tokens_global) {
                  : whole((double)s.tokens * moe_expected_reach(c, sent));
     s.remote = s.rows - s.rows / ranks;
     const int64_t gates = matrices(c->model.expert_type);
-    s.hidden = mul(gates > 2 ? 2 : 1, c->model.moe_intermediate_size);
+    s.hidden = mul(gates > 0 ? gates - 1 : 0, c->model.moe_intermediate_size);
     return s;
 }
 
@@ -194,19 +199,19 @@ static int64_t routing(int64_t tokens, int64_t most) {
     return add(mul(tokens, WORD), mul3(tokens, most, INT + DOUBLE + REAL));
 }
 
-/* Working memory of the GEMM calls of each thread (experts.c). A slot may well have more than its
- * share of rows: twice is what there is room for. */
+/* Working memory of the GEMM calls of each thread (experts.c): x and dy of a call, the hidden
+ * vectors and LoRA's low ones. */
+static int64_t scratch_of(const sizes *s, int64_t rows, int64_t h, int64_t f, int64_t rank) {
+    const int64_t streams = s->backward ? 2 : 1, widths = s->hidden == 0 ? 0 : s->backward ? 5 : 2;
+    return mul(min64(CALL_ROWS, rows), add(add(mul(streams, h), mul(widths, f)), 2 * rank));
+}
 static int64_t expert_scratch(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     const int64_t rank = c->model.expert_type == MOE_EXPERT_LORA ? c->model.lora_rank : 0;
-    const int64_t shared = mul(c->model.num_shared_experts, f);
-    const int64_t streams = s->train ? 2 : 1, widths = s->train ? 5 : 2;
-    const int64_t one = mul(min64(CALL_ROWS, 2 * (s->sent / s->slots + 1)),
-                            add(add(mul(streams, h), mul(widths, f)), 2 * rank));
-    const int64_t wide = shared > 0 ? mul(min64(CALL_ROWS, s->device_tokens),
-                                          add(mul(streams, h), mul(widths, shared)))
-                                    : 0;
-    return varying(mul3(s->threads, max64(one, wide), REAL));
+    const int64_t shared = c->model.num_shared_experts;
+    const int64_t one = scratch_of(s, s->sent / s->slots + 1, h, f, rank);
+    const int64_t wide = shared > 0 ? scratch_of(s, s->device_tokens, h, mul(shared, f), 0) : 0;
+    return mul3(s->threads, max64(one, wide), REAL);
 }
 
 /* Whether a loss looks at the logits before noise. */
@@ -234,7 +239,7 @@ static int64_t of_tokens(const moe_config *c, const sizes *s) {
         reals = add(reals, (learns_noise(c) ? n : 0) + (keeps_clean(c) ? n : 0));
     }
     if (shared > 0) {
-        reals = add(reals, add(h, s->keep ? mul(2, shared) : 0));
+        reals = add(reals, add(h, s->keep ? mul(c->model.num_shared_experts, s->hidden) : 0));
     }
     return mul(s->tokens, add(mul(reals, REAL), c->model.norm != MOE_NORM_NONE ? DOUBLE : 0));
 }
@@ -243,7 +248,7 @@ static int64_t of_tokens(const moe_config *c, const sizes *s) {
 static int64_t of_experts(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t of_pair = add(h, add(s->keep ? s->hidden : 0, 1));
-    return add(varying(mul(add(mul(s->sent, of_pair), mul(s->rows, h)), REAL)),
+    return add(mul(add(mul(s->sent, of_pair), mul(s->rows, h)), REAL),
                expert_scratch(c, s));
 }
 
@@ -254,7 +259,7 @@ static int64_t of_capacity(const moe_config *c, const sizes *s) {
         return 0;
     }
     const int64_t most = s->tokens > 0 ? div_up(s->selections, s->tokens) : 0;
-    return add(varying(mul(s->selections, WORD + 2 * INT + 1)), routing(s->tokens, most));
+    return add(mul(s->selections, WORD + 2 * INT + 1), routing(s->tokens, most));
 }
 
 static int64_t activations_of_layer(const moe_config *c, const sizes *s) {
@@ -274,13 +279,13 @@ static int64_t streams(const moe_config *c, const sizes *s) {
 /* What backward works with (layer_backward.c). */
 static int64_t backward(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
-    if (!s->train) {
+    if (!s->backward) {
         return 0;
     }
     const int64_t logits = mul(learns_noise(c) ? 2 : 1, mul(n, DOUBLE + REAL));
-    const int64_t vectors = 1 + (c->router.jitter > 0) + (c->model.num_shared_experts > 0);
+    const int64_t vectors = 1 + !s->train + (c->router.jitter > 0) + (c->model.num_shared_experts > 0);
     return add(mul(s->tokens, add(logits, mul3(vectors, h, REAL))),
-               varying(mul3(2, s->selections, REAL)));
+               mul3(2, s->selections, REAL));
 }
 
 /* The ends of the network: the targets of tokens and the two rows of every topic, or what the
@@ -291,8 +296,11 @@ static int64_t task(const moe_config *c, const sizes *s) {
         return 0;
     }
     if (!s->text) {
+        const int64_t load = c->train.specialization ? mul3(c->model.num_layers,
+                                                           c->model.num_experts, WORD)
+                                                     : 0;
         return add(mul(s->tokens, add(INT, mul(h, REAL))),
-                   mul3(mul(2, c->data.num_topics), h, REAL));
+                   mul(c->data.num_topics, add(mul3(2, h, REAL), load)));
     }
     return mul(s->tokens, add(mul(add(h, BYTE_VALUES), REAL), DOUBLE + WORD + 2 * INT));
 }
@@ -407,7 +415,7 @@ static int64_t exchange(const moe_config *c, const sizes *s) {
     const int64_t lists = add(mul(s->rows, of_row), mul(s->sent, of_pair));
     const int64_t fixed = add(mul3(10 * WORD, s->local_devices, c->cluster.devices),
                               add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
-    return mul(s->copies, add(varying(add(vectors, lists)), fixed));
+    return mul(s->copies, add(add(vectors, lists), fixed));
 }
 
 /* --- statistics --- */
@@ -434,13 +442,6 @@ static int64_t statistics(const moe_config *c, const sizes *s, int64_t num_seque
     return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), all), words),
                                       mul3(steps, c->model.num_layers, metrics)),
                                   WORD));
-}
-
-/* The spans of the timeline, for which there is room from the first step on. */
-static int64_t timeline(const moe_config *c, const sizes *s) {
-    return c->output.timeline
-               ? mul(max64(MOE_TIMELINE_SPANS / s->ranks, 1), (int64_t)sizeof(moe_span))
-               : 0;
 }
 
 /* --- what was read --- */
@@ -481,25 +482,42 @@ static int64_t histories(const moe_config *c) {
 
 /* --- together --- */
 
+static int64_t program(const moe_config *c, const sizes *s) {
+    const bool gemm = s->hidden > 0 || !moe_config_recorded(c);
+    return add(PROGRAM_BYTES, add(gemm ? GEMM_BYTES : 0, mul(s->threads - 1, THREAD_BYTES)));
+}
+
+/* The load is never quite even, and the last page of a buffer never quite full. */
+static int64_t uneven(int64_t bytes) {
+    return add(bytes, bytes / 24);
+}
+
+
 static int64_t sequences_of(const moe_config *c, int64_t tokens) {
     return c->data.sequence_length > 0 ? div_up(tokens, c->data.sequence_length) : 1;
 }
 
-moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
-    const sizes s = sizes_of(c, num_tokens_global);
-    const int64_t tokens = num_tokens_global > 0
-                               ? num_tokens_global
+moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *given) {
+    const sizes s = sizes_of(c, given);
+    const int64_t tokens = given->num_tokens > 0
+                               ? given->num_tokens
                                : mul(c->data.tokens_per_device, max64(c->cluster.devices, 1));
     moe_memory m = {.weights =
                         mul(add(local_parameters(c, &s), frozen_parameters(c)), sizeof(real)),
                     .gradients = gradients(c, &s),
                     .optimizer = optimizer(c, &s),
-                    .activations = activations(c, &s),
-                    .exchange = exchange(c, &s),
-                    .statistics = add(statistics(c, &s, sequences_of(c, tokens)), timeline(c, &s)),
+                    .activations = uneven(activations(c, &s)),
+                    .exchange = uneven(exchange(c, &s)),
+                    .statistics = statistics(c, &s, sequences_of(c, tokens)),
                     .input = input(c, s.tokens),
+                    .program = program(c, &s),
                     .histories = histories(c)};
     const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));
-    m.total = add(add(trained, m.activations), add(add(m.exchange, m.statistics), m.input));
+    m.total = add(add(trained, m.activations),
+                  add(add(m.exchange, m.statistics), add(m.input, m.program)));
     return m;
+}
+
+int64_t moe_memory_of_ranks(const moe_memory *m, int ranks) {
+    return add(mul(m->total, ranks), m->histories);
 }

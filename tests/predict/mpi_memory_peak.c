@@ -104,7 +104,7 @@ static void check_shape(const moe_comm *comm, int shape, uint8_t *text, int64_t 
     }
     double most = (double)((shape == 0 ? moe_alloc_peak_bytes() : moe_alloc_live_bytes()) - before);
     moe_comm_max_f64(comm, &most, 1);
-    moe_memory m = moe_memory_estimate(&f.c, 0);
+    moe_memory m = moe_memory_estimate(&f.c, &(moe_memory_given){.num_tokens = 0});
     double ratio = (double)m.total / most;
     CHECK_MSG(ratio >= 0.7 && ratio <= 1.3,
               "shape %d: %lld said, %.0f taken: ratio %.2f (weights %lld, gradients %lld, "

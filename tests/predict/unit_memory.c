@@ -12,7 +12,7 @@ static moe_memory estimate(const char *text, int ranks, int64_t num_tokens) {
     moe_config_parse(&c, text, (int64_t)strlen(text), "memory.ini", &st);
     moe_config_resolve(&c, ranks, &st);
     CHECK_MSG(st.code == MOE_OK, "%s", st.message);
-    return moe_memory_estimate(&c, num_tokens);
+    return moe_memory_estimate(&c, &(moe_memory_given){.num_tokens = num_tokens});
 }
 
 #define SMALL                                                                                   \
@@ -96,12 +96,12 @@ static void test_saturation(void) {
     moe_config_defaults(&c);
     c.model.hidden_size = c.model.num_experts = c.model.moe_intermediate_size = 1 << 30;
     c.model.num_layers = c.router.top_k = 1 << 30;
-    const moe_memory m = moe_memory_estimate(&c, INT64_MAX);
+    const moe_memory m = moe_memory_estimate(&c, &(moe_memory_given){.num_tokens = INT64_MAX});
     CHECK(m.weights == INT64_MAX && m.activations == INT64_MAX && m.exchange == INT64_MAX &&
           m.total == INT64_MAX);
     CHECK(m.statistics > 0);
     c.run.mode = MOE_MODE_TRAIN;
-    const moe_memory t = moe_memory_estimate(&c, INT64_MAX);
+    const moe_memory t = moe_memory_estimate(&c, &(moe_memory_given){.num_tokens = INT64_MAX});
     CHECK(t.gradients == INT64_MAX && t.optimizer == INT64_MAX && t.activations == INT64_MAX &&
           t.total == INT64_MAX);
 }
