@@ -62,8 +62,8 @@ static double sampled_choices(const moe_config *c) {
     for (int i = 0; i < SAMPLES; i++) {
         moe_rng_normal((moe_rng){(uint64_t)c->run.seed, MOE_RNG_GATE}, UINT64_MAX, (uint64_t)i,
                        c->router.gate_scale, z, n);
-        sum += c->router.method == MOE_METHOD_TOP_P ? top_p_choices(c, z, n)
-                                                    : gshard_choices(c, z, n);
+        sum +=
+            c->router.method == MOE_METHOD_TOP_P ? top_p_choices(c, z, n) : gshard_choices(c, z, n);
     }
     moe_free(z);
     return sum / SAMPLES;

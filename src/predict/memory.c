@@ -105,9 +105,8 @@ static sizes sizes_of(const moe_config *c, const moe_memory_given *given) {
     }
     const double all = (double)mul(per_device, devices);
     const double routed = given->num_counted > 0 && all > 0 ? (double)given->num_counted / all : 1;
-    const double k =
-        fmin(routed, 1) * (given->choices > 0 ? given->choices
-                                              : moe_expected_choices(c, per_device));
+    const double k = fmin(routed, 1) *
+                     (given->choices > 0 ? given->choices : moe_expected_choices(c, per_device));
     const double sent = k * moe_expected_kept(c, mul(per_device, devices), k);
     s.selections = whole((double)s.tokens * k);
     s.sent = whole((double)s.tokens * sent);
@@ -248,8 +247,7 @@ static int64_t of_tokens(const moe_config *c, const sizes *s) {
 static int64_t of_experts(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t of_pair = add(h, add(s->keep ? s->hidden : 0, 1));
-    return add(mul(add(mul(s->sent, of_pair), mul(s->rows, h)), REAL),
-               expert_scratch(c, s));
+    return add(mul(add(mul(s->sent, of_pair), mul(s->rows, h)), REAL), expert_scratch(c, s));
 }
 
 /* A capacity keeps of each selection whether it is kept, its place, its server and its way back,
@@ -283,9 +281,9 @@ static int64_t backward(const moe_config *c, const sizes *s) {
         return 0;
     }
     const int64_t logits = mul(learns_noise(c) ? 2 : 1, mul(n, DOUBLE + REAL));
-    const int64_t vectors = 1 + !s->train + (c->router.jitter > 0) + (c->model.num_shared_experts > 0);
-    return add(mul(s->tokens, add(logits, mul3(vectors, h, REAL))),
-               mul3(2, s->selections, REAL));
+    const int64_t vectors =
+        1 + !s->train + (c->router.jitter > 0) + (c->model.num_shared_experts > 0);
+    return add(mul(s->tokens, add(logits, mul3(vectors, h, REAL))), mul3(2, s->selections, REAL));
 }
 
 /* The ends of the network: the targets of tokens and the two rows of every topic, or what the
@@ -296,9 +294,8 @@ static int64_t task(const moe_config *c, const sizes *s) {
         return 0;
     }
     if (!s->text) {
-        const int64_t load = c->train.specialization ? mul3(c->model.num_layers,
-                                                           c->model.num_experts, WORD)
-                                                     : 0;
+        const int64_t load =
+            c->train.specialization ? mul3(c->model.num_layers, c->model.num_experts, WORD) : 0;
         return add(mul(s->tokens, add(INT, mul(h, REAL))),
                    mul(c->data.num_topics, add(mul3(2, h, REAL), load)));
     }
@@ -464,8 +461,9 @@ static int64_t input(const moe_config *c, int64_t tokens) {
 
 /* --- what rank 0 keeps for the files of results --- */
 
-/* The loads [L,N] of all steps, in a vector that grows by half when it is full and is copied then;
- * and the device matrices of some steps (matrix_history.h), which double. */
+/* The loads [L,N] of all steps, in a vector that grows by half when it is full and is copied then
+ * (its reserve is not touched); and the device matrices of some steps (matrix_history.h), which
+ * double. */
 static int64_t histories(const moe_config *c) {
     const double words = (double)c->model.num_layers * c->model.num_experts;
     const double steps = (double)c->run.steps;
@@ -477,7 +475,7 @@ static int64_t histories(const moe_config *c) {
     const double cells = (double)c->model.num_layers * c->cluster.devices * c->cluster.devices;
     const double fit = fmin(fmin(steps, 32), floor((16 << 20) / (WORD * cells)));
     const double matrices_bytes = 1.5 * cells * WORD * (fit > 0 ? exp2(ceil(log2(fit))) : 0);
-    return whole((room + before) * words * WORD + matrices_bytes);
+    return whole(fmax(steps, 2 * before) * words * WORD + matrices_bytes);
 }
 
 /* --- together --- */
@@ -491,7 +489,6 @@ static int64_t program(const moe_config *c, const sizes *s) {
 static int64_t uneven(int64_t bytes) {
     return add(bytes, bytes / 24);
 }
-
 
 static int64_t sequences_of(const moe_config *c, int64_t tokens) {
     return c->data.sequence_length > 0 ? div_up(tokens, c->data.sequence_length) : 1;

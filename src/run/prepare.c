@@ -153,7 +153,8 @@ static int open_results(moe_run_state *r, moe_status *st) {
 
 static void show_header(const moe_run_state *r) {
     const moe_run_options *o = r->options;
-    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, r->memory.total,
+    const int64_t mean = moe_memory_of_ranks(&r->memory, r->comm->size) / r->comm->size;
+    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, mean,
                         moe_memory_available());
     moe_terminal_warnings(&r->screen, r->config, &r->input);
     if (moe_run_trains(r)) {
