@@ -156,7 +156,7 @@ static inline void bench_layer_free(bench_layer *b) {
     moe_layer_free(&b->layer);
     moe_activations_free(&b->activations);
     moe_step_metrics_free(&b->metrics);
-    moe_placement_free(&b->context.placement);
+    moe_context_free(&b->context);
     moe_batch_free(&b->batch);
     moe_scratch_free(&b->scratch);
     moe_free(b->x);

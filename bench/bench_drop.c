@@ -25,7 +25,7 @@ static void run_route(void *argument) {
     moe_stats_reserve(&a->segments, b->base.config.model.num_experts, b->base.batch.devices,
                       b->base.batch.num_segments);
     moe_draw draw = moe_layer_draw(&b->base.layer, &b->base.context);
-    moe_router_route(&b->base.layer.router, &draw, &b->base.batch, &b->base.context.placement,
+    moe_router_route(&b->base.layer.router, &draw, &b->base.batch, &b->base.context.placements[0],
                      a->logits, NULL, &a->routing, &a->segments, &a->first_bad_token);
 }
 
@@ -44,7 +44,7 @@ static void prepare(drop_bench *b, const moe_comm *comm, int64_t tokens, const c
     b->job = (moe_drop_job){.comm = comm,
                             .capacity = &b->base.context.capacity,
                             .batch = &b->base.batch,
-                            .placement = &b->base.context.placement,
+                            .placement = &b->base.context.placements[0],
                             .router = &b->base.layer.router,
                             .logits = b->base.activations.logits,
                             .routing = &b->base.activations.routing};

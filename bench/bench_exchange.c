@@ -18,8 +18,9 @@ static void run_moesim(void *argument) {
     exchange_bench *b = argument;
     moe_activations *a = &b->layer.activations;
     const moe_config *c = &b->layer.config;
-    moe_exchange_dispatch(&a->exchange, b->comm, &a->plan, &b->layer.context.placement, b->layer.x,
-                          c->model.hidden_size, b->layer.batch.num_tokens_global * c->router.top_k);
+    moe_exchange_dispatch(&a->exchange, b->comm, &a->plan, &b->layer.context.placements[0],
+                          b->layer.x, c->model.hidden_size,
+                          b->layer.batch.num_tokens_global * c->router.top_k);
     moe_exchange_combine(&a->exchange, &a->plan, b->results, c->cluster.devices_per_node,
                          b->layer.y);
 }

@@ -262,7 +262,9 @@ def waterfall_of(folder):
     dropped = sum(figure["dropped"] or 0 for figure in figures)
     exact = None if dropped else sum(figure["selection"] or 0 for figure in figures)
     stages = [stage("one row per selection", [figure["pairs"] for figure in figures], exact)]
-    limited = folder.get("router", "group_limit", "none") != "none"
+    # a recorded routing keeps to a limit or fails its self-check: nothing of it was chosen here
+    recorded = folder.get("data", "source") == "routing"
+    limited = folder.get("router", "group_limit", "none") != "none" and not recorded
     if limited and all(figure["free"] is not None for figure in figures):
         stages.append(
             stage("one row per token and device", [figure["free"] * tokens for figure in figures])

@@ -22,15 +22,39 @@ FORMULAS = {
 
 # --- key figures ---
 
+WINDOW = 20  # steps at the end of a training that its figures are the mean of
+
 
 def mean(values):
     return sum(values) / len(values) if values and None not in values else None
 
 
+def last_steps(folder):
+    """The steps whose mean stands for a run: the last WINDOW of a training, as in the lessons and
+    in sweep.csv, because one step of it says little; the last step of any other run.
+    """
+    return folder.metrics[-(WINDOW if folder.get("run", "mode") == "train" else 1) :]
+
+
+def said_of(folder):
+    """Of which steps the figures of `over_last_steps` are."""
+    count = len(last_steps(folder))
+    return f"mean of the last {count} steps" if count > 1 else "last step"
+
+
+def over_last_steps(folder, path):
+    """A figure of metrics.jsonl as the mean of `last_steps`; of the last step where the steps are
+    not known.
+    """
+    values = [number(at(line, path)) for line in last_steps(folder)]
+    known = [value for value in values if value is not None]
+    return mean(known) if known else number(at(folder.last, path))
+
+
 def saving(folder):
     """Share of the payload that one row per selection would have sent and this run did not."""
     sent, all_rows = (
-        number(at(folder.last, f"volume.dispatch.{name}"))
+        over_last_steps(folder, f"volume.dispatch.{name}")
         for name in ("logical_bytes", "selection_bytes")
     )
     return 1 - sent / all_rows if sent is not None and all_rows else None
@@ -42,6 +66,21 @@ def step_seconds(folder):
         measured
         if measured is not None
         else mean([number(at(line, "time.step")) for line in folder.metrics])
+    )
+
+
+def prediction_text(folder):
+    """How long the last step would take on the cluster of [cluster]; "" where it is not said."""
+    step, balanced = (
+        number(at(folder.summary, f"time.{kind}.step_us")) for kind in ("predicted", "balanced")
+    )
+    if step is None or balanced is None:
+        return ""
+    file = str(folder.get("cluster", "file", "")).rsplit("/", 1)[-1] or "the cluster in [cluster]"
+    why = at(folder.summary, "time.bottleneck")
+    return (
+        f"{seconds_text(1e-6 * step)} a step on {folder.devices} devices of {file}, "
+        f"{seconds_text(1e-6 * balanced)} at perfect balance" + (f"; {why}" if why else "")
     )
 
 
@@ -68,55 +107,48 @@ def task_unit(folder):
 
 
 def all_figures(folder):
-    """[(name, unit or explanation, value or None, text of a value)], of the last step; the same
-    rows for every run.
+    """[(name, unit or explanation, value or None, text of a value)], the same rows for every run:
+    of a training the means over its last steps, of other runs the last step.
     """
-    last, layers = folder.last, folder.layers
-    trained = folder.metrics[-1] if folder.metrics else {}
+    when, unit = said_of(folder), task_unit(folder)
+
+    def over(name, explanation, path, text):
+        return name, f"{explanation}, {when}", over_last_steps(folder, path), text
+
     return [
-        ("tokens", "in a step", number(last.get("num_tokens")), count_text),
-        (
-            "task loss",
-            f"last step, {task_unit(folder)}",
-            number(trained.get("task_loss")),
-            real_text,
-        ),
-        ("bits per byte", "last step", number(trained.get("bits_per_byte")), real_text),
-        ("validation loss", f"latest, {task_unit(folder)}", last_validation(folder), real_text),
-        ("balance losses", "Σ α × raw, last step", number(at(last, "loss.total")), real_text),
-        ("expert loss", "raw, last step", number(at(last, "loss_raw.expert")), real_text),
-        ("device loss", "raw, last step", number(at(last, "loss_raw.device")), real_text),
-        ("communication loss", "raw, last step", number(at(last, "loss_raw.comm")), real_text),
+        ("tokens", "in a step", number(folder.last.get("num_tokens")), count_text),
+        over("task loss", unit, "task_loss", real_text),
+        ("bits per byte", when, over_last_steps(folder, "bits_per_byte"), real_text),
+        ("validation loss", f"latest, {unit}", last_validation(folder), real_text),
+        over("balance losses", "Σ α × raw", "loss.total", real_text),
+        over("expert loss", "raw", "loss_raw.expert", real_text),
+        over("device loss", "raw", "loss_raw.device", real_text),
+        over("communication loss", "raw", "loss_raw.comm", real_text),
         (
             "devices per token",
-            "mean",
-            mean([number(layer.get("mean_devices_per_token")) for layer in layers]),
+            "mean over the tokens of the last step",
+            mean([number(layer.get("mean_devices_per_token")) for layer in folder.layers]),
             real_text,
         ),
-        (
+        over(
             "dispatch payload",
             "a step, local rows included",
-            number(at(last, "volume.dispatch.logical_bytes")),
+            "volume.dispatch.logical_bytes",
             bytes_text,
         ),
-        (
+        over(
             "to other devices",
             "dispatch payload, a step",
-            number(at(last, "volume.dispatch.remote_bytes")),
+            "volume.dispatch.remote_bytes",
             bytes_text,
         ),
-        ("saved", "against one row per selection", saving(folder), share_text),
-        ("expert load", "max / mean", number(at(last, "balance.expert.max_over_mean")), real_text),
-        ("device load", "max / mean", number(at(last, "balance.device.max_over_mean")), real_text),
-        (
-            "received rows",
-            "max / mean",
-            number(at(last, "balance.received.max_over_mean")),
-            real_text,
-        ),
+        ("saved", f"against one row per selection, {when}", saving(folder), share_text),
+        over("expert load", "max / mean", "balance.expert.max_over_mean", real_text),
+        over("device load", "max / mean", "balance.device.max_over_mean", real_text),
+        over("received rows", "max / mean", "balance.received.max_over_mean", real_text),
         (
             "dropped",
-            "of the selections",
+            "of the selections, last step",
             dropped_share(folder) if has_capacity(folder) else None,
             share_text,
         ),
@@ -131,7 +163,11 @@ def figures(folder):
 def router_text(folder):
     limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
     method = folder.get("router", "method", "topk")
-    text = f"{folder.get('router', 'score_func', '?')}, K = {folder.get('router', 'top_k', '?')}, "
+    recorded = folder.get("data", "source") == "routing"
+    score = "as recorded" if recorded else folder.get("router", "score_func", "?")
+    text = f"{score}, K = {folder.get('router', 'top_k', '?')}, "
+    if recorded and limit == "none":
+        return text[:-2] + (f", preset {preset}" if preset else "")
     if method == "top_p":
         text = f"method top_p = {folder.get('router', 'top_p', '?')}, {text}"
     elif method != "topk":
@@ -140,7 +176,8 @@ def router_text(folder):
         "no device limit"
         if limit == "none"
         else (
-            f"limit {limit}: M = {folder.get('router', 'topk_group', '?')} of"
+            f"{'has to keep to the ' if recorded else ''}limit {limit}:"
+            f" M = {folder.get('router', 'topk_group', '?')} of"
             f" {folder.get('router', 'num_groups', '?')} groups"
         )
     )
@@ -208,6 +245,7 @@ def facts(folder):
                 else ""
             ),
         ),
+        ("predicted", prediction_text(folder)),
     ]
     return [(name, text) for name, text in rows if text]
 

@@ -15,7 +15,7 @@ import keys_table
 import launch
 from command_line import Refused, say
 from run_lib import contents
-from sweep_lib import check, page, plan, runner, table
+from sweep_lib import check, combinations, page, plan, runner, table
 from sweep_lib.progress import Progress
 
 MOST_COMPARED = 8
@@ -140,6 +140,7 @@ class Sweep:
                     list(self.rows.values()),
                     list(self.options.vary),
                     os.path.basename(self.options.config),
+                    self.options.zipped,
                 )
             )
         if self.options.report and self.compare():
@@ -153,6 +154,8 @@ class Sweep:
             f"{len(self.runs)} runs: "
             + ", ".join(f"{count} {status}" for status, count in counts.items())
         )
+        for line in combinations.table(ok, list(self.options.vary)):
+            self.progress.say(line)
         self.progress.say("\n".join(written))
         return all(outcome and outcome.status == "ok" for outcome in self.outcomes.values())
 

@@ -9,33 +9,36 @@ from dataclasses import dataclass, field
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")
 MARKERS = ("circle", "square", "triangle", "diamond")
 WIDTH, HEIGHT = 560, 340
-LEFT, RIGHT, TOP, BOTTOM = 70, 14, 34, 52
+LEFT, RIGHT, TOP, BOTTOM = 84, 26, 34, 52
 
 
 @dataclass
 class Point:
-    """Where a point stands and what hovering says; `mark` makes it large and ringed."""
+    """Where a point stands and what hovering says; `mark` rings it, `spread` is half the length of
+    its error bar, `label` stands beside it.
+    """
 
     x: float
     y: float
     text: str = ""
     mark: bool = False
+    spread: float = 0.0
+    label: str = ""
 
 
 @dataclass
 class Series:
-    """Points of one name; `line` joins them, or joins `path` where that is given."""
+    """Points of one name, joined where `line` says so."""
 
     name: str
     points: list
     line: bool = True
-    path: list = field(default_factory=list)
 
 
 @dataclass
 class Chart:
     """Title, axes with their units, series; `labels` makes x ordinal: position i has the text
-    labels[i].
+    labels[i]. `path` is joined by a dashed line; `bytes_of` names the axes that count bytes.
     """
 
     title: str
@@ -44,6 +47,23 @@ class Chart:
     series: list
     labels: list = field(default_factory=list)
     note: str = ""
+    path: list = field(default_factory=list)
+    bytes_of: str = ""
+
+
+def scale_of_bytes(value):
+    """(size, unit) in which that many bytes are said: binary, as everywhere in moesim."""
+    size, unit = 1, "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1023.95 * size:
+            break
+        size, unit = size * 1024, larger
+    return size, unit
+
+
+def bytes_text(value):
+    size, unit = scale_of_bytes(abs(value))
+    return f"{value / size:.4g} {unit}"
 
 
 def short(value):
@@ -89,14 +109,15 @@ class Canvas:
     """From data to pixels, and the parts of the drawing so far."""
 
     def __init__(self, chart):
-        points = [point for series in chart.series for point in [*series.points, *series.path]]
+        points = [point for series in chart.series for point in series.points]
         self.chart, self.parts = chart, []
         self.x_range = (
             (-0.5, len(chart.labels) - 0.5)
             if chart.labels
             else limits([point.x for point in points])
         )
-        self.y_range = limits([point.y for point in points])
+        ends = [point.y + side * point.spread for point in points for side in (-1, 1)]
+        self.y_range = limits(ends)
 
     def x(self, value):
         low, high = self.x_range
@@ -112,17 +133,45 @@ class Canvas:
             f' class="{kind}"{more}>{html.escape(words)}</text>'
         )
 
+    def ticks(self, axis, ends):
+        """[(value, text)]: round numbers in the axis' unit."""
+        if axis not in self.chart.bytes_of:
+            return [(value, short(value)) for value in ticks(*ends)]
+        size, unit = scale_of_bytes(max(map(abs, ends)))
+        return [
+            (value * size, f"{value:.4g} {unit}") for value in ticks(ends[0] / size, ends[1] / size)
+        ]
+
+    def line(self, points, colour, dash=""):
+        if len(points) > 1:
+            corners = " ".join(f"{self.x(point.x):.1f},{self.y(point.y):.1f}" for point in points)
+            self.parts.append(
+                f'<polyline points="{corners}" fill="none" stroke="{colour}"'
+                f' stroke-width="1.6"{dash}/>'
+            )
+
+    def error_bar(self, point, colour):
+        if not point.spread:
+            return
+        x, high, low = (
+            self.x(point.x),
+            self.y(point.y + point.spread),
+            self.y(point.y - point.spread),
+        )
+        self.parts.append(
+            f'<path d="M{x - 4:.1f},{high:.1f}h8m-4,0V{low:.1f}m-4,0h8" fill="none"'
+            f' stroke="{colour}" class="error"/>'
+        )
+
     def axes(self):
         bottom = HEIGHT - BOTTOM
-        for value in ticks(*self.y_range):
+        for value, words in self.ticks("y", self.y_range):
             self.parts.append(
                 f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}"'
                 f' y2="{self.y(value):.1f}" class="grid"/>'
             )
-            self.text(LEFT - 6, self.y(value) + 4, short(value), "end")
-        labels = list(enumerate(self.chart.labels)) or [
-            (value, short(value)) for value in ticks(*self.x_range)
-        ]
+            self.text(LEFT - 6, self.y(value) + 4, words, "end")
+        labels = list(enumerate(self.chart.labels)) or self.ticks("x", self.x_range)
         every = math.ceil(len(labels) / 12)
         for value, words in labels[::every]:
             self.text(self.x(value), bottom + 17, words[:14])
@@ -136,14 +185,14 @@ class Canvas:
 
     def draw(self, number, series):
         colour, shape = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        path = series.path or (series.points if series.line else [])
-        if len(path) > 1:
-            points = " ".join(f"{self.x(point.x):.1f},{self.y(point.y):.1f}" for point in path)
-            self.parts.append(
-                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-            )
+        if series.line:
+            self.line(series.points, colour)
         for point in series.points:
             x, y = self.x(point.x), self.y(point.y)
+            self.error_bar(point, colour)
+            if point.label:
+                side = "end" if x > 0.75 * WIDTH else "start"
+                self.text(x + (-9 if side == "end" else 9), y - 6, point.label, side, "label")
             ring = (
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="{colour}"'
                 ' stroke-width="1.6" class="front"/>'
@@ -160,6 +209,7 @@ def svg(chart):
     """The chart with its legend underneath, as HTML."""
     canvas = Canvas(chart)
     canvas.axes()
+    canvas.line(chart.path, "currentColor", ' stroke-dasharray="4 3"')
     for number, series in enumerate(chart.series):
         canvas.draw(number, series)
     keys = ""

@@ -1,19 +1,14 @@
-"""sweep.html: the plots that answer "what does balance cost", and the table under them, in one file
-without scripts. Quality against remote bytes with the Pareto front, and against each varied key
-MaxVio, bytes, quality and drops.
+"""sweep.html: the plots that answer "what does balance cost", and the tables under them, in one
+file without scripts. Quality against bytes to other devices with the Pareto front, and against each
+varied key MaxVio, bytes, quality and drops; of combinations taken in parallel one point each.
 """
 import html
 
-from sweep_lib import table
-from sweep_lib.draw import Chart, Point, Series, short, svg
+from sweep_lib import combinations, table
+from sweep_lib.draw import Chart, Point, Series, bytes_text, svg
 
-QUALITY = (
-    ("validation_bits_per_byte", "validation loss (bits per byte)"),
-    ("validation_loss", "validation loss"),
-    ("bits_per_byte", "training loss (bits per byte, last 20 steps)"),
-    ("task_loss", "task loss (last 20 steps)"),
-)
 MOST_SERIES = 8
+MOST_LABELS = 16  # of points that have their names beside them
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -65,6 +60,15 @@ svg text.title {
 .axis {
   stroke: var(--ink);
 }
+svg text.label {
+  font-size: 10.5px;
+}
+.error {
+  stroke-width: 1.3;
+}
+td.noise {
+  opacity: 0.6;
+}
 figcaption {
   font-size: 13px;
 }
@@ -111,7 +115,7 @@ COLUMNS = (
     "maxvio_expert",
     "maxvio_device",
     "maxvio_received",
-    "remote_bytes",
+    "remote_bytes_per_token",
     "rows",
     "dropped",
     "seconds",
@@ -125,10 +129,6 @@ def number(text):
         return None
 
 
-def mean(values):
-    return sum(values) / len(values)
-
-
 def in_order(values):
     """Distinct values: by size where all are numbers, else in the order of the runs."""
     distinct = list(dict.fromkeys(values))
@@ -137,11 +137,6 @@ def in_order(values):
         if all(number(value) is not None for value in distinct)
         else distinct
     )
-
-
-def combination(row, keys):
-    """alpha_comm 0.02, topk_group 3"""
-    return ", ".join(f"{key.split('.')[1]} {row[key]}" for key in keys)
 
 
 def front(points):
@@ -154,116 +149,230 @@ def front(points):
     return kept
 
 
-def grouped(rows, keys):
-    """(values of the keys) -> rows: what differs inside a group is the seed, or keys that are
-    averaged over.
-    """
+def grouped(things, key):
+    """Lists of things of one key, in the order of their first."""
     groups = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    for thing in things:
+        groups.setdefault(key(thing), []).append(thing)
     return groups
 
 
-def known(rows, *names):
-    return [row for row in rows if all(isinstance(row.get(name), (int, float)) for name in names)]
+def hover(combo, figures):
+    lines = [combo.label]
+    lines += [f"{one.title} {combinations.measured_text(one, combo)}" for one in figures]
+    count = len(combo.rows)
+    return "\n".join([*lines, f"{count} run{'s' if count > 1 else ''}"])
 
 
-def cost_chart(rows, keys):
+# --- charts ---
+
+
+def cost_chart(combos, keys, figures, in_parallel):
     """What is given up for less traffic: quality where the runs train, the devices' MaxVio where
-    they do not; None where nothing is known.
+    they do not; None where nothing is known. A colour for each value of the first key.
     """
-    choices = (*QUALITY, ("maxvio_device", "MaxVio of the devices"))
-    name, title = next(
-        ((name, title) for name, title in choices if known(rows, name, "remote_bytes")),
-        (None, None),
-    )
-    if name is None:
+    by_name = {figure.name: figure for figure in figures}
+    traffic = by_name.get("remote_bytes_per_token")
+    cost = next((one for one in figures if one.name != "maxvio_expert"), None)
+    if traffic is None or cost in (None, traffic):
         return None
-    points = []
-    for group in grouped(known(rows, name, "remote_bytes"), keys).values():
-        x, y = mean([row["remote_bytes"] for row in group]), mean([row[name] for row in group])
-        points.append(
-            Point(
-                x,
-                y,
-                (
-                    f"{combination(group[0], keys)}\n{title} {y:.5g}\n{short(x)}B a step;"
-                    f" {len(group)} run{'s' if len(group) > 1 else ''}"
-                ),
+    usable = [
+        one
+        for one in combos
+        if one.mean(cost.name) is not None and one.mean(traffic.name) is not None
+    ]
+    groups = grouped(usable, lambda one: one.values[:1])
+    if in_parallel or len(groups) > MOST_SERIES or len(keys) < 2:
+        groups = {(): usable}
+    named = len(usable) <= MOST_LABELS
+    series = []
+    for first, group in groups.items():
+        points = []
+        for one in group:
+            point = Point(
+                one.mean(traffic.name),
+                one.mean(cost.name),
+                hover(one, (cost, traffic)),
+                spread=one.deviation(cost.name) or 0.0,
             )
-        )
-    best = front(points)
+            if named and len(usable) > 1:
+                point.label = point_label(one, keys, len(first))
+            points.append(point)
+        series.append(Series(" ".join((keys[0], *first)) if first else "", points, line=False))
+    best = front([point for one in series for point in one.points])
     for point in best:
         point.mark = True
-    what = "Quality" if name != "maxvio_device" else "Balance"
     return Chart(
-        f"{what} against traffic",
-        "bytes to other devices in a step, all directions",
-        title,
-        [Series("runs", points, path=best)],
+        f"{'Balance' if cost.name.startswith('maxvio') else 'Quality'} against traffic",
+        traffic.title,
+        cost.title,
+        series,
         note=(
-            "One point a combination, mean over seeds. Ringed and joined: the Pareto front, less is"
-            " better both ways."
+            "One point a combination, mean over seeds; bars: standard deviation between seeds."
+            " Bytes are those of dispatch and combine, in training of their backwards too."
+            " Ringed and joined: the Pareto front, less is better both ways."
         ),
+        path=best,
+        bytes_of="x",
     )
 
 
-def key_chart(rows, key, others, name, title, y_title):
-    """One figure against one key: a line for each combination of the other keys, or their mean
-    where these are too many.
+def point_label(combo, keys, left_out):
+    """The variant's name, or the values that the colour does not say, with the key's name where it
+    is one.
     """
-    usable = known(rows, name)
-    labels = in_order([row[key] for row in usable])
+    if combo.rows[0].get("variant"):
+        return combo.rows[0]["variant"]
+    values = combo.values[left_out:]
+    return f"{keys[-1].split('.')[1]} {values[0]}" if len(values) == 1 else " · ".join(values)
+
+
+def variants_chart(combos, keys, figure):
+    """One figure of combinations that are no grid: a point each, not joined."""
+    usable = [one for one in combos if one.mean(figure.name) is not None]
+    if len(usable) < 2:
+        return None
+    names = [one.rows[0].get("variant") or " · ".join(one.values) for one in usable]
+    points = [measured_point(index, one, figure) for index, one in enumerate(usable)]
+    x_title = (
+        "combination"
+        if usable[0].rows[0].get("variant")
+        else " · ".join(key.split(".")[1] for key in keys)
+    )
+    return Chart(
+        figure.title,
+        x_title,
+        figure.title,
+        [Series("", points, line=False)],
+        names,
+        seeds_note(usable),
+        bytes_of="y" if figure.in_bytes else "",
+    )
+
+
+def measured_point(x, combo, figure):
+    return Point(
+        x,
+        combo.mean(figure.name),
+        hover(combo, [figure]),
+        spread=combo.deviation(figure.name) or 0.0,
+    )
+
+
+def seeds_note(combos):
+    if any(len(one.rows) > 1 for one in combos):
+        return "Mean over seeds; bars: standard deviation between seeds."
+    return ""
+
+
+def key_chart(combos, keys, key, figure):
+    """One figure against one key: a line for each combination of the other keys, or the mean over
+    them where these are too many.
+    """
+    usable = [one for one in combos if one.mean(figure.name) is not None]
+    at = keys.index(key)
+    labels = in_order([one.values[at] for one in usable])
     if len(labels) < 2:
         return None
-    lines = grouped(usable, others)
-    in_parallel = all(
-        len({row[key] for row in group}) == 1 for group in lines.values()
-    )  # --zip: the keys change together
-    averaged = in_parallel or len(lines) > MOST_SERIES
-    if averaged:
-        lines = {(): usable}
+    lines = grouped(usable, lambda one: one.values[:at] + one.values[at + 1 :])
+    y = "y" if figure.in_bytes else ""
+    title = f"{figure.title} against {key.split('.')[1]}"
+    if len(lines) > MOST_SERIES:
+        points = [
+            averaged(index, label, [one for one in usable if one.values[at] == label], figure)
+            for index, label in enumerate(labels)
+        ]
+        note = "Mean over all other keys and seeds."
+        return Chart(title, key, figure.title, [Series("", points)], labels, note, bytes_of=y)
+    others = [other.split(".")[1] for other in keys if other != key]
     series = []
-    for group in lines.values():
-        points = []
-        for i, label in enumerate(labels):
-            here = [row[name] for row in group if row[key] == label]
-            if here:
-                spread = (
-                    f" (from {min(here):.5g} to {max(here):.5g} in {len(here)} runs)"
-                    if len(here) > 1
-                    else ""
-                )
-                points.append(
-                    Point(i, mean(here), f"{key} {label}\n{y_title} {mean(here):.5g}{spread}")
-                )
-        series.append(Series("" if averaged else combination(group[0], others), points))
-    note = f"{', '.join(others)} change with it." if in_parallel and others else ""
-    if len(usable) > sum(len(one.points) for one in series):
-        note += " Mean over " + (
-            "all other keys and seeds." if averaged and not in_parallel else "seeds."
-        )
-    return Chart(f"{title} against {key.split('.')[1]}", key, y_title, series, labels, note.strip())
+    for values, group in lines.items():
+        name = ", ".join(f"{other} {value}" for other, value in zip(others, values))
+        points = [measured_point(labels.index(one.values[at]), one, figure) for one in group]
+        series.append(Series(name, sorted(points, key=lambda point: point.x)))
+    return Chart(title, key, figure.title, series, labels, seeds_note(usable), bytes_of=y)
 
 
-def charts(rows, keys):
-    """All charts that the rows have something for."""
-    found = [cost_chart(rows, keys)]
-    quality = next(((name, title) for name, title in QUALITY if known(rows, name)), None)
-    figures = [
-        ("maxvio_expert", "MaxVio of the experts", "max/mean - 1"),
-        ("maxvio_device", "MaxVio of the devices", "max/mean - 1"),
-        ("maxvio_received", "MaxVio of received rows", "max/mean - 1"),
-        ("remote_bytes", "Traffic", "bytes to other devices in a step"),
-    ]
-    if quality:
-        figures.append((quality[0], "Quality", quality[1]))
-    if any(row.get("dropped") for row in rows):
-        figures.append(("dropped", "Drops", "selections dropped in the last step"))
-    for key in keys:
-        others = [other for other in keys if other != key]
-        found += [key_chart(rows, key, others, *figure) for figure in figures]
+def averaged(x, label, group, figure):
+    """A point that is the mean of several combinations, and says from where to where they go."""
+    means = [one.mean(figure.name) for one in group]
+    text = bytes_text if figure.in_bytes else "{:.5g}".format
+    middle = sum(means) / len(means)
+    return Point(
+        x,
+        middle,
+        f"{label}\n{figure.title} {text(middle)}"
+        f" (from {text(min(means))} to {text(max(means))} in {len(group)} combinations)",
+    )
+
+
+def charts(combos, keys, figures, in_parallel):
+    """All charts that the combinations have something for."""
+    found = [cost_chart(combos, keys, figures, in_parallel)]
+    if in_parallel:
+        found += [variants_chart(combos, keys, figure) for figure in figures]
+    else:
+        found += [key_chart(combos, keys, key, figure) for key in keys for figure in figures]
     return [chart for chart in found if chart]
+
+
+# --- tables ---
+
+
+def cells(kind, texts):
+    return "".join(f"<{kind}>{html.escape(text)}</{kind}>" for text in texts)
+
+
+def combinations_table(combos, figures):
+    """Mean and standard deviation of each combination."""
+    body = "".join(
+        "<tr>"
+        + cells(
+            "td",
+            [
+                one.label,
+                str(len(one.rows)),
+                *(combinations.measured_text(figure, one) for figure in figures),
+            ],
+        )
+        + "</tr>"
+        for one in combos
+    )
+    head = cells("th", ["combination", "runs", *(figure.heading for figure in figures)])
+    return f"<div class=scroll><table><tr>{head}</tr>{body}</table></div>"
+
+
+def difference_cell(figure, first, combo):
+    """The difference and its 95 % interval, pale inside the noise."""
+    found = combinations.difference_of(figure, first, combo)
+    if found is None:
+        return "<td>–</td>"
+    text = combinations.signed(figure, found.mean)
+    if found.low is None:
+        return f"<td>{html.escape(text)}</td>"
+    ends = " … ".join(combinations.signed(figure, end) for end in (found.low, found.high))
+    noise = found.noise and found.mean
+    said = f"[{ends}]{' inside the noise' if noise else ''}"
+    return (
+        f"<td{' class=noise' if noise else ''}>{html.escape(text)}"
+        f"<br><small>{html.escape(said)}</small></td>"
+    )
+
+
+def differences_table(combos, figures):
+    first = combos[0]
+    body = "".join(
+        f"<tr>{cells('td', [one.label])}"
+        + "".join(difference_cell(figure, first, one) for figure in figures)
+        + "</tr>"
+        for one in combos[1:]
+    )
+    head = cells("th", ["combination", *(figure.heading for figure in figures)])
+    return (
+        f"<h2>Differences to {html.escape(first.label)}</h2><p>Paired by seed; in brackets the 95 %"
+        " interval, where there are several seeds. A difference whose interval holds 0 is inside"
+        f" the noise.</p><div class=scroll><table><tr>{head}</tr>{body}</table></div>"
+    )
 
 
 def cell(row, name):
@@ -281,9 +390,11 @@ def table_of(rows, keys):
     return f"<div class=scroll><table><tr>{head}<th></th></tr>{''.join(body)}</table></div>"
 
 
-def build(rows, keys, name):
+def build(rows, keys, name, in_parallel):
     ok = [row for row in rows if row["status"] in ("ok", "failed checks")]
-    drawn = "".join(svg(chart) for chart in charts(ok, keys))
+    combos, figures = combinations.combinations(ok, keys), combinations.figures_of(ok)
+    drawn = "".join(svg(chart) for chart in charts(combos, keys, figures, in_parallel))
+    compared = differences_table(combos, figures) if len(combos) > 1 else ""
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
         ' content="width=device-width"><title>Sweep of'
@@ -292,11 +403,13 @@ def build(rows, keys, name):
         f' {html.escape(", ".join(keys) or "the seed")}. All figures are in sweep.csv. MaxVio is'
         " the largest load over the mean load, minus 1. Hover over a point for its"
         " numbers.</p><div"
-        f' class="plots">{drawn}</div><h2>Runs</h2>{table_of(rows, keys)}</body></html>\n'
+        f' class="plots">{drawn}</div><h2>Combinations</h2><p>Mean ± standard deviation between'
+        f" seeds.</p>{combinations_table(combos, figures)}{compared}"
+        f"<h2>Runs</h2>{table_of(rows, keys)}</body></html>\n"
     )
 
 
-def write(path, rows, keys, name):
+def write(path, rows, keys, name, in_parallel):
     """Whole or not at all; returns the path."""
-    table.write_file(path, build(rows, keys, name))
+    table.write_file(path, build(rows, keys, name, in_parallel))
     return path

@@ -37,6 +37,9 @@ examples:
     --vary router.topk_group=1:8 --seeds 3
   scripts/sweep configs/quickstart.ini --vary cluster.devices=8:64:*2 -np 8 \\
     --set run.steps=1
+  scripts/sweep configs/training_quickstart.ini --seeds 3 --zip \\
+    --vary balance.alpha_expert=0,0.01,0.01 \\
+    --vary balance.alpha_comm=0,0,0.02 --names none,expert,both
 
 exit status: 0 every run is done, 1 some failed (the table says why), 2 a
 mistake in the command (nothing was run), 130 interrupted
@@ -66,7 +69,14 @@ class Words(Parser):
         add(
             "--zip",
             action="store_true",
-            help="take the lists in parallel instead: first with first, second with second",
+            help="take the lists in parallel instead: first with first, second with second; a"
+            " value may come again, a whole combination not",
+        )
+        add(
+            "--names",
+            metavar="A,B,...",
+            default="",
+            help="with --zip: what the combinations are called in table and plots",
         )
         add(
             "--seeds",
@@ -124,6 +134,7 @@ class Options:
     config: str = ""
     vary: dict = field(default_factory=dict)  # key -> list of texts, in the order given
     zipped: bool = False
+    names: list = field(default_factory=list)  # of the combinations of --zip
     seeds: list = field(default_factory=list)  # texts; empty: the configuration's own
     ranks: int = 0  # 0: 8, or what divides [cluster] devices
     out: str = ""
@@ -136,13 +147,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its folder's name, the values of the varied keys, and its seed ("" = the
-    configuration's).
+    """One run: its folder's name, the values of the varied keys, its seed ("" = the
+    configuration's), and what its combination is called ("" = by its values).
     """
 
     name: str
     values: tuple
     seed: str
+    variant: str = ""
 
     def settings(self):
         return [*self.values, ("run.seed", self.seed)] if self.seed else list(self.values)
@@ -178,8 +190,10 @@ def span(text):
     return values
 
 
-def values_of(text, what):
-    """The values of `1,2,5:8`: a list whose parts may be ranges. A repeated value is a mistake."""
+def values_of(text, what, may_repeat=False):
+    """The values of `1,2,5:8`: a list whose parts may be ranges. A repeated value is a mistake
+    except in lists that are taken in parallel.
+    """
     values = []
     for part in text.split(","):
         part = part.strip()
@@ -191,7 +205,7 @@ def values_of(text, what):
             f"{what}: {text} has more than {MOST_RUNS} values: at most that many runs are allowed"
         )
     twice = [value for value, count in collections.Counter(values).items() if count > 1]
-    if twice:
+    if twice and not may_repeat:
         raise Refused(f"{what}: the value {twice[0]} is given twice")
     return values
 
@@ -207,7 +221,7 @@ def add_vary(options, text):
     key, value = key_and_value(text, "--vary")
     if key in options.vary:
         raise Refused(f"--vary {key} is given twice: put all values into one, {key}=a,b,c")
-    options.vary[key] = values_of(value, f"--vary {key}")
+    options.vary[key] = values_of(value, f"--vary {key}", options.zipped)
 
 
 def add_seeds(options, text):
@@ -242,6 +256,7 @@ def parse(arguments):
         add_seeds(options, text)
     options.ranks = whole(given.np, "-np") if given.np is not None else 0
     options.jobs = whole(given.jobs, "-j") if given.jobs is not None else 0
+    options.names = [name.strip() for name in given.names.split(",")] if given.names else []
     return complete(options)
 
 
@@ -261,7 +276,34 @@ def complete(options):
     if options.zipped and len({len(values) for values in options.vary.values()}) > 1:
         counts = ", ".join(f"{key} has {len(values)}" for key, values in options.vary.items())
         raise Refused(f"--zip takes lists of one length: {counts}")
+    if options.zipped:
+        check_combinations(options)
+    check_names(options)
     return options
+
+
+def check_combinations(options):
+    """Taken in parallel, no combination comes twice: it would be the same run."""
+    counts = collections.Counter(zip(*options.vary.values()))
+    twice = next((values for values, count in counts.items() if count > 1), None)
+    if twice:
+        pairs = ", ".join(f"{key}={value}" for key, value in zip(options.vary, twice))
+        raise Refused(f"--zip: the combination {pairs} is given twice")
+
+
+def check_names(options):
+    """One name for each combination of --zip, all different."""
+    if not options.names:
+        return
+    if not options.zipped or not options.vary:
+        raise Refused("--names is for the combinations of --zip --vary ...: there are none")
+    count = len(next(iter(options.vary.values())))
+    if len(options.names) != count:
+        raise Refused(f"--names has {len(options.names)} names for {count} combinations")
+    twice = [name for name, times in collections.Counter(options.names).items() if times > 1]
+    if twice or "" in options.names:
+        wrong = f"{twice[0]} twice" if twice and twice[0] else "an empty name"
+        raise Refused(f"--names gives {wrong}: every combination needs a name of its own")
 
 
 def short(key, keys):
@@ -296,9 +338,9 @@ def runs_of(options):
         raise Refused(f"these are {count} runs: at most {MOST_RUNS} are allowed")
     rows = zip(*columns) if options.zipped and columns else itertools.product(*columns)
     runs = []
-    for row in rows:
+    for row, variant in itertools.zip_longest(rows, options.names, fillvalue=""):
         values = tuple(zip(keys, row))
-        runs += [Run(folder_name(values, seed, keys), values, seed) for seed in seeds]
+        runs += [Run(folder_name(values, seed, keys), values, seed, variant) for seed in seeds]
     return runs
 
 

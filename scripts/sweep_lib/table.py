@@ -78,6 +78,15 @@ def bytes_of(steps, path):
     return mean([sum(amount(way, path) for way in one.values()) for one in volumes if one])
 
 
+def remote_bytes_per_token(steps):
+    """Runs with different numbers of tokens are compared by it."""
+    shares = []
+    for step in steps:
+        sent, tokens = bytes_of([step], "remote_bytes"), number(step.get("num_tokens"))
+        shares.append(sent / tokens if sent is not None and tokens else None)
+    return mean(shares)
+
+
 def figures(folder):
     """(name -> number or None, in the order of the columns; a sentence about what is wrong in the
     files, or ""). Losses by scope and drops are of the
@@ -102,6 +111,7 @@ def figures(folder):
     row["rows"] = over_steps(steps, "volume.dispatch.rows")
     row["dispatch_remote_bytes"] = over_steps(steps, "volume.dispatch.remote_bytes")
     row["remote_bytes"] = bytes_of(steps, "remote_bytes")
+    row["remote_bytes_per_token"] = remote_bytes_per_token(steps)
     row["across_nodes_bytes"] = bytes_of(steps, "by_level.across_nodes.bytes")
     row["metadata_bytes"] = bytes_of(steps, "metadata_bytes")
     row["selection_remote_bytes"] = bytes_of(steps, "selection_remote_bytes")
@@ -110,6 +120,9 @@ def figures(folder):
     row["dropped"] = total_over_layers(summary, "dropped")
     row["step_seconds"] = at(summary, "time.measured.step_mean")
     row["seconds"] = at(summary, "time.total")
+    row["predicted_step_us"] = at(summary, "time.predicted.step_us")
+    row["balanced_step_us"] = at(summary, "time.balanced.step_us")
+    row["price_per_million_tokens"] = at(summary, "time.price_per_million_tokens")
     return row, " ".join(filter(None, (wrong, wrong_steps)))
 
 
@@ -126,6 +139,7 @@ def row_of(run, outcome, folder):
     summary, _ = read_json(os.path.join(folder, "summary.json"), contents.SUMMARY)
     row = {
         "run": run.name,
+        **({"variant": run.variant} if run.variant else {}),
         **dict(run.values),
         "seed": run.seed or at(summary, "config.run.seed"),
         "status": outcome.status,

@@ -4,14 +4,17 @@
  * With c_i selections of expert i, S = sum_i c_i of them by T tokens, and K-bar = S/T in K's place:
  *   f_i   = N/(K-bar T) c_i = N c_i / S                      P_i  = (1/T) sum_t s'_{i,t}
  *   f'_d  = mean of f over E_d = D/S sum_{i in E_d} c_i      P'_d = sum (or mean) of P over E_d
+ *           with replicas D/S (selections that d serves)     and sum_i q_{i,d} P_i, where q_{i,d}
+ *           is the share of expert i's selections that device d serves
  *   f''_d = D/(M T) (distinct tokens sent to d, or selections of d)
  *   L1 = sum_i f_i P_i    L2 = sum_d f'_d P'_d    L3 = sum_d f''_d P'_d    Lz = (1/T) sum_t lse_t^2
  * and, under the names of other systems,
  *   switch, gshard   N sum_i F_i P_i, F_i the share of first choices (arXiv 2101.03961 Eq. 4;
  *                    2006.16668 Algorithm 1)
  *   mixtral          N sum_i (c_i / T) P_i = K-bar L1 (Hugging Face's load_balancing_loss_func of
- *                    one layer); over all layers it is the same of a cell that holds the counts and
- *                    scores of all layers, with T tokens of each of them
+ *                    one layer)
+ *                    Over all layers, switch and mixtral are the same of a cell that holds the
+ *                    counts and scores of all layers, with T tokens of each of them
  *   importance       CV^2 of I_i = sum_t g_{t,i}, or of sum_t s'_{t,i} (1701.06538 Eq. 7)
  *   load             CV^2 of c_i, or of the smooth load (1701.06538 Eq. 11)
  *   usage_variance   variance of c_i / S
@@ -34,8 +37,17 @@ const char *const moe_loss_titles[MOE_NUM_LOSSES] = {
 #include "balance/losses.def"
 };
 
+enum moe_loss moe_balance_form(const moe_balance_config *c) {
+    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
+                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
+                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
+                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
+    return form[c->aux_form];
+}
+
 bool moe_balance_has_all_layers(const moe_balance_config *c) {
-    return c->aux_form == MOE_AUX_MIXTRAL;
+    return c->aux_form == MOE_AUX_MIXTRAL ||
+           (c->aux_form == MOE_AUX_SWITCH && c->aux_layers == MOE_LAYERS_ALL);
 }
 
 /* With one layer both losses are the same, and the layer's own trains. */
@@ -50,15 +62,11 @@ double moe_balance_alpha_all_layers(const moe_balance_config *c, int32_t num_lay
 void moe_balance_alphas(const moe_balance_config *c,
                         int32_t num_layers,
                         double alpha[MOE_NUM_LOSSES]) {
-    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
-                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
-                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
-                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
         alpha[l] = 0;
     }
     if (!trains_over_all_layers(c, num_layers)) {
-        alpha[form[c->aux_form]] = c->alpha_expert;
+        alpha[moe_balance_form(c)] = c->alpha_expert;
     }
     alpha[MOE_LOSS_DEVICE] = c->alpha_device;
     alpha[MOE_LOSS_COMM] = c->alpha_comm;
@@ -80,6 +88,7 @@ void moe_balance_init(moe_balance *b,
                        .has_logits = true};
     moe_balance_alphas(c, num_layers, b->alpha);
     b->alpha_all_layers = moe_balance_alpha_all_layers(c, num_layers);
+    b->form = moe_balance_form(c);
 }
 
 /* What a loss is made of: where the routing was recorded, scores or logits may be missing. */
@@ -201,23 +210,56 @@ static double variation_slope(variation v, double x, int32_t n) {
 
 /* --- devices --- */
 
-/* Sums over the experts of one device: integers, and so exact. */
+/* Sums over the experts of one device. */
 typedef struct device_sums {
-    int64_t experts, selections, score_hi, score_lo;
+    int64_t experts, selections;
+    double score; /* of the experts' scores; an integer's value where there are no replicas */
 } device_sums;
+
+/* q_{i,d} of the replica of expert i in a slot: the part of the expert's selections that it serves,
+ * 1 / replicas where there are none. */
+static double share_of_slot(const moe_placement *p,
+                            const moe_stats *s,
+                            int64_t *cell,
+                            int32_t slot) {
+    int32_t i = p->expert_at[slot];
+    int64_t count = moe_stats_counts(s, cell)[i];
+    if (!p->replicated) {
+        return 1;
+    }
+    return count > 0 ? (double)moe_stats_served(s, cell)[slot] / (double)count
+                     : 1.0 / (p->first[i + 1] - p->first[i]);
+}
+
+static device_sums sums_of_replicas(const moe_placement *p,
+                                    const moe_stats *s,
+                                    int64_t *cell,
+                                    int32_t d) {
+    device_sums sum = {.experts = p->slots_per_device};
+    for (int32_t slot = d * p->slots_per_device; slot < (d + 1) * p->slots_per_device; slot++) {
+        sum.selections += moe_stats_served(s, cell)[slot];
+        sum.score += share_of_slot(p, s, cell, slot) * score_sum(s, cell, p->expert_at[slot]);
+    }
+    return sum;
+}
 
 static device_sums sums_of_device(const moe_placement *p,
                                   const moe_stats *s,
                                   int64_t *cell,
                                   int32_t d) {
     device_sums sum = {0};
+    int64_t hi = 0, lo = 0;
+    if (p->replicated) {
+        return sums_of_replicas(p, s, cell, d);
+    }
     for (int32_t slot = 0; slot < p->slots_per_device; slot++) {
         int32_t i = p->expert_at[(int64_t)d * p->slots_per_device + slot];
         sum.experts++;
         sum.selections += moe_stats_counts(s, cell)[i];
-        sum.score_hi += moe_stats_score_hi(s, cell)[i];
-        sum.score_lo += moe_stats_score_lo(s, cell)[i];
+        hi += moe_stats_score_hi(s, cell)[i];
+        lo += moe_stats_score_lo(s, cell)[i];
     }
+    sum.score = moe_exact_value01(hi, lo);
     return sum;
 }
 
@@ -268,11 +310,23 @@ static void device_losses(const moe_balance *b,
                           double loss[MOE_NUM_LOSSES]) {
     for (int32_t d = 0; d < s->devices; d++) {
         device_sums sum = sums_of_device(p, s, cell, d);
-        double mean =
-            moe_exact_value01(sum.score_hi, sum.score_lo) / t.tokens / device_share(b, sum);
+        double mean = sum.score / t.tokens / device_share(b, sum);
         loss[MOE_LOSS_DEVICE] += device_f(s, t, sum) * mean;
         loss[MOE_LOSS_COMM] += comm_f(b, s, cell, t, sum, d) * mean;
     }
+}
+
+moe_device_term moe_balance_device_term(const moe_balance *b,
+                                        const moe_placement *p,
+                                        const moe_stats *s,
+                                        int64_t *cell,
+                                        int32_t d) {
+    totals t = totals_of(s, cell);
+    device_sums sum = sums_of_device(p, s, cell, d);
+    return (moe_device_term){.selections = sum.selections,
+                             .device_f = device_f(s, t, sum) / device_share(b, sum),
+                             .comm_f = comm_f(b, s, cell, t, sum, d) / device_share(b, sum),
+                             .score = sum.score / t.tokens};
 }
 
 /* The losses that need no score. */
@@ -382,9 +436,9 @@ void moe_balance_coefficients(const moe_balance *b,
         device_sums sum = sums_of_device(p, s, cell, d);
         double of_device = b->alpha[MOE_LOSS_DEVICE] * device_f(s, t, sum) +
                            b->alpha[MOE_LOSS_COMM] * comm_f(b, s, cell, t, sum, d);
-        for (int32_t slot = 0; slot < p->slots_per_device; slot++) {
-            a[p->expert_at[(int64_t)d * p->slots_per_device + slot]] =
-                of_device / device_share(b, sum);
+        for (int32_t slot = d * p->slots_per_device; slot < (d + 1) * p->slots_per_device; slot++) {
+            a[p->expert_at[slot]] +=
+                share_of_slot(p, s, cell, slot) * (of_device / device_share(b, sum));
         }
     }
     add_expert_coefficients(b, s, cell, t, a);
@@ -404,7 +458,9 @@ void moe_balance_add_all_layers(const moe_balance *b,
         return;
     }
     for (int32_t i = 0; i < s->num_experts; i++) {
-        a[i] += share * b->alpha_all_layers * mixtral_f(s, cell, t, i);
+        const double f =
+            b->form == MOE_LOSS_MIXTRAL ? mixtral_f(s, cell, t, i) : first_f(s, cell, t, i);
+        a[i] += share * b->alpha_all_layers * f;
     }
 }
 
@@ -413,7 +469,8 @@ void moe_balance_ideal(const moe_balance *b,
                        int64_t *cell,
                        double ideal[MOE_NUM_LOSSES]) {
     totals t = totals_of(s, cell);
-    double share = b->device_p == MOE_DEVICE_P_MEAN ? (double)s->devices / s->num_experts : 1.0;
+    int32_t slots = s->slots ? s->slots : s->num_experts;
+    double share = b->device_p == MOE_DEVICE_P_MEAN ? (double)s->devices / slots : 1.0;
     double sent = b->comm_count == MOE_COUNT_SELECTIONS
                       ? t.selections
                       : total(moe_stats_device_tokens(s, cell), s->devices);

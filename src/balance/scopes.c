@@ -38,13 +38,18 @@ static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
 
 /* --- cells --- */
 
+/* Cells of the same shape. */
+static void reserve_like(const moe_stats *like, moe_stats *s, int64_t cells) {
+    moe_stats_reserve_slots(s, like->num_experts, like->devices, like->slots, cells);
+}
+
 static void add_segments(moe_scopes *s, const moe_batch *b, const moe_stats *segments) {
     int64_t sequences =
         b->num_segments ? b->segment[b->num_segments - 1].sequence - b->segment[0].sequence + 1 : 0;
     s->first_sequence = b->num_segments ? b->segment[0].sequence : 0;
-    moe_stats_reserve(&s->sequence, segments->num_experts, segments->devices, sequences);
-    moe_stats_reserve(&s->device, segments->num_experts, segments->devices, b->num_local_devices);
-    moe_stats_reserve(&s->global, segments->num_experts, segments->devices, 1);
+    reserve_like(segments, &s->sequence, sequences);
+    reserve_like(segments, &s->device, b->num_local_devices);
+    reserve_like(segments, &s->global, 1);
     for (int64_t i = 0; i < b->num_segments; i++) {
         const int64_t *cell = moe_stats_cell(segments, i);
         moe_stats_add(segments,
@@ -159,8 +164,7 @@ static void reduce(moe_scopes *s,
             sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
     moe_reserve(&s->list, &s->list_room, num_shared + 1, sizeof *s->list, "shared sequences");
     cut_sequences(b, b->num_local_devices, s->list);
-    moe_stats_reserve(&s->shared, s->device.num_experts, s->device.devices,
-                      num_shared + 1 + sum_cells);
+    reserve_like(&s->device, &s->shared, num_shared + 1 + sum_cells);
     int64_t *tail = moe_stats_cell(&s->shared, num_shared + 1);
     for (int32_t j = 0; j < b->num_local_devices; j++) {
         moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
@@ -223,7 +227,7 @@ void moe_scopes_reduce(moe_scopes *s,
 
 static void add_cells(moe_stats *sum, const moe_stats *layer, bool first) {
     if (first) {
-        moe_stats_reserve(sum, layer->num_experts, layer->devices, layer->num_cells);
+        reserve_like(layer, sum, layer->num_cells);
     }
     MOE_ASSERT(sum->num_cells == layer->num_cells && sum->words == layer->words);
     for (int64_t i = 0; i < layer->num_cells; i++) {

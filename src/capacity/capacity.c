@@ -109,7 +109,9 @@ int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, mo
     if (k.policy != MOE_CAPACITY_SEQUENCE && k.scope == MOE_CAPACITY_PER_DEVICE) {
         pool = (tokens + k.devices - 1) / k.devices;
     }
-    if (moe_capacity_pairs(&k, pool, pool * k.top_k) > 0) {
+    /* A factor of 1 or more asks for room for all: where a system rounds a small batch's share down
+     * to nothing, it drops everything, and so does a run of its preset. */
+    if (k.factor >= 1 || moe_capacity_pairs(&k, pool, pool * k.top_k) > 0) {
         return MOE_OK;
     }
     return moe_fail(st, MOE_USER,
@@ -246,6 +248,7 @@ static int32_t last_class(const moe_capacity *c, int64_t choice) {
 }
 
 void moe_capacity_order(const moe_capacity *c,
+                        const moe_batch *b,
                         const moe_routing *r,
                         const moe_placement *p,
                         const uint8_t *exempt,
@@ -256,8 +259,11 @@ void moe_capacity_order(const moe_capacity *c,
     const moe_drop_order_row *order = &moe_drop_orders[c->drop];
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < r->num_tokens; t++) {
+        const int32_t home = by_device ? moe_batch_device_of(b, b->first_token + t) : 0;
         for (int64_t begin = r->row_offset[t], i = begin; i < r->row_offset[t + 1]; i++) {
-            int32_t target = by_device ? p->device[r->expert[i]] : r->expert[i];
+            int32_t target = by_device
+                                 ? moe_placement_device(p, r->expert[i], b->first_token + t, home)
+                                 : r->expert[i];
             int32_t class = (exempt != NULL) + (c->first_choices ? last_class(c, i - begin) : 0);
             if (exempt && exempt[t]) {
                 class = 0;
@@ -273,16 +279,18 @@ void moe_capacity_order(const moe_capacity *c,
 
 /* --- what dropping does to the rows --- */
 
-/* to[d] += by for the distinct devices of token t. */
+/* to[d] += by for the distinct devices of token t of device `home`. */
 static void add_devices(const moe_placement *p,
+                        const moe_batch *b,
                         const moe_routing *r,
                         int64_t t,
+                        int32_t home,
                         int64_t by,
                         int64_t *stamp,
                         int64_t mark,
                         int64_t *to) {
     for (int64_t i = r->row_offset[t]; i < r->row_offset[t + 1]; i++) {
-        int32_t d = p->device[r->expert[i]];
+        int32_t d = moe_placement_device(p, r->expert[i], b->first_token + t, home);
         if (stamp[d] != mark) {
             to[d] += by;
         }
@@ -300,8 +308,10 @@ void moe_capacity_removed(const moe_batch *b,
     memset(removed, 0, (size_t)b->num_local_devices * (size_t)b->devices * sizeof *removed);
     for (int32_t j = 0; j < b->num_local_devices; j++) {
         for (int64_t t = b->device_offset[j]; t < b->device_offset[j + 1]; t++) {
-            add_devices(p, full, t, 1, stamp, ++mark, removed + (int64_t)j * b->devices);
-            add_devices(p, sent, t, -1, stamp, ++mark, removed + (int64_t)j * b->devices);
+            const int32_t home = b->first_device + j;
+            int64_t *to = removed + (int64_t)j * b->devices;
+            add_devices(p, b, full, t, home, 1, stamp, ++mark, to);
+            add_devices(p, b, sent, t, home, -1, stamp, ++mark, to);
         }
     }
     moe_scratch_give(b->scratch, stamp);

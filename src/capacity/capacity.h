@@ -85,9 +85,9 @@ int32_t moe_capacity_targets(const moe_capacity *c);
  *   tutel      K floor(factor ceil(tokens / n)); factor 0 is as much as is needed: INT64_MAX */
 int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t selections);
 
-/* Local. MOE_USER with one sentence when even the largest pool of a batch of `tokens` routed
- * tokens, whose longest sequence has `sequence` tokens, would be left with a capacity of 0 pairs.
- * The same on every rank. */
+/* Local. MOE_USER with one sentence when the factor is below 1 and even the largest pool of a batch
+ * of `tokens` routed tokens, whose longest sequence has `sequence` tokens, would be left with a
+ * capacity of 0 pairs. The same on every rank. */
 int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, moe_status *st);
 
 /* --- who shares, and in which order --- */
@@ -114,6 +114,7 @@ int64_t moe_capacity_pools(const moe_capacity *c, const moe_batch *b, moe_pool *
 /* Local. group [pairs] = target x classes + class of every pair, and key [pairs] its key (key is
  * NULL where position alone decides). exempt [T] or NULL. classes: of the moe_shape (cut.h). */
 void moe_capacity_order(const moe_capacity *c,
+                        const moe_batch *b,
                         const moe_routing *r,
                         const moe_placement *p,
                         const uint8_t *exempt,

@@ -300,7 +300,8 @@ static void decide(moe_dropping *w) {
     if (some) {
         moe_capacity_exempt(job->capacity, job->batch, job->step, exempt);
     }
-    moe_capacity_order(job->capacity, job->routing, job->placement, exempt, s.classes, group, key);
+    moe_capacity_order(job->capacity, job->batch, job->routing, job->placement, exempt, s.classes,
+                       group, key);
     decide_pools(w, &s, group, key);
     moe_scratch_give(w->scratch, exempt);
     moe_scratch_give(w->scratch, group);

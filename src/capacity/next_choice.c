@@ -44,9 +44,14 @@ static void chooser_free(chooser *c) {
     moe_scratch_give(c->scratch, c->taken);
 }
 
-static int32_t target_of(const moe_dropping *w, int32_t expert) {
-    return w->job->capacity->policy == MOE_CAPACITY_DEVICE ? w->job->placement->device[expert]
-                                                           : expert;
+/* What an expert's pair of a local token takes a place of. */
+static int32_t target_of(const moe_dropping *w, int32_t expert, int64_t token) {
+    const moe_batch *b = w->job->batch;
+    const int64_t number = b->first_token + token;
+    if (w->job->capacity->policy != MOE_CAPACITY_DEVICE) {
+        return expert;
+    }
+    return moe_placement_device(w->job->placement, expert, number, moe_batch_device_of(b, number));
 }
 
 /* Finds the scores, their divisor and the admitted groups of a token, and marks the experts that it
@@ -73,7 +78,7 @@ static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
 
 /* Among the admitted experts with room that the token has not taken: the one with the highest
  * selection score s + b, and among equals the lowest index; -1 = there is none. */
-static int32_t best_expert(const moe_dropping *w, const chooser *c, int64_t pool) {
+static int32_t best_expert(const moe_dropping *w, const chooser *c, int64_t pool, int64_t token) {
     const moe_router *r = w->job->router;
     const moe_tournament *groups = &c->select.choice.tournament;
     int32_t size = groups->group_size, best = -1;
@@ -82,7 +87,7 @@ static int32_t best_expert(const moe_dropping *w, const chooser *c, int64_t pool
         for (int32_t e = groups->kept[g] * size, end = e + size; e < end; e++) {
             double score = c->s[e] + (r->bias ? r->bias[e] : 0);
             if (c->z[e] == -INFINITY || c->taken[e] == c->mark ||
-                w->room[pool * w->targets + target_of(w, e)] == 0) {
+                w->room[pool * w->targets + target_of(w, e, token)] == 0) {
                 continue;
             }
             if (best >= 0 && score <= highest) {
@@ -105,14 +110,14 @@ static int64_t ask(moe_dropping *w, chooser *c, asking *list, int64_t count, int
         if (a.token != token) {
             look_at_token(w, c, token = a.token);
         }
-        a.expert = best_expert(w, c, a.pool);
+        a.expert = best_expert(w, c, a.pool, a.token);
         if (a.expert < 0) {
             continue;
         }
         a.score = c->s[a.expert];
         a.weight = a.score / c->divisor * moe_weights_factor(w->job->router);
         c->taken[a.expert] = c->mark;
-        asked[a.pool * w->targets + target_of(w, a.expert)]++;
+        asked[a.pool * w->targets + target_of(w, a.expert, a.token)]++;
         list[left++] = a;
     }
     return left;
@@ -125,7 +130,8 @@ static int64_t grant(moe_dropping *w, asking *list, int64_t count, int64_t *befo
     int64_t left = 0;
     for (int64_t i = 0; i < count; i++) {
         asking a = list[i];
-        int64_t target = a.pool * w->targets + target_of(w, a.expert), place = before[target]++;
+        int64_t target = a.pool * w->targets + target_of(w, a.expert, a.token),
+                place = before[target]++;
         if (place >= w->room[target]) {
             list[left++] = a;
             continue;

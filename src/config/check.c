@@ -25,8 +25,7 @@ static const struct {
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
     {MOE_KEY(exchange, payload), "fp32", "a payload narrower than fp32"},
     {MOE_KEY(exchange, combine_payload), "fp32", "a payload narrower than fp32"},
-    {MOE_KEY(placement, policy), "block", "a placement other than block"},
-    {MOE_KEY(placement, redundant_experts), "0", "a placement with replicas"},
+    {MOE_KEY(placement, policy), "block round_robin file", "a placement by load in a run"},
     {MOE_KEY(placement, rebalance_every), "0", "a placement that changes"},
 };
 
@@ -56,9 +55,6 @@ static int check_comparing(const moe_config *c, moe_status *st) {
 int moe_check_available(const moe_config *c, moe_status *st) {
     for (size_t i = 0; i < sizeof not_yet / sizeof not_yet[0]; i++) {
         char value[MOE_VALUE_TEXT_MAX];
-        if (c->compares_placements && not_yet[i].key == MOE_KEY(placement, redundant_experts)) {
-            continue;
-        }
         moe_value_format(c, not_yet[i].key, value);
         if (!is_listed(not_yet[i].available, value)) {
             return moe_refuse_key(c, not_yet[i].key, st, "%s is not available yet, allowed is %s",
@@ -255,9 +251,10 @@ static int check_router(const moe_config *c, moe_status *st) {
     const bool method_given =
         c->router.method != MOE_METHOD_TOPK && c->given[MOE_KEY(router, method)];
     const pair_rule rules[] = {
-        {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL,
+        {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL &&
+             c->balance.aux_form != MOE_AUX_SWITCH,
          MOE_KEY(balance, aux_layers), MOE_KEY(balance, aux_form),
-         "the loss over all layers is that of aux_form = mixtral; or aux_layers = each"},
+         "the loss over all layers is that of aux_form = mixtral or switch; or aux_layers = each"},
         {!c->balance.comm_count_local && c->balance.comm_count == MOE_COUNT_SELECTIONS,
          MOE_KEY(balance, comm_count_local), MOE_KEY(balance, comm_count),
          "tokens that stay are left out of a count of tokens: comm_count = tokens, or "
@@ -269,6 +266,37 @@ static int check_router(const moe_config *c, moe_status *st) {
         return st->code;
     }
     return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+}
+
+/* --- placement --- */
+
+static int check_slots(const moe_config *c, moe_status *st) {
+    const int64_t slots = (int64_t)c->model.num_experts + c->placement.redundant_experts;
+    const enum moe_key_id k = MOE_KEY(placement, redundant_experts);
+    if (slots % c->cluster.devices != 0) {
+        return moe_refuse_key(c, k, st,
+                              "with model.num_experts = %d that makes %lld slots, which is no "
+                              "multiple of cluster.devices = %d",
+                              c->model.num_experts, (long long)slots, c->cluster.devices);
+    }
+    if (slots / c->cluster.devices > c->model.num_experts) {
+        return moe_refuse_key(c, k, st,
+                              "a device would have %lld slots, more than there are experts",
+                              (long long)(slots / c->cluster.devices));
+    }
+    return MOE_OK;
+}
+
+static int check_placement(const moe_config *c, moe_status *st) {
+    const bool file = c->placement.policy == MOE_PLACEMENT_FILE;
+    if (check_slots(c, st) != MOE_OK) {
+        return st->code;
+    }
+    if (file != (c->placement.file[0] != '\0')) {
+        return moe_refuse_pair(c, MOE_KEY(placement, policy), MOE_KEY(placement, file),
+                               "policy = file reads placement.file, and no other policy does", st);
+    }
+    return MOE_OK;
 }
 
 /* --- sizes, data, capacity --- */
@@ -405,6 +433,9 @@ static int check_capacity(const moe_config *c, moe_status *st) {
 
 int moe_check_combinations(const moe_config *c, moe_status *st) {
     if (check_devices(c, st) != MOE_OK) {
+        return st->code;
+    }
+    if (check_placement(c, st) != MOE_OK) {
         return st->code;
     }
     if (moe_config_has_loads_only(c)) {

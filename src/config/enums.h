@@ -91,6 +91,13 @@ enum moe_transport { MOE_TRANSPORT_ALLTOALLV, MOE_TRANSPORT_SHARED };
 enum moe_algorithm { MOE_ALGORITHM_MPI, MOE_ALGORITHM_WINDOWED };
 /* exchange.payload, and exchange.combine_payload without MOE_PAYLOAD_FP8. */
 enum moe_payload { MOE_PAYLOAD_FP32, MOE_PAYLOAD_BF16, MOE_PAYLOAD_FP8 };
+/* What stands around a vector on the wire: exchange/row_format.h. */
+enum moe_row_protocol {
+    MOE_ROW_BARE,
+    MOE_ROW_DEEPEP_LOW_LATENCY,
+    MOE_ROW_DEEPEP_NORMAL,
+    MOE_ROW_DEEPEP_V2
+};
 
 /* --- [placement] --- */
 
@@ -98,7 +105,14 @@ enum moe_placement_policy {
     MOE_PLACEMENT_BLOCK,
     MOE_PLACEMENT_ROUND_ROBIN,
     MOE_PLACEMENT_FILE,
-    MOE_PLACEMENT_EPLB
+    MOE_PLACEMENT_EPLB,
+    MOE_PLACEMENT_EPLB_GLOBAL,
+    MOE_PLACEMENT_FLASHLB,
+    MOE_PLACEMENT_LPLB,
+    MOE_PLACEMENT_LLEP,
+    MOE_PLACEMENT_MOONEP,
+    MOE_PLACEMENT_EPIC,
+    MOE_PLACEMENT_JOINT
 };
 
 /* --- [data] --- */

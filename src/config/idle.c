@@ -31,9 +31,60 @@ static bool is_recorded(const moe_config *c) {
 static bool has_boundaries(const moe_config *c) {
     return c->data.boundaries[0] != '\0';
 }
-static bool always(const moe_config *c) {
-    (void)c;
-    return true;
+static bool has_recorded_routing(const moe_config *c) {
+    return moe_config_recorded(c);
+}
+static bool has_no_scores(const moe_config *c) {
+    return moe_config_recorded(c) && c->data.scores[0] == '\0';
+}
+static bool is_not_text(const moe_config *c) {
+    return c->data.source != MOE_SOURCE_TEXT;
+}
+static bool is_loaded(const moe_config *c) {
+    return c->model.load[0] != '\0';
+}
+static bool is_not_lora(const moe_config *c) {
+    return c->model.expert_type != MOE_EXPERT_LORA;
+}
+/* The last layer's residual is left to what follows the layers: a loss or nothing. */
+static bool is_one_layer(const moe_config *c) {
+    return c->model.num_layers == 1 && c->run.mode == MOE_MODE_FORWARD;
+}
+static bool has_no_limit(const moe_config *c) {
+    return c->router.group_limit == MOE_GROUP_NONE;
+}
+static bool is_not_sinkhorn(const moe_config *c) {
+    return c->router.method != MOE_METHOD_SINKHORN;
+}
+static bool has_no_temperature(const moe_config *c) {
+    return c->router.method == MOE_METHOD_TOP_P && c->router.temperature == 1;
+}
+static bool normalises_always(const moe_config *c) {
+    return c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+}
+static bool normalises_never(const moe_config *c) {
+    return !c->router.norm_topk_prob && !normalises_always(c);
+}
+static bool scales_nothing(const moe_config *c) {
+    return c->router.routed_scaling_factor == 1;
+}
+static bool chooses_several(const moe_config *c) {
+    return c->router.norm_topk_prob && c->router.top_k > 1;
+}
+static bool has_no_jitter(const moe_config *c) {
+    return trains(c) && c->router.jitter == 0;
+}
+static bool moves_no_bias(const moe_config *c) {
+    return trains(c) && c->router.bias_update_rate == 0;
+}
+static bool is_sgd(const moe_config *c) {
+    return trains(c) && c->train.optimizer == MOE_OPTIMIZER_SGD;
+}
+static bool validates_never(const moe_config *c) {
+    return trains(c) && c->train.validation_every == 0;
+}
+static bool is_block_placement(const moe_config *c) {
+    return c->placement.policy == MOE_PLACEMENT_BLOCK;
 }
 
 #define KEYS(...)                 \
@@ -45,7 +96,7 @@ static bool always(const moe_config *c) {
 static const struct {
     const enum moe_key_id *keys; /* end with MOE_KEY_NONE */
     bool whole_section;          /* all keys of the section of the first one are meant */
-    enum moe_key_id because; /* its value makes them idle; MOE_KEY_NONE: nothing uses them yet */
+    enum moe_key_id because;     /* its value makes them idle */
     bool (*idle)(const moe_config *);
 } rules[] = {
     {KEYS(MOE_KEY(capacity, policy)), true, MOE_KEY(capacity, policy), drops_nothing},
@@ -62,19 +113,62 @@ static const struct {
           MOE_KEY(balance, ramp_steps)),
      false, MOE_KEY(run, mode), trains_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
-    {KEYS(MOE_KEY(router, top_p)), false, MOE_KEY(router, method), is_not_top_p},
+    {KEYS(MOE_KEY(model, lora_alpha), MOE_KEY(model, lora_rank)), false,
+     MOE_KEY(model, expert_type), is_not_lora},
+    {KEYS(MOE_KEY(model, residual)), false, MOE_KEY(model, num_layers), is_one_layer},
+    {KEYS(MOE_KEY(router, score_func)), false, MOE_KEY(data, scores), has_no_scores},
+    {KEYS(MOE_KEY(router, norm_topk_prob),
+          MOE_KEY(router, routed_scaling_factor),
+          MOE_KEY(router, scale_normalized),
+          MOE_KEY(router, norm_single),
+          MOE_KEY(router, bias_file),
+          MOE_KEY(balance, z_loss)),
+     false, MOE_KEY(data, source), has_recorded_routing},
+    {KEYS(MOE_KEY(balance, alpha_expert),
+          MOE_KEY(balance, alpha_device),
+          MOE_KEY(balance, alpha_comm)),
+     false, MOE_KEY(data, scores), has_no_scores},
+    {KEYS(MOE_KEY(router, num_groups), MOE_KEY(router, topk_group)), false,
+     MOE_KEY(router, group_limit), has_no_limit},
+    {KEYS(MOE_KEY(router, norm_topk_prob), MOE_KEY(router, norm_single)), false,
+     MOE_KEY(router, score_func), normalises_always},
+    {KEYS(MOE_KEY(router, scale_normalized), MOE_KEY(router, norm_single)), false,
+     MOE_KEY(router, norm_topk_prob), normalises_never},
+    {KEYS(MOE_KEY(router, norm_single)), false, MOE_KEY(router, top_k), chooses_several},
+    {KEYS(MOE_KEY(router, scale_normalized)), false, MOE_KEY(router, routed_scaling_factor),
+     scales_nothing},
+    {KEYS(MOE_KEY(router, top_p), MOE_KEY(router, temperature_on)), false, MOE_KEY(router, method),
+     is_not_top_p},
+    {KEYS(MOE_KEY(router, temperature_on)), false, MOE_KEY(router, temperature),
+     has_no_temperature},
+    {KEYS(MOE_KEY(router, sinkhorn_tolerance), MOE_KEY(router, sinkhorn_iterations)), false,
+     MOE_KEY(router, method), is_not_sinkhorn},
+    {KEYS(MOE_KEY(router, gate_scale)), false, MOE_KEY(data, source), is_recorded},
+    {KEYS(MOE_KEY(router, gate_scale),
+          MOE_KEY(data, tokens_per_device),
+          MOE_KEY(data, skew),
+          MOE_KEY(data, num_topics),
+          MOE_KEY(data, topic_strength),
+          MOE_KEY(data, topic_persistence)),
+     false, MOE_KEY(model, load), is_loaded},
+    {KEYS(MOE_KEY(router, jitter_experts)), false, MOE_KEY(router, jitter), has_no_jitter},
+    {KEYS(MOE_KEY(router, bias_update), MOE_KEY(router, bias_centered)), false,
+     MOE_KEY(router, bias_update_rate), moves_no_bias},
+    {KEYS(MOE_KEY(train, beta1), MOE_KEY(train, beta2), MOE_KEY(train, epsilon)), false,
+     MOE_KEY(train, optimizer), is_sgd},
+    {KEYS(MOE_KEY(train, validation_batches)), false, MOE_KEY(train, validation_every),
+     validates_never},
+    {KEYS(MOE_KEY(train, context), MOE_KEY(train, validation_share)), false, MOE_KEY(data, source),
+     is_not_text},
+    {KEYS(MOE_KEY(placement, file)), false, MOE_KEY(placement, policy), is_block_placement},
     {KEYS(MOE_KEY(data, sequence_length)), false, MOE_KEY(data, boundaries), has_boundaries},
     {KEYS(MOE_KEY(data, path)), false, MOE_KEY(data, source), is_synthetic},
-    {KEYS(MOE_KEY(data, skew), MOE_KEY(data, num_topics)), false, MOE_KEY(data, source),
-     is_not_synthetic},
+    {KEYS(MOE_KEY(data, skew),
+          MOE_KEY(data, num_topics),
+          MOE_KEY(data, topic_strength),
+          MOE_KEY(data, topic_persistence)),
+     false, MOE_KEY(data, source), is_not_synthetic},
     {KEYS(MOE_KEY(data, tokens_per_device)), false, MOE_KEY(data, source), is_recorded},
-    {KEYS(MOE_KEY(cluster, intra_gbps),
-          MOE_KEY(cluster, inter_gbps),
-          MOE_KEY(cluster, intra_latency_us),
-          MOE_KEY(cluster, inter_latency_us),
-          MOE_KEY(cluster, device_tflops),
-          MOE_KEY(cluster, efficiency)),
-     false, MOE_KEY_NONE, always},
 };
 enum { NUM_RULES = sizeof rules / sizeof rules[0] };
 
@@ -99,13 +193,20 @@ static bool was_meant(const moe_config *c,
     if (c->place[key] == MOE_PLACE_DEFAULT || c->place[key] == MOE_PLACE_PRESET || key == because) {
         return false;
     }
-    if (because != MOE_KEY_NONE && c->place[because] == MOE_PLACE_SET &&
-        c->place[key] != MOE_PLACE_SET) {
+    if (c->place[because] == MOE_PLACE_SET && c->place[key] != MOE_PLACE_SET) {
         return false;
     }
     moe_value_format(c, key, value);
     moe_value_format(defaults, key, other);
     return strcmp(value, other) != 0;
+}
+
+/* Whether an earlier rule has named the key. */
+static bool is_named(const moe_idle *idle, int count, enum moe_key_id key) {
+    while (count > 0 && idle[count - 1].key != key) {
+        count--;
+    }
+    return count > 0;
 }
 
 int moe_idle_find(const moe_config *c, moe_idle *idle, int room) {
@@ -117,7 +218,8 @@ int moe_idle_find(const moe_config *c, moe_idle *idle, int room) {
             continue;
         }
         for (enum moe_key_id k = 0; k < MOE_NUM_KEYS && count < room; k++) {
-            if (is_meant_by(r, k) && was_meant(c, &defaults, k, rules[r].because)) {
+            if (is_meant_by(r, k) && was_meant(c, &defaults, k, rules[r].because) &&
+                !is_named(idle, count, k)) {
                 idle[count++] = (moe_idle){k, rules[r].because};
             }
         }

@@ -7,7 +7,7 @@
 
 typedef struct moe_idle {
     enum moe_key_id key;     /* has no effect */
-    enum moe_key_id because; /* of the value of this key; MOE_KEY_NONE: nothing uses it yet */
+    enum moe_key_id because; /* of the value of this key */
 } moe_idle;
 
 /* Local. Finds the keys of a resolved configuration that were changed by hand from their default

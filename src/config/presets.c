@@ -114,13 +114,17 @@ const moe_preset moe_presets[] = {
               SET(router, score_func, softmax), SET(router, group_limit, none),
               SET(router, norm_topk_prob, no), SET(router, routed_scaling_factor, 1),
               SET(router, jitter, 0.01), SET(balance, aux_form, switch),
+              SET(balance, aux_layers, all),
               SET(balance, alpha_expert, 0.01), SET(balance, z_loss, 0.001),
               SET(balance, scope, sequence), SET(capacity, policy, sequence),
               SET(capacity, capacity_factor, 1.25), SET(capacity, drop, position)),
      "Switch-base-128 (arXiv 2101.03961): 128 experts, top 1, alpha 0.01, z-loss 0.001; hidden "
      "768, expert width 3072.\n" REMEMBERED "\n"
-     "Loss and capacity (factor 1.25) by sequence as in Hugging Face's code; f counts before "
-     "dropping, as the paper has it.\n"
+     "Loss and capacity (factor 1.25) by sequence as in Hugging Face's code, which puts the tokens "
+     "of all layers together\n"
+     "(balance.aux_layers = each is the paper's sum over layers) and takes the z-loss as their "
+     "mean: with L layers set\nbalance.z_loss to 0.001 / L. "
+     "f counts before dropping, as the paper has it.\n"
      "Input jitter 0.01 in training, of the gate alone, as in the paper. Hugging Face's code does "
      "that in bf16; in float32 its\n"
      "product in place reaches the experts too: router.jitter_experts = yes."},

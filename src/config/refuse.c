@@ -8,13 +8,16 @@
 #include "config/table.h"
 #include "config/value.h"
 
-/* Where the value of a key comes from: "file:line", "--set", "preset NAME" or "default". */
+/* Where the value of a key comes from: "file:line", "--set", "preset NAME",
+ * "cluster.file NAME" or "default". */
 static void place_of_key(const moe_config *c, enum moe_key_id key, char place[MOE_PLACE_TEXT_MAX]) {
     const int32_t from = c->place[key];
     if (from > 0) {
         moe_hint_place(c->file, from, place);
     } else if (from == MOE_PLACE_PRESET) {
         snprintf(place, MOE_PLACE_TEXT_MAX, "preset %s", c->router.preset);
+    } else if (from == MOE_PLACE_CLUSTER) {
+        snprintf(place, MOE_PLACE_TEXT_MAX, "cluster.file %.200s", c->cluster.file);
     } else {
         snprintf(place, MOE_PLACE_TEXT_MAX, "%s", from == MOE_PLACE_SET ? "--set" : "default");
     }

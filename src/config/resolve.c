@@ -140,7 +140,10 @@ static void derive_defaults(moe_config *c) {
     if (c->cluster.devices == 0) {
         c->cluster.devices = c->ranks;
     }
-    if (c->cluster.devices_per_node == 0) {
+    const enum moe_key_id per_node = MOE_KEY(cluster, devices_per_node);
+    const bool part_of_node =
+        c->place[per_node] == MOE_PLACE_CLUSTER && c->cluster.devices_per_node > c->cluster.devices;
+    if (c->cluster.devices_per_node == 0 || part_of_node) {
         c->cluster.devices_per_node = c->cluster.devices;
     }
     if (c->router.num_groups == 0) {
@@ -160,7 +163,9 @@ static void derive_defaults(moe_config *c) {
     if (recorded) {
         c->run.steps = 1;
     }
-    if (c->balance.aux_form != MOE_AUX_MIXTRAL && !c->given[MOE_KEY(balance, aux_layers)]) {
+    const bool may_join =
+        c->balance.aux_form == MOE_AUX_MIXTRAL || c->balance.aux_form == MOE_AUX_SWITCH;
+    if (!may_join && !c->given[MOE_KEY(balance, aux_layers)]) {
         c->balance.aux_layers = MOE_LAYERS_EACH;
     }
     if (moe_config_recorded(c)) {
@@ -174,7 +179,7 @@ static void derive_defaults(moe_config *c) {
 static int32_t comm_limit(const moe_config *c) {
     const int32_t k = moe_config_most_experts(c), devices = c->cluster.devices;
     const int64_t reach = k < devices ? k : devices;
-    if (c->router.group_limit == MOE_GROUP_NONE) {
+    if (c->router.group_limit == MOE_GROUP_NONE || !moe_config_in_blocks(c)) {
         return (int32_t)reach;
     }
     if (c->router.num_groups == devices) {

@@ -117,12 +117,23 @@ typedef struct moe_exchange_config { /* [exchange] */
 typedef struct moe_cluster_config { /* [cluster] */
     int32_t devices;                /* D */
     int32_t devices_per_node;
+    char file[MOE_PATH_MAX];
     double intra_gbps; /* GB/s of a device, inside a node */
     double inter_gbps; /* GB/s of a device, across nodes */
+    double link_efficiency;
     double intra_latency_us;
     double inter_latency_us;
+    double exchange_us;
     double device_tflops;
     double efficiency;
+    double gemm_half_rows;
+    double memory_gbps;
+    double memory_efficiency;
+    double launch_us;
+    double price_per_hour;
+    int32_t model_hidden_size;
+    int32_t model_intermediate_size;
+    int32_t model_layers;
 } moe_cluster_config;
 
 typedef struct moe_placement_config { /* [placement] */
@@ -181,7 +192,12 @@ typedef struct moe_output_config { /* [output] */
 /* --- the whole --- */
 
 /* Where the value of a key came from. A number above 0 is a line of the file. */
-enum { MOE_PLACE_DEFAULT = 0, MOE_PLACE_SET = -1, MOE_PLACE_PRESET = -2 };
+enum {
+    MOE_PLACE_DEFAULT = 0,
+    MOE_PLACE_SET = -1,
+    MOE_PLACE_PRESET = -2,
+    MOE_PLACE_CLUSTER = -3 /* the file cluster.file */
+};
 
 typedef struct moe_config {
     char name[MOE_NAME_MAX]; /* of the file, without its folder and .ini */
@@ -218,6 +234,20 @@ typedef struct moe_config {
 /* Local. True when the routing is recorded (data.source = routing) and not computed. */
 static inline bool moe_config_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_ROUTING;
+}
+
+/* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which
+ * --placements asks the balancers about and no run of its own needs. */
+static inline int32_t moe_config_slots_per_device(const moe_config *c) {
+    const int32_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
+    return (c->model.num_experts + redundant) / c->cluster.devices;
+}
+
+/* Local. True when the experts live in contiguous blocks, each in one place: then a group of
+ * experts that is as large as a device is a device. */
+static inline bool moe_config_in_blocks(const moe_config *c) {
+    return c->compares_placements ||
+           (c->placement.policy == MOE_PLACEMENT_BLOCK && c->placement.redundant_experts == 0);
 }
 
 /* Local. True when --placements compares on loads from a file, without tokens. */

@@ -135,7 +135,7 @@ void moe_batch_layout_boundaries(moe_batch *b,
 }
 
 void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm) {
-    MOE_ASSERT(b->counted && !b->drops_padding);
+    MOE_ASSERT((b->counted || b->num_tokens == 0) && !b->drops_padding);
     b->drops_padding = true;
     b->routed_of_sequence =
         moe_alloc_zero(b->num_sequences, sizeof *b->routed_of_sequence, "batch");

@@ -528,6 +528,9 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
     if (st->code == MOE_OK && c->router.bias_file[0]) {
         read_bias(comm, c, in, st);
     }
+    if (st->code == MOE_OK && c->placement.file[0]) {
+        moe_input_read_placement(comm, c, in, st);
+    }
     if (st->code != MOE_OK) {
         moe_input_free(in);
     }
@@ -544,5 +547,6 @@ void moe_input_free(moe_input *in) {
     moe_free(in->mask);
     moe_free(in->boundary);
     moe_free(in->bias);
+    moe_free(in->expert_at);
     *in = (moe_input){0};
 }

@@ -32,6 +32,7 @@ typedef struct moe_input {
                               all tokens, on every rank; NULL: data.sequence_length */
     int64_t num_sequences; /* of boundary */
     double *bias;          /* [layers][N] on every rank */
+    int32_t *expert_at; /* [layers][slots] placement.file: the expert in each slot, on every rank */
 } moe_input;
 
 /* Collective. Reads and checks every file that the resolved configuration *c names: shape, dtype,
@@ -47,6 +48,12 @@ int moe_input_read_boundaries(const moe_comm *comm,
                               const moe_config *c,
                               moe_input *in,
                               moe_status *st);
+
+/* Collective. The part of it in placement_file.c: placement.file, on every rank. */
+int moe_input_read_placement(const moe_comm *comm,
+                             const moe_config *c,
+                             moe_input *in,
+                             moe_status *st);
 
 /* Local. What can only be checked once the number of tokens is known: that the boundaries end
  * there. The same on every rank. */

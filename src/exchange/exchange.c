@@ -142,7 +142,7 @@ typedef struct reading {
 static void read_pair(moe_inbox *in, reading *at, int32_t j) {
     int32_t expert = *at->word++;
     MOE_ASSERT(expert >= 0 && expert < at->placement->num_experts &&
-               at->placement->device[expert] == at->first_device + j);
+               moe_placement_slot_on(at->placement, expert, at->first_device + j) >= 0);
     in->pair_expert[at->pair] = expert;
     in->pair_row[at->pair] = at->row;
     memcpy(&in->pair_weight[at->pair], at->word, sizeof(real));
@@ -215,25 +215,32 @@ static void exchange_metadata(moe_exchange *e,
     read_inbox(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
 }
 
+/* The slot, counted from this rank's first, that serves pair p of the inbox. */
+static int64_t local_slot(const moe_inbox *in,
+                          const moe_placement *placement,
+                          int32_t first_device,
+                          int64_t p) {
+    int32_t device = first_device + in->row_device[in->pair_row[p]];
+    return moe_placement_slot_on(placement, in->pair_expert[p], device) -
+           (int64_t)first_device * in->slots;
+}
+
 /* Groups pairs by (local device, slot). The counting sort is stable, so that the rows of a slot
  * stay in the order of (source device, token). */
-static void group_by_expert(moe_inbox *in, const moe_placement *placement) {
+static void group_by_expert(moe_inbox *in, const moe_placement *placement, int32_t first_device) {
     int64_t slots = (int64_t)in->num_local * in->slots;
     memset(in->slot_offset, 0, (size_t)(slots + 2) * sizeof(int64_t));
     /* cursor[s + 1] counts the pairs of slot s; then cursor[s] is the next free place of s, and in
      * the end the end of s, which is slot_offset[s + 1] */
     int64_t *cursor = in->slot_offset + 1;
     for (int64_t p = 0; p < in->num_pairs; p++) {
-        cursor[(int64_t)in->row_device[in->pair_row[p]] * in->slots +
-               placement->slot[in->pair_expert[p]] + 1]++;
+        cursor[local_slot(in, placement, first_device, p) + 1]++;
     }
     for (int64_t s = 0; s < slots; s++) {
         cursor[s + 1] += cursor[s];
     }
     for (int64_t p = 0; p < in->num_pairs; p++) {
-        int64_t s = (int64_t)in->row_device[in->pair_row[p]] * in->slots +
-                    placement->slot[in->pair_expert[p]],
-                at = cursor[s]++;
+        int64_t s = local_slot(in, placement, first_device, p), at = cursor[s]++;
         in->slot_pair[at] = p;
         in->pair_position[p] = at;
     }
@@ -302,7 +309,7 @@ void moe_exchange_dispatch(moe_exchange *e,
     exchange_sizes(e, plan);
     reserve_arrived(e, plan);
     exchange_metadata(e, plan, placement);
-    group_by_expert(in, placement);
+    group_by_expert(in, placement, plan->first_device);
     in->local_token = plan->row_token + plan->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];
     in->own_end = in->rank_row[comm->rank + 1];

@@ -105,7 +105,9 @@ static void count_device(moe_plan *plan,
         int64_t *key = plan->key + begin;
         for (int64_t i = 0; i < n; i++) {
             int32_t e = routing->expert[begin + i];
-            key[i] = key_of(placement->device[e], e, i);
+            key[i] = key_of(
+                moe_placement_device(placement, e, batch->first_token + t, batch->first_device + j),
+                e, i);
         }
         sort_keys(key, n);
         for (int64_t i = 0; i < n; i++) {
@@ -245,7 +247,7 @@ static const char *check_row(const moe_plan *plan,
         if (routing->expert[s] != plan->pair_expert[p]) {
             return "a pair names another expert than the routing";
         }
-        if (placement->device[plan->pair_expert[p]] != plan->row_device[r]) {
+        if (moe_placement_slot_on(placement, plan->pair_expert[p], plan->row_device[r]) < 0) {
             return "a pair goes to a device without its expert";
         }
         if (p > begin && plan->pair_expert[p] <= plan->pair_expert[p - 1]) {

@@ -38,4 +38,22 @@ static inline int64_t moe_row_format_vector_bytes(int64_t hidden) {
     return hidden * (int64_t)sizeof(real);
 }
 
+/* Local. Bytes of a vector in a payload format; fp8 has an fp32 scale for each 128 values. */
+int64_t moe_row_format_payload_bytes(enum moe_payload payload, int64_t hidden);
+
+/* Local. Bytes that a row of a protocol occupies on the wire, headers included, out to an expert or
+ * back. With hidden = 7168, K = 8, fp8 out and bf16 back (the figures are published):
+ *
+ *                        out    back
+ *   bare                 7392   14336   the payload alone
+ *   deepep_low_latency   7408   14336   out: 16 bytes in front (DeepEP V1)
+ *   deepep_normal        7472   14384   8 bytes, K ids and K weights of 4 bytes each out, K weights
+ *                                       back, rounded up to 16 bytes (DeepEP V1)
+ *   deepep_v2            7488   14368   K ids of 8 bytes and K weights of 4 out, K weights back */
+int64_t moe_row_format_wire_bytes(enum moe_row_protocol protocol,
+                                  enum moe_payload payload,
+                                  int64_t hidden,
+                                  int64_t top_k,
+                                  bool back);
+
 #endif

@@ -64,6 +64,12 @@ static int larger_first(const void *a, const void *b) {
     return x->id - y->id;
 }
 
+static term device_term(const moe_derive_job *job, int64_t *cell, int loss, int32_t d) {
+    const moe_device_term t =
+        moe_balance_device_term(job->balance, job->placement, &job->scopes->global, cell, d);
+    return (term){.f = loss == MOE_LOSS_DEVICE ? t.device_f : t.comm_f, .p = t.score, .id = d};
+}
+
 /* Computes the terms of a loss in a cell, largest first, and returns their sum. terms [N or D] gets
  * *count of them. */
 static double terms_of(const moe_derive_job *job,
@@ -78,14 +84,10 @@ static double terms_of(const moe_derive_job *job,
     memset(one.alpha, 0, sizeof one.alpha);
     one.alpha[loss] = 1;
     moe_balance_coefficients(&one, job->placement, s, cell, a);
-    memset(terms, 0, (size_t)units * sizeof *terms);
-    for (int32_t i = 0; i < n; i++) {
-        term *t = &terms[losses[loss].by_device ? job->placement->device[i] : i];
-        t->f = a[i];
-        t->p += moe_balance_mean_score(s, cell, i);
-    }
     for (int32_t i = 0; i < units; i++) {
-        terms[i].id = i;
+        terms[i] = losses[loss].by_device
+                       ? device_term(job, cell, loss, i)
+                       : (term){.f = a[i], .p = moe_balance_mean_score(s, cell, i), .id = i};
         sum += terms[i].f * terms[i].p;
     }
     qsort(terms, (size_t)units, sizeof *terms, larger_first);
@@ -128,7 +130,6 @@ static void write_terms(const moe_derive_job *job,
     int32_t count;
     int64_t tokens = cell[MOE_STAT_TOKENS];
     int64_t selections = total(moe_stats_counts(s, cell), s->num_experts);
-    int64_t most = 0;
     double sum = terms_of(job, cell, loss, terms, &count);
     for (int32_t i = 0; i < count && i < 3; i++) {
         moe_pieces_add(p, "%s%.4f\tx\t%.5f\t(%s\t%d)", i ? " + " : "", terms[i].f, terms[i].p,
@@ -144,9 +145,8 @@ static void write_terms(const moe_derive_job *job,
                        (long long)moe_stats_counts(s, cell)[first], (long long)selections);
     }
     if (loss == MOE_LOSS_DEVICE) {
-        for (int32_t i = 0; i < s->num_experts; i++) {
-            most += job->placement->device[i] == first ? moe_stats_counts(s, cell)[i] : 0;
-        }
+        int64_t most =
+            moe_balance_device_term(job->balance, job->placement, s, cell, first).selections;
         moe_pieces_add(p, "; f'_%d = %d\tx\t%lld\t/\t%lld", first, s->devices, (long long)most,
                        (long long)selections);
     }
@@ -325,7 +325,7 @@ static void add_ideals(moe_derivation *d,
                        ? selections
                        : total(moe_stats_device_tokens(s, cell), s->devices);
     double share =
-        job->balance->device_p == MOE_DEVICE_P_MEAN ? (double)s->devices / s->num_experts : 1;
+        job->balance->device_p == MOE_DEVICE_P_MEAN ? 1.0 / job->placement->slots_per_device : 1;
     if (tokens == 0) {
         return;
     }

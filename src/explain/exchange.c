@@ -45,8 +45,8 @@ static pair_order order_pairs(const moe_watched *w, bool *exempt_token) {
     if (shape.has_keys) {
         o.key = moe_alloc(r->num_selections, sizeof *o.key, "explanation");
     }
-    moe_capacity_order(c, r, &w->context->placement, exempts ? exempt : NULL, shape.classes,
-                       o.group, o.key);
+    moe_capacity_order(c, w->context->batch, r, w->layer->placement, exempts ? exempt : NULL,
+                       shape.classes, o.group, o.key);
     *exempt_token = exempts && w->here && exempt[w->local];
     moe_free(exempt);
     return o;
@@ -152,6 +152,15 @@ static const real *computed_output(const moe_watched *w, int64_t local_of_token,
     return NULL;
 }
 
+/* The devices that serve the token's experts [n]; the caller frees them. */
+static int32_t *serving_devices(const moe_watched *w, const int32_t *expert, int64_t n) {
+    int32_t *device = moe_alloc(n, sizeof *device, "explanation");
+    for (int64_t j = 0; j < n; j++) {
+        device[j] = moe_explain_device(w, expert[j]);
+    }
+    return device;
+}
+
 real *moe_explain_outputs(const moe_watched *w) {
     const moe_comm *comm = w->context->comm;
     const moe_routing *sent = moe_activations_sent(w->a);
@@ -168,13 +177,14 @@ real *moe_explain_outputs(const moe_watched *w) {
         memcpy(expert, sent->expert + sent->row_offset[w->local], (size_t)head[0] * sizeof *expert);
     }
     moe_comm_bcast(comm, expert, head[0] * (int64_t)sizeof *expert, w->rank);
+    int32_t *device = serving_devices(w, expert, head[0]);
 
     int64_t *bytes = moe_alloc_zero(comm->size, sizeof *bytes, "explanation");
     real *own = moe_alloc(head[0] * h, sizeof *own, "explanation");
     real *all = moe_alloc(head[0] * h, sizeof *all, "explanation");
     real *output = moe_alloc(head[0] * h, sizeof *output, "explanation");
     for (int64_t j = 0; j < head[0]; j++) {
-        int64_t rank = w->context->placement.device[expert[j]] / per_rank;
+        int64_t rank = device[j] / per_rank;
         if (rank == comm->rank) {
             memcpy((char *)own + bytes[rank], computed_output(w, head[1], expert[j]),
                    (size_t)h * sizeof(real));
@@ -184,7 +194,7 @@ real *moe_explain_outputs(const moe_watched *w) {
     moe_comm_allgatherv(comm, own, all, bytes);
     for (int q = 0; q < comm->size; q++) { /* `all` is in the order of the ranks */
         for (int64_t j = 0; j < head[0]; j++) {
-            if (w->context->placement.device[expert[j]] / per_rank == q) {
+            if (device[j] / per_rank == q) {
                 memcpy(output + j * h, all + at++ * h, (size_t)h * sizeof(real));
             }
         }
@@ -193,5 +203,6 @@ real *moe_explain_outputs(const moe_watched *w) {
     moe_free(all);
     moe_free(bytes);
     moe_free(expert);
+    moe_free(device);
     return output;
 }

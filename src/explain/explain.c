@@ -134,24 +134,23 @@ static void fill_scores(const moe_watched *w) {
 static void fill_choices(const moe_watched *w) {
     moe_explained_layer *e = w->e;
     const moe_routing *r = &w->a->routing;
-    const moe_placement *p = &w->context->placement;
     const moe_drop *drop = &w->a->drop;
     int64_t begin = r->row_offset[w->local];
     for (int32_t k = 0; k < e->num_choices; k++) {
         int32_t expert = r->expert[begin + k], server = drop->on ? drop->server[begin + k] : expert;
-        e->choice[k] = (moe_explained_choice){.expert = expert,
-                                              .device = p->device[expert],
-                                              .score = r->score[begin + k],
-                                              .selection = e->has_logits ? e->selection[expert]
-                                                                         : r->score[begin + k],
-                                              .weight = (double)r->weight[begin + k],
-                                              .server = server,
-                                              .served_on = server < 0 ? -1 : p->device[server],
-                                              .sent_weight = NAN,
-                                              .output_norm = NAN,
-                                              .contribution = NAN,
-                                              .share = NAN,
-                                              .weight_gradient = NAN};
+        e->choice[k] = (moe_explained_choice){
+            .expert = expert,
+            .device = moe_explain_device(w, expert),
+            .score = r->score[begin + k],
+            .selection = e->has_logits ? e->selection[expert] : r->score[begin + k],
+            .weight = (double)r->weight[begin + k],
+            .server = server,
+            .served_on = server < 0 ? -1 : moe_explain_device(w, server),
+            .sent_weight = NAN,
+            .output_norm = NAN,
+            .contribution = NAN,
+            .share = NAN,
+            .weight_gradient = NAN};
     }
 }
 
@@ -344,7 +343,7 @@ void moe_explain_forward(moe_explainer *x,
     moe_derive_job job = {.comm = context->comm,
                           .config = context->config,
                           .balance = &context->balance,
-                          .placement = &context->placement,
+                          .placement = layer->placement,
                           .batch = context->batch,
                           .scopes = &a->scopes,
                           .layer = layer->index,

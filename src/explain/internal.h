@@ -18,6 +18,11 @@ typedef struct moe_watched {
     int64_t local; /* its id on its rank */
 } moe_watched;
 
+/* Local. The device that serves an expert's pair of the token. */
+static inline int32_t moe_explain_device(const moe_watched *w, int32_t expert) {
+    return moe_placement_device(w->layer->placement, expert, w->token, w->device);
+}
+
 /* --- losses.c: all local, on the token's rank, after scores and choices --- */
 
 /* The token's share of each loss. */

@@ -43,8 +43,8 @@ static void coefficients_of(const moe_watched *w, int loss, double alpha, double
     moe_balance one = w->context->balance;
     memset(one.alpha, 0, sizeof one.alpha);
     one.alpha[loss] = alpha;
-    moe_balance_coefficients(&one, &w->context->placement, &w->a->scopes.global,
-                             cell_of(w, &divisor), to);
+    moe_balance_coefficients(&one, w->layer->placement, &w->a->scopes.global, cell_of(w, &divisor),
+                             to);
 }
 
 static double share_of(const moe_watched *w, int loss) {
@@ -150,7 +150,7 @@ void moe_explain_gradients(const moe_watched *w) {
             coefficients_of(w, loss, loss == MOE_LOSS_Z ? 0 : e->loss[loss].alpha, a);
             add_gradient(w, loss == MOE_LOSS_Z ? alpha_z : 0, a, e->gradient + loss * n);
         }
-        moe_balance_coefficients(&w->context->balance, &w->context->placement, &w->a->scopes.global,
+        moe_balance_coefficients(&w->context->balance, w->layer->placement, &w->a->scopes.global,
                                  cell_of(w, &divisor), a);
         add_gradient(w, alpha_z, a, e->balance_gradient);
     }
@@ -172,15 +172,14 @@ void moe_explain_all_layers(const moe_watched *w) {
     one.alpha_all_layers = 1;
     moe_balance_add_all_layers(&one, &all->global, cell, 1, a);
     double share = moe_scores_dot(a, e->normalized, e->num_experts) / divisor;
-    e->loss[MOE_LOSS_MIXTRAL] =
-        (moe_explained_loss){all->loss[w->context->config->balance.scope][MOE_LOSS_MIXTRAL], share,
-                             alpha, w->context->config->model.num_layers};
+    e->loss[one.form] = (moe_explained_loss){all->loss[w->context->config->balance.scope][one.form],
+                                             share, alpha, w->context->config->model.num_layers};
     for (int64_t i = 0; i < n; i++) {
         a[i] *= alpha * e->divisor / divisor;
     }
     add_gradient(w, 0, a, dz);
     for (int64_t i = 0; i < n; i++) {
-        e->gradient[MOE_LOSS_MIXTRAL * n + i] += dz[i];
+        e->gradient[one.form * n + i] += dz[i];
         e->balance_gradient[i] += dz[i];
     }
     moe_free(a);

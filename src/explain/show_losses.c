@@ -98,11 +98,12 @@ void moe_explain_show_losses(const moe_screen *s,
             print_share(s, l, loss);
         }
     }
-    if (l->loss[MOE_LOSS_MIXTRAL].layers > 1) {
+    const enum moe_loss form = moe_balance_form(&c->balance);
+    if (l->loss[form].layers > 1) {
         moe_screen_wrapped(s, 4, "",
-                           "mixtral is of all %d layers together: there the shares of the tokens "
+                           "%s is of all %d layers together: there the shares of the tokens "
                            "in all layers add up, and T counts them all",
-                           l->loss[MOE_LOSS_MIXTRAL].layers);
+                           moe_loss_titles[form], l->loss[form].layers);
     }
     if (!l->counted) {
         return;
@@ -281,10 +282,10 @@ void moe_explain_show_gradients(const moe_screen *s,
     fputc('\n', s->out);
     if (left_out != 0) {
         moe_screen_wrapped(s, 2, "",
-                           "mixtral of all layers together (alpha %g) is not in what follows: it "
+                           "%s of all layers together (alpha %g) is not in what follows: it "
                            "is known after the last layer only; training (run.mode = "
                            "train) shows it",
-                           left_out);
+                           moe_loss_titles[moe_balance_form(&c->balance)], left_out);
     }
     if (!l->has_task && columns_of(l, column) == 0) {
         moe_screen_wrapped(s, 2, "",

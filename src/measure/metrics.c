@@ -91,7 +91,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->seconds = 0;
     m->num_checks = 0;
     m->task_loss = m->validation_loss = m->gradient_norm = m->learning_rate = NAN;
-    m->gradient_allreduce_bytes = 0;
+    m->gradient_allreduce_bytes = m->replica_gradient_bytes = 0;
     m->all_layers = (moe_all_layers_metrics){0};
     for (int32_t i = 0; i < m->num_layers; i++) {
         layer_clear(m, &m->layer[i]);
@@ -220,7 +220,7 @@ static void join_all_layers(moe_all_layers_metrics *to,
                             bool first,
                             int32_t of) {
     if (first) {
-        *to = (moe_all_layers_metrics){.on = from->on};
+        *to = (moe_all_layers_metrics){.on = from->on, .form = from->form};
     }
     to->raw += from->raw / of;
     to->ideal += from->ideal / of;

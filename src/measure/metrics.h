@@ -80,8 +80,9 @@ typedef struct moe_capacity_metrics { /* what a capacity did to a layer */
     moe_block block;
 } moe_capacity_metrics;
 
-typedef struct moe_all_layers_metrics { /* Mixtral's loss over the tokens of all layers together */
-    bool on;                            /* with balance.aux_form = mixtral */
+typedef struct moe_all_layers_metrics { /* a loss over the tokens of all layers together */
+    bool on;                            /* moe_balance_has_all_layers */
+    enum moe_loss form;                 /* which loss */
     double raw, ideal;                  /* with alpha = 1, in the scope that trains; at balance */
     double by_scope[MOE_NUM_SCOPES];    /* raw */
     double loss; /* times alpha; 0 where each layer's own loss trains instead */
@@ -139,6 +140,8 @@ typedef struct moe_step_metrics {
     /* Training only; NaN: not evaluated in this step. */
     double task_loss, validation_loss, gradient_norm, learning_rate;
     int64_t gradient_allreduce_bytes; /* payload of the sum of replicated gradients over devices */
+    int64_t replica_gradient_bytes;   /* payload between devices that sums the gradients of the
+                                         replicas of experts and gives them back */
 } moe_step_metrics;
 
 /* Local. Cleared metrics with memory for num_layers layers. Owner: the caller, who calls

@@ -1,6 +1,35 @@
 /* context.c: what the layers share, from the configuration. */
 #include "model/context.h"
 
+#include "base/alloc.h"
+
+static void init_placements(moe_context *context) {
+    const moe_config *c = context->config;
+    const int32_t slots = moe_config_slots_per_device(c);
+    context->placements = moe_alloc(c->model.num_layers, sizeof *context->placements, "placements");
+    for (int32_t l = 0; l < c->model.num_layers; l++) {
+        moe_placement *p = &context->placements[l];
+        moe_placement_init(p, c->model.num_experts, c->cluster.devices, slots,
+                           c->cluster.devices_per_node);
+        if (moe_config_in_blocks(c)) {
+            continue;
+        }
+        if (c->placement.policy == MOE_PLACEMENT_ROUND_ROBIN) {
+            moe_placement_deal_out(p);
+        } else if (c->placement.policy == MOE_PLACEMENT_FILE) {
+            moe_placement_fill(p, context->input->expert_at + (int64_t)l * moe_placement_slots(p));
+        }
+    }
+}
+
+void moe_context_free(moe_context *context) {
+    for (int32_t l = 0; context->placements && l < context->config->model.num_layers; l++) {
+        moe_placement_free(&context->placements[l]);
+    }
+    moe_free(context->placements);
+    context->placements = NULL;
+}
+
 void moe_context_init(moe_context *context,
                       const moe_comm *comm,
                       const moe_config *c,
@@ -8,7 +37,7 @@ void moe_context_init(moe_context *context,
                       const moe_input *input,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
-    moe_placement_block(&context->placement, c->model.num_experts, c->cluster.devices);
+    init_placements(context);
     moe_router_init(&context->router, &c->router, &c->balance, c->model.num_experts,
                     c->cluster.devices, input->bias);
     batch->scratch = context->router.scratch = scratch;

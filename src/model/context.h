@@ -21,12 +21,12 @@ typedef struct moe_context {
     const moe_config *config;
     const moe_batch *batch;
     const moe_input *input;
-    moe_placement placement;
+    moe_placement *placements; /* [num_layers] where the experts of each layer live */
     moe_router router;
     moe_balance balance;
     moe_capacity capacity;
-    moe_scopes *all_layers; /* the tokens of all layers put together (aux_form = mixtral), finished
-                               by the forward pass of the last layer; or NULL */
+    moe_scopes *all_layers; /* the tokens of all layers put together (moe_balance_has_all_layers),
+                               finished by the forward pass of the last layer; or NULL */
     moe_timeline *timeline; /* of the step; NULL: not recorded */
 
     int64_t step; /* keys what is drawn anew in every step */
@@ -35,9 +35,10 @@ typedef struct moe_context {
     bool keep;    /* the layers keep what backward needs (pre-activations of the experts) */
 } moe_context;
 
-/* Local. Placement, router with the input's bias, losses and capacity, from a resolved
- * configuration and the files that were read for it. The caller sets the rest, and frees the
- * placement; whatever is pointed to stays the caller's. scratch: working memory of router and
+/* Local. Placements, router with the input's bias, losses and capacity, from a resolved
+ * configuration and the files that were read for it. What places experts by their load begins with
+ * blocks (moe_placement_init). The caller sets the rest, and calls moe_context_free; whatever is
+ * pointed to stays the caller's. scratch: working memory of router and
  * batch, or NULL. */
 void moe_context_init(moe_context *context,
                       const moe_comm *comm,
@@ -45,6 +46,8 @@ void moe_context_init(moe_context *context,
                       moe_batch *batch,
                       const moe_input *input,
                       moe_scratch *scratch);
+
+void moe_context_free(moe_context *context);
 
 /* Local. NULL when the rows given to MPI_Alltoallv are the distinct tokens that f'' counts
  * (docs/method.md section 2), else a sentence that says why they are not. */

@@ -21,9 +21,9 @@ static void init_gate(moe_layer *layer, const moe_config *c) {
 
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index) {
     const moe_config *c = context->config;
-    const moe_placement *p = &context->placement;
+    const moe_placement *p = &context->placements[index];
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
-    *layer = (moe_layer){.index = index, .router = context->router};
+    *layer = (moe_layer){.index = index, .placement = p, .router = context->router};
     const double *bias =
         context->input->bias ? context->input->bias + (int64_t)index * c->model.num_experts : NULL;
     layer->router.bias = bias;
@@ -108,14 +108,22 @@ static int add_experts(moe_parameters *all,
                        const moe_context *context,
                        real *value) {
     char name[64];
-    const moe_placement *p = &context->placement;
+    const moe_placement *p = &context->placements[layer];
     if (!value) {
         return -1;
     }
     snprintf(name, sizeof name, "layer%d.experts.%s", layer, what);
-    return moe_parameters_add_experts(
-        all, name, f->count, p->num_experts, rows * columns,
-        p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device, value);
+    const int64_t first = (int64_t)context->batch->first_device * p->slots_per_device;
+    int index = moe_parameters_add_experts(all, name, f->count, p->num_experts, rows * columns,
+                                           p->expert_at + first, value);
+    all->p[index].copy = p->replicated ? p->is_copy + first : NULL;
+    return index;
+}
+
+void moe_layer_expert_indices(const moe_layer_indices *i, int index[MOE_EXPERT_TENSORS]) {
+    const int all[MOE_EXPERT_TENSORS] = {i->w1, i->w2, i->w3, i->a1, i->a2,
+                                         i->a3, i->b1, i->b2, i->b3};
+    memcpy(index, all, sizeof all);
 }
 
 moe_layer_indices moe_layer_register(const moe_layer *layer,

@@ -28,13 +28,14 @@
 /* The parameters of one layer on this rank. */
 typedef struct moe_layer {
     int32_t index;
-    real *gate;        /* [N,H] the same on every rank; NULL when logits or routing are recorded */
-    real *gate_noise;  /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
-    real *norm;        /* [H] weights of the RMSNorm, or NULL */
-    moe_router router; /* that of the context, with this layer's bias */
-    double *bias;      /* [N] balancing bias that training moves, or NULL */
-    moe_ffn experts;   /* local devices x slots */
-    moe_ffn shared;    /* one FFN of width num_shared_experts * F, or count 0 */
+    real *gate;       /* [N,H] the same on every rank; NULL when logits or routing are recorded */
+    real *gate_noise; /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
+    real *norm;       /* [H] weights of the RMSNorm, or NULL */
+    const moe_placement *placement; /* that of this layer in the context. Not owned */
+    moe_router router;              /* that of the context, with this layer's bias */
+    double *bias;                   /* [N] balancing bias that training moves, or NULL */
+    moe_ffn experts;                /* local devices x slots */
+    moe_ffn shared;                 /* one FFN of width num_shared_experts * F, or count 0 */
 } moe_layer;
 
 /* Where the parameters of a layer stand in the table of parameters; -1 = the layer has none. */
@@ -44,6 +45,8 @@ typedef struct moe_layer_indices {
     int a1, a2, a3, b1, b2, b3; /* adapters; then w1, w2, w3 are frozen and not in the table */
     int shared_w1, shared_w2, shared_w3;
 } moe_layer_indices;
+
+enum { MOE_EXPERT_TENSORS = 9 };
 
 /* What a forward pass of one layer leaves behind for the tally, the explanation and the gradient.
  * The memory is used again from step to step. */
@@ -102,6 +105,9 @@ void moe_layer_free(moe_layer *layer);
 moe_layer_indices moe_layer_register(const moe_layer *layer,
                                      const moe_context *context,
                                      moe_parameters *all);
+
+/* Local. index: w1, w2, w3, a1, a2, a3, b1, b2, b3 of the experts; -1 = the layer has none. */
+void moe_layer_expert_indices(const moe_layer_indices *indices, int index[MOE_EXPERT_TENSORS]);
 
 /* Local. What the layer's random choices are keyed by in this step. In training, but outside a
  * training step (validation), the router evaluates. */

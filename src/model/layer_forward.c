@@ -134,7 +134,7 @@ static void route_recorded(const moe_layer *layer, const moe_context *context, m
     const int32_t *experts = in->routing ? in->routing + first * in->routing_k : NULL;
     const real *weights = in->weights ? in->weights + first * in->routing_k : NULL;
     const double *scores = in->scores ? in->scores + first * context->router.num_experts : NULL;
-    moe_router_route_recorded(&layer->router, context->batch, &context->placement, experts,
+    moe_router_route_recorded(&layer->router, context->batch, layer->placement, experts,
                               in->routing_k, weights, scores, &a->routing, &a->segments);
 }
 
@@ -148,7 +148,7 @@ static void drop(const moe_layer *layer, const moe_context *context, moe_activat
     moe_drop_decide(&a->drop, &(moe_drop_job){.comm = context->comm,
                                               .capacity = &context->capacity,
                                               .batch = context->batch,
-                                              .placement = &context->placement,
+                                              .placement = layer->placement,
                                               .router = &layer->router,
                                               .logits = a->logits,
                                               .routing = &a->routing,
@@ -161,12 +161,14 @@ static void router_forward(const moe_layer *layer,
                            moe_activations *a) {
     const moe_batch *b = context->batch;
     a->first_bad_token = -1;
-    moe_stats_reserve(&a->segments, context->router.num_experts, b->devices, b->num_segments);
+    const moe_placement *p = layer->placement;
+    moe_stats_reserve_slots(&a->segments, p->num_experts, p->devices,
+                            p->replicated ? moe_placement_slots(p) : 0, b->num_segments);
     if (moe_config_recorded(context->config)) {
         route_recorded(layer, context, a);
     } else {
-        moe_router_route(&layer->router, draw, b, &context->placement, a->logits,
-                         noisy_of(context, a), &a->routing, &a->segments, &a->first_bad_token);
+        moe_router_route(&layer->router, draw, b, layer->placement, a->logits, noisy_of(context, a),
+                         &a->routing, &a->segments, &a->first_bad_token);
     }
     drop(layer, context, a);
 }
@@ -235,10 +237,10 @@ void moe_layer_forward(const moe_layer *layer,
     phase(&watch, MOE_PHASE_GATE, NULL);
     router_forward(layer, &draw, context, a);
     phase(&watch, MOE_PHASE_ROUTE, NULL);
-    moe_plan_build(&a->plan, c->exchange.mode, b, &context->placement, context->comm->size,
+    moe_plan_build(&a->plan, c->exchange.mode, b, layer->placement, context->comm->size,
                    moe_activations_sent(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
-    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, &context->placement, a->x,
+    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, layer->placement, a->x,
                           c->model.hidden_size, b->num_tokens_global * moe_config_most_experts(c));
     phase(&watch, MOE_PHASE_DISPATCH, a);
     moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);

@@ -25,7 +25,7 @@ static int64_t *rows_before_dropping(const moe_batch *b,
     return rows;
 }
 
-/* Mixtral's loss over the tokens of all layers: this layer's cells go to those before; the last one
+/* A loss over the tokens of all layers: this layer's cells go to those before; the last one
  * makes the losses. */
 static void add_to_all_layers(const moe_layer *layer,
                               const moe_context *context,
@@ -39,17 +39,18 @@ static void add_to_all_layers(const moe_layer *layer,
     if (layer->index + 1 < context->config->model.num_layers) {
         return;
     }
-    moe_scopes_finish(all, context->comm, &context->balance, &context->placement, context->batch);
+    moe_scopes_finish(all, context->comm, &context->balance, layer->placement, context->batch);
     metrics->allreduce_bytes += all->allreduce_bytes;
 }
 
-static void balance_losses(const moe_context *context,
+static void balance_losses(const moe_layer *layer,
+                           const moe_context *context,
                            moe_activations *a,
                            moe_layer_metrics *metrics) {
     int64_t *tokens_to = moe_context_rows_not_tokens(context)
                              ? NULL
-                             : rows_before_dropping(context->batch, &context->placement, a);
-    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, &context->placement,
+                             : rows_before_dropping(context->batch, layer->placement, a);
+    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, layer->placement,
                       context->batch, &a->segments, tokens_to);
     moe_scratch_give(context->batch->scratch, tokens_to);
     metrics->total = 0;
@@ -75,7 +76,7 @@ void moe_layer_losses(const moe_layer *layer,
                       const moe_context *context,
                       moe_activations *a,
                       moe_layer_metrics *metrics) {
-    balance_losses(context, a, metrics);
+    balance_losses(layer, context, a, metrics);
     add_to_all_layers(layer, context, a, metrics);
 }
 
@@ -95,13 +96,14 @@ static void add_all_layers(const moe_context *context,
 }
 
 /* The coefficients of segment i, all losses that train. */
-static void coefficients(const moe_context *context,
+static void coefficients(const moe_layer *layer,
+                         const moe_context *context,
                          const moe_activations *a,
                          int64_t *cell,
                          int64_t i,
                          double divisor,
                          double *a3n) {
-    moe_balance_coefficients(&context->balance, &context->placement, &a->scopes.global, cell, a3n);
+    moe_balance_coefficients(&context->balance, layer->placement, &a->scopes.global, cell, a3n);
     if (context->all_layers && context->balance.alpha_all_layers > 0) {
         add_all_layers(context, i, divisor, a3n);
     }
@@ -133,7 +135,7 @@ void moe_layer_dlogits(const moe_layer *layer,
         if (divisor == 0) {
             continue;
         }
-        coefficients(context, a, cell, i, divisor, coefficient);
+        coefficients(layer, context, a, cell, i, divisor, coefficient);
         moe_loss_coefficients all = {.a = coefficient,
                                      .inverse_tokens = 1 / divisor,
                                      .alpha_z = context->balance.alpha[MOE_LOSS_Z],

@@ -184,6 +184,10 @@ static void square_pieces(const moe_parameter *p, double *square) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < pieces; i++) {
         int64_t begin = i % per_block * PIECE, left = p->size - begin;
+        if (p->copy && p->copy[i / per_block]) {
+            square[i] = 0; /* the first slot of the expert counts */
+            continue;
+        }
         square[i] = sum_of_squares(p->gradient + i / per_block * p->size + begin,
                                    left < PIECE ? left : PIECE);
     }

@@ -26,8 +26,10 @@ typedef struct moe_parameter {
     int64_t count_global; /* blocks in all: num_experts, or 1 */
     int64_t size;         /* elements of a block */
     const int32_t *id;    /* [count] expert id of each block; NULL for replicated. Not owned */
-    real *value;          /* [count * size]. Not owned */
-    real *gradient;       /* [count * size] complete gradient of the step. Owned */
+    const uint8_t *copy; /* [count] 1: a replica of an expert whose first slot is another one; NULL:
+                            there are no replicas. Not owned */
+    real *value;         /* [count * size]. Not owned */
+    real *gradient;      /* [count * size] complete gradient of the step. Owned */
     real *partial; /* replicated: [num_local_devices][size]. Owned; NULL for expert parameters */
     real *m, *v;   /* optimiser state [count * size], NULL when the optimiser has none. Owned */
 } moe_parameter;

@@ -7,6 +7,7 @@
 #include "measure/figures.h"
 #include "output/matrix_history.h"
 #include "output/summary_internal.h"
+#include "predict/prediction.h"
 
 /* --- balance --- */
 
@@ -99,12 +100,17 @@ static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOS
     return o;
 }
 
-static const char *const all_layers = "mixtral_all_layers";
+/* "mixtral_all_layers" */
+static void put_of_all_layers(json_t *o, const moe_step_metrics *m, double value) {
+    char name[64];
+    snprintf(name, sizeof name, "%s_all_layers", moe_loss_names[m->all_layers.form]);
+    moe_json_put(o, name, moe_json_number(value));
+}
 
 static json_t *raw_losses(const moe_step_metrics *m, const double raw[MOE_NUM_LOSSES]) {
     json_t *o = losses_object(raw, MOE_NUM_LOSSES);
     if (m->all_layers.on) {
-        moe_json_put(o, all_layers, moe_json_number(m->all_layers.raw));
+        put_of_all_layers(o, m, m->all_layers.raw);
     }
     return o;
 }
@@ -121,9 +127,9 @@ static json_t *losses_by_scope(const moe_layer_metrics *l) {
     return o;
 }
 
-static json_t *only_all_layers(double value) {
+static json_t *only_all_layers(const moe_step_metrics *m, double value) {
     json_t *o = json_object();
-    moe_json_put(o, all_layers, moe_json_number(value));
+    put_of_all_layers(o, m, value);
     return o;
 }
 
@@ -131,10 +137,37 @@ static json_t *only_all_layers(double value) {
 static void put_all_layers(json_t *o, const moe_step_metrics *m) {
     json_t *by_scope = json_object();
     for (int i = 0; i < MOE_NUM_SCOPES; i++) {
-        moe_json_put(by_scope, scope_name(i), only_all_layers(m->all_layers.by_scope[i]));
+        moe_json_put(by_scope, scope_name(i), only_all_layers(m, m->all_layers.by_scope[i]));
     }
-    moe_json_put(o, "loss_ideal", only_all_layers(m->all_layers.ideal));
+    moe_json_put(o, "loss_ideal", only_all_layers(m, m->all_layers.ideal));
     moe_json_put(o, "loss_by_scope", by_scope);
+}
+
+/* --- predicted times --- */
+
+static json_t *microseconds(const double seconds[MOE_NUM_PREDICTED]) {
+    json_t *o = json_object();
+    char key[32];
+    for (int i = 0; i < MOE_NUM_PREDICTED; i++) {
+        snprintf(key, sizeof key, "%s_us", moe_predicted_names[i]);
+        moe_json_put(o, key, moe_json_number(1e6 * seconds[i]));
+    }
+    return o;
+}
+
+static void put_prediction(json_t *time, const moe_config *c, const moe_step_metrics *last) {
+    const moe_prediction p = moe_prediction_of(c, last);
+    moe_json_put(time, "predicted", microseconds(p.seconds));
+    moe_json_put(time, "balanced", microseconds(p.balanced));
+    moe_json_put(time, "bottleneck", moe_json_text(p.bottleneck));
+    moe_json_put(time, "price_per_million_tokens", moe_json_number(1e6 * p.price_per_token));
+}
+
+static json_t *predicted_step(const moe_config *c, const moe_step_metrics *step) {
+    const moe_prediction p = moe_prediction_of(c, step);
+    json_t *o = json_object();
+    moe_json_put(o, "step_us", moe_json_number(1e6 * p.seconds[MOE_PREDICTED_STEP]));
+    return o;
 }
 
 /* --- one step --- */
@@ -146,6 +179,7 @@ static json_t *step_time(const moe_config *c, const moe_step_metrics *m, const m
     }
     moe_json_put(o, "step", moe_json_number(m->seconds));
     moe_json_put(o, "phases", phases);
+    moe_json_put(o, "predicted", predicted_step(c, m));
     return o;
 }
 
@@ -153,7 +187,7 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_figures f = moe_figures_of(step);
     json_t *o = json_object(), *with_alpha = losses_object(f.loss, MOE_NUM_LOSSES);
     if (step->all_layers.on) {
-        moe_json_put(with_alpha, all_layers, moe_json_number(step->all_layers.loss));
+        put_of_all_layers(with_alpha, step, step->all_layers.loss);
     }
     moe_json_put(with_alpha, "total", moe_json_number(f.total));
     moe_json_put(with_alpha, "objective", moe_json_number(f.objective));
@@ -287,7 +321,9 @@ static json_t *machine_object(const moe_config *c, const moe_topology *t, int ra
     return o;
 }
 
-static json_t *time_object(const moe_config *c, const moe_run_times *times) {
+static json_t *time_object(const moe_config *c,
+                           const moe_step_metrics *last,
+                           const moe_run_times *times) {
     json_t *o = json_object();
     json_t *measured = json_object();
     json_t *phases = json_object();
@@ -301,6 +337,7 @@ static json_t *time_object(const moe_config *c, const moe_run_times *times) {
     moe_json_put(measured, "phases", phases);
     moe_json_put(o, "total", moe_json_number(times->seconds));
     moe_json_put(o, "measured", measured);
+    put_prediction(o, c, last);
     return o;
 }
 
@@ -335,7 +372,7 @@ json_t *moe_summary_run(const moe_config *c,
         moe_json_put(o, "training", moe_summary_training(c, last, history, facts));
     }
     if (moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0) {
-        moe_json_put(trained, all_layers, moe_json_number(last->all_layers.loss));
+        put_of_all_layers(trained, last, last->all_layers.loss);
     }
     moe_json_put(trained, "total", moe_json_number(f.total));
     moe_json_put(trained, "objective", moe_json_number(f.objective));
@@ -352,6 +389,6 @@ json_t *moe_summary_run(const moe_config *c,
     }
     moe_json_put(o, "layers", layers);
     moe_json_put(o, "machine", machine_object(c, topologies, ranks));
-    moe_json_put(o, "time", time_object(c, times));
+    moe_json_put(o, "time", time_object(c, last, times));
     return o;
 }

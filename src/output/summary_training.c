@@ -30,6 +30,7 @@ void moe_summary_put_training(json_t *line, const moe_config *c, const moe_step_
     moe_json_put(line, "gradient_norm", moe_json_number(step->gradient_norm));
     moe_json_put(line, "learning_rate", moe_json_number(step->learning_rate));
     moe_json_put(line, "gradient_allreduce_bytes", json_integer(step->gradient_allreduce_bytes));
+    moe_json_put(line, "replica_gradient_bytes", json_integer(step->replica_gradient_bytes));
 }
 
 /* --- the run --- */
@@ -117,6 +118,7 @@ json_t *moe_summary_training(const moe_config *c,
     moe_json_put(o, "dispatch_remote_bytes", course(h, MOE_FIGURE_DISPATCH_BYTES, 1));
     moe_json_put(o, "remote_bytes", course(h, MOE_FIGURE_SENT_BYTES, 1));
     moe_json_put(o, "gradient_allreduce_bytes", json_integer(last->gradient_allreduce_bytes));
+    moe_json_put(o, "replica_gradient_bytes", json_integer(last->replica_gradient_bytes));
     moe_json_put(o, "gradient_norm", course(h, MOE_FIGURE_GRADIENT_NORM, 1));
     moe_json_put(o, "learning_rate", course(h, MOE_FIGURE_LEARNING_RATE, 1));
     moe_json_put(o, "parameters", parameters(f));

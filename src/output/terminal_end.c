@@ -82,6 +82,7 @@ void moe_terminal_end(const moe_screen *s,
     moe_terminal_load(s, c, last);
     print_checks(s, c, last);
     print_time(s, c, last, &f, seconds);
+    moe_terminal_predicted(s, c, last);
     moe_screen_heading(s, "Results");
     fprintf(s->out, "  %s\n", folder);
     print_files(s, c);

@@ -45,11 +45,15 @@ static void print_noise(const moe_config *c, char *text, size_t size) {
 }
 
 /* Writes how experts are chosen: "softmax, top 6 of 128", "softmax, top-p 0.8 (at most 8 of 8)",
- * "expert choice: ...". */
+ * "expert choice: ...", "as recorded, 6 of 128". */
 static void print_method(const moe_config *c, char *text, size_t size) {
     const char *score = moe_config_enum_name(MOE_KEY(router, score_func), c->router.score_func);
     int k = c->router.top_k, n = c->model.num_experts;
-    switch (moe_config_recorded(c) ? MOE_METHOD_TOPK : c->router.method) {
+    if (moe_config_recorded(c)) {
+        snprintf(text, size, "as recorded, %d of %d", k, n);
+        return;
+    }
+    switch (c->router.method) {
     case MOE_METHOD_TOPK:
         snprintf(text, size, "%s, top %d of %d", score, k, n);
         break;
@@ -71,16 +75,20 @@ static void print_router(const moe_screen *s, const moe_config *c) {
     char limit[160] = "no group limit", preset[MOE_NAME_MAX + 16] = "", noise[128], method[160];
     print_method(c, method, sizeof method);
     if (c->router.group_limit != MOE_GROUP_NONE) {
-        snprintf(limit, sizeof limit, "at most %d of %d %s (%s)", c->router.topk_group,
-                 c->router.num_groups,
+        snprintf(limit, sizeof limit, "%sat most %d of %d %s (%s)",
+                 moe_config_recorded(c) ? "which has to keep to the limit of " : "",
+                 c->router.topk_group, c->router.num_groups,
                  c->router.num_groups == c->cluster.devices ? "devices" : "groups",
                  moe_config_enum_name(MOE_KEY(router, group_limit), c->router.group_limit));
+    } else if (moe_config_recorded(c)) {
+        limit[0] = '\0';
     }
     print_noise(c, noise, sizeof noise);
     if (c->router.preset[0]) {
         snprintf(preset, sizeof preset, "; preset %s", c->router.preset);
     }
-    moe_screen_wrapped(s, LABEL, "router", "%s, %s%s%s", method, limit, noise, preset);
+    moe_screen_wrapped(s, LABEL, "router", "%s%s%s%s%s", method, limit[0] ? ", " : "", limit, noise,
+                       preset);
 }
 
 /* Writes which form alpha_expert trains, where it is not DeepSeek's. */
@@ -292,7 +300,7 @@ static void print_memory(const moe_screen *s,
 /* Warns once for each cause: "capacity.drop, capacity.capacity_factor have no effect:
  * capacity.policy = none". */
 static void warn_idle(const moe_screen *s, const moe_config *c) {
-    enum { MOST = 16 };
+    enum { MOST = 32 };
     moe_idle idle[MOST];
     int count = moe_idle_find(c, idle, MOST);
     char value[MOE_VALUE_TEXT_MAX];
@@ -306,13 +314,9 @@ static void warn_idle(const moe_screen *s, const moe_config *c) {
         length += (size_t)snprintf(text + length, sizeof text - length, " ha%s no effect",
                                    end - begin == 1 ? "s" : "ve");
         enum moe_key_id because = idle[begin].because;
-        if (because == MOE_KEY_NONE) {
-            snprintf(text + length, sizeof text - length, " yet: no times are predicted");
-        } else {
-            moe_value_format(c, because, value);
-            snprintf(text + length, sizeof text - length, ": %s = %s", moe_keys[because].full,
-                     value);
-        }
+        moe_value_format(c, because, value);
+        snprintf(text + length, sizeof text - length, value[0] ? ": %s = %s" : " without %s%s",
+                 moe_keys[because].full, value);
         moe_terminal_warn(s, text);
     }
 }

@@ -34,6 +34,9 @@ void moe_terminal_capacity(const moe_screen *s,
 /* --- terminal_load.c: metrics of balance, bars, and the device matrix --- */
 void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
 
+/* --- terminal_predicted.c: how long the last step would take on the cluster of [cluster] --- */
+void moe_terminal_predicted(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
+
 /* --- terminal_shared.c --- */
 
 /* Whether the task is to predict a text. */

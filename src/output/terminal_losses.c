@@ -49,7 +49,7 @@ static void print_table(const moe_screen *s,
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         print_loss(s, moe_loss_titles[i], i < MOE_LOSS_USAGE_VARIANCE, f->raw[i], f->ideal[i],
                    factor * alpha[i], f->loss[i]);
-        if (i == MOE_LOSS_MIXTRAL && shows_all_layers(m)) {
+        if (i == (int)m->all_layers.form && shows_all_layers(m)) {
             print_loss(s, "  all layers", true, m->all_layers.raw, m->all_layers.ideal,
                        factor * moe_balance_alpha_all_layers(&c->balance, c->model.num_layers),
                        m->all_layers.loss);
@@ -90,8 +90,9 @@ static void print_meaning(const moe_screen *s,
                        "entropy z: -entropy / N.");
     if (shows_all_layers(m)) {
         moe_screen_wrapped(s, 2, "",
-                           "all layers: mixtral of the tokens of all layers put together, as "
-                           "Hugging Face's code has it.");
+                           "all layers: %s of the tokens of all layers put together, as "
+                           "Hugging Face's code has it.",
+                           moe_loss_titles[m->all_layers.form]);
     }
     if (m->num_layers > 1) {
         moe_screen_wrapped(s, 2, "",

@@ -167,7 +167,9 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
 
 /* The parameters of this rank. */
 static int64_t local_parameters(const moe_config *c, const sizes *s) {
-    const int64_t experts = mul(c->model.num_layers, div_up(c->model.num_experts, s->ranks));
+    const int64_t slots =
+        add(c->model.num_experts, c->compares_placements ? 0 : c->placement.redundant_experts);
+    const int64_t experts = mul(c->model.num_layers, div_up(slots, s->ranks));
     return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
 }
 

@@ -5,13 +5,17 @@
 
 #include "base/exact.h"
 #include "base/scratch.h"
+#include "base/status.h"
 #include "data/batch.h"
 
 void moe_count_reserve(moe_count *c,
                        const moe_router *r,
                        const moe_placement *placement,
+                       int64_t first_token,
                        const moe_stats *stats) {
-    *c = (moe_count){.router = r, .placement = placement, .stats = stats};
+    *c = (moe_count){
+        .router = r, .placement = placement, .first_token = first_token, .stats = stats};
+    MOE_ASSERT(stats->slots == (placement->replicated ? moe_placement_slots(placement) : 0));
     c->last_token =
         moe_scratch_take(r->scratch, stats->devices, sizeof(int64_t), "router's working memory");
     for (int32_t d = 0; d < stats->devices; d++) {
@@ -34,10 +38,13 @@ void moe_count_choices(const moe_count *c,
     int64_t *device_tokens = moe_stats_device_tokens(c->stats, cell);
     int64_t *first = moe_stats_first(c->stats, cell);
     for (int32_t k = 0; k < count; k++) {
-        int32_t d = c->placement->device[expert[k]];
+        int32_t d = moe_placement_device(c->placement, expert[k], c->first_token + t, home);
         bool is_new = c->last_token[d] != t;
         counts[expert[k]]++;
         first[expert[k]] += k == 0;
+        if (c->placement->replicated) {
+            moe_stats_served(c->stats, cell)[moe_placement_slot_on(c->placement, expert[k], d)]++;
+        }
         device_tokens[d] += is_new && (d != home || c->router->comm_count_local);
         c->last_token[d] = t;
     }

@@ -14,6 +14,7 @@ typedef struct moe_count {
     const moe_router *router;
     const moe_placement *placement;
     const moe_stats *stats;
+    int64_t first_token; /* number of local token 0 in the batch */
     int64_t *last_token; /* [D] last token counted on device d */
 } moe_count;
 
@@ -21,11 +22,13 @@ typedef struct moe_count {
 void moe_count_reserve(moe_count *c,
                        const moe_router *r,
                        const moe_placement *placement,
+                       int64_t first_token,
                        const moe_stats *stats);
 void moe_count_free(moe_count *c);
 
-/* Local. Selections of each expert, first choices, and the distinct devices that local token t of
- * device `home` is sent to: the numerators of f and f'' (docs/method.md section 2). */
+/* Local. Selections of each expert and of each replica, first choices, and the distinct devices
+ * that local token t of device `home` is sent to: the numerators of f, f' and f'' (docs/method.md
+ * section 2). */
 void moe_count_choices(const moe_count *c,
                        int64_t t,
                        int32_t home,

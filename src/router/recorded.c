@@ -87,11 +87,12 @@ static void count_token(const recorded *w,
 
 static recorded recorded_reserve(const moe_router *r,
                                  const moe_placement *placement,
+                                 const moe_batch *batch,
                                  const moe_stats *stats,
                                  int32_t k) {
     const char *what = "router's working memory";
     recorded w = {.k = k};
-    moe_count_reserve(&w.count, r, placement, stats);
+    moe_count_reserve(&w.count, r, placement, batch->first_token, stats);
     w.key = moe_scratch_take(r->scratch, 2 * (int64_t)k + r->num_experts, sizeof *w.key, what);
     w.weight = w.key + k;
     w.normalized = w.weight + k;
@@ -117,7 +118,7 @@ void moe_router_route_recorded(const moe_router *r,
     MOE_ASSERT(stats->num_cells == batch->num_segments && stats->num_experts == r->num_experts);
     moe_routing_reserve(routing, batch->num_tokens, k);
     routing->unconverged_device = -1;
-    recorded w = recorded_reserve(r, placement, stats, k);
+    recorded w = recorded_reserve(r, placement, batch, stats, k);
     const uint8_t *routed = moe_batch_routed(batch);
     for (int64_t i = 0; i < batch->num_segments; i++) {
         for (int64_t t = batch->segment[i].begin; t < batch->segment[i].end; t++) {

@@ -96,7 +96,7 @@ static void worker_reserve(worker *w, const job *j) {
     if (j->count_plain) {
         moe_select_reserve(&w->plain, &j->plain, j->draw);
     }
-    moe_count_reserve(&w->count, r, j->placement, j->stats);
+    moe_count_reserve(&w->count, r, j->placement, j->batch->first_token, j->stats);
     w->z = moe_scratch_take(r->scratch, 6 * n, sizeof *w->z, what);
     w->s = w->z + n;
     w->load = w->s + n;

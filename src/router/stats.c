@@ -6,18 +6,28 @@
 #include "base/alloc.h"
 #include "base/status.h"
 
-void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells) {
-    int64_t words = MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * (int64_t)num_experts + devices, total;
+void moe_stats_reserve_slots(moe_stats *s,
+                             int32_t num_experts,
+                             int32_t devices,
+                             int32_t slots,
+                             int64_t num_cells) {
+    int64_t words = MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * (int64_t)num_experts + devices + slots,
+            total;
     MOE_ASSERT(num_experts > 0 && devices > 0 && num_cells >= 0 &&
                !__builtin_mul_overflow(words, num_cells, &total));
     moe_reserve(&s->cell, &s->capacity, total, sizeof *s->cell, "statistics");
     s->num_experts = num_experts;
     s->devices = devices;
+    s->slots = slots;
     s->words = words;
     s->num_cells = num_cells;
     if (total > 0) {
         memset(s->cell, 0, (size_t)total * sizeof *s->cell);
     }
+}
+
+void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells) {
+    moe_stats_reserve_slots(s, num_experts, devices, 0, num_cells);
 }
 
 void moe_stats_free(moe_stats *s) {

@@ -12,7 +12,9 @@
  *   weight_hi, _lo [N]  the importance: exact sums of the combine weights g of expert i before the
  *                       scaling factor, or (importance_of = scores) of s' without noise
  *   load_hi, _lo   [N]  exact sums of the smooth load of expert i; 0 unless balance.load_form asks
- *                       for it */
+ *                       for it
+ *   served         [slots]  selections that the replica in a slot serves; where every expert lives
+ *                       in one slot there is no such array, for then it is counts */
 #ifndef MOESIM_ROUTER_STATS_H
 #define MOESIM_ROUTER_STATS_H
 
@@ -20,6 +22,7 @@
 
 typedef struct moe_stats {
     int32_t num_experts, devices;
+    int32_t slots; /* of all devices, where experts have replicas; else 0 */
     int64_t words; /* per cell */
     int64_t num_cells;
     int64_t *cell;    /* [num_cells][words] */
@@ -36,6 +39,12 @@ enum { /* places of the words before the first array; their number; words for ea
 
 /* Local. Room for num_cells cleared cells. Free with moe_stats_free. */
 void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64_t num_cells);
+/* Local. The same where experts have replicas in `slots` slots; slots = 0: they have not. */
+void moe_stats_reserve_slots(moe_stats *s,
+                             int32_t num_experts,
+                             int32_t devices,
+                             int32_t slots,
+                             int64_t num_cells);
 void moe_stats_free(moe_stats *s);
 /* Local. Cell i, and the parts of a cell. */
 static inline int64_t *moe_stats_cell(const moe_stats *s, int64_t i) {
@@ -68,6 +77,9 @@ static inline int64_t *moe_stats_load_hi(const moe_stats *s, int64_t *cell) {
 }
 static inline int64_t *moe_stats_load_lo(const moe_stats *s, int64_t *cell) {
     return moe_stats_load_hi(s, cell) + s->num_experts;
+}
+static inline int64_t *moe_stats_served(const moe_stats *s, int64_t *cell) {
+    return moe_stats_load_lo(s, cell) + s->num_experts;
 }
 /* Local. to[w] += from[w] for all words of one cell. */
 void moe_stats_add(const moe_stats *s, int64_t *to, const int64_t *from);

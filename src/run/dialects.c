@@ -212,7 +212,7 @@ static int run_row(dialects *d, moe_dialect *row, moe_status *st) {
     moe_step_metrics_free(&metrics);
     moe_activations_free(&a);
     moe_layer_free(&layer);
-    moe_placement_free(&context.placement);
+    moe_context_free(&context);
     return st->code;
 }
 

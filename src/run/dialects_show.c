@@ -59,11 +59,7 @@ static void print_choices(const moe_screen *s, const moe_dialect *row, int num_r
 
 /* The loss that alpha_expert of this row trains. */
 static enum moe_loss trained_form(const moe_config *c) {
-    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
-                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
-                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
-                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
-    return form[c->balance.aux_form];
+    return moe_balance_form(&c->balance);
 }
 
 typedef struct two_cells {

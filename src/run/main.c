@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/parent.h"
 #include "base/status.h"
+#include "config/cluster_file.h"
 #include "config/config.h"
 #include "output/results.h"
 #include "run/dialects.h"
@@ -49,24 +50,48 @@ static int set_all(const moe_options *o, moe_config *c, moe_status *st) {
     return st->code;
 }
 
-/* Collective. Rank 0 reads the file, and every rank parses the same bytes. */
-static int load_config(const moe_comm *comm, const moe_options *o, moe_config *c, moe_status *st) {
-    int64_t length = 0;
+/* Collective. Rank 0 reads the file, and every rank gets the same bytes, to be freed by the caller,
+ * also on failure. */
+static char *share_file(const moe_comm *comm, const char *path, int64_t *length, moe_status *st) {
     char *bytes = NULL;
     if (comm->rank == 0) {
-        bytes = read_file(o->config, &length, st);
+        bytes = read_file(path, length, st);
     }
     if (moe_comm_agree(comm, st) == MOE_OK) {
-        moe_comm_bcast(comm, &length, sizeof length, 0);
+        moe_comm_bcast(comm, length, sizeof *length, 0);
         if (comm->rank != 0) {
-            bytes = moe_alloc(length + 1, 1, "configuration");
+            bytes = moe_alloc(*length + 1, 1, "configuration");
         }
-        moe_comm_bcast(comm, bytes, length, 0);
+        moe_comm_bcast(comm, bytes, *length, 0);
+    }
+    return bytes;
+}
+
+/* Collective. Takes what the command line and the cluster file say on top of what was parsed. */
+static int complete_config(const moe_comm *comm,
+                           const moe_options *o,
+                           moe_config *c,
+                           moe_status *st) {
+    if (set_all(o, c, st) == MOE_OK && moe_cluster_file_is_needed(c)) {
+        int64_t length = 0;
+        char *bytes = share_file(comm, c->cluster.file, &length, st);
+        if (st->code == MOE_OK) {
+            moe_cluster_file_apply(c, bytes, length, st);
+        }
+        moe_free(bytes);
+    }
+    return st->code == MOE_OK ? moe_config_resolve(c, comm->size, st) : st->code;
+}
+
+/* Collective. */
+static int load_config(const moe_comm *comm, const moe_options *o, moe_config *c, moe_status *st) {
+    int64_t length = 0;
+    char *bytes = share_file(comm, o->config, &length, st);
+    if (st->code == MOE_OK) {
         moe_config_defaults(c);
         c->compares_placements = o->placements;
-        moe_config_parse(c, bytes, length, o->config, st);
-        if (st->code == MOE_OK && set_all(o, c, st) == MOE_OK) {
-            moe_config_resolve(c, comm->size, st);
+        if (moe_config_parse(c, bytes, length, o->config, st) == MOE_OK) {
+            complete_config(comm, o, c, st);
         }
     }
     moe_free(bytes);
@@ -81,8 +106,7 @@ static int resumed_config(const moe_comm *comm,
                           moe_config *c,
                           moe_status *st) {
     moe_checkpoint_config(found, c, st);
-    if (st->code == MOE_OK && set_all(o, c, st) == MOE_OK &&
-        moe_config_resolve(c, comm->size, st) == MOE_OK) {
+    if (st->code == MOE_OK && complete_config(comm, o, c, st) == MOE_OK) {
         moe_checkpoint_same_run(c, found->config_text, st);
     }
     return st->code;
@@ -197,6 +221,12 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     }
     if (o->verify) {
         return moe_verify(comm, st);
+    }
+    if (o->verify_predict) {
+        if (comm->rank == 0) {
+            moe_verify_predict();
+        }
+        return MOE_OK;
     }
     if (o->resume) {
         return resume(comm, o, st);

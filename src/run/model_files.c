@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "model/replicas.h"
+
 /* "[4, 8]"; -1 is shown as T. */
 static const char *shape_text(int num_dims, const int64_t *shape, char text[128]) {
     int at = snprintf(text, 128, "[");
@@ -177,7 +179,7 @@ static int shape_of(const tensor *t, int32_t num_experts, int64_t shape[3]) {
 
 /* Local blocks of an array [N,size], by expert id. */
 static void take_experts(const moe_context *context, const real *all, int64_t size, real *local) {
-    const moe_placement *p = &context->placement;
+    const moe_placement *p = &context->placements[0];
     const int32_t *id = p->expert_at + (int64_t)context->batch->first_device * p->slots_per_device;
     for (int64_t i = 0; i < (int64_t)context->batch->num_local_devices * p->slots_per_device; i++) {
         memcpy(local + i * size, all + id[i] * size, (size_t)size * sizeof(real));
@@ -186,7 +188,7 @@ static void take_experts(const moe_context *context, const real *all, int64_t si
 
 static int load_tensor(const moe_context *context, const tensor *t, moe_status *st) {
     int64_t shape[3], size = t->rows * t->columns;
-    int num_dims = shape_of(t, context->placement.num_experts, shape);
+    int num_dims = shape_of(t, context->config->model.num_experts, shape);
     real *all = read_everywhere(context->comm, context->config, t->name, num_dims, shape, st);
     if (all && t->of_experts) {
         take_experts(context, all, size, t->value);
@@ -199,7 +201,8 @@ static int load_tensor(const moe_context *context, const tensor *t, moe_status *
 
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st) {
     tensor table[MOST_TENSORS];
-    int num = list_tensors(layer, &(moe_layer_indices){0}, context->placement.num_experts, table);
+    int num =
+        list_tensors(layer, &(moe_layer_indices){0}, context->config->model.num_experts, table);
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value) {
             load_tensor(context, &table[i], st);
@@ -216,12 +219,14 @@ static int write_gradient(const moe_context *context,
                           const tensor *t,
                           moe_status *st) {
     char path[MOE_PATH_MAX + 32];
-    int64_t shape[3], num = p->expert ? p->count : context->comm->rank == 0;
-    int num_dims = shape_of(t, context->placement.num_experts, shape);
+    int64_t shape[3], num = 0, blocks = p->expert ? p->count : context->comm->rank == 0;
+    int num_dims = shape_of(t, context->config->model.num_experts, shape);
     moe_npy_piece *pieces = moe_alloc(p->count, sizeof *pieces, "pieces of a file");
-    for (int64_t i = 0; i < num; i++) {
-        pieces[i] = (moe_npy_piece){p->gradient + i * p->size, (p->expert ? p->id[i] : 0) * p->size,
-                                    p->size};
+    for (int64_t i = 0; i < blocks; i++) {
+        if (!p->copy || !p->copy[i]) {
+            pieces[num++] = (moe_npy_piece){p->gradient + i * p->size,
+                                            (p->expert ? p->id[i] : 0) * p->size, p->size};
+        }
     }
     snprintf(path, sizeof path, "%s/d%s.npy", results->folder, t->name);
     moe_comm_write_npy(context->comm, path, sizeof(real) == sizeof(float) ? MOE_F32 : MOE_F64,
@@ -237,7 +242,7 @@ static int write_gradients(const moe_context *context,
                            const moe_results *results,
                            moe_status *st) {
     tensor table[MOST_TENSORS];
-    int num = list_tensors(layer, indices, context->placement.num_experts, table);
+    int num = list_tensors(layer, indices, context->config->model.num_experts, table);
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value && table[i].slot >= 0) {
             write_gradient(context, results, &all->p[table[i].slot], &table[i], st);
@@ -259,12 +264,18 @@ int moe_model_files_backward(const moe_context *context,
     int64_t n = (int64_t)layer->router.num_experts;
     moe_parameters all;
     moe_backward work = {0};
+    moe_replicas replicas = {0};
     moe_parameters_init(&all, b->devices, b->num_local_devices);
     moe_layer_indices indices = moe_layer_register(layer, context, &all);
     real *dx = moe_alloc(b->num_tokens * h, sizeof(real), "gradient of x");
     moe_parameters_clear_gradients(&all);
     moe_layer_backward(layer, &indices, context, a, &all, in->dy + b->first_token * h, &work, dx,
                        metrics);
+    if (layer->placement->replicated) {
+        moe_replicas_plan(&replicas, context, layer);
+        moe_replicas_sum(&replicas, context, layer, &indices, &all, &bytes);
+        moe_replicas_free(&replicas);
+    }
     moe_parameters_reduce(&all, context->comm, 1, &bytes);
     if (moe_results_tensor(context->comm, results, "dx", b, dx, h, sizeof(real), st) == MOE_OK &&
         moe_results_tensor(context->comm, results, "dlogits", b, work.dlogits, n, sizeof(double),

@@ -51,7 +51,7 @@ static const option_row table[] = {
      FLAG(run.explains_step)},
     {"dialects", NULL, "the same tokens through every preset, side by side", FLAG(dialects)},
     {"placements", NULL, "the same routing under every placement, side by side", FLAG(placements)},
-    {"verify", NULL, "recompute figures that are known exactly (no CONFIG)", FLAG(verify)},
+    {"verify", NULL, "known figures again; --verify predict: known times", FLAG(verify)},
     {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},
@@ -216,7 +216,8 @@ static int check_together(const moe_options *o, moe_status *st) {
     if (o->dialects && o->placements) {
         return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");
     }
-    const bool needs_none = o->help || o->version || o->keys || o->verify || o->resume;
+    const bool needs_none =
+        o->help || o->version || o->keys || o->verify || o->verify_predict || o->resume;
     if (!o->config && !needs_none) {
         return moe_fail(
             st, MOE_USER,
@@ -228,7 +229,13 @@ static int check_together(const moe_options *o, moe_status *st) {
 int moe_options_parse(int argc, char **argv, moe_options *o, moe_status *st) {
     *o = (moe_options){0};
     o->sets.assignment = moe_alloc(argc, sizeof *o->sets.assignment, "arguments");
-    if (read_words(argc, argv, o, st) == MOE_OK && o->explain) {
+    if (read_words(argc, argv, o, st) == MOE_OK && o->verify && o->config &&
+        strcmp(o->config, "predict") == 0) {
+        o->verify = false;
+        o->verify_predict = true;
+        o->config = NULL;
+    }
+    if (st->code == MOE_OK && o->explain) {
         parse_token(o, st);
     }
     return st->code == MOE_OK ? check_together(o, st) : st->code;

@@ -20,6 +20,7 @@ typedef struct moe_options {
     moe_set_options sets;
     moe_run_options run;
     bool help, version, keys, verify, dialects, placements, ranks;
+    bool verify_predict; /* the word behind --verify; `verify` is then off */
 } moe_options;
 
 /* Local. Reads the command line into *o, which points into argv afterwards. Fails with MOE_USER and

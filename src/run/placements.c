@@ -15,17 +15,6 @@
 
 /* --- what is refused --- */
 
-static int check_slots(const moe_config *c, moe_status *st) {
-    const int64_t slots = (int64_t)c->model.num_experts + c->placement.redundant_experts;
-    if (slots % c->cluster.devices != 0) {
-        return moe_refuse_key(c, MOE_KEY(placement, redundant_experts), st,
-                              "with model.num_experts = %d that makes %lld slots, which is no "
-                              "multiple of cluster.devices = %d",
-                              c->model.num_experts, (long long)slots, c->cluster.devices);
-    }
-    return MOE_OK;
-}
-
 static int check_window(const moe_config *c,
                         enum moe_key_id key,
                         int64_t window,
@@ -184,6 +173,7 @@ static void judge_layer(moe_comparison *x, moe_candidate *candidate, int32_t lay
                           x->slot);
         const moe_serve_figures figures = moe_serve_measure(&p, a, choices, x->slot);
         add_rows(candidate, &figures);
+        candidate->predicted += moe_comparison_seconds(x, a, choices, x->slot);
         most = figures.device_max_over_mean;
     }
     candidate->layer_max[layer] += most;
@@ -310,9 +300,6 @@ int moe_placements(const moe_comm *comm,
                    const moe_run_options *options,
                    moe_status *st) {
     moe_comparison x = {.config = c};
-    if (check_slots(c, st) != MOE_OK) {
-        return st->code;
-    }
     if (moe_step_source_open(&x.source, comm, c, st) == MOE_OK &&
         choose_windows(&x, st) == MOE_OK) {
         if (!options->check_only) {

@@ -62,6 +62,7 @@ typedef struct moe_candidate {
     double *layer_max;           /* [layers] sum of a layer's busiest device / mean */
     double worst;                /* the largest of them */
     double receiver_max, receiver_worst;
+    double predicted; /* sum over steps and layers of seconds that a step like this layer takes */
     moe_serve_figures rows; /* the counts; its ratios are not used */
     int64_t wasted;         /* replicas on a device that has the expert already */
     int64_t moved; /* experts that a device serves and that blocks would not put there; where
@@ -83,6 +84,15 @@ typedef struct moe_comparison {
 static inline bool moe_comparison_own_window(const moe_comparison *x) {
     return x->fit + x->score > x->source.steps;
 }
+
+/* --- placements_time.c --- */
+
+/* Local. Seconds that a forward step on the cluster of [cluster] would take whose layers were all
+ * like this one: slot [T,k] is what serves each choice. Rows are those of mode token. */
+double moe_comparison_seconds(const moe_comparison *x,
+                              const moe_balancer_answer *a,
+                              const moe_choices *choices,
+                              const int32_t *slot);
 
 /* --- placements_show.c; local, on rank 0 --- */
 

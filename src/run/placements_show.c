@@ -39,31 +39,37 @@ static double moved(const moe_comparison *x, const moe_candidate *candidate) {
     return (double)candidate->moved / (double)x->score;
 }
 
+/* Seconds of a step on the cluster of [cluster], without moving weights. */
+static double predicted(const moe_comparison *x, const moe_candidate *candidate) {
+    return candidate->predicted / num_judged(x);
+}
+
 static const char *const timing_names[] =
     {[MOE_BALANCER_FIXED] = "once", [MOE_BALANCER_SPLITS] = "split", [MOE_BALANCER_PLANS] = "plan"};
 
 /* --- the screen --- */
 
 /* On a narrow terminal cross-device rows go first, then what was moved and the worst step. */
-static const moe_table table = {79, {{46, 11}, {62, 8}, {20, 8}}};
+static const moe_table table = {79, {{43, 9}, {56, 6}, {20, 7}}};
 
 static void print_head(const moe_screen *s) {
-    moe_screen_row(s, &table, "  %-11s%7s%8s%7s%11s%11s%5s%8s%9s\n", "", "device", "worst", "recv",
-                   "x-node", "x-device", "dup", "moved", "seconds");
+    moe_screen_row(s, &table, "  %-11s%7s%7s%7s%9s%9s%4s%6s%8s%9s\n", "", "device", "worst", "recv",
+                   "x-node", "x-device", "dup", "moved", "seconds", "step");
 }
 
 static void print_row(const moe_screen *s, const moe_comparison *x, const moe_candidate *c) {
     const bool tokens = x->source.has_tokens;
-    char cross_node[24] = "-", cross_device[24] = "-";
+    char cross_node[24] = "-", cross_device[24] = "-", step[40] = "-";
     if (tokens) {
+        snprintf(step, sizeof step, "%s", moe_format_seconds(predicted(x, c)).s);
         snprintf(cross_node, sizeof cross_node, "%lld", (long long)c->rows.cross_node_rows);
         snprintf(cross_device, sizeof cross_device, "%lld", (long long)c->rows.cross_device_rows);
     }
-    moe_screen_row(s, &table, "  %-11s%7s%8s%7s%11s%11s%5lld%8s%9.4f\n", c->balancer->name,
+    moe_screen_row(s, &table, "  %-11s%7s%7s%7s%9s%9s%4lld%6s%8.4f%9s\n", c->balancer->name,
                    moe_format_number(device_max(x, c), 3).s, moe_format_number(c->worst, 3).s,
                    moe_format_number(tokens ? c->receiver_max / num_judged(x) : NAN, 3).s,
                    cross_node, cross_device, (long long)c->wasted,
-                   moe_format_number(moved(x, c), 0).s, c->decide_seconds);
+                   moe_format_number(moved(x, c), 0).s, c->decide_seconds, step);
 }
 
 static void print_windows(const moe_screen *s, const moe_comparison *x) {
@@ -95,12 +101,14 @@ void moe_comparison_print(const moe_comparison *x, const char *folder) {
             print_row(&s, x, &x->candidate[i]);
         }
     }
-    moe_screen_wrapped(&s, 0, "",
-                       "device, recv: selections of the busiest device and rows of the busiest "
-                       "receiver over the mean, averaged over steps and layers; worst: the largest "
-                       "of them; x-node, x-device: rows to another node and device; dup: replicas "
-                       "beside another one of the same expert; moved: experts to be copied from "
-                       "where blocks have them (llep and moonep: in every step).\n");
+    moe_screen_wrapped(
+        &s, 0, "",
+        "device, recv: selections of the busiest device and rows of the busiest "
+        "receiver over the mean, averaged over steps and layers; worst: the largest "
+        "of them; x-node, x-device: rows to another node and device; dup: replicas "
+        "beside another one of the same expert; moved: experts to be copied from "
+        "where blocks have them (llep and moonep: in every step); step: predicted on "
+        "the cluster of [cluster], without moving them.\n");
     for (int i = 0; i < x->num_candidates; i++) {
         if (!ran(&x->candidate[i])) {
             moe_screen_wrapped(&s, 2, "", "left out: %s\n", x->candidate[i].reason);
@@ -163,6 +171,8 @@ static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
     put_rows(x, c, object);
     moe_json_put(object, "replicas_wasted", json_integer(c->wasted));
     moe_json_put(object, "weights_moved", moe_json_number(moved(x, c)));
+    moe_json_put(object, "predicted_step_us",
+                 moe_json_number(x->source.has_tokens ? 1e6 * predicted(x, c) : NAN));
     moe_json_put(object, "seconds_to_decide", moe_json_number(c->decide_seconds));
     moe_json_put(object, "seconds_per_step", moe_json_number(c->step_seconds / (double)x->score));
     moe_json_put(object, "file", moe_json_text(file));

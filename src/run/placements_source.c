@@ -246,7 +246,7 @@ void moe_step_source_free(moe_step_source *s) {
     if (s->has_tokens) {
         moe_step_metrics_free(&s->metrics);
         moe_stack_free(&s->stack);
-        moe_placement_free(&s->context.placement);
+        moe_context_free(&s->context);
         moe_batch_free(&s->batch);
         moe_scratch_free(&s->scratch);
     }

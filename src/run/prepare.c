@@ -230,7 +230,7 @@ void moe_run_free(moe_run_state *r) {
     moe_stack_free(&r->stack);
     moe_scopes_free(&r->all_layers);
     moe_model_files_free(&r->model_files);
-    moe_placement_free(&r->context.placement);
+    moe_context_free(&r->context);
     moe_batch_free(&r->batch);
     moe_scratch_free(&r->scratch);
     moe_input_free(&r->input);

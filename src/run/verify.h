@@ -11,4 +11,9 @@
  * it should be. */
 int moe_verify(const moe_comm *comm, moe_status *st);
 
+/* Local, on rank 0. moesim --verify predict: published times of real clusters beside those that
+ * configs/clusters and the formulas predict, with the error of each, and what is not explained.
+ * There is nothing to fail: measurements are not figures that are known exactly. */
+void moe_verify_predict(void);
+
 #endif

@@ -99,7 +99,10 @@ static void check_output(moe_tally *t,
 
 /* f'' of every device pair, by its definition (counted by the router), against the rows given to
  * MPI_Alltoallv and those removed by dropping. */
-static void check_comm_count(moe_tally *t, const moe_context *context, const moe_activations *a) {
+static void check_comm_count(moe_tally *t,
+                             const moe_layer *layer,
+                             const moe_context *context,
+                             const moe_activations *a) {
     const moe_batch *b = context->batch;
     int64_t *tokens = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices,
                                             sizeof *tokens, "tally");
@@ -113,7 +116,7 @@ static void check_comm_count(moe_tally *t, const moe_context *context, const moe
     int64_t *removed = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices,
                                              sizeof *removed, "tally");
     if (a->drop.on) {
-        moe_capacity_removed(b, &context->placement, &a->routing, &a->drop.sent, removed);
+        moe_capacity_removed(b, layer->placement, &a->routing, &a->drop.sent, removed);
     }
     for (int64_t i = 0; i < (int64_t)b->num_local_devices * b->devices; i++) {
         t->scalar[MOE_TALLY_COMM_BAD] += tokens[i] != a->plan.rows_to[i] + removed[i];
@@ -145,7 +148,7 @@ void moe_tally_checks_count(moe_tally *t,
     check_weights(t, context, &a->routing);
     check_output(t, context, a, y);
     if (!moe_context_rows_not_tokens(context)) {
-        check_comm_count(t, context, a);
+        check_comm_count(t, layer, context, a);
     }
     check_theorem(t, layer, context, a);
 }
@@ -169,7 +172,7 @@ typedef struct detail {
 } detail;
 
 static void add_matrix(evidence *e) {
-    int64_t devices = e->context->placement.devices;
+    int64_t devices = e->context->batch->devices;
     for (int64_t i = 0; i < devices; i++) {
         e->row_sum += e->metrics->sent_rows[i];
         e->column_sum += e->metrics->received_rows[i];
@@ -179,18 +182,20 @@ static void add_matrix(evidence *e) {
     }
 }
 
-static int64_t fullest_buffer(const moe_context *context, const int64_t *kept_per_expert) {
-    const moe_placement *p = &context->placement;
-    int64_t most = 0, *by_device = moe_scratch_take_zero(context->batch->scratch, p->devices,
-                                                         sizeof *by_device, "tally");
-    for (int32_t expert = 0; expert < p->num_experts; expert++) {
-        int64_t pairs = by_device[p->device[expert]] += kept_per_expert[expert];
-        if (context->capacity.policy == MOE_CAPACITY_EXPERT) {
-            pairs = kept_per_expert[expert];
+/* Pairs with the fullest target: an expert, or a device, which has a column of pairs [D*D]. */
+static int64_t fullest_buffer(const moe_context *context,
+                              const moe_tally *t,
+                              const int64_t *kept_per_expert) {
+    const bool by_expert = context->capacity.policy == MOE_CAPACITY_EXPERT;
+    const int32_t devices = context->batch->devices;
+    int64_t most = 0;
+    for (int32_t i = 0; i < (by_expert ? context->router.num_experts : devices); i++) {
+        int64_t pairs = by_expert ? kept_per_expert[i] : 0;
+        for (int32_t source = 0; source < devices && !by_expert; source++) {
+            pairs += t->pairs[(int64_t)source * devices + i];
         }
         most = pairs > most ? pairs : most;
     }
-    moe_scratch_give(context->batch->scratch, by_device);
     return most;
 }
 
@@ -234,7 +239,7 @@ static int64_t moved_rows(const evidence *e) {
 }
 
 static int64_t num_cells(const evidence *e) {
-    return (int64_t)e->context->placement.devices * e->context->placement.devices;
+    return (int64_t)e->context->batch->devices * e->context->batch->devices;
 }
 
 static bool matrix_adds_up(const evidence *e) {
@@ -403,7 +408,7 @@ void moe_tally_checks_make(const moe_tally *t,
         .scalar = t->scalar, .tally = t, .layer = layer, .context = context, .metrics = l};
     add_matrix(&e);
     if (has_capacity(&e)) {
-        e.fullest = fullest_buffer(context, l->kept_per_expert);
+        e.fullest = fullest_buffer(context, t, l->kept_per_expert);
     }
     if (e.scalar[MOE_TALLY_NOT_FINITE] > 0) {
         e.first_bad_rank = first_bad_rank(context->comm, not_finite_here > 0);

@@ -23,13 +23,18 @@ static int64_t listed_sequences(const moe_context *context) {
 }
 
 int64_t moe_tally_drop_words(const moe_context *context) {
-    return 2 * (int64_t)context->placement.num_experts + NUM_SCALARS + listed_sequences(context);
+    return 2 * (int64_t)context->router.num_experts + context->batch->devices + NUM_SCALARS +
+           listed_sequences(context);
 }
 
-/* Counts the dropped pairs of one token, adds them to by_expert, and returns how many there are. */
-static int64_t count_token(const moe_activations *a,
+/* Counts the dropped pairs of one token, adds them to by_expert and to by_device, and returns how
+ * many there are. */
+static int64_t count_token(const moe_layer *layer,
+                           const moe_context *context,
+                           const moe_activations *a,
                            int64_t t,
                            int64_t *by_expert,
+                           int64_t *by_device,
                            int64_t *scalar) {
     int64_t begin = a->routing.row_offset[t];
     int64_t end = a->routing.row_offset[t + 1];
@@ -38,6 +43,7 @@ static int64_t count_token(const moe_activations *a,
         int32_t chosen = a->routing.expert[i], server = a->drop.server[i];
         dropped += server < 0;
         by_expert[chosen] += server < 0;
+        by_device[moe_tally_device(layer, context, chosen, t)] += server < 0;
         scalar[REASSIGNED] += server >= 0 && server != chosen;
     }
     scalar[DROPPED_TOKENS] += dropped > 0;
@@ -45,12 +51,16 @@ static int64_t count_token(const moe_activations *a,
     return dropped;
 }
 
-void moe_tally_drop_count(const moe_context *context, const moe_activations *a, int64_t *words) {
+void moe_tally_drop_count(const moe_layer *layer,
+                          const moe_context *context,
+                          const moe_activations *a,
+                          int64_t *words) {
     const moe_batch *b = context->batch;
     const moe_routing *sent = moe_activations_sent(a);
     int64_t *kept = words;
-    int64_t *dropped = kept + context->placement.num_experts;
-    int64_t *scalar = dropped + context->placement.num_experts;
+    int64_t *dropped = kept + context->router.num_experts;
+    int64_t *by_device = dropped + context->router.num_experts;
+    int64_t *scalar = by_device + b->devices;
     int64_t listed = listed_sequences(context), *by_sequence = scalar + NUM_SCALARS;
     for (int64_t i = 0; i < sent->num_selections; i++) {
         kept[sent->expert[i]]++;
@@ -61,7 +71,7 @@ void moe_tally_drop_count(const moe_context *context, const moe_activations *a, 
     for (int64_t i = 0; i < b->num_segments; i++) {
         int64_t lost = 0;
         for (int64_t t = b->segment[i].begin; t < b->segment[i].end; t++) {
-            lost += count_token(a, t, dropped, scalar);
+            lost += count_token(layer, context, a, t, dropped, by_device, scalar);
         }
         if (listed) {
             by_sequence[b->segment[i].sequence] += lost;
@@ -90,17 +100,17 @@ void moe_tally_drop_fill(const moe_context *context,
                          const int64_t *words,
                          int64_t rows_saved,
                          moe_layer_metrics *out) {
-    int32_t n = context->placement.num_experts;
-    const int64_t *dropped = words + n, *scalar = dropped + n;
+    int32_t n = context->router.num_experts;
+    const int32_t devices = context->batch->devices;
+    const int64_t *dropped = words + n, *by_device = dropped + n, *scalar = by_device + devices;
     /* A row travels twice: in dispatch and in combine. */
     int64_t row_bytes = 2 * context->config->model.hidden_size * (int64_t)sizeof(real);
     moe_capacity_metrics *c = &out->capacity;
     memcpy(out->kept_per_expert, words, (size_t)n * sizeof(int64_t));
     memcpy(out->dropped_per_expert, dropped, (size_t)n * sizeof(int64_t));
-    memset(out->dropped_per_device, 0, (size_t)context->placement.devices * sizeof(int64_t));
+    memcpy(out->dropped_per_device, by_device, (size_t)devices * sizeof(int64_t));
     out->dropped = 0;
     for (int32_t e = 0; e < n; e++) {
-        out->dropped_per_device[context->placement.device[e]] += dropped[e];
         out->dropped += dropped[e];
     }
     if (!a->drop.on) {

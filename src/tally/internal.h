@@ -31,6 +31,7 @@ enum moe_tally_scalar {
 typedef struct moe_tally {
     int64_t *words, count; /* the vector */
     int64_t *counts;       /* [N] selections by expert */
+    int64_t *by_device;    /* [D] selections by the device that would serve them */
     int64_t *sent;         /* [D*D] rows, source -> destination, as their source saw them */
     int64_t *received;     /* [D*D] the same as their destination saw them */
     int64_t *pairs;        /* [D*D] token-expert pairs */
@@ -40,12 +41,26 @@ typedef struct moe_tally {
     int64_t *drop;         /* [moe_tally_drop_words] */
 } moe_tally;
 
+/* Local. The device that serves an expert's pair of a local token. */
+static inline int32_t moe_tally_device(const moe_layer *layer,
+                                       const moe_context *context,
+                                       int32_t expert,
+                                       int64_t token) {
+    const moe_placement *p = layer->placement;
+    const int64_t number = context->batch->first_token + token;
+    return moe_placement_device(p, expert, number,
+                                p->replicated ? moe_batch_device_of(context->batch, number) : 0);
+}
+
 /* --- drop.c: what a capacity dropped; all local --- */
 
 /* How many words dropping needs in the vector. */
 int64_t moe_tally_drop_words(const moe_context *context);
 /* Counts the share of this rank. */
-void moe_tally_drop_count(const moe_context *context, const moe_activations *a, int64_t *words);
+void moe_tally_drop_count(const moe_layer *layer,
+                          const moe_context *context,
+                          const moe_activations *a,
+                          int64_t *words);
 /* Fills in kept and dropped pairs and the metrics of the capacity from the sums over the ranks.
  * rows_saved: rows without dropping less rows sent. */
 void moe_tally_drop_fill(const moe_context *context,

@@ -14,13 +14,14 @@
 #include "tally/internal.h"
 
 static moe_tally tally_new(const moe_context *context) {
-    int64_t n = context->placement.num_experts, d = context->placement.devices;
+    int64_t n = context->router.num_experts, d = context->batch->devices;
     int64_t drop_words = moe_tally_drop_words(context);
-    moe_tally t = {.count =
-                       n + 3 * d * d + 65 + MOE_EXACT_WORDS + MOE_TALLY_NUM_SCALARS + drop_words};
+    moe_tally t = {.count = n + d + 3 * d * d + 65 + MOE_EXACT_WORDS + MOE_TALLY_NUM_SCALARS +
+                            drop_words};
     t.words = moe_scratch_take_zero(context->batch->scratch, t.count, sizeof *t.words, "tally");
     t.counts = t.words;
-    t.sent = t.counts + n;
+    t.by_device = t.counts + n;
+    t.sent = t.by_device + d;
     t.received = t.sent + d * d;
     t.pairs = t.received + d * d;
     t.reach = t.pairs + d * d;
@@ -32,18 +33,24 @@ static moe_tally tally_new(const moe_context *context) {
 
 /* --- the share of this rank --- */
 
-/* The number of distinct devices among k experts. stamp [D] remembers for each device the last
- * mark; `mark` > 0 is another one in each call. */
-static int64_t distinct_devices(const moe_placement *p,
+/* The number of distinct devices that serve k experts of a local token. stamp [D] remembers for
+ * each device the last token; each call is for another one. by_device [D], unless it is NULL, grows
+ * by what each device serves. */
+static int64_t distinct_devices(const moe_layer *layer,
+                                const moe_context *context,
+                                int64_t token,
                                 const int32_t *expert,
                                 int64_t k,
                                 int64_t *stamp,
-                                int64_t mark) {
+                                int64_t *by_device) {
     int64_t distinct = 0;
     for (int64_t i = 0; i < k; i++) {
-        int32_t device = p->device[expert[i]];
-        distinct += stamp[device] != mark;
-        stamp[device] = mark;
+        int32_t device = moe_tally_device(layer, context, expert[i], token);
+        distinct += stamp[device] != token + 1;
+        stamp[device] = token + 1;
+        if (by_device) {
+            by_device[device]++;
+        }
     }
     return distinct;
 }
@@ -72,9 +79,12 @@ static bool measures_unlimited(const moe_context *context) {
 }
 
 /* Counts the distinct devices of each token from the routing alone. */
-static void count_reach(moe_tally *t, const moe_context *context, const moe_routing *routing) {
+static void count_reach(moe_tally *t,
+                        const moe_layer *layer,
+                        const moe_context *context,
+                        const moe_routing *routing) {
     const moe_router *r = &context->router;
-    int32_t d = context->placement.devices;
+    int32_t d = context->batch->devices;
     int32_t reachable = moe_config_group_span(context->config);
     bool limited = r->group_limit != MOE_GROUP_NONE;
     int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
@@ -84,8 +94,8 @@ static void count_reach(moe_tally *t, const moe_context *context, const moe_rout
             continue;
         }
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
-        int64_t reach =
-            distinct_devices(&context->placement, routing->expert + begin, k, stamp, token + 1);
+        int64_t reach = distinct_devices(layer, context, token, routing->expert + begin, k, stamp,
+                                         t->by_device);
         for (int64_t i = 0; i < k; i++) {
             t->counts[routing->expert[begin + i]]++;
         }
@@ -95,7 +105,8 @@ static void count_reach(moe_tally *t, const moe_context *context, const moe_rout
         t->scalar[MOE_TALLY_ALL_ROWS] +=
             context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
         t->scalar[MOE_TALLY_BAD_DEVICES] +=
-            reach > k || reach > d || (limited && reach > reachable);
+            reach > k || reach > d ||
+            (limited && moe_config_in_blocks(context->config) && reach > reachable);
         t->scalar[MOE_TALLY_BAD_GROUPS] +=
             limited && moe_groups_distinct(r, routing->expert + begin, (int32_t)k) >
                            (k < r->topk_group ? k : r->topk_group);
@@ -104,13 +115,16 @@ static void count_reach(moe_tally *t, const moe_context *context, const moe_rout
 }
 
 /* Counts the rows that the routing after dropping asks for. */
-static void count_rows(moe_tally *t, const moe_context *context, const moe_routing *sent) {
-    int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->placement.devices,
+static void count_rows(moe_tally *t,
+                       const moe_layer *layer,
+                       const moe_context *context,
+                       const moe_routing *sent) {
+    int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->batch->devices,
                                            sizeof *stamp, "tally");
     for (int64_t token = 0; token < sent->num_tokens; token++) {
         int64_t begin = sent->row_offset[token], k = sent->row_offset[token + 1] - begin;
         int64_t reach =
-            distinct_devices(&context->placement, sent->expert + begin, k, stamp, token + 1);
+            distinct_devices(layer, context, token, sent->expert + begin, k, stamp, NULL);
         t->scalar[MOE_TALLY_EXPECTED_ROWS] +=
             context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
     }
@@ -139,7 +153,7 @@ static void count_unlimited(moe_tally *t,
                *s = z + n;
         int32_t *expert =
             moe_scratch_take(context->batch->scratch, greedy.top_k, sizeof *expert, "tally");
-        int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->placement.devices,
+        int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->batch->devices,
                                                sizeof *stamp, "tally");
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < context->batch->num_tokens; token++) {
@@ -149,7 +163,7 @@ static void count_unlimited(moe_tally *t,
             }
             moe_scores_fill(&greedy, z, s, NULL);
             int32_t k = moe_select_experts(&select, &greedy, z, s, 1, expert, NULL);
-            reached += distinct_devices(&context->placement, expert, k, stamp, token + 1);
+            reached += distinct_devices(layer, context, token, expert, k, stamp, NULL);
         }
         moe_select_free(&select);
         moe_scratch_give(context->batch->scratch, z);
@@ -197,17 +211,14 @@ static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metri
 }
 
 static void fill_counts(const moe_tally *t, const moe_context *context, moe_layer_metrics *out) {
-    int64_t n = context->placement.num_experts;
-    int64_t d = context->placement.devices;
+    int64_t n = context->router.num_experts;
+    int64_t d = context->batch->devices;
     int64_t tokens = context->batch->num_routed;
     memcpy(out->counts_per_expert, t->counts, (size_t)n * sizeof(int64_t));
     memcpy(out->matrix, t->sent, (size_t)(d * d) * sizeof(int64_t));
-    memset(out->counts_per_device, 0, (size_t)d * sizeof(int64_t));
+    memcpy(out->counts_per_device, t->by_device, (size_t)d * sizeof(int64_t));
     memset(out->sent_rows, 0, (size_t)d * sizeof(int64_t));
     memset(out->received_rows, 0, (size_t)d * sizeof(int64_t));
-    for (int64_t e = 0; e < n; e++) {
-        out->counts_per_device[context->placement.device[e]] += t->counts[e];
-    }
     for (int64_t i = 0; i < d * d; i++) {
         out->sent_rows[i / d] += t->sent[i];
         out->received_rows[i % d] += t->received[i];
@@ -229,12 +240,13 @@ static void fill_all_layers(const moe_context *context, moe_step_metrics *metric
     if (!all) {
         return;
     }
-    out->raw = all->loss[context->config->balance.scope][MOE_LOSS_MIXTRAL];
-    out->ideal = all->ideal[MOE_LOSS_MIXTRAL];
+    out->form = context->balance.form;
+    out->raw = all->loss[context->config->balance.scope][out->form];
+    out->ideal = all->ideal[out->form];
     out->loss =
         context->balance.alpha_all_layers > 0 ? context->balance.alpha_all_layers * out->raw : 0;
     for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
-        out->by_scope[scope] = all->loss[scope][MOE_LOSS_MIXTRAL];
+        out->by_scope[scope] = all->loss[scope][out->form];
     }
 }
 
@@ -246,10 +258,10 @@ void moe_tally_layer(const moe_layer *layer,
     moe_layer_metrics *out = &metrics->layer[layer->index];
     moe_tally t = tally_new(context);
     count_blocks(&t, &a->plan, &a->exchange.inbox);
-    count_reach(&t, context, &a->routing);
-    count_rows(&t, context, moe_activations_sent(a));
+    count_reach(&t, layer, context, &a->routing);
+    count_rows(&t, layer, context, moe_activations_sent(a));
     count_unlimited(&t, layer, context, a);
-    moe_tally_drop_count(context, a, t.drop);
+    moe_tally_drop_count(layer, context, a, t.drop);
     moe_tally_checks_count(&t, layer, context, a, y);
     int64_t not_finite_here = t.scalar[MOE_TALLY_NOT_FINITE];
     moe_comm_sum_i64(context->comm, t.words, t.count);

@@ -78,6 +78,7 @@ static void keep_own(const moe_comm *comm, int64_t num_blocks, block *blocks, in
     }
     for (int64_t i = 0; i < *num; i++) {
         if (claim[index_of(&blocks[i])] == 1 + (comm->rank + index_of(&blocks[i])) % comm->size) {
+            claim[index_of(&blocks[i])] = 0; /* a rank may hold an expert several times */
             blocks[kept++] = blocks[i];
         }
     }

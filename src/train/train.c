@@ -18,6 +18,8 @@ void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch) {
     t->alpha_all_layers = context->balance.alpha_all_layers;
     moe_parameters_init(&t->parameters, batch->devices, batch->num_local_devices);
     moe_stack_register(stack, &t->parameters);
+    t->replicas = moe_alloc_zero(stack->num_layers, sizeof *t->replicas, "replicas");
+    moe_training_replan(t);
     moe_task_init(&t->task, c, context->input, batch, &t->parameters);
     moe_optimizer_init(&t->parameters, c);
     if (c->train.accumulate > 1) {
@@ -27,7 +29,19 @@ void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch) {
         moe_alloc(batch->num_tokens * c->model.hidden_size, sizeof(real), "gradient of the output");
 }
 
+void moe_training_replan(moe_training *t) {
+    for (int32_t l = 0; l < t->stack->num_layers; l++) {
+        if (t->stack->layer[l].placement->replicated) {
+            moe_replicas_plan(&t->replicas[l], t->stack->context, &t->stack->layer[l]);
+        }
+    }
+}
+
 void moe_training_free(moe_training *t) {
+    for (int32_t l = 0; t->replicas && l < t->stack->num_layers; l++) {
+        moe_replicas_free(&t->replicas[l]);
+    }
+    moe_free(t->replicas);
     moe_free(t->gradient);
     moe_step_metrics_free(&t->micro);
     moe_task_free(&t->task);
@@ -144,7 +158,11 @@ static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_
     const moe_config *c = s->context->config;
     const char *worst = NULL;
     double start = moe_comm_time(), reduced;
-    metrics->gradient_allreduce_bytes = 0;
+    metrics->gradient_allreduce_bytes = metrics->replica_gradient_bytes = 0;
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_replicas_sum(&t->replicas[l], s->context, &s->layer[l], &s->indices[l], &t->parameters,
+                         &metrics->replica_gradient_bytes);
+    }
     moe_parameters_reduce(&t->parameters, s->context->comm, 1.0 / c->train.accumulate,
                           &metrics->gradient_allreduce_bytes);
     reduced = moe_comm_time();

@@ -15,6 +15,7 @@
 
 #include "measure/metrics.h"
 #include "model/parameters.h"
+#include "model/replicas.h"
 #include "model/stack.h"
 #include "train/optimizer.h"
 #include "train/task.h"
@@ -23,6 +24,7 @@ typedef struct moe_training {
     moe_stack *stack;          /* not owned */
     moe_batch *batch;          /* of the stack's context; the task fills in its bytes; not owned */
     moe_parameters parameters; /* of the layers and the task */
+    moe_replicas *replicas;    /* [layers] how their gradients are summed */
     moe_task task;
     real *gradient;               /* [T,H] of the stack's output, then of its input */
     moe_step_metrics micro;       /* of one micro-batch, where a step has several */
@@ -36,6 +38,8 @@ typedef struct moe_training {
 /* Local. Registers the parameters of the stack and of the task, and allocates what training needs.
  * The context keeps what backward reads, unless train.recompute. */
 void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch);
+/* Local. To be called when placements with replicas have changed. */
+void moe_training_replan(moe_training *t);
 void moe_training_free(moe_training *t);
 
 /* Collective. One step. metrics gets the losses and the traffic of all micro-batches

@@ -1,7 +1,7 @@
 """ctest: timeout=120
-Mixtral's loss over the tokens of all layers put together: value, mask, scopes and gradient against
-Hugging Face's load_balancing_loss_func, written out here in plain numbers; what trains is said
-where it belongs; the same bits on any number of ranks.
+Mixtral's and Switch's loss over the tokens of all layers put together: value, mask, scopes and
+gradient against Hugging Face's two functions load_balancing_loss_func, written out here in plain
+numbers; what trains is said where it belongs; the same bits on any number of ranks.
 """
 import json
 import math
@@ -135,8 +135,8 @@ def check_values():
         )
 
 
-def gradient(tokens, f, step=1e-4):
-    """Central differences with f fixed."""
+def gradient(loss, step=1e-4):
+    """Central differences of loss(logits), which takes the choices as fixed."""
     moved = [[list(row) for row in layer] for layer in LOGITS]
     found = {}
     for l, t in [(0, 0), (0, T - 1), (1, 7), (2, 3), (2, T // 2)]:
@@ -144,42 +144,130 @@ def gradient(tokens, f, step=1e-4):
             ends = []
             for sign in (1, -1):
                 moved[l][t][i] = LOGITS[l][t][i] + sign * step
-                ends.append(load_balancing_loss(tokens, f, moved))
+                ends.append(loss(moved))
             moved[l][t][i] = LOGITS[l][t][i]
             found[l, t, i] = (ends[0] - ends[1]) / (2 * step)
     return found
 
 
+SEQUENCE = 16  # of the batch of 48 tokens there are three
+
+
+def switch_loss(tokens, logits=LOGITS):
+    """Mean over sequences of N sum_i F_i P_i over the sequence's tokens of all layers, F_i the
+    share of the tokens whose first choice (of the logits as recorded) is expert i.
+    """
+    losses = []
+    for first in range(0, T, SEQUENCE):
+        own = [(l, t) for l, t in tokens if first <= t < first + SEQUENCE]
+        f = [sum(chosen(LOGITS[l][t])[0] == i for l, t in own) / len(own) for i in range(N)]
+        scores = [softmax(logits[l][t]) for l, t in own]
+        p = [math.fsum(s[i] for s in scores) / len(own) for i in range(N)]
+        losses.append(N * math.fsum(f[i] * p[i] for i in range(N)))
+    return math.fsum(losses) / len(losses)
+
+
+SWITCH = {
+    "balance.aux_form": "switch",
+    "balance.scope": "sequence",
+    "data.sequence_length": SEQUENCE,
+}
+
+
 def check_gradient():
-    for name, extra, tokens in (
-        ("all", {}, ALL),
-        ("all-masked", {"data.mask": MASK_PATH}, COUNTED),
+    for name, form, extra, tokens in (
+        ("all", "mixtral", {}, ALL),
+        ("all-masked", "mixtral", {"data.mask": MASK_PATH}, COUNTED),
+        ("switch", "switch", SWITCH, ALL),
     ):
         out = run(name, 2, {**BASE, **extra, "balance.aux_layers": "all", "output.tensors": "yes"})
         if not out:
             continue
         whole = summary(out)
-        raw = load_balancing_loss(tokens)
+        f = fractions(tokens)
+
+        def loss(logits):
+            if form == "switch":
+                return switch_loss(tokens, logits)
+            return load_balancing_loss(tokens, f, logits)
+
+        raw = loss(LOGITS)
         check(
-            near(whole["loss"]["mixtral_all_layers"], ALPHA * raw, 1e-10)
+            near(whole["loss"][form + "_all_layers"], ALPHA * raw, 1e-10)
             and near(whole["loss"]["total"], ALPHA * raw, 1e-10),
             f"{name}: it counts once: {whole['loss']}",
         )
         check(
             all(
-                "mixtral" not in layer["loss"] and layer["loss"]["total"] == 0
+                form not in layer["loss"] and layer["loss"]["total"] == 0
                 for layer in whole["layers"]
             ),
             f"{name}: nothing trains twice",
         )
         dlogits = [load(os.path.join(out, f"dlogits_layer{l}.npy")).rows() for l in range(LAYERS)]
-        expected = gradient(tokens, fractions(tokens))
+        expected = gradient(loss)
         most = max(map(abs, expected.values()))
         worst = max(abs(dlogits[l][t][i] - ALPHA * value) for (l, t, i), value in expected.items())
         check(worst <= 1e-6 * ALPHA * most, f"{name}: gradient off by {worst} of {ALPHA * most}")
         for l, t in ALL:
             if (l, t) not in set(tokens):
                 check(not any(dlogits[l][t]), f"{name}: padding token {t} has a gradient")
+
+
+def check_switch():
+    """The loss of each layer trains unless aux_layers = all; preset switch puts the layers
+    together as its source does, which the published report shows: two layers, each of which sends
+    all of its tokens to one expert, another one in each layer.
+    """
+    bits = set()
+    for ranks in (1, 2, 4):
+        out = run(f"switch-{ranks}", ranks, {**BASE, **SWITCH, "balance.aux_layers": "all"})
+        if out:
+            bits.add(summary(out)["loss_raw"]["switch_all_layers"])
+    check(
+        len(bits) == 1 and near(min(bits), switch_loss(ALL), 1e-10),
+        f"switch over all layers: {bits}, expected {switch_loss(ALL)}",
+    )
+    out = run("switch-each", 1, {**BASE, **SWITCH})
+    if out:
+        whole = summary(out)
+        check(
+            "switch_all_layers" not in whole["loss_raw"]
+            and all(
+                near(
+                    layer["loss"]["switch"],
+                    ALPHA * switch_loss([(l, t) for t in range(T)]),
+                    1e-10,
+                )
+                for l, layer in enumerate(whole["layers"])
+            ),
+            f"aux_layers = each: every layer its own: {whole['loss']}",
+        )
+    sharp = [[[16.0 * (i == l) for i in range(4)] for _ in range(8)] for l in range(2)]
+    path = save("sharp.npy", "<f4", (16, 4), [v for layer in sharp for row in layer for v in row])
+    preset = {
+        "model.num_layers": 2,
+        "model.num_experts": 4,
+        "model.hidden_size": 8,
+        "model.moe_intermediate_size": 4,
+        "router.preset": "switch",
+        "capacity.policy": "none",
+        "data.source": "logits",
+        "data.path": path,
+        "data.sequence_length": 8,
+    }
+    most = softmax(sharp[0][0])[0]
+    for name, extra, key, expected in (
+        ("preset", {}, "switch_all_layers", 4 * (most / 2 + (1 - most) / 6)),
+        ("paper", {"balance.aux_layers": "each"}, "switch", 4 * most),
+    ):
+        out = run(name, 1, {**preset, **extra})
+        if out:
+            found = summary(out)["loss"]
+            check(
+                near(found[key], 0.01 * expected, 1e-10),
+                f"{name}: {found}, expected 0.01 x {expected}",
+            )
 
 
 def without_time(line):
@@ -241,8 +329,8 @@ def check_training():
 def check_refused():
     for sets, words in (
         (
-            ["balance.aux_form=switch", "balance.aux_layers=all"],
-            ("aux_form = switch", "aux_form = mixtral", "aux_layers = each"),
+            ["balance.aux_form=gshard", "balance.aux_layers=all"],
+            ("aux_form = gshard", "aux_form = mixtral or switch", "aux_layers = each"),
         ),
     ):
         done = moesim(
@@ -270,6 +358,7 @@ def check_refused():
 
 check_values()
 check_gradient()
+check_switch()
 check_training()
 check_refused()
 verdict()

@@ -3,9 +3,10 @@ Dropping seen from outside: summary.json, kept.npy and the matrix agree with eac
 depend on the number of ranks or threads; the bytes saved are the difference to the same run without
 a capacity; f'' and the losses are those before dropping.
 """
+import os
 import re
 
-from _moesim import check, config, load, moesim, run, same_bytes, summary, verdict
+from _moesim import check, config, load, moesim, run, same_bytes, save, summary, verdict
 
 BASE = {
     "model.num_layers": 2,
@@ -201,6 +202,22 @@ def check_refused():
         done.code == 2 and done.err.count("\n") == 1 and all(word in done.err for word in words),
         f"{done.code}: {done.err}",
     )
+    # the balanced load of a small batch, which FastMoE rounds down to nothing
+    path = save("few.npy", "<i4", (4, 2), list(range(8)))
+    few = {
+        "model.num_experts": 8,
+        "model.hidden_size": 4,
+        "model.moe_intermediate_size": 2,
+        "router.preset": "fastmoe_gshard",
+        "cluster.devices": 2,
+        "data.source": "routing",
+        "data.path": path,
+    }
+    out = run("few", 2, few)
+    if out:
+        check(summary(out)["layers"][0]["dropped"] == 8, "FastMoE drops all eight pairs")
+        done = moesim(2, os.path.join(out, "config.ini"), "--out", "few-again", "--quiet")
+        check(done.code == 0, f"its config.ini again: {done.code}: {done.err}")
 
 
 def check_rule(name, rule, plain):

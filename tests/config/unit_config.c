@@ -258,12 +258,11 @@ static void test_not_yet(void) {
         "run.mode=generate", 1,
         "--set: run.mode = generate: generating is not available yet, allowed is forward train");
     static const char *const later[] = {
-        "run.mode=generate",           "model.attention=mla",
-        "exchange.mode=two_level",     "exchange.chunks=2",
-        "exchange.transport=shared",   "exchange.algorithm=windowed",
-        "exchange.payload=bf16",       "exchange.combine_payload=bf16",
-        "placement.policy=eplb",       "placement.redundant_experts=2",
-        "placement.rebalance_every=10"};
+        "run.mode=generate",         "model.attention=mla",
+        "exchange.mode=two_level",   "exchange.chunks=2",
+        "exchange.transport=shared", "exchange.algorithm=windowed",
+        "exchange.payload=bf16",     "exchange.combine_payload=bf16",
+        "placement.policy=eplb",     "placement.rebalance_every=10"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         moe_config c;
         moe_status st;

@@ -26,6 +26,9 @@ PURE = {
     "exchange/plan",
     "balance/balance",
     "predict/memory",
+    "predict/cost",
+    "predict/prediction",
+    "predict/published",
 }
 
 # What may speak MPI, and the files that may end the process.

@@ -45,7 +45,9 @@ static const char *const settings[] = {
     COMMON "capacity.policy=expert capacity.capacity_factor=1 capacity.drop=batch_priority",
     COMMON "capacity.policy=expert capacity.capacity_factor=1 capacity.overflow=next_choice",
     COMMON "capacity.policy=sequence capacity.capacity_factor=1",
+    COMMON "placement.redundant_experts=8",
     TRAIN,
+    TRAIN "placement.redundant_experts=8 placement.policy=round_robin",
     TRAIN "exchange.mode=selection train.accumulate=2 train.optimizer=sgd model.expert_type=lora "
           "model.lora_rank=2",
     TRAIN GROUPS "router.group_limit=max model.num_shared_experts=1 balance.z_loss=0.001 "

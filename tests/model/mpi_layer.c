@@ -123,7 +123,7 @@ static void check_token(const layer_run *r,
                         double *worst_logit,
                         double *worst_y) {
     int64_t h = r->m.c.model.hidden_size, n = r->m.c.model.num_experts;
-    const moe_placement *p = &r->m.context.placement;
+    const moe_placement *p = &r->m.context.placements[0];
     double *u = moe_alloc(2 * h + 2 * n, sizeof *u, "test");
     double *y = u + h;
     double *s = y + h;
@@ -170,7 +170,7 @@ static void check_losses(const layer_run *r, const double *z) {
     double *dlogits = moe_alloc_zero(tokens * n, sizeof *dlogits, "test");
     ref_batch ref = {.router = &r->m.context.router,
                      .devices = b->devices,
-                     .device = r->m.context.placement.device,
+                     .device = r->m.context.placements[0].device,
                      .num_tokens = tokens,
                      .z = z,
                      .home = home,
@@ -372,7 +372,7 @@ static void load_layer(const golden_case *c, layer_run *r) {
     int64_t h = r->m.c.model.hidden_size;
     int64_t f = r->m.c.model.moe_intermediate_size;
     int64_t shared = r->layer->shared.width;
-    int64_t first = (int64_t)r->m.batch.first_device * r->m.context.placement.slots_per_device,
+    int64_t first = (int64_t)r->m.batch.first_device * r->m.context.placements[0].slots_per_device,
             count = r->layer->experts.count;
     load(c, "x", r->m.batch.first_token * h, r->m.batch.num_tokens * h, r->x);
     load(c, "wgate", 0, r->m.c.model.num_experts * h, r->layer->gate);

@@ -47,6 +47,15 @@ RUNS = {
         },
         (),
     ),
+    "all-layers-switch": (
+        {
+            "model.num_layers": 2,
+            "balance.aux_form": "switch",
+            "balance.aux_layers": "all",
+            "balance.alpha_expert": 0.02,
+        },
+        (),
+    ),
     "mixtral": (
         {
             "balance.aux_form": "mixtral",

@@ -304,7 +304,6 @@ def check_idle():
                 "capacity.drop": "position",
                 "data.path": "nowhere",
                 "router.noise": 0.1,
-                "cluster.intra_gbps": 7,
             }
         ),
         **plain(),
@@ -314,7 +313,6 @@ def check_idle():
         "capacity.drop has no effect: capacity.policy = none",
         "data.path has no effect: data.source = synthetic",
         "router.noise has no effect: run.mode = forward",
-        "cluster.intra_gbps has no effect yet",
     ):
         check(
             done.code == 0 and words in said,

@@ -13,8 +13,7 @@ import random
 UNAVAILABLE = set(
     """
     model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
-    exchange.combine_payload placement.policy placement.file placement.redundant_experts
-    placement.rebalance_every
+    exchange.combine_payload placement.policy placement.file placement.rebalance_every
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
@@ -148,6 +147,10 @@ class Drawing:
         self.maybe(0.2, "model.norm", "none", "rmsnorm")
         nodes = [d for d in range(1, devices + 1) if devices % d == 0]
         self.maybe(0.4, "cluster.devices_per_node", *nodes)
+        self.maybe(0.2, "placement.policy", "block", "round_robin")
+        if self.chance(0.3):
+            most = routed - routed // devices
+            self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))
         self.routed, self.parts, self.shared = routed, parts, shared or 0
         self.draw_top_k()
 
@@ -315,7 +318,7 @@ class Drawing:
             "aux_form",
         ):
             self.maybe(0.25, f"balance.{key}", *self.table.keys[f"balance.{key}"].names)
-        if self.get("balance.aux_form") == "mixtral":
+        if self.get("balance.aux_form") in ("mixtral", "switch"):
             self.maybe(0.4, "balance.aux_layers", "each", "all")
         if self.case.trains():
             self.maybe(0.2, "balance.begin_step", 1, 2, 10)

@@ -268,6 +268,13 @@ int __open_2(const char *path, int flags) { return open(path, flags, 0); }
 
 def check_one_rank_fails():
     """As where a file was removed meanwhile, or a network file system shows it late."""
+    with open(MOESIM, "rb") as file:
+        if b"__asan_init" in file.read():
+            print(
+                "SKIPPED: a file that one rank alone cannot open: a preloaded library stands in "
+                "for the failure, and AddressSanitizer has to be the first to be loaded"
+            )
+            return
     library = os.path.join(TEMPORARY, "shim.so")
     words = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
     try:

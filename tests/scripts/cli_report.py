@@ -589,6 +589,30 @@ def check_version():
 # --- several runs, and the end of a run ---
 
 
+def check_mean_of_last_steps():
+    """The figures of a training are means over its last 20 steps, and say so; they differ from the
+    last step's here.
+    """
+    runs = [made_run(f"trained {seed}", train=True, steps=40, seed=seed) for seed in (4, 5)]
+    page = page_of("two trainings", *runs, "-o", "trainings.html")
+    if not page:
+        return
+    for name, path in (("task loss", ["task_loss"]), ("expert loss", ["loss_raw", "expert"])):
+        cells = re.search(rf'<tr data-figure="{name}">(.*?)</tr>', page.text, re.S)[1]
+        check("mean of the last 20 steps" in cells, f"{name}: does not say what it is the mean of")
+        for run in runs:
+            values = []
+            for line in metrics(run)[-20:]:
+                for key in path:
+                    line = line[key]
+                values.append(line)
+            wanted, last = (f"{value:.6g}" for value in (sum(values) / 20, values[-1]))
+            check(
+                wanted in cells and wanted != last and last not in cells,
+                f"{name}: {wanted} is expected, not {last}: {cells}",
+            )
+
+
 def check_comparison():
     first, second, wider = (
         made_run("first", seed=2),
@@ -623,6 +647,7 @@ def check_comparison():
         page and "task loss (nats)" in page.words and "mean squared error" not in page.words,
         "a comparison gives the loss of a text another unit",
     )
+    check_mean_of_last_steps()
     done = report(first, second, *OPTION)
     check(
         done.stdout == "comparison.html\n"

@@ -4,9 +4,11 @@ runs after a mistake; failures are rows; finished runs are not run again; an int
 cleanly and is gone on from; piped output has no control characters; small overhead.
 """
 import csv
+import math
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -65,6 +67,12 @@ def agrees(folder, row):
         "maxvio_device": sum(step["balance"]["device"]["maxvio"] for step in last) / len(last),
         "remote_bytes": sum(way["remote_bytes"] for step in last for way in step["volume"].values())
         / len(last),
+        "remote_bytes_per_token": sum(
+            way["remote_bytes"] / step["num_tokens"]
+            for step in last
+            for way in step["volume"].values()
+        )
+        / len(last),
         "rows": sum(step["volume"]["dispatch"]["rows"] for step in last) / len(last),
         "dropped": sum(layer["dropped"] for layer in summary["layers"]),
     }
@@ -75,20 +83,15 @@ def agrees(folder, row):
         )
 
 
+GRID = (
+    TINY,
+    *("--vary", "router.topk_group=1:2", "--vary", "balance.alpha_comm=0,0.5", "--seeds", "2"),
+    *("-np", "2", "--out", "grid"),
+)
+
+
 def test_grid():
-    done = sweep(
-        TINY,
-        "--vary",
-        "router.topk_group=1:2",
-        "--vary",
-        "balance.alpha_comm=0,0.5",
-        "--seeds",
-        "2",
-        "-np",
-        "2",
-        "--out",
-        "grid",
-    )
+    done = sweep(*GRID)
     m.check(done.code == 0, done.code, done.err)
     table = rows("grid")
     keys = [(row["router.topk_group"], row["balance.alpha_comm"], row["seed"]) for row in table]
@@ -103,7 +106,7 @@ def test_grid():
         "settings and seeds make no difference",
     )
     m.check(
-        not re.search(r"[\x00-\x09\x0b-\x1f]", done.out) and done.out.count("\n") == 12,
+        not re.search(r"[\x00-\x09\x0b-\x1f]", done.out) and done.out.count(" ok ") == 8,
         "piped output:",
         repr(done.out),
     )
@@ -117,25 +120,60 @@ def test_grid():
     )
 
 
+def test_spread():
+    """The table on the terminal and the page, against mean and deviation of the rows of sweep.csv;
+    the differences are paired by seed, and one inside the noise is called so.
+    """
+    figures = {}
+    for row in rows("grid"):
+        where = (row["router.topk_group"], row["balance.alpha_comm"])
+        figures.setdefault(where, {})[row["seed"]] = float(row["maxvio_device"])
+    done = sweep(*GRID)
+    m.check(done.code == 0 and "8 are done" in done.out, done.code, done.err)
+    with open("grid/sweep.html") as file:
+        page = file.read()
+    first = figures["1", "0"]
+    lines = done.out.splitlines()
+    compared = next(index for index, line in enumerate(lines) if line.startswith("Differences to"))
+    for (group, alpha), by_seed in figures.items():
+        label = f"alpha_comm {alpha}"
+        label = f"topk_group {group}, {label}"
+        middle, deviation = statistics.mean(by_seed.values()), statistics.stdev(by_seed.values())
+        shown = [
+            [line.split(label)[1] for line in part if label in line]
+            for part in (lines[:compared], lines[compared + 1 :])
+        ]
+        found = [
+            tuple(map(float, pair))
+            for pair in re.findall(r"([0-9.]+) ± ([0-9.]+)", "".join(shown[0][-1:]))
+        ]
+        m.check(
+            any(
+                abs(one[0] - middle) < 0.1 * deviation and abs(one[1] / deviation - 1) < 0.06
+                for one in found
+            ),
+            f"{label}: {middle} ± {deviation} is not in {shown[0]}",
+        )
+        if by_seed is first:
+            continue
+        steps = [by_seed[seed] - first[seed] for seed in by_seed]
+        half = 12.706 * statistics.stdev(steps) / math.sqrt(2)
+        mean = statistics.mean(steps)
+        text = (f"{mean:+.3g}" + (" ~" if abs(mean) < half else "")) if mean else " 0"
+        m.check(
+            text in "".join(shown[1]) and text.split()[0] in page,
+            f"{label}: {text} is not in {shown[1]}",
+        )
+    m.check("inside the noise" in done.out and "inside the noise" in page, "noise is not named")
+
+
 def test_resume():
     """A second sweep into the same folder runs what is new only; other options are refused there,
     and folders of other settings not trusted.
     """
     before = os.stat("grid/runs/topk_group=1__alpha_comm=0__seed=1/summary.json").st_mtime_ns
     os.remove("grid/runs/topk_group=2__alpha_comm=0__seed=2/summary.json")
-    done = sweep(
-        TINY,
-        "--vary",
-        "router.topk_group=1:2",
-        "--vary",
-        "balance.alpha_comm=0,0.5",
-        "--seeds",
-        "2",
-        "-np",
-        "2",
-        "--out",
-        "grid",
-    )
+    done = sweep(*GRID)
     m.check(
         done.code == 0 and "7 are done" in done.out and done.out.count(" ok ") == 1,
         "resumed:",
@@ -250,6 +288,10 @@ def test_mistakes():
         (["--vary", "run.seed=1", "--seeds", "2"], "one of them is expected"),
         (["--seeds", "0"], "from 1 on"),
         (["--zip", "--vary", "run.steps=1,2", "--vary", "data.skew=1"], "lists of one length"),
+        (["--zip", "--vary", "run.steps=1,2,1", "--vary", "data.skew=0,1,0"], "is given twice"),
+        (["--vary", "run.steps=1,2", "--names", "a,b"], "--names is for"),
+        (["--zip", "--vary", "run.steps=1,2", "--names", "a"], "1 names for 2"),
+        (["--zip", "--vary", "run.steps=1,2", "--names", "a,a"], "gives a twice"),
         (["--seeds", "2", "--chekc"], "unknown option --chekc"),
         (["--seeds", "2", "--resume", "x"], "single run"),
         (["--seeds", "2", "other.ini"], "two configurations"),
@@ -291,6 +333,31 @@ def test_zip_and_doubling():
         == [("1", "1", "1"), ("2", "2", "1"), ("4", "3", "1")],
         "the rows are",
         [(row["devices"], row["router.topk_group"], row["ranks"]) for row in table],
+    )
+
+
+def test_ablation():
+    """Values may come again in parallel lists; the combinations have names, a point each that no
+    line joins.
+    """
+    done = sweep(
+        TINY,
+        "--zip",
+        *("--vary", "balance.alpha_expert=0,0.1,0.1", "--vary", "balance.alpha_comm=0,0,0.5"),
+        *("--names", "none,expert only,both", "--set", "run.steps=2", "-np", "2"),
+        *("--out", "ablation"),
+    )
+    m.check(done.code == 0 and "expert only" in done.out, done.code, done.err, done.out)
+    m.check(
+        [row["variant"] for row in rows("ablation")] == ["none", "expert only", "both"],
+        "sweep.csv does not name the variants",
+    )
+    with open("ablation/sweep.html") as file:
+        page = file.read()
+    lines = page.count("<polyline") - page.count("stroke-dasharray")
+    m.check(
+        ">expert only</text>" in page and lines == 0,
+        f"the page joins variants by {lines} lines, or does not name them",
     )
 
 
@@ -389,10 +456,12 @@ def test_training_columns():
 
 for test in (
     test_grid,
+    test_spread,
     test_resume,
     test_failures_are_rows,
     test_mistakes,
     test_zip_and_doubling,
+    test_ablation,
     test_interruption,
     test_overhead,
     test_training_columns,

@@ -70,7 +70,7 @@ static inline void model_fixture_free(model_fixture *f) {
     moe_stack_free(&f->stack);
     moe_scopes_free(&f->all_layers);
     moe_step_metrics_free(&f->metrics);
-    moe_placement_free(&f->context.placement);
+    moe_context_free(&f->context);
     moe_batch_free(&f->batch);
     moe_scratch_free(&f->scratch);
 }

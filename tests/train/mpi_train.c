@@ -198,7 +198,7 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
     moe_parameters_free(&p.all);
     moe_backward_free(&p.work);
     moe_step_metrics_free(&p.metrics);
-    moe_placement_free(&p.context.placement);
+    moe_context_free(&p.context);
     moe_batch_free(&p.batch);
     return result;
 }

@@ -1,0 +1,395 @@
+/* prediction.c: from the counts of a step to its time.
+ *
+ * Counts of a training step are those of all its micro-batches. A micro-batch has its share of
+ * them, and the step as many times its time. */
+#include "predict/prediction.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "exchange/row_format.h"
+#include "experts/ffn.h"
+#include "predict/cost.h"
+
+const char *const moe_predicted_names[MOE_NUM_PREDICTED] = {
+    "gate", "dispatch", "expert", "combine", "allreduce", "backward", "step"};
+
+/* What one device does in a layer. */
+typedef struct device_load {
+    moe_cost_traffic rows;
+    double arrived;    /* rows, those of its own tokens included */
+    double selections; /* that its experts serve */
+    double active;     /* experts that serve any */
+    double products;   /* seconds of their products */
+} device_load;
+
+typedef struct predictor {
+    const moe_config *config;
+    moe_cluster cluster;
+    moe_cost_expert expert;
+    double weights;             /* numbers of an expert */
+    double out_bytes, in_bytes; /* of a row to the experts and back */
+    double micro_batches;
+    double tokens;      /* of a device and micro-batch */
+    device_load *load;  /* [D] of a layer */
+    device_load *total; /* [D] sum over layers, without times */
+    double fixed;       /* seconds of an exchange that no byte costs */
+} predictor;
+
+/* --- the model --- */
+
+static double or_else(int32_t wish, int32_t otherwise) {
+    return wish > 0 ? wish : otherwise;
+}
+
+/* The width of the numbers that experts compute with is that of the dispatched vectors. */
+static double number_bytes(enum moe_payload payload) {
+    return payload == MOE_PAYLOAD_FP8    ? 1
+           : payload == MOE_PAYLOAD_BF16 ? 2
+                                         : (double)moe_row_format_vector_bytes(1);
+}
+
+static moe_cost_expert expert_of(const moe_config *c) {
+    return (moe_cost_expert){
+        .hidden = or_else(c->cluster.model_hidden_size, c->model.hidden_size),
+        .intermediate = or_else(c->cluster.model_intermediate_size, c->model.moe_intermediate_size),
+        .matrices = moe_ffn_type_of(c->model.expert_type)->matrices,
+        .in_bytes = number_bytes(c->exchange.payload),
+        .out_bytes = number_bytes(c->exchange.combine_payload)};
+}
+
+static double weights_of(const moe_config *c, const moe_cost_expert *e) {
+    const double adapters = c->model.expert_type == MOE_EXPERT_LORA
+                                ? c->model.lora_rank * (e->hidden + e->intermediate)
+                                : 0;
+    return e->matrices * (e->hidden * e->intermediate + adapters);
+}
+
+static double row_bytes(const moe_config *c, const moe_cost_expert *e, bool back) {
+    const enum moe_payload payload = back ? c->exchange.combine_payload : c->exchange.payload;
+    return (double)moe_row_format_wire_bytes(MOE_ROW_BARE, payload, (int64_t)e->hidden,
+                                             moe_config_most_experts(c), back);
+}
+
+static void open_predictor(predictor *p, const moe_config *c, int64_t num_tokens) {
+    const int32_t devices = c->cluster.devices;
+    *p = (predictor){.config = c, .cluster = moe_cluster_of(c), .expert = expert_of(c)};
+    p->weights = weights_of(c, &p->expert);
+    p->out_bytes = row_bytes(c, &p->expert, false);
+    p->in_bytes = row_bytes(c, &p->expert, true);
+    p->micro_batches = c->run.mode == MOE_MODE_TRAIN ? c->train.accumulate : 1;
+    p->tokens = (double)num_tokens / devices / p->micro_batches;
+    p->load = moe_alloc(devices, sizeof *p->load, "prediction");
+    p->total = moe_alloc_zero(devices, sizeof *p->total, "prediction");
+    p->fixed = c->exchange.chunks * (p->cluster.exchange_seconds + moe_cost_latency(&p->cluster));
+}
+
+static void close_predictor(predictor *p) {
+    moe_free(p->load);
+    moe_free(p->total);
+}
+
+/* --- the load of the devices in a layer --- */
+
+static void count_rows(predictor *p, const moe_layer_counts *l) {
+    const int32_t devices = p->cluster.devices, per_node = p->cluster.devices_per_node;
+    for (int32_t s = 0; s < devices; s++) {
+        for (int32_t d = 0; d < devices; d++) {
+            const double rows = (double)l->matrix[(int64_t)s * devices + d] / p->micro_batches;
+            moe_cost_traffic *from = &p->load[s].rows, *to = &p->load[d].rows;
+            p->load[d].arrived += rows;
+            if (s / per_node != d / per_node) {
+                from->inter_sent += rows;
+                to->inter_received += rows;
+            } else if (s != d) {
+                from->intra_sent += rows;
+                to->intra_received += rows;
+            }
+        }
+    }
+}
+
+static void count_selections(predictor *p, const moe_layer_counts *l) {
+    const int32_t per_device = l->slots / p->cluster.devices;
+    for (int32_t i = 0; i < l->slots; i++) {
+        device_load *load = &p->load[i / per_device];
+        const double rows = (double)l->served[i] / p->micro_batches;
+        load->selections += rows;
+        load->active += rows > 0;
+        load->products += moe_cost_product(&p->cluster, rows, p->weights, p->expert.in_bytes);
+    }
+}
+
+/* Adds `share` of a load, without its products. */
+static void add_load(device_load *sum, const device_load *l, double share) {
+    sum->rows.intra_sent += share * l->rows.intra_sent;
+    sum->rows.intra_received += share * l->rows.intra_received;
+    sum->rows.inter_sent += share * l->rows.inter_sent;
+    sum->rows.inter_received += share * l->rows.inter_received;
+    sum->arrived += share * l->arrived;
+    sum->selections += share * l->selections;
+    sum->active += share * l->active;
+}
+
+/* The load of every device if all had the same: the time of a product rises linearly from some
+ * number of rows on, so that equal experts take the least time. */
+static device_load even_load(const predictor *p) {
+    const int32_t devices = p->cluster.devices;
+    device_load mean = {0};
+    for (int32_t d = 0; d < devices; d++) {
+        add_load(&mean, &p->load[d], 1.0 / devices);
+    }
+    if (mean.active > 0) {
+        mean.products = mean.active * moe_cost_product(&p->cluster, mean.selections / mean.active,
+                                                       p->weights, p->expert.in_bytes);
+    }
+    return mean;
+}
+
+/* --- the time of a layer --- */
+
+static double experts_seconds(const predictor *p, const device_load *l, double passes) {
+    const double shared = p->config->model.num_shared_experts *
+                          moe_cost_product(&p->cluster, p->tokens, p->weights, p->expert.in_bytes);
+    const double bytes = moe_cost_expert_pass(&p->expert, l->arrived, l->selections);
+    return moe_cost_experts(&p->cluster, passes * (l->products + shared), passes * bytes);
+}
+
+static moe_cost_traffic reversed(const moe_cost_traffic *t) {
+    return (moe_cost_traffic){.intra_sent = t->intra_received,
+                              .intra_received = t->intra_sent,
+                              .inter_sent = t->inter_received,
+                              .inter_received = t->inter_sent};
+}
+
+/* One way through a layer and back: each phase on the device that is its slowest, and the longest
+ * way through dispatch and experts of one device. */
+typedef struct pass_times {
+    double dispatch, expert, combine;
+    double path;
+} pass_times;
+
+/* passes: how often the products of forward are computed. */
+static pass_times pass_of(const predictor *p,
+                          const device_load *load,
+                          int32_t devices,
+                          double out_bytes,
+                          double passes) {
+    const int32_t chunks = p->config->exchange.chunks;
+    pass_times slowest = {0};
+    for (int32_t d = 0; d < devices; d++) {
+        const moe_cost_traffic back = reversed(&load[d].rows);
+        const double out = moe_cost_exchange(&p->cluster, &load[d].rows, out_bytes, chunks),
+                     work = experts_seconds(p, &load[d], passes);
+        slowest.dispatch = fmax(slowest.dispatch, out);
+        slowest.expert = fmax(slowest.expert, work);
+        slowest.path = fmax(slowest.path, out + work);
+        slowest.combine =
+            fmax(slowest.combine, moe_cost_exchange(&p->cluster, &back, p->in_bytes, chunks));
+    }
+    return slowest;
+}
+
+/* The time of the three with `chunks` pieces on their way. */
+static double overlapped(const pass_times *t, int32_t chunks) {
+    const double longest = fmax(t->dispatch, fmax(t->expert, t->combine));
+    return (t->path + t->combine + (chunks - 1) * longest) / chunks;
+}
+
+/* The logits of a device's tokens: a product, and reading them once. */
+static double gate_seconds(const predictor *p) {
+    const double weights = p->expert.hidden * p->config->model.num_experts,
+                 bytes = p->expert.out_bytes;
+    return moe_cost_product(&p->cluster, p->tokens, weights, bytes) +
+           p->tokens * p->expert.hidden * bytes / p->cluster.memory_rate;
+}
+
+static void add_layer(const predictor *p,
+                      const moe_layer_counts *l,
+                      const device_load *load,
+                      int32_t devices,
+                      double seconds[MOE_NUM_PREDICTED]) {
+    const int32_t chunks = p->config->exchange.chunks;
+    const double gate = gate_seconds(p);
+    const double reduce = moe_cost_allreduce(
+        &p->cluster, (double)l->allreduce_bytes / p->cluster.devices / p->micro_batches);
+    const pass_times forward = pass_of(p, load, devices, p->out_bytes, 1);
+    double backward = 0;
+    if (p->config->run.mode == MOE_MODE_TRAIN) {
+        const pass_times way = pass_of(p, load, devices, p->in_bytes, 2);
+        backward = 2 * gate + overlapped(&way, chunks);
+    }
+    seconds[MOE_PREDICTED_GATE] += p->micro_batches * gate;
+    seconds[MOE_PREDICTED_DISPATCH] += p->micro_batches * forward.dispatch;
+    seconds[MOE_PREDICTED_EXPERT] += p->micro_batches * forward.expert;
+    seconds[MOE_PREDICTED_COMBINE] += p->micro_batches * forward.combine;
+    seconds[MOE_PREDICTED_ALLREDUCE] += p->micro_batches * reduce;
+    seconds[MOE_PREDICTED_BACKWARD] += p->micro_batches * backward;
+    seconds[MOE_PREDICTED_STEP] +=
+        p->micro_batches * (gate + overlapped(&forward, chunks) + reduce + backward);
+}
+
+/* --- the bottleneck in words --- */
+
+/* The device with the most of one load, and how many times the mean that is. */
+typedef struct busiest {
+    int32_t device;
+    double most, times;
+} busiest;
+
+static busiest busiest_of(const predictor *p, size_t member) {
+    const int32_t devices = p->cluster.devices;
+    busiest b = {0};
+    double sum = 0;
+    for (int32_t d = 0; d < devices; d++) {
+        const double x = *(const double *)((const char *)&p->total[d] + member);
+        sum += x;
+        if (x > b.most) {
+            b.most = x;
+            b.device = d;
+        }
+    }
+    b.times = sum > 0 ? b.most * devices / sum : 1;
+    return b;
+}
+
+/* The link that takes the longest in an exchange. A combine sends what the dispatch received. */
+static void describe_exchange(const predictor *p,
+                              enum moe_predicted_phase phase,
+                              char *text,
+                              size_t n) {
+    const bool back = phase == MOE_PREDICTED_COMBINE;
+    const struct {
+        size_t member;
+        double rate;
+        const char *does, *where;
+    } links[] = {
+        {offsetof(device_load, rows.inter_sent), p->cluster.inter_rate, back ? "receives" : "sends",
+         " across nodes"},
+        {offsetof(device_load, rows.inter_received), p->cluster.inter_rate,
+         back ? "sends" : "receives", " across nodes"},
+        {offsetof(device_load, rows.intra_sent), p->cluster.intra_rate, back ? "receives" : "sends",
+         " inside its node"},
+        {offsetof(device_load, rows.intra_received), p->cluster.intra_rate,
+         back ? "sends" : "receives", " inside its node"},
+    };
+    busiest worst = {0};
+    int link = 0;
+    double longest = 0;
+    for (int i = 0; i < 4; i++) {
+        const busiest b = busiest_of(p, links[i].member);
+        if (b.most / links[i].rate > longest) {
+            longest = b.most / links[i].rate;
+            worst = b;
+            link = i;
+        }
+    }
+    snprintf(text, n, "device %d %s %.1fx the mean%s", worst.device, links[link].does, worst.times,
+             links[link].where);
+}
+
+/* Why the experts take as long as they do: launching, reading weights, or the busiest device. */
+static void describe_experts(const predictor *p,
+                             double seconds,
+                             int32_t layers,
+                             char *text,
+                             size_t n) {
+    const busiest b = busiest_of(p, offsetof(device_load, selections));
+    const double read = p->total[b.device].active * p->weights * p->expert.in_bytes /
+                        p->cluster.memory_rate * p->micro_batches;
+    if (layers * p->micro_batches * p->cluster.launch_seconds > 0.8 * seconds) {
+        snprintf(text, n, "launching the kernels is most of it, which no balance changes");
+    } else if (read > 0.5 * seconds) {
+        snprintf(text, n, "reading the weights is most of it, which no balance of tokens changes");
+    } else {
+        snprintf(text, n, "device %d serves %.1fx the mean of selections", b.device, b.times);
+    }
+}
+
+static void describe(const predictor *p, int32_t layers, moe_prediction *out) {
+    enum moe_predicted_phase longest = MOE_PREDICTED_GATE;
+    char why[160] = "work on a device's own tokens";
+    for (int i = 0; i < MOE_PREDICTED_STEP; i++) {
+        longest = out->seconds[i] > out->seconds[longest] ? (enum moe_predicted_phase)i : longest;
+    }
+    const double seconds = out->seconds[longest];
+    const bool exchange = longest == MOE_PREDICTED_DISPATCH || longest == MOE_PREDICTED_COMBINE;
+    if (exchange && p->fixed * layers * p->micro_batches > 0.5 * seconds) {
+        snprintf(why, sizeof why, "latency is most of it, which no balance changes");
+    } else if (exchange) {
+        describe_exchange(p, longest, why, sizeof why);
+    } else if (longest == MOE_PREDICTED_EXPERT || longest == MOE_PREDICTED_BACKWARD) {
+        describe_experts(p, out->seconds[MOE_PREDICTED_EXPERT], layers, why, sizeof why);
+    } else if (longest == MOE_PREDICTED_ALLREDUCE) {
+        snprintf(why, sizeof why, "sums over all devices, which no balance changes");
+    }
+    const double step = out->seconds[MOE_PREDICTED_STEP];
+    snprintf(out->bottleneck, sizeof out->bottleneck, "%s is %.0f %% of the step: %s",
+             moe_predicted_names[longest], step > 0 ? 100 * seconds / step : 0, why);
+}
+
+/* --- together --- */
+
+/* The sum of the gradients of what every device has, whose bytes are those of the step's widths. */
+static double gradient_seconds(const predictor *p, int64_t gradient_bytes) {
+    const double wider = p->expert.hidden / p->config->model.hidden_size;
+    return moe_cost_allreduce(&p->cluster, (double)gradient_bytes / p->cluster.devices * wider);
+}
+
+/* From the layers of the run to those of the model that is meant. */
+static void conclude(double seconds[MOE_NUM_PREDICTED], double layers, double gradients) {
+    for (int i = 0; i < MOE_NUM_PREDICTED; i++) {
+        seconds[i] *= layers;
+    }
+    seconds[MOE_PREDICTED_ALLREDUCE] += layers * gradients;
+    seconds[MOE_PREDICTED_STEP] += layers * gradients;
+}
+
+moe_prediction moe_prediction_of_counts(const moe_config *c,
+                                        const moe_layer_counts *layer,
+                                        int32_t num_layers,
+                                        int64_t num_tokens,
+                                        int64_t gradient_bytes) {
+    const int32_t devices = c->cluster.devices;
+    predictor p;
+    moe_prediction out = {.price_per_token = NAN};
+    open_predictor(&p, c, num_tokens);
+    for (int32_t l = 0; l < num_layers; l++) {
+        memset(p.load, 0, (size_t)devices * sizeof *p.load);
+        count_rows(&p, &layer[l]);
+        count_selections(&p, &layer[l]);
+        const device_load even = even_load(&p);
+        add_layer(&p, &layer[l], p.load, devices, out.seconds);
+        add_layer(&p, &layer[l], &even, 1, out.balanced);
+        for (int32_t d = 0; d < devices; d++) {
+            add_load(&p.total[d], &p.load[d], 1);
+        }
+    }
+    describe(&p, num_layers, &out);
+    const double layers = or_else(c->cluster.model_layers, num_layers) / num_layers,
+                 gradients = gradient_seconds(&p, gradient_bytes);
+    conclude(out.seconds, layers, gradients);
+    conclude(out.balanced, layers, gradients);
+    if (p.cluster.device_price > 0 && num_tokens > 0) {
+        out.price_per_token =
+            p.cluster.device_price * devices * out.seconds[MOE_PREDICTED_STEP] / (double)num_tokens;
+    }
+    close_predictor(&p);
+    return out;
+}
+
+moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m) {
+    moe_layer_counts *layer = moe_alloc(m->num_layers, sizeof *layer, "prediction");
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        layer[l] = (moe_layer_counts){.matrix = m->layer[l].matrix,
+                                      .slots = m->num_experts,
+                                      .served = m->layer[l].kept_per_expert,
+                                      .allreduce_bytes = m->layer[l].allreduce_bytes};
+    }
+    const moe_prediction out = moe_prediction_of_counts(c, layer, m->num_layers, m->num_tokens,
+                                                        m->gradient_allreduce_bytes);
+    moe_free(layer);
+    return out;
+}

@@ -1,0 +1,64 @@
+/* prediction.h: how long a step would take on the cluster of [cluster]: the counts of the step put
+ * into the formulas of cost.h.
+ *
+ * The devices go through gate, dispatch, experts and combine of each layer. No device can combine
+ * before the slowest expert has finished, so that a layer takes
+ *
+ *     gate + max over devices (dispatch + experts) + max over devices (combine)
+ *
+ * Each phase is reported of the device that is its slowest, so that the phases may add up to more
+ * than the step. With exchange.chunks = n the three overlap like a pipeline of n pieces:
+ *
+ *     (dispatch + experts + combine) / n + (n-1)/n max(dispatch, experts, combine)
+ *
+ * The backward pass sends the rows of the combine and of the dispatch the other way, in the format
+ * of the way back, and has twice the products. Shared experts and the gate work on a device's own
+ * tokens. */
+#ifndef MOESIM_PREDICT_PREDICTION_H
+#define MOESIM_PREDICT_PREDICTION_H
+
+#include "config/config.h"
+#include "measure/metrics.h"
+
+/* The phases that a time is predicted of, with their keys in JSON. */
+enum moe_predicted_phase {
+    MOE_PREDICTED_GATE,
+    MOE_PREDICTED_DISPATCH,
+    MOE_PREDICTED_EXPERT,
+    MOE_PREDICTED_COMBINE,
+    MOE_PREDICTED_ALLREDUCE,
+    MOE_PREDICTED_BACKWARD,
+    MOE_PREDICTED_STEP,
+    MOE_NUM_PREDICTED
+};
+extern const char *const moe_predicted_names[MOE_NUM_PREDICTED];
+
+typedef struct moe_prediction {
+    double seconds[MOE_NUM_PREDICTED];  /* sums over layers */
+    double balanced[MOE_NUM_PREDICTED]; /* the same rows and selections spread evenly over the
+                                           devices and over as many experts: never above seconds */
+    double price_per_token;             /* NaN: cluster.price_per_hour is not known */
+    char bottleneck[240];               /* a sentence without a full stop */
+} moe_prediction;
+
+/* What a layer did: the counts that a prediction needs. */
+typedef struct moe_layer_counts {
+    const int64_t *matrix;   /* [D,D] dispatch rows from device to device */
+    int32_t slots;           /* a multiple of D; device d has the slots d S/D .. (d+1) S/D - 1 */
+    const int64_t *served;   /* [slots] selections that the expert in each slot serves */
+    int64_t allreduce_bytes; /* summed over devices */
+} moe_layer_counts;
+
+/* Local. The time of a step with these layers, for the widths and layers of
+ * cluster.model_hidden_size and its neighbours. gradient_bytes: payload of the sum of replicated
+ * gradients, summed over devices. It looks at each entry of the matrices once. */
+moe_prediction moe_prediction_of_counts(const moe_config *c,
+                                        const moe_layer_counts *layer,
+                                        int32_t num_layers,
+                                        int64_t num_tokens,
+                                        int64_t gradient_bytes);
+
+/* Local. The same from the metrics of a step with experts in blocks. */
+moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m);
+
+#endif

@@ -1,0 +1,207 @@
+/* unit_prediction.c: the prediction of a step against a slow one that goes through every pair of
+ * devices and every expert for each phase by itself, and what holds for every step. */
+#include <math.h>
+#include <string.h>
+
+#include "base/rng.h"
+#include "check.h"
+#include "made_record.h"
+#include "predict/prediction.h"
+
+enum { LAYERS = 2, EXPERTS = 48, DEVICES = 8, PER_NODE = 4, TOKENS = 800, PER_DEVICE = 6 };
+
+static void make(moe_config *c, moe_step_metrics *m, int64_t step) {
+    made_config(c, LAYERS, EXPERTS, DEVICES, PER_NODE);
+    c->model.hidden_size = 512;
+    c->model.moe_intermediate_size = 256;
+    c->model.num_shared_experts = 1;
+    c->cluster.launch_us = 3;
+    moe_step_metrics_init(m, LAYERS, EXPERTS, DEVICES);
+    made_record(m, c, step, TOKENS);
+}
+
+/* --- the slow reference: fp32 both ways, no training --- */
+
+static double exchange_us(const moe_config *c, const int64_t *matrix, bool back) {
+    const moe_cluster_config *k = &c->cluster;
+    double worst = 0;
+    for (int d = 0; d < DEVICES; d++) {
+        double out[2] = {0}, in[2] = {0};
+        for (int e = 0; e < DEVICES; e++) {
+            const int across = d / PER_NODE != e / PER_NODE;
+            const double row = 4.0 * c->model.hidden_size;
+            out[across] +=
+                d == e ? 0 : row * (double)matrix[back ? e * DEVICES + d : d * DEVICES + e];
+            in[across] +=
+                d == e ? 0 : row * (double)matrix[back ? d * DEVICES + e : e * DEVICES + d];
+        }
+        worst = fmax(worst, fmax(out[0], in[0]) / (k->intra_gbps * 1e3 * k->link_efficiency));
+        worst = fmax(worst, fmax(out[1], in[1]) / (k->inter_gbps * 1e3 * k->link_efficiency));
+    }
+    return k->exchange_us + 2 * k->intra_latency_us + 2 * k->inter_latency_us + worst;
+}
+
+static double product_us(const moe_config *c, double rows) {
+    const moe_cluster_config *k = &c->cluster;
+    const double weights = 3.0 * c->model.hidden_size * c->model.moe_intermediate_size;
+    const double compute =
+        2 * weights * (rows + k->gemm_half_rows) / (k->device_tflops * 1e6 * k->efficiency);
+    return rows > 0 ? fmax(compute, 4 * weights / (k->memory_gbps * 1e3 * k->memory_efficiency))
+                    : 0;
+}
+
+static double experts_us(const moe_config *c, const moe_layer_metrics *l) {
+    const moe_cluster_config *k = &c->cluster;
+    const double h = c->model.hidden_size, f = c->model.moe_intermediate_size;
+    double worst = 0;
+    for (int d = 0; d < DEVICES; d++) {
+        double work = product_us(c, TOKENS / (double)DEVICES), selections = 0, arrived = 0;
+        for (int i = d * PER_DEVICE; i < (d + 1) * PER_DEVICE; i++) {
+            work += product_us(c, (double)l->kept_per_expert[i]);
+            selections += (double)l->kept_per_expert[i];
+        }
+        for (int s = 0; s < DEVICES; s++) {
+            arrived += (double)l->matrix[s * DEVICES + d];
+        }
+        const double bytes = arrived * 8 * h + selections * (12 * h + 20 * f);
+        work += bytes / (k->memory_gbps * 1e3 * k->memory_efficiency);
+        worst = fmax(worst, cbrt(pow(k->launch_us, 3) + pow(work, 3)));
+    }
+    return worst;
+}
+
+static void test_reference(int64_t step) {
+    moe_config c;
+    moe_step_metrics m;
+    double dispatch = 0, expert = 0, combine = 0;
+    make(&c, &m, step);
+    for (int l = 0; l < LAYERS; l++) {
+        dispatch += exchange_us(&c, m.layer[l].matrix, false);
+        combine += exchange_us(&c, m.layer[l].matrix, true);
+        expert += experts_us(&c, &m.layer[l]);
+    }
+    const moe_prediction p = moe_prediction_of(&c, &m);
+    CHECK_NEAR(1e6 * p.seconds[MOE_PREDICTED_DISPATCH], dispatch, 1e-12);
+    CHECK_NEAR(1e6 * p.seconds[MOE_PREDICTED_EXPERT], expert, 1e-12);
+    CHECK_NEAR(1e6 * p.seconds[MOE_PREDICTED_COMBINE], combine, 1e-12);
+    double sum = 0, largest = 0;
+    for (int i = 0; i < MOE_PREDICTED_STEP; i++) {
+        sum += p.seconds[i];
+        largest = fmax(largest, p.seconds[i]);
+    }
+    CHECK(p.seconds[MOE_PREDICTED_STEP] <= sum * (1 + 1e-12));
+    CHECK(p.seconds[MOE_PREDICTED_STEP] >= largest && p.seconds[MOE_PREDICTED_BACKWARD] == 0);
+    CHECK(isnan(p.price_per_token) && strlen(p.bottleneck) > 10);
+    moe_step_metrics_free(&m);
+}
+
+/* --- properties --- */
+
+static double random_of(int64_t seed, int i) {
+    return moe_rng_uniform((moe_rng){(uint64_t)seed, MOE_RNG_TEST}, (uint64_t)i, 0, 0);
+}
+
+/* A cluster in which now this and now that is slow. */
+static void vary(moe_config *c, int64_t seed) {
+    c->cluster.intra_gbps = exp(8 * random_of(seed, 0) - 2);
+    c->cluster.inter_gbps = exp(8 * random_of(seed, 1) - 2);
+    c->cluster.device_tflops = exp(8 * random_of(seed, 2) - 3);
+    c->cluster.memory_gbps = exp(8 * random_of(seed, 3));
+    c->cluster.launch_us = 100 * random_of(seed, 4);
+    c->cluster.gemm_half_rows = 100 * random_of(seed, 5);
+    c->exchange.chunks = 1 + (int32_t)(3 * random_of(seed, 6));
+    if (random_of(seed, 7) < 0.5) {
+        c->run.mode = MOE_MODE_TRAIN;
+        c->train.accumulate = 1 + (int32_t)(3 * random_of(seed, 8));
+    }
+}
+
+static void test_properties(int64_t seed) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, seed);
+    vary(&c, seed);
+    if (c.run.mode == MOE_MODE_TRAIN) {
+        made_training(&m);
+    }
+    const moe_prediction p = moe_prediction_of(&c, &m);
+    for (int i = 0; i < MOE_NUM_PREDICTED; i++) {
+        CHECK_MSG(p.balanced[i] <= p.seconds[i] * (1 + 1e-12), "seed %d: %s %g balanced, %g",
+                  (int)seed, moe_predicted_names[i], p.balanced[i], p.seconds[i]);
+    }
+    for (int i = 0; i < 40; i++) { /* a row, or a selection, more is never faster */
+        const int layer = i % LAYERS, place = (int)(random_of(seed, 20 + i) * DEVICES * DEVICES);
+        int64_t *counts = i % 4 < 2 ? m.layer[layer].matrix : m.layer[layer].kept_per_expert;
+        const int at = i % 4 < 2 ? place : place % EXPERTS;
+        counts[at] += 500;
+        const moe_prediction more = moe_prediction_of(&c, &m);
+        CHECK_MSG(more.seconds[MOE_PREDICTED_STEP] >= p.seconds[MOE_PREDICTED_STEP],
+                  "seed %d: more at %d is faster", (int)seed, at);
+        counts[at] -= 500;
+    }
+    c.cluster.model_layers = 10 * LAYERS;
+    c.cluster.price_per_hour = 3.6;
+    const moe_prediction deep = moe_prediction_of(&c, &m);
+    CHECK_NEAR(deep.seconds[MOE_PREDICTED_STEP], 10 * p.seconds[MOE_PREDICTED_STEP], 1e-12);
+    CHECK_NEAR(deep.price_per_token * TOKENS, 0.001 * DEVICES * deep.seconds[MOE_PREDICTED_STEP],
+               1e-12);
+    moe_step_metrics_free(&m);
+}
+
+/* Widths that are given are those that a run with them would have. */
+static void test_widths(void) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, 5);
+    c.cluster.model_hidden_size = 7168;
+    c.cluster.model_intermediate_size = 2048;
+    const moe_prediction wide = moe_prediction_of(&c, &m);
+    c.cluster.model_hidden_size = c.cluster.model_intermediate_size = 0;
+    c.model.hidden_size = 7168;
+    c.model.moe_intermediate_size = 2048;
+    const moe_prediction same = moe_prediction_of(&c, &m);
+    CHECK(memcmp(wide.seconds, same.seconds, sizeof wide.seconds) == 0);
+    moe_step_metrics_free(&m);
+}
+
+/* The sentence names what is slow. */
+static void test_bottleneck(void) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, 3);
+    c.cluster.inter_gbps = 1e-3;
+    for (int s = 0; s < 4; s++) { /* devices of the first node send to device 6 alone */
+        m.layer[0].matrix[s * DEVICES + 6] += 100000;
+        m.layer[1].matrix[s * DEVICES + 6] += 100000;
+    }
+    moe_prediction p = moe_prediction_of(&c, &m);
+    CHECK_MSG(strstr(p.bottleneck, "device 6") && strstr(p.bottleneck, "across nodes"), "%s",
+              p.bottleneck);
+    c.cluster.inter_gbps = c.cluster.intra_gbps = 1e6;
+    c.cluster.exchange_us = c.cluster.launch_us = 0;
+    c.cluster.device_tflops = 1e-3;
+    m.layer[0].kept_per_expert[2 * PER_DEVICE] += 1000000;
+    p = moe_prediction_of(&c, &m);
+    CHECK_MSG(strstr(p.bottleneck, "expert is") && strstr(p.bottleneck, "device 2"), "%s",
+              p.bottleneck);
+    c.cluster.launch_us = 1e15;
+    p = moe_prediction_of(&c, &m);
+    CHECK_MSG(strstr(p.bottleneck, "launching"), "%s", p.bottleneck);
+    c.cluster.exchange_us = 1e18;
+    m.layer[0].allreduce_bytes = m.layer[1].allreduce_bytes = 0;
+    p = moe_prediction_of(&c, &m);
+    CHECK_MSG(strstr(p.bottleneck, "latency"), "%s", p.bottleneck);
+    moe_step_metrics_free(&m);
+}
+
+int main(void) {
+    for (int64_t step = 0; step < 5; step++) {
+        RUN(test_reference, step);
+    }
+    for (int64_t seed = 0; seed < 60; seed++) {
+        RUN(test_properties, seed);
+    }
+    RUN(test_widths, );
+    RUN(test_bottleneck, );
+    return check_verdict();
+}

@@ -1,0 +1,103 @@
+"""ctest: timeout=240
+Training with replicas: the same figures on any number of ranks and in both exchange modes, those of
+contiguous blocks up to the order of sums, after a restart on another number of ranks too; and the
+gradients of one layer.
+"""
+import os
+import shutil
+
+from _moesim import GOLDEN, TEMPORARY, check, load, metrics, moesim, near, run, verdict
+
+TRAINED = {
+    "run.mode": "train",
+    "run.steps": 6,
+    "model.num_layers": 2,
+    "model.num_experts": 16,
+    "model.hidden_size": 16,
+    "model.moe_intermediate_size": 8,
+    "model.num_shared_experts": 1,
+    "router.top_k": 3,
+    "balance.alpha_expert": 0.01,
+    "data.tokens_per_device": 32,
+    "train.learning_rate": 0.01,
+    "train.clip_norm": 0.5,
+    "train.accumulate": 2,
+    "train.validation_every": 3,
+    "train.checkpoint_every": 4,
+    "cluster.devices": 8,
+    "cluster.devices_per_node": 4,
+}
+REPLICAS = {"placement.redundant_experts": 16}
+
+
+def figures(folder):
+    """What a step says, without its times."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in metrics(folder)]
+
+
+def check_training(optimizer, expert):
+    settings = {**TRAINED, "train.optimizer": optimizer, "model.expert_type": expert}
+    blocks = run(f"blocks-{optimizer}", 2, settings)
+    one = run(f"{optimizer}-1", 1, {**settings, **REPLICAS})
+    if not blocks or not one:
+        return
+    for key in ("task_loss", "gradient_norm", "validation_loss"):
+        ours = [line.get(key) for line in metrics(one)]
+        theirs = [line.get(key) for line in metrics(blocks)]
+        for a, b in zip(ours, theirs):
+            check(a == b or near(a, b, 2e-4), f"{optimizer} {key}: {ours}, in blocks {theirs}")
+    check(
+        all(line["replica_gradient_bytes"] > 0 for line in metrics(one))
+        and all(line["replica_gradient_bytes"] == 0 for line in metrics(blocks)),
+        f"{optimizer}: bytes of the gradients of replicas",
+    )
+    for ranks, mode in ((2, "token"), (4, "selection"), (8, "token")):
+        again = run(f"{optimizer}-{ranks}", ranks, {**settings, **REPLICAS, "exchange.mode": mode})
+        if again and mode == "token":
+            check(figures(again) == figures(one), f"{optimizer}: np {ranks} has other figures")
+        elif again:
+            for key in ("task_loss", "gradient_norm", "loss"):
+                check(
+                    [x[key] for x in metrics(again)] == [x[key] for x in metrics(one)],
+                    f"{optimizer}: {key} in mode {mode}",
+                )
+    folder = os.path.join(TEMPORARY, f"{optimizer}-resumed")
+    shutil.copytree(one, folder)
+    for name in os.listdir(os.path.join(folder, "checkpoints")):
+        if name != "step-00000004.moe":
+            os.remove(os.path.join(folder, "checkpoints", name))
+    done = moesim(4, "--resume", folder, "--quiet")
+    check(done.code == 0, f"resume: {done.err}")
+    check(figures(folder) == figures(one), f"{optimizer}: a restart on 4 ranks has other figures")
+
+
+def check_layer():
+    """Gradients of a layer from files: one of each expert, whoever of its replicas served."""
+    folder = os.path.join(GOLDEN, "layer", "layer_1_ds2_seq")
+    shape = {
+        key: load(os.path.join(folder, f"{key}.npy")).shape for key in ("x", "wgate", "w1", "sw1")
+    }
+    experts, width = shape["w1"][0], shape["w1"][1]
+    settings = {
+        "model.load": folder,
+        "model.hidden_size": shape["x"][1],
+        "model.num_experts": experts,
+        "model.moe_intermediate_size": width,
+        "model.num_shared_experts": shape["sw1"][0] // width,
+        "cluster.devices": 4,
+        "router.top_k": 2,
+        "output.tensors": "yes",
+    }
+    blocks = run("layer-blocks", 2, settings)
+    spread = run("layer-spread", 2, {**settings, "placement.redundant_experts": experts // 2})
+    for name in ("dw1", "dw2", "dw3", "dwgate", "dx") if blocks and spread else ():
+        a, b = (load(os.path.join(f, name + ".npy")).data for f in (blocks, spread))
+        most = max(map(abs, a))
+        gap = max(abs(x - y) for x, y in zip(a, b))
+        check(gap <= 1e-5 * most, f"{name}: replicas differ by {gap} of {most}")
+
+
+check_training("adamw", "swiglu")
+check_training("sgd", "lora")
+check_layer()
+verdict()
