@@ -1,6 +1,6 @@
 """The estimate of memory beside the resident peak: a run's peak less that of a bare MPI program on
-as many ranks. Configurations are those of the random test, enlarged until they need some tens of MiB,
-because below that the libraries are most of it.
+as many ranks. Configurations are those of the random test, enlarged until they need some tens of
+MiB, because below that the libraries are most of it.
 """
 
 import os
