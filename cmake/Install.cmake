@@ -8,7 +8,7 @@ install(DIRECTORY configs/ DESTINATION ${share}/configs)
 install(FILES scripts/env scripts/openmpi.conf scripts/keys_table.py scripts/launch.py scripts/names.py scripts/command_line.py DESTINATION ${share}/scripts)
 # The lists of names that scripts/names.py reads.
 install(FILES src/balance/losses.def src/measure/names.def src/output/files.def DESTINATION ${share}/scripts)
-foreach(script IN ITEMS report sweep lesson import-trace record-trace)
+foreach(script IN ITEMS report sweep lesson import-trace record-trace export-placement import-placement)
   if(EXISTS ${PROJECT_SOURCE_DIR}/scripts/${script})
     install(PROGRAMS scripts/${script} DESTINATION ${share}/scripts)
     configure_file(cmake/command.in commands/moesim-${script} @ONLY)

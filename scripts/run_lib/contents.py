@@ -71,6 +71,7 @@ SUMMARY = fields(
     steps=_step,
     num_tokens=count,
     comm_matrix_steps=each(_step, 1024),
+    over_steps=maybe(tree(real, 2)),
     checks=free(flag),
     check_details=free(remark),
     loss=_figures,

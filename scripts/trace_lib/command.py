@@ -16,7 +16,7 @@ from trace_lib.guard import (
     parse_json,
     shown,
 )
-from trace_lib.trace import finish, keep_counts, keep_layers
+from trace_lib.trace import finish, keep_counts, keep_layers, settle_steps
 
 HELP = """Turns what other systems record about their routing into files that moesim replays
 (data.source = routing or logits). Several FILEs are ranks, or parts, of one recording: their tokens
@@ -28,7 +28,7 @@ EPILOG = """formats:
              expert_distribution_recorder_*.pt (mode per_token; others give loads only)
   responses  answers of vLLM or SGLang with routed_experts: JSON, or one answer a line
   npy        arrays [tokens, layers, K], as vLLM's Python interface returns them
-  csv        one line for each choice: token,expert[,weight[,layer]]
+  csv        one line for each choice: token,expert[,weight[,layer[,step]]]
 
 examples:
   scripts/import-trace traces/ --out runs/mixtral
@@ -38,15 +38,26 @@ examples:
 # Each format's reader, and which of the options below it looks at. --layers and --experts act
 # on all of them.
 READERS = {
-    "megatron": (megatron.read, ("steps", "block", "distinct")),
-    "sglang": (sglang.read, ("steps",)),
+    "megatron": (megatron.read, ("steps", "block", "distinct", "one_step")),
+    "sglang": (sglang.read, ("steps", "one_step")),
     "sglang-csv": (sglang.read_counts_csv, ()),
+    "sglang-json": (sglang.read_json, ()),
     "responses": (responses.read, ("shape",)),
     "npy": (responses.read_arrays, ()),
-    "csv": (table.read, ()),
+    "csv": (table.read, ("one_step",)),
 }
 # Options of some formats only, and what stands for one that was not given.
-DEFAULTS = {"steps": (0, MOST_STEPS), "block": "decoder", "distinct": False, "shape": None}
+DEFAULTS = {
+    "steps": (0, MOST_STEPS),
+    "block": "decoder",
+    "distinct": False,
+    "shape": None,
+    "one_step": False,
+}
+PARQUET = (
+    "parquet is not read (it needs pyarrow): the lines under FLAME-MoE in docs/traces.md turn these"
+    " files into topk_idx.npy and topk_weight.npy, which moesim reads as they are"
+)
 ENDINGS = {".pt": "sglang", ".npy": "npy"}
 
 
@@ -68,7 +79,7 @@ def arguments(words):
     )
     add(
         "--format",
-        choices=[name for name in READERS if name != "sglang-csv"],
+        choices=[name for name in READERS if not name.startswith("sglang-")],
         help="default: seen from the files",
     )
     add(
@@ -110,6 +121,13 @@ def arguments(words):
         metavar="LAYERS,K",
         help="SGLang's answers: they do not say it themselves",
     )
+    add(
+        "--one-step",
+        dest="one_step",
+        action="store_const",
+        const=True,
+        help="megatron, sglang, csv: the tokens of all steps in one; default: a step for each",
+    )
     add("--force", action="store_true", help="replace an earlier import in DIR")
     return parser.parse_args(words)
 
@@ -133,15 +151,26 @@ def seen(path, intake):
             return "megatron"
         if any(name.endswith(".pt") for name in names):
             return "sglang"
+        if any(name.endswith(".parquet") for name in names):
+            raise Refused(f"{shown(path)}: {PARQUET}")
         raise Refused(
             f"{shown(path)} has neither router_trace_rank*.jsonl (Megatron-Core) nor *.pt (SGLang)"
             " in it"
         )
     ending = os.path.splitext(path)[1].lower()
+    if ending == ".parquet":
+        raise Refused(f"{shown(path)}: {PARQUET}")
     if ending == ".csv":
         return "sglang-csv" if sglang.is_counts_csv(path, intake) else "csv"
     if ending in (".jsonl", ".json"):
-        return "megatron" if "top_indices" in first_object(path, intake) else "responses"
+        found = first_object(path, intake)
+        return (
+            "sglang-json"
+            if "logical_count" in found
+            else "megatron"
+            if "top_indices" in found
+            else "responses"
+        )
     if ending not in ENDINGS:
         raise Refused(f"{shown(path)}: what it is cannot be seen from its name; say --format")
     return ENDINGS[ending]
@@ -169,8 +198,8 @@ def kind_of(options, intake):
             setattr(options, name, value)
         elif name not in READERS[kind][1]:
             raise Refused(
-                f"--{name} does nothing for files of the format"
-                f" {kind.replace('sglang-csv', 'csv of loads')}: leave it out"
+                f"--{name.replace('_', '-')} does nothing for files of the format"
+                f" {'loads' if kind.startswith('sglang-') else kind}: leave it out"
             )
     return kind
 
@@ -196,6 +225,7 @@ def convert(options):
         )
     else:
         finish(trace, intake, options.experts)
+        settle_steps(trace, intake, options.one_step)
         layer, experts = next(iter(trace.layers.values())), trace.num_experts
         said = (
             f"{trace.source}: {len(trace.layers)} layers ({names_of(trace.layers)}),"

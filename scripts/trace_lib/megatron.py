@@ -49,6 +49,7 @@ class Rank:
     layers: dict = field(default_factory=dict)
     experts: int = 0  # of the logits; 0 where there are none
     tokens: dict = field(default_factory=dict)  # (step, layer) -> tokens of its records
+    pieces: dict = field(default_factory=dict)  # layer -> (step, tokens) of its records, in order
     repeated: int = 0  # records whose step and layer were there before
     repeated_tokens: int = 0
     cut: bool = False  # the last line is cut off
@@ -181,6 +182,7 @@ def add_record(rank, record, where, options, intake, trace):
         if options.distinct:
             return
     rank.tokens[step, name] = rank.tokens.get((step, name), 0) + len(rows)
+    rank.pieces.setdefault(name, []).append((step, len(rows)))
     here = rank.layers.setdefault(name, Layer(max((len(row) for row in rows), default=1) or 1))
     if len(rank.layers) > MOST_LAYERS:
         raise Refused(f"{where}: more than {MOST_LAYERS} layers, which is what the program takes")
@@ -307,10 +309,7 @@ def tell(trace, ranks, options):
         trace.notes.append(f"and {len(ranks) - 8} more files")
     steps = {step for rank in ranks for step, _ in rank.tokens}
     if len(steps) > 1:
-        trace.notes.append(
-            f"{len(steps)} steps ({range_of(steps)}) stand one behind the other: a replay has one"
-            " step with the tokens of all of them (--steps A:B takes some)"
-        )
+        trace.notes.append(f"steps {range_of(steps)}")
     for rank in ranks:
         if rank.repeated:
             done = (
@@ -326,6 +325,29 @@ def tell(trace, ranks, options):
             trace.notes.append(f"{name_of(rank.path)}: its last line is cut off and was left out")
 
 
+def join(name, parts, trace):
+    """One layer of several ranks: step after step, and in each step rank after rank."""
+    pieces, sizes, joined = [], {}, Layer(parts[0][1].top_k)
+    for rank, layer in parts:
+        at = 0
+        for step, tokens in rank.pieces[name]:
+            pieces.append((step, layer, at, at + tokens))
+            sizes[step] = sizes.get(step, 0) + tokens
+            at += tokens
+    for _, layer, begin, end in sorted(pieces, key=lambda piece: piece[0]):
+        width = len(layer.logits) // layer.tokens if layer.tokens else 0
+        joined.ids.extend(layer.ids[begin * layer.top_k : end * layer.top_k])
+        joined.logits.extend(layer.logits[begin * width : end * width])
+    tokens = [sizes[step] for step in sorted(sizes)]
+    if trace.step_tokens and sum(tokens) == sum(trace.step_tokens) and tokens != trace.step_tokens:
+        raise Refused(
+            f"{trace.source}: layer {name} has {few(tokens)} tokens in its steps, and another layer"
+            f" {few(trace.step_tokens)}; expected is one number for each step"
+        )
+    trace.step_tokens = tokens
+    return joined
+
+
 def merge(trace, ranks):
     """Files with the same layers are ranks with different tokens, one behind the other; files with
     other layers are other stages."""
@@ -339,16 +361,13 @@ def merge(trace, ranks):
     for rank in ranks:
         stage = stages.setdefault(tuple(sorted(rank.layers)), {})
         for name, layer in rank.layers.items():
-            if name not in stage:
-                stage[name] = layer
-                continue
-            if stage[name].top_k != layer.top_k:
+            parts = stage.setdefault(name, [])
+            parts.append((rank, layer))
+            if parts[0][1].top_k != layer.top_k:
                 raise Refused(
                     f"{shown(rank.path)}: layer {name} has {layer.top_k} experts for each token,"
-                    f" and {stage[name].top_k} in the files before it"
+                    f" and {parts[0][1].top_k} in the files before it"
                 )
-            stage[name].ids.extend(layer.ids)
-            stage[name].logits.extend(layer.logits)
     for names, stage in stages.items():
         twice = next((name for name in names if name in trace.layers), None)
         if twice is not None:
@@ -356,7 +375,7 @@ def merge(trace, ranks):
                 f"{trace.source}: layer {twice} is in files that have different sets of layers:"
                 " give the files of one pipeline at a time"
             )
-        trace.layers.update(stage)
+        trace.layers.update((name, join(name, parts, trace)) for name, parts in stage.items())
     if bare:
         for layer in trace.layers.values():
             layer.logits = array.array("f")

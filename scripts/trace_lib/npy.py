@@ -58,11 +58,13 @@ def product(shape):
 
 def save(path, dtype, shape, parts):
     """Writes the arrays of `parts`, one behind the other, as one array of that shape."""
-    assert sum(len(part) for part in parts) == product(shape), "the parts do not fill the shape"
+    count = 0
     with open(path, "wb") as file:
         file.write(header(dtype, shape))
         for part in parts:
             file.write(array.array(TYPES[dtype], part).tobytes())
+            count += len(part)
+    assert count == product(shape), "the parts do not fill the shape"
 
 
 def name_of_type(descr):

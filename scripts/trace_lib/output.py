@@ -1,5 +1,6 @@
 """What an import leaves in its folder: moesim's .npy files, and configurations that replay them."""
 
+import array
 import os
 
 from trace_lib import npy
@@ -13,6 +14,7 @@ FILES = (
     "routing.ini",
     "logits.ini",
     "bias.npy",
+    "mask.npy",
 )
 LONGEST_PATH = 1023  # of the program's paths, in bytes
 LARGEST_MODEL = 32768  # experts in all layers at the program's default widths: about 12 GiB
@@ -63,6 +65,49 @@ def written(folder, force, write_files):
 def shape_of(layers, *inner):
     """[T, ...] for one layer, [layers, T, ...] for several: what moesim reads."""
     return inner if layers == 1 else (layers, *inner)
+
+
+def spread(numbers, width, tokens, most, fill):
+    """Rows of a step of `tokens` tokens on `most` places, padding between them, so that every block
+    of places has as many tokens as any other."""
+    if tokens == most:
+        return numbers
+    rows = array.array(numbers.typecode, [fill]) * (most * width)
+    for token in range(tokens):
+        place = token * most // tokens
+        rows[place * width : (place + 1) * width] = numbers[token * width : (token + 1) * width]
+    return rows
+
+
+def planes(arrays, width, sizes, fill):
+    """The parts of an array [steps][layers][tokens, width], made of the layers' arrays that have
+    one step behind the other; without sizes the layers as they are."""
+    if not sizes:
+        yield from arrays
+        return
+    begin = 0
+    for tokens in sizes:
+        for numbers in arrays:
+            step = numbers[begin * width : (begin + tokens) * width]
+            yield spread(step, width, tokens, max(sizes), fill)
+        begin += tokens
+
+
+def shape_in_steps(trace, layers, tokens, width):
+    """The shape of `planes`: [steps, layers, tokens, width] where there are steps."""
+    sizes = trace.step_tokens
+    return (len(sizes), layers, max(sizes), width) if sizes else shape_of(layers, tokens, width)
+
+
+def write_mask(folder, trace):
+    """mask.npy [steps, T] where steps have different numbers of tokens; returns the file's names
+    and the settings that name it."""
+    sizes = trace.step_tokens
+    if not sizes or min(sizes) == max(sizes):
+        return [], {}
+    path, ones = os.path.join(folder, "mask.npy"), array.array("B", [1]) * sum(sizes)
+    npy.save(path, "|u1", (len(sizes), max(sizes)), planes([ones], 1, sizes, 0))
+    return ["mask.npy"], {"data.mask": quoted(path), "data.padding": "dropped"}
 
 
 def configuration(title, settings):
@@ -124,34 +169,39 @@ def sizes_note(layers, num_experts):
     ]
 
 
-def write_logits(folder, layers, tokens, num_experts, settings, title):
-    """logits.npy [layers, T, N] of the layers' arrays, and the configuration that routes them anew;
-    returns the files' names."""
-    path = os.path.join(folder, "logits.npy")
-    npy.save(path, "<f4", shape_of(len(layers), tokens, num_experts), layers)
-    settings = {**model_of(len(layers), num_experts), **settings, "data.source": "logits"}
+def write_logits(folder, layers, shape, settings, title):
+    """logits.npy of that shape, which ends with the number of experts, made of the parts `layers`;
+    and the configuration that routes them anew. Returns the files' names."""
+    path, num_experts = os.path.join(folder, "logits.npy"), shape[-1]
+    npy.save(path, "<f4", shape, layers)
+    num_layers = shape[-3] if len(shape) > 2 else 1
+    settings = {**model_of(num_layers, num_experts), **settings, "data.source": "logits"}
     settings.update({"data.path": quoted(path), "output.routing": "yes"})
     write_text(folder, "logits.ini", configuration(title, settings))
     return ["logits.npy", "logits.ini"]
 
 
-def write_routing(folder, trace):
+def write_routing(folder, trace, masked):
     """topk_idx.npy and, where weights were recorded, topk_weight.npy, with the configuration that
     replays them."""
     layers = list(trace.layers.values())
     tokens, top_k = layers[0].tokens, layers[0].top_k
-    shape, path = shape_of(len(layers), tokens, top_k), os.path.join(folder, "topk_idx.npy")
+    shape = shape_in_steps(trace, len(layers), tokens, top_k)
+    path = os.path.join(folder, "topk_idx.npy")
     settings = {
         **model_of(len(layers), trace.num_experts),
         "router.top_k": top_k,
         "data.source": "routing",
         "data.path": quoted(path),
+        **masked,
     }
-    npy.save(path, "<i4", shape, [layer.ids for layer in layers])
+    ids = [layer.ids for layer in layers]
+    npy.save(path, "<i4", shape, planes(ids, top_k, trace.step_tokens, -1))
     written = ["topk_idx.npy"]
     if all(len(layer.weights) == len(layer.ids) for layer in layers):
         weights = os.path.join(folder, "topk_weight.npy")
-        npy.save(weights, "<f4", shape, [layer.weights for layer in layers])
+        parts = planes([layer.weights for layer in layers], top_k, trace.step_tokens, 0)
+        npy.save(weights, "<f4", shape, parts)
         settings["data.weights"] = quoted(weights)
         written.append("topk_weight.npy")
     settings["data.sequence_length"] = 0
@@ -162,19 +212,20 @@ def write_routing(folder, trace):
 
 def write(folder, trace):
     """All that the trace holds; returns the files' names."""
-    written = write_routing(folder, trace)
+    written, masked = write_mask(folder, trace)
+    written += write_routing(folder, trace, masked)
     layers = list(trace.layers.values())
     trace.notes += sizes_note(len(layers), trace.num_experts)
     if all(len(layer.logits) == layer.tokens * trace.num_experts for layer in layers):
-        settings = {"router.top_k": layers[0].top_k, "data.sequence_length": 0}
+        settings = {"router.top_k": layers[0].top_k, "data.sequence_length": 0, **masked}
         title = (
             f"The logits of {trace.source}; the router is yours to choose: --set"
             " router.score_func=... and so on."
         )
-        logits = [layer.logits for layer in layers]
-        written += write_logits(
-            folder, logits, layers[0].tokens, trace.num_experts, settings, title
-        )
+        shape = shape_in_steps(trace, len(layers), layers[0].tokens, trace.num_experts)
+        arrays = [layer.logits for layer in layers]
+        logits = planes(arrays, trace.num_experts, trace.step_tokens, 0)
+        written += write_logits(folder, logits, shape, settings, title)
     return written
 
 

@@ -109,7 +109,8 @@ def write(folder, model, result, tokens, length, title, by_hand=None):
             "the model has a selection bias, which router.score_func = softmax_topk does not take"
         )
     settings.update(more)
-    files = output.write_logits(folder, layers, tokens, num_experts, settings, shown(title))
+    shape = output.shape_of(len(layers), tokens, num_experts)
+    files = output.write_logits(folder, layers, shape, settings, shown(title))
     notes = [router_note(config, row, settings), *output.sizes_note(len(layers), num_experts)]
     return [*files, *bias_files], notes
 

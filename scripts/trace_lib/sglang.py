@@ -18,6 +18,7 @@ from trace_lib.guard import (
     Refused,
     few,
     name_of,
+    parse_json,
     range_of,
     shown,
     whole,
@@ -195,11 +196,6 @@ def tell(trace, entries):
         f"{len(entries)} records of {len(passes)} forward passes ({range_of(passes)}) on ranks"
         f" {range_of(ranks)}"
     )
-    if trace.layers and len(passes) > 1:
-        trace.notes.append(
-            "the passes stand one behind the other: a replay has one step with the tokens of all of"
-            " them (--steps A:B takes some)"
-        )
     twice = len(entries) - len({(entry.number, entry.rank) for entry in entries})
     if not twice:
         trace.notes.append("no pass stands twice on a rank")
@@ -247,6 +243,11 @@ def read_records(trace, dumps, intake, options):
             f"{trace.source}: some records hold tokens and some hold loads: give dumps of one mode"
         )
     set_counts(trace, [passes[number] for number in sorted(passes)])
+    sizes = {}
+    for entry in entries:
+        if entry.tokens is not None:
+            sizes[entry.number] = sizes.get(entry.number, 0) + entry.shape[1]
+    trace.step_tokens = [sizes[number] for number in sorted(sizes)]
     tell(trace, entries)
 
 
@@ -285,6 +286,37 @@ def read_stat(trace, path, dump, options):
     trace.num_experts = experts
     trace.notes.append(f"steps {first} to {last} of {steps} in logical_count")
     trace.saw((name for name in dump if isinstance(name, str)), ("logical_count",))
+
+
+def read_json(paths, intake, _options):
+    """One dump of loads as JSON, {"logical_count": [steps][layers][experts]}, or of one step
+    without the first of these: what --init-expert-location takes."""
+    trace, where = Trace(name_of(paths[0])), shown(paths[0])
+    if len(paths) > 1:
+        raise Refused(f"{shown(paths[1])}: one file of loads holds all ranks: give one file")
+    counts = parse_json(intake.text(paths[0]), where)["logical_count"]
+    depth, at = 0, counts
+    while isinstance(at, list) and at and depth < 4:
+        depth, at = depth + 1, at[0]
+    if depth not in (2, 3):
+        raise Refused(
+            f"{where}: logical_count is no list of [steps, layers, experts] or [layers, experts]"
+        )
+    steps = counts if depth == 3 else [counts]
+    for step in steps:
+        for layer in step if isinstance(step, list) else [None]:
+            if not isinstance(layer, list) or not all(type(count) is int for count in layer):
+                raise Refused(
+                    f"{where}: logical_count is not everywhere as deep as at its beginning, or it"
+                    " holds something else than whole numbers"
+                )
+            for count in layer:
+                check_count(count, where)
+    set_counts(trace, steps)
+    whole(len(steps[0]), 1, MOST_LAYERS, where, "the number of layers")
+    trace.num_experts = whole(len(steps[0][0]), 1, MOST_EXPERTS, where, "the number of experts")
+    trace.notes.append(f"{len(steps)} steps in logical_count")
+    return trace
 
 
 def read(paths, intake, options):

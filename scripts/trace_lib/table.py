@@ -1,5 +1,5 @@
-"""A CSV with one line for each choice: token, expert, and where there are any weight and layer, in
-any order of columns (named in the first line) and lines. A token's experts are put in the order of
+"""A CSV with one line for each choice: token, expert, and where there are any weight, layer and step,
+in any order of columns (named in the first line) and lines. A token's experts are put in the order of
 their weights; without weights they stay as they come."""
 
 import csv
@@ -22,6 +22,7 @@ COLUMNS = {
     "expert": ("expert", "expert_id", "expert_idx", "expert_index"),
     "weight": ("weight", "gate", "prob", "probability", "score"),
     "layer": ("layer", "layer_id", "layer_idx", "layer_index"),
+    "step": ("step", "step_id", "iteration", "iter", "forward_pass_id", "batch"),
 }
 WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?", re.ASCII)
@@ -87,12 +88,12 @@ def columns_of(first, where):
     token, expert[, weight[, layer]]."""
     names = [cell.strip().lower() for cell in first]
     if names and all(NUMBER.fullmatch(cell) for cell in names):
-        if not 2 <= len(names) <= 4:
+        if not 2 <= len(names) <= 5:
             raise Refused(
                 f"{where}: {len(names)} columns without names; expected are"
-                " token,expert[,weight[,layer]]"
+                " token,expert[,weight[,layer[,step]]]"
             )
-        return dict(zip(("token", "expert", "weight", "layer"), range(len(names)))), False
+        return dict(zip(COLUMNS, range(len(names)))), False
     places = {}
     for meaning, known in COLUMNS.items():
         found = [place for place, name in enumerate(names) if name in known]
@@ -106,13 +107,13 @@ def columns_of(first, where):
     if not {"token", "expert"} <= set(places):
         raise Refused(
             f"{where}: the columns are {few(names, 12) or 'none'}; expected are token, expert and,"
-            " where there are any, weight and layer"
+            " where there are any, weight, layer and step"
         )
     return places, True
 
 
 def choices(path, intake, trace):
-    """(place, layer, token, expert, weight or None) for each line."""
+    """(place, layer, (step, token), expert, weight or None) for each line."""
     places, width, name = None, 0, shown(path)
     for number, row in rows(path, intake):
         where = f"{name}:{number}"
@@ -130,36 +131,37 @@ def choices(path, intake, trace):
             )
         token = parse_whole(row[places["token"]], 0, MOST_TOKENS - 1, where, "token")
         expert = parse_whole(row[places["expert"]], 0, MOST_EXPERTS - 1, where, "expert")
-        layer = (
-            parse_whole(row[places["layer"]], 0, MOST_STEPS, where, "layer")
-            if "layer" in places
-            else 0
+        layer, step = (
+            parse_whole(row[places[name]], 0, MOST_STEPS, where, name) if name in places else 0
+            for name in ("layer", "step")
         )
         weight = parse_number(row[places["weight"]], where) if "weight" in places else None
-        yield where, layer, token, expert, weight
+        yield where, layer, (step, token), expert, weight
     if places is None:
         columns_of([], f"{shown(path)}:1")
 
 
 def read_file(path, intake, trace, layers, base):
-    """Adds one file's choices; returns (number of its tokens, number of its choices)."""
-    most, count = -1, 0
-    for where, layer, token, expert, weight in choices(path, intake, trace):
-        chosen = layers.setdefault(layer, {}).setdefault(base + token, {})
+    """Adds one file's choices behind the base[step] tokens of a step that are there; returns
+    (number of its tokens by step, number of its choices)."""
+    tokens, count = {}, 0
+    for where, layer, (step, token), expert, weight in choices(path, intake, trace):
+        place = step, base.get(step, 0) + token
+        chosen = layers.setdefault(layer, {}).setdefault(place, {})
         if expert in chosen:
             raise Refused(f"{where}: token {token} has expert {expert} twice; allowed is once")
         chosen[expert] = weight
-        most = max(most, token)
+        tokens[step] = max(tokens.get(step, 0), token + 1)
         count += 1
-    return most + 1, count
+    return tokens, count
 
 
-def add_layer(trace, name, tokens, top_k, count):
-    """One layer's tokens; with weights the largest first, of equal ones the lower expert."""
+def add_layer(trace, name, tokens, top_k, places):
+    """One layer's tokens at their places (step, token); with weights the largest first, of equal ones the lower expert."""
     here = trace.layers[str(name)] = Layer(top_k)
     weighted = all(weight is not None for chosen in tokens.values() for weight in chosen.values())
-    for token in range(count):
-        chosen = list(tokens.get(token, {}).items())
+    for place in places:
+        chosen = list(tokens.get(place, {}).items())
         if weighted:
             chosen.sort(key=lambda choice: (-choice[1], choice[0]))
         here.add(
@@ -168,24 +170,27 @@ def add_layer(trace, name, tokens, top_k, count):
 
 
 def read(paths, intake, _options):
-    """Files one behind the other: the tokens of each are counted from 0."""
-    layers, base, trace = {}, 0, Trace(name_of(paths[0]))
+    """Files one behind the other: the tokens of each, and of each step, are counted from 0."""
+    layers, base, trace = {}, {}, Trace(name_of(paths[0]))
     for path in paths:
         tokens, count = read_file(path, intake, trace, layers, base)
-        trace.notes.append(f"{name_of(path)}: {count} choices of {tokens} tokens")
-        base += tokens
+        trace.notes.append(f"{name_of(path)}: {count} choices of {sum(tokens.values())} tokens")
+        for step, size in tokens.items():
+            base[step] = base.get(step, 0) + size
+    trace.step_tokens, total = [base[step] for step in sorted(base)], sum(base.values())
     top_k = max(
         (len(chosen) for tokens in layers.values() for chosen in tokens.values()), default=1
     )
     intake.room(
-        len(layers) * base * top_k,
-        f"{trace.source}: {len(layers)} layers of {base} tokens with {top_k} experts each",
+        len(layers) * total * top_k,
+        f"{trace.source}: {len(layers)} layers of {total} tokens with {top_k} experts each",
     )
+    places = [(step, token) for step in sorted(base) for token in range(base[step])]
     for name in sorted(layers):
-        add_layer(trace, name, layers[name], top_k, base)
+        add_layer(trace, name, layers[name], top_k, places)
     seen = set().union(*layers.values()) if layers else set()
-    if base > len(seen):
+    if total > len(seen):
         trace.notes.append(
-            f"{base - len(seen)} tokens have no line: they are kept, without an expert"
+            f"{total - len(seen)} tokens have no line: they are kept, without an expert"
         )
     return trace

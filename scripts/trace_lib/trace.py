@@ -50,6 +50,7 @@ class Trace:
     num_experts: int = 0  # 0: not said by the source
     counts: list = field(default_factory=list)
     count_names: list = field(default_factory=list)
+    step_tokens: list = field(default_factory=list)  # tokens of each step; empty: one step has all
     notes: list = field(default_factory=list)  # what was seen, as sentences for the user
     used: dict = field(default_factory=dict)  # names of columns and fields, in order
     ignored: dict = field(default_factory=dict)
@@ -294,6 +295,29 @@ def chosen_names(names, first, last):
             f" {names[0]} to {names[-1]})"
         )
     return names[first : last + 1]
+
+
+def settle_steps(trace, intake, joined):
+    """Leaves out steps without tokens; says what becomes of the others. `joined`: the user wants
+    one step with all tokens."""
+    sizes = [size for size in trace.step_tokens if size]
+    trace.step_tokens = sizes if len(sizes) > 1 and not joined else []
+    if len(sizes) > 1 and joined:
+        trace.notes.append(f"the tokens of {len(sizes)} steps stand in one step (--one-step)")
+    if not trace.step_tokens:
+        return
+    trace.notes.append(f"{len(sizes)} steps, each of which is a step of the replay")
+    if min(sizes) < max(sizes):
+        trace.notes.append(
+            f"steps have {min(sizes)} to {max(sizes)} tokens: mask.npy marks the padding of shorter"
+            " ones, which is spread evenly and neither routed nor sent"
+        )
+    width = next(iter(trace.layers.values())).top_k
+    intake.room(
+        len(sizes) * max(sizes) * len(trace.layers) * width,
+        f"{trace.source}: {len(sizes)} steps of {max(sizes)} tokens (--one-step puts all tokens into"
+        " one, --steps A:B takes some)",
+    )
 
 
 def keep_layers(trace, first, last):

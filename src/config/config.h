@@ -45,6 +45,10 @@ int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st);
  * comm_limit derived again. */
 int moe_config_recorded_top_k(moe_config *c, int32_t k, moe_status *st);
 
+/* Local. For a resolved configuration whose recording has `steps` steps: run.steps becomes that
+ * where it was not given, and may not be more where it was. */
+int moe_config_recorded_steps(moe_config *c, int64_t steps, moe_status *st);
+
 /* --- asking one --- */
 
 /* Local. True when the key came from the file or from --set, not from a default or a preset. */

@@ -160,8 +160,9 @@ static void derive_defaults(moe_config *c) {
                             ? MOE_NORM_RMSNORM
                             : MOE_NORM_NONE;
     }
-    if (recorded) {
+    if (recorded && !stands(c, MOE_KEY(run, steps), MOE_KEY(data, source))) {
         c->run.steps = 1;
+        c->steps_are_recorded = true;
     }
     const bool may_join =
         c->balance.aux_form == MOE_AUX_MIXTRAL || c->balance.aux_form == MOE_AUX_SWITCH;
@@ -225,5 +226,19 @@ int moe_config_recorded_top_k(moe_config *c, int32_t k, moe_status *st) {
         return st->code;
     }
     c->comm_limit = comm_limit(c);
+    return MOE_OK;
+}
+
+int moe_config_recorded_steps(moe_config *c, int64_t steps, moe_status *st) {
+    const enum moe_key_id key = MOE_KEY(run, steps);
+    MOE_ASSERT(c->ranks > 0);
+    if (c->steps_are_recorded) {
+        c->run.steps = steps;
+        c->steps_are_recorded = false;
+    }
+    if (c->run.steps > steps) {
+        return moe_refuse_key(c, key, st, "the recording has %lld step%s", (long long)steps,
+                              steps == 1 ? "" : "s");
+    }
     return MOE_OK;
 }

@@ -158,6 +158,7 @@ typedef struct moe_data_config { /* [data] */
     int64_t sequence_length;
     double skew;
     int32_t num_topics;
+    double drift;
     double topic_strength;
     double topic_persistence;
 } moe_data_config;
@@ -221,10 +222,11 @@ typedef struct moe_config {
                                  cannot do yet: see moe_check_available */
 
     /* The rest is derived by moe_config_resolve and has no key. */
-    int32_t ranks;          /* 0 until resolved */
-    int32_t comm_limit;     /* M of f'' (docs/method.md section 2): a token reaches at most
-                               min(top_k, comm_limit) devices */
-    bool top_k_is_recorded; /* router.top_k is not known before the recorded routing is read */
+    int32_t ranks;           /* 0 until resolved */
+    int32_t comm_limit;      /* M of f'' (docs/method.md section 2): a token reaches at most
+                                min(top_k, comm_limit) devices */
+    bool top_k_is_recorded;  /* router.top_k is not known before the recorded routing is read */
+    bool steps_are_recorded; /* run.steps is not known before the recording is read */
     struct {
         int32_t parts; /* model.expert_segmentation; 1: nothing was cut */
         int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */

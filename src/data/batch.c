@@ -1,6 +1,8 @@
 /* batch.c: the layout of tokens over devices and sequences. */
 #include "data/batch.h"
 
+#include <string.h>
+
 #include "base/status.h"
 
 int64_t moe_batch_token_begin(int64_t num_tokens_global, int32_t devices, int32_t d) {
@@ -135,10 +137,12 @@ void moe_batch_layout_boundaries(moe_batch *b,
 }
 
 void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm) {
-    MOE_ASSERT((b->counted || b->num_tokens == 0) && !b->drops_padding);
+    MOE_ASSERT(b->counted || b->num_tokens == 0);
     b->drops_padding = true;
-    b->routed_of_sequence =
-        moe_alloc_zero(b->num_sequences, sizeof *b->routed_of_sequence, "batch");
+    if (!b->routed_of_sequence) {
+        b->routed_of_sequence = moe_alloc(b->num_sequences, sizeof *b->routed_of_sequence, "batch");
+    }
+    memset(b->routed_of_sequence, 0, (size_t)b->num_sequences * sizeof *b->routed_of_sequence);
     b->num_routed = b->most_routed_of_device = b->most_routed_of_sequence = 0;
     int64_t device = -1, of_device = 0;
     for (int64_t i = 0; i < b->num_segments; i++) {

@@ -78,7 +78,7 @@ void moe_batch_layout_boundaries(moe_batch *b,
                                  int rank,
                                  int ranks);
 /* Collective. From now on nothing is computed for padding, which b->counted marks: it is not
- * routed. Counts who is left. */
+ * routed. Counts who is left; called again when b->counted changes. */
 void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm);
 void moe_batch_free(moe_batch *b);
 

@@ -10,24 +10,28 @@
 
 /* T counts the tokens of this rank. What a source does not have is NULL or 0. */
 typedef struct moe_input {
-    int64_t num_tokens_global; /* tokens of recorded logits or routing; else 0 */
+    int64_t num_tokens_global; /* tokens of a step of recorded logits or routing; else 0 */
+    int64_t num_steps;         /* that the recorded routing has */
+    int64_t step;              /* of the recording, the one that moe_input_begin_step chose */
     uint8_t *text;             /* [text_length] the whole text, on every rank; the files of a folder
                                   stand in the order of their paths */
     int64_t text_length;
     int32_t num_domains;
     int64_t *domain_offset;       /* [num_domains + 1] domain i (a file or folder) has the bytes
                                      domain_offset[i] .. domain_offset[i+1] - 1 of the text */
-    void *logits;                 /* [layers][T,N] float or double */
+    void *logits;                 /* [steps][layers][T,N] float or double */
     enum moe_dtype logits_dtype;  /* MOE_F32 or MOE_F64 */
     bool logits_look_like_shares; /* each row lies in [0,1] and sums to 1: were they meant? */
-    int32_t *routing;             /* [layers][T,K] */
+    int32_t *routing;             /* [steps][layers][T,K] */
     int32_t routing_k;            /* K */
-    real *weights;                /* [layers][T,K] */
-    double *scores;               /* [layers][T,N] */
+    real *weights;                /* [steps][layers][T,K] */
+    double *scores;               /* [steps][layers][T,N] */
     int64_t odd_scores;    /* rows of scores, of all ranks, that should sum to 1 and do not */
     double odd_scores_sum; /* the sum of the first of them */
-    uint8_t *mask;         /* [T] 1 = the token counts; NULL = all count */
-    int64_t num_counted;   /* tokens of all ranks that mask counts, where there is a mask */
+    uint8_t *mask;         /* [T] or [steps][T], 1 = the token counts; NULL = all count */
+    bool mask_has_steps;
+    int64_t num_counted;   /* tokens of all ranks that mask counts, where there is a mask; of
+                              several steps the most */
     int64_t *boundary;     /* [num_sequences + 1] first tokens of sequences, then the number of
                               all tokens, on every rank; NULL: data.sequence_length */
     int64_t num_sequences; /* of boundary */
@@ -37,9 +41,11 @@ typedef struct moe_input {
 
 /* Collective. Reads and checks every file that the resolved configuration *c names: shape, dtype,
  * NaN, ids in range, no expert twice in a token, memory. A recording of several layers has the
- * shape [layers,T,..] or [layers x T,..]. Settles c->router.top_k with a recorded routing's K
- * (moe_config_recorded_top_k). A failure is agreed by all ranks, its sentence names the key and the
- * file, and nothing is left allocated. The caller owns *in: moe_input_free. */
+ * shape [layers,T,..] or [layers x T,..], one of several steps [steps,layers,T,..]. Settles
+ * c->run.steps with the recording's steps (moe_config_recorded_steps) and c->router.top_k with a
+ * recorded routing's K (moe_config_recorded_top_k). A failure is agreed by all ranks, its sentence
+ * names the key and the file, and nothing is left allocated. The caller owns *in: moe_input_free.
+ */
 int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_status *st);
 void moe_input_free(moe_input *in);
 
@@ -71,6 +77,10 @@ void moe_input_layout(const moe_input *in,
 /* Local. How many of `tokens` tokens are routed, and the length of the longest sequence. */
 int64_t moe_input_routed(const moe_input *in, const moe_config *c, int64_t tokens);
 int64_t moe_input_longest_sequence(const moe_input *in, const moe_config *c, int64_t tokens);
+
+/* Collective. From now on the input is that of a step: which part of a recording the layers read
+ * (in->step), and the mask of *b, which moe_input_layout has laid out. */
+void moe_input_begin_step(moe_input *in, const moe_comm *comm, int64_t step, moe_batch *b);
 
 /* Local. x [T,H] of a step from the source that the configuration names: random topics, windows of
  * the text (which also fills b->byte), or, where the files have no hidden states, keyed vectors. */

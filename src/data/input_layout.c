@@ -91,6 +91,17 @@ void moe_input_layout(const moe_input *in,
     }
 }
 
+void moe_input_begin_step(moe_input *in, const moe_comm *comm, int64_t step, moe_batch *b) {
+    in->step = in->num_tokens_global > 0 ? step : 0; /* what is computed has no steps */
+    if (!in->mask_has_steps) {
+        return;
+    }
+    b->counted = in->mask + step * b->num_tokens;
+    if (b->drops_padding) {
+        moe_batch_drop_padding(b, comm);
+    }
+}
+
 int64_t moe_input_routed(const moe_input *in, const moe_config *c, int64_t tokens) {
     return c->data.padding == MOE_PADDING_DROPPED ? in->num_counted : tokens;
 }

@@ -1,11 +1,12 @@
 /* keyed.c: vectors as pure functions of global ids. */
 #include "data/keyed.h"
 
-void moe_keyed_vectors(int64_t seed, int64_t hidden, const moe_batch *b, real *x) {
+void moe_keyed_vectors(int64_t seed, int64_t hidden, const moe_batch *b, int64_t step, real *x) {
     moe_rng rng = {(uint64_t)seed, MOE_RNG_TOKEN_VECTOR};
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < b->num_tokens; t++) {
-        moe_rng_normal(rng, 0, (uint64_t)(b->first_token + t), 1, x + t * hidden, hidden);
+        moe_rng_normal(rng, (uint64_t)step, (uint64_t)(b->first_token + t), 1, x + t * hidden,
+                       hidden);
     }
 }
 

@@ -9,9 +9,10 @@
 #include "base/rng.h"
 #include "data/batch.h"
 
-/* Local. x [T,H]: standard normal, keyed by the token's place in the batch. They stand in for the
- * hidden states where the source of the data (recorded logits, recorded routing) has none. */
-void moe_keyed_vectors(int64_t seed, int64_t hidden, const moe_batch *b, real *x);
+/* Local. x [T,H] of a step: standard normal, keyed by the step and the token's place in the batch.
+ * They stand in for the hidden states where the source of the data (recorded logits, recorded
+ * routing) has none. */
+void moe_keyed_vectors(int64_t seed, int64_t hidden, const moe_batch *b, int64_t step, real *x);
 
 /* A table of random rows, of which only those are made that some token needs, each once. */
 typedef struct moe_keyed_table {

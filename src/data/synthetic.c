@@ -7,12 +7,18 @@
 #include "base/status.h"
 #include "data/keyed.h"
 
-/* Sums of the topics' weights, (i+1)^-skew, up to and with each topic. */
-static double *cumulative_weights(moe_scratch *scratch, int32_t num_topics, double skew) {
-    double *cumulative = moe_scratch_take(scratch, num_topics, sizeof *cumulative, "topics"),
-           sum = 0;
-    for (int32_t i = 0; i < num_topics; i++) {
-        cumulative[i] = sum += pow(i + 1, -skew);
+/* Sums of the topics' weights in a step up to and with each topic. Topic i stands at place i +
+ * drift step, going round; between two places it has its part of both weights. */
+static double *cumulative_weights(moe_scratch *scratch, const moe_data_config *data, int64_t step) {
+    const int32_t n = data->num_topics;
+    double *cumulative = moe_scratch_take(scratch, n, sizeof *cumulative, "topics"), sum = 0;
+    const double moved = fmod(data->drift * (double)step, n), whole = floor(moved);
+    const double part = moved - whole;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t place = (int32_t)((i + (int64_t)whole) % n), next = (place + 1) % n;
+        const double weight = pow(place + 1, -data->skew);
+        cumulative[i] = sum +=
+            part > 0 ? (1 - part) * weight + part * pow(next + 1, -data->skew) : weight;
     }
     return cumulative;
 }
@@ -40,7 +46,7 @@ static void draw_topics(const moe_data_config *data,
     moe_rng of_sequence = {(uint64_t)seed, MOE_RNG_TOPIC_OF_SEQUENCE},
             of_token = {(uint64_t)seed, MOE_RNG_TOPIC_OF_TOKEN};
     int32_t n = data->num_topics;
-    double *cumulative = cumulative_weights(b->scratch, n, data->skew);
+    double *cumulative = cumulative_weights(b->scratch, data, step);
     for (int64_t s = 0; s < b->num_segments; s++) {
         const moe_segment *segment = &b->segment[s];
         double u = moe_rng_uniform(of_sequence, (uint64_t)step, (uint64_t)segment->sequence, 0);

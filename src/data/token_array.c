@@ -55,54 +55,113 @@ static int check_kind(const moe_token_array *a, moe_status *st) {
                                 is_float ? "integers and bool" : "float16, float32 and float64");
 }
 
-/* A flat array has the shape [T] or [B,S]. */
-static int check_flat(const moe_token_array *a, moe_status *st) {
-    char shape[128];
-    if ((a->header.num_dims == 1 || a->header.num_dims == 2) && a->header.count == a->tokens) {
-        return MOE_OK;
-    }
-    return moe_token_array_fail(
-        a, st, "its shape is %s; allowed is [T] or [B, S] with T = B S = %lld tokens",
-        shape_text(&a->header, shape, sizeof shape), (long long)a->tokens);
+/* How many of the steps that the file has are read. */
+static void settle_steps(moe_token_array *a, int64_t file_steps) {
+    a->file_steps = file_steps;
+    a->steps = a->steps > 0 && a->steps < file_steps ? a->steps : file_steps;
 }
 
-/* Rows have the shape [T,columns], or [layers,T,columns], or the latter in two dimensions. */
-static int check_rows(moe_token_array *a, moe_status *st) {
+/* A flat array has the shape [T] or [B,S], the same for all steps, or [steps,T]. */
+static int check_flat(moe_token_array *a, moe_status *st) {
     const moe_npy_header *h = &a->header;
-    char shape[128], columns[24] = "K", tokens[24] = "T";
-    bool in_layers = h->num_dims == 3 && h->shape[0] == a->layers,
-         in_rows = h->num_dims == 2 && h->shape[0] % a->layers == 0;
-    int64_t found_tokens = in_layers ? h->shape[1] : in_rows ? h->shape[0] / a->layers : 0;
-    int64_t found_columns = in_layers || in_rows ? h->shape[h->num_dims - 1] : 0;
-    bool tokens_fit = found_tokens > 0 && (a->tokens == 0 || a->tokens == found_tokens);
-    bool columns_fit = a->columns ? a->columns == found_columns
-                                  : found_columns > 0 && found_columns <= a->most_columns;
-    if (tokens_fit && columns_fit) {
-        a->tokens = found_tokens;
-        a->columns = found_columns;
+    char shape[128], in_steps[64] = "";
+    if ((h->num_dims == 1 || h->num_dims == 2) && h->count == a->tokens) {
+        settle_steps(a, 1);
         return MOE_OK;
     }
-    if (a->tokens) {
-        snprintf(tokens, sizeof tokens, "%lld", (long long)a->tokens);
+    if (h->num_dims == 2 && h->shape[0] == a->file_steps && h->shape[1] == a->tokens) {
+        settle_steps(a, a->file_steps);
+        return MOE_OK;
     }
-    if (a->columns) {
-        snprintf(columns, sizeof columns, "%lld", (long long)a->columns);
+    if (a->file_steps > 1) {
+        snprintf(in_steps, sizeof in_steps, ", or [%lld, T] for the steps",
+                 (long long)a->file_steps);
     }
-    shape_text(h, shape, sizeof shape);
+    return moe_token_array_fail(
+        a, st, "its shape is %s; allowed is [T] or [B, S] with T = B S = %lld tokens%s",
+        shape_text(h, shape, sizeof shape), (long long)a->tokens, in_steps);
+}
+
+/* What the shape of a file of rows says; 0 where it is none of those that are allowed. */
+typedef struct row_shape {
+    int64_t steps, tokens, columns;
+} row_shape;
+
+/* Rows have the shape [T,columns], or [layers,T,columns], or the latter in two dimensions, or
+ * [steps,layers,T,columns]. */
+static row_shape read_shape(const moe_token_array *a) {
+    const moe_npy_header *h = &a->header;
+    const int64_t columns = h->num_dims > 0 ? h->shape[h->num_dims - 1] : 0;
+    if (h->num_dims == 4 && h->shape[1] == a->layers) {
+        return (row_shape){h->shape[0], h->shape[2], columns};
+    }
+    if (h->num_dims == 3 && h->shape[0] == a->layers) {
+        return (row_shape){1, h->shape[1], columns};
+    }
+    if (h->num_dims == 2 && h->shape[0] % a->layers == 0) {
+        return (row_shape){1, h->shape[0] / a->layers, columns};
+    }
+    return (row_shape){0};
+}
+
+/* A number that is demanded, or the letter of one that is free. */
+typedef struct extent {
+    char s[24];
+} extent;
+
+static extent extent_of(int64_t demanded, const char *letter) {
+    extent e;
+    if (demanded > 0) {
+        snprintf(e.s, sizeof e.s, "%lld", (long long)demanded);
+    } else {
+        snprintf(e.s, sizeof e.s, "%s", letter);
+    }
+    return e;
+}
+
+static int refuse_rows(const moe_token_array *a, int64_t found_columns, moe_status *st) {
+    const extent steps = extent_of(a->file_steps, "steps"), tokens = extent_of(a->tokens, "T"),
+                 columns = extent_of(a->columns, "K");
+    const char *any = a->tokens ? "" : " with T >= 1 tokens";
+    char shape[128], in_steps[128] = "";
+    shape_text(&a->header, shape, sizeof shape);
     if (a->columns == 0 && found_columns > a->most_columns) {
         return moe_token_array_fail(a, st,
                                     "its shape is %s: %lld columns are more than the %lld experts",
                                     shape, (long long)found_columns, (long long)a->most_columns);
     }
+    if (a->file_steps != 1) {
+        snprintf(in_steps, sizeof in_steps, "%s[%s, %d, %s, %s]", a->file_steps ? "" : " or ",
+                 steps.s, a->layers, tokens.s, columns.s);
+    }
+    if (a->file_steps > 1) {
+        return moe_token_array_fail(a, st, "its shape is %s; allowed is %s", shape, in_steps);
+    }
     if (a->layers == 1) {
-        return moe_token_array_fail(a, st, "its shape is %s; allowed is [%s, %s]%s", shape, tokens,
-                                    columns, a->tokens ? "" : " with T >= 1 tokens");
+        return moe_token_array_fail(a, st, "its shape is %s; allowed is [%s, %s]%s%s", shape,
+                                    tokens.s, columns.s, in_steps, any);
     }
     return moe_token_array_fail(
         a, st,
-        "its shape is %s; allowed is [%d, %s, %s] (layers, tokens, columns) or [%d x %s, %s]%s",
-        shape, a->layers, tokens, columns, a->layers, tokens, columns,
-        a->tokens ? "" : " with T >= 1 tokens");
+        "its shape is %s; allowed is [%d, %s, %s] (layers, tokens, columns) or [%d x %s, %s]%s%s",
+        shape, a->layers, tokens.s, columns.s, a->layers, tokens.s, columns.s, in_steps, any);
+}
+
+static bool fits(int64_t found, int64_t demanded) {
+    return found > 0 && (demanded == 0 || demanded == found);
+}
+
+static int check_rows(moe_token_array *a, moe_status *st) {
+    const row_shape found = read_shape(a);
+    const bool columns_fit =
+        fits(found.columns, a->columns) && (a->columns > 0 || found.columns <= a->most_columns);
+    if (fits(found.steps, a->file_steps) && fits(found.tokens, a->tokens) && columns_fit) {
+        a->tokens = found.tokens;
+        a->columns = found.columns;
+        settle_steps(a, found.steps);
+        return MOE_OK;
+    }
+    return refuse_rows(a, found.columns, st);
 }
 
 /* Refuses what does not fit into memory before taking it. The file has as many bytes, so that no
@@ -110,7 +169,7 @@ static int check_rows(moe_token_array *a, moe_status *st) {
 static int check_memory(const moe_comm *comm, const moe_token_array *a, moe_status *st) {
     int64_t row_bytes = a->columns * (int64_t)moe_dtype_size(a->header.dtype),
             available = moe_memory_available();
-    int64_t share = a->layers * a->count * row_bytes;
+    int64_t share = moe_token_array_planes(a) * a->count * row_bytes;
     if (a->header.dtype == MOE_F16) {
         share *= 3; /* the float32 beside it */
     }
@@ -123,7 +182,7 @@ static int check_memory(const moe_comm *comm, const moe_token_array *a, moe_stat
         (double)share / 0x1p20, comm->local_size, (double)available / 0x1p20);
 }
 
-/* The block that is under way: some rows of one layer. */
+/* The block that is under way: some rows of one layer and step. */
 typedef struct block {
     char *bytes;  /* rank 0 */
     int64_t rows; /* for which there is memory */
@@ -163,8 +222,8 @@ static void deal_block(const moe_comm *comm,
 
 /* A read that fails is noted and the dealing goes on, so that no rank is left waiting. */
 static void deal(const moe_comm *comm, const moe_token_array *a, const block *b, moe_status *st) {
-    for (int32_t layer = 0; layer < a->layers; layer++) {
-        char *mine = a->count ? (char *)a->data + layer * a->count * b->row_bytes : NULL;
+    for (int64_t plane = 0; plane < moe_token_array_planes(a); plane++) {
+        char *mine = a->count ? (char *)a->data + plane * a->count * b->row_bytes : NULL;
         for (int64_t begin = 0; begin < a->tokens; begin += b->rows) {
             int64_t end = begin + b->rows < a->tokens ? begin + b->rows : a->tokens;
             size_t rows = (size_t)(end - begin);
@@ -194,7 +253,7 @@ static int read_share(const moe_comm *comm, int32_t devices, moe_token_array *a,
     check_memory(comm, a, st);
     if (moe_comm_agree(comm, st) == MOE_OK) {
         b.bytes = comm->rank == 0 ? moe_alloc_zero(b.rows, (size_t)b.row_bytes, "input") : NULL;
-        a->data = moe_alloc(a->layers * a->count, (size_t)b.row_bytes, "input");
+        a->data = moe_alloc(moe_token_array_planes(a) * a->count, (size_t)b.row_bytes, "input");
         deal(comm, a, &b, st);
         moe_comm_agree(comm, st);
     }
@@ -206,7 +265,7 @@ static int read_share(const moe_comm *comm, int32_t devices, moe_token_array *a,
 
 /* Makes float32 of float16, which is exact: nobody behind this knows float16. */
 static void widen(moe_token_array *a) {
-    int64_t num = a->layers * a->count * a->columns;
+    int64_t num = moe_token_array_planes(a) * a->count * a->columns;
     float *wide = moe_alloc(num, sizeof *wide, "input");
     for (int64_t i = 0; i < num; i++) {
         wide[i] = (float)moe_npy_f64(&a->header, a->data, i);

@@ -80,9 +80,15 @@ static void noise_forward(const moe_layer *layer,
     }
 }
 
+/* The first local token of the layer in this step, in arrays [steps][layers][T,..]. */
+static int64_t recorded_tokens(const moe_layer *layer, const moe_context *context) {
+    const int64_t layers = context->config->model.num_layers;
+    return (context->input->step * layers + layer->index) * context->batch->num_tokens;
+}
+
 static moe_logits recorded_logits(const moe_layer *layer, const moe_context *context) {
     const moe_input *in = context->input;
-    int64_t offset = layer->index * context->batch->num_tokens * context->router.num_experts;
+    int64_t offset = recorded_tokens(layer, context) * context->router.num_experts;
     if (in->logits_dtype == MOE_F64) {
         return (moe_logits){.f64 = (const double *)in->logits + offset};
     }
@@ -130,7 +136,7 @@ static const moe_noisy *noisy_of(const moe_context *context, moe_activations *a)
 
 static void route_recorded(const moe_layer *layer, const moe_context *context, moe_activations *a) {
     const moe_input *in = context->input;
-    int64_t first = layer->index * context->batch->num_tokens;
+    int64_t first = recorded_tokens(layer, context);
     const int32_t *experts = in->routing ? in->routing + first * in->routing_k : NULL;
     const real *weights = in->weights ? in->weights + first * in->routing_k : NULL;
     const double *scores = in->scores ? in->scores + first * context->router.num_experts : NULL;

@@ -288,6 +288,9 @@ int moe_results_step(const moe_comm *comm,
     if (comm->rank == 0) {
         write_step(r, c, step, st);
         keep_expert_load(r, step);
+        if (c->run.mode != MOE_MODE_TRAIN) { /* a run that goes on would know only its own part */
+            moe_peak_add_devices(&r->device_peak, step);
+        }
         moe_matrix_history_add(&r->matrix_history, step, r->times.steps);
     }
     add_times(&r->times, step);
@@ -364,6 +367,7 @@ static void write_summary(const moe_results *r,
     char path[MOE_RESULTS_PATH_MAX];
     json_t *object =
         moe_summary_run(c, last, topologies, ranks, &r->times, &r->training_history, &r->facts);
+    moe_json_put(object, "over_steps", moe_over_steps_json(&r->over_steps, last->num_layers));
     char *text = moe_json_indented(object);
     path_of(r, MOE_RESULT_SUMMARY, path);
     moe_file_write(path, text, st);
@@ -403,6 +407,8 @@ int moe_results_close(const moe_comm *comm,
     }
     if (code == MOE_OK) {
         if (comm->rank == 0) {
+            r->over_steps = moe_over_steps_of(r->expert_load, r->times.steps, last->num_layers,
+                                              last->num_experts, &r->device_peak);
             write_summary(r, c, last, topologies, comm->size, st);
         }
         code = moe_comm_agree(comm, st);

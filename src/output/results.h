@@ -13,6 +13,7 @@
 #include "data/batch.h"
 #include "measure/metrics.h"
 #include "output/matrix_history.h"
+#include "output/over_steps.h"
 #include "output/summary.h"
 #include "output/training_history.h"
 #include "router/routing.h"
@@ -24,6 +25,8 @@ typedef struct moe_results {
     char folder[MOE_PATH_MAX];
     FILE *metrics;                         /* metrics.jsonl, on rank 0 only */
     moe_run_times times;                   /* of the steps written so far */
+    moe_peak device_peak;                  /* of the steps of a forward run */
+    moe_over_steps over_steps;             /* set by moe_results_close, on rank 0 */
     moe_training_history training_history; /* the same on every rank */
     moe_training_facts facts;              /* set by the caller before moe_results_close */
     int64_t *expert_load;                  /* [steps][layers][N] on rank 0 */

@@ -445,18 +445,20 @@ static int64_t statistics(const moe_config *c, const sizes *s, int64_t num_seque
 
 /* --- what was read --- */
 
+/* Of each step recorded logits [L,T,N] (counted as double), or routing [L,T,K] with weights and
+ * scores [L,T,N], and a byte of mask for each token; the text; and the biases [L,N]. */
 static int64_t input(const moe_config *c, int64_t tokens) {
-    const int64_t scores = mul3(tokens, c->model.num_experts, DOUBLE), layers = c->model.num_layers;
-    const int64_t bias = c->router.bias_file[0] ? mul3(layers, c->model.num_experts, DOUBLE) : 0;
-    const int64_t more = add(c->data.mask[0] ? tokens : 0, bias);
+    const int64_t n = c->model.num_experts, layers = c->model.num_layers;
+    const int64_t rows = mul3(c->run.steps, layers, tokens);
+    const int64_t scores = mul3(rows, n, DOUBLE);
+    const int64_t bias = c->router.bias_file[0] ? mul3(layers, n, DOUBLE) : 0;
+    const int64_t more = add(c->data.mask[0] ? mul(c->run.steps, tokens) : 0, bias);
     if (c->data.source == MOE_SOURCE_LOGITS) {
-        return add(mul(layers, scores), more);
+        return add(scores, more);
     }
     if (c->data.source == MOE_SOURCE_ROUTING) {
         const int64_t each = INT + (c->data.weights[0] ? REAL : 0);
-        return add(
-            mul(layers, add(mul3(tokens, c->router.top_k, each), c->data.scores[0] ? scores : 0)),
-            more);
+        return add(add(mul3(rows, c->router.top_k, each), c->data.scores[0] ? scores : 0), more);
     }
     return add(c->data.source == MOE_SOURCE_TEXT ? tokens : 0, more);
 }

@@ -10,6 +10,7 @@
 
 #include "base/alloc.h"
 #include "config/refuse.h"
+#include "measure/drift.h"
 #include "output/results.h"
 #include "run/placements_internal.h"
 
@@ -87,6 +88,7 @@ static void decide_all(moe_comparison *x) {
         candidate->balancer = &moe_balancers[i];
         candidate->answer = moe_alloc_zero(layers, sizeof *candidate->answer, "placements");
         candidate->layer_max = moe_alloc_zero(layers, sizeof *candidate->layer_max, "placements");
+        candidate->step_max = moe_alloc_zero(x->score, sizeof *candidate->step_max, "placements");
         for (int32_t l = 0; l < layers && st.code == MOE_OK; l++) {
             const moe_balancer_problem p = fitted(x, l);
             moe_balancer_check(candidate->balancer, &p, &st);
@@ -161,7 +163,22 @@ static double planned_max(const moe_balancer_answer *a, const moe_balancer_probl
     return sum > 0 ? most * p->devices / sum : 1;
 }
 
-static void judge_layer(moe_comparison *x, moe_candidate *candidate, int32_t layer) {
+static void add_max(moe_comparison *x,
+                    moe_candidate *candidate,
+                    int64_t i,
+                    int32_t layer,
+                    double most) {
+    candidate->layer_max[layer] += most;
+    candidate->step_max[i] += most;
+    if (most > candidate->worst) {
+        candidate->worst = most;
+        candidate->worst_step = x->source.steps - x->score + i;
+        candidate->worst_layer = layer;
+    }
+}
+
+/* Step i of the score window. */
+static void judge_layer(moe_comparison *x, moe_candidate *candidate, int64_t i, int32_t layer) {
     const int64_t n = x->config->model.num_experts;
     const moe_balancer_problem p =
         problem_of(x, x->source.load + layer * n, fitted(x, layer).pairs);
@@ -176,15 +193,16 @@ static void judge_layer(moe_comparison *x, moe_candidate *candidate, int32_t lay
         candidate->predicted += moe_comparison_seconds(x, a, choices, x->slot);
         most = figures.device_max_over_mean;
     }
-    candidate->layer_max[layer] += most;
-    candidate->worst = fmax(candidate->worst, most);
+    add_max(x, candidate, i, layer, most);
     candidate->moved += count_moved(x, candidate->balancer, a);
 }
 
-static void judge_step(moe_comparison *x) {
-    for (int i = 0; i < x->num_candidates; i++) {
-        for (int32_t l = 0; l < x->source.layers && !x->candidate[i].reason[0]; l++) {
-            judge_layer(x, &x->candidate[i], l);
+static void judge_step(moe_comparison *x, int64_t i) {
+    x->drift[i] =
+        moe_drift(x->load, x->source.load, x->source.layers, x->config->model.num_experts);
+    for (int k = 0; k < x->num_candidates; k++) {
+        for (int32_t l = 0; l < x->source.layers && !x->candidate[k].reason[0]; l++) {
+            judge_layer(x, &x->candidate[k], i, l);
         }
     }
 }
@@ -206,6 +224,7 @@ static void add_fit_step(moe_comparison *x) {
 static void make_room(moe_comparison *x) {
     const int64_t n = x->config->model.num_experts, layers = x->source.layers;
     x->load = moe_alloc_zero(layers * n, sizeof *x->load, "loads");
+    x->drift = moe_alloc_zero(x->score, sizeof *x->drift, "loads");
     if (x->source.has_tokens) {
         x->pairs = moe_alloc_zero(layers * n * n, sizeof *x->pairs, "pairs of experts");
         x->slot = moe_alloc(x->source.batch.num_tokens_global * moe_config_most_experts(x->config),
@@ -229,7 +248,7 @@ static int compare(moe_comparison *x, const moe_comm *comm, moe_status *st) {
     for (int64_t i = 0; i < x->score && st->code == MOE_OK; i++) {
         const int64_t step = x->source.steps - x->score + i;
         if (moe_step_source_make(&x->source, step, st) == MOE_OK && comm->rank == 0) {
-            judge_step(x);
+            judge_step(x, i);
         }
     }
     return st->code;
@@ -285,9 +304,11 @@ static void free_comparison(moe_comparison *x) {
         }
         moe_free(x->candidate[i].answer);
         moe_free(x->candidate[i].layer_max);
+        moe_free(x->candidate[i].step_max);
     }
     moe_free(x->candidate);
     moe_free(x->load);
+    moe_free(x->drift);
     moe_free(x->pairs);
     moe_free(x->slot);
     moe_balancer_answer_free(&x->blocks);

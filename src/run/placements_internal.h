@@ -60,7 +60,10 @@ typedef struct moe_candidate {
     double decide_seconds;       /* for all layers, on the fit window */
     double step_seconds;         /* what is decided anew in every step */
     double *layer_max;           /* [layers] sum of a layer's busiest device / mean */
-    double worst;                /* the largest of them */
+    double *step_max;            /* [score] sum of a step's */
+    double worst;                /* the largest of all */
+    int64_t worst_step;          /* where: the step */
+    int32_t worst_layer;         /* and the layer */
     double receiver_max, receiver_worst;
     double predicted; /* sum over steps and layers of seconds that a step like this layer takes */
     moe_serve_figures rows; /* the counts; its ratios are not used */
@@ -74,6 +77,7 @@ typedef struct moe_comparison {
     moe_step_source source;
     int64_t fit, score;   /* steps of the two windows: the first ones and the last ones */
     double *load, *pairs; /* [layers,N] and [layers,N,N] of the fit window; on rank 0 */
+    double *drift;        /* [score] of each step's loads from those of the fit window */
     moe_candidate *candidate;
     int num_candidates;
     moe_balancer_answer blocks, plan;

@@ -72,6 +72,14 @@ static void print_row(const moe_screen *s, const moe_comparison *x, const moe_ca
                    moe_format_number(moved(x, c), 0).s, c->decide_seconds, step);
 }
 
+static double mean_drift(const moe_comparison *x) {
+    double sum = 0;
+    for (int64_t i = 0; i < x->score; i++) {
+        sum += x->drift[i];
+    }
+    return sum / (double)x->score;
+}
+
 static void print_windows(const moe_screen *s, const moe_comparison *x) {
     if (x->source.halves) {
         moe_screen_wrapped(s, 0, "",
@@ -86,6 +94,10 @@ static void print_windows(const moe_screen *s, const moe_comparison *x) {
                                ? ": ON ITS OWN WINDOW, which flatters what looks at loads"
                                : "");
     }
+    moe_screen_wrapped(s, 0, "",
+                       "Between the loads that were decided by and those of the compared steps %s "
+                       "of the load (drift) went to other experts.\n",
+                       moe_format_number(mean_drift(x), 3).s);
 }
 
 void moe_comparison_print(const moe_comparison *x, const char *folder) {
@@ -160,14 +172,21 @@ static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
         return object;
     }
     double *by_layer = moe_alloc(x->source.layers, sizeof *by_layer, "placements");
+    double *by_step = moe_alloc(x->score, sizeof *by_step, "placements");
     for (int32_t l = 0; l < x->source.layers; l++) {
         by_layer[l] = c->layer_max[l] / (double)x->score;
+    }
+    for (int64_t i = 0; i < x->score; i++) {
+        by_step[i] = c->step_max[i] / x->source.layers;
     }
     snprintf(file, sizeof file, "placements/%s.npy", c->balancer->name);
     moe_json_put(object, "device_max_over_mean", moe_json_number(device_max(x, c)));
     moe_json_put(object, "device_max_over_mean_worst", moe_json_number(c->worst));
     moe_json_put(object, "device_max_over_mean_by_layer",
                  moe_json_numbers(by_layer, x->source.layers));
+    moe_json_put(object, "device_max_over_mean_by_step", moe_json_numbers(by_step, x->score));
+    moe_json_put(object, "worst_step", json_integer(c->worst_step));
+    moe_json_put(object, "worst_layer", json_integer(c->worst_layer));
     put_rows(x, c, object);
     moe_json_put(object, "replicas_wasted", json_integer(c->wasted));
     moe_json_put(object, "weights_moved", moe_json_number(moved(x, c)));
@@ -177,6 +196,7 @@ static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
     moe_json_put(object, "seconds_per_step", moe_json_number(c->step_seconds / (double)x->score));
     moe_json_put(object, "file", moe_json_text(file));
     moe_free(by_layer);
+    moe_free(by_step);
     return object;
 }
 
@@ -205,6 +225,7 @@ static json_t *comparison_json(const moe_comparison *x) {
     moe_json_put(object, "fit", window_json(0, x->fit));
     moe_json_put(object, "score", window_json(x->source.steps - x->score, x->score));
     moe_json_put(object, "steps_are_halves", json_boolean(x->source.halves));
+    moe_json_put(object, "drift_by_step", moe_json_numbers(x->drift, x->score));
     moe_json_put(object, "own_window", json_boolean(moe_comparison_own_window(x)));
     for (int i = 0; i < x->num_candidates; i++) {
         moe_json_put(policies, x->candidate[i].balancer->name, candidate_json(x, &x->candidate[i]));

@@ -203,6 +203,7 @@ static int make_run_step(moe_step_source *s, int64_t step, moe_status *st) {
     s->context.step = at;
     moe_step_metrics_clear(&s->metrics);
     s->metrics.step = at;
+    moe_input_begin_step(&s->input, s->comm, at, &s->batch);
     moe_input_vectors(&s->input, s->config, at, &s->batch, moe_stack_input(&s->stack));
     if (moe_stack_forward(&s->stack, &observer, &s->metrics, st) != MOE_OK) {
         return st->code;

@@ -52,7 +52,6 @@ static moe_memory_given given(const moe_run_state *r) {
     g.num_counted = moe_input_routed(&r->input, r->config, g.num_tokens);
     if (r->input.routing) {
         g.choices = recorded_choices(r);
-        g.num_counted = 0; /* padding that is dropped counts as no choice there */
     }
     return g;
 }

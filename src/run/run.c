@@ -94,6 +94,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     r->last_step = step + 1 == r->config->run.steps;
     r->writing_seconds = 0;
     r->metrics.step = r->context.step = step;
+    moe_input_begin_step(&r->input, r->comm, step, &r->batch);
     r->metrics.num_tokens = r->batch.num_routed;
     if (moe_run_trains(r)) {
         r->metrics.num_tokens *= r->config->train.accumulate;
@@ -180,6 +181,9 @@ static int finish(moe_run_state *r, moe_status *st) {
     if (writing.code == MOE_OK) {
         moe_results_close(r->comm, &r->results, r->config, &r->metrics, r->topologies, seconds,
                           &writing);
+    }
+    if (r->comm->rank == 0 && !moe_run_trains(r) && writing.code == MOE_OK) {
+        moe_over_steps_show(&r->screen, &r->results.over_steps, r->config->model.num_layers);
     }
     if (r->comm->rank == 0 && moe_run_trains(r)) {
         moe_terminal_outcome(&r->screen, r->config, &r->results.training_history,

@@ -26,7 +26,9 @@ static const int64_t VALIDATION_DRAW = INT64_C(1) << 39; /* no training draw com
 static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split split, real *x0) {
     int64_t h = task->hidden;
     const moe_config *c = task->config;
-    moe_synthetic_vectors(&c->data, c->run.seed, h, b,
+    moe_data_config data = c->data;
+    data.drift = split == MOE_SPLIT_VALIDATION ? 0 : data.drift / c->train.accumulate;
+    moe_synthetic_vectors(&data, c->run.seed, h, b,
                           split == MOE_SPLIT_VALIDATION ? VALIDATION_DRAW + draw : draw, x0,
                           task->domain);
 #pragma omp parallel for schedule(static)

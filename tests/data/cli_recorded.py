@@ -178,7 +178,27 @@ def test_weights():
         runs(f"tiny-{norm}", {**logits("tiny", tiny), **settings})
 
 
+def test_training():
+    """A recording has nothing to learn from, whichever it is and on any number of ranks."""
+    rows = [[e / 8 for e in range(8)]] * 4
+    train = {"run.mode": "train", "run.steps": 2, "router.top_k": 2, "balance.alpha_expert": 0.1}
+    for source, settings in (
+        ("routing", routing("train", CHOICES)),
+        ("logits", logits("train", rows)),
+    ):
+        refused(f"train-{source}", {**settings, **train}, "run.mode = train", f"= {source}")
+
+
+def test_lost_tokens():
+    """A token whose logits are all -inf, in the second layer."""
+    rows = [[0.0] * 8] * 4 + [[0.0] * 8] * 2 + [[LOW] * 8] + [[0.0] * 8]
+    lost = {**logits("lost", rows), "model.num_layers": 2, "router.top_k": 1}
+    refused("lost", lost, "token 2 in layer 1", "data.mask")
+
+
 test_logits()
+test_training()
+test_lost_tokens()
 test_probabilities()
 test_scores()
 test_checks()

@@ -128,7 +128,7 @@ static void make(int source,
         text_vectors(c, text_length, step, b, x);
     }
     if (source == KEYED) {
-        moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, x);
+        moe_keyed_vectors(c->run.seed, c->model.hidden_size, b, step, x);
     }
 }
 
@@ -225,6 +225,43 @@ static void test_skew(double skew) {
         double p = pow(i + 1, -skew) / sum, sigma = sqrt(p * (1 - p) / MANY);
         CHECK_MSG(fabs((double)count[i] / MANY - p) < 5 * sigma,
                   "skew %g, topic %d: %d of %d, expected share %g", skew, i, count[i], MANY, p);
+    }
+}
+
+/* The weight of a place that may lie between two others, as docs/method.md section 5 has it. */
+static double weight_at(double place, double skew) {
+    const double whole = floor(place), part = place - whole;
+    const double here = fmod(whole, 20), next = fmod(whole + 1, 20);
+    return (1 - part) * pow(here + 1, -skew) + part * pow(next + 1, -skew);
+}
+
+/* In a later step topic i has the popularity of place i + drift step. */
+static void test_drift(double drift, int64_t step) {
+    static real x[MANY];
+    static int32_t unmoved[MANY];
+    int count[20] = {0};
+    double sum = 0;
+    moe_config c = example(1);
+    moe_batch b;
+    c.data.topic_persistence = 0;
+    moe_batch_layout(&b, MANY, 100, 8, 0, 1);
+    synthetic_vectors(&c, &b, 0, x, unmoved);
+    c.data.drift = drift;
+    synthetic_vectors(&c, &b, 0, x, topics);
+    CHECK_MSG(memcmp(topics, unmoved, sizeof topics) == 0, "drift changes the first step");
+    synthetic_vectors(&c, &b, step, x, topics);
+    moe_batch_free(&b);
+    for (int t = 0; t < MANY; t++) {
+        count[topics[t]]++;
+    }
+    for (int i = 0; i < 20; i++) {
+        sum += weight_at(i + drift * (double)step, 1);
+    }
+    for (int i = 0; i < 20; i++) {
+        double p = weight_at(i + drift * (double)step, 1) / sum, sigma = sqrt(p * (1 - p) / MANY);
+        CHECK_MSG(fabs((double)count[i] / MANY - p) < 5 * sigma,
+                  "drift %g, step %lld, topic %d: %d of %d, expected share %g", drift,
+                  (long long)step, i, count[i], MANY, p);
     }
 }
 
@@ -358,6 +395,9 @@ int main(void) {
     RUN(test_skew, 0);
     RUN(test_skew, 1);
     RUN(test_skew, 1.7);
+    RUN(test_drift, 0.25, 3);
+    RUN(test_drift, 1, 7);
+    RUN(test_drift, 3.7, 100000);
     RUN(test_persistence, 0);
     RUN(test_persistence, 0.5);
     RUN(test_persistence, 1);

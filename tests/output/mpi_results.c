@@ -3,6 +3,7 @@
  *
  * ctest: f64 */
 #include <errno.h>
+#include <math.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -154,6 +155,23 @@ static void check_layer(const json_t *o, const moe_step_metrics *r, int index) {
           at_path(o, "balance", "received", "p99") == m.p99);
 }
 
+/* Of two steps there is one drift; the worst of both is no less than that of the last one. */
+static void check_over_steps(const moe_step_metrics *last, json_t *summary) {
+    json_t *o = json_object_get(summary, "over_steps");
+    double expert = 0, device = 0;
+    for (int32_t l = 0; l < last->num_layers; l++) {
+        const moe_layer_metrics *m = &last->layer[l];
+        expert = fmax(expert, moe_imbalance_max_over_mean(m->counts_per_expert, EXPERTS));
+        device = fmax(device, moe_imbalance_max_over_mean(m->counts_per_device, DEVICES));
+    }
+    CHECK(at_path(o, "expert_max_over_mean", NULL, "worst") >= expert &&
+          at_path(o, "device_max_over_mean", NULL, "worst") >= device);
+    const double drift = at_path(o, "drift", NULL, "first_to_last");
+    CHECK(drift > 0 && drift < 1 && at_path(o, "drift", NULL, "step_mean") == drift &&
+          at_path(o, "drift", NULL, "step_worst") == drift &&
+          at_path(o, "drift", NULL, "worst_step") == 1);
+}
+
 /* Without what may depend on the number of ranks, the summary is the one of a single rank. */
 static void check_rank_free(const moe_config *c, const moe_step_metrics *r, json_t *summary) {
     static const char *const local[] = {"ranks", "machine", "time"};
@@ -164,6 +182,8 @@ static void check_rank_free(const moe_config *c, const moe_step_metrics *r, json
         CHECK(json_object_del(summary, local[i]) == 0);
         json_object_del(alone, local[i]);
     }
+    check_over_steps(r, summary);
+    json_object_set(alone, "over_steps", json_object_get(summary, "over_steps"));
     CHECK(json_equal(alone, summary));
     json_decref(alone);
     moe_free(t);

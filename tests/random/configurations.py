@@ -8,12 +8,13 @@ a value that may not go with the others: it is refused, or it runs.
 
 import random
 
-# Values of these keys are refused as long as the program lacks what they stand for. They are drawn
-# among the rare values only.
+# Values of these keys are refused as long as the program lacks what they stand for, or because
+# only --placements reads them. They are drawn among the rare values only.
 UNAVAILABLE = set(
     """
     model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
     exchange.combine_payload placement.policy placement.file placement.rebalance_every
+    placement.load placement.fit placement.score
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
@@ -187,6 +188,7 @@ class Drawing:
         else:
             self.maybe(0.3, "data.skew", 0, 0.5, 2)
             self.maybe(0.3, "data.num_topics", 1, 2, 7)
+            self.maybe(0.2, "data.drift", 0.3, 1, 5)
             self.maybe(0.2, "data.topic_strength", 0, 0.3, 1)
             self.maybe(0.2, "data.topic_persistence", 0, 0.9, 1)
             single = self.get("model.num_layers") == "1" and self.parts == 1
@@ -206,6 +208,8 @@ class Drawing:
         extra = self.case.extra
         extra["tokens"] = self.random.randint(1, 60)
         extra["flat"] = self.chance(0.3)
+        wanted = int(self.case.settings.get("run.steps", 1))
+        extra["steps"] = max(wanted, self.random.randint(1, 3) if self.chance(0.4) else 1)
         self.put("data.path", f"{self.source}.npy")
         if self.chance(0.3):
             self.put("data.mask", "mask.npy")
@@ -318,6 +322,8 @@ class Drawing:
             "aux_form",
         ):
             self.maybe(0.25, f"balance.{key}", *self.table.keys[f"balance.{key}"].names)
+        if self.get("balance.comm_count") == "selections":
+            self.case.settings.pop("balance.comm_count_local", None)
         if self.get("balance.aux_form") in ("mixtral", "switch"):
             self.maybe(0.4, "balance.aux_layers", "each", "all")
         if self.case.trains():
@@ -444,11 +450,12 @@ KNOWN_KEYS = """
     router.top_k router.group_limit router.num_groups router.topk_group router.norm_topk_prob
     router.second_choice router.temperature router.bias_update_rate router.noise
     router.noise_form router.sinkhorn_iterations router.routed_scaling_factor router.gate_scale
-    balance.z_loss balance.load_form balance.load_loss balance.aux_layers capacity.policy
+    balance.z_loss balance.load_form balance.load_loss balance.aux_layers balance.comm_count_local
+    capacity.policy
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
-    data.mask data.padding data.boundaries router.bias_file data.num_topics
+    data.mask data.padding data.boundaries router.bias_file data.num_topics data.drift
     train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every
 """.split()

@@ -26,6 +26,7 @@ class Files:
         self.case, self.table, self.folder = case, table, folder
         self.tokens = case.extra.get("tokens", 1)
         self.layers = case.number("model.num_layers", table)
+        self.steps = case.extra.get("steps", 1)
         self.experts = case.num_experts(table)
 
     def random(self, name):
@@ -36,6 +37,8 @@ class Files:
         return [draw.gauss(0, scale) for _ in range(count)]
 
     def shape(self, columns):
+        if self.steps > 1:
+            return (self.steps, self.layers, self.tokens, columns)
         if self.layers == 1:
             return (self.tokens, columns)
         if self.case.extra.get("flat"):
@@ -43,7 +46,7 @@ class Files:
         return (self.layers, self.tokens, columns)
 
     def rows(self):
-        return self.layers * self.tokens
+        return self.steps * self.layers * self.tokens
 
     def write_logits(self):
         numbers = self.gauss("logits", self.rows() * self.experts, 1.5)
@@ -79,8 +82,12 @@ class Files:
 
     def write_mask(self):
         draw = self.random("mask")
-        numbers = [int(t == 0 or draw.random() < 0.7) for t in range(self.tokens)]
-        save(self.folder, "mask.npy", "|u1", (self.tokens,), numbers)
+        steps = self.steps if self.steps > 1 and draw.random() < 0.5 else 1
+        numbers = [
+            int(t == 0 or draw.random() < 0.7) for _ in range(steps) for t in range(self.tokens)
+        ]
+        shape = (self.tokens,) if steps == 1 else (steps, self.tokens)
+        save(self.folder, "mask.npy", "|u1", shape, numbers)
 
     def write_boundaries(self):
         draw = self.random("boundaries")

@@ -83,11 +83,14 @@ def test_steps():
         "cut",
     )
     refused("its advice", "--steps 0:1 takes those before it", "cut")
-    said = ["2 layers (1, 2), 4 tokens, top 2 of 8", "2 steps (0, 1) stand one behind the other"]
+    said = ["2 layers (1, 2), 4 tokens, top 2 of 8", "2 steps, each of which is a step of"]
     said += ["columns used: step, layer", "ignored: stage", "no record and no file stands twice"]
     folder = accepted("whole steps", said, cut, "--steps", "0:1")
     flat = [expert for step in rows[:2] for row in step for expert in row]
-    holds(folder, (2, 4, 2), flat * 2)
+    by_step = [expert for step in rows[:2] for _ in (1, 2) for row in step for expert in row]
+    holds(folder, (2, 2, 2, 2), by_step)
+    said = ["the tokens of 2 steps stand in one step (--one-step)"]
+    holds(accepted("joined", said, cut, "--steps", "0:1", "--one-step"), (2, 4, 2), flat * 2)
     write("line/router_trace_rank0.jsonl", "".join(json.dumps(r) + "\n" for r in whole) + '{"st')
     accepted("last line", ["its last line is cut off and was left out", "4 tokens"], "line")
 
@@ -98,8 +101,23 @@ def test_twice():
     again = [record(layer, step, rows) for step in (0, 1, 0) for layer in (1, 2)]
     path = trace("again.jsonl", again)
     said = "2 records (4 rows) have a step and layer that were there before"
-    holds(accepted("repeated", [said, "count twice"], path), (2, 6, 2), [0, 1, 2, 3] * 6)
-    holds(accepted("distinct", [said, "left out"], path, "--distinct"), (2, 4, 2), [0, 1, 2, 3] * 4)
+    said_padding = "steps have 2 to 4 tokens: mask.npy marks the padding of shorter ones"
+    spread = [0, 1, -1, -1, 2, 3, -1, -1]
+    holds(
+        accepted("repeated", [said, "count twice", said_padding], path),
+        (2, 2, 4, 2),
+        [0, 1, 2, 3] * 4 + spread * 2,
+    )
+    holds(
+        accepted("repeated in one", [said, "count twice"], path, "--one-step"),
+        (2, 6, 2),
+        [0, 1, 2, 3] * 6,
+    )
+    holds(
+        accepted("distinct", [said, "left out"], path, "--distinct"),
+        (2, 2, 2, 2),
+        [0, 1, 2, 3] * 4,
+    )
     for rank in (0, 1):
         trace(f"ranks/router_trace_rank{rank}.jsonl", again[:2])
     said = "router_trace_rank1.jsonl (as router_trace_rank0.jsonl)"
@@ -197,6 +215,8 @@ def test_options():
     for words in (["--steps", "0:1"], ["--block", "mtp"], ["--distinct"], ["--shape", "1,2"]):
         for path in (table, "two.npy"):
             refused(f"{words} of {path}", "does nothing for files of the format", path, *words)
+    refused("one step of an array", "--one-step does nothing", "two.npy", "--one-step")
+    refused("parquet", "docs/traces.md", write("a.parquet", "PAR1"))
     lists = write("lists.json", json.dumps({"routed_experts": [[[0, 1]], [[2, 3]]]}))
     refused("a shape beside lists", "--shape does nothing here", lists, "--shape", "1,2")
     for number in ("-1", "0", "x", "1_0", "99999999999"):

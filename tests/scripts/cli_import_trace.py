@@ -64,6 +64,37 @@ def holds_routing(folder, shape=(LAYERS, TOKENS, K), numbers=FLAT):
     m.check(list(got.data) == list(numbers), folder, "holds another routing")
 
 
+def holds_steps(folder, sizes):
+    """The steps of the routing, each on as many places as the longest, and the replay of them: in
+    every step as many tokens as it has, dealt evenly."""
+    got, mask = (m.load(os.path.join(folder, name)) for name in ("topk_idx.npy", "mask.npy"))
+    places = max(sizes)
+    m.check(got.shape == (len(sizes), LAYERS, places, K), folder, "has", got.shape)
+    m.check(mask.shape == (len(sizes), places), folder, "has the mask", mask.shape)
+    rows, begin = got.rows(), 0
+    for step, size in enumerate(sizes):
+        marked = list(mask.data)[step * places : (step + 1) * places]
+        m.check(sum(marked) == size, folder, "step", step, marked)
+        for layer in range(LAYERS):
+            here = rows[(step * LAYERS + layer) * places : (step * LAYERS + layer + 1) * places]
+            kept = [list(row) for row, there in zip(here, marked) if there]
+            m.check(kept == ROUTING[layer][begin : begin + size], folder, "step", step, kept)
+            m.check(
+                all(set(row) == {-1} for row, there in zip(here, marked) if not there),
+                folder,
+                "padding has experts",
+            )
+        begin += size
+    run = m.moesim(
+        2, f"{folder}/routing.ini", "--out", f"{folder}-replay", *m.sets({"model.hidden_size": 8})
+    )
+    m.check(run.code == 0, run.err)
+    found = [step["num_tokens"] for step in m.metrics(f"{folder}-replay")]
+    m.check(found == sizes, folder, "tokens of the steps:", found)
+    first = m.summary(f"{folder}-replay")["layers"][0]["sent_rows"]
+    m.check(min(first) > 0, folder, "a device has nothing but padding:", first)
+
+
 def refused(what, sentence, *words):
     done = tool("import-trace", *words, "--out", "refused")
     m.check(
@@ -130,7 +161,8 @@ def megatron(folder, logits=None):
 
 
 def test_megatron():
-    holds_routing(imported("megatron", megatron("mcore"), "--experts", str(N)))
+    holds_routing(imported("megatron", megatron("mcore"), "--experts", str(N), "--one-step"))
+    holds_steps(imported("msteps", "mcore", "--experts", str(N)), [TOKENS // 2 + 5, 7])
     one = imported(
         "megatron1",
         "mcore/router_trace_rank1.jsonl",
@@ -172,7 +204,7 @@ def test_megatron_logits():
         ]
         for i in range(LAYERS)
     ]
-    folder = imported("mlogits", megatron("mcore2", logits))
+    folder = imported("mlogits", megatron("mcore2", logits), "--one-step")
     got = m.load(f"{folder}/logits.npy")
     m.check(
         got.shape == (LAYERS, TOKENS, N)
@@ -184,6 +216,16 @@ def test_megatron_logits():
     m.check(
         run.code == 0 and list(m.load("mrun/topk_idx.npy").data) == FLAT,
         "moesim chooses other experts from the logits",
+    )
+    folder = imported("msteplogits", "mcore2")
+    run = m.moesim(2, f"{folder}/logits.ini", "--out", "msteprun", "--quiet")
+    m.check(run.code == 0, run.err)
+    loads = m.load("msteprun/expert_load.npy")
+    m.check(
+        loads.shape == (2, LAYERS, N) and [sum(row) for row in loads.rows()] == [51, 51, 21, 21],
+        "steps of logits:",
+        loads.shape,
+        loads.rows(),
     )
 
 
@@ -308,7 +350,8 @@ def test_sglang():
             "last_physical_to_logical_map": table,
         },
     )
-    holds_routing(imported("sglang", "sg"))
+    holds_routing(imported("sglang", "sg", "--one-step"))
+    holds_steps(imported("sgsteps", "sg"), [10, 14])
     loads = save_pt(
         "stat.pt",
         {
@@ -322,6 +365,15 @@ def test_sglang():
         got.dtype == "<i8" and got.shape == (2, 3, 4) and list(got.data) == list(range(24)),
         "loads differ",
     )
+    text = write("stat.json", json.dumps({"logical_count": [[[1, 2], [3, 4]]]}))
+    got = m.load(os.path.join(imported("sgjson", text), "expert_load.npy"))
+    m.check(got.shape == (1, 2, 2) and list(got.data) == [1, 2, 3, 4], "loads of JSON differ")
+    flat = write("flat.json", json.dumps({"logical_count": [[1, 2], [3, 4], [5, 6]]}))
+    got = m.load(os.path.join(imported("sgflat", flat), "expert_load.npy"))
+    m.check(got.shape == (1, 3, 2) and list(got.data) == [1, 2, 3, 4, 5, 6], "one step of loads")
+    ragged = write("ragged.json", json.dumps({"logical_count": [[1, 2], [3]]}))
+    refused("ragged loads", "different numbers of layers or experts", ragged)
+    refused("no loads", "logical_count", write("none.json", json.dumps({"logical_count": 3})))
     turned = save_pt(
         "turned.pt", {"logical_count": FakeTensor((2, 3, 4), range(24), strides=(1, 2, 6))}
     )
@@ -421,6 +473,24 @@ def test_csv():
         "choices.csv",
         "layer,token,weight,expert\n"
         + "".join(f"{i},{t},{WEIGHTS[i][t][k]},{ROUTING[i][t][k]}\n" for i, t, k in kept),
+    )
+    steps = write(
+        "steps.csv",
+        "iteration,layer,token,weight,expert\n"
+        + "".join(
+            f"{7 * (t // 12)},{i},{t % 12},{WEIGHTS[i][t][k]},{ROUTING[i][t][k]}\n"
+            for i, t, k in kept
+        ),
+    )
+    by_step = [
+        ROUTING[i][t][k] if (i, t, k) in set(kept) else -1
+        for step in (0, 1)
+        for i in range(LAYERS)
+        for t in range(12 * step, 12 * step + 12)
+        for k in range(K)
+    ]
+    holds_routing(
+        imported("csvsteps", steps, "--experts", str(N)), (2, LAYERS, TOKENS // 2, K), by_step
     )
     folder = imported("csv", path, "--experts", str(N))
     expected = [

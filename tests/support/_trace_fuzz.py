@@ -450,6 +450,8 @@ def routing_fault(folder):
     experts, top_k = int(setting(text, "num_experts")), int(setting(text, "top_k"))
     layers = int(setting(text, "num_layers"))
     shape = ids.shape if layers > 1 else (1, *ids.shape)
+    if len(ids.shape) == 4:
+        shape = ids.shape[1:]
     if ids.dtype != "<i4" or len(shape) != 3 or shape[0] != layers or shape[2] != top_k:
         return f"shape {ids.shape} of {ids.dtype} beside {layers} layers, top {top_k}"
     for row in ids.rows():
