@@ -63,8 +63,9 @@ typedef struct sizes { /* of the fullest rank */
     int64_t remote;        /* of these, for other ranks: the share 1 - 1/ranks */
     int64_t copies;        /* how many layers have their activations at the same time */
     int64_t threads;
-    int64_t slots;  /* experts of this rank */
-    int64_t hidden; /* pre-activations of an expert for one row: F, or 2 F where there is w3 */
+    int64_t matrices; /* of an expert */
+    int64_t slots;    /* experts of this rank */
+    int64_t hidden;   /* pre-activations of an expert for one row: F, or 2 F where there is w3 */
 } sizes;
 
 static int64_t matrices(enum moe_expert_type type) {
@@ -114,8 +115,8 @@ static sizes sizes_of(const moe_config *c, const moe_memory_given *given) {
                  ? s.sent
                  : whole((double)s.tokens * moe_expected_reach(c, sent));
     s.remote = s.rows - s.rows / ranks;
-    const int64_t gates = matrices(c->model.expert_type);
-    s.hidden = mul(gates > 0 ? gates - 1 : 0, c->model.moe_intermediate_size);
+    s.matrices = matrices(c->model.expert_type);
+    s.hidden = mul(s.matrices > 0 ? s.matrices - 1 : 0, c->model.moe_intermediate_size);
     return s;
 }
 
@@ -200,11 +201,13 @@ static int64_t routing(int64_t tokens, int64_t most) {
     return add(mul(tokens, WORD), mul3(tokens, most, INT + DOUBLE + REAL));
 }
 
-/* Working memory of the GEMM calls of each thread (experts.c): x and dy of a call, the hidden
- * vectors and LoRA's low ones. */
-static int64_t scratch_of(const sizes *s, int64_t rows, int64_t h, int64_t f, int64_t rank) {
-    const int64_t streams = s->backward ? 2 : 1, widths = s->hidden == 0 ? 0 : s->backward ? 5 : 2;
-    return mul(min64(CALL_ROWS, rows), add(add(mul(streams, h), mul(widths, f)), 2 * rank));
+/* Working memory of GEMM calls (experts.c): x and dy of a call, hidden vectors and LoRA's low ones.
+ * Without w3, those of h3 stay untouched. Shared experts go backward in one thread. */
+static int64_t scratch_of(const sizes *s, int64_t rows, int64_t h, int64_t width, int64_t rank) {
+    const bool gated = s->matrices > 2;
+    const int64_t widths = s->matrices == 0 ? 0 : s->backward ? (gated ? 5 : 3) : (gated ? 2 : 1);
+    const int64_t streams = s->backward ? 2 : 1;
+    return mul(min64(CALL_ROWS, rows), add(add(mul(streams, h), mul(widths, width)), 2 * rank));
 }
 static int64_t expert_scratch(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
@@ -212,7 +215,7 @@ static int64_t expert_scratch(const moe_config *c, const sizes *s) {
     const int64_t shared = c->model.num_shared_experts;
     const int64_t one = scratch_of(s, s->sent / s->slots + 1, h, f, rank);
     const int64_t wide = shared > 0 ? scratch_of(s, s->device_tokens, h, mul(shared, f), 0) : 0;
-    return mul3(s->threads, max64(one, wide), REAL);
+    return mul(max64(mul(s->threads, one), mul(s->backward ? 1 : s->threads, wide)), REAL);
 }
 
 /* Whether a loss looks at the logits before noise. */
@@ -485,7 +488,8 @@ static int64_t histories(const moe_config *c) {
 /* --- together --- */
 
 static int64_t program(const moe_config *c, const sizes *s) {
-    const bool gemm = s->hidden > 0 || !moe_config_recorded(c);
+    const bool gemm =
+        c->run.gemm != MOE_GEMM_REFERENCE && (s->hidden > 0 || !moe_config_recorded(c));
     return add(PROGRAM_BYTES, add(gemm ? GEMM_BYTES : 0, mul(s->threads - 1, THREAD_BYTES)));
 }
 
