@@ -25,8 +25,6 @@ static const struct {
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
     {MOE_KEY(exchange, payload), "fp32", "a payload narrower than fp32"},
     {MOE_KEY(exchange, combine_payload), "fp32", "a payload narrower than fp32"},
-    {MOE_KEY(placement, policy), "block round_robin file", "a placement by load in a run"},
-    {MOE_KEY(placement, rebalance_every), "0", "a placement that changes"},
 };
 
 /* Whether `value` is one of the words of `list`. */
@@ -287,14 +285,47 @@ static int check_slots(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
+/* What a placement by load needs, and who may ask for what it does. */
+static int check_by_load(const moe_config *c, moe_status *st) {
+    const moe_placement_config *p = &c->placement;
+    const bool splits = p->policy == MOE_PLACEMENT_LPLB || p->policy == MOE_PLACEMENT_LLEP ||
+                        p->policy == MOE_PLACEMENT_MOONEP;
+    if (c->compares_placements) {
+        return MOE_OK;
+    }
+    if (splits) {
+        return moe_refuse_key(c, MOE_KEY(placement, policy), st,
+                              "it decides anew in every batch which replica serves how much, and a "
+                              "run places experts between steps: moesim --placements compares it");
+    }
+    if (p->rebalance_every > 0 && !moe_config_places_by_load(c)) {
+        return moe_refuse_pair(c, MOE_KEY(placement, rebalance_every), MOE_KEY(placement, policy),
+                               "it looks at no load: policy = eplb, or rebalance_every = 0", st);
+    }
+    if (p->window > c->run.steps) {
+        return moe_refuse_key(c, MOE_KEY(placement, window), st,
+                              "the run has %lld step%s, and a window is part of it",
+                              (long long)c->run.steps, c->run.steps == 1 ? "" : "s");
+    }
+    if (p->policy == MOE_PLACEMENT_EPLB && c->model.num_experts % c->router.num_groups != 0) {
+        return moe_refuse_key(c, MOE_KEY(placement, policy), st,
+                              "router.num_groups = %d makes groups of unequal size",
+                              c->router.num_groups);
+    }
+    return MOE_OK;
+}
+
 static int check_placement(const moe_config *c, moe_status *st) {
     const bool file = c->placement.policy == MOE_PLACEMENT_FILE;
     if (check_slots(c, st) != MOE_OK) {
         return st->code;
     }
-    if (file != (c->placement.file[0] != '\0')) {
+    if (file && c->placement.file[0] == '\0') {
         return moe_refuse_pair(c, MOE_KEY(placement, policy), MOE_KEY(placement, file),
-                               "policy = file reads placement.file, and no other policy does", st);
+                               "placement.file has to name the file to read", st);
+    }
+    if (check_by_load(c, st) != MOE_OK) {
+        return st->code;
     }
     return MOE_OK;
 }

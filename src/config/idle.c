@@ -83,8 +83,8 @@ static bool is_sgd(const moe_config *c) {
 static bool validates_never(const moe_config *c) {
     return trains(c) && c->train.validation_every == 0;
 }
-static bool is_block_placement(const moe_config *c) {
-    return c->placement.policy == MOE_PLACEMENT_BLOCK;
+static bool rebalances_not(const moe_config *c) {
+    return c->placement.rebalance_every == 0;
 }
 
 #define KEYS(...)                 \
@@ -161,7 +161,8 @@ static const struct {
      validates_never},
     {KEYS(MOE_KEY(train, context), MOE_KEY(train, validation_share)), false, MOE_KEY(data, source),
      is_not_text},
-    {KEYS(MOE_KEY(placement, file)), false, MOE_KEY(placement, policy), is_block_placement},
+    {KEYS(MOE_KEY(placement, window), MOE_KEY(placement, hysteresis)), false,
+     MOE_KEY(placement, rebalance_every), rebalances_not},
     {KEYS(MOE_KEY(data, sequence_length)), false, MOE_KEY(data, boundaries), has_boundaries},
     {KEYS(MOE_KEY(data, path)), false, MOE_KEY(data, source), is_synthetic},
     {KEYS(MOE_KEY(data, skew),

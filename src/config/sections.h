@@ -130,6 +130,7 @@ typedef struct moe_cluster_config { /* [cluster] */
     double memory_gbps;
     double memory_efficiency;
     double launch_us;
+    double router_ns;
     double price_per_hour;
     int32_t model_hidden_size;
     int32_t model_intermediate_size;
@@ -144,6 +145,8 @@ typedef struct moe_placement_config { /* [placement] */
     int64_t fit;
     int64_t score;
     int32_t rebalance_every;
+    int64_t window;
+    double hysteresis;
 } moe_placement_config;
 
 typedef struct moe_data_config { /* [data] */
@@ -243,6 +246,11 @@ static inline bool moe_config_recorded(const moe_config *c) {
 static inline int32_t moe_config_slots_per_device(const moe_config *c) {
     const int32_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
     return (c->model.num_experts + redundant) / c->cluster.devices;
+}
+
+/* Local. True when a run places experts by their load, and may move them. */
+static inline bool moe_config_places_by_load(const moe_config *c) {
+    return !c->compares_placements && c->placement.policy >= MOE_PLACEMENT_EPLB;
 }
 
 /* Local. True when the experts live in contiguous blocks, each in one place: then a group of

@@ -156,7 +156,8 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
     if (st->code == MOE_OK && c->router.bias_file[0]) {
         read_bias(comm, c, in, st);
     }
-    if (st->code == MOE_OK && c->placement.file[0]) {
+    if (st->code == MOE_OK && !c->compares_placements &&
+        c->placement.policy == MOE_PLACEMENT_FILE) {
         moe_input_read_placement(comm, c, in, st);
     }
     if (st->code != MOE_OK) {

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/sums.h"
 #include "base/vector.h"
 
 /* --- scratch --- */
@@ -144,15 +145,14 @@ static void forward_slot(const moe_ffn *f,
     }
 }
 
-static double dot(const real *a, const real *b, int64_t n) {
-    double sum = 0;
+MOE_CLONES static void scale(real *x, real by, int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        sum += (double)a[i] * b[i];
+        x[i] *= by;
     }
-    return sum;
 }
 
-/* One expert backward: dg = <dy, out>, then weight * dy through the FFN; dx overwrites out. */
+/* One expert backward: dg = <dy, out>, then weight * dy through the FFN; dx overwrites out. The
+ * first call writes the gradients where they are to be replaced, the next ones add. */
 static void backward_slot(const moe_ffn *f,
                           const moe_ffn_gradient *g,
                           const moe_inbox *in,
@@ -161,6 +161,10 @@ static void backward_slot(const moe_ffn *f,
                           bool kept,
                           real *scratch) {
     int64_t end = in->slot_offset[slot + 1], hidden = f->hidden;
+    moe_ffn_gradient into = *g;
+    if (g->replace && in->slot_offset[slot] == end) {
+        moe_ffn_clear_gradient(f, g, slot);
+    }
     for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
         int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
         real *x = scratch;
@@ -172,17 +176,16 @@ static void backward_slot(const moe_ffn *f,
         gather(in, &in->dy, begin, n, dy);
         for (int64_t i = 0; i < n; i++) {
             int64_t p = in->slot_pair[begin + i];
-            b->dg[p] = (real)dot(dy + i * hidden, out + i * hidden, hidden);
-            for (int64_t j = 0; j < hidden; j++) {
-                dy[i * hidden + j] *= in->pair_weight[p];
-            }
+            b->dg[p] = (real)moe_sum_of_products(dy + i * hidden, out + i * hidden, hidden);
+            scale(dy + i * hidden, in->pair_weight[p], hidden);
         }
         if (!kept) {
             moe_ffn_pre_activations(f, slot, n, x, work + 3 * n * f->width, again,
                                     again + n * f->width);
         }
-        moe_ffn_backward(f, g, slot, n, x, kept ? b->h1 + at : again,
+        moe_ffn_backward(f, &into, slot, n, x, kept ? b->h1 + at : again,
                          kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
+        into.replace = false;
     }
 }
 

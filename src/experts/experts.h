@@ -61,9 +61,10 @@ void moe_experts_shared_backward(const moe_ffn *f,
  * is the expert in that slot. keep: the pre-activations stay for a backward. */
 void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep);
 
-/* Local. After moe_exchange_dispatch_gradient: adds the experts' gradients into g; b->dg = <dy,
- * FFN(u)> of every pair; b->results = dx of every row, the sum over its experts in ascending order.
- * kept: what forward was told; where it is false, the pre-activations are computed again. */
+/* Local. After moe_exchange_dispatch_gradient: adds the experts' gradients into g, or with
+ * g->replace sets them, to 0 where an expert has no row; b->dg = <dy, FFN(u)> of every pair;
+ * b->results = dx of every row, the sum over its experts in ascending order. kept: what forward was
+ * told; where it is false, the pre-activations are computed again. */
 void moe_experts_backward(const moe_ffn *f,
                           const moe_ffn_gradient *g,
                           const moe_inbox *in,

@@ -103,6 +103,7 @@ typedef struct linear {
     real scale;
     const real *w, *a, *b;
     real *dw, *da, *db;
+    real keep; /* 1: gradients are added to what is there; 0: they replace it */
 } linear;
 
 static real *block(real *matrices, int64_t i, int64_t size) {
@@ -128,10 +129,26 @@ static linear linear_of(const moe_ffn *f, const moe_ffn_gradient *g, int which, 
     real *const dw[3] = {g->w1, g->w2, g->w3};
     real *const da[3] = {g->a1, g->a2, g->a3};
     real *const db[3] = {g->b1, g->b2, g->b3};
+    l.keep = g->replace ? 0 : 1;
     l.dw = block(dw[m], i, l.in * l.out);
     l.da = block(da[m], i, l.rank * l.in);
     l.db = block(db[m], i, l.rank * l.out);
     return l;
+}
+
+static void clear(real *x, int64_t n) {
+    if (x && n > 0) {
+        memset(x, 0, (size_t)n * sizeof *x);
+    }
+}
+
+void moe_ffn_clear_gradient(const moe_ffn *f, const moe_ffn_gradient *g, int64_t i) {
+    for (int which = 1; which <= 3; which++) {
+        const linear l = linear_of(f, g, which, i);
+        clear(l.dw, l.in * l.out);
+        clear(l.da, l.rank * l.in);
+        clear(l.db, l.rank * l.out);
+    }
 }
 
 static void scale(real *x, real by, int64_t n) {
@@ -156,7 +173,8 @@ static void linear_forward(const linear *l, int64_t rows, const real *x, real *l
 }
 
 /* dW += dy^T x, dx = beta dx + dy W; with adapters also dB += dy^T (s x A^T), e = s dy B, dA += e^T
- * x, dx += e A. low is scratch of 2 rows r numbers. */
+ * x, dx += e A. With l->keep = 0 the gradients of the matrices are set, not added. low is scratch
+ * of 2 rows r numbers. */
 static void linear_backward(const linear *l,
                             int64_t rows,
                             const real *x,
@@ -165,7 +183,7 @@ static void linear_backward(const linear *l,
                             real beta,
                             real *dx) {
     if (l->dw) {
-        moe_gemm_tn(l->out, l->in, rows, dy, x, 1, l->dw);
+        moe_gemm_tn(l->out, l->in, rows, dy, x, l->keep, l->dw);
     }
     moe_gemm_nn(rows, l->in, l->out, dy, l->w, beta, dx);
     if (!l->rank) {
@@ -173,10 +191,10 @@ static void linear_backward(const linear *l,
     }
     real *e = low + rows * l->rank;
     project(l, rows, x, low);
-    moe_gemm_tn(l->out, l->rank, rows, dy, low, 1, l->db);
+    moe_gemm_tn(l->out, l->rank, rows, dy, low, l->keep, l->db);
     moe_gemm_nn(rows, l->rank, l->out, dy, l->b, 0, e);
     scale(e, l->scale, rows * l->rank);
-    moe_gemm_tn(l->rank, l->in, rows, e, x, 1, l->da);
+    moe_gemm_tn(l->rank, l->in, rows, e, x, l->keep, l->da);
     moe_gemm_nn(rows, l->in, l->rank, e, l->a, 1, dx);
 }
 

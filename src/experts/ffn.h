@@ -46,6 +46,7 @@ typedef struct moe_ffn { /* `count` FFNs of equal shape */
 typedef struct moe_ffn_gradient {
     real *w1, *w3, *w2;
     real *a1, *a3, *a2, *b1, *b3, *b2;
+    bool replace; /* what is there is overwritten; else gradients are added to it */
 } moe_ffn_gradient;
 
 /* What shapes and keys the weights of `count` FFNs. */
@@ -88,9 +89,12 @@ void moe_ffn_forward(const moe_ffn *f,
                      real *h,
                      real *y);
 
-/* Local. From dy [rows,H], adds the gradients of FFN i into block i of g and writes dx [rows,H],
- * the gradient of x. x, h1, h3 are those of forward; scratch holds rows * (3 F + 2 rank) numbers.
- * dx may be dy's array for identity only. */
+/* Local. Block i of g becomes 0. */
+void moe_ffn_clear_gradient(const moe_ffn *f, const moe_ffn_gradient *g, int64_t i);
+
+/* Local. From dy [rows,H], puts the gradients of FFN i into block i of g, as g->replace says, and
+ * writes dx [rows,H], the gradient of x. x, h1, h3 are those of forward; scratch holds rows * (3 F
+ * + 2 rank) numbers. dx may be dy's array for identity only. */
 void moe_ffn_backward(const moe_ffn *f,
                       const moe_ffn_gradient *g,
                       int64_t i,

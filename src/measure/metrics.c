@@ -92,6 +92,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->num_checks = 0;
     m->task_loss = m->validation_loss = m->gradient_norm = m->learning_rate = NAN;
     m->gradient_allreduce_bytes = m->replica_gradient_bytes = 0;
+    m->rebalance = m->rebalance_sum = (moe_rebalance_metrics){0};
     m->all_layers = (moe_all_layers_metrics){0};
     for (int32_t i = 0; i < m->num_layers; i++) {
         layer_clear(m, &m->layer[i]);
@@ -258,6 +259,17 @@ static void join_layer(moe_layer_metrics *to,
     for (int i = 0; i < MOE_NUM_PHASES; i++) {
         to->phase_seconds[i] += from->phase_seconds[i];
     }
+}
+
+void moe_rebalance_metrics_add(moe_rebalance_metrics *sum, const moe_rebalance_metrics *one) {
+    moe_rebalance_metrics all = *one;
+    all.decisions += sum->decisions;
+    all.moved += sum->moved;
+    all.bytes += sum->bytes;
+    all.cross_node_bytes += sum->cross_node_bytes;
+    all.decide_seconds += sum->decide_seconds;
+    all.move_seconds += sum->move_seconds;
+    *sum = all;
 }
 
 void moe_step_metrics_join(moe_step_metrics *step,

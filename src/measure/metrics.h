@@ -129,11 +129,25 @@ typedef struct moe_check {
     char detail[160];
 } moe_check;
 
+typedef struct moe_rebalance_metrics { /* a new placement before a step, or all of a run */
+    bool on, first;                    /* first: before the first step */
+    int64_t decisions;                 /* how many are summed here */
+    int64_t moved;            /* slots, of all layers, whose expert came from another device */
+    int64_t bytes;            /* payload between devices: weights and state of the optimiser */
+    int64_t cross_node_bytes; /* of that between nodes */
+    int64_t wasted;           /* replicas on a device that has the expert already, of all layers */
+    double device_before;     /* busiest device / mean under the load that was decided by, mean */
+    double device_after;      /* over layers, of the old and of the new placement */
+    double decide_seconds, move_seconds; /* of the slowest rank */
+} moe_rebalance_metrics;
+
 typedef struct moe_step_metrics {
     int64_t step, num_tokens;
     int32_t num_layers, num_experts, devices;
     moe_layer_metrics *layer; /* [num_layers] */
     moe_all_layers_metrics all_layers;
+    moe_rebalance_metrics rebalance;     /* before this step, */
+    moe_rebalance_metrics rebalance_sum; /* and in the run so far */
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
     double seconds; /* the whole step on the slowest rank */
@@ -163,6 +177,9 @@ void moe_capacity_metrics_reserve(moe_capacity_metrics *c, int64_t num_sequences
  * capacity itself is no sum: the one added last stays. */
 void moe_volume_add(moe_volume *sum, const moe_volume *v);
 void moe_capacity_metrics_add(moe_capacity_metrics *sum, const moe_capacity_metrics *c);
+
+/* Local. Adds what a new placement moved; the rest becomes that of the last one. */
+void moe_rebalance_metrics_add(moe_rebalance_metrics *sum, const moe_rebalance_metrics *one);
 
 /* Local. Joins micro-batch `number` (0, 1, ...) of a step of `of` micro-batches to the metrics of
  * the step. Counts, rows, bytes and times add up, and so do the matrices. Losses, their values at

@@ -34,10 +34,7 @@ typedef struct pass {
     int64_t hidden, num_experts;
 } pass;
 
-/* The gradient of an expert parameter, and the partial of local device j of a replicated one. */
-static real *gradient_of(const pass *p, int index) {
-    return index < 0 ? NULL : p->all->p[index].gradient;
-}
+/* The partial of local device j of a replicated parameter. */
 static real *partial_of(const pass *p, int index, int32_t j) {
     return index < 0 ? NULL : p->all->p[index].partial + j * p->all->p[index].size;
 }
@@ -74,17 +71,24 @@ void moe_backward_free(moe_backward *b) {
 
 /* --- combine, experts, dispatch --- */
 
+/* Where the gradients of an expert parameter go. */
+static real *gradient_of(const pass *p, int index, bool *replace) {
+    return index < 0 ? NULL : moe_parameters_expert_gradient(p->all, index, replace);
+}
+
 static void experts_backward(const pass *p) {
     const moe_layer_indices *s = p->indices;
-    moe_ffn_gradient g = {.w1 = gradient_of(p, s->w1),
-                          .w3 = gradient_of(p, s->w3),
-                          .w2 = gradient_of(p, s->w2),
-                          .a1 = gradient_of(p, s->a1),
-                          .a3 = gradient_of(p, s->a3),
-                          .a2 = gradient_of(p, s->a2),
-                          .b1 = gradient_of(p, s->b1),
-                          .b3 = gradient_of(p, s->b3),
-                          .b2 = gradient_of(p, s->b2)};
+    bool replace = false;
+    moe_ffn_gradient g = {.w1 = gradient_of(p, s->w1, &replace),
+                          .w3 = gradient_of(p, s->w3, &replace),
+                          .w2 = gradient_of(p, s->w2, &replace),
+                          .a1 = gradient_of(p, s->a1, &replace),
+                          .a3 = gradient_of(p, s->a3, &replace),
+                          .a2 = gradient_of(p, s->a2, &replace),
+                          .b1 = gradient_of(p, s->b1, &replace),
+                          .b3 = gradient_of(p, s->b3, &replace),
+                          .b2 = gradient_of(p, s->b2, &replace)};
+    g.replace = replace;
     moe_experts_backward(&p->layer->experts, &g, &p->a->exchange.inbox, &p->a->buffers,
                          p->context->keep);
 }

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/exact.h"
-#include "base/vector.h"
+#include "base/sums.h"
 
 void moe_parameters_init(moe_parameters *all, int32_t devices, int32_t num_local_devices) {
     *all = (moe_parameters){.devices = devices, .num_local_devices = num_local_devices};
@@ -89,16 +89,35 @@ static void clear(real *values, int64_t n) {
 void moe_parameters_clear_gradients(moe_parameters *all) {
     for (int i = 0; i < all->num; i++) {
         moe_parameter *p = &all->p[i];
-        clear(p->gradient, p->count * p->size);
-        if (p->partial) {
+        p->stale = p->expert;
+        if (!p->expert) {
+            clear(p->gradient, p->count * p->size);
             clear(p->partial, all->num_local_devices * p->size);
         }
     }
 }
 
+real *moe_parameters_expert_gradient(moe_parameters *all, int index, bool *replace) {
+    moe_parameter *p = &all->p[index];
+    MOE_ASSERT(p->expert);
+    *replace = p->stale;
+    p->stale = false;
+    return p->gradient;
+}
+
+/* Gradients that nobody has written are 0. */
+static void clear_stale(moe_parameters *all) {
+    for (int i = 0; i < all->num; i++) {
+        moe_parameter *p = &all->p[i];
+        if (p->stale) {
+            clear(p->gradient, p->count * p->size);
+            p->stale = false;
+        }
+    }
+}
+
 enum {
-    PIECE = 8192, /* elements of a block whose squares are added in double, in a fixed order */
-    LANES = 8
+    PIECE = 8192 /* elements of a block whose squares are added in double, in a fixed order */
 };
 
 static int64_t num_pieces(const moe_parameter *p) {
@@ -147,6 +166,7 @@ void moe_parameters_reduce(moe_parameters *all,
                            int64_t *bytes) {
     int num;
     int64_t total = list_vectors(all, &num);
+    clear_stale(all);
     if (total > 0) {
         if (!all->tree) {
             all->tree = moe_device_tree_new(comm, all->devices, all->num_local_devices, total);
@@ -161,23 +181,6 @@ void moe_parameters_reduce(moe_parameters *all,
 
 /* --- norm --- */
 
-MOE_CLONES static double sum_of_squares(const real *g, int64_t n) {
-    double lane[LANES] = {0}, sum = 0;
-    int64_t whole = n - n % LANES;
-    for (int64_t i = 0; i < whole; i += LANES) {
-        for (int k = 0; k < LANES; k++) {
-            lane[k] += (double)g[i + k] * (double)g[i + k];
-        }
-    }
-    for (int k = 0; k < LANES; k++) {
-        sum += lane[k];
-    }
-    for (int64_t i = whole; i < n; i++) {
-        sum += (double)g[i] * (double)g[i];
-    }
-    return sum;
-}
-
 /* square [num_pieces] of one parameter; no piece crosses a block. */
 static void square_pieces(const moe_parameter *p, double *square) {
     int64_t per_block = (p->size + PIECE - 1) / PIECE, pieces = num_pieces(p);
@@ -188,8 +191,8 @@ static void square_pieces(const moe_parameter *p, double *square) {
             square[i] = 0; /* the first slot of the expert counts */
             continue;
         }
-        square[i] = sum_of_squares(p->gradient + i / per_block * p->size + begin,
-                                   left < PIECE ? left : PIECE);
+        square[i] = moe_sum_of_squares(p->gradient + i / per_block * p->size + begin,
+                                       left < PIECE ? left : PIECE);
     }
 }
 
@@ -234,6 +237,7 @@ static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad,
  * and for their last bits. */
 double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst) {
     int bad, exponent;
+    clear_stale(all);
     int64_t pieces = square_all(all, comm->rank == 0, &bad), words[MOE_EXACT_WORDS] = {0};
     double most = 0;
     for (int64_t i = 0; i < pieces; i++) {

@@ -30,6 +30,8 @@ typedef struct moe_parameter {
                             there are no replicas. Not owned */
     real *value;         /* [count * size]. Not owned */
     real *gradient;      /* [count * size] complete gradient of the step. Owned */
+    bool stale;          /* expert: `gradient` still holds that of the step before, and stands for 0
+                            until something is written */
     real *partial; /* replicated: [num_local_devices][size]. Owned; NULL for expert parameters */
     real *m, *v;   /* optimiser state [count * size], NULL when the optimiser has none. Owned */
 } moe_parameter;
@@ -70,8 +72,13 @@ int moe_parameters_add_experts(moe_parameters *all,
                                const int32_t *id,
                                real *value);
 
-/* Local. Clears gradients and partials before a step. */
+/* Local. Begins a step: every gradient is 0. Those of experts are not walked through: whoever
+ * makes them writes over the old ones first (moe_parameters_expert_gradient). */
 void moe_parameters_clear_gradients(moe_parameters *all);
+
+/* Local. The gradients of expert parameter `index`, all blocks of which the caller is about to
+ * make. *replace: they are the first ones of the step, and must be written instead of added. */
+real *moe_parameters_expert_gradient(moe_parameters *all, int index, bool *replace);
 
 /* Collective. Sums the partials of every replicated parameter over devices into its gradient, then
  * multiplies every gradient by `scale` (1 / accumulate). Adds to *bytes the payload that the

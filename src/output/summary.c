@@ -183,6 +183,27 @@ static json_t *step_time(const moe_config *c, const moe_step_metrics *m, const m
     return o;
 }
 
+/* What new placements moved. */
+static json_t *rebalance_object(const moe_rebalance_metrics *r) {
+    json_t *o = json_object();
+    moe_json_put(o, "decisions", json_integer(r->decisions));
+    moe_json_put(o, "experts_moved", json_integer(r->moved));
+    moe_json_put(o, "bytes", json_integer(r->bytes));
+    moe_json_put(o, "cross_node_bytes", json_integer(r->cross_node_bytes));
+    moe_json_put(o, "replicas_wasted", json_integer(r->wasted));
+    moe_json_put(o, "device_max_over_mean_before", moe_json_number(r->device_before));
+    moe_json_put(o, "device_max_over_mean_after", moe_json_number(r->device_after));
+    return o;
+}
+
+/* Seconds of the slowest rank. */
+static json_t *rebalance_time(const moe_rebalance_metrics *r) {
+    json_t *o = json_object();
+    moe_json_put(o, "decide", moe_json_number(r->decide_seconds));
+    moe_json_put(o, "move", moe_json_number(r->move_seconds));
+    return o;
+}
+
 json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_figures f = moe_figures_of(step);
     json_t *o = json_object(), *with_alpha = losses_object(f.loss, MOE_NUM_LOSSES);
@@ -202,7 +223,12 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_json_put(o, "allreduce_bytes", json_integer(f.allreduce_bytes));
     moe_json_put(o, "balance", mean_balance(c, step));
     moe_json_put(o, "passed", json_boolean(moe_step_metrics_all_passed(step)));
-    moe_json_put(o, "time", step_time(c, step, &f));
+    json_t *time = step_time(c, step, &f);
+    if (step->rebalance.on) {
+        moe_json_put(o, "rebalance", rebalance_object(&step->rebalance));
+        moe_json_put(time, "rebalance", rebalance_time(&step->rebalance));
+    }
+    moe_json_put(o, "time", time);
     return o;
 }
 
@@ -389,6 +415,11 @@ json_t *moe_summary_run(const moe_config *c,
     }
     moe_json_put(o, "layers", layers);
     moe_json_put(o, "machine", machine_object(c, topologies, ranks));
-    moe_json_put(o, "time", time_object(c, last, times));
+    json_t *time = time_object(c, last, times);
+    if (last->rebalance_sum.on) {
+        moe_json_put(o, "rebalance", rebalance_object(&last->rebalance_sum));
+        moe_json_put(time, "rebalance", rebalance_time(&last->rebalance_sum));
+    }
+    moe_json_put(o, "time", time);
     return o;
 }

@@ -81,6 +81,7 @@ void moe_terminal_end(const moe_screen *s,
     moe_terminal_capacity(s, c, last, &f);
     moe_terminal_load(s, c, last);
     print_checks(s, c, last);
+    moe_terminal_rebalance(s, last);
     print_time(s, c, last, &f, seconds);
     moe_terminal_predicted(s, c, last);
     moe_screen_heading(s, "Results");

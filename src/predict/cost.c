@@ -18,6 +18,7 @@ moe_cluster moe_cluster_of(const moe_config *c) {
                          .half_rows = k->gemm_half_rows,
                          .memory_rate = k->memory_gbps * GIGA * k->memory_efficiency,
                          .launch_seconds = k->launch_us * MICRO,
+                         .router_seconds = k->router_ns * 1e-3 * MICRO,
                          .device_price = k->price_per_hour / 3600};
 }
 

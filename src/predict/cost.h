@@ -21,6 +21,7 @@ typedef struct moe_cluster {
     double half_rows;              /* rows with which a product reaches half of it */
     double memory_rate;
     double launch_seconds; /* least time of the experts of a layer */
+    double router_seconds; /* of the router for each token and expert */
     double device_price;   /* of a device for a second; 0: unknown */
 } moe_cluster;
 

@@ -198,11 +198,12 @@ static double overlapped(const pass_times *t, int32_t chunks) {
     return (t->path + t->combine + (chunks - 1) * longest) / chunks;
 }
 
-/* The logits of a device's tokens: a product, and reading them once. */
+/* The logits of a device's tokens: a product, and reading them once; and what becomes of them. */
 static double gate_seconds(const predictor *p) {
     const double weights = p->expert.hidden * p->config->model.num_experts,
                  bytes = p->expert.out_bytes;
     return moe_cost_product(&p->cluster, p->tokens, weights, bytes) +
+           p->tokens * p->config->model.num_experts * p->cluster.router_seconds +
            p->tokens * p->expert.hidden * bytes / p->cluster.memory_rate;
 }
 
@@ -380,16 +381,42 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
     return out;
 }
 
+/* What the slots of the devices serve where experts do not stand in blocks: the metrics count by
+ * device, and its slots share evenly. */
+static void spread(const moe_layer_metrics *l,
+                   int32_t devices,
+                   int32_t per_device,
+                   int64_t *served) {
+    for (int32_t d = 0; d < devices; d++) {
+        const int64_t counted = l->counts_per_device[d] - l->dropped_per_device[d],
+                      kept = counted > 0 ? counted : 0;
+        for (int32_t i = 0; i < per_device; i++) {
+            served[(int64_t)d * per_device + i] = kept / per_device + (i < kept % per_device);
+        }
+    }
+}
+
 moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m) {
+    const bool blocks = c->placement.policy == MOE_PLACEMENT_BLOCK &&
+                        c->placement.redundant_experts == 0 && m->num_experts % m->devices == 0;
+    const int32_t slots = m->num_experts + c->placement.redundant_experts,
+                  per_device = (slots + m->devices - 1) / m->devices;
+    const int64_t all = (int64_t)m->devices * per_device;
+    int64_t *served = blocks ? NULL : moe_alloc(m->num_layers * all, sizeof *served, "prediction");
     moe_layer_counts *layer = moe_alloc(m->num_layers, sizeof *layer, "prediction");
     for (int32_t l = 0; l < m->num_layers; l++) {
         layer[l] = (moe_layer_counts){.matrix = m->layer[l].matrix,
-                                      .slots = m->num_experts,
+                                      .slots = (int32_t)all,
                                       .served = m->layer[l].kept_per_expert,
                                       .allreduce_bytes = m->layer[l].allreduce_bytes};
+        if (!blocks) {
+            spread(&m->layer[l], m->devices, per_device, served + l * all);
+            layer[l].served = served + l * all;
+        }
     }
     const moe_prediction out = moe_prediction_of_counts(c, layer, m->num_layers, m->num_tokens,
                                                         m->gradient_allreduce_bytes);
     moe_free(layer);
+    moe_free(served);
     return out;
 }

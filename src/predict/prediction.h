@@ -58,7 +58,8 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
                                         int64_t num_tokens,
                                         int64_t gradient_bytes);
 
-/* Local. The same from the metrics of a step with experts in blocks. */
+/* Local. The same from the metrics of a step. Where experts do not stand in blocks, the selections
+ * of a device count as spread evenly over its slots. */
 moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m);
 
 #endif

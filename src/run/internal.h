@@ -8,6 +8,7 @@
 #include "output/terminal.h"
 #include "predict/memory.h"
 #include "run/model_files.h"
+#include "run/rebalance.h"
 #include "run/restart.h"
 #include "run/run.h"
 #include "train/train.h"
@@ -31,6 +32,7 @@ typedef struct moe_run_state {
     moe_scopes all_layers;
     moe_stack stack;
     moe_training training; /* run.mode = train only */
+    moe_rebalance rebalance;
 
     /* what looks on, and what it saw */
     moe_observer observer;

@@ -12,6 +12,7 @@
 #include "config/cluster_file.h"
 #include "config/config.h"
 #include "output/results.h"
+#include "run/calibrate.h"
 #include "run/dialects.h"
 #include "run/options.h"
 #include "run/placements.h"
@@ -227,6 +228,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
             moe_verify_predict();
         }
         return MOE_OK;
+    }
+    if (o->calibrate) {
+        return moe_calibrate(comm, o->calibrate, o->run.force, st);
     }
     if (o->resume) {
         return resume(comm, o, st);

@@ -149,6 +149,7 @@ static int after_layer(void *self,
     moe_run_state *r = self;
     moe_activations *a = moe_stack_activations(s, l);
     moe_tally_after_layer(NULL, s, l, metrics, st);
+    moe_rebalance_see(&r->rebalance, r->context.step, l, &a->routing);
     if (r->last_step) {
         r->explainer.micro_batch = micro_batch(r);
         moe_explain_forward(&r->explainer, &s->layer[l], s->context, a, s->y, &metrics->layer[l]);

@@ -52,6 +52,8 @@ static const option_row table[] = {
     {"dialects", NULL, "the same tokens through every preset, side by side", FLAG(dialects)},
     {"placements", NULL, "the same routing under every placement, side by side", FLAG(placements)},
     {"verify", NULL, "known figures again; --verify predict: known times", FLAG(verify)},
+    {"calibrate", "OUT.ini", "measure this host, write a cluster file (no CONFIG)",
+     TEXT(calibrate)},
     {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},
@@ -69,7 +71,6 @@ static void print_option(const option_row *row, FILE *out) {
 
 void moe_options_print_help(FILE *out) {
     fputs("moesim simulates expert-parallel Mixture-of-Experts: an MPI rank is a device.\n"
-          "\n"
           "usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n"
           "\n",
           out);
@@ -95,9 +96,6 @@ void moe_options_print_help(FILE *out) {
 /* --- reading --- */
 
 static int unknown_option(const char *word, moe_status *st) {
-    if (strcmp(word, "--calibrate") == 0) {
-        return moe_fail(st, MOE_USER, "%s is not available yet", word);
-    }
     return moe_fail(st, MOE_USER, "unknown option %s: moesim --help lists them", word);
 }
 
@@ -208,6 +206,12 @@ static int check_together(const moe_options *o, moe_status *st) {
                         "--out and --force do not go with it",
                         o->resume);
     }
+    if (o->calibrate && (o->config || o->resume || o->sets.count > 0 || o->run.out)) {
+        return moe_fail(st, MOE_USER,
+                        "--calibrate %s measures this host: a CONFIG, --set, --out and --resume do "
+                        "not go with it",
+                        o->calibrate);
+    }
     if ((o->dialects || o->placements) && o->resume) {
         return moe_fail(st, MOE_USER,
                         "%s takes a CONFIG and does not go on with a run: leave --resume out",
@@ -216,8 +220,8 @@ static int check_together(const moe_options *o, moe_status *st) {
     if (o->dialects && o->placements) {
         return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");
     }
-    const bool needs_none =
-        o->help || o->version || o->keys || o->verify || o->verify_predict || o->resume;
+    const bool needs_none = o->help || o->version || o->keys || o->verify || o->verify_predict ||
+                            o->resume || o->calibrate;
     if (!o->config && !needs_none) {
         return moe_fail(
             st, MOE_USER,

@@ -14,9 +14,10 @@ typedef struct moe_set_options {
 } moe_set_options;
 
 typedef struct moe_options {
-    const char *config;  /* the file, or NULL */
-    const char *resume;  /* the folder of --resume, or NULL */
-    const char *explain; /* the text behind --explain, or NULL */
+    const char *config;    /* the file, or NULL */
+    const char *resume;    /* the folder of --resume, or NULL */
+    const char *calibrate; /* the file to write, or NULL */
+    const char *explain;   /* the text behind --explain, or NULL */
     moe_set_options sets;
     moe_run_options run;
     bool help, version, keys, verify, dialects, placements, ranks;

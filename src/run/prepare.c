@@ -114,6 +114,7 @@ static int make_model(moe_run_state *r, moe_status *st) {
     } else {
         r->context.keep = r->model_files.dy != NULL;
     }
+    moe_rebalance_init(&r->rebalance, &r->stack, moe_run_trains(r) ? &r->training : NULL);
     return MOE_OK;
 }
 
@@ -136,8 +137,9 @@ static int prepare_explainer(moe_run_state *r, moe_status *st) {
 /* --- the folder of results and the screen --- */
 
 moe_restart moe_run_restart(moe_run_state *r) {
-    return (moe_restart){r->comm,    r->config, &r->input, r->stack.layer, &r->training.parameters,
-                         &r->results};
+    return (moe_restart){
+        r->comm,     r->config,    &r->input, r->stack.layer, &r->training.parameters,
+        &r->results, &r->rebalance};
 }
 
 /* Opens a new folder, or goes on in the old one. */
@@ -225,6 +227,7 @@ void moe_run_free(moe_run_state *r) {
     moe_results_free(&r->results);
     moe_explainer_free(&r->explainer);
     moe_timeline_free(&r->timeline);
+    moe_rebalance_free(&r->rebalance);
     moe_training_free(&r->training);
     moe_stack_free(&r->stack);
     moe_scopes_free(&r->all_layers);

@@ -14,10 +14,12 @@ typedef struct state {
 static state state_of(const moe_restart *r, int64_t step) {
     state s = {.text = r->input->text ? moe_checksum(r->input->text, r->input->text_length) : 0};
     int32_t layers = r->config->model.num_layers;
-    s.blob = moe_alloc(MOE_RESULTS_BLOBS + 1 + layers, sizeof *s.blob, "checkpoint");
+    s.blob = moe_alloc(MOE_RESULTS_BLOBS + 1 + layers + MOE_REBALANCE_BLOBS, sizeof *s.blob,
+                       "checkpoint");
     s.name = moe_alloc(layers, sizeof *s.name, "checkpoint");
     moe_results_history(r->comm, r->results, r->config, step, s.blob);
     s.num = MOE_RESULTS_BLOBS;
+    s.num += moe_rebalance_blobs(r->rebalance, s.blob + s.num);
     for (int32_t l = 0; l < layers; l++) {
         if (!r->layers[l].bias) {
             continue;
@@ -94,6 +96,18 @@ static int check_state(const moe_restart *r,
     return moe_results_check_history(r->results, from->step, from->path, st);
 }
 
+/* Where the experts are has to be known before they are read. */
+static int read_placement(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
+    moe_blob blob[MOE_REBALANCE_BLOBS];
+    if (moe_rebalance_blobs(r->rebalance, blob) == 0) {
+        return MOE_OK;
+    }
+    if (moe_checkpoint_read_blob(r->comm, from->path, &blob[0], st) == MOE_OK) {
+        moe_rebalance_restore(r->rebalance, from->path, st);
+    }
+    return moe_comm_agree(r->comm, st);
+}
+
 int moe_restart_read(const moe_restart *r,
                      const moe_checkpoint *from,
                      const char *folder,
@@ -104,7 +118,8 @@ int moe_restart_read(const moe_restart *r,
     }
     state s = state_of(r, from->step);
     add_fingerprint(&s, &text);
-    if (moe_checkpoint_read(r->comm, from->path, r->parameters, s.blob, s.num, st) == MOE_OK) {
+    if (read_placement(r, from, st) == MOE_OK &&
+        moe_checkpoint_read(r->comm, from->path, r->parameters, s.blob, s.num, st) == MOE_OK) {
         check_state(r, from, &s, text, st);
     }
     if (moe_comm_agree(r->comm, st) == MOE_OK) {

@@ -7,6 +7,7 @@
 #include "data/input.h"
 #include "model/layer.h"
 #include "output/results.h"
+#include "run/rebalance.h"
 #include "train/checkpoint.h"
 
 typedef struct moe_restart {
@@ -16,6 +17,7 @@ typedef struct moe_restart {
     const moe_layer *layers;
     moe_parameters *parameters;
     moe_results *results;
+    moe_rebalance *rebalance;
 } moe_restart;
 
 /* Collective. Before step `step`: writes a checkpoint when train.checkpoint_every asks for one,

@@ -20,6 +20,7 @@
 #include "run/internal.h"
 #include "run/model_files.h"
 #include "run/restart.h"
+#include "tally/tally.h"
 
 /* --- one step --- */
 
@@ -41,6 +42,49 @@ static int forward_step(moe_run_state *r, int64_t step, moe_status *st) {
     make_input(r, step);
     moe_timeline_add(r->context.timeline, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
     return moe_stack_forward(&r->stack, &r->observer, &r->metrics, st);
+}
+
+/* One layer of the pass that only finds loads. */
+static int look_ahead_layer(void *self,
+                            const moe_stack *s,
+                            int32_t l,
+                            moe_step_metrics *metrics,
+                            moe_status *st) {
+    moe_run_state *r = self;
+    moe_rebalance_see(&r->rebalance, -1, l, &moe_stack_activations(s, l)->routing);
+    return moe_tally_after_layer(NULL, s, l, metrics, st);
+}
+
+/* Collective. A new placement before step `step`, where one is due: before the first, by the load
+ * of its own tokens, which go forward once without being measured. */
+static int rebalance(moe_run_state *r, int64_t step, moe_status *st) {
+    const moe_observer looks = {.self = r, .after_layer = look_ahead_layer};
+    if (!r->rebalance.balancer) {
+        return MOE_OK;
+    }
+    if (step > 0) {
+        if (moe_rebalance_due(&r->rebalance, step)) {
+            moe_rebalance_now(&r->rebalance, step);
+        }
+        return MOE_OK;
+    }
+    moe_timeline *timeline = r->context.timeline;
+    r->context.timeline = NULL;
+    moe_step_metrics_clear(&r->metrics);
+    r->context.step = 0;
+    moe_input_begin_step(&r->input, r->comm, 0, &r->batch);
+    if (moe_run_trains(r)) {
+        moe_task_input(&r->training.task, &r->batch, 0, MOE_SPLIT_TRAIN,
+                       moe_stack_input(&r->stack));
+    } else {
+        make_input(r, 0);
+    }
+    if (moe_stack_forward(&r->stack, &looks, &r->metrics, st) == MOE_OK) {
+        moe_rebalance_take(&r->rebalance, 0, &r->metrics);
+        moe_rebalance_now(&r->rebalance, 1);
+    }
+    r->context.timeline = timeline;
+    return st->code;
 }
 
 static int train_step(moe_run_state *r, int64_t step, moe_status *st) {
@@ -94,6 +138,9 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     r->last_step = step + 1 == r->config->run.steps;
     r->writing_seconds = 0;
     r->metrics.step = r->context.step = step;
+    r->metrics.rebalance = r->rebalance.last;
+    r->metrics.rebalance_sum = r->rebalance.total;
+    r->rebalance.last.on = false;
     moe_input_begin_step(&r->input, r->comm, step, &r->batch);
     r->metrics.num_tokens = r->batch.num_routed;
     if (moe_run_trains(r)) {
@@ -107,6 +154,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
         return moe_fail(st, result.code, "%s", result.message);
     }
     agree_times(r, moe_comm_time() - begin - r->writing_seconds);
+    moe_rebalance_take(&r->rebalance, step, &r->metrics);
     if (moe_results_step(r->comm, &r->results, r->config, &r->metrics, st)) {
         return st->code;
     }
@@ -211,6 +259,9 @@ static void run_steps(moe_run_state *r, moe_status *st) {
         if (moe_run_trains(r)) {
             moe_restart restart = moe_run_restart(r);
             moe_restart_write(&restart, step, st);
+        }
+        if (st->code == MOE_OK) {
+            rebalance(r, step, st);
         }
         if (st->code == MOE_OK) {
             run_step(r, step, st);

@@ -7,6 +7,7 @@
 
 #include "base/exact.h"
 #include "base/status.h"
+#include "base/sums.h"
 #include "router/group_theorem.h"
 #include "router/methods.h"
 #include "router/scores.h"
@@ -73,12 +74,8 @@ static void check_weights(moe_tally *t, const moe_context *context, const moe_ro
 }
 
 static bool finite_row(const real *row, int64_t n, double *sum_of_squares) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        sum += (double)row[i] * row[i];
-    }
-    *sum_of_squares = sum;
-    return isfinite(sum);
+    *sum_of_squares = moe_sum_of_squares(row, n);
+    return isfinite(*sum_of_squares);
 }
 
 static void check_output(moe_tally *t,

@@ -257,3 +257,24 @@ int moe_checkpoint_read(const moe_comm *comm,
     moe_checkpoint_table_free(&file);
     return moe_comm_agree(comm, st);
 }
+
+int moe_checkpoint_read_blob(const moe_comm *comm,
+                             const char *path,
+                             moe_blob *blob,
+                             moe_status *st) {
+    const moe_parameters none = {0};
+    moe_checkpoint_table here, file;
+    moe_checkpoint_table_make(&here, &none, blob, 1);
+    if (moe_checkpoint_file_load(comm, path, &file, st) == MOE_OK) {
+        const moe_section *s = moe_checkpoint_table_section(&file, &here.section[0]);
+        if (!s || s->size != blob->bytes) {
+            moe_fail(st, MOE_USER, "the checkpoint '%s' has no '%s' of %lld bytes", path,
+                     blob->name, (long long)blob->bytes);
+        } else {
+            read_held(path, &here, &file, st);
+        }
+    }
+    moe_checkpoint_table_free(&here);
+    moe_checkpoint_table_free(&file);
+    return moe_comm_agree(comm, st);
+}

@@ -48,6 +48,13 @@ int moe_checkpoint_write(const moe_comm *comm,
                          int num_blobs,
                          moe_status *st);
 
+/* Collective. Reads one blob alone, on every rank, where its size is the one expected: what has to
+ * be known before the parameters are read. Fails as moe_checkpoint_read does. */
+int moe_checkpoint_read_blob(const moe_comm *comm,
+                             const char *path,
+                             moe_blob *blob,
+                             moe_status *st);
+
 /* Collective. Loads value, m, v and blobs from path; every rank reads the blocks that it holds and
  * verifies them. Refuses (MOE_USER, the first difference by name) another precision, a tensor or
  * blob that only one side has or that has another shape, and the state of another optimiser. On

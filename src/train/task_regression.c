@@ -1,6 +1,7 @@
 /* task_regression.c: targets that depend on a token's topic (task.h). */
 #include "base/exact.h"
 #include "base/rng.h"
+#include "base/vector.h"
 #include "data/synthetic.h"
 #include "train/task_internal.h"
 
@@ -42,19 +43,33 @@ static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split spl
     }
 }
 
-/* Sum of (h - target)^2 of one token; gradient = 2 scale (h - target). */
-static double squared_error(const real *h,
-                            const real *target,
-                            int64_t width,
-                            double scale,
-                            real *gradient) {
-    double sum = 0;
-    for (int64_t i = 0; i < width; i++) {
+enum { LANES = 8 };
+
+/* Sum of (h - target)^2 of one token, in eight partial sums as in base/sums.h; gradient = 2 scale
+ * (h
+ * - target); none where it is NULL. */
+MOE_CLONES static double squared_error(const real *restrict h,
+                                       const real *restrict target,
+                                       int64_t width,
+                                       double scale,
+                                       real *restrict gradient) {
+    double lane[LANES] = {0}, sum = 0;
+    int64_t whole = width - width % LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        for (int k = 0; k < LANES; k++) {
+            double e = (double)h[i + k] - (double)target[i + k];
+            lane[k] += e * e;
+        }
+    }
+    for (int k = 0; k < LANES; k++) {
+        sum += lane[k];
+    }
+    for (int64_t i = whole; i < width; i++) {
         double e = (double)h[i] - (double)target[i];
         sum += e * e;
-        if (gradient) {
-            gradient[i] = (real)(2 * scale * e);
-        }
+    }
+    for (int64_t i = 0; gradient && i < width; i++) {
+        gradient[i] = (real)(2 * scale * ((double)h[i] - (double)target[i]));
     }
     return sum;
 }

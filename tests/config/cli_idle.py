@@ -35,7 +35,6 @@ IDLE = (
     ({}, {"router.scale_normalized": "no", "router.norm_single": "no"}, "norm_topk_prob = no"),
     ({}, {"router.top_p": 0.5, "router.temperature_on": "probabilities"}, "router.method = topk"),
     ({}, {"router.sinkhorn_tolerance": 0.1, "router.sinkhorn_iterations": 9}, "method = topk"),
-    ({}, {"placement.file": "nowhere"}, "placement.policy = block"),
     ({"router.norm_topk_prob": "yes"}, {"router.norm_single": "no"}, "router.top_k = 2"),
     (
         {"router.norm_topk_prob": "yes"},

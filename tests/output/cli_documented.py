@@ -114,6 +114,15 @@ RUNS = {
         },
         ("--explain", "3"),
     ),
+    "rebalance": (
+        {
+            **TRAIN,
+            "placement.policy": "eplb",
+            "placement.redundant_experts": 8,
+            "placement.rebalance_every": 1,
+        },
+        (),
+    ),
     "placements": (
         {"placement.redundant_experts": 8, "cluster.devices_per_node": 2},
         ("--placements",),

@@ -13,7 +13,7 @@ import random
 UNAVAILABLE = set(
     """
     model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
-    exchange.combine_payload placement.policy placement.file placement.rebalance_every
+    exchange.combine_payload placement.file
     placement.load placement.fit placement.score
     """.split()
 )
@@ -148,7 +148,20 @@ class Drawing:
         self.maybe(0.2, "model.norm", "none", "rmsnorm")
         nodes = [d for d in range(1, devices + 1) if devices % d == 0]
         self.maybe(0.4, "cluster.devices_per_node", *nodes)
-        self.maybe(0.2, "placement.policy", "block", "round_robin")
+        self.maybe(
+            0.3,
+            "placement.policy",
+            "block",
+            "round_robin",
+            "eplb_global",
+            "flashlb",
+            "epic",
+            "joint",
+        )
+        if self.get("placement.policy") in ("eplb_global", "flashlb", "epic", "joint"):
+            self.maybe(0.6, "placement.rebalance_every", 1, 2, 3)
+            self.maybe(0.3, "placement.window", 0, 1)
+            self.maybe(0.3, "placement.hysteresis", 0, 0.1, 1)
         if self.chance(0.3):
             most = routed - routed // devices
             self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))

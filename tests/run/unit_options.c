@@ -91,7 +91,10 @@ static void test_refused(void) {
         {"-", "unknown option -: moesim --help lists them"},
         {"-- x", "unknown option --: moesim --help lists them"},
         {"--=3", "unknown option --=3: moesim --help lists them"},
-        {"--calibrate", "--calibrate is not available yet"},
+        {"--calibrate", "--calibrate needs a value: moesim --help shows how"},
+        {"--calibrate h.ini --set a.b=1",
+         "--calibrate h.ini measures this host: a CONFIG, --set, --out and --resume do not go with "
+         "it"},
         {"x --set", "--set needs a value: moesim --help shows how"},
         {"--resume", "--resume needs a value: moesim --help shows how"},
         {"x --bad --set", "unknown option --bad: moesim --help lists them"},
@@ -145,7 +148,7 @@ static void test_help(void) {
         moe_options_free(&l.o);
         options++;
     }
-    CHECK_EQ(options, 14); /* --version and --help share the last line */
+    CHECK_EQ(options, 15); /* --version and --help share the last line */
     CHECK(strstr(text, "\n  --version, --help\n") != NULL);
     free(text);
 }

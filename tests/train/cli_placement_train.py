@@ -6,7 +6,8 @@ gradients of one layer.
 import os
 import shutil
 
-from _moesim import GOLDEN, TEMPORARY, check, load, metrics, moesim, near, run, verdict
+from _moesim import GOLDEN, TEMPORARY, check, config, load, metrics, moesim, near, run
+from _moesim import summary, verdict
 
 TRAINED = {
     "run.mode": "train",
@@ -23,7 +24,8 @@ TRAINED = {
     "train.clip_norm": 0.5,
     "train.accumulate": 2,
     "train.validation_every": 3,
-    "train.checkpoint_every": 4,
+    "train.checkpoint_every": 5,
+    "train.optimizer": "adamw",
     "cluster.devices": 8,
     "cluster.devices_per_node": 4,
 }
@@ -64,7 +66,7 @@ def check_training(optimizer, expert):
     folder = os.path.join(TEMPORARY, f"{optimizer}-resumed")
     shutil.copytree(one, folder)
     for name in os.listdir(os.path.join(folder, "checkpoints")):
-        if name != "step-00000004.moe":
+        if name != "step-00000005.moe":
             os.remove(os.path.join(folder, "checkpoints", name))
     done = moesim(4, "--resume", folder, "--quiet")
     check(done.code == 0, f"resume: {done.err}")
@@ -97,7 +99,64 @@ def check_layer():
         check(gap <= 1e-5 * most, f"{name}: replicas differ by {gap} of {most}")
 
 
+def check_migration():
+    """Experts that move by load, each policy; a restart between two moves, on other ranks."""
+    blocks = run("still", 2, {**TRAINED, "run.steps": 8})
+    for policy, more in (
+        ("eplb", {"router.num_groups": 8}),
+        ("flashlb", {"placement.window": 2, "placement.hysteresis": 0.05}),
+        ("joint", {"placement.redundant_experts": 0}),
+        ("epic", {"exchange.mode": "selection"}),
+    ):
+        settings = {
+            **TRAINED,
+            "run.steps": 8,
+            "placement.redundant_experts": 16,
+            "placement.policy": policy,
+            "placement.rebalance_every": 3,
+            **more,
+        }
+        one = run(f"moves-{policy}-1", 1, settings)
+        eight = run(f"moves-{policy}-8", 8, settings)
+        if not blocks or not one or not eight:
+            continue
+        check(figures(one) == figures(eight), f"{policy}: np 1 and 8 have other figures")
+        ours = [line["task_loss"] for line in metrics(one)]
+        theirs = [line["task_loss"] for line in metrics(blocks)]
+        check(near(ours, theirs, 2e-4), f"{policy}: losses {ours}, in blocks {theirs}")
+        moves = {line["step"]: line["rebalance"] for line in figures(one) if "rebalance" in line}
+        check(list(moves) == [0, 3, 6], f"{policy}: decides before the steps {list(moves)}")
+        check(sum(m["experts_moved"] for m in moves.values()) > 0, f"{policy}: nobody moved")
+        # AdamW: three tensors of 16 x 8 float32 of an expert, each with two moments
+        for step, m in moves.items():
+            check(m["bytes"] == m["experts_moved"] * 3 * 3 * 16 * 8 * 4, f"{policy}: bytes, {step}")
+        total = summary(one)["rebalance"]
+        for key in ("decisions", "experts_moved", "bytes", "cross_node_bytes"):
+            check(total[key] == sum(m[key] for m in moves.values()), f"{policy}: total {key}")
+        folder = os.path.join(TEMPORARY, f"moves-{policy}-resumed")
+        shutil.copytree(one, folder)
+        done = moesim(4, "--resume", folder, "--quiet")
+        check(done.code == 0, f"{policy}: resume: {done.err}")
+        check(figures(folder) == figures(one), f"{policy}: a restart has other figures")
+        check(summary(folder)["rebalance"] == total, f"{policy}: totals after a restart")
+
+
+def check_refusals():
+    for sentence, more in (
+        ("a run places experts between steps", {"placement.policy": "llep"}),
+        ("it looks at no load", {"placement.rebalance_every": 2}),
+        (
+            "a window is part of it",
+            {"placement.policy": "eplb", "placement.rebalance_every": 2, "placement.window": 7},
+        ),
+    ):
+        done = moesim(2, config("refused", {**TRAINED, **more}), "--out", "refused")
+        check(done.code == 2 and sentence in done.err, f"{more}: {done.code} {done.err}")
+
+
 check_training("adamw", "swiglu")
 check_training("sgd", "lora")
 check_layer()
+check_migration()
+check_refusals()
 verdict()

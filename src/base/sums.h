@@ -1,0 +1,16 @@
+/* sums.h: sums of products in double. The numbers go to eight partial sums in turn, so that they
+ * can be added in vector lanes; the order is fixed, so that any processor gives the same bits. */
+#ifndef MOESIM_BASE_SUMS_H
+#define MOESIM_BASE_SUMS_H
+
+#include <stdint.h>
+
+#include "base/alloc.h"
+
+/* Local. The sum of x[i]^2 over n numbers. */
+double moe_sum_of_squares(const real *x, int64_t n);
+
+/* Local. The sum of x[i] y[i] over n numbers. */
+double moe_sum_of_products(const real *x, const real *y, int64_t n);
+
+#endif

@@ -1,0 +1,254 @@
+/* rebalance.c: see rebalance.h. */
+#include "run/rebalance.h"
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "model/migration.h"
+
+/* --- made and freed --- */
+
+static int64_t rows_of(const moe_rebalance *r) {
+    return r->window > 0 ? r->window : 1;
+}
+static int64_t words_of(const moe_rebalance *r) {
+    return rows_of(r) * r->layers * r->experts;
+}
+
+void moe_rebalance_init(moe_rebalance *r, moe_stack *stack, moe_training *training) {
+    const moe_config *c = stack->context->config;
+    *r = (moe_rebalance){.stack = stack, .training = training};
+    if (!moe_config_places_by_load(c)) {
+        return;
+    }
+    r->balancer = moe_balancer_find(
+        moe_config_enum_name(MOE_KEY(placement, policy), (int)c->placement.policy));
+    MOE_ASSERT(r->balancer);
+    r->layers = c->model.num_layers;
+    r->experts = c->model.num_experts;
+    r->slots = moe_placement_slots(&stack->context->placements[0]);
+    r->every = c->placement.rebalance_every;
+    r->window = r->every > 0 ? c->placement.window : 0;
+    r->load = moe_alloc_zero(words_of(r), sizeof *r->load, "rebalancing");
+    r->expert_at = moe_alloc((int64_t)r->layers * r->slots, sizeof *r->expert_at, "rebalancing");
+    for (int32_t l = 0; l < r->layers; l++) {
+        memcpy(r->expert_at + (int64_t)l * r->slots, stack->context->placements[l].expert_at,
+               (size_t)r->slots * sizeof *r->expert_at);
+    }
+    if (r->balancer->needs & MOE_NEEDS_PAIRS) {
+        r->pairs = moe_alloc_zero((int64_t)r->layers * r->experts * r->experts, sizeof *r->pairs,
+                                  "rebalancing");
+    }
+}
+
+void moe_rebalance_free(moe_rebalance *r) {
+    moe_free(r->load);
+    moe_free(r->pairs);
+    moe_free(r->expert_at);
+    *r = (moe_rebalance){0};
+}
+
+/* --- loads --- */
+
+bool moe_rebalance_due(const moe_rebalance *r, int64_t step) {
+    return r->balancer && r->every > 0 && step > 0 && step % r->every == 0;
+}
+
+void moe_rebalance_see(moe_rebalance *r, int64_t step, int32_t layer, const moe_routing *routing) {
+    const int64_t n = r->experts;
+    if (!r->pairs || !(step < 0 || moe_rebalance_due(r, step + 1))) {
+        return;
+    }
+    double *pairs = r->pairs + layer * n * n;
+    for (int64_t t = 0; t < routing->num_tokens; t++) {
+        for (int64_t i = routing->row_offset[t]; i < routing->row_offset[t + 1]; i++) {
+            for (int64_t j = routing->row_offset[t]; j < routing->row_offset[t + 1]; j++) {
+                pairs[routing->expert[i] * n + routing->expert[j]] += i != j;
+            }
+        }
+    }
+}
+
+void moe_rebalance_take(moe_rebalance *r, int64_t step, const moe_step_metrics *metrics) {
+    if (!r->balancer) {
+        return;
+    }
+    double *load = r->load + step % rows_of(r) * r->layers * r->experts;
+    if (r->window > 0) {
+        memset(load, 0, (size_t)r->layers * (size_t)r->experts * sizeof *load);
+    }
+    for (int32_t l = 0; l < r->layers; l++) {
+        for (int32_t e = 0; e < r->experts; e++) {
+            load[(int64_t)l * r->experts + e] += (double)metrics->layer[l].counts_per_expert[e];
+        }
+    }
+}
+
+/* --- deciding --- */
+
+/* load [N] of one layer, summed over the first `steps` rows of the window. */
+static void sum_loads(const moe_rebalance *r, int32_t layer, int64_t steps, double *load) {
+    for (int32_t e = 0; e < r->experts; e++) {
+        load[e] = 0;
+        for (int64_t s = 0; s < steps && s < rows_of(r); s++) {
+            load[e] += r->load[(s * r->layers + layer) * r->experts + e];
+        }
+    }
+}
+
+/* Busiest device over the mean where replicas share the load evenly. */
+static double busiest(const moe_placement *p, const int32_t *expert_at, const double *load) {
+    double most = 0, sum = 0;
+    int32_t *replicas = moe_alloc_zero(p->num_experts, sizeof *replicas, "rebalancing");
+    for (int32_t s = 0; s < moe_placement_slots(p); s++) {
+        replicas[expert_at[s]]++;
+    }
+    for (int32_t d = 0; d < p->devices; d++) {
+        double mine = 0;
+        for (int32_t s = d * p->slots_per_device; s < (d + 1) * p->slots_per_device; s++) {
+            mine += load[expert_at[s]] / replicas[expert_at[s]];
+        }
+        most = mine > most ? mine : most;
+        sum += mine;
+    }
+    moe_free(replicas);
+    return sum > 0 ? most * p->devices / sum : 1;
+}
+
+/* Rank 0: the experts in the slots of one layer, the old ones where the new ones gain too little.
+ */
+static void decide_layer(moe_rebalance *r, int32_t layer, int64_t steps, double *load) {
+    const moe_config *c = r->stack->context->config;
+    const moe_placement *now = &r->stack->context->placements[layer];
+    const int64_t n = r->experts;
+    int32_t *to = r->expert_at + (int64_t)layer * r->slots;
+    moe_balancer_answer answer = {0};
+    sum_loads(r, layer, steps, load);
+    const moe_balancer_problem problem = {.num_experts = r->experts,
+                                          .devices = now->devices,
+                                          .nodes = now->devices / now->devices_per_node,
+                                          .groups = c->router.num_groups,
+                                          .slots_per_device = now->slots_per_device,
+                                          .load = load,
+                                          .pairs = r->pairs ? r->pairs + layer * n * n : NULL};
+    moe_balancer_place(r->balancer, &problem, &answer);
+    const double before = busiest(now, now->expert_at, load);
+    double after = busiest(now, answer.expert, load);
+    const bool takes = c->placement.hysteresis == 0 || r->last.first ||
+                       after < before * (1 - c->placement.hysteresis);
+    memcpy(to, takes ? answer.expert : now->expert_at, (size_t)r->slots * sizeof *to);
+    moe_migration_align(now, to);
+    after = takes ? after : before;
+    r->last.device_before += before / r->layers;
+    r->last.device_after += after / r->layers;
+    moe_balancer_answer_free(&answer);
+}
+
+/* Collective. Rank 0 decides, and tells all ranks. */
+static void decide(moe_rebalance *r, int64_t steps) {
+    const moe_comm *comm = r->stack->context->comm;
+    const double begin = moe_comm_time();
+    double *load = moe_alloc(r->experts, sizeof *load, "rebalancing");
+    if (r->pairs) {
+        const int64_t count = (int64_t)r->layers * r->experts * r->experts;
+        int64_t *sum = moe_alloc(count, sizeof *sum, "rebalancing");
+        for (int64_t i = 0; i < count; i++) {
+            sum[i] = (int64_t)r->pairs[i];
+        }
+        moe_comm_sum_i64(comm, sum, count);
+        for (int64_t i = 0; i < count; i++) {
+            r->pairs[i] = (double)sum[i];
+        }
+        moe_free(sum);
+    }
+    for (int32_t l = 0; l < r->layers && comm->rank == 0; l++) {
+        decide_layer(r, l, steps, load);
+    }
+    moe_comm_bcast(comm, r->expert_at, (int64_t)r->layers * r->slots * (int64_t)sizeof(int32_t), 0);
+    moe_comm_bcast(comm, &r->last, sizeof r->last, 0);
+    if (r->pairs) {
+        memset(r->pairs, 0,
+               (size_t)r->layers * (size_t)r->experts * (size_t)r->experts * sizeof *r->pairs);
+    }
+    moe_free(load);
+    r->last.decide_seconds = moe_comm_time() - begin;
+}
+
+/* --- moving --- */
+
+static void move(moe_rebalance *r) {
+    const moe_context *context = r->stack->context;
+    const double begin = moe_comm_time();
+    moe_slot_copies copies = {0};
+    for (int32_t l = 0; l < r->layers; l++) {
+        const moe_migration_figures f = moe_migration_run(
+            &copies, context, &r->stack->layer[l], &context->placements[l],
+            r->expert_at + (int64_t)l * r->slots, r->training ? &r->stack->indices[l] : NULL,
+            r->training ? &r->training->parameters : NULL);
+        r->last.moved += f.moved;
+        r->last.bytes += f.bytes;
+        r->last.cross_node_bytes += f.cross_node_bytes;
+        r->last.wasted += moe_placement_wasted(&context->placements[l]);
+    }
+    moe_slot_copies_free(&copies);
+    if (r->training) {
+        moe_training_replan(r->training);
+    }
+    r->last.move_seconds = moe_comm_time() - begin;
+}
+
+void moe_rebalance_now(moe_rebalance *r, int64_t steps) {
+    r->last = (moe_rebalance_metrics){.on = true, .first = r->total.decisions == 0};
+    decide(r, steps);
+    move(r);
+    double seconds[2] = {r->last.decide_seconds, r->last.move_seconds};
+    moe_comm_max_f64(r->stack->context->comm, seconds, 2);
+    r->last.decide_seconds = seconds[0];
+    r->last.move_seconds = seconds[1];
+    r->last.decisions = 1;
+    moe_rebalance_metrics_add(&r->total, &r->last);
+    if (r->window == 0) {
+        memset(r->load, 0, (size_t)words_of(r) * sizeof *r->load);
+    }
+}
+
+/* --- over a restart --- */
+
+int moe_rebalance_blobs(moe_rebalance *r, moe_blob blob[MOE_REBALANCE_BLOBS]) {
+    if (!r->balancer) {
+        return 0;
+    }
+    blob[0] = (moe_blob){"placement", r->expert_at,
+                         (int64_t)r->layers * r->slots * (int64_t)sizeof *r->expert_at};
+    blob[1] = (moe_blob){"placement load", r->load, words_of(r) * (int64_t)sizeof *r->load};
+    blob[2] = (moe_blob){"placement moves", &r->total, sizeof r->total};
+    return MOE_REBALANCE_BLOBS;
+}
+
+int moe_rebalance_restore(moe_rebalance *r, const char *path, moe_status *st) {
+    for (int32_t l = 0; l < r->layers; l++) {
+        const int32_t *expert_at = r->expert_at + (int64_t)l * r->slots;
+        int32_t there = 0;
+        uint8_t *seen = moe_alloc_zero(r->experts, 1, "rebalancing");
+        for (int32_t s = 0; s < r->slots; s++) {
+            if (expert_at[s] >= 0 && expert_at[s] < r->experts) {
+                there += !seen[expert_at[s]];
+                seen[expert_at[s]] = 1;
+            } else {
+                there = INT32_MIN / 2;
+            }
+        }
+        moe_free(seen);
+        if (there != r->experts) {
+            return moe_fail(st, MOE_USER,
+                            "the checkpoint '%s' is damaged: its placement of layer %d does not "
+                            "hold every expert",
+                            path, l);
+        }
+        moe_placement_fill(&r->stack->context->placements[l], expert_at);
+    }
+    if (r->training && r->balancer) {
+        moe_training_replan(r->training);
+    }
+    return MOE_OK;
+}

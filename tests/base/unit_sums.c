@@ -1,0 +1,28 @@
+/* unit_sums.c: sums of products against a plain loop in long double, for every number of elements
+ * around the eight partial sums.
+ *
+ * ctest: f64 */
+#include "base/rng.h"
+#include "base/sums.h"
+#include "check.h"
+
+enum { MOST = 70 };
+
+int main(void) {
+    real x[MOST], y[MOST];
+    moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, 0, 0, 1, x, MOST);
+    moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, 1, 0, 1, y, MOST);
+    for (int64_t n = 0; n <= MOST; n++) {
+        long double products = 0, squares = 0, sizes = 0;
+        for (int64_t i = 0; i < n; i++) {
+            products += (long double)x[i] * y[i];
+            squares += (long double)x[i] * x[i];
+            sizes += fabsl((long double)x[i] * y[i]);
+        }
+        CHECK_NEAR(moe_sum_of_products(x, y, n), (double)products, 1e-15 * (double)sizes);
+        CHECK_NEAR(moe_sum_of_squares(x, n), (double)squares, 1e-15 * (double)squares);
+    }
+    x[3] = (real)INFINITY;
+    CHECK(!isfinite(moe_sum_of_squares(x, MOST)));
+    return check_verdict();
+}
