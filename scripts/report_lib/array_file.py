@@ -20,7 +20,7 @@ HEADER = re.compile(
 )
 
 
-def _header(file):
+def header(file):
     """(type, shape, offset of the numbers) of an open file."""
     begin = file.read(12)
     if begin[:6] != MAGIC or len(begin) < 12:
@@ -56,7 +56,7 @@ def read(path):
     """(type as text, shape, array or None where the numbers are no integers). Raises Unfit."""
     descriptor = open_regular(path)
     with open(descriptor, "rb") as file:
-        kind, shape, offset = _header(file)
+        kind, shape, offset = header(file)
         name = _name(kind)
         there = os.fstat(descriptor).st_size
         if there > LARGEST:

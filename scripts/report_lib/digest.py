@@ -6,6 +6,7 @@ import numpy
 
 import tables
 import explain
+import sparse_file
 import timeline
 from names import DIRECTIONS, LEVELS
 from run_lib.record import amount, at, items, number, numbers, objects, whole
@@ -138,7 +139,11 @@ def matrix_of(folder, room):
     return {
         "devices": devices,
         "devices_per_bin": size,
-        "rows": in_blocks(folder.matrix, first).tolist(),
+        "rows": (
+            folder.matrix.in_blocks(first, size)
+            if isinstance(folder.matrix, sparse_file.Sparse)
+            else in_blocks(folder.matrix, first)
+        ).tolist(),
         "steps": (
             [folder.matrix_steps[index] for index in [*kept, -1]] if folder.matrix_steps else []
         ),

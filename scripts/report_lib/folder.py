@@ -9,6 +9,7 @@ from pathlib import Path
 
 import array_file
 import explain
+import sparse_file
 from run_lib import contents
 import timeline
 from command_line import Refused
@@ -19,6 +20,7 @@ from run_lib.safe_files import MIB, Unfit, is_there, parse, read_text
 # The newest major.minor of summary.json that this report knows. A test compares it with
 # CMakeLists.txt.
 VERSION = (0, 1)
+SPARSE = "comm_matrix_sparse.npz"
 FILES = ("summary.json", "metrics.jsonl", "config.ini", "comm_matrix.npy", "expert_load.npy")
 MOST_BYTES = {"config.ini": MIB, "metrics.jsonl": 256 * MIB}
 MOST_BYTES_OF_OTHERS = 64 * MIB
@@ -162,7 +164,11 @@ class Folder:
         """The traffic and the load; what they say of layers, devices and experts counts now."""
         shape = (self.num_layers, self.devices, self.devices)
         limits = (contents.MOST_LAYERS, contents.MOST_DEVICES, contents.MOST_DEVICES)
-        self.matrix = self._array("comm_matrix.npy", shape, limits)
+        self.matrix = (
+            self._sparse_matrix(shape, limits)
+            if self.has(SPARSE) and not self.has("comm_matrix.npy")
+            else self._array("comm_matrix.npy", shape, limits)
+        )
         if self.matrix is not None:
             self.num_layers, self.devices = self.matrix.shape[:2]
         self.load = self._array(
@@ -178,6 +184,25 @@ class Folder:
             (1024, *limits),
         )
         self.matrix_steps = numbers(at(self.summary, "comm_matrix_steps"))
+
+    def _sparse_matrix(self, wanted, limits):
+        """The matrix of so many devices that it is written as a list; None, with a problem said."""
+        try:
+            matrix = sparse_file.read(self.path / SPARSE)
+        except Unfit as error:
+            self.problems.append(f"{SPARSE} {error}: left out.")
+            return None
+        fits = all(
+            want in (0, have) and have <= most
+            for want, have, most in zip(wanted, matrix.shape, limits)
+        )
+        if not fits:
+            shape_text = " x ".join(map(str, matrix.shape))
+            self.problems.append(
+                f"{SPARSE} has shape {shape_text}, not that of this run: left out."
+            )
+            return None
+        return matrix
 
     def _array(self, name, wanted, limits):
         """An array of integers of that shape (None and 0: any length up to its limit); None, with a
@@ -271,6 +296,8 @@ class Folder:
             )
         if self.summary is not None:
             for name in FILES[1:]:
+                if name == "comm_matrix.npy" and self.has(SPARSE):
+                    continue
                 if not self.has(name) and name != "metrics.jsonl":
                     self.problems.append(f"{name} is missing.")
             if self.matrix_steps and not self.has("comm_matrix_steps.npy"):
@@ -292,10 +319,10 @@ class Folder:
         self._agreement_of_matrices()
         for index, layer in enumerate(self.layers):
             sent = numbers(layer.get("sent_rows"))
-            if self.matrix is not None and sent and self.matrix[index].sum(axis=1).tolist() != sent:
+            if self.matrix is not None and sent and self._sent(index) != sent:
+                name = SPARSE if self._is_sparse() else "comm_matrix.npy"
                 self.problems.append(
-                    "comm_matrix.npy and summary.json disagree about the rows sent in layer"
-                    f" {index}."
+                    f"{name} and summary.json disagree about the rows sent in layer {index}."
                 )
             counts = numbers(layer.get("counts_per_expert"))
             if self.load is not None and counts and self.load[-1, index].tolist() != counts:
@@ -303,13 +330,23 @@ class Folder:
                     f"expert_load.npy and summary.json disagree about the load of layer {index}."
                 )
 
+    def _is_sparse(self):
+        return isinstance(self.matrix, sparse_file.Sparse)
+
+    def _sent(self, layer):
+        """Rows by source device, of the matrix."""
+        if self._is_sparse():
+            return self.matrix.sent(layer).tolist()
+        return self.matrix[layer].sum(axis=1).tolist()
+
     def _agreement_of_matrices(self):
         """Matrices of steps that nobody knows, or of another run, are not shown."""
         if self.matrices is None:
             return
         rows = {line["step"]: number(at(line, "volume.dispatch.rows")) for line in self.metrics}
+        array = None if self._is_sparse() else self.matrix
         same = len(self.matrices) == len(self.matrix_steps) and (
-            self.matrix is None or (self.matrices[-1] == self.matrix).all()
+            array is None or (self.matrices[-1] == array).all()
         )
         if not same or any(
             rows.get(step) not in (None, matrix.sum())

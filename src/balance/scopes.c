@@ -60,10 +60,10 @@ static void add_segments(moe_scopes *s, const moe_batch *b, const moe_stats *seg
     }
 }
 
-static void use_sent_rows(moe_scopes *s, const moe_batch *b, const int64_t *rows_to) {
+static void use_sent_rows(moe_scopes *s, const moe_batch *b, const moe_sent_rows *sent_rows) {
     for (int32_t j = 0; j < b->num_local_devices; j++) {
-        memcpy(moe_stats_device_tokens(&s->device, moe_stats_cell(&s->device, j)),
-               rows_to + (int64_t)j * b->devices, (size_t)b->devices * sizeof(int64_t));
+        sent_rows->count(sent_rows->self, j,
+                         moe_stats_device_tokens(&s->device, moe_stats_cell(&s->device, j)));
     }
 }
 
@@ -211,10 +211,10 @@ void moe_scopes_reduce(moe_scopes *s,
                        const moe_placement *placement,
                        const moe_batch *batch,
                        const moe_stats *segments,
-                       const int64_t *rows_to) {
+                       const moe_sent_rows *sent_rows) {
     add_segments(s, batch, segments);
-    if (rows_to) {
-        use_sent_rows(s, batch, rows_to);
+    if (sent_rows) {
+        use_sent_rows(s, batch, sent_rows);
     }
     int64_t sum[2][MEAN_WORDS] = {{0}};
     reduce(s, comm, balance, placement, batch, sum);

@@ -34,9 +34,16 @@ typedef struct moe_scopes {
                                 summed over devices */
 } moe_scopes;
 
-/* Collective. segments: one cell per segment of the batch (moe_router_route). rows_to
- * [num_local][D] or NULL: the rows that this rank's devices gave to MPI_Alltoallv, which then serve
- * as the distinct tokens of scopes device and global (the caller has asserted that they are equal).
+/* Who counts the rows that local device j gave to MPI_Alltoallv: tokens [D] becomes the rows for
+ * each device. */
+typedef struct moe_sent_rows {
+    void (*count)(const void *self, int32_t j, int64_t *tokens);
+    const void *self;
+} moe_sent_rows;
+
+/* Collective. segments: one cell per segment of the batch (moe_router_route). sent_rows, if not
+ * NULL: the rows serve as the distinct tokens of scopes device and global (the caller has asserted
+ * that they are equal).
  */
 void moe_scopes_reduce(moe_scopes *s,
                        const moe_comm *comm,
@@ -44,7 +51,7 @@ void moe_scopes_reduce(moe_scopes *s,
                        const moe_placement *placement,
                        const moe_batch *batch,
                        const moe_stats *segments,
-                       const int64_t *rows_to);
+                       const moe_sent_rows *sent_rows);
 
 /* Local. Adds the tokens of a layer, which moe_scopes_reduce has completed, to those of the layers
  * before it; `first` begins anew. */

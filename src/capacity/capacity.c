@@ -302,17 +302,14 @@ void moe_capacity_removed(const moe_batch *b,
                           const moe_placement *p,
                           const moe_routing *full,
                           const moe_routing *sent,
+                          int32_t j,
                           int64_t *removed) {
     int64_t *stamp = moe_scratch_take_zero(b->scratch, b->devices, sizeof *stamp, "capacity"),
             mark = 0;
-    memset(removed, 0, (size_t)b->num_local_devices * (size_t)b->devices * sizeof *removed);
-    for (int32_t j = 0; j < b->num_local_devices; j++) {
-        for (int64_t t = b->device_offset[j]; t < b->device_offset[j + 1]; t++) {
-            const int32_t home = b->first_device + j;
-            int64_t *to = removed + (int64_t)j * b->devices;
-            add_devices(p, b, full, t, home, 1, stamp, ++mark, to);
-            add_devices(p, b, sent, t, home, -1, stamp, ++mark, to);
-        }
+    const int32_t home = b->first_device + j;
+    for (int64_t t = b->device_offset[j]; t < b->device_offset[j + 1]; t++) {
+        add_devices(p, b, full, t, home, 1, stamp, ++mark, removed);
+        add_devices(p, b, sent, t, home, -1, stamp, ++mark, removed);
     }
     moe_scratch_give(b->scratch, stamp);
 }

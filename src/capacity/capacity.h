@@ -124,12 +124,13 @@ void moe_capacity_order(const moe_capacity *c,
 
 /* --- what dropping does to the rows --- */
 
-/* Local. removed [num_local_devices][D] = tokens that the routing `full` sends to a device and
- * `sent` does not, less those that only `sent` sends there. */
+/* Local. Adds to removed [D] the tokens of local device j that the routing `full` sends to each
+ * device and `sent` does not, less those that only `sent` sends there. */
 void moe_capacity_removed(const moe_batch *b,
                           const moe_placement *p,
                           const moe_routing *full,
                           const moe_routing *sent,
+                          int32_t j,
                           int64_t *removed);
 
 #endif

@@ -27,13 +27,10 @@ int64_t moe_exchange_pair_metadata_bytes(void) {
 /* Arrays whose sizes depend on the ranks, devices, experts and threads only. */
 static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    int64_t blocks = (int64_t)plan->devices * plan->num_local;
     const moe_block_array table[] = {
-        MOE_ARRAY(in->rows_from, blocks),
-        MOE_ARRAY(in->pairs_from, blocks),
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
         MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
-        MOE_ARRAY(e->sizes, 4 * blocks),
+        MOE_ARRAY(e->sizes, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
     };
@@ -44,7 +41,8 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
 static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
     const moe_row_format *format = moe_row_format_of(plan->mode);
-    int64_t rows = in->num_rows, pairs = in->num_pairs;
+    int64_t rows = in->num_rows, pairs = in->num_pairs,
+            all_cells = (int64_t)plan->devices * plan->num_local;
     const moe_block_array table[] = {
         MOE_ARRAY(in->row_device, rows),
         MOE_ARRAY(in->row_token, rows),
@@ -54,6 +52,7 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->pair_row, pairs),
         MOE_ARRAY(in->slot_pair, pairs),
         MOE_ARRAY(in->pair_position, pairs),
+        MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
         MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
         MOE_ARRAY(e->words_in, moe_row_format_words(format, rows, pairs)),
     };
@@ -84,29 +83,23 @@ static void set_offsets(const layout *l, int ranks) {
 
 /* --- sizes --- */
 
-/* Every rank tells every other the rows and pairs of each device pair between them. They arrive in
- * the order of (source rank, source device, destination device), which is that of [D][num_local].
- */
+/* Every rank tells every other how many rows and pairs it has for it. Which devices they are from
+ * and for is known from the metadata: a row names its token and its experts. */
 static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    int32_t n = plan->num_local;
-    int64_t blocks = (int64_t)plan->devices * n;
-    int64_t *at = e->sizes;
-    const int64_t *recv = e->sizes + 2 * blocks;
+    int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
     for (int32_t q = 0; q < plan->ranks; q++) {
-        for (int32_t j = 0; j < n; j++) {
-            for (int32_t d = q * n; d < (q + 1) * n; d++) {
-                *at++ = plan->rows_to[(int64_t)j * plan->devices + d];
-                *at++ = plan->pairs_to[(int64_t)j * plan->devices + d];
-            }
-        }
+        e->sizes[2 * q] = plan->rank_row[q + 1] - plan->rank_row[q];
+        e->sizes[2 * q + 1] = plan->rank_pair[q + 1] - plan->rank_pair[q];
     }
-    moe_comm_alltoall_i64(e->comm, e->sizes, e->sizes + 2 * blocks, 2 * (int64_t)n * n);
+    moe_comm_alltoall_i64(e->comm, e->sizes, arriving, 2);
     in->num_rows = in->num_pairs = 0;
-    for (int64_t i = 0; i < blocks; i++) {
-        in->num_rows += in->rows_from[i] = recv[2 * i];
-        in->num_pairs += in->pairs_from[i] = recv[2 * i + 1];
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        in->rank_row[q] = in->num_rows;
+        in->num_rows += arriving[2 * q];
+        in->num_pairs += arriving[2 * q + 1];
     }
+    in->rank_row[plan->ranks] = in->num_rows;
 }
 
 /* --- metadata --- */
@@ -131,10 +124,13 @@ static const int32_t *write_words(const moe_plan *plan, int32_t *word) {
 /* How far the words that arrived have been read into the inbox. */
 typedef struct reading {
     const moe_row_format *format;
+    const moe_plan *plan;
     const moe_placement *placement;
-    int32_t first_device;
     const int32_t *word, *end;
     int64_t row, pair;
+    int64_t first_token; /* in the line of all tokens: of the source rank */
+    int32_t source;      /* the source device of the row under way */
+    int64_t source_end;  /* the first token, in that line, behind those of the source device */
 } reading;
 
 /* One pair of the row under way, for local device j. What arrives must be for an expert that lives
@@ -142,7 +138,7 @@ typedef struct reading {
 static void read_pair(moe_inbox *in, reading *at, int32_t j) {
     int32_t expert = *at->word++;
     MOE_ASSERT(expert >= 0 && expert < at->placement->num_experts &&
-               moe_placement_slot_on(at->placement, expert, at->first_device + j) >= 0);
+               moe_placement_slot_on(at->placement, expert, at->plan->first_device + j) >= 0);
     in->pair_expert[at->pair] = expert;
     in->pair_row[at->pair] = at->row;
     memcpy(&in->pair_weight[at->pair], at->word, sizeof(real));
@@ -150,15 +146,50 @@ static void read_pair(moe_inbox *in, reading *at, int32_t j) {
     at->pair++;
 }
 
-/* The next row, for local device j. */
-static void read_row(moe_inbox *in, reading *at, int32_t j) {
-    MOE_ASSERT(at->format->head_words <= at->end - at->word);
-    in->row_token[at->row] = *at->word++;
+/* Goes to source device d. */
+static void read_source(reading *at, int32_t d) {
+    at->source = d;
+    at->source_end = moe_batch_token_begin(at->plan->num_tokens_global, at->plan->devices, d + 1);
+}
+
+/* Goes on to the source device of a token, which is the one under way or a later one of its rank.
+ */
+static void find_source(reading *at, int32_t token) {
+    while (at->first_token + token >= at->source_end) {
+        MOE_ASSERT((at->source + 1) % at->plan->num_local != 0);
+        read_source(at, at->source + 1);
+    }
+}
+
+/* Counts a row for local device j in the cell of its device pair. Rows come in the order of source
+ * devices, and within one in that of destination devices, so the pair is the last one or new. */
+static void count_arrival(moe_inbox *in, const reading *at, int32_t j) {
+    int32_t to = at->plan->first_device + j;
+    moe_sparse_cell *last = in->num_cells > 0 ? &in->cell[in->num_cells - 1] : NULL;
+    if (last && last->row == at->source && last->column == to) {
+        last->count++;
+        return;
+    }
+    MOE_ASSERT(!last || last->row < at->source || (last->row == at->source && last->column < to));
+    in->cell[in->num_cells++] = (moe_sparse_cell){at->source, to, 1};
+}
+
+/* The next row. The device that serves its first expert is the one that it is for. */
+static void read_row(moe_inbox *in, reading *at) {
+    MOE_ASSERT(at->format->head_words + MOE_PAIR_WORDS <= at->end - at->word);
+    int32_t token = *at->word++;
+    int32_t count = at->format->several_pairs ? *at->word++ : 1;
+    int32_t expert = *at->word;
+    MOE_ASSERT(token >= 0 && count >= 1 && count <= in->num_pairs - at->pair &&
+               (int64_t)count * MOE_PAIR_WORDS <= at->end - at->word && expert >= 0 &&
+               expert < at->placement->num_experts);
+    find_source(at, token);
+    int32_t j = moe_placement_device(at->placement, expert, at->first_token + token, at->source) -
+                at->plan->first_device;
+    count_arrival(in, at, j);
+    in->row_token[at->row] = token;
     in->row_device[at->row] = j;
     in->row_pair[at->row] = at->pair;
-    int32_t count = at->format->several_pairs ? *at->word++ : 1;
-    MOE_ASSERT(count >= 1 && count <= in->num_pairs - at->pair &&
-               (int64_t)count * MOE_PAIR_WORDS <= at->end - at->word);
     for (int32_t c = 0; c < count; c++) {
         read_pair(in, at, j);
     }
@@ -171,22 +202,18 @@ static void read_inbox(moe_exchange *e,
                        int64_t num_words) {
     moe_inbox *in = &e->inbox;
     reading at = {.format = moe_row_format_of(plan->mode),
+                  .plan = plan,
                   .placement = placement,
-                  .first_device = plan->first_device,
                   .word = e->words_in,
                   .end = e->words_in + num_words};
-    for (int32_t d = 0; d < in->devices; d++) {
-        if (d % in->num_local == 0) {
-            in->rank_row[d / in->num_local] = at.row;
-        }
-        for (int32_t j = 0; j < in->num_local; j++) {
-            int64_t rows = in->rows_from[(int64_t)d * in->num_local + j];
-            for (int64_t i = 0; i < rows; i++) {
-                read_row(in, &at, j);
-            }
+    in->num_cells = 0;
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        read_source(&at, q * plan->num_local);
+        at.first_token = moe_batch_token_begin(plan->num_tokens_global, plan->devices, at.source);
+        while (at.row < in->rank_row[q + 1]) {
+            read_row(in, &at);
         }
     }
-    in->rank_row[plan->ranks] = at.row;
     in->row_pair[at.row] = at.pair;
     MOE_ASSERT(at.word == at.end && at.row == in->num_rows && at.pair == in->num_pairs);
 }
@@ -196,15 +223,12 @@ static void exchange_metadata(moe_exchange *e,
                               const moe_placement *placement) {
     const moe_inbox *in = &e->inbox;
     const moe_row_format *format = moe_row_format_of(plan->mode);
-    int64_t per_rank = (int64_t)plan->num_local * plan->num_local;
+    const int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
     layout l = layout_of(e);
     for (int q = 0; q < plan->ranks; q++) {
         l.send_count[q] = moe_row_format_words(format, plan->rank_row[q + 1] - plan->rank_row[q],
                                                plan->rank_pair[q + 1] - plan->rank_pair[q]);
-        l.recv_count[q] = 0;
-        for (int64_t b = q * per_rank; b < (q + 1) * per_rank; b++) {
-            l.recv_count[q] += moe_row_format_words(format, in->rows_from[b], in->pairs_from[b]);
-        }
+        l.recv_count[q] = moe_row_format_words(format, arriving[2 * q], arriving[2 * q + 1]);
     }
     set_offsets(&l, plan->ranks);
     const int32_t *end = write_words(plan, e->words_out);

@@ -1,7 +1,7 @@
 /* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv. docs/method.md
  * section 4.
  *
- * Sizes go first (rows and pairs of every device pair), then the metadata (tokens, experts and
+ * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
  * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and
  * destination are on the same rank stay where they are: their vectors are read from x, their
  * results are read in place; they count in every figure that is per device. Two things of equal
@@ -14,6 +14,7 @@
 
 #include "base/alloc.h"
 #include "base/block.h"
+#include "base/sparse.h"
 #include "exchange/plan.h"
 #include "world/comm.h"
 
@@ -31,19 +32,20 @@ typedef struct moe_inbox {
     int32_t devices, num_local, slots; /* D, local devices, expert slots per device */
     int64_t hidden;                    /* H */
     int64_t num_rows, num_pairs;
-    int64_t *rows_from, *pairs_from; /* [D][num_local] from device d to local device j */
-    int64_t *rank_row;               /* [ranks + 1] first row from a rank */
-    int32_t *row_device;             /* [num_rows] the local device that it is for */
-    int32_t *row_token;              /* [num_rows] token id on the source rank */
-    int64_t *row_pair;               /* [num_rows + 1] first pair of a row */
-    int32_t *pair_expert;            /* [num_pairs] ascending within a row */
-    real *pair_weight;               /* [num_pairs] */
-    int64_t *pair_row;               /* [num_pairs] */
-    int64_t *slot_offset;       /* [num_local * slots + 1] pairs grouped by (local device, slot):
-                                   the rows of an expert's GEMMs */
-    int64_t *slot_pair;         /* [num_pairs] pair ids in that order; within a slot they are in the
-                                   order of (source device, token) */
-    int64_t *pair_position;     /* [num_pairs] the inverse of slot_pair */
+    int64_t *rank_row;      /* [ranks + 1] first row from a rank */
+    int32_t *row_device;    /* [num_rows] the local device that it is for */
+    int32_t *row_token;     /* [num_rows] token id on the source rank */
+    int64_t *row_pair;      /* [num_rows + 1] first pair of a row */
+    int32_t *pair_expert;   /* [num_pairs] ascending within a row */
+    real *pair_weight;      /* [num_pairs] */
+    int64_t *pair_row;      /* [num_pairs] */
+    int64_t num_cells;      /* device pairs from which rows arrived */
+    moe_sparse_cell *cell;  /* [num_cells] (source device, destination device, rows), global ids */
+    int64_t *slot_offset;   /* [num_local * slots + 1] pairs grouped by (local device, slot):
+                               the rows of an expert's GEMMs */
+    int64_t *slot_pair;     /* [num_pairs] pair ids in that order; within a slot they are in the
+                               order of (source device, token) */
+    int64_t *pair_position; /* [num_pairs] the inverse of slot_pair */
     const int32_t *local_token; /* [own rows] local token ids of the rows from the own rank */
     int64_t own_begin, own_end; /* rows from the own rank */
     moe_inbox_rows x;           /* hidden vectors (forward) */
@@ -56,7 +58,7 @@ typedef struct moe_exchange {
     moe_inbox inbox;
     int64_t most_rows; /* T_global * K: no rank holds more rows, which all ranks know */
 
-    int64_t *sizes;  /* rows and pairs of device pairs, as sent and as received */
+    int64_t *sizes;  /* [2][ranks][2] rows and pairs for and from each rank */
     int64_t *layout; /* [4][ranks] counts and offsets of one Alltoallv */
     real *sums;      /* [threads][2,H] sums of combine */
     int threads;     /* as many as there were at the dispatch */

@@ -1,10 +1,11 @@
 /* plan.c: builds the plan by counting. Pass 1 sorts each token's experts by (device, expert) and
- * counts rows per device pair; prefix sums give every block its place; pass 2 writes the rows in
+ * counts rows per device pair; prefix sums give every pair its place; pass 2 writes the rows in
  * the order of tokens. This takes O(T K) steps. The advantage over sorting all T K rows is two
  * linear passes without a large sort, and the order within a block comes for free. */
 #include "exchange/plan.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/status.h"
 #include "exchange/row_format.h"
@@ -50,18 +51,34 @@ static void sort_keys(int64_t *key, int64_t n) {
 
 /* --- building --- */
 
+static int64_t reached_words(const moe_plan *plan) {
+    return ((int64_t)plan->devices + 63) / 64;
+}
+
 /* Arrays whose sizes depend on the batch and the devices only. */
 static void reserve_fixed(moe_plan *plan) {
-    int64_t blocks = (int64_t)plan->num_local * plan->devices, ends = plan->ranks + 1;
+    int64_t ends = plan->ranks + 1;
     const moe_block_array table[] = {
-        MOE_ARRAY(plan->rows_to, blocks),
-        MOE_ARRAY(plan->pairs_to, blocks),
+        MOE_ARRAY(plan->device_cell, plan->num_local + 1),
         MOE_ARRAY(plan->rank_row, ends),
         MOE_ARRAY(plan->rank_pair, ends),
         MOE_ARRAY(plan->token_row_offset, plan->num_tokens + 1),
-        MOE_ARRAY(plan->cursor, 2 * blocks),
+        MOE_ARRAY(plan->count, 2 * (int64_t)plan->devices),
+        MOE_ARRAY(plan->reached, reached_words(plan)),
+        MOE_ARRAY(plan->next_cell, plan->num_local),
     };
     moe_block_reserve(&plan->fixed, table, MOE_ARRAYS(table), "plan");
+    memset(plan->count, 0, 2 * (size_t)plan->devices * sizeof *plan->count);
+    memset(plan->reached, 0, (size_t)reached_words(plan) * sizeof *plan->reached);
+}
+
+/* A device pair has a pair of the plan at least. */
+static void reserve_cells(moe_plan *plan) {
+    int64_t all = (int64_t)plan->num_local * plan->devices;
+    const moe_block_array table[] = {
+        MOE_ARRAY(plan->cell, plan->num_pairs < all ? plan->num_pairs : all),
+    };
+    moe_block_reserve_varying(&plan->cells, table, MOE_ARRAYS(table), "plan");
 }
 
 static void reserve_pairs(moe_plan *plan) {
@@ -89,6 +106,21 @@ static bool begins_row(const moe_row_format *format, const int64_t *key, int64_t
     return i == 0 || format->begins_row(key_device(key[i]), key_device(key[i - 1]));
 }
 
+/* Lists the devices that were counted, in ascending order, as cells of local device j, and clears
+ * the counts. `cells` is the number of cells before; returns the number after. */
+static int64_t list_cells(moe_plan *plan, int32_t j, int64_t cells) {
+    int64_t *rows = plan->count, *pairs = rows + plan->devices;
+    for (int64_t word = 0; word < reached_words(plan); word++) {
+        for (; plan->reached[word] != 0; plan->reached[word] &= plan->reached[word] - 1) {
+            int32_t d = (int32_t)(64 * word) + __builtin_ctzll(plan->reached[word]);
+            plan->cell[cells++] = (moe_plan_cell){
+                .from = plan->first_device + j, .to = d, .rows = rows[d], .pairs = pairs[d]};
+            rows[d] = pairs[d] = 0;
+        }
+    }
+    return cells;
+}
+
 /* Pass 1 for the tokens of local device j: sorts the keys of every token, and counts rows and pairs
  * per destination. */
 static void count_device(moe_plan *plan,
@@ -97,8 +129,7 @@ static void count_device(moe_plan *plan,
                          const moe_placement *placement,
                          const moe_routing *routing) {
     const moe_row_format *format = moe_row_format_of(plan->mode);
-    int64_t *rows = plan->rows_to + (int64_t)j * plan->devices,
-            *pairs = plan->pairs_to + (int64_t)j * plan->devices;
+    int64_t *rows = plan->count, *pairs = rows + plan->devices;
     for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
         int64_t begin = routing->row_offset[t];
         int64_t n = routing->row_offset[t + 1] - begin;
@@ -114,26 +145,32 @@ static void count_device(moe_plan *plan,
             int32_t d = key_device(key[i]);
             pairs[d]++;
             rows[d] += begins_row(format, key, i);
+            plan->reached[d / 64] |= (uint64_t)1 << (d % 64);
         }
     }
+    plan->device_cell[j + 1] = list_cells(plan, j, plan->device_cell[j]);
 }
 
-/* Gives every block its place by prefix sums in the order of the rows: destination rank, source
+/* Gives every cell its place by prefix sums in the order of the rows: destination rank, source
  * device, destination device. */
-static void place_blocks(moe_plan *plan) {
+static void place_cells(moe_plan *plan) {
     int64_t row = 0;
     int64_t pair = 0;
-    int64_t blocks = (int64_t)plan->num_local * plan->devices;
+    for (int32_t j = 0; j < plan->num_local; j++) {
+        plan->next_cell[j] = plan->device_cell[j];
+    }
     for (int32_t q = 0; q < plan->ranks; q++) {
         plan->rank_row[q] = row;
         plan->rank_pair[q] = pair;
         for (int32_t j = 0; j < plan->num_local; j++) {
-            for (int32_t d = q * plan->num_local; d < (q + 1) * plan->num_local; d++) {
-                int64_t block = (int64_t)j * plan->devices + d;
-                plan->cursor[block] = row;
-                plan->cursor[blocks + block] = pair;
-                row += plan->rows_to[block];
-                pair += plan->pairs_to[block];
+            int64_t *next = &plan->next_cell[j];
+            for (; *next < plan->device_cell[j + 1] &&
+                   plan->cell[*next].to < (q + 1) * plan->num_local;
+                 ++*next) {
+                plan->cell[*next].first_row = row;
+                plan->cell[*next].first_pair = pair;
+                row += plan->cell[*next].rows;
+                pair += plan->cell[*next].pairs;
             }
         }
     }
@@ -150,8 +187,11 @@ static int64_t fill_device(moe_plan *plan,
                            const moe_routing *routing,
                            int64_t listed) {
     const moe_row_format *format = moe_row_format_of(plan->mode);
-    int64_t *row_cursor = plan->cursor + (int64_t)j * plan->devices,
-            *pair_cursor = row_cursor + (int64_t)plan->num_local * plan->devices;
+    int64_t *row_cursor = plan->count, *pair_cursor = row_cursor + plan->devices;
+    for (int64_t c = plan->device_cell[j]; c < plan->device_cell[j + 1]; c++) {
+        row_cursor[plan->cell[c].to] = plan->cell[c].first_row;
+        pair_cursor[plan->cell[c].to] = plan->cell[c].first_pair;
+    }
     for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
         int64_t begin = routing->row_offset[t], n = routing->row_offset[t + 1] - begin;
         const int64_t *key = plan->key + begin;
@@ -190,17 +230,17 @@ void moe_plan_build(moe_plan *plan,
     plan->first_device = batch->first_device;
     plan->num_local = batch->num_local_devices;
     plan->ranks = ranks;
+    plan->num_tokens_global = batch->num_tokens_global;
     plan->num_tokens = batch->num_tokens;
     plan->num_pairs = routing->num_selections;
     reserve_fixed(plan);
     reserve_pairs(plan);
-    for (int64_t b = 0; b < (int64_t)plan->num_local * plan->devices; b++) {
-        plan->rows_to[b] = plan->pairs_to[b] = 0;
-    }
+    reserve_cells(plan);
+    plan->device_cell[0] = 0;
     for (int32_t j = 0; j < plan->num_local; j++) {
         count_device(plan, j, batch, placement, routing);
     }
-    place_blocks(plan);
+    place_cells(plan);
     reserve_rows(plan);
     int64_t listed = 0;
     for (int32_t j = 0; j < plan->num_local; j++) {
@@ -213,6 +253,7 @@ void moe_plan_build(moe_plan *plan,
 
 void moe_plan_free(moe_plan *plan) {
     moe_block_free(&plan->fixed);
+    moe_block_free(&plan->cells);
     moe_block_free(&plan->rows);
     moe_block_free(&plan->pairs);
     *plan = (moe_plan){0};

@@ -19,19 +19,31 @@
 #include "placement/placement.h"
 #include "router/routing.h"
 
+/* The rows from one device of this rank to one device: those of the plan that begin with first_row.
+ */
+typedef struct moe_plan_cell {
+    int32_t from, to; /* global ids */
+    int64_t rows, pairs, first_row, first_pair;
+} moe_plan_cell;
+
 typedef struct moe_plan {
     enum moe_exchange_mode mode;
     int32_t devices;                 /* D */
     int32_t first_device, num_local; /* this rank's source devices are first_device ..
                                         first_device + num_local - 1 */
     int32_t ranks;                   /* every rank hosts num_local devices */
-    int64_t num_tokens, num_rows, num_pairs;
+    int64_t num_tokens_global, num_tokens, num_rows, num_pairs;
 
-    int64_t *rows_to, *pairs_to;   /* [num_local][D] */
+    int64_t *device_cell;          /* [num_local + 1] first cell of a source device */
     int64_t *rank_row, *rank_pair; /* [ranks + 1] first row, first pair of the block for a rank */
     int64_t *token_row_offset;     /* [num_tokens + 1] into token_row */
-    int64_t *cursor;               /* scratch [2][num_local][D] */
-    moe_block fixed;               /* memory of these six */
+    int64_t *count;                /* scratch [2][D] of one source device: counts, then cursors */
+    uint64_t *reached;             /* scratch: a bit for each device */
+    int64_t *next_cell;            /* scratch [num_local] */
+    moe_block fixed;               /* memory of these seven */
+
+    moe_plan_cell *cell; /* device pairs that have rows, ascending by (from, to) */
+    moe_block cells;     /* its memory */
 
     int32_t *row_token;  /* [num_rows] local token id */
     int32_t *row_device; /* [num_rows] destination device */

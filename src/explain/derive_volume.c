@@ -37,20 +37,22 @@ static void write_reach(const moe_step_metrics *m, int32_t begin, int32_t end, m
 /* Writes "1,535 + 1,533 + ...": the rows that devices 0, 1, ... send on a level (-1: on all
  * levels), summed over the layers. */
 static void write_rows(const moe_config *c, const moe_step_metrics *m, int level, moe_pieces *p) {
-    int64_t devices = m->devices;
-    for (int64_t from = 0; from < devices && from < 8; from++) {
-        int64_t rows = 0;
-        for (int32_t l = 0; l < m->num_layers; l++) {
-            for (int64_t to = 0; to < devices; to++) {
-                if (level < 0 ||
-                    (int)moe_level_of(from, to, c->cluster.devices_per_node) == level) {
-                    rows += m->layer[l].matrix[from * devices + to];
-                }
+    enum { SHOWN = 8 };
+    int64_t rows[SHOWN] = {0};
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        const moe_sparse *matrix = &m->layer[l].matrix;
+        for (int64_t i = 0; i < matrix->num_cells && matrix->cell[i].row < SHOWN; i++) {
+            const moe_sparse_cell *cell = &matrix->cell[i];
+            if (level < 0 ||
+                (int)moe_level_of(cell->row, cell->column, c->cluster.devices_per_node) == level) {
+                rows[cell->row] += cell->count;
             }
         }
-        moe_pieces_add(p, "%s%s", from ? " + " : "", moe_format_count(rows).s);
     }
-    moe_pieces_add(p, "%s (sent by device 0, 1, ...)", devices > 8 ? " + ..." : "");
+    for (int32_t from = 0; from < m->devices && from < SHOWN; from++) {
+        moe_pieces_add(p, "%s%s", from ? " + " : "", moe_format_count(rows[from]).s);
+    }
+    moe_pieces_add(p, "%s (sent by device 0, 1, ...)", m->devices > SHOWN ? " + ..." : "");
 }
 
 static void add_devices(moe_derivation *d, const moe_step_metrics *m, int32_t layer) {
@@ -93,7 +95,6 @@ typedef struct sums { /* over layers */
 
 static sums add_up(const moe_config *c, const moe_step_metrics *m) {
     sums a = {.known = true};
-    int64_t devices = m->devices;
     for (int32_t l = 0; l < m->num_layers; l++) {
         const moe_layer_metrics *layer = &m->layer[l];
         a.known = a.known && reached(layer) >= 0;
@@ -101,11 +102,12 @@ static sums add_up(const moe_config *c, const moe_step_metrics *m) {
         a.saved += layer->capacity.rows_saved;
         a.selections += layer->selections;
         a.dropped += layer->dropped;
-        for (int64_t i = 0; i < devices * devices; i++) {
-            a.rows += layer->matrix[i];
-            a.stay += i / devices == i % devices ? layer->matrix[i] : 0;
-            a.by_level[moe_level_of(i / devices, i % devices, c->cluster.devices_per_node)] +=
-                layer->matrix[i];
+        for (int64_t i = 0; i < layer->matrix.num_cells; i++) {
+            const moe_sparse_cell *cell = &layer->matrix.cell[i];
+            a.rows += cell->count;
+            a.stay += cell->row == cell->column ? cell->count : 0;
+            a.by_level[moe_level_of(cell->row, cell->column, c->cluster.devices_per_node)] +=
+                cell->count;
         }
     }
     return a;

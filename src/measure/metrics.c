@@ -40,14 +40,15 @@ static void layer_reserve(const moe_step_metrics *m, moe_layer_metrics *l) {
         MOE_ARRAY(l->counts_per_device, d),  MOE_ARRAY(l->distinct_tokens_per_device, d),
         MOE_ARRAY(l->sent_rows, d),          MOE_ARRAY(l->received_rows, d),
         MOE_ARRAY(l->dropped_per_expert, n), MOE_ARRAY(l->dropped_per_device, d),
-        MOE_ARRAY(l->matrix, d * d),
     };
     moe_block_reserve(&l->block, table, MOE_ARRAYS(table), "the counts of a layer");
     memset(l->block.memory, 0, (size_t)l->block.capacity);
 }
 
 static void layer_clear(const moe_step_metrics *m, moe_layer_metrics *l) {
-    *l = (moe_layer_metrics){.block = l->block, .capacity.block = l->capacity.block};
+    *l = (moe_layer_metrics){
+        .block = l->block, .matrix = l->matrix, .capacity.block = l->capacity.block};
+    l->matrix.num_cells = 0;
     layer_reserve(m, l);
     l->mean_devices_unlimited = NAN;
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
@@ -80,6 +81,7 @@ void moe_step_metrics_init(moe_step_metrics *m,
 void moe_step_metrics_free(moe_step_metrics *m) {
     for (int32_t i = 0; i < m->num_layers; i++) {
         moe_block_free(&m->layer[i].block);
+        moe_sparse_free(&m->layer[i].matrix);
         moe_block_free(&m->layer[i].capacity.block);
     }
     moe_free(m->layer);
@@ -239,6 +241,7 @@ static void join_layer(moe_layer_metrics *to,
     moe_capacity_metrics_add(&to->capacity, &from->capacity);
     join_sequences(&to->capacity, &from->capacity, first, of);
     join_counts(&to->block, &from->block);
+    moe_sparse_add(&to->matrix, &from->matrix);
     to->dropped += from->dropped;
     to->selections += from->selections;
     for (int x = 0; x < 65; x++) {

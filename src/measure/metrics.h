@@ -9,6 +9,7 @@
 
 #include "balance/balance.h"
 #include "base/block.h"
+#include "base/sparse.h"
 #include "base/status.h"
 #include "config/config.h"
 
@@ -104,9 +105,9 @@ typedef struct moe_layer_metrics {
     int64_t *received_rows;              /* [D] dispatch rows by destination device */
     int64_t *dropped_per_expert;         /* [N] pairs that nobody serves, by their chosen expert */
     int64_t *dropped_per_device;         /* [D] the same by the device of that expert */
-    int64_t *matrix;                     /* [D*D] dispatch rows, source -> destination */
     moe_block block;                     /* holds the arrays above, and nothing but counts */
 
+    moe_sparse matrix; /* [D,D] dispatch rows, source -> destination */
     moe_capacity_metrics capacity;
     int64_t selections;            /* token-expert pairs that the router chose */
     int64_t dropped;               /* those of them that nobody serves */

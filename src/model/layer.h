@@ -183,6 +183,14 @@ const moe_routing *moe_activations_weighted(const moe_activations *a);
  * than were chosen; NULL elsewhere. */
 const int32_t *moe_activations_servers(const moe_activations *a);
 
+/* Local. tokens [D] = rows that local device j gave to MPI_Alltoallv for each device, and rows that
+ * dropping removed: the numerator of f'' from what is really sent (docs/method.md section 2). */
+void moe_activations_rows_before_dropping(const moe_layer *layer,
+                                          const moe_context *context,
+                                          const moe_activations *a,
+                                          int32_t j,
+                                          int64_t *tokens);
+
 /* Local. Rows and pairs of this rank in the plan and the exchange, for the timeline. */
 moe_span_rows moe_activations_rows(const moe_activations *a);
 

@@ -8,21 +8,31 @@
 
 /* --- the losses --- */
 
-/* [num_local][D] rows given to MPI_Alltoallv + rows removed by dropping: the numerator of f'' from
- * what is really sent (docs/method.md section 2). Owner: the caller; taken from b->scratch. */
-static int64_t *rows_before_dropping(const moe_batch *b,
-                                     const moe_placement *p,
-                                     const moe_activations *a) {
-    int64_t n = (int64_t)b->num_local_devices * b->devices,
-            *rows = moe_scratch_take(b->scratch, n, sizeof *rows, "balance losses");
-    memset(rows, 0, (size_t)n * sizeof *rows);
+void moe_activations_rows_before_dropping(const moe_layer *layer,
+                                          const moe_context *context,
+                                          const moe_activations *a,
+                                          int32_t j,
+                                          int64_t *tokens) {
+    const moe_plan *plan = &a->plan;
+    memset(tokens, 0, (size_t)plan->devices * sizeof *tokens);
     if (a->drop.on) {
-        moe_capacity_removed(b, p, &a->routing, &a->drop.sent, rows);
+        moe_capacity_removed(context->batch, layer->placement, &a->routing, &a->drop.sent, j,
+                             tokens);
     }
-    for (int64_t i = 0; i < n; i++) {
-        rows[i] += a->plan.rows_to[i];
+    for (int64_t c = plan->device_cell[j]; c < plan->device_cell[j + 1]; c++) {
+        tokens[plan->cell[c].to] += plan->cell[c].rows;
     }
-    return rows;
+}
+
+typedef struct sent_rows { /* a moe_sent_rows: see balance/scopes.h */
+    const moe_layer *layer;
+    const moe_context *context;
+    const moe_activations *activations;
+} sent_rows;
+
+static void count_sent_rows(const void *self, int32_t j, int64_t *tokens) {
+    const sent_rows *s = self;
+    moe_activations_rows_before_dropping(s->layer, s->context, s->activations, j, tokens);
 }
 
 /* A loss over the tokens of all layers: this layer's cells go to those before; the last one
@@ -47,12 +57,10 @@ static void balance_losses(const moe_layer *layer,
                            const moe_context *context,
                            moe_activations *a,
                            moe_layer_metrics *metrics) {
-    int64_t *tokens_to = moe_context_rows_not_tokens(context)
-                             ? NULL
-                             : rows_before_dropping(context->batch, layer->placement, a);
+    const moe_sent_rows sent = {count_sent_rows, &(sent_rows){layer, context, a}};
     moe_scopes_reduce(&a->scopes, context->comm, &context->balance, layer->placement,
-                      context->batch, &a->segments, tokens_to);
-    moe_scratch_give(context->batch->scratch, tokens_to);
+                      context->batch, &a->segments,
+                      moe_context_rows_not_tokens(context) ? NULL : &sent);
     metrics->total = 0;
     memcpy(metrics->loss_by_scope, a->scopes.loss, sizeof metrics->loss_by_scope);
     memcpy(metrics->ideal, a->scopes.ideal, sizeof metrics->ideal);

@@ -124,18 +124,17 @@ typedef struct grid { /* the matrix summed by blocks */
         total;
 } grid;
 
-static void grid_sum(grid *g, const moe_chart_blocks *b, const int64_t *matrix) {
+static void grid_sum(grid *g, const moe_chart_blocks *b, const moe_sparse *matrix) {
     memset(g, 0, sizeof *g);
     g->blocks = b;
     g->n = b->count;
-    for (int32_t from = 0; from < b->devices; from++) {
-        for (int32_t to = 0; to < b->devices; to++) {
-            int64_t rows = matrix[(int64_t)from * b->devices + to];
-            g->cell[from / b->size][to / b->size] += rows;
-            g->from[from / b->size] += rows;
-            g->to[to / b->size] += rows;
-            g->total += rows;
-        }
+    for (int64_t i = 0; i < matrix->num_cells; i++) {
+        int32_t from = matrix->cell[i].row / b->size, to = matrix->cell[i].column / b->size;
+        int64_t rows = matrix->cell[i].count;
+        g->cell[from][to] += rows;
+        g->from[from] += rows;
+        g->to[to] += rows;
+        g->total += rows;
     }
 }
 
@@ -234,7 +233,7 @@ static void print_shades(const moe_screen *s, const grid *g) {
     print_legend(s, g);
 }
 
-void moe_chart_matrix(const moe_screen *s, const moe_chart_blocks *b, const int64_t *matrix) {
+void moe_chart_matrix(const moe_screen *s, const moe_chart_blocks *b, const moe_sparse *matrix) {
     grid g;
     grid_sum(&g, b, matrix);
     int columns = cell_columns(&g), total = columns_of(&g.total, 1);

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "base/sparse.h"
 #include "output/format.h"
 #include "output/screen.h"
 
@@ -35,8 +36,8 @@ void moe_chart_bars(const moe_screen *s,
                     const int64_t *load,
                     const int64_t *rows);
 
-/* Prints matrix [D*D], sources in rows, summed by blocks and with sums at the margins: as numbers
+/* Prints matrix [D,D], sources in rows, summed by blocks and with sums at the margins: as numbers
  * where they fit the width, otherwise as shades by the ratio to the mean cell, with a legend. */
-void moe_chart_matrix(const moe_screen *s, const moe_chart_blocks *b, const int64_t *matrix);
+void moe_chart_matrix(const moe_screen *s, const moe_chart_blocks *b, const moe_sparse *matrix);
 
 #endif

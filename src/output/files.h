@@ -3,6 +3,7 @@
 #define MOESIM_OUTPUT_FILES_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 enum moe_result { /* MOE_RESULT_SUMMARY and so on: see files.def */
 #define RESULT_TEXT(id, name, when) MOE_RESULT_##id,
@@ -17,6 +18,15 @@ typedef struct moe_result_file {
     bool always;      /* every finished run has it */
 } moe_result_file;
 extern const moe_result_file moe_result_files[MOE_NUM_RESULTS];
+
+/* The most devices of which the matrix is written as an array (32 MiB for each layer). */
+enum { MOE_MATRIX_DEVICES = 2048 };
+
+/* Local. The file that holds the matrix of so many devices: comm_matrix.npy or
+ * comm_matrix_sparse.npz. */
+static inline enum moe_result moe_result_matrix(int32_t devices) {
+    return devices <= MOE_MATRIX_DEVICES ? MOE_RESULT_COMM_MATRIX : MOE_RESULT_COMM_MATRIX_SPARSE;
+}
 
 /* Local. Whether a file of this name is one of them, of one layer or half written (".tmp"). */
 bool moe_result_file_is_known(const char *name);

@@ -81,8 +81,8 @@ void moe_matrix_history_add(moe_matrix_history *m, const moe_step_metrics *step,
     int64_t at = steps / stride, layer = size / step->num_layers;
     widen(m, at, size);
     for (int32_t l = 0; l < step->num_layers; l++) {
-        memcpy(m->rows + at * size + l * layer, step->layer[l].matrix,
-               (size_t)layer * sizeof *m->rows);
+        moe_sparse_to_array(&step->layer[l].matrix, m->rows + at * size + l * layer, step->devices,
+                            step->devices);
     }
 }
 

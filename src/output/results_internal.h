@@ -38,7 +38,8 @@ int moe_results_folder_make_default(char name[MOE_PATH_MAX],
 
 /* --- results_arrays.c: arrays of the whole run; all collective --- */
 
-/* comm_matrix.npy [layers, D, D] of the last step. */
+/* comm_matrix.npy [layers, D, D] of the last step, or with many devices comm_matrix_sparse.npz
+ * [layers * D, D]. */
 int moe_results_write_matrix(const moe_comm *comm,
                              const char *folder,
                              const moe_step_metrics *last,

@@ -1,6 +1,7 @@
 /* terminal_end.c: the ending of a run: losses, volume, load, self-checks, time, and where the
  * results are. */
 #include "output/files.h"
+#include "output/matrix_history.h"
 #include "output/terminal.h"
 #include "output/terminal_internal.h"
 
@@ -53,12 +54,28 @@ static void print_time(const moe_screen *s,
     moe_screen_wrapped(s, 2, "", "%s", text);
 }
 
-/* The files that every run has, and the timeline. */
+/* Whether a run has the file without being asked for it, or because of its timeline. */
+static bool is_there(int file, const moe_config *c) {
+    int64_t stride;
+    int32_t layers = c->model.num_layers, devices = c->cluster.devices;
+    switch (file) {
+    case MOE_RESULT_COMM_MATRIX:
+    case MOE_RESULT_COMM_MATRIX_SPARSE:
+        return file == (int)moe_result_matrix(devices);
+    case MOE_RESULT_COMM_MATRIX_STEPS:
+        return moe_matrix_history_kept(layers, devices, c->run.steps, &stride) > 0;
+    case MOE_RESULT_TIMELINE:
+        return c->output.timeline;
+    default:
+        return moe_result_files[file].always;
+    }
+}
+
 static void print_files(const moe_screen *s, const moe_config *c) {
     char text[256] = "";
     size_t length = 0;
     for (int i = 0; i < MOE_NUM_RESULTS; i++) {
-        if (moe_result_files[i].always || (i == MOE_RESULT_TIMELINE && c->output.timeline)) {
+        if (is_there(i, c)) {
             length += (size_t)snprintf(text + length, sizeof text - length, "%s%s",
                                        length ? ", " : "", moe_result_files[i].name);
         }

@@ -70,7 +70,10 @@ void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_
     int64_t d = m->devices;
     int64_t *load = sum_layers(m, offsetof(moe_layer_metrics, counts_per_device), d);
     int64_t *rows = sum_layers(m, offsetof(moe_layer_metrics, received_rows), d);
-    int64_t *matrix = sum_layers(m, offsetof(moe_layer_metrics, matrix), d * d);
+    moe_sparse matrix = {0};
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        moe_sparse_add(&matrix, &m->layer[l].matrix);
+    }
 
     moe_screen_heading(s, "Balance%s", moe_terminal_layers(m, "mean").s);
     moe_screen_row(s, &metrics_table, "  %-22s %8s %7s %8s %7s %7s %7s %5s\n", "", "max/mean",
@@ -85,8 +88,8 @@ void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_
     moe_chart_bars(s, &blocks, load, rows);
     moe_screen_heading(s, "Dispatch rows from device to device%s%s", block_words(&blocks).s,
                        moe_terminal_layers(m, "sum").s);
-    moe_chart_matrix(s, &blocks, matrix);
+    moe_chart_matrix(s, &blocks, &matrix);
     moe_free(load);
     moe_free(rows);
-    moe_free(matrix);
+    moe_sparse_free(&matrix);
 }

@@ -94,19 +94,18 @@ static void close_predictor(predictor *p) {
 /* --- the load of the devices in a layer --- */
 
 static void count_rows(predictor *p, const moe_layer_counts *l) {
-    const int32_t devices = p->cluster.devices, per_node = p->cluster.devices_per_node;
-    for (int32_t s = 0; s < devices; s++) {
-        for (int32_t d = 0; d < devices; d++) {
-            const double rows = (double)l->matrix[(int64_t)s * devices + d] / p->micro_batches;
-            moe_cost_traffic *from = &p->load[s].rows, *to = &p->load[d].rows;
-            p->load[d].arrived += rows;
-            if (s / per_node != d / per_node) {
-                from->inter_sent += rows;
-                to->inter_received += rows;
-            } else if (s != d) {
-                from->intra_sent += rows;
-                to->intra_received += rows;
-            }
+    const int32_t per_node = p->cluster.devices_per_node;
+    for (int64_t i = 0; i < l->matrix->num_cells; i++) {
+        const int32_t s = l->matrix->cell[i].row, d = l->matrix->cell[i].column;
+        const double rows = (double)l->matrix->cell[i].count / p->micro_batches;
+        moe_cost_traffic *from = &p->load[s].rows, *to = &p->load[d].rows;
+        p->load[d].arrived += rows;
+        if (s / per_node != d / per_node) {
+            from->inter_sent += rows;
+            to->inter_received += rows;
+        } else if (s != d) {
+            from->intra_sent += rows;
+            to->intra_received += rows;
         }
     }
 }
@@ -405,7 +404,7 @@ moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m)
     int64_t *served = blocks ? NULL : moe_alloc(m->num_layers * all, sizeof *served, "prediction");
     moe_layer_counts *layer = moe_alloc(m->num_layers, sizeof *layer, "prediction");
     for (int32_t l = 0; l < m->num_layers; l++) {
-        layer[l] = (moe_layer_counts){.matrix = m->layer[l].matrix,
+        layer[l] = (moe_layer_counts){.matrix = &m->layer[l].matrix,
                                       .slots = (int32_t)all,
                                       .served = m->layer[l].kept_per_expert,
                                       .allreduce_bytes = m->layer[l].allreduce_bytes};

@@ -17,6 +17,7 @@
 #ifndef MOESIM_PREDICT_PREDICTION_H
 #define MOESIM_PREDICT_PREDICTION_H
 
+#include "base/sparse.h"
 #include "config/config.h"
 #include "measure/metrics.h"
 
@@ -43,10 +44,10 @@ typedef struct moe_prediction {
 
 /* What a layer did: the counts that a prediction needs. */
 typedef struct moe_layer_counts {
-    const int64_t *matrix;   /* [D,D] dispatch rows from device to device */
-    int32_t slots;           /* a multiple of D; device d has the slots d S/D .. (d+1) S/D - 1 */
-    const int64_t *served;   /* [slots] selections that the expert in each slot serves */
-    int64_t allreduce_bytes; /* summed over devices */
+    const moe_sparse *matrix; /* [D,D] dispatch rows from device to device */
+    int32_t slots;            /* a multiple of D; device d has the slots d S/D .. (d+1) S/D - 1 */
+    const int64_t *served;    /* [slots] selections that the expert in each slot serves */
+    int64_t allreduce_bytes;  /* summed over devices */
 } moe_layer_counts;
 
 /* Local. The time of a step with these layers, for the widths and layers of

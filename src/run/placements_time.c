@@ -43,8 +43,11 @@ double moe_comparison_seconds(const moe_comparison *x,
     for (int64_t t = 0; t < choices->num_tokens; t++) {
         count_token(choices, t, slot, a->slots_per_device, devices, matrix, served, seen);
     }
-    const moe_layer_counts counts = {.matrix = matrix, .slots = a->slots, .served = served};
+    moe_sparse sparse = {0};
+    moe_sparse_from_array(&sparse, matrix, devices, devices);
+    const moe_layer_counts counts = {.matrix = &sparse, .slots = a->slots, .served = served};
     const moe_prediction p = moe_prediction_of_counts(&c, &counts, 1, choices->num_tokens, 0);
+    moe_sparse_free(&sparse);
     moe_free(matrix);
     moe_free(served);
     moe_free(seen);

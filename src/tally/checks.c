@@ -101,25 +101,22 @@ static void check_comm_count(moe_tally *t,
                              const moe_context *context,
                              const moe_activations *a) {
     const moe_batch *b = context->batch;
-    int64_t *tokens = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices,
-                                            sizeof *tokens, "tally");
-    for (int64_t i = 0; i < b->num_segments; i++) {
-        const int64_t *cell =
-            moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, i));
+    int64_t *rows = moe_scratch_take(b->scratch, b->devices, sizeof *rows, "tally");
+    int64_t i = 0;
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        moe_activations_rows_before_dropping(layer, context, a, j, rows);
+        for (; i < b->num_segments && b->segment[i].device == b->first_device + j; i++) {
+            const int64_t *tokens =
+                moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, i));
+            for (int32_t d = 0; d < b->devices; d++) {
+                rows[d] -= tokens[d];
+            }
+        }
         for (int32_t d = 0; d < b->devices; d++) {
-            tokens[(int64_t)(b->segment[i].device - b->first_device) * b->devices + d] += cell[d];
+            t->scalar[MOE_TALLY_COMM_BAD] += rows[d] != 0;
         }
     }
-    int64_t *removed = moe_scratch_take_zero(b->scratch, (int64_t)b->num_local_devices * b->devices,
-                                             sizeof *removed, "tally");
-    if (a->drop.on) {
-        moe_capacity_removed(b, layer->placement, &a->routing, &a->drop.sent, removed);
-    }
-    for (int64_t i = 0; i < (int64_t)b->num_local_devices * b->devices; i++) {
-        t->scalar[MOE_TALLY_COMM_BAD] += tokens[i] != a->plan.rows_to[i] + removed[i];
-    }
-    moe_scratch_give(b->scratch, removed);
-    moe_scratch_give(b->scratch, tokens);
+    moe_scratch_give(b->scratch, rows);
 }
 
 /* The theorem on distinct groups, docs/method.md section 1.9. Checking it costs about as much as
@@ -174,12 +171,10 @@ static void add_matrix(evidence *e) {
         e->row_sum += e->metrics->sent_rows[i];
         e->column_sum += e->metrics->received_rows[i];
     }
-    for (int64_t i = 0; i < devices * devices; i++) {
-        e->same_cells += e->tally->sent[i] == e->tally->received[i];
-    }
+    e->same_cells = devices * devices - e->tally->different;
 }
 
-/* Pairs with the fullest target: an expert, or a device, which has a column of pairs [D*D]. */
+/* Pairs with the fullest target: an expert, or a device. */
 static int64_t fullest_buffer(const moe_context *context,
                               const moe_tally *t,
                               const int64_t *kept_per_expert) {
@@ -187,10 +182,7 @@ static int64_t fullest_buffer(const moe_context *context,
     const int32_t devices = context->batch->devices;
     int64_t most = 0;
     for (int32_t i = 0; i < (by_expert ? context->router.num_experts : devices); i++) {
-        int64_t pairs = by_expert ? kept_per_expert[i] : 0;
-        for (int32_t source = 0; source < devices && !by_expert; source++) {
-            pairs += t->pairs[(int64_t)source * devices + i];
-        }
+        int64_t pairs = by_expert ? kept_per_expert[i] : t->device_pairs[i];
         most = pairs > most ? pairs : most;
     }
     return most;

@@ -29,16 +29,23 @@ enum moe_tally_scalar {
 
 /* Arrays of counts, one after the other in one vector that is summed over the ranks. */
 typedef struct moe_tally {
-    int64_t *words, count; /* the vector */
-    int64_t *counts;       /* [N] selections by expert */
-    int64_t *by_device;    /* [D] selections by the device that would serve them */
-    int64_t *sent;         /* [D*D] rows, source -> destination, as their source saw them */
-    int64_t *received;     /* [D*D] the same as their destination saw them */
-    int64_t *pairs;        /* [D*D] token-expert pairs */
-    int64_t *reach;        /* [65] tokens by the number of devices that they reach */
-    int64_t *output;       /* [MOE_EXACT_WORDS] exact sum of the mean squares of y */
-    int64_t *scalar;       /* [MOE_TALLY_NUM_SCALARS] */
-    int64_t *drop;         /* [moe_tally_drop_words] */
+    int64_t *words, count;  /* the vector */
+    int64_t *counts;        /* [N] selections by expert */
+    int64_t *by_device;     /* [D] selections by the device that would serve them */
+    int64_t *sent_rows;     /* [D] rows by source device, as their source saw them */
+    int64_t *received_rows; /* [D] rows by destination device, as their destination saw them */
+    int64_t *device_pairs;  /* [D] token-expert pairs by destination device */
+    int64_t *level_rows;    /* [MOE_NUM_LEVELS] rows as their source saw them */
+    int64_t *level_pairs;   /* [MOE_NUM_LEVELS] token-expert pairs */
+    int64_t *num_cells;     /* [2][ranks] device pairs with rows: as sent, as received */
+    int64_t *sent;          /* [D*D] rows, source -> destination; NULL with many devices */
+    int64_t *received;      /* [D*D] the same as their destination saw them */
+    int64_t *reach;         /* [65] tokens by the number of devices that they reach */
+    int64_t *output;        /* [MOE_EXACT_WORDS] exact sum of the mean squares of y */
+    int64_t *scalar;        /* [MOE_TALLY_NUM_SCALARS] */
+    int64_t *drop;          /* [moe_tally_drop_words] */
+    int64_t different;      /* device pairs whose two ends saw another number of rows; filled in
+                               by moe_tally_matrix */
 } moe_tally;
 
 /* Local. The device that serves an expert's pair of a local token. */
@@ -51,6 +58,20 @@ static inline int32_t moe_tally_device(const moe_layer *layer,
     return moe_placement_device(p, expert, number,
                                 p->replicated ? moe_batch_device_of(context->batch, number) : 0);
 }
+
+/* --- matrix.c: the rows of every device pair, as both ends saw them --- */
+
+/* Local. The words that device pairs need in the vector, apart from sums. */
+int64_t moe_tally_matrix_words(const moe_context *context);
+/* Local. Sets the pointers to them, in words [moe_tally_matrix_words]. */
+void moe_tally_matrix_place(moe_tally *t, const moe_context *context, int64_t *words);
+/* Local. Counts the share of this rank. */
+void moe_tally_matrix_count(moe_tally *t, const moe_plan *plan, const moe_inbox *in);
+/* Collective. Once the vector is summed: fills in the matrix and t->different. */
+void moe_tally_matrix(moe_tally *t,
+                      const moe_context *context,
+                      const moe_activations *a,
+                      moe_sparse *matrix);
 
 /* --- drop.c: what a capacity dropped; all local --- */
 

@@ -16,18 +16,21 @@
 static moe_tally tally_new(const moe_context *context) {
     int64_t n = context->router.num_experts, d = context->batch->devices;
     int64_t drop_words = moe_tally_drop_words(context);
-    moe_tally t = {.count = n + d + 3 * d * d + 65 + MOE_EXACT_WORDS + MOE_TALLY_NUM_SCALARS +
-                            drop_words};
+    moe_tally t = {.count = n + 4 * d + 2 * MOE_NUM_LEVELS + 65 + MOE_EXACT_WORDS +
+                            MOE_TALLY_NUM_SCALARS + moe_tally_matrix_words(context) + drop_words};
     t.words = moe_scratch_take_zero(context->batch->scratch, t.count, sizeof *t.words, "tally");
     t.counts = t.words;
     t.by_device = t.counts + n;
-    t.sent = t.by_device + d;
-    t.received = t.sent + d * d;
-    t.pairs = t.received + d * d;
-    t.reach = t.pairs + d * d;
+    t.sent_rows = t.by_device + d;
+    t.received_rows = t.sent_rows + d;
+    t.device_pairs = t.received_rows + d;
+    t.level_rows = t.device_pairs + d;
+    t.level_pairs = t.level_rows + MOE_NUM_LEVELS;
+    t.reach = t.level_pairs + MOE_NUM_LEVELS;
     t.output = t.reach + 65;
     t.scalar = t.output + MOE_EXACT_WORDS;
     t.drop = t.scalar + MOE_TALLY_NUM_SCALARS;
+    moe_tally_matrix_place(&t, context, t.drop + drop_words);
     return t;
 }
 
@@ -55,18 +58,23 @@ static int64_t distinct_devices(const moe_layer *layer,
     return distinct;
 }
 
-static void count_blocks(moe_tally *t, const moe_plan *plan, const moe_inbox *in) {
-    int64_t d = plan->devices;
-    for (int64_t j = 0; j < plan->num_local; j++) {
-        memcpy(t->sent + (plan->first_device + j) * d, plan->rows_to + j * d,
-               (size_t)d * sizeof(int64_t));
-        memcpy(t->pairs + (plan->first_device + j) * d, plan->pairs_to + j * d,
-               (size_t)d * sizeof(int64_t));
-        for (int64_t source = 0; source < d; source++) {
-            t->received[source * d + plan->first_device + j] =
-                in->rows_from[source * plan->num_local + j];
-        }
+static void count_blocks(moe_tally *t,
+                         const moe_context *context,
+                         const moe_plan *plan,
+                         const moe_inbox *in) {
+    for (int64_t i = 0; i < plan->device_cell[plan->num_local]; i++) {
+        const moe_plan_cell *cell = &plan->cell[i];
+        enum moe_level level =
+            moe_level_of(cell->from, cell->to, context->config->cluster.devices_per_node);
+        t->sent_rows[cell->from] += cell->rows;
+        t->level_rows[level] += cell->rows;
+        t->level_pairs[level] += cell->pairs;
+        t->device_pairs[cell->to] += cell->pairs;
     }
+    for (int64_t i = 0; i < in->num_cells; i++) {
+        t->received_rows[in->cell[i].column] += in->cell[i].count;
+    }
+    moe_tally_matrix_count(t, plan, in);
     t->scalar[MOE_TALLY_PLANNED_ROWS] = plan->num_rows;
     t->scalar[MOE_TALLY_OWN_ROWS] = in->own_end - in->own_begin;
     t->scalar[MOE_TALLY_WIRE_ROWS] = plan->num_rows - t->scalar[MOE_TALLY_OWN_ROWS];
@@ -196,17 +204,16 @@ static void add_volume(moe_volume *v,
 }
 
 static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metrics *out) {
-    int64_t d = c->cluster.devices, row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
     int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
-    memset(out->pairs_by_level, 0, sizeof out->pairs_by_level);
-    for (int64_t i = 0; i < d * d; i++) {
-        enum moe_level level = moe_level_of(i / d, i % d, c->cluster.devices_per_node);
-        out->pairs_by_level[level] += t->pairs[i];
-        add_volume(&out->volume[MOE_DISPATCH], level, t->sent[i], t->pairs[i], row_bytes,
-                   t->sent[i] * head + t->pairs[i] * pair);
-        add_volume(&out->volume[MOE_COMBINE], level, t->sent[i], t->pairs[i], row_bytes, 0);
+    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
+        int64_t rows = t->level_rows[level], pairs = t->level_pairs[level];
+        out->pairs_by_level[level] = pairs;
+        add_volume(&out->volume[MOE_DISPATCH], (enum moe_level)level, rows, pairs, row_bytes,
+                   rows * head + pairs * pair);
+        add_volume(&out->volume[MOE_COMBINE], (enum moe_level)level, rows, pairs, row_bytes, 0);
     }
 }
 
@@ -215,14 +222,9 @@ static void fill_counts(const moe_tally *t, const moe_context *context, moe_laye
     int64_t d = context->batch->devices;
     int64_t tokens = context->batch->num_routed;
     memcpy(out->counts_per_expert, t->counts, (size_t)n * sizeof(int64_t));
-    memcpy(out->matrix, t->sent, (size_t)(d * d) * sizeof(int64_t));
     memcpy(out->counts_per_device, t->by_device, (size_t)d * sizeof(int64_t));
-    memset(out->sent_rows, 0, (size_t)d * sizeof(int64_t));
-    memset(out->received_rows, 0, (size_t)d * sizeof(int64_t));
-    for (int64_t i = 0; i < d * d; i++) {
-        out->sent_rows[i / d] += t->sent[i];
-        out->received_rows[i % d] += t->received[i];
-    }
+    memcpy(out->sent_rows, t->sent_rows, (size_t)d * sizeof(int64_t));
+    memcpy(out->received_rows, t->received_rows, (size_t)d * sizeof(int64_t));
     memcpy(out->tokens_by_reach, t->reach, sizeof out->tokens_by_reach);
     out->mean_devices = tokens ? (double)t->scalar[MOE_TALLY_REACHED] / (double)tokens : 0;
     out->mean_devices_unlimited = tokens && measures_unlimited(context)
@@ -257,7 +259,7 @@ void moe_tally_layer(const moe_layer *layer,
                      moe_step_metrics *metrics) {
     moe_layer_metrics *out = &metrics->layer[layer->index];
     moe_tally t = tally_new(context);
-    count_blocks(&t, &a->plan, &a->exchange.inbox);
+    count_blocks(&t, context, &a->plan, &a->exchange.inbox);
     count_reach(&t, layer, context, &a->routing);
     count_rows(&t, layer, context, moe_activations_sent(a));
     count_unlimited(&t, layer, context, a);
@@ -266,6 +268,7 @@ void moe_tally_layer(const moe_layer *layer,
     int64_t not_finite_here = t.scalar[MOE_TALLY_NOT_FINITE];
     moe_comm_sum_i64(context->comm, t.words, t.count);
     fill_counts(&t, context, out);
+    moe_tally_matrix(&t, context, a, &out->matrix);
     moe_tally_drop_fill(context, a, t.drop,
                         t.scalar[MOE_TALLY_ALL_ROWS] - t.scalar[MOE_TALLY_EXPECTED_ROWS], out);
     fill_volume(&t, context->config, out);

@@ -99,6 +99,19 @@ static void free_problem(problem *p) {
     moe_free(p->boundary);
 }
 
+static void rows_of_plan(const void *self, int32_t j, int64_t *tokens) {
+    const moe_plan *plan = self;
+    for (int32_t d = 0; d < plan->devices; d++) {
+        tokens[d] = 0;
+    }
+    for (int64_t r = 0; r < plan->num_rows; r++) {
+        for (int64_t c = plan->device_cell[j]; c < plan->device_cell[j + 1]; c++) {
+            tokens[plan->cell[c].to] +=
+                r >= plan->cell[c].first_row && r < plan->cell[c].first_row + plan->cell[c].rows;
+        }
+    }
+}
+
 /* What the program does on a rank of this communicator. */
 static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     moe_batch batch;
@@ -121,8 +134,9 @@ static void reduce(const problem *p, const moe_comm *comm, moe_scopes *scopes) {
     moe_plan_build(&plan, MOE_EXCHANGE_TOKEN, &batch, &p->placement, comm->size, &routing);
     bool rows_are_tokens =
         !p->counted && p->router.comm_count_local && p->router.aux_selection == MOE_AUX_ACTUAL;
+    const moe_sent_rows sent = {rows_of_plan, &plan};
     moe_scopes_reduce(scopes, comm, &p->balance, &p->placement, &batch, &segments,
-                      rows_are_tokens ? plan.rows_to : NULL);
+                      rows_are_tokens ? &sent : NULL);
     moe_plan_free(&plan);
     moe_routing_free(&routing);
     moe_stats_free(&segments);

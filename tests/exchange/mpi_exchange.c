@@ -162,6 +162,7 @@ static real *stand_in(const moe_inbox *in) {
 /* Where the walk through an inbox stands, and what was wrong on the way. */
 typedef struct walk {
     int64_t row, pair, wrong_rows, wrong_pairs, wrong_x;
+    int64_t cell; /* device pairs met so far */
 } walk;
 
 static void walk_row(const problem *p,
@@ -224,7 +225,6 @@ static void walk_block(const problem *p,
     int32_t per_rank = p->devices / comm->size, on[MAX_K];
     int64_t first_of_rank = moe_batch_token_begin(p->tokens, p->devices, s / per_rank * per_rank);
     int64_t row = w->row;
-    int64_t pair = w->pair;
     for (int64_t g = moe_batch_token_begin(p->tokens, p->devices, s);
          g < moe_batch_token_begin(p->tokens, p->devices, s + 1); g++) {
         int32_t count = experts_on(p, placement, g, comm->rank * per_rank + j, on),
@@ -233,8 +233,12 @@ static void walk_block(const problem *p,
             walk_row(p, in, w, g, g - first_of_rank, j, on + c, step);
         }
     }
-    CHECK_EQ(in->rows_from[s * per_rank + j], w->row - row);
-    CHECK_EQ(in->pairs_from[s * per_rank + j], w->pair - pair);
+    if (w->row > row) {
+        CHECK(w->cell < in->num_cells);
+        CHECK(in->cell[w->cell].row == s && in->cell[w->cell].column == comm->rank * per_rank + j);
+        CHECK_EQ(in->cell[w->cell].count, w->row - row);
+        w->cell++;
+    }
 }
 
 static void check_inbox(const problem *p,
@@ -255,6 +259,7 @@ static void check_inbox(const problem *p,
     CHECK_EQ(in->rank_row[comm->size], w.row);
     CHECK_EQ(in->num_rows, w.row);
     CHECK_EQ(in->num_pairs, w.pair);
+    CHECK_EQ(in->num_cells, w.cell);
     CHECK_MSG(w.wrong_rows == 0 && w.wrong_pairs == 0 && w.wrong_x == 0,
               "seed %llu: %lld rows, %lld pairs, %lld numbers of x are wrong",
               (unsigned long long)p->seed, (long long)w.wrong_rows, (long long)w.wrong_pairs,

@@ -82,8 +82,11 @@ static void check_shape(shape s, enum moe_exchange_mode mode, uint64_t seed) {
             CHECK_MSG(wrong == NULL, "seed %llu, rank %d of %d: %s", (unsigned long long)seed, rank,
                       ranks, wrong ? wrong : "");
             naive_matrix(&b, &placement, &routing, mode, whole);
-            for (int64_t i = 0; i < (int64_t)plan.num_local * s.devices; i++) {
-                parts[(int64_t)plan.first_device * s.devices + i] += plan.rows_to[i];
+            for (int64_t i = 0; i < plan.device_cell[plan.num_local]; i++) {
+                const moe_plan_cell *cell = &plan.cell[i];
+                CHECK(cell->rows > 0 && cell->pairs >= cell->rows);
+                CHECK(plan.row_device[cell->first_row] == cell->to);
+                parts[(int64_t)cell->from * s.devices + cell->to] += cell->rows;
             }
             moe_batch_free(&b);
         }

@@ -17,11 +17,13 @@ static void check_cleared(void) {
         l->counts_per_device[i] = l->distinct_tokens_per_device[i] = l->sent_rows[i] =
             l->received_rows[i] = 8;
     }
+    int64_t nines[16];
     for (int i = 0; i < 16; i++) {
-        l->matrix[i] = 9;
+        nines[i] = 9;
     }
+    moe_sparse_from_array(&l->matrix, nines, 4, 4);
     CHECK(l->counts_per_expert[11] == 7 && l->kept_per_expert[11] == 7 &&
-          l->received_rows[3] == 8 && l->matrix[0] == 9);
+          l->received_rows[3] == 8 && moe_sparse_at(&l->matrix, 0, 0) == 9);
 
     int64_t *counts = l->counts_per_expert;
     l->total = r.seconds = 3;
@@ -29,7 +31,7 @@ static void check_cleared(void) {
     moe_step_metrics_check(&r, "a", true, false, "no");
     moe_step_metrics_clear(&r);
     CHECK(r.layer[1].counts_per_expert == counts && counts[11] == 0 && l->kept_per_expert[0] == 0 &&
-          l->matrix[15] == 0);
+          moe_sparse_at(&l->matrix, 3, 3) == 0);
     CHECK(l->total == 0 && l->tokens_by_reach[64] == 0 && r.num_checks == 0 && r.seconds == 0);
     moe_step_metrics_free(&r);
     CHECK(r.layer == NULL);

@@ -26,6 +26,15 @@ DROP = {"capacity.policy": "device", "capacity.capacity_factor": 0.8}
 
 # What a run changes of BASE, and its options.
 RUNS = {
+    "many": (
+        {
+            "cluster.devices": 2052,
+            "model.num_experts": 2052,
+            "data.tokens_per_device": 1,
+            "run.steps": 1,
+        },
+        (),
+    ),
     "forward": (
         {
             **DEEPSEEK,

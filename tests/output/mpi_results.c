@@ -263,14 +263,14 @@ static void check_arrays(const moe_config *c,
     moe_step_metrics r;
     moe_step_metrics_init(&r, LAYERS, EXPERTS, DEVICES);
     for (int l = 0; l < LAYERS; l++) {
-        memcpy(matrix + l * DEVICES * DEVICES, last->layer[l].matrix,
-               DEVICES * DEVICES * sizeof *matrix);
+        moe_sparse_to_array(&last->layer[l].matrix, matrix + l * DEVICES * DEVICES, DEVICES,
+                            DEVICES);
     }
     for (int step = 1; step <= STEPS; step++) {
         made_record(&r, c, step, 500);
         for (int l = 0; l < LAYERS; l++) {
-            memcpy(steps[step - 1] + l * DEVICES * DEVICES, r.layer[l].matrix,
-                   DEVICES * DEVICES * sizeof *matrix);
+            moe_sparse_to_array(&r.layer[l].matrix, steps[step - 1] + l * DEVICES * DEVICES,
+                                DEVICES, DEVICES);
         }
         for (int l = 0; l < LAYERS; l++) {
             memcpy(load + ((step - 1) * LAYERS + l) * EXPERTS, r.layer[l].counts_per_expert,

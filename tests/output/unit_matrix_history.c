@@ -39,10 +39,12 @@ static void check_steps(int32_t layers, int32_t devices, int64_t steps, int64_t 
 }
 
 static void make_step(moe_step_metrics *r, int64_t step) {
+    int64_t cell[CELLS];
     for (int l = 0; l < LAYERS; l++) {
         for (int i = 0; i < CELLS; i++) {
-            r->layer[l].matrix[i] = 1000000 * l + 1000 * i + step;
+            cell[i] = 1000000 * l + 1000 * i + step;
         }
+        moe_sparse_from_array(&r->layer[l].matrix, cell, DEVICES, DEVICES);
     }
 }
 

@@ -208,7 +208,7 @@ static void check_matrix(const page *p, const moe_step_metrics *r) {
             double cell = 0;
             for (int32_t i = from * size; i < (from + 1) * size; i++) {
                 for (int32_t j = to * size; j < (to + 1) * size; j++) {
-                    cell += (double)r->layer[0].matrix[i * r->devices + j];
+                    cell += (double)moe_sparse_at(&r->layer[0].matrix, i, j);
                 }
             }
             CHECK(next_number(&at) == cell);

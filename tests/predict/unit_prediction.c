@@ -20,9 +20,19 @@ static void make(moe_config *c, moe_step_metrics *m, int64_t step) {
     made_record(m, c, step, TOKENS);
 }
 
+/* Adds to a cell of the device matrix, or to the selections of an expert. */
+static void add_count(moe_layer_metrics *l, bool of_matrix, int at, int64_t count) {
+    moe_sparse_cell cell = {at / DEVICES, at % DEVICES, count};
+    if (of_matrix) {
+        moe_sparse_add(&l->matrix, &(moe_sparse){.num_cells = 1, .cell = &cell});
+    } else {
+        l->kept_per_expert[at] += count;
+    }
+}
+
 /* --- the slow reference: fp32 both ways, no training --- */
 
-static double exchange_us(const moe_config *c, const int64_t *matrix, bool back) {
+static double exchange_us(const moe_config *c, const moe_sparse *matrix, bool back) {
     const moe_cluster_config *k = &c->cluster;
     double worst = 0;
     for (int d = 0; d < DEVICES; d++) {
@@ -31,9 +41,9 @@ static double exchange_us(const moe_config *c, const int64_t *matrix, bool back)
             const int across = d / PER_NODE != e / PER_NODE;
             const double row = 4.0 * c->model.hidden_size;
             out[across] +=
-                d == e ? 0 : row * (double)matrix[back ? e * DEVICES + d : d * DEVICES + e];
+                d == e ? 0 : row * (double)moe_sparse_at(matrix, back ? e : d, back ? d : e);
             in[across] +=
-                d == e ? 0 : row * (double)matrix[back ? d * DEVICES + e : e * DEVICES + d];
+                d == e ? 0 : row * (double)moe_sparse_at(matrix, back ? d : e, back ? e : d);
         }
         worst = fmax(worst, fmax(out[0], in[0]) / (k->intra_gbps * 1e3 * k->link_efficiency));
         worst = fmax(worst, fmax(out[1], in[1]) / (k->inter_gbps * 1e3 * k->link_efficiency));
@@ -61,7 +71,7 @@ static double experts_us(const moe_config *c, const moe_layer_metrics *l) {
             selections += (double)l->kept_per_expert[i];
         }
         for (int s = 0; s < DEVICES; s++) {
-            arrived += (double)l->matrix[s * DEVICES + d];
+            arrived += (double)moe_sparse_at(&l->matrix, s, d);
         }
         const double bytes = arrived * 8 * h + selections * (12 * h + 20 * f);
         work += bytes / (k->memory_gbps * 1e3 * k->memory_efficiency);
@@ -76,8 +86,8 @@ static void test_reference(int64_t step) {
     double dispatch = 0, expert = 0, combine = 0;
     make(&c, &m, step);
     for (int l = 0; l < LAYERS; l++) {
-        dispatch += exchange_us(&c, m.layer[l].matrix, false);
-        combine += exchange_us(&c, m.layer[l].matrix, true);
+        dispatch += exchange_us(&c, &m.layer[l].matrix, false);
+        combine += exchange_us(&c, &m.layer[l].matrix, true);
         expert += experts_us(&c, &m.layer[l]);
     }
     const moe_prediction p = moe_prediction_of(&c, &m);
@@ -131,13 +141,12 @@ static void test_properties(int64_t seed) {
     }
     for (int i = 0; i < 40; i++) { /* a row, or a selection, more is never faster */
         const int layer = i % LAYERS, place = (int)(random_of(seed, 20 + i) * DEVICES * DEVICES);
-        int64_t *counts = i % 4 < 2 ? m.layer[layer].matrix : m.layer[layer].kept_per_expert;
         const int at = i % 4 < 2 ? place : place % EXPERTS;
-        counts[at] += 500;
+        add_count(&m.layer[layer], i % 4 < 2, at, 500);
         const moe_prediction more = moe_prediction_of(&c, &m);
         CHECK_MSG(more.seconds[MOE_PREDICTED_STEP] >= p.seconds[MOE_PREDICTED_STEP],
                   "seed %d: more at %d is faster", (int)seed, at);
-        counts[at] -= 500;
+        add_count(&m.layer[layer], i % 4 < 2, at, -500);
     }
     c.cluster.model_layers = 10 * LAYERS;
     c.cluster.price_per_hour = 3.6;
@@ -171,8 +180,8 @@ static void test_bottleneck(void) {
     make(&c, &m, 3);
     c.cluster.inter_gbps = 1e-3;
     for (int s = 0; s < 4; s++) { /* devices of the first node send to device 6 alone */
-        m.layer[0].matrix[s * DEVICES + 6] += 100000;
-        m.layer[1].matrix[s * DEVICES + 6] += 100000;
+        add_count(&m.layer[0], true, s * DEVICES + 6, 100000);
+        add_count(&m.layer[1], true, s * DEVICES + 6, 100000);
     }
     moe_prediction p = moe_prediction_of(&c, &m);
     CHECK_MSG(strstr(p.bottleneck, "device 6") && strstr(p.bottleneck, "across nodes"), "%s",

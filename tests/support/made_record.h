@@ -41,7 +41,8 @@ static inline void made_token(moe_layer_metrics *l,
         l->distinct_tokens_per_device[device]++;
         l->received_rows[device]++;
         l->sent_rows[home]++;
-        l->matrix[(int64_t)home * d + device]++;
+        moe_sparse_cell row = {home, device, 1};
+        moe_sparse_add(&l->matrix, &(moe_sparse){.num_cells = 1, .cell = &row});
         reach++;
     }
     l->selections += MADE_TOP_K;
@@ -56,7 +57,7 @@ static inline void made_volume(moe_layer_metrics *l,
         moe_volume *v = &l->volume[direction];
         for (int32_t from = 0; from < r->devices; from++) {
             for (int32_t to = 0; to < r->devices; to++) {
-                int64_t rows = l->matrix[(int64_t)from * r->devices + to];
+                int64_t rows = moe_sparse_at(&l->matrix, from, to);
                 int level = from == to                                         ? MOE_LEVEL_DEVICE
                             : from / devices_per_node == to / devices_per_node ? MOE_LEVEL_NODE
                                                                                : MOE_LEVEL_CLUSTER;

@@ -73,7 +73,7 @@ static void figures(const moe_step_metrics *r, int64_t sums[NUM_SUMS], double me
     const moe_volume *v = l->volume;
     const int64_t sum[NUM_SUMS] = {l->counts_per_expert[5],
                                    l->distinct_tokens_per_device[1],
-                                   l->matrix[1],
+                                   moe_sparse_at(&l->matrix, 0, 1),
                                    l->kept_per_expert[2],
                                    l->selections,
                                    l->dropped,
