@@ -279,7 +279,6 @@ static int64_t streams(const moe_config *c, const sizes *s) {
     return mul(mul3(copies, s->tokens, c->model.hidden_size), REAL);
 }
 
-<<<<<<< HEAD
 /* What backward works with (layer_backward.c). */
 static int64_t backward(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
@@ -383,43 +382,16 @@ static int64_t deciding(const moe_config *c, const sizes *s) {
     return add(bytes, mul3(6 + parts, moe_shape_words(&shape), WORD));
 }
 
+/* Cells of the matrix of devices [D,D] that are not 0, at most. */
+static int64_t matrix_cells(const moe_config *c, const sizes *s) {
+    return min64(mul(c->cluster.devices, c->cluster.devices), mul(s->ranks, s->selections));
+}
+
 /* Vectors of a number for each expert, of each thread, and the vector of the layer's counts. */
 static int64_t small_vectors(const moe_config *c, const sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t thread = mul(add(mul(24, n), mul(2, d)), WORD);
-    return add(mul(s->threads, thread), mul(add(mul(3, n), mul3(3, d, d)), WORD));
-=======
-/* Vectors that are packed for and received from other ranks (in training x and dy); the lists of
- * the plan and of what arrived, 12 numbers of 4 bytes for each row and 20 for each selection;
- * rows and places of each pair of a local and any device that occurs. */
-static int64_t exchange(const moe_config *c, const sizes *s) {
-    const int64_t vectors =
-        mul(mul3(s->train ? 3 : 2, s->remote, c->model.hidden_size), sizeof(real));
-    const int64_t lists = mul(add(mul(12, s->rows), mul(20, s->selections)), sizeof(int32_t));
-    const int64_t pairs = min64(s->selections, mul(s->local_devices, c->cluster.devices));
-    return mul(s->copies,
-               grown(add(vectors, add(lists, mul(12 * (int64_t)sizeof(int64_t), pairs)))));
-}
-
-/* A cell of counts and exact sums for each segment (the part of a sequence on a device), each local
- * device and the batch, doubled for sums over sequences, and once more for all layers put together
- * (aux_form = mixtral). The metrics of a layer are three vectors [N], five [D] and two
- * words for each cell of the matrix [D,D] that is not 0. A step of several micro-batches has
- * metrics of its own beside those of the micro-batch. */
-static int64_t statistics(const moe_config *c, const sizes *s) {
-    const int64_t n = c->model.num_experts, d = c->cluster.devices;
-    const int64_t sequences =
-        c->data.sequence_length > 0
-            ? add(div_up(s->tokens, c->data.sequence_length), mul(2, s->local_devices))
-            : s->local_devices;
-    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD),
-                  cells = mul3(2, add(add(sequences, s->local_devices), 1), words);
-    const int64_t copies = s->copies + (moe_balance_has_all_layers(&c->balance) ? 1 : 0);
-    const int64_t cells_of_matrix = min64(mul(d, d), mul(s->ranks, s->selections));
-    const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(2, cells_of_matrix)));
-    const int64_t steps = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1 ? 2 : 1;
-    return mul(add(mul(copies, cells), mul3(steps, c->model.num_layers, metrics)), sizeof(int64_t));
->>>>>>> main
+    return add(mul(s->threads, thread), mul(add(mul(3, n), mul(3, matrix_cells(c, s))), WORD));
 }
 
 static int64_t working(const moe_config *c, const sizes *s) {
@@ -439,7 +411,7 @@ static int64_t activations(const moe_config *c, const sizes *s) {
 
 /* The plan and the inbox of a layer (plan.c, exchange.c): vectors that are packed for and received
  * from other ranks, in training x and dy; lists of rows and pairs; the metadata that is sent and
- * received; and numbers for each pair of a local and any device. */
+ * received; and numbers for each pair of a local and any device that occurs. */
 static int64_t exchange(const moe_config *c, const sizes *s) {
     const int64_t h = c->model.hidden_size, pair_words = 1 + REAL / INT;
     const int64_t head_words = c->exchange.mode == MOE_EXCHANGE_SELECTION ? 1 : 2;
@@ -448,8 +420,9 @@ static int64_t exchange(const moe_config *c, const sizes *s) {
     const int64_t of_pair =
         (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
     const int64_t lists = add(mul(s->rows, of_row), mul(s->sent, of_pair));
-    const int64_t fixed = add(mul3(10 * WORD, s->local_devices, c->cluster.devices),
-                              add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
+    const int64_t fixed =
+        add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
+            add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
     return mul(s->copies, add(add(vectors, lists), fixed));
 }
 
@@ -457,9 +430,9 @@ static int64_t exchange(const moe_config *c, const sizes *s) {
 
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
  * sequence, local device and the batch, and those of the sum over ranks; once more for all layers
- * put together (aux_form = mixtral). The metrics of a layer are three vectors [N], five [D] and the
- * matrix [D,D]. A step of several micro-batches has metrics of its own beside those of the
- * micro-batch. */
+ * put together (aux_form = mixtral). The metrics of a layer are three vectors [N], five [D] and
+ * two words for each cell of the matrix [D,D] that is not 0. A step of several micro-batches has
+ * metrics of its own beside those of the micro-batch. */
 static int64_t statistics(const moe_config *c, const sizes *s, int64_t num_sequences) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t ranks = s->ranks, share = div_up(num_sequences, ranks);
@@ -471,7 +444,7 @@ static int64_t statistics(const moe_config *c, const sizes *s, int64_t num_seque
     const int64_t of_scopes = add(add(sequences, s->local_devices), 1);
     const int64_t cells = add(add(segments, of_scopes), shared + 2);
     const int64_t all = moe_balance_has_all_layers(&c->balance) ? of_scopes : 0;
-    const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(d, d)));
+    const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(2, matrix_cells(c, s))));
     const int64_t steps = s->train && c->train.accumulate > 1 ? 2 : 1;
     const int64_t segment_bytes = mul(segments, sizeof(moe_segment));
     return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), all), words),
