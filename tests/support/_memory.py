@@ -63,7 +63,7 @@ def peaks(ranks, folder, *words):
 bare = {}
 
 
-def compare(folder, ranks, case, label):
+def compare(folder, ranks, case, label, least=LEAST):
     """Prints and checks estimate and peak of a configuration; None where it is refused."""
     if ranks not in bare:
         bare[ranks] = max(peaks(ranks, ".", BARE)[1])
@@ -85,7 +85,7 @@ def compare(folder, ranks, case, label):
     if not found:
         return None
     took = max(found) - bare[ranks]
-    close = LEAST * took <= said <= MOST * took or abs(said - took) <= SLACK
+    close = least * took <= said <= MOST * took or abs(said - took) <= SLACK
     print(f"{label}, np {ranks}: {said / MIB:.1f} said, {took / MIB:.1f} taken", flush=True)
     return close
 
