@@ -279,6 +279,21 @@ static void run_steps(moe_run_state *r, moe_status *st) {
     }
 }
 
+/* --check: what a run needs, as comments below the configuration, so that it can still be run. */
+static void print_needs(const moe_run_state *r) {
+    const moe_memory *m = &r->memory;
+    printf("\n; memory needed, in bytes (estimated)\n"
+           ";   on each rank: %lld\n;     weights %lld, gradients %lld, optimiser %lld, "
+           "activations %lld,\n;     exchange %lld, statistics %lld, input %lld, program %lld\n"
+           ";   besides on rank 0, loads and matrices of all steps: %lld\n"
+           ";   on all %d ranks: %lld\n",
+           (long long)m->total, (long long)m->weights, (long long)m->gradients,
+           (long long)m->optimizer, (long long)m->activations, (long long)m->exchange,
+           (long long)m->statistics, (long long)m->input, (long long)m->program,
+           (long long)m->histories, r->comm->size,
+           (long long)moe_memory_of_ranks(m, r->comm->size));
+}
+
 int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options, moe_status *st) {
     moe_run_state r = {.comm = comm, .config = c, .options = options, .start = moe_comm_time()};
     if (moe_run_prepare(&r, st) == MOE_OK) {
@@ -286,6 +301,7 @@ int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options,
             run_steps(&r, st);
         } else if (comm->rank == 0) {
             moe_config_print(c, stdout);
+            print_needs(&r);
         }
     }
     moe_run_free(&r);
