@@ -6,6 +6,7 @@
 
 #include "balance/bias.h"
 #include "config/table.h"
+#include "exchange/payload.h"
 #include "exchange/row_format.h"
 #include "library/internal.h"
 #include "measure/metrics.h"
@@ -293,15 +294,17 @@ static void fill_comm_matrix(const moesim_layer *l, moesim_array *a) {
     }
 }
 
-/* Adds rows, pairs or bytes of the dispatch to the levels that they cross. */
-enum level_value { LEVEL_ROWS, LEVEL_PAIRS, LEVEL_BYTES, LEVEL_METADATA };
+/* Adds rows, pairs or bytes to the levels that they cross. */
+enum level_value { LEVEL_ROWS, LEVEL_PAIRS, LEVEL_BYTES, LEVEL_BYTES_BACK, LEVEL_METADATA };
 static void by_level(const moesim_layer *l, moesim_array *a, enum level_value which) {
     const moe_row_format *f = moe_row_format_of(l->config.exchange.mode);
-    const int64_t vector = moe_row_format_vector_bytes(l->config.model.hidden_size);
+    const moe_config *of = &l->config;
+    const int64_t there = moe_payload_bytes(moe_payload_of_dispatch(of), of->model.hidden_size),
+                  back = moe_payload_bytes(moe_payload_of_combine(of), of->model.hidden_size);
     int64_t *sum = result(a, MOESIM_I64, MOE_NUM_LEVELS, 0);
     for (int64_t i = 0; i < num_cells(&l->plan); i++) {
         const moe_plan_cell *c = &l->plan.cell[i];
-        const int64_t value[] = {c->rows, c->pairs, c->rows * vector,
+        const int64_t value[] = {c->rows, c->pairs, c->rows * there, c->rows * back,
                                  moe_row_format_words(f, c->rows, c->pairs) *
                                      (int64_t)sizeof(int32_t)};
         sum[moe_level_of(c->from, c->to, l->config.cluster.devices_per_node)] += value[which];
@@ -316,6 +319,9 @@ static void fill_pairs(const moesim_layer *l, moesim_array *a) {
 }
 static void fill_bytes(const moesim_layer *l, moesim_array *a) {
     by_level(l, a, LEVEL_BYTES);
+}
+static void fill_bytes_back(const moesim_layer *l, moesim_array *a) {
+    by_level(l, a, LEVEL_BYTES_BACK);
 }
 static void fill_metadata(const moesim_layer *l, moesim_array *a) {
     by_level(l, a, LEVEL_METADATA);
@@ -394,6 +400,7 @@ static const result_row rows[] = {
     {"rows_by_level", fill_rows, NULL},
     {"selections_by_level", fill_pairs, NULL},
     {"dispatch_bytes_by_level", fill_bytes, NULL},
+    {"combine_bytes_by_level", fill_bytes_back, NULL},
     {"metadata_bytes_by_level", fill_metadata, NULL},
     {"predicted_us", fill_predicted_us, NULL},
 };

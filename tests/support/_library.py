@@ -62,6 +62,8 @@ def same_as_run(check, folder, summary, routing, what):
     volume = layer["volume"]["dispatch"]
     for i, level in enumerate(("same_device", "same_node", "across_nodes")):
         found = volume["by_level"][level]
+        back = layer["volume"]["combine"]["by_level"][level]["bytes"]
+        check(routing.combine_bytes_by_level[i] == back, what, level, "combine")
         check(
             (
                 routing.rows_by_level[i],

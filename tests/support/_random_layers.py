@@ -26,6 +26,8 @@ def random_layer(seed, most_tokens=1024):
         "data.topic_strength": r.choice([0, 0.5, 0.9]),
         "balance.scope": r.choice(["sequence", "device", "global"]),
         "exchange.mode": r.choice(["token", "selection"]),
+        "exchange.payload": r.choice(["fp32", "bf16", "fp8"]),
+        "exchange.combine_payload": r.choice(["fp32", "bf16"]),
     }
     most = min(experts, 12)
     of["router.top_k"] = r.randint(1, most)
