@@ -3,6 +3,7 @@ import concurrent.futures
 import json
 import os
 import subprocess
+import tempfile
 
 import keys_table
 from advise_lib.judge import Choice, Outcome
@@ -39,15 +40,18 @@ class Program:
 
     def ask(self, *arguments):
         """What it prints; Refused with its sentence where it ends with 2."""
-        done = subprocess.run(
-            [self.path, *arguments],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        # MPI's own files in a folder for each run: of two that share one, the first to end may take
+        # it away while the other begins.
+        with tempfile.TemporaryDirectory(prefix="moesim-") as folder:
+            done = subprocess.run(
+                [self.path, *arguments],
+                env={**self.environment, "OMPI_MCA_orte_tmpdir_base": folder},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
+            )
         if done.returncode == 2:
             raise Refused(sentence(done.stderr))
         if done.returncode:
