@@ -338,6 +338,35 @@ static int64_t input(const moe_config *c, int64_t tokens) {
     return c->data.source == MOE_SOURCE_TEXT ? tokens : 0;
 }
 
+/* --- placements --- */
+
+/* What placements by load look at: the loads [N] of each layer and step of the window; and where
+ * pairs decide [N,N] of each layer, which are summed over the ranks in a copy. */
+static int64_t loads_of_placements(const moe_config *c) {
+    const int64_t n = c->model.num_experts, layers = c->model.num_layers;
+    const int64_t window = c->placement.rebalance_every > 0 ? c->placement.window : 0;
+    const int64_t loads = mul3(mul(window > 0 ? window : 1, layers), n, sizeof(double));
+    const int64_t pairs = c->placement.policy == MOE_PLACEMENT_JOINT
+                              ? mul3(mul(layers, n), n, sizeof(double) + sizeof(int64_t))
+                              : 0;
+    return moe_config_places_by_load(c) ? add(loads, pairs) : 0;
+}
+
+/* The largest tensor of experts on their way, both packed and arrived: of all slots of this rank
+ * while a layer's experts move; in training of its replicas, to the first one and back, which every
+ * layer keeps. */
+static int64_t staging_of_placements(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
+    const int64_t tensor = c->model.expert_type == MOE_EXPERT_LORA
+                               ? mul(c->model.lora_rank, h > f ? h : f)
+                               : mul(s->matrices > 0 ? h : 0, f);
+    const int64_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
+    const int64_t slots = div_up(add(c->model.num_experts, redundant), s->ranks);
+    const int64_t moving = moe_config_places_by_load(c) ? mul(2, slots) : 0;
+    const int64_t summed = s->train ? mul3(4, c->model.num_layers, div_up(redundant, s->ranks)) : 0;
+    return mul3(add(moving, summed), tensor, sizeof(real));
+}
+
 moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
     const sizes s = sizes_of(c, num_tokens_global);
     moe_memory m = {.weights =
@@ -345,8 +374,8 @@ moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global) {
                     .gradients = gradients(c, &s),
                     .optimizer = optimizer(c, &s),
                     .activations = activations(c, &s),
-                    .exchange = exchange(c, &s),
-                    .statistics = statistics(c, &s),
+                    .exchange = add(exchange(c, &s), staging_of_placements(c, &s)),
+                    .statistics = add(statistics(c, &s), loads_of_placements(c)),
                     .input = input(c, s.tokens)};
     const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));
     m.total = add(add(trained, m.activations), add(add(m.exchange, m.statistics), m.input));
