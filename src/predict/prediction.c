@@ -46,9 +46,7 @@ static double or_else(int32_t wish, int32_t otherwise) {
 
 /* The width of the numbers that experts compute with is that of the dispatched vectors. */
 static double number_bytes(enum moe_payload payload) {
-    return payload == MOE_PAYLOAD_FP8    ? 1
-           : payload == MOE_PAYLOAD_BF16 ? 2
-                                         : (double)moe_row_format_vector_bytes(1);
+    return payload == MOE_PAYLOAD_FP8 ? 1 : payload == MOE_PAYLOAD_BF16 ? 2 : (double)sizeof(real);
 }
 
 static moe_cost_expert expert_of(const moe_config *c) {
@@ -69,7 +67,7 @@ static double weights_of(const moe_config *c, const moe_cost_expert *e) {
 
 static double row_bytes(const moe_config *c, const moe_cost_expert *e, bool back) {
     const enum moe_payload payload = back ? c->exchange.combine_payload : c->exchange.payload;
-    return (double)moe_row_format_wire_bytes(MOE_ROW_BARE, payload, (int64_t)e->hidden,
+    return (double)moe_row_format_wire_bytes(c->exchange.row_protocol, payload, (int64_t)e->hidden,
                                              moe_config_most_experts(c), back);
 }
 

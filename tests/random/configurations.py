@@ -12,8 +12,7 @@ import random
 # only --placements reads them. They are drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    model.attention exchange.chunks exchange.transport exchange.algorithm exchange.payload
-    exchange.combine_payload
+    model.attention exchange.chunks exchange.transport exchange.algorithm
     placement.load placement.fit placement.score
     """.split()
 )
@@ -421,6 +420,12 @@ class Drawing:
 
     def draw_output(self):
         self.maybe(0.4, "exchange.mode", "token", "selection")
+        self.maybe(0.3, "exchange.payload", "bf16", "fp8")
+        if self.get("exchange.payload") == "fp8":
+            self.maybe(0.5, "exchange.fp8_scale", "fp32", "ue8m0")
+        self.maybe(0.2, "exchange.combine_payload", "bf16")
+        self.maybe(0.1, "exchange.row_protocol", "deepep_low_latency", "deepep_normal", "deepep_v2")
+        self.maybe(0.1, "cluster.model_hidden_size", 7168)
         self.maybe(0.5, "output.routing", "yes", "no")
         if not self.case.trains():
             self.maybe(0.4, "output.tensors", "yes", "no")
