@@ -20,8 +20,8 @@ const groups = [
     {id: "m", label: "Devices of a token, at most M", values: () => mValues(), value: 3, when: () => state.limit !== "none"},
   ]],
   ["Capacity", [
-    {id: "capacity", label: "Limit of", options: {none: "none: nobody is dropped", device: "each device", expert: "each expert", sequence: "each expert, by sequence"}, value: "none"},
-    {id: "factor", label: "Capacity factor", values: [1, 1.1, 1.25, 1.5, 2, 3, 4], value: 1.25, when: () => state.capacity !== "none"},
+    {id: "policy", label: "Limit of", options: {none: "none: nobody is dropped", device: "each device", expert: "each expert", sequence: "each expert, by sequence"}, value: "none"},
+    {id: "factor", label: "Capacity factor", values: [1, 1.1, 1.25, 1.5, 2, 3, 4], value: 1.25, when: () => state.policy !== "none"},
   ]],
   ["Exchange", [
     {id: "mode", label: "A vector travels", options: {token: "once to each device", selection: "once to each expert"}, value: "token"},
@@ -104,7 +104,7 @@ function settingsOf(s) {
     "router.topk_group": s.limit === "none" ? 0 : s.m,
     "router.gate_scale": 2,
     "balance.scope": "global",
-    "capacity.policy": s.capacity,
+    "capacity.policy": s.policy,
     "capacity.capacity_factor": s.factor,
     "exchange.mode": s.mode,
     "exchange.payload": s.payload,
@@ -184,7 +184,7 @@ function show() {
   if (Number($("token").value) > r.tokens - 1) { $("token").value = 0; }
   showToken();
   startFlow();
-  $("command").textContent = commandOf(settingsOf(state));
+  $("file").textContent = fileOf(settingsOf(state));
 }
 
 function showLosses(r) {
@@ -209,9 +209,13 @@ function showTime(r) {
     `<p class="small">On ${r.cluster}, experts of ${MODEL_HIDDEN} × ${MODEL_INTERMEDIATE}. Gate and products wait for the slowest device.</p>`;
 }
 
-function commandOf(settings) {
-  const parts = Object.entries({...settings, "run.gemm": "reference", "model.expert_type": "identity"}).map(([key, value]) => `--set ${key}=${value}`);
-  return `mpirun -np 1 build/moesim configs/playground.ini ${parts.join(" \\\n  ")}`;
+function fileOf(settings) {
+  const sections = {};
+  for (const [full, value] of Object.entries({...settings, "run.gemm": "reference"})) {
+    const [section, key] = full.split(".");
+    (sections[section] = sections[section] || []).push(`${key} = ${value}\n`);
+  }
+  return Object.entries(sections).map(([name, list]) => `[${name}]\n${list.join("")}`).join("\n");
 }
 
 // --- one token ---
@@ -254,7 +258,7 @@ function surface(canvas, height) {
 }
 
 function showExperts(r) {
-  const [g, width, height] = surface($("experts"), 120), n = r.experts, top = most(r.counts_per_expert) || 1;
+  const [g, width, height] = surface($("expert-load"), 120), n = r.experts, top = most(r.counts_per_expert) || 1;
   const mean = sum(r.counts_per_expert) / n, bar = width / n;
   for (let e = 0; e < n; e++) {
     g.fillStyle = colour("--own");
@@ -274,7 +278,7 @@ function showExperts(r) {
 }
 
 const LEVELS = [["--own", "stays on its device"], ["--node", "inside a node"], ["--cluster", "across nodes"]];
-let travellers = [], flowStart = 0, frame = 0;
+let travellers = [], flowStart = 0, frame = 0, paused = false;
 
 // Rows of tokens that are spread evenly over the batch; at most about 240 of them.
 function sampleRows(r) {
@@ -287,7 +291,7 @@ function sampleRows(r) {
       if (!r.kept[i] || (r.mode === "token" && seen.has(device))) { continue; }
       seen.add(device);
       const from = r.device_of_token[t];
-      rows.push({from, to: device, level: from === device ? 0 : Math.floor(from / r.node) === Math.floor(device / r.node) ? 1 : 2, phase: ((t * 97 + i * 31) % 1000) / 1000});
+      rows.push({from, to: device, level: from === device ? 0 : Math.floor(from / r.node) === Math.floor(device / r.node) ? 1 : 2, phase: (rows.length * 0.618034) % 1});
     }
   }
   return rows;
@@ -298,7 +302,13 @@ function startFlow() {
   $("legend").innerHTML = `${count(travellers.length)} of ${count(sum(result.rows_by_level))} rows.` +
     LEVELS.map(([name, text]) => `<span class="key" style="background:var(${name})"></span>${text}`).join("") +
     "<br>Above: where tokens live. Below: the selections that each device serves, with the mean dashed.";
-  if (!frame) { flowStart = performance.now(); frame = requestAnimationFrame(drawFlow); }
+  if (!frame) { frame = requestAnimationFrame(drawFlow); }
+}
+
+function pause() {
+  paused = !paused;
+  $("pause").textContent = paused ? "Move" : "Pause";
+  if (!frame) { frame = requestAnimationFrame(drawFlow); }
 }
 
 const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches || matchMedia("print").matches;
@@ -330,7 +340,7 @@ function drawFlow(now) {
   g.stroke();
   g.setLineDash([]);
   drawRows(g, now, x, above + 4, below, slot);
-  frame = still() ? 0 : requestAnimationFrame(drawFlow);
+  frame = still() || paused ? 0 : requestAnimationFrame(drawFlow);
 }
 
 function drawRows(g, now, x, above, below, slot) {
@@ -370,12 +380,13 @@ async function start() {
   update();
   buildQuestions();
   $("token").addEventListener("input", showToken);
+  $("pause").addEventListener("click", pause);
   const redraw = () => { showExperts(result); startFlow(); };
   addEventListener("resize", redraw);
   addEventListener("beforeprint", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   // For tests: the figures of any settings.
-  window.moesim = {engine, state, update, settingsOf, compute};
+  window.moesim = {engine, state, update, settingsOf, compute, result: () => result};
   document.documentElement.dataset.ready = "yes";
 }
 start().catch((error) => {

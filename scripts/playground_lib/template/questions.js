@@ -92,7 +92,7 @@ function buildQuestions() {
     button.addEventListener("click", () => {
       const [right, found, why] = q.reveal();
       const said = item.querySelector("input:checked, input[type=range]").value;
-      const verdict = q.choices ? (Number(said) === right ? "As you predicted." : `You said: ${q.choices[said]}.`)
+      const verdict = q.choices ? (Number(said) === right ? "As you predicted." : `You said: ${q.choices[said]}`)
         : `You said ${count(said)}: ${Math.abs(said - right) <= 0.05 * right ? "within 5 %." : `${(said / right).toFixed(2)} times as many.`}`;
       answer.innerHTML = `<p>${verdict}</p><p>${found}</p><p>${why}</p>`;
       answer.hidden = false;
