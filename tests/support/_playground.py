@@ -27,7 +27,8 @@ CONTROLS = (
 const m = window.moesim;
 Object.assign(m.state, arguments[0]);
 m.update();
-if (!document.getElementById("error").hidden) { return document.getElementById("error").textContent; }
+const error = document.getElementById("error");
+if (!error.hidden) { return error.textContent; }
 return [m.settingsOf(m.state), plain(m.result())];"""
 )
 COUNTS = (
