@@ -28,7 +28,7 @@ def _summary(folder):
     return read
 
 
-def matrix(folder):
+def matrix_of(folder):
     """(layers, devices, all rows in C order)."""
     path = os.path.join(folder, "comm_matrix.npy")
     try:
@@ -69,7 +69,7 @@ class Traffic:
 
     def __init__(self, folder):
         summary = _summary(folder)
-        layers, self.devices, rows = matrix(folder)
+        layers, self.devices, rows = matrix_of(folder)
         self.phases = []
         square = self.devices * self.devices
         trains = at(summary, "volume.dispatch_backward") is not None

@@ -121,7 +121,7 @@ def _run(options, program, environment):
 
 def _exchanges(folder, summary):
     """[(layer, phase, {(source, destination): bytes})] of the run's last step."""
-    layers, devices, rows = traffic.matrix(folder)
+    layers, devices, rows = traffic.matrix_of(folder)
     sizes = at(summary, "time.exchange.dispatch_row_bytes"), at(
         summary, "time.exchange.combine_row_bytes"
     )

@@ -1,6 +1,6 @@
 """ctest: timeout=180
 scripts/simulate: on matrices whose time is known the replay gives it; it is never below the busiest
-link; it agrees with the formula where loads are balanced, and more bytes take longer; what it writes;
+link; it agrees with the formula where loads are balanced; more bytes take longer; what it writes;
 bad input, SimGrid's own failures, and SimGrid missing.
 """
 import os
