@@ -193,7 +193,7 @@ def _print(options, summary, found, seconds):
     predicted = summary["time"]["predicted"]
     print(
         f"Exchanges of the last step on {options.nodes} nodes of {options.gpus} devices,"
-        f" {len(summary['layers'])} layers"
+        f" {len(summary['layers'])} layer{'s' if len(summary['layers']) > 1 else ''}"
     )
     print(f"  {'':<10}{'formula, us':>14}{'replay, us':>14}{'ratio':>9}")
     for name in ("dispatch", "combine", "step"):
