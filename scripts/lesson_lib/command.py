@@ -23,7 +23,7 @@ class Failed(Exception):
 
 
 DESCRIPTION = """\
-Runs one of thirteen short lessons about expert-parallel Mixture-of-Experts.
+Runs one of the short lessons about expert-parallel Mixture-of-Experts.
 Each is a page to read, configs/lessons/NN_name.ini.
 
   scripts/lesson       lists them, with a line each
