@@ -23,10 +23,10 @@ class Failed(Exception):
 
 
 DESCRIPTION = """\
-Runs one of ten short lessons about expert-parallel Mixture-of-Experts. Each is
+Runs one of twelve short lessons about expert-parallel Mixture-of-Experts. Each is
 a page to read, configs/lessons/NN_name.ini.
 
-  scripts/lesson       lists the ten, with a line each
+  scripts/lesson       lists the twelve, with a line each
   scripts/lesson N     runs lesson N, shows what it expects beside what was
                        measured, writes the report and opens it
 """
@@ -230,7 +230,7 @@ def write_report(commands):
     """The page about the run, or the comparison of several; its path, or None (scripts/report has
     said why).
     """
-    folders = [commands.folder(name) for name in commands.lesson.runs()]
+    folders = [commands.folder(name) for name in commands.lesson.reported()]
     target = os.path.join(commands.out, "report.html")
     line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

@@ -96,6 +96,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->payload_error = (moe_payload_error_metrics){.loss = NAN, .gradient = NAN};
     m->gradient_allreduce_bytes = m->replica_gradient_bytes = 0;
     m->rebalance = m->rebalance_sum = (moe_rebalance_metrics){0};
+    m->rebalance_detail = NULL;
     m->all_layers = (moe_all_layers_metrics){0};
     for (int32_t i = 0; i < m->num_layers; i++) {
         layer_clear(m, &m->layer[i]);

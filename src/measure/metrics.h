@@ -151,13 +151,26 @@ typedef struct moe_rebalance_metrics { /* a new placement before a step, or all 
     double decide_seconds, move_seconds; /* of the slowest rank */
 } moe_rebalance_metrics;
 
+typedef struct moe_expert_move {
+    int32_t layer, expert, from, to; /* devices */
+} moe_expert_move;
+
+typedef struct moe_rebalance_detail { /* of one new placement */
+    int32_t layers, devices;
+    double *before, *after; /* [layers,devices] tokens under the load that was decided by, by the
+                               old and the new placement, where replicas share evenly */
+    moe_expert_move *move;  /* [num_moves] experts from other devices, by layer and slot */
+    int64_t num_moves;
+} moe_rebalance_detail;
+
 typedef struct moe_step_metrics {
     int64_t step, num_tokens;
     int32_t num_layers, num_experts, devices;
     moe_layer_metrics *layer; /* [num_layers] */
     moe_all_layers_metrics all_layers;
-    moe_rebalance_metrics rebalance;     /* before this step, */
-    moe_rebalance_metrics rebalance_sum; /* and in the run so far */
+    moe_rebalance_metrics rebalance;              /* before this step, */
+    moe_rebalance_metrics rebalance_sum;          /* and in the run so far */
+    const moe_rebalance_detail *rebalance_detail; /* of `rebalance`, on rank 0. Not owned */
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
     double seconds; /* the whole step on the slowest rank */

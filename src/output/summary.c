@@ -226,6 +226,33 @@ static json_t *rebalance_object(const moe_rebalance_metrics *r) {
     return o;
 }
 
+static json_t *loads_by_device(const moe_rebalance_detail *d, const double *load) {
+    json_t *layers = json_array();
+    for (int32_t l = 0; l < d->layers; l++) {
+        json_t *one = json_array();
+        for (int32_t i = 0; i < d->devices; i++) {
+            json_array_append_new(one, moe_json_number(load[(int64_t)l * d->devices + i]));
+        }
+        json_array_append_new(layers, one);
+    }
+    return layers;
+}
+
+/* Enough for a reader, and no line of metrics.jsonl gets long. */
+enum { MOST_MOVES = 1000 };
+
+/* Who moved where, and what that does to the devices. */
+static void put_rebalance_detail(json_t *o, const moe_rebalance_detail *d) {
+    json_t *moves = json_array();
+    for (int64_t i = 0; i < d->num_moves && i < MOST_MOVES; i++) {
+        const moe_expert_move *m = &d->move[i];
+        json_array_append_new(moves, json_pack("[iiii]", m->layer, m->expert, m->from, m->to));
+    }
+    moe_json_put(o, "moves", moves);
+    moe_json_put(o, "device_load_before", loads_by_device(d, d->before));
+    moe_json_put(o, "device_load_after", loads_by_device(d, d->after));
+}
+
 /* Seconds of the slowest rank. */
 static json_t *rebalance_time(const moe_rebalance_metrics *r) {
     json_t *o = json_object();
@@ -255,7 +282,11 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_json_put(o, "passed", json_boolean(moe_step_metrics_all_passed(step)));
     json_t *time = step_time(c, step, &f);
     if (step->rebalance.on) {
-        moe_json_put(o, "rebalance", rebalance_object(&step->rebalance));
+        json_t *rebalance = rebalance_object(&step->rebalance);
+        if (step->rebalance_detail) {
+            put_rebalance_detail(rebalance, step->rebalance_detail);
+        }
+        moe_json_put(o, "rebalance", rebalance);
         moe_json_put(time, "rebalance", rebalance_time(&step->rebalance));
     }
     moe_json_put(o, "time", time);
