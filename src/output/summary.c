@@ -261,6 +261,25 @@ static json_t *rebalance_time(const moe_rebalance_metrics *r) {
     return o;
 }
 
+/* What was decided and copied for the batches of a step, all layers together. */
+static void put_fetched(json_t *o, json_t *time, const moe_step_metrics *step) {
+    moe_fetch_metrics all = {0};
+    for (int32_t l = 0; l < step->num_layers; l++) {
+        moe_fetch_metrics_add(&all, &step->layer[l].fetch);
+    }
+    if (!all.on) {
+        return;
+    }
+    json_t *fetched = json_object(), *seconds = json_object();
+    moe_json_put(fetched, "experts", json_integer(all.copies));
+    moe_json_put(fetched, "bytes", json_integer(all.bytes));
+    moe_json_put(fetched, "cross_node_bytes", json_integer(all.cross_node_bytes));
+    moe_json_put(o, "fetched", fetched);
+    moe_json_put(seconds, "decide", moe_json_number(all.decide_seconds));
+    moe_json_put(seconds, "fetch", moe_json_number(all.fetch_seconds));
+    moe_json_put(time, "fetched", seconds);
+}
+
 json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_figures f = moe_figures_of(step);
     json_t *o = json_object(), *with_alpha = losses_object(f.loss, MOE_NUM_LOSSES);
@@ -289,6 +308,7 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
         moe_json_put(o, "rebalance", rebalance);
         moe_json_put(time, "rebalance", rebalance_time(&step->rebalance));
     }
+    put_fetched(o, time, step);
     moe_json_put(o, "time", time);
     return o;
 }
@@ -485,6 +505,7 @@ json_t *moe_summary_run(const moe_config *c,
         moe_json_put(o, "rebalance", rebalance_object(&last->rebalance_sum));
         moe_json_put(time, "rebalance", rebalance_time(&last->rebalance_sum));
     }
+    put_fetched(o, time, last);
     moe_json_put(o, "time", time);
     return o;
 }

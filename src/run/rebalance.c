@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "model/migration.h"
+#include "model/serving.h"
 
 /* --- made and freed --- */
 
@@ -107,27 +108,24 @@ static void sum_loads(const moe_rebalance *r, int32_t layer, int64_t steps, doub
     }
 }
 
-/* mine [D]: the load of each device where replicas share it evenly. Returns the busiest one over
- * the mean. */
-static double busiest(const moe_placement *p,
+/* mine [D]: the load of each device where replicas share it evenly, or as the balancer splits it.
+ * Returns the busiest one over the mean. */
+static double busiest(const moe_rebalance *r,
+                      const moe_balancer_problem *problem,
                       const int32_t *expert_at,
-                      const double *load,
                       double *mine) {
-    double most = 0, sum = 0;
-    int32_t *replicas = moe_alloc_zero(p->num_experts, sizeof *replicas, "rebalancing");
-    for (int32_t s = 0; s < moe_placement_slots(p); s++) {
-        replicas[expert_at[s]]++;
+    moe_balancer_answer answer = {0};
+    double sum = 0;
+    moe_balancer_answer_of(problem, expert_at, &answer);
+    if (r->balancer->timing == MOE_BALANCER_SPLITS) {
+        moe_balancer_split(r->balancer, problem, &answer);
     }
-    for (int32_t d = 0; d < p->devices; d++) {
-        mine[d] = 0;
-        for (int32_t s = d * p->slots_per_device; s < (d + 1) * p->slots_per_device; s++) {
-            mine[d] += load[expert_at[s]] / replicas[expert_at[s]];
-        }
-        most = mine[d] > most ? mine[d] : most;
+    const double most = moe_balancer_device_load(&answer, problem->devices, mine);
+    for (int32_t d = 0; d < problem->devices; d++) {
         sum += mine[d];
     }
-    moe_free(replicas);
-    return sum > 0 ? most * p->devices / sum : 1;
+    moe_balancer_answer_free(&answer);
+    return sum > 0 ? most * problem->devices / sum : 1;
 }
 
 /* Rank 0: the experts in the slots of one layer, the old ones where the new ones gain too little.
@@ -139,18 +137,13 @@ static void decide_layer(moe_rebalance *r, int32_t layer, int64_t steps, double 
     int32_t *to = r->expert_at + (int64_t)layer * r->slots;
     moe_balancer_answer answer = {0};
     sum_loads(r, layer, steps, load);
-    const moe_balancer_problem problem = {.num_experts = r->experts,
-                                          .devices = now->devices,
-                                          .nodes = now->devices / now->devices_per_node,
-                                          .groups = c->router.num_groups,
-                                          .slots_per_device = now->slots_per_device,
-                                          .load = load,
-                                          .pairs = r->pairs ? r->pairs + layer * n * n : NULL};
+    moe_balancer_problem problem = moe_serving_problem(c, now, load);
+    problem.pairs = r->pairs ? r->pairs + layer * n * n : NULL;
     moe_balancer_place(r->balancer, &problem, &answer);
     double *was = r->detail.before + (int64_t)layer * now->devices;
     double *is = r->detail.after + (int64_t)layer * now->devices;
-    const double before = busiest(now, now->expert_at, load, was);
-    double after = busiest(now, answer.expert, load, is);
+    const double before = busiest(r, &problem, now->expert_at, was);
+    double after = busiest(r, &problem, answer.expert, is);
     const bool takes = c->placement.hysteresis == 0 || r->last.first ||
                        after < before * (1 - c->placement.hysteresis);
     memcpy(to, takes ? answer.expert : now->expert_at, (size_t)r->slots * sizeof *to);

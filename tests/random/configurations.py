@@ -153,9 +153,18 @@ class Drawing:
 
     def draw_placement(self):
         devices, routed = self.case.devices(), self.routed
-        by_load = ("eplb", "eplb_global", "flashlb", "epic", "joint")
-        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load)
-        if self.chance(0.4):
+        by_load = ("eplb", "eplb_global", "flashlb", "epic", "joint", "lplb")
+        by_batch = ("lplb", "llep", "moonep")
+        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load, *by_batch[1:])
+        if self.get("placement.policy") in by_batch:
+            most = routed - routed // devices
+            if most < 1:
+                self.put("placement.policy", "eplb_global")
+            else:
+                self.put(
+                    "placement.redundant_experts", devices * self.random.randint(1, min(most, 3))
+                )
+        elif self.chance(0.4):
             most = routed - routed // devices
             self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))
         policy = self.get("placement.policy")

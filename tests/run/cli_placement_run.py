@@ -160,6 +160,41 @@ def check_policies():
                 )
 
 
+def check_batches():
+    """What decides in every batch: the same bits on any number of ranks; y of blocks; and how even
+    the devices are: LPLB's and MoonEP's exactly, where there are enough links and slots.
+    """
+    for policy, redundant in (("lplb", 24), ("llep", 24), ("moonep", 48)):
+        settings = {
+            **BASE,
+            "data.skew": 1,
+            "placement.policy": policy,
+            "placement.redundant_experts": redundant,
+        }
+        plain = run(f"{policy}-plain", 2, {**BASE, "data.skew": 1})
+        first = run(f"{policy}-1", 1, settings)
+        if not plain or not first:
+            continue
+        layer, blocks = (summary(folder)["layers"][0] for folder in (first, plain))
+        check(layer["counts_per_expert"] == blocks["counts_per_expert"], f"{policy}: choices")
+        check(
+            max(layer["counts_per_device"]) < max(blocks["counts_per_device"]),
+            f"{policy}: {layer['counts_per_device']}, in blocks {blocks['counts_per_device']}",
+        )
+        if policy == "moonep":
+            check(layer["counts_per_device"] == [K * EACH] * DEVICES, "moonep: not all the same")
+        y, other = (load(os.path.join(f, "y.npy")).data for f in (plain, first))
+        check(max(abs(u - v) for u, v in zip(y, other)) < 1e-5, f"{policy}: another output")
+        for ranks, mode in ((2, "selection"), (4, "token"), (8, "token")):
+            again = run(f"{policy}-{ranks}", ranks, {**settings, "exchange.mode": mode})
+            for file in ("y.npy", "dlogits.npy") if again else ():
+                check(
+                    same_bytes(os.path.join(first, file), os.path.join(again, file)),
+                    f"{policy}: {file} at np {ranks}, mode {mode}",
+                )
+        run(f"{policy}-explained", 2, settings, "--explain", 5, "--explain-step")
+
+
 def check_others():
     """Several layers with capacities: the self-checks of the run are the test."""
     for i, more in enumerate(
@@ -215,6 +250,7 @@ def check_refusals():
 
 
 check_policies()
+check_batches()
 check_others()
 check_refusals()
 verdict()
