@@ -20,6 +20,7 @@ UNAVAILABLE = set(
 SMALL = 24
 RANKED = ("topk", "switch", "gshard")
 BLIND = ("hash", "random", "round_robin")
+BY_BATCH = ("lplb", "llep", "moonep")  # placements that decide in every batch
 
 
 class Case:
@@ -154,9 +155,8 @@ class Drawing:
     def draw_placement(self):
         devices, routed = self.case.devices(), self.routed
         by_load = ("eplb", "eplb_global", "flashlb", "epic", "joint", "lplb")
-        by_batch = ("lplb", "llep", "moonep")
-        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load, *by_batch[1:])
-        if self.get("placement.policy") in by_batch:
+        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load, *BY_BATCH[1:])
+        if self.get("placement.policy") in BY_BATCH:
             most = routed - routed // devices
             if most < 1:
                 self.put("placement.policy", "eplb_global")
@@ -343,6 +343,8 @@ class Drawing:
             "aux_form",
         ):
             self.maybe(0.25, f"balance.{key}", *self.table.keys[f"balance.{key}"].names)
+        if self.get("placement.policy") in BY_BATCH:
+            self.put("balance.aux_selection", "actual")
         if self.get("balance.comm_count") == "selections":
             self.case.settings.pop("balance.comm_count_local", None)
         if self.get("balance.aux_form") in ("mixtral", "switch"):
