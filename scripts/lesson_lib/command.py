@@ -134,8 +134,10 @@ class Commands:
             *words[4:],
             *self.sets,
         ]
+        # --placements makes no step that could be shown in full
+        full = [] if "--placements" in arguments else ["--full"]
         return (
-            [*launch.mpirun(ranks), self.moesim, "--full", "--force", *arguments],
+            [*launch.mpirun(ranks), self.moesim, *full, "--force", *arguments],
             ["mpirun", "-np", ranks, shown(self.moesim), *arguments],
         )
 
