@@ -274,6 +274,8 @@ def check_refusals():
             "every device is home to as many",
             {
                 "model.num_experts": 13,
+                "router.group_limit": "none",
+                "router.num_groups": 0,
                 "placement.redundant_experts": 3,
                 "placement.policy": "epic",
             },
