@@ -136,6 +136,18 @@ def all_figures(folder):
             mean([number(layer.get("mean_devices_per_token")) for layer in folder.layers]),
             real_text,
         ),
+        (
+            "nodes per token",
+            "mean over the tokens of the last step",
+            mean([number(layer.get("mean_nodes_per_token")) for layer in folder.layers]),
+            real_text,
+        ),
+        (
+            "other nodes per token",
+            "without its own: rows across nodes, if there were one per token and node",
+            mean([number(layer.get("mean_remote_nodes_per_token")) for layer in folder.layers]),
+            real_text,
+        ),
         over(
             "dispatch payload",
             "a step, local rows included",
