@@ -249,6 +249,7 @@ def waterfall_of(folder):
         "rows": "volume.dispatch.rows",
         "bytes": "volume.dispatch.logical_bytes",
         "remote": "volume.dispatch.remote_bytes",
+        "nodes": "mean_remote_nodes_per_token",
         "selection": "volume.dispatch.selection_bytes",
     }
     figures = [{name: number(at(layer, path)) for name, path in paths.items()} for layer in layers]
@@ -305,6 +306,19 @@ def waterfall_of(folder):
                 "sent": True,
             }
         )
+    return stages + between_nodes(layers, [figure["nodes"] for figure in figures], tokens, stage)
+
+
+def between_nodes(layers, remote_nodes, tokens, stage):
+    """What crosses between nodes, and what would with one row per token and node."""
+    crossed = [amount(layer, "volume.dispatch.by_level.across_nodes.rows") for layer in layers]
+    if not sum(crossed):
+        return []
+    sent = sum(amount(layer, "volume.dispatch.by_level.across_nodes.bytes") for layer in layers)
+    stages = [{**stage("to other nodes", crossed, sent), "sent": True}]
+    if None not in remote_nodes:
+        rows = [nodes * tokens for nodes in remote_nodes]
+        stages.append(stage("if one row per token and node", rows))
     return stages
 
 

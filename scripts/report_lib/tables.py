@@ -139,6 +139,18 @@ def all_figures(folder):
             mean([number(layer.get("mean_devices_per_token")) for layer in folder.layers]),
             real_text,
         ),
+        (
+            "nodes per token",
+            "mean over the tokens of the last step",
+            mean([number(layer.get("mean_nodes_per_token")) for layer in folder.layers]),
+            real_text,
+        ),
+        (
+            "other nodes per token",
+            "without its own: rows across nodes, if there were one per token and node",
+            mean([number(layer.get("mean_remote_nodes_per_token")) for layer in folder.layers]),
+            real_text,
+        ),
         over(
             "dispatch payload",
             "a step, local rows included",
@@ -209,6 +221,26 @@ def router_text(folder):
         )
     )
     return text + (f", preset {preset}" if preset else "")
+
+
+def over_mean(layer, name):
+    """The largest of a layer's counts over their mean; None where they are not all numbers."""
+    counts = [number(count) for count in layer.get(name) or [None]]
+    return None if None in counts or not sum(counts) else max(counts) * len(counts) / sum(counts)
+
+
+def worst_layer(folder):
+    """Which layer's devices are the most uneven, in a sentence; "" where there is one layer."""
+    devices = [over_mean(layer, "counts_per_device") for layer in folder.layers]
+    experts = [over_mean(layer, "counts_per_expert") for layer in folder.layers]
+    if len(devices) < 2 or None in devices + experts:
+        return ""
+    worst, uneven = max(range(len(devices)), key=devices.__getitem__), max(experts)
+    return (
+        f"The worst layer is {worst}: its busiest device has {real_text(devices[worst], 3)} times"
+        f" the mean of selections (mean over layers {real_text(mean(devices), 3)}). The busiest"
+        f" expert is in layer {experts.index(uneven)}, with {real_text(uneven, 3)} times."
+    )
 
 
 def facts(folder):

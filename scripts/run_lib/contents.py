@@ -60,6 +60,9 @@ LAYER = fields(
     dropped=count,
     mean_devices_per_token=number(0, MOST_DEVICES),
     mean_devices_per_token_unlimited=number(0, MOST_DEVICES),
+    mean_nodes_per_token=number(0, MOST_DEVICES),
+    mean_remote_nodes_per_token=number(0, MOST_DEVICES),
+    mean_nodes_per_token_unlimited=number(0, MOST_DEVICES),
     capacity=free(_capacity_value),
 )
 

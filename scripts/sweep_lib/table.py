@@ -115,6 +115,8 @@ def figures(folder):
     row["metadata_bytes"] = bytes_of(steps, "metadata_bytes")
     row["selection_remote_bytes"] = bytes_of(steps, "selection_remote_bytes")
     row["devices_per_token"] = over_layers(summary, "mean_devices_per_token")
+    row["nodes_per_token"] = over_layers(summary, "mean_nodes_per_token")
+    row["remote_nodes_per_token"] = over_layers(summary, "mean_remote_nodes_per_token")
     row["selections"] = total_over_layers(summary, "selections")
     row["dropped"] = total_over_layers(summary, "dropped")
     row["step_seconds"] = at(summary, "time.measured.step_mean")

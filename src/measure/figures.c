@@ -45,6 +45,9 @@ static void add_load(moe_figures *f, const moe_layer_metrics *l, const moe_step_
     double received = moe_imbalance_max_over_mean(l->received_rows, m->devices);
     f->mean_devices += l->mean_devices / m->num_layers;
     f->mean_devices_unlimited += l->mean_devices_unlimited / m->num_layers;
+    f->mean_nodes += l->mean_nodes / m->num_layers;
+    f->mean_remote_nodes += l->mean_remote_nodes / m->num_layers;
+    f->mean_nodes_unlimited += l->mean_nodes_unlimited / m->num_layers;
     f->expert_maxvio += (expert - 1) / m->num_layers;
     f->device_maxvio += (device - 1) / m->num_layers;
     f->received_maxvio += (received - 1) / m->num_layers;

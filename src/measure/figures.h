@@ -30,6 +30,7 @@ typedef struct moe_figures {
     /* Devices and load: means over layers. */
     double mean_devices;           /* devices per token */
     double mean_devices_unlimited; /* the same without the group limit */
+    double mean_nodes, mean_remote_nodes, mean_nodes_unlimited;
     double expert_maxvio, device_maxvio, received_maxvio;
     double device_max_over_mean;
 

@@ -51,6 +51,7 @@ static void layer_clear(const moe_step_metrics *m, moe_layer_metrics *l) {
     l->matrix.num_cells = 0;
     layer_reserve(m, l);
     l->mean_devices_unlimited = NAN;
+    l->mean_nodes_unlimited = NAN;
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         l->loss_raw[i] = l->ideal[i] = NAN;
         for (int scope = 0; scope < MOE_NUM_SCOPES; scope++) {
@@ -253,6 +254,10 @@ static void join_layer(moe_layer_metrics *to,
     to->mean_devices += from->mean_devices / of;
     to->mean_devices_unlimited =
         (first ? 0 : to->mean_devices_unlimited) + from->mean_devices_unlimited / of;
+    to->mean_nodes += from->mean_nodes / of;
+    to->mean_remote_nodes += from->mean_remote_nodes / of;
+    to->mean_nodes_unlimited =
+        (first ? 0 : to->mean_nodes_unlimited) + from->mean_nodes_unlimited / of;
     for (int i = 0; i < MOE_NUM_DIRECTIONS; i++) {
         moe_volume_add(&to->volume[i], &from->volume[i]);
     }

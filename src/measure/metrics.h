@@ -125,6 +125,10 @@ typedef struct moe_layer_metrics {
     int64_t tokens_by_reach[65];   /* tokens that reach 0, 1, .. 63 devices; [64]: 64 and more */
     double mean_devices;           /* mean over tokens of the devices that a token reaches */
     double mean_devices_unlimited; /* the same without the group limit; NaN: not computed */
+    double mean_nodes;             /* mean over tokens of the nodes that a token reaches, */
+    double mean_remote_nodes;    /* of those that are not its own: rows across nodes, if there were
+                                    one per token and node, */
+    double mean_nodes_unlimited; /* and of the nodes without the group limit; NaN: not computed */
     moe_volume volume[MOE_NUM_DIRECTIONS];
     int64_t pairs_by_level[MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
     int64_t allreduce_bytes;              /* payload given to MPI_Allreduce, summed over devices */
@@ -202,8 +206,8 @@ void moe_step_metrics_init(moe_step_metrics *m,
 void moe_step_metrics_free(moe_step_metrics *m);
 
 /* Local. Clears the figures and keeps the memory. Counts become 0; loss_raw, loss_by_scope, ideal
- * and mean_devices_unlimited become NaN, so that what nobody filled in shows up as "not defined"
- * and never as a plausible zero. */
+ * and the means without the group limit become NaN, so that what nobody filled in shows up as "not
+ * defined" and never as a plausible zero. */
 void moe_step_metrics_clear(moe_step_metrics *m);
 
 /* Local. Makes c->dropped_per_sequence an array of num_sequences pairs. */

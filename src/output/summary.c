@@ -349,6 +349,9 @@ static json_t *layer_object(const moe_config *c, const moe_step_metrics *m, int3
     }
     moe_json_put(o, "mean_devices_per_token", moe_json_number(l->mean_devices));
     moe_json_put(o, "mean_devices_per_token_unlimited", moe_json_number(l->mean_devices_unlimited));
+    moe_json_put(o, "mean_nodes_per_token", moe_json_number(l->mean_nodes));
+    moe_json_put(o, "mean_remote_nodes_per_token", moe_json_number(l->mean_remote_nodes));
+    moe_json_put(o, "mean_nodes_per_token_unlimited", moe_json_number(l->mean_nodes_unlimited));
     moe_json_put(o, "tokens_by_reach", moe_json_integers(l->tokens_by_reach, reach + 1));
     moe_json_put(o, "volume", volumes_object(c, l->volume));
     moe_json_put(o, "allreduce_bytes", json_integer(l->allreduce_bytes));

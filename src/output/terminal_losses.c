@@ -74,14 +74,15 @@ static void print_meaning(const moe_screen *s,
     if (c->balance.device_p == MOE_DEVICE_P_MEAN) {
         counted *= (double)c->model.num_experts / c->cluster.devices;
     }
-    moe_screen_wrapped(s, 2, "",
-                       "expert: sum over experts of f P, f = share of the selections x N / K, P = "
-                       "mean score; device: the same by device; communication: "
-                       "f'' counts the %s sent to a device, x D / (M T); at balance it is %s per "
-                       "%stoken / M = %s / %d.",
-                       tokens ? "tokens" : "selections", tokens ? "devices" : "selections",
-                       c->data.mask[0] ? "counted " : "", moe_format_number(counted, 3).s,
-                       c->comm_limit);
+    moe_screen_wrapped(
+        s, 2, "",
+        "expert: sum over experts of f P, f = share of the selections x N / K, P = "
+        "mean score; device: the same by device; communication: "
+        "f'' counts the %s sent to a device, x D / (%d T), where %d is the most devices "
+        "that a token may reach; at balance it is %s per %stoken / %d = %s / %d.",
+        tokens ? "tokens" : "selections", c->comm_limit, c->comm_limit,
+        tokens ? "devices" : "selections", c->data.mask[0] ? "counted " : "", c->comm_limit,
+        moe_format_number(counted, 3).s, c->comm_limit);
     moe_screen_wrapped(s, 2, "",
                        "switch, gshard: like expert, f from first choices; mixtral: like expert, "
                        "without 1/K; importance, load: squared variation over "

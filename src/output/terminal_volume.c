@@ -8,6 +8,10 @@
 /* A narrow terminal does without the column beside the rows, then without the last one. */
 static const moe_table volume_table = {79, {{44, 8}, {63, 11}}};
 
+static int32_t nodes_of(const moe_config *c) {
+    return c->cluster.devices / c->cluster.devices_per_node;
+}
+
 /* remote_bytes < 0 stands for "not known". */
 static void print_row(const moe_screen *s,
                       const char *what,
@@ -90,6 +94,14 @@ static void print_table(const moe_screen *s,
         print_row(s, "  the same without group limit", f->mean_devices_unlimited * tokens, tokens,
                   f->mean_devices_unlimited * tokens * f->row_bytes, -1, "");
     }
+    if (nodes_of(c) > 1) {
+        print_row(s, "  one row per token and node", f->mean_nodes * tokens, tokens,
+                  f->mean_nodes * tokens * f->row_bytes, -1, "");
+        if (isfinite(f->mean_nodes_unlimited)) {
+            print_row(s, "  the same without group limit", f->mean_nodes_unlimited * tokens, tokens,
+                      f->mean_nodes_unlimited * tokens * f->row_bytes, -1, "");
+        }
+    }
     if (s->full) {
         print_metadata(s, c, m, f);
     }
@@ -111,7 +123,7 @@ static void print_saving(const moe_screen *s, const moe_figures *f) {
             100.0 * (double)d->logical_bytes / (double)d->selection_bytes);
 }
 
-static void print_levels(const moe_screen *s, const moe_figures *f) {
+static void print_levels(const moe_screen *s, const moe_figures *f, double tokens) {
     fputc('\n', s->out);
     moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s\n", "dispatch, by level", "rows",
                    "share", "payload", "metadata");
@@ -124,6 +136,12 @@ static void print_levels(const moe_screen *s, const moe_figures *f) {
         moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s\n", moe_level_titles[i],
                        moe_format_count(t->rows).s, share, moe_format_bytes(t->bytes).s,
                        moe_format_bytes(t->metadata_bytes).s);
+    }
+    if (d->by_level[MOE_LEVEL_CLUSTER].rows > 0) {
+        const double rows = f->mean_remote_nodes * tokens;
+        moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s\n", "  if one per token and node",
+                       moe_format_count(llround(rows)).s, "",
+                       moe_format_bytes(llround(rows * f->row_bytes)).s);
     }
 }
 
@@ -182,16 +200,31 @@ static void print_reach(const moe_screen *s, const moe_figures *f) {
     moe_screen_wrapped(s, 2, "", "%s", text);
 }
 
+/* What a limit on nodes is about: on how many nodes a token's devices are. */
+static void print_nodes(const moe_screen *s, const moe_config *c, const moe_figures *f) {
+    char unlimited[64] = "";
+    if (nodes_of(c) == 1) {
+        return;
+    }
+    if (isfinite(f->mean_nodes_unlimited)) {
+        snprintf(unlimited, sizeof unlimited, "; without group limit %.3f",
+                 f->mean_nodes_unlimited);
+    }
+    moe_screen_wrapped(s, 2, "", "nodes: mean %.3f of %d, %.3f of them not the token's own%s",
+                       f->mean_nodes, nodes_of(c), f->mean_remote_nodes, unlimited);
+}
+
 /* The mean number of devices beside what it would be, on one line. */
 static void print_devices_shortly(const moe_screen *s, const moe_config *c, const moe_figures *f) {
     char unlimited[64] = "";
-    if (isfinite(f->mean_devices_unlimited) && c->router.group_limit != MOE_GROUP_NONE) {
+    if (isfinite(f->mean_devices_unlimited)) {
         snprintf(unlimited, sizeof unlimited, "; without group limit %.3f",
                  f->mean_devices_unlimited);
     }
     moe_screen_heading(s, "Devices per token");
     moe_screen_wrapped(s, 2, "", "mean %.3f, at most %d of %d%s", f->mean_devices, c->comm_limit,
                        c->cluster.devices, unlimited);
+    print_nodes(s, c, f);
 }
 
 static void print_devices(const moe_screen *s, const moe_config *c, const moe_figures *f) {
@@ -206,7 +239,7 @@ static void print_devices(const moe_screen *s, const moe_config *c, const moe_fi
                  moe_imbalance_expected_reach(n, d, k, c->router.topk_group), c->router.topk_group);
     }
     moe_screen_heading(s, "Devices per token");
-    moe_screen_wrapped(s, 2, "", "mean %.4f; at most M = %d of %d devices%s", f->mean_devices,
+    moe_screen_wrapped(s, 2, "", "mean %.4f; at most %d of %d devices%s", f->mean_devices,
                        c->comm_limit, d, limited ? "" : " (no group limit)");
     if (n % d == 0) { /* with as many experts on each device only */
         moe_screen_wrapped(s, 2, "", "uniform random routing would reach %.3f without limit%s",
@@ -216,6 +249,7 @@ static void print_devices(const moe_screen *s, const moe_config *c, const moe_fi
         moe_screen_wrapped(s, 2, "", "these tokens would reach %.4f without limit",
                            f->mean_devices_unlimited);
     }
+    print_nodes(s, c, f);
     print_reach(s, f);
 }
 
@@ -235,7 +269,7 @@ void moe_terminal_volume(const moe_screen *s,
         print_saving(s, f);
     }
     if (s->full || f->volume[MOE_DISPATCH].by_level[MOE_LEVEL_CLUSTER].rows > 0) {
-        print_levels(s, f);
+        print_levels(s, f, (double)m->num_tokens * m->num_layers);
     }
     print_counted(s, c, f, (double)m->num_tokens * m->num_layers);
     print_payload_error(s, c, m);

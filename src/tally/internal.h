@@ -7,9 +7,12 @@
 #include "model/layer.h"
 
 enum moe_tally_scalar {
-    MOE_TALLY_SELECTIONS,    /* pairs that the router chose */
-    MOE_TALLY_REACHED,       /* distinct devices, summed over tokens */
-    MOE_TALLY_UNLIMITED,     /* the same of the greedy choice, without a group limit */
+    MOE_TALLY_SELECTIONS,      /* pairs that the router chose */
+    MOE_TALLY_REACHED,         /* distinct devices, summed over tokens */
+    MOE_TALLY_UNLIMITED,       /* the same of the greedy choice, without a group limit */
+    MOE_TALLY_NODES,           /* distinct nodes, summed over tokens */
+    MOE_TALLY_REMOTE_NODES,    /* those of them that are not the token's own */
+    MOE_TALLY_UNLIMITED_NODES, /* distinct nodes of the greedy choice */
     MOE_TALLY_EXPECTED_ROWS, /* recounted from the routing: pairs, or distinct devices per token */
     MOE_TALLY_ALL_ROWS,      /* rows that would be sent if nothing were dropped */
     MOE_TALLY_PLANNED_ROWS,

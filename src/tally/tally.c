@@ -36,26 +36,38 @@ static moe_tally tally_new(const moe_context *context) {
 
 /* --- the share of this rank --- */
 
-/* The number of distinct devices that serve k experts of a local token. stamp [D] remembers for
- * each device the last token; each call is for another one. by_device [D], unless it is NULL, grows
- * by what each device serves. */
-static int64_t distinct_devices(const moe_layer *layer,
-                                const moe_context *context,
-                                int64_t token,
-                                const int32_t *expert,
-                                int64_t k,
-                                int64_t *stamp,
-                                int64_t *by_device) {
-    int64_t distinct = 0;
+typedef struct distinct {
+    int64_t devices, nodes;
+    int64_t remote_nodes; /* without the token's own node */
+} distinct;
+
+/* How many distinct devices serve k experts of a local token, and on how many nodes. stamp [2 D]
+ * remembers the last token for each device, and behind them for each node; each call is for another
+ * token. by_device [D], unless it is NULL, grows by what each device serves. */
+static distinct distinct_of(const moe_layer *layer,
+                            const moe_context *context,
+                            int64_t token,
+                            const int32_t *expert,
+                            int64_t k,
+                            int64_t *stamp,
+                            int64_t *by_device) {
+    const int32_t per_node = context->config->cluster.devices_per_node;
+    const int64_t number = context->batch->first_token + token;
+    const int64_t own = moe_batch_device_of(context->batch, number) / per_node;
+    int64_t *node_stamp = stamp + context->batch->devices;
+    distinct found = {0};
     for (int64_t i = 0; i < k; i++) {
-        int32_t device = moe_tally_device(layer, context, expert[i], token);
-        distinct += stamp[device] != token + 1;
-        stamp[device] = token + 1;
+        const int32_t device = moe_tally_device(layer, context, expert[i], token),
+                      node = device / per_node;
+        found.devices += stamp[device] != token + 1;
+        found.nodes += node_stamp[node] != token + 1;
+        found.remote_nodes += node_stamp[node] != token + 1 && node != own;
+        stamp[device] = node_stamp[node] = token + 1;
         if (by_device) {
             by_device[device]++;
         }
     }
-    return distinct;
+    return found;
 }
 
 static void count_blocks(moe_tally *t,
@@ -95,21 +107,25 @@ static void count_reach(moe_tally *t,
     int32_t d = context->batch->devices;
     int32_t reachable = moe_config_group_span(context->config);
     bool limited = r->group_limit != MOE_GROUP_NONE;
-    int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, d, sizeof *stamp, "tally");
+    int64_t *stamp =
+        moe_scratch_take_zero(context->batch->scratch, 2 * (int64_t)d, sizeof *stamp, "tally");
     const uint8_t *routed = moe_batch_routed(context->batch);
     for (int64_t token = 0; token < routing->num_tokens; token++) {
         if (routed && !routed[token]) {
             continue;
         }
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
-        int64_t reach = distinct_devices(layer, context, token, routing->expert + begin, k, stamp,
-                                         t->by_device);
+        const distinct found =
+            distinct_of(layer, context, token, routing->expert + begin, k, stamp, t->by_device);
+        const int64_t reach = found.devices;
         for (int64_t i = 0; i < k; i++) {
             t->counts[routing->expert[begin + i]]++;
         }
         t->reach[reach < 64 ? reach : 64]++;
         t->scalar[MOE_TALLY_SELECTIONS] += k;
         t->scalar[MOE_TALLY_REACHED] += reach;
+        t->scalar[MOE_TALLY_NODES] += found.nodes;
+        t->scalar[MOE_TALLY_REMOTE_NODES] += found.remote_nodes;
         t->scalar[MOE_TALLY_ALL_ROWS] +=
             context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
         t->scalar[MOE_TALLY_BAD_DEVICES] +=
@@ -127,19 +143,20 @@ static void count_rows(moe_tally *t,
                        const moe_layer *layer,
                        const moe_context *context,
                        const moe_routing *sent) {
-    int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->batch->devices,
-                                           sizeof *stamp, "tally");
+    int64_t *stamp = moe_scratch_take_zero(
+        context->batch->scratch, 2 * (int64_t)context->batch->devices, sizeof *stamp, "tally");
     for (int64_t token = 0; token < sent->num_tokens; token++) {
         int64_t begin = sent->row_offset[token], k = sent->row_offset[token + 1] - begin;
         int64_t reach =
-            distinct_devices(layer, context, token, sent->expert + begin, k, stamp, NULL);
+            distinct_of(layer, context, token, sent->expert + begin, k, stamp, NULL).devices;
         t->scalar[MOE_TALLY_EXPECTED_ROWS] +=
             context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
     }
     moe_scratch_give(context->batch->scratch, stamp);
 }
 
-/* Counts the devices that tokens would reach without the group limit, which shows what it saves. */
+/* Counts the devices and nodes that tokens would reach without the group limit, which shows what it
+ * saves. */
 static void count_unlimited(moe_tally *t,
                             const moe_layer *layer,
                             const moe_context *context,
@@ -147,13 +164,13 @@ static void count_unlimited(moe_tally *t,
     moe_router greedy = layer->router;
     moe_draw draw = {.seed = (uint64_t)context->config->run.seed};
     int32_t n = greedy.num_experts;
-    int64_t reached = 0;
+    int64_t reached = 0, nodes = 0;
     const uint8_t *routed = moe_batch_routed(context->batch);
     if (!measures_unlimited(context)) {
         return;
     }
     greedy.group_limit = MOE_GROUP_NONE;
-#pragma omp parallel reduction(+ : reached)
+#pragma omp parallel reduction(+ : reached, nodes)
     {
         moe_select select;
         moe_select_reserve(&select, &greedy, &draw);
@@ -161,8 +178,8 @@ static void count_unlimited(moe_tally *t,
                *s = z + n;
         int32_t *expert =
             moe_scratch_take(context->batch->scratch, greedy.top_k, sizeof *expert, "tally");
-        int64_t *stamp = moe_scratch_take_zero(context->batch->scratch, context->batch->devices,
-                                               sizeof *stamp, "tally");
+        int64_t *stamp = moe_scratch_take_zero(
+            context->batch->scratch, 2 * (int64_t)context->batch->devices, sizeof *stamp, "tally");
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < context->batch->num_tokens; token++) {
             if ((routed && !routed[token]) ||
@@ -171,7 +188,9 @@ static void count_unlimited(moe_tally *t,
             }
             moe_scores_fill(&greedy, z, s, NULL);
             int32_t k = moe_select_experts(&select, &greedy, z, s, 1, expert, NULL);
-            reached += distinct_devices(layer, context, token, expert, k, stamp, NULL);
+            const distinct found = distinct_of(layer, context, token, expert, k, stamp, NULL);
+            reached += found.devices;
+            nodes += found.nodes;
         }
         moe_select_free(&select);
         moe_scratch_give(context->batch->scratch, z);
@@ -179,6 +198,7 @@ static void count_unlimited(moe_tally *t,
         moe_scratch_give(context->batch->scratch, stamp);
     }
     t->scalar[MOE_TALLY_UNLIMITED] = reached;
+    t->scalar[MOE_TALLY_UNLIMITED_NODES] = nodes;
 }
 
 /* --- the sums over all ranks --- */
@@ -218,6 +238,11 @@ static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metri
     }
 }
 
+/* The mean over tokens of a sum over them. */
+static double mean_of(const moe_tally *t, enum moe_tally_scalar sum, int64_t tokens) {
+    return tokens ? (double)t->scalar[sum] / (double)tokens : 0;
+}
+
 static void fill_counts(const moe_tally *t, const moe_context *context, moe_layer_metrics *out) {
     int64_t n = context->router.num_experts;
     int64_t d = context->batch->devices;
@@ -227,10 +252,14 @@ static void fill_counts(const moe_tally *t, const moe_context *context, moe_laye
     memcpy(out->sent_rows, t->sent_rows, (size_t)d * sizeof(int64_t));
     memcpy(out->received_rows, t->received_rows, (size_t)d * sizeof(int64_t));
     memcpy(out->tokens_by_reach, t->reach, sizeof out->tokens_by_reach);
-    out->mean_devices = tokens ? (double)t->scalar[MOE_TALLY_REACHED] / (double)tokens : 0;
-    out->mean_devices_unlimited = tokens && measures_unlimited(context)
-                                      ? (double)t->scalar[MOE_TALLY_UNLIMITED] / (double)tokens
-                                      : NAN;
+    out->mean_devices = mean_of(t, MOE_TALLY_REACHED, tokens);
+    out->mean_nodes = mean_of(t, MOE_TALLY_NODES, tokens);
+    out->mean_remote_nodes = mean_of(t, MOE_TALLY_REMOTE_NODES, tokens);
+    out->mean_devices_unlimited = out->mean_nodes_unlimited = NAN;
+    if (tokens && measures_unlimited(context)) {
+        out->mean_devices_unlimited = mean_of(t, MOE_TALLY_UNLIMITED, tokens);
+        out->mean_nodes_unlimited = mean_of(t, MOE_TALLY_UNLIMITED_NODES, tokens);
+    }
     out->selections = t->scalar[MOE_TALLY_SELECTIONS];
     out->output_rms = tokens ? sqrt(moe_exact_value(t->output) / (double)tokens) : 0;
 }

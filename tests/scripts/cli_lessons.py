@@ -124,8 +124,8 @@ def test_screens():
     )
     losses = " ".join(screen(4, "selections").split())
     m.check(
-        "at balance it is selections per token / M = 6.000 / 3" in losses,
-        "f'' by selections at balance is not K / M",
+        "at balance it is selections per token / 3 = 6.000 / 3" in losses,
+        "f'' by selections at balance is not K over the most devices",
     )
     rows = m.summary(os.path.join(folder(6), "device"))["volume"]["dispatch"]["rows"]
     shown = re.search(r"one row per token and device +([\d,]+).* sent$", screen(6, "device"), re.M)

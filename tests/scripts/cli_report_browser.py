@@ -259,6 +259,40 @@ def check_load(drawn, folder, step_bin):
             )
 
 
+def check_layer_map(drawn, folder):
+    """Max/mean by layer and the map of layers by experts; the sentence names the worst layer."""
+    layers = summary(folder)["layers"]
+    if len(layers) < 2:
+        return
+    ratios = {
+        key: [
+            [len(counts) * n / sum(counts) for n in counts] for counts in (l[key] for l in layers)
+        ]
+        for key in ("counts_per_device", "counts_per_expert")
+    }
+    lines = drawn.traces("chart-layers")
+    for name, key in (
+        ("busiest device", "counts_per_device"),
+        ("busiest expert", "counts_per_expert"),
+    ):
+        check(
+            near(lines[name]["y"], [max(row) for row in ratios[key]], 1e-12),
+            f"{drawn.label}: {name} by layer {lines[name]['y']}",
+        )
+    shown = drawn.traces("chart-layer-map")[0]["z"]
+    check(
+        len(shown) == len(layers)
+        and all(near(a, b, 1e-12) for a, b in zip(shown, ratios["counts_per_expert"])),
+        f"{drawn.label}: map of layers",
+    )
+    of_devices = [max(row) for row in ratios["counts_per_device"]]
+    said = drawn.browser.run("return document.getElementById('load').textContent")
+    check(
+        f"The worst layer is {of_devices.index(max(of_devices))}:" in said,
+        f"{drawn.label}: the worst layer is not named",
+    )
+
+
 def check_matrix(drawn, folder):
     matrix, dispatch = load(os.path.join(folder, "comm_matrix.npy")), [
         layer["volume"]["dispatch"] for layer in summary(folder)["layers"]
@@ -414,8 +448,18 @@ def check_volume(drawn, folder):
     dispatch, layers = summary(folder)["volume"]["dispatch"], summary(folder)["layers"]
     bars = drawn.traces("chart-waterfall")["payload"]
     known = [dispatch[key] for key in ("selection_bytes", "logical_bytes", "remote_bytes")]
-    drawn.equal("first and last two stages", [bars["y"][0], *bars["y"][-2:]], known)
+    sent = [bars["y"][index] for index, name in enumerate(bars["x"]) if name.startswith("\u25a0")]
+    drawn.equal("first stage and what was sent", [bars["y"][0], *sent[:2]], known)
     size = dispatch["logical_bytes"] / dispatch["rows"]
+    across = dispatch["by_level"]["across_nodes"]["bytes"]
+    if across and "mean_remote_nodes_per_token" in layers[0]:
+        rows = sum(layer["mean_remote_nodes_per_token"] for layer in layers)
+        check(
+            sent[2:] == [across]
+            and bars["x"][-1] == "if one row per token and node"
+            and near(bars["y"][-1], rows * summary(folder)["num_tokens"] * size, 1e-9),
+            f"{drawn.label}: across nodes {bars}",
+        )
     free = (
         sum(layer["mean_devices_per_token_unlimited"] for layer in layers)
         * summary(folder)["num_tokens"]
@@ -605,6 +649,7 @@ def main():
             parts = [
                 lambda drawn: check_lines(drawn, folder),
                 lambda drawn: check_load(drawn, folder, step_bin),
+                lambda drawn: check_layer_map(drawn, folder),
                 lambda drawn: check_matrix(drawn, folder),
                 lambda drawn: check_volume(drawn, folder),
                 lambda drawn: check_timeline(drawn, folder),

@@ -66,7 +66,7 @@ static double gap(const real *a, const real *b, const real *c, int64_t n) {
 /* --- accumulation through moe_training_step: the mean of the gradients of the draws --- */
 
 /* What one layer's record says, as numbers: integers that add up, then reals that are means. */
-enum { NUM_SUMS = 12, NUM_MEANS = 6 };
+enum { NUM_SUMS = 12, NUM_MEANS = 8 };
 
 static void figures(const moe_step_metrics *r, int64_t sums[NUM_SUMS], double means[NUM_MEANS]) {
     const moe_layer_metrics *l = &r->layer[1];
@@ -87,6 +87,8 @@ static void figures(const moe_step_metrics *r, int64_t sums[NUM_SUMS], double me
                                     l->loss_by_scope[MOE_SCOPE_SEQUENCE][MOE_LOSS_COMM],
                                     l->ideal[MOE_LOSS_COMM],
                                     l->mean_devices,
+                                    l->mean_nodes,
+                                    l->mean_remote_nodes,
                                     l->total,
                                     l->output_rms * l->output_rms};
     memcpy(sums, sum, sizeof sum);

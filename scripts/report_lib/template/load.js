@@ -140,6 +140,72 @@ function expertBars(name, values, index, mean) {
   };
 }
 
+const overMean = (values) => {
+  const mean = sum(values) / values.length;
+  return values.map((value) => (mean ? value / mean : 0));
+};
+
+function layerLine(name, title, index) {
+  return {
+    type: "scatter",
+    mode: lineMode(RUN.layer.length),
+    name: title,
+    x: RUN.layer.map((_, layer) => layer),
+    y: RUN.layer.map((layer) => Math.max(...overMean(layer[name]))),
+    line: {color: series(index)},
+    marker: {color: series(index)},
+    hovertemplate: `layer %{x}<br>${title}: %{y:.3f} \u00d7 mean<extra></extra>`,
+  };
+}
+
+/* Whole numbers only. */
+const layerAxis = () => ({
+  title: {text: "layer"},
+  tickformat: "d",
+  ...(RUN.layer.length <= 16 ? {tick0: 0, dtick: 1} : {}),
+});
+
+chart("chart-layers", [], () => ({
+  traces: [
+    layerLine("counts_per_device", "busiest device", 0),
+    layerLine("counts_per_expert", "busiest expert", 1),
+  ],
+  layout: {
+    xaxis: layerAxis(),
+    yaxis: {title: {text: "selections, max / mean"}, rangemode: "tozero"},
+  },
+}));
+
+chart("chart-layer-map", [], () => {
+  const map = RUN.layer.map((layer) => overMean(layer.counts_per_expert));
+  const text = map.map((row, layer) =>
+    row.map(
+      (value, expert) =>
+        `layer ${layer}, expert ${expert}${deviceOf(expert)}<br>` +
+        `${countText(RUN.layer[layer].counts_per_expert[expert])} selections, ` +
+        `${realText(value, 3)} \u00d7 mean of the layer`,
+    ),
+  );
+  return {
+    traces: [
+      {
+        type: "heatmap",
+        z: map,
+        colorscale: "Cividis",
+        zmin: 0,
+        zmax: largest([map]) || 1,
+        text,
+        hovertemplate: "%{text}<extra></extra>",
+        colorbar: {title: {text: "\u00d7 mean", side: "top"}, thickness: 14, outlinewidth: 0},
+      },
+    ],
+    layout: {
+      xaxis: {title: {text: "expert"}, showgrid: false, zeroline: false, tickformat: "d"},
+      yaxis: {...layerAxis(), showgrid: false, zeroline: false, autorange: "reversed"},
+    },
+  };
+});
+
 chart("chart-experts", ["layer"], () => {
   const values = ofLayer(RUN, "counts_per_expert");
   if (!values.length) return null;

@@ -172,7 +172,12 @@ chart("chart-waterfall", [], () => {
     traces: [bars, steps],
     layout: {
       barmode: "overlay",
-      xaxis: {showgrid: false, type: "category"},
+      xaxis: {
+        showgrid: false,
+        type: "category",
+        tickvals: names,
+        ticktext: names.map((name) => name.replace(/^(.{10,18}) (?!=)/, "$1<br>")), // on two lines
+      },
       yaxis: stageAxis(stages.map((stage) => stage.bytes)),
     },
   };
