@@ -171,7 +171,7 @@ static void add_rest(moe_derivation *d,
                      const moe_volume *v) {
     static const char *const level[MOE_NUM_LEVELS] = {"rows that stay on their device",
                                                       "rows to the same node", "rows across nodes"};
-    int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
+    int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode, 0),
             pair = moe_exchange_pair_metadata_bytes();
     int64_t pairs = a->selections - a->dropped;
     int64_t row = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);

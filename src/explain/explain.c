@@ -191,7 +191,7 @@ static void fill_rows(const moe_watched *w) {
                                 .expert = plan->pair_expert[plan->row_pair[row[i]]],
                                 .level = moe_level_of(w->device, d, c->cluster.devices_per_node),
                                 .bytes = bytes,
-                                .metadata_bytes = moe_exchange_row_metadata_bytes(plan->mode) +
+                                .metadata_bytes = moe_exchange_row_metadata_bytes(plan->mode, 0) +
                                                   pairs * moe_exchange_pair_metadata_bytes()};
     }
 }
