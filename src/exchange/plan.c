@@ -79,7 +79,8 @@ static int64_t reached_words(const moe_plan *plan) {
     return ((int64_t)plan->devices + 63) / 64;
 }
 
-/* Arrays whose sizes depend on the batch and the devices only. */
+/* Arrays whose sizes depend on the batch and the devices only; in a second hop the tokens are the
+ * rows that arrived. */
 static void reserve_fixed(moe_plan *plan) {
     int64_t ends = plan->ranks + 1;
     const moe_block_array table[] = {
@@ -92,7 +93,8 @@ static void reserve_fixed(moe_plan *plan) {
         MOE_ARRAY(plan->reached, reached_words(plan)),
         MOE_ARRAY(plan->next_cell, plan->num_local),
     };
-    moe_block_reserve(&plan->fixed, table, MOE_ARRAYS(table), "plan");
+    (plan->hop > 0 ? moe_block_reserve_varying : moe_block_reserve)(&plan->fixed, table,
+                                                                    MOE_ARRAYS(table), "plan");
     memset(plan->count, 0, 2 * (size_t)plan->devices * sizeof *plan->count);
     memset(plan->reached, 0, (size_t)reached_words(plan) * sizeof *plan->reached);
 }

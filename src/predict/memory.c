@@ -60,7 +60,8 @@ typedef struct sizes { /* of the fullest rank */
     int64_t most;          /* experts that one token may have, for which there is room */
     int64_t selections;    /* that are expected */
     int64_t sent;          /* of these, after dropping */
-    int64_t rows;          /* of dispatch that are expected */
+    int64_t rows;          /* of dispatch that are expected, of the last hop */
+    int64_t first;         /* of the first of two hops; 0 with one */
     int64_t remote;        /* of these, for other ranks: the share 1 - 1/ranks */
     int64_t copies;        /* how many layers have their activations at the same time */
     int64_t threads;
@@ -115,6 +116,9 @@ static sizes sizes_of(const moe_config *c, const moe_memory_given *given) {
     s.rows = c->exchange.mode == MOE_EXCHANGE_SELECTION
                  ? s.sent
                  : whole((double)s.tokens * moe_expected_reach(c, sent));
+    s.first = c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL
+                  ? whole((double)s.tokens * moe_expected_nodes(c, sent))
+                  : 0;
     s.remote = s.rows - s.rows / ranks;
     s.matrices = matrices(c->model.expert_type);
     s.hidden = mul(s.matrices > 0 ? s.matrices - 1 : 0, c->model.moe_intermediate_size);
@@ -410,8 +414,9 @@ static int64_t activations(const moe_config *c, const sizes *s) {
 
 /* --- exchange --- */
 
-/* What a payload narrower than fp32 needs: rows of the wire on both sides, as many as there are;
- * tokens as they were rounded (in training x and dy); and all rows that came back as numbers. */
+/* What a payload narrower than fp32 needs: rows of the wire, those that are encoded and those from
+ * other ranks; tokens as they were rounded (in training x and dy); and all rows that came back as
+ * numbers. */
 static int64_t rounding(const moe_config *c, const sizes *s) {
     const moe_payload_format out = moe_payload_of_dispatch(c), back = moe_payload_of_combine(c);
     const int64_t h = c->model.hidden_size;
@@ -419,8 +424,10 @@ static int64_t rounding(const moe_config *c, const sizes *s) {
         return 0;
     }
     const int64_t wider = moe_payload_bytes(moe_payload_rounds(back) ? back : out, h);
-    const int64_t wire = mul3(2, add(s->rows, s->tokens), wider);
-    const int64_t numbers = add(mul(s->train ? 2 : 1, s->tokens), s->rows);
+    const int64_t wire =
+        mul(add(add(max64(s->rows, s->tokens), s->remote), mul(2, s->first)), wider);
+    const int64_t rounded = s->first > 0 ? s->first : s->tokens;
+    const int64_t numbers = add(mul(s->train ? 2 : 1, rounded), add(s->rows, s->first));
     return add(wire, mul3(numbers, h, REAL));
 }
 
@@ -437,21 +444,48 @@ static int64_t fp32_step(const moe_config *c, const sizes *s) {
     return add(mul(add(y, s->train ? local_parameters(c, s) : 0), REAL), mul(counts, WORD));
 }
 
+/* The bytes of a row, and of a pair, in the lists of a plan and of an inbox, and as metadata. */
+static int64_t bytes_of_row(int64_t head_words) {
+    return (2 * INT + 2 * WORD) + (2 * INT + WORD) + 2 * head_words * INT;
+}
+static int64_t bytes_of_pair(void) {
+    const int64_t pair_words = 1 + REAL / INT;
+    return (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
+}
+
+/* What a second hop adds (relay.c): all rows of the first one stand in memory, in training twice,
+ * and beside them what is packed, what goes back, and numbers of pairs; the lists of the first hop
+ * with their parts; and in those of the second where a row comes from. */
+static int64_t relay(const moe_config *c, const sizes *s) {
+    const int64_t h = c->model.hidden_size;
+    if (s->first == 0) {
+        return 0;
+    }
+    const bool rounds = moe_payload_rounds(moe_payload_of_dispatch(c));
+    const int64_t arrived = (rounds ? 0 : 1) + (s->train ? 1 : 0);
+    const int64_t packed = s->first - s->first / s->ranks,
+                  back = c->exchange.node_sum ? s->first : s->rows;
+    const int64_t vectors = mul3(add(add(mul(arrived, s->first), packed), back), h, REAL);
+    const int64_t rows = add(mul(s->first, bytes_of_row(2) + INT + 3 * WORD),
+                             mul(s->rows, 3 * (INT + WORD) + 2 * INT + WORD));
+    const int64_t pairs = mul(s->sent, bytes_of_pair() - 2 * WORD + (s->train ? 2 * REAL : 0));
+    return add(vectors, add(add(rows, pairs), mul(s->tokens, WORD)));
+}
+
 /* The plan and the inbox of a layer (plan.c, exchange.c): vectors that are packed for and received
  * from other ranks, in training x and dy; lists of rows and pairs; the metadata that is sent and
  * received; and numbers for each pair of a local and any device that occurs. */
 static int64_t exchange(const moe_config *c, const sizes *s) {
-    const int64_t h = c->model.hidden_size, pair_words = 1 + REAL / INT;
+    const int64_t h = c->model.hidden_size;
     const int64_t head_words = c->exchange.mode == MOE_EXCHANGE_SELECTION ? 1 : 2;
     const int64_t vectors = mul(mul3(s->train ? 3 : 2, s->remote, h), REAL);
-    const int64_t of_row = (2 * INT + 2 * WORD) + (2 * INT + WORD) + 2 * head_words * INT;
-    const int64_t of_pair =
-        (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
-    const int64_t lists = add(mul(s->rows, of_row), mul(s->sent, of_pair));
+    const int64_t lists =
+        add(mul(s->rows, bytes_of_row(head_words)), mul(s->sent, bytes_of_pair()));
     const int64_t fixed =
         add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
             add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
-    return mul(s->copies, add(add(add(vectors, rounding(c, s)), lists), fixed));
+    return mul(s->copies,
+               add(add(add(vectors, rounding(c, s)), lists), add(fixed, relay(c, s))));
 }
 
 /* --- statistics --- */
