@@ -43,8 +43,7 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
     const moe_row_format *format = plan->format;
     const int hops = moe_row_format_hops(plan->mode);
-    int64_t rows = in->num_rows, pairs = in->num_pairs,
-            grouped = plan->hop + 1 == hops ? pairs : 0,
+    int64_t rows = in->num_rows, pairs = in->num_pairs, grouped = plan->hop + 1 == hops ? pairs : 0,
             all_cells = (int64_t)plan->devices * plan->num_local;
     const moe_block_array table[] = {
         MOE_ARRAY(in->row_device, rows),
@@ -274,8 +273,7 @@ static void send_rows(moe_exchange *e,
         tokens = moe_relay_move(e, plan, tokens, f, gradient, rows);
         plan = &e->relay->plan;
     } else {
-        rows->local =
-            moe_inbox_rows_decoded(rows, f, tokens, plan->num_tokens, in->hidden, false);
+        rows->local = moe_inbox_rows_decoded(rows, f, tokens, plan->num_tokens, in->hidden, false);
     }
     moe_reserve_varying(&rows->remote, &rows->capacity, arriving * in->hidden, sizeof(real),
                         "received rows");

@@ -28,7 +28,8 @@
 /* One vector for each row of the inbox: rows from other ranks stand in `remote`, rows of the own
  * rank are read from its own tokens. */
 typedef struct moe_inbox_rows {
-    const real *local; /* [T,H]: the caller's, or `rounded`; of a second hop [rows of the first,H] */
+    const real *local; /* [T,H]: the caller's, or `rounded`; of a second hop [rows of the first,H]
+                        */
     real *remote;      /* [num_rows - own rows, H] */
     int64_t capacity;  /* of remote, in numbers */
     real *rounded;     /* [T,H] as a narrow payload left it */
@@ -73,10 +74,10 @@ typedef struct moe_exchange {
     const moe_comm *comm;
     moe_payload_format dispatched, combined; /* of x; of results, dy and dx. Set by the caller
                                                 before the dispatch; zeroed, all is fp32 */
-    bool node_sum;           /* likewise, of mode two_level: nodes add up what their devices return */
-    moe_inbox inbox;         /* of the only hop, or of the second */
+    bool node_sum;   /* likewise, of mode two_level: nodes add up what their devices return */
+    moe_inbox inbox; /* of the only hop, or of the second */
     struct moe_relay *relay; /* the first hop of two; made by the first dispatch that has one */
-    int64_t most_rows; /* T_global * K: no rank holds more rows, which all ranks know */
+    int64_t most_rows;       /* T_global * K: no rank holds more rows, which all ranks know */
 
     int64_t *sizes;  /* [2][ranks][2] rows and pairs for and from each rank */
     int64_t *layout; /* [4][ranks] counts and offsets of one Alltoallv */
@@ -105,9 +106,9 @@ typedef struct moe_relay {
     int64_t *part_begin; /* [2][ranks + 1] where the parts for a rank begin, and those from it */
     moe_block block;     /* memory of these three */
 
-    real *returned;          /* [rows,H] or [parts,H]: what goes back to the tokens' devices */
-    real *second_pairs;      /* [pairs] numbers in the order of the second plan, */
-    real *first_pairs;       /* [pairs] and in that of the first inbox */
+    real *returned;     /* [rows,H] or [parts,H]: what goes back to the tokens' devices */
+    real *second_pairs; /* [pairs] numbers in the order of the second plan, */
+    real *first_pairs;  /* [pairs] and in that of the first inbox */
     int64_t returned_capacity, second_capacity, first_capacity;
 } moe_relay;
 

@@ -1,5 +1,5 @@
-/* internal.h: what the files of the exchange share: the counts and offsets of one Alltoallv, one hop
- * there and back, and the inbox. */
+/* internal.h: what the files of the exchange share: the counts and offsets of one Alltoallv, one
+ * hop there and back, and the inbox. */
 #ifndef MOESIM_EXCHANGE_INTERNAL_H
 #define MOESIM_EXCHANGE_INTERNAL_H
 

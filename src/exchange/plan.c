@@ -139,9 +139,8 @@ static void reserve_parts(moe_plan *plan) {
 
 /* Does pair i of a token's sorted keys begin a row? Does it begin a part? */
 static bool begins_row(const moe_plan *plan, const int64_t *key, int64_t i, int32_t source) {
-    return i == 0 ||
-           plan->format->begins_row(moe_plan_stop(plan, key_device(key[i]), source),
-                                             moe_plan_stop(plan, key_device(key[i - 1]), source));
+    return i == 0 || plan->format->begins_row(moe_plan_stop(plan, key_device(key[i]), source),
+                                              moe_plan_stop(plan, key_device(key[i - 1]), source));
 }
 static bool begins_part(const int64_t *key, int64_t i) {
     return i == 0 || key_device(key[i]) != key_device(key[i - 1]);
@@ -289,8 +288,7 @@ static void list_parts(moe_plan *plan, const senders *s) {
             for (int64_t part = plan->row_part[r]; part < plan->row_part[r + 1]; part++) {
                 plan->part_device[part] = key_device(key[i]);
                 plan->token_part[listed++] = part;
-                for (i++; i < s->offset[t + 1] - s->offset[t] && !begins_part(key, i); i++) {
-                }
+                for (i++; i < s->offset[t + 1] - s->offset[t] && !begins_part(key, i); i++) {}
             }
         }
     }

@@ -35,9 +35,9 @@ typedef struct moe_plan_cell {
 
 typedef struct moe_plan {
     enum moe_exchange_mode mode;
-    int hop;                         /* 0 is the first */
-    const moe_row_format *format;    /* of the hop's rows */
-    int32_t devices;                 /* D */
+    int hop;                      /* 0 is the first */
+    const moe_row_format *format; /* of the hop's rows */
+    int32_t devices;              /* D */
     int32_t devices_per_node;
     int32_t first_device, num_local; /* this rank's source devices are first_device ..
                                         first_device + num_local - 1 */

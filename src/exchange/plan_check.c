@@ -1,5 +1,5 @@
-/* plan_check.c: a plan against the routing that it was built from. It shares no code with what built
- * it. */
+/* plan_check.c: a plan against the routing that it was built from. It shares no code with what
+ * built it. */
 #include "base/status.h"
 #include "exchange/plan.h"
 
@@ -9,7 +9,8 @@ static bool can_serve(const moe_plan *plan,
                       const moe_placement *placement,
                       int32_t expert,
                       int32_t stop) {
-    int32_t count = plan->format->several_devices ? plan->devices_per_node : 1, first = stop - stop % count;
+    int32_t count = plan->format->several_devices ? plan->devices_per_node : 1,
+            first = stop - stop % count;
     bool found = false;
     for (int32_t d = first; d < first + count; d++) {
         found = found || moe_placement_slot_on(placement, expert, d) >= 0;

@@ -108,8 +108,8 @@ static moe_returned bring_sums(moe_exchange *e,
     const moe_plan *second = &relay->plan;
     const moe_sum_order order = {second->num_tokens, second->token_row_offset, second->token_row,
                                  second->row_device};
-    moe_reserve_varying(&relay->returned, &relay->returned_capacity,
-                        second->num_tokens * b->hidden, sizeof(real), "sums of a node");
+    moe_reserve_varying(&relay->returned, &relay->returned_capacity, second->num_tokens * b->hidden,
+                        sizeof(real), "sums of a node");
     moe_returned_sum(e, &order, b, devices_per_node, relay->returned);
     return moe_exchange_bring(&relay->first, relay->first.inbox.rank_row, plan->rank_row,
                               relay->returned);
@@ -139,8 +139,7 @@ moe_returned moe_relay_bring(moe_exchange *e,
                              const real *results,
                              int32_t devices_per_node,
                              moe_sum_order *order) {
-    moe_returned b =
-        moe_exchange_bring(e, e->inbox.rank_row, e->relay->plan.rank_row, results);
+    moe_returned b = moe_exchange_bring(e, e->inbox.rank_row, e->relay->plan.rank_row, results);
     MOE_ASSERT(devices_per_node == plan->devices_per_node);
     if (e->node_sum) {
         return bring_sums(e, plan, &b, devices_per_node);

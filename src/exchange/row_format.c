@@ -18,16 +18,10 @@ static bool every_device(int32_t device, int32_t previous) {
 static const moe_row_format formats[][MOE_MOST_HOPS] = {
     [MOE_EXCHANGE_SELECTION] = {{"selection", every_pair, .head_words = 1}},
     [MOE_EXCHANGE_TOKEN] = {{"token", every_device, .several_pairs = true, .head_words = 2}},
-    [MOE_EXCHANGE_TWO_LEVEL] = {{"two_level",
-                                 every_device,
-                                 .several_pairs = true,
-                                 .several_devices = true,
-                                 .head_words = 2},
-                                {"two_level",
-                                 every_device,
-                                 .several_pairs = true,
-                                 .names_source = true,
-                                 .head_words = 3}},
+    [MOE_EXCHANGE_TWO_LEVEL] = {{"two_level", every_device, .several_pairs = true,
+                                 .several_devices = true, .head_words = 2},
+                                {"two_level", every_device, .several_pairs = true,
+                                 .names_source = true, .head_words = 3}},
 };
 
 const moe_row_format *moe_row_format_of(enum moe_exchange_mode mode, int hop) {

@@ -24,9 +24,9 @@ typedef struct moe_row_format {
      * stops at `previous`? A token's pairs come in ascending order of (device, expert), and its
      * first pair always begins a row. */
     bool (*begins_row)(int32_t device, int32_t previous);
-    bool several_pairs;    /* a row may have several pairs, and its head says how many */
-    bool several_devices;  /* and these may be for several devices of a node */
-    bool names_source;     /* the head names the token's device */
+    bool several_pairs;   /* a row may have several pairs, and its head says how many */
+    bool several_devices; /* and these may be for several devices of a node */
+    bool names_source;    /* the head names the token's device */
     int32_t head_words;
 } moe_row_format;
 

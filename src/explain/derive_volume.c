@@ -142,12 +142,11 @@ static void add_rows(moe_derivation *d,
                            less);
     }
     if (!selection && !token) {
-        moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, "rows of dispatch",
-                           (moe_derived_numbers){exact(rows_of_hop(v, 0) + rows_of_hop(v, 1)),
-                                                 exact(v->rows)},
-                           "one row to each node of a token, then one to each device", "%s + %s",
-                           moe_format_count(rows_of_hop(v, 0)).s,
-                           moe_format_count(rows_of_hop(v, 1)).s);
+        moe_derivation_add(
+            d, MOE_DERIVED_VOLUME, -1, "rows of dispatch",
+            (moe_derived_numbers){exact(rows_of_hop(v, 0) + rows_of_hop(v, 1)), exact(v->rows)},
+            "one row to each node of a token, then one to each device", "%s + %s",
+            moe_format_count(rows_of_hop(v, 0)).s, moe_format_count(rows_of_hop(v, 1)).s);
     }
     if (selection) {
         moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, "rows of dispatch",

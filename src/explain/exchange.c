@@ -143,8 +143,7 @@ static bool is_of_token(const moe_watched *w, const moe_inbox *in, int64_t r, in
     if (in->row_number) {
         return in->row_number[r] == w->token;
     }
-    return r >= in->rank_row[w->rank] && r < in->rank_row[w->rank + 1] &&
-           in->row_token[r] == local;
+    return r >= in->rank_row[w->rank] && r < in->rank_row[w->rank + 1] && in->row_token[r] == local;
 }
 
 /* The output of a local expert for the token, in the array where it was computed. */

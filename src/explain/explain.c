@@ -205,8 +205,7 @@ static int32_t fill_parts(const moe_watched *w, int64_t r, int32_t i) {
     for (int64_t part = plan->row_part[r]; part < plan->row_part[r + 1]; part++) {
         int64_t first = p;
         const int32_t device = plan->part_device[part];
-        while (p < plan->row_pair[r + 1] &&
-               moe_explain_device(w, plan->pair_expert[p]) == device) {
+        while (p < plan->row_pair[r + 1] && moe_explain_device(w, plan->pair_expert[p]) == device) {
             p++;
         }
         w->e->row[i++] =
@@ -218,8 +217,8 @@ static int32_t fill_parts(const moe_watched *w, int64_t r, int32_t i) {
 static void fill_rows(const moe_watched *w) {
     const moe_plan *plan = &w->a->plan;
     const int64_t *row = plan->token_row + plan->token_row_offset[w->local];
-    const int32_t num_rows = (int32_t)(plan->token_row_offset[w->local + 1] -
-                                       plan->token_row_offset[w->local]);
+    const int32_t num_rows =
+        (int32_t)(plan->token_row_offset[w->local + 1] - plan->token_row_offset[w->local]);
     int32_t at = num_rows;
     for (int32_t i = 0; i < num_rows; i++) {
         const int64_t first = plan->row_pair[row[i]];

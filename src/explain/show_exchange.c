@@ -169,10 +169,10 @@ static void list_experts(const moe_config *c,
 }
 
 static const char *way_of_rows(const moe_config *c) {
-    static const char *const ways[] = {
-        [MOE_EXCHANGE_SELECTION] = "one to each expert",
-        [MOE_EXCHANGE_TOKEN] = "one to each device",
-        [MOE_EXCHANGE_TWO_LEVEL] = "one to each node, then one to each device there"};
+    static const char *const ways[] = {[MOE_EXCHANGE_SELECTION] = "one to each expert",
+                                       [MOE_EXCHANGE_TOKEN] = "one to each device",
+                                       [MOE_EXCHANGE_TWO_LEVEL] =
+                                           "one to each node, then one to each device there"};
     return ways[c->exchange.mode];
 }
 
@@ -208,8 +208,7 @@ void moe_explain_show_rows(const moe_screen *s,
         }
         return;
     }
-    moe_screen_wrapped(s, 2, "", "rows: %s; from device %d",
-                       way_of_rows(c), e->device);
+    moe_screen_wrapped(s, 2, "", "rows: %s; from device %d", way_of_rows(c), e->device);
     fprintf(s->out, "  %9s %5s %-10s %10s %10s  experts\n", "to device", "rank", "level", "payload",
             "metadata");
     for (int32_t i = 0; i < l->num_rows; i++) {
@@ -223,17 +222,15 @@ void moe_explain_show_rows(const moe_screen *s,
             snprintf(to, sizeof to, "%d", r->device);
         }
         snprintf(label, sizeof label, "  %9s %5d %-10s %10s %10s ", to, r->rank, level[r->level],
-                 moe_format_bytes(r->bytes).s,
-                 moe_format_bytes(r->metadata_bytes).s);
+                 moe_format_bytes(r->bytes).s, moe_format_bytes(r->metadata_bytes).s);
         moe_screen_wrapped(s, 52, label, "%s", pairs);
         bytes += r->bytes;
         metadata += r->metadata_bytes;
         remote += r->level == MOE_LEVEL_DEVICE ? 0 : r->bytes;
     }
     moe_screen_wrapped(
-        s, 2, "",
-        "%d row%s, %s and %s of metadata there (%s to others); %s%s",
-        l->num_rows, l->num_rows == 1 ? "" : "s", moe_format_glued(moe_format_bytes(bytes)).s,
+        s, 2, "", "%d row%s, %s and %s of metadata there (%s to others); %s%s", l->num_rows,
+        l->num_rows == 1 ? "" : "s", moe_format_glued(moe_format_bytes(bytes)).s,
         moe_format_glued(moe_format_bytes(metadata)).s,
         moe_format_glued(moe_format_bytes(remote)).s, way_back(c, l, back, sizeof back),
         l->has_task ? ", and both again for the gradients" : "");

@@ -61,8 +61,9 @@ typedef struct moe_volume { /* of one direction in one layer, or summed over lay
     int64_t selection_bytes; /* logical payload that mode `selection` would have sent */
     int64_t selection_remote_bytes;
     int64_t metadata_bytes;
-    moe_traffic by_level[MOE_NUM_LEVELS]; /* sums over the hops */
-    moe_traffic by_hop[MOE_MOST_HOPS][MOE_NUM_LEVELS]; /* from the tokens' devices to the experts' */
+    moe_traffic by_level[MOE_NUM_LEVELS];              /* sums over the hops */
+    moe_traffic by_hop[MOE_MOST_HOPS][MOE_NUM_LEVELS]; /* from the tokens' devices to the experts'
+                                                        */
     moe_traffic selection[MOE_NUM_LEVELS]; /* what modes `selection` and `token` would have sent, */
     moe_traffic token[MOE_NUM_LEVELS];     /* rows and payload; the second with two hops only */
 } moe_volume;

@@ -90,13 +90,14 @@ static void print_table(const moe_screen *s,
     }
     if (selection || f->dropped > 0) {
         print_row(s,
-                  f->dropped == 0 ? "  one row per token and device"
+                  f->dropped == 0          ? "  one row per token and device"
                   : selection || two_level ? "  token and device, undropped"
-                                  : "  the same without dropping",
+                                           : "  the same without dropping",
                   f->token_rows, tokens, f->token_rows * f->row_bytes, -1, "");
     }
     if (isfinite(f->mean_devices_unlimited)) {
-        print_row(s, two_level ? "  token and device, unlimited" : "  the same without group limit", f->mean_devices_unlimited * tokens, tokens,
+        print_row(s, two_level ? "  token and device, unlimited" : "  the same without group limit",
+                  f->mean_devices_unlimited * tokens, tokens,
                   f->mean_devices_unlimited * tokens * f->row_bytes, -1, "");
     }
     moe_screen_wrapped(s, 2, "",

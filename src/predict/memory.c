@@ -484,8 +484,7 @@ static int64_t exchange(const moe_config *c, const sizes *s) {
     const int64_t fixed =
         add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
             add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
-    return mul(s->copies,
-               add(add(add(vectors, rounding(c, s)), lists), add(fixed, relay(c, s))));
+    return mul(s->copies, add(add(add(vectors, rounding(c, s)), lists), add(fixed, relay(c, s))));
 }
 
 /* --- statistics --- */

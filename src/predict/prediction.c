@@ -411,8 +411,8 @@ static void split_hops(const moe_config *c, const moe_layer_metrics *l, moe_laye
         last += out->by_hop[1][level].rows;
     }
     counts->arriving = ratio(last, out->rows);
-    counts->across_back = ratio(back->by_level[MOE_LEVEL_CLUSTER].rows,
-                                out->by_level[MOE_LEVEL_CLUSTER].rows);
+    counts->across_back =
+        ratio(back->by_level[MOE_LEVEL_CLUSTER].rows, out->by_level[MOE_LEVEL_CLUSTER].rows);
 }
 
 moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m) {

@@ -34,7 +34,7 @@ enum moe_tally_scalar {
 /* What is counted by level. */
 enum moe_tally_level {
     MOE_TALLY_LEVEL_ROWS, /* of the first hop and of the second, as their source saw them */
-    MOE_TALLY_LEVEL_PAIRS = MOE_TALLY_LEVEL_ROWS + MOE_MOST_HOPS, /* token-expert pairs likewise */
+    MOE_TALLY_LEVEL_PAIRS = MOE_TALLY_LEVEL_ROWS + MOE_MOST_HOPS,  /* token-expert pairs likewise */
     MOE_TALLY_LEVEL_PARTS = MOE_TALLY_LEVEL_PAIRS + MOE_MOST_HOPS, /* devices behind the rows of the
                                                                       first of two hops */
     MOE_TALLY_LEVEL_TOKEN,     /* rows that mode `token` would send, with two hops */
@@ -51,15 +51,15 @@ typedef struct moe_tally {
     int64_t *received_rows; /* [D] rows by destination device, as their destination saw them */
     int64_t *device_pairs;  /* [D] token-expert pairs by destination device */
     int64_t (*level)[MOE_NUM_LEVELS]; /* [MOE_TALLY_NUM_LEVEL_COUNTS] */
-    int64_t *num_cells;     /* [hops][2][ranks] device pairs with rows: as sent, as received */
-    int64_t *sent;          /* [D*D] rows, source -> destination; NULL with many devices */
-    int64_t *received;      /* [D*D] the same as their destination saw them */
-    int64_t *reach;         /* [65] tokens by the number of devices that they reach */
-    int64_t *output;        /* [MOE_EXACT_WORDS] exact sum of the mean squares of y */
-    int64_t *scalar;        /* [MOE_TALLY_NUM_SCALARS] */
-    int64_t *drop;          /* [moe_tally_drop_words] */
-    int64_t different; /* device pairs whose two ends saw another number of rows; filled in
-                          by moe_tally_matrix */
+    int64_t *num_cells; /* [hops][2][ranks] device pairs with rows: as sent, as received */
+    int64_t *sent;      /* [D*D] rows, source -> destination; NULL with many devices */
+    int64_t *received;  /* [D*D] the same as their destination saw them */
+    int64_t *reach;     /* [65] tokens by the number of devices that they reach */
+    int64_t *output;    /* [MOE_EXACT_WORDS] exact sum of the mean squares of y */
+    int64_t *scalar;    /* [MOE_TALLY_NUM_SCALARS] */
+    int64_t *drop;      /* [moe_tally_drop_words] */
+    int64_t different;  /* device pairs whose two ends saw another number of rows; filled in
+                           by moe_tally_matrix */
 } moe_tally;
 
 /* Local. The device that serves an expert's pair of a local token. */

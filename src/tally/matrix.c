@@ -153,6 +153,7 @@ void moe_tally_matrix(moe_tally *t,
     matrix->num_cells = 0;
     for (int hop = 0; hop < moe_row_format_hops(a->plan.mode); hop++) {
         const hop_cells c = cells_of(a, hop);
-        compare_lists(t, context, &c, t->num_cells + 2 * hop * (int64_t)context->comm->size, matrix);
+        compare_lists(t, context, &c, t->num_cells + 2 * hop * (int64_t)context->comm->size,
+                      matrix);
     }
 }

@@ -87,8 +87,8 @@ static void count_hop(moe_tally *t,
     for (int64_t i = 0; i < in->num_cells; i++) {
         t->received_rows[in->cell[i].column] += in->cell[i].count;
     }
-    const int64_t own = plan->rank_row[context->comm->rank + 1] -
-                        plan->rank_row[context->comm->rank];
+    const int64_t own =
+        plan->rank_row[context->comm->rank + 1] - plan->rank_row[context->comm->rank];
     t->scalar[MOE_TALLY_OWN_ROWS] += own;
     t->scalar[MOE_TALLY_WIRE_ROWS] += plan->num_rows - own;
     t->scalar[last ? MOE_TALLY_PLANNED_ROWS : MOE_TALLY_PLANNED_FIRST] = plan->num_rows;
@@ -117,8 +117,7 @@ static int64_t distinct_nodes(const moe_layer *layer,
     for (int64_t token = 0; token < routing->num_tokens; token++) {
         for (int64_t i = routing->row_offset[token];
              i < routing->row_offset[token + 1] && (!routed || routed[token]); i++) {
-            int32_t node =
-                moe_tally_device(layer, context, routing->expert[i], token) / per_node;
+            int32_t node = moe_tally_device(layer, context, routing->expert[i], token) / per_node;
             nodes += stamp[node] != token + 1;
             stamp[node] = token + 1;
         }

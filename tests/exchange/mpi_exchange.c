@@ -444,10 +444,10 @@ static void check_y(const problem *p,
 }
 
 static void check_way(const problem *p,
-                       const moe_comm *comm,
-                       int m,
-                       int64_t most_pairs,
-                       machine *here) {
+                      const moe_comm *comm,
+                      int m,
+                      int64_t most_pairs,
+                      machine *here) {
     moe_batch batch;
     moe_placement placement;
     moe_batch_layout(&batch, p->tokens, 0, p->devices, comm->rank, comm->size);

@@ -291,13 +291,12 @@ static void check_case(const moe_comm *comm, const char *chosen, bool look_close
     moe_comm self = comm_self();
     char settings[1024];
     for (int mode = 0; mode < NUM_MODES; mode++) {
-        snprintf(
-            settings, sizeof settings,
-            "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 "
-            "data.tokens_per_device=9 data.sequence_length=13 "
-            "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d "
-            "cluster.devices_per_node=%d exchange.mode=%s %s",
-            comm->size == 3 ? 6 : 8, comm->size == 3 ? 3 : 4, mode_names[mode], chosen);
+        snprintf(settings, sizeof settings,
+                 "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 "
+                 "data.tokens_per_device=9 data.sequence_length=13 "
+                 "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d "
+                 "cluster.devices_per_node=%d exchange.mode=%s %s",
+                 comm->size == 3 ? 6 : 8, comm->size == 3 ? 3 : 4, mode_names[mode], chosen);
         if (mode == 0) {
             set_up(&folded, &self, settings, 0);
             forward(&folded, 1);
