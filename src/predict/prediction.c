@@ -366,8 +366,10 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
         add_layer(&p, &layer[l], &even, 1, out.balanced);
         for (int32_t d = 0; d < devices; d++) {
             add_load(&p.total[d], &p.load[d], 1);
-            out.bytes += (p.load[d].rows.intra_sent + p.load[d].rows.inter_sent) *
-                         (p.out_bytes + p.in_bytes) * p.micro_batches;
+            const moe_cost_traffic *rows = &p.load[d].rows;
+            const double both = p.out_bytes + p.in_bytes;
+            out.bytes += (rows->intra_sent + rows->inter_sent) * both * p.micro_batches;
+            out.bytes += (p.across_back - 1) * rows->inter_sent * p.in_bytes * p.micro_batches;
         }
     }
     describe(&p, num_layers, &out);
