@@ -295,7 +295,8 @@ def waterfall_of(folder):
         if same:
             stages[-1].update(sent)
         else:
-            stages.append({"name": "after dropping" if dropped else f"sent in mode {mode}", **sent})
+            after = dropped and mode != "two_level"
+            stages.append({"name": "after dropping" if after else f"sent in mode {mode}", **sent})
     if all(figure["remote"] is not None for figure in figures):
         local = sum(amount(layer, "volume.dispatch.by_level.same_device.rows") for layer in layers)
         stages.append(

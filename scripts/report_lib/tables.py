@@ -402,6 +402,27 @@ def volumes(folder):
     return rows
 
 
+def hops(folder):
+    """[(direction, level, rows of each hop and of the other modes, payload likewise)] of the last
+    step of a run in mode two_level; [] of another one.
+    """
+    rows = []
+    for name in ("dispatch", "combine"):
+        for level, traffic in items(folder.last, f"volume.{name}.by_level").items():
+            counts = [
+                number(at(traffic, key))
+                for key in ("to_node.rows", "in_node.rows", "token_rows", "selection_rows")
+            ]
+            bytes_ = [
+                number(at(traffic, key))
+                for key in ("to_node.bytes", "in_node.bytes", "token_bytes", "selection_bytes")
+            ]
+            if None not in counts + bytes_:
+                texts = [f"{count_text(n)} ({bytes_text(b)})" for n, b in zip(counts, bytes_)]
+                rows.append((direction_name(name), level.replace("_", " "), *texts))
+    return rows
+
+
 def checks(folder):
     """[(name, state, detail)]: passed, FAILED or not made."""
     details = items(folder.summary, "check_details")

@@ -25,7 +25,7 @@ MOST_ROWS = 1 << 20  # of a table
 # --- summary.json and the lines of metrics.jsonl ---
 
 _figures = free(real)  # losses, phases: {name: value}
-_volume = tree(count, 4)  # {direction: {what: value, by_level: {level: {what: value}}}}
+_volume = tree(count, 5)  # {direction: {what: value, by_level: {level: {what, hop: {what}}}}}
 _balance = tree(real, 2)  # {load: {metric: value}}
 _step = whole(0, MOST_STEPS)
 _per_expert = each(count, MOST_EXPERTS)

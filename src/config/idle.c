@@ -22,6 +22,9 @@ static bool is_not_top_p(const moe_config *c) {
 static bool sends_no_fp8(const moe_config *c) {
     return c->exchange.payload != MOE_PAYLOAD_FP8;
 }
+static bool sends_to_devices(const moe_config *c) {
+    return c->exchange.mode != MOE_EXCHANGE_TWO_LEVEL;
+}
 static bool is_synthetic(const moe_config *c) {
     return c->data.source == MOE_SOURCE_SYNTHETIC;
 }
@@ -113,6 +116,7 @@ static const struct {
           MOE_KEY(balance, ramp_steps)),
      false, MOE_KEY(run, mode), trains_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
+    {KEYS(MOE_KEY(exchange, node_sum)), false, MOE_KEY(exchange, mode), sends_to_devices},
     {KEYS(MOE_KEY(exchange, fp8_scale)), false, MOE_KEY(exchange, payload), sends_no_fp8},
     {KEYS(MOE_KEY(model, lora_alpha), MOE_KEY(model, lora_rank)), false,
      MOE_KEY(model, expert_type), is_not_lora},

@@ -107,6 +107,7 @@ typedef struct moe_capacity_config { /* [capacity] */
 
 typedef struct moe_exchange_config { /* [exchange] */
     enum moe_exchange_mode mode;
+    bool node_sum; /* of mode two_level */
     int32_t chunks;
     enum moe_transport transport;
     enum moe_algorithm algorithm;

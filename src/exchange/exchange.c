@@ -14,8 +14,8 @@
 #include "exchange/internal.h"
 #include "exchange/row_format.h"
 
-int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode) {
-    return moe_row_format_of(mode)->head_words * (int64_t)sizeof(int32_t);
+int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode, int hop) {
+    return moe_row_format_of(mode, hop)->head_words * (int64_t)sizeof(int32_t);
 }
 
 int64_t moe_exchange_pair_metadata_bytes(void) {
@@ -30,6 +30,7 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
     const moe_block_array table[] = {
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
         MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
+        MOE_ARRAY(in->source_count, plan->hop > 0 ? plan->devices + 1 : 0),
         MOE_ARRAY(e->sizes, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
@@ -40,18 +41,22 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
 /* Arrays whose sizes depend on what is sent and what arrives. */
 static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    const moe_row_format *format = moe_row_format_of(plan->mode);
-    int64_t rows = in->num_rows, pairs = in->num_pairs,
+    const moe_row_format *format = plan->format;
+    const int hops = moe_row_format_hops(plan->mode);
+    int64_t rows = in->num_rows, pairs = in->num_pairs, grouped = plan->hop + 1 == hops ? pairs : 0,
             all_cells = (int64_t)plan->devices * plan->num_local;
     const moe_block_array table[] = {
         MOE_ARRAY(in->row_device, rows),
         MOE_ARRAY(in->row_token, rows),
         MOE_ARRAY(in->row_pair, rows + 1),
+        MOE_ARRAY(in->row_source, hops > 1 ? rows : 0),
+        MOE_ARRAY(in->row_number, hops > 1 ? rows : 0),
+        MOE_ARRAY(in->source_row, plan->hop > 0 ? rows : 0),
         MOE_ARRAY(in->pair_expert, pairs),
         MOE_ARRAY(in->pair_weight, pairs),
         MOE_ARRAY(in->pair_row, pairs),
-        MOE_ARRAY(in->slot_pair, pairs),
-        MOE_ARRAY(in->pair_position, pairs),
+        MOE_ARRAY(in->slot_pair, grouped),
+        MOE_ARRAY(in->pair_position, grouped),
         MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
         MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
         MOE_ARRAY(e->words_in, moe_row_format_words(format, rows, pairs)),
@@ -77,14 +82,16 @@ void moe_exchange_layout_set_offsets(const moe_exchange_layout *l, int ranks) {
     }
 }
 
-moe_exchange_layout moe_exchange_layout_vectors(const moe_exchange *e, const moe_plan *plan) {
+moe_exchange_layout moe_exchange_layout_vectors(const moe_exchange *e,
+                                                const int64_t *send,
+                                                const int64_t *recv) {
     moe_exchange_layout l = moe_exchange_layout_of(e);
-    for (int q = 0; q < plan->ranks; q++) {
+    for (int q = 0; q < e->comm->size; q++) {
         bool own = q == e->comm->rank;
-        l.send_count[q] = own ? 0 : plan->rank_row[q + 1] - plan->rank_row[q];
-        l.recv_count[q] = own ? 0 : e->inbox.rank_row[q + 1] - e->inbox.rank_row[q];
+        l.send_count[q] = own ? 0 : send[q + 1] - send[q];
+        l.recv_count[q] = own ? 0 : recv[q + 1] - recv[q];
     }
-    moe_exchange_layout_set_offsets(&l, plan->ranks);
+    moe_exchange_layout_set_offsets(&l, e->comm->size);
     return l;
 }
 
@@ -111,13 +118,17 @@ static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
 
 /* --- metadata --- */
 
-/* All rows of the plan, which are in the order of ranks already. Returns the end of the words. */
-static const int32_t *write_words(const moe_plan *plan, int32_t *word) {
-    bool several = moe_row_format_of(plan->mode)->several_pairs;
+/* All rows of the plan, which are in the order of ranks already. before: the inbox whose rows are
+ * the plan's tokens, or NULL. Returns the end of the words. */
+static const int32_t *write_words(const moe_plan *plan, const moe_inbox *before, int32_t *word) {
     for (int64_t r = 0; r < plan->num_rows; r++) {
-        *word++ = plan->row_token[r];
-        if (several) {
+        int32_t t = plan->row_token[r];
+        *word++ = before ? before->row_token[t] : t;
+        if (plan->format->several_pairs) {
             *word++ = (int32_t)(plan->row_pair[r + 1] - plan->row_pair[r]);
+        }
+        if (plan->format->names_source) {
+            *word++ = before->row_source[t];
         }
         for (int64_t p = plan->row_pair[r]; p < plan->row_pair[r + 1]; p++) {
             *word++ = plan->pair_expert[p];
@@ -128,108 +139,12 @@ static const int32_t *write_words(const moe_plan *plan, int32_t *word) {
     return word;
 }
 
-/* How far the words that arrived have been read into the inbox. */
-typedef struct reading {
-    const moe_row_format *format;
-    const moe_plan *plan;
-    const moe_placement *placement;
-    const int32_t *word, *end;
-    int64_t row, pair;
-    int64_t first_token; /* in the line of all tokens: of the source rank */
-    int32_t source;      /* the source device of the row under way */
-    int64_t source_end;  /* the first token, in that line, behind those of the source device */
-} reading;
-
-/* One pair of the row under way, for local device j. What arrives must be for an expert that lives
- * here. */
-static void read_pair(moe_inbox *in, reading *at, int32_t j) {
-    int32_t expert = *at->word++;
-    MOE_ASSERT(expert >= 0 && expert < at->placement->num_experts &&
-               moe_placement_slot_on(at->placement, expert, at->plan->first_device + j) >= 0);
-    in->pair_expert[at->pair] = expert;
-    in->pair_row[at->pair] = at->row;
-    memcpy(&in->pair_weight[at->pair], at->word, sizeof(real));
-    at->word += MOE_PAIR_WORDS - 1;
-    at->pair++;
-}
-
-/* Goes to source device d. */
-static void read_source(reading *at, int32_t d) {
-    at->source = d;
-    at->source_end = moe_batch_token_begin(at->plan->num_tokens_global, at->plan->devices, d + 1);
-}
-
-/* Goes on to the source device of a token, which is the one under way or a later one of its rank.
- */
-static void find_source(reading *at, int32_t token) {
-    while (at->first_token + token >= at->source_end) {
-        MOE_ASSERT((at->source + 1) % at->plan->num_local != 0);
-        read_source(at, at->source + 1);
-    }
-}
-
-/* Counts a row for local device j in the cell of its device pair. Rows come in the order of source
- * devices, and within one in that of destination devices, so the pair is the last one or new. */
-static void count_arrival(moe_inbox *in, const reading *at, int32_t j) {
-    int32_t to = at->plan->first_device + j;
-    moe_sparse_cell *last = in->num_cells > 0 ? &in->cell[in->num_cells - 1] : NULL;
-    if (last && last->row == at->source && last->column == to) {
-        last->count++;
-        return;
-    }
-    MOE_ASSERT(!last || last->row < at->source || (last->row == at->source && last->column < to));
-    in->cell[in->num_cells++] = (moe_sparse_cell){at->source, to, 1};
-}
-
-/* The next row. The device that serves its first expert is the one that it is for. */
-static void read_row(moe_inbox *in, reading *at) {
-    MOE_ASSERT(at->format->head_words + MOE_PAIR_WORDS <= at->end - at->word);
-    int32_t token = *at->word++;
-    int32_t count = at->format->several_pairs ? *at->word++ : 1;
-    int32_t expert = *at->word;
-    MOE_ASSERT(token >= 0 && count >= 1 && count <= in->num_pairs - at->pair &&
-               (int64_t)count * MOE_PAIR_WORDS <= at->end - at->word && expert >= 0 &&
-               expert < at->placement->num_experts);
-    find_source(at, token);
-    int32_t j = moe_placement_device(at->placement, expert, at->first_token + token, at->source) -
-                at->plan->first_device;
-    count_arrival(in, at, j);
-    in->row_token[at->row] = token;
-    in->row_device[at->row] = j;
-    in->row_pair[at->row] = at->pair;
-    for (int32_t c = 0; c < count; c++) {
-        read_pair(in, at, j);
-    }
-    at->row++;
-}
-
-static void read_inbox(moe_exchange *e,
-                       const moe_plan *plan,
-                       const moe_placement *placement,
-                       int64_t num_words) {
-    moe_inbox *in = &e->inbox;
-    reading at = {.format = moe_row_format_of(plan->mode),
-                  .plan = plan,
-                  .placement = placement,
-                  .word = e->words_in,
-                  .end = e->words_in + num_words};
-    in->num_cells = 0;
-    for (int32_t q = 0; q < plan->ranks; q++) {
-        read_source(&at, q * plan->num_local);
-        at.first_token = moe_batch_token_begin(plan->num_tokens_global, plan->devices, at.source);
-        while (at.row < in->rank_row[q + 1]) {
-            read_row(in, &at);
-        }
-    }
-    in->row_pair[at.row] = at.pair;
-    MOE_ASSERT(at.word == at.end && at.row == in->num_rows && at.pair == in->num_pairs);
-}
-
 static void exchange_metadata(moe_exchange *e,
                               const moe_plan *plan,
-                              const moe_placement *placement) {
+                              const moe_placement *placement,
+                              const moe_inbox *before) {
     const moe_inbox *in = &e->inbox;
-    const moe_row_format *format = moe_row_format_of(plan->mode);
+    const moe_row_format *format = plan->format;
     const int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
     moe_exchange_layout l = moe_exchange_layout_of(e);
     for (int q = 0; q < plan->ranks; q++) {
@@ -238,119 +153,21 @@ static void exchange_metadata(moe_exchange *e,
         l.recv_count[q] = moe_row_format_words(format, arriving[2 * q], arriving[2 * q + 1]);
     }
     moe_exchange_layout_set_offsets(&l, plan->ranks);
-    const int32_t *end = write_words(plan, e->words_out);
+    const int32_t *end = write_words(plan, before, e->words_out);
     MOE_ASSERT(end == e->words_out + moe_row_format_words(format, plan->num_rows, plan->num_pairs));
     moe_comm_alltoallv(e->comm, (moe_blocks){e->words_out, l.send_count, l.send_offset},
                        (moe_blocks){e->words_in, l.recv_count, l.recv_offset}, sizeof(int32_t),
                        moe_row_format_words(format, e->most_rows, e->most_rows));
-    read_inbox(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
+    moe_inbox_read(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
 }
 
-/* The slot, counted from this rank's first, that serves pair p of the inbox. */
-static int64_t local_slot(const moe_inbox *in,
-                          const moe_placement *placement,
-                          int32_t first_device,
-                          int64_t p) {
-    int32_t device = first_device + in->row_device[in->pair_row[p]];
-    return moe_placement_slot_on(placement, in->pair_expert[p], device) -
-           (int64_t)first_device * in->slots;
-}
-
-/* Groups pairs by (local device, slot). The counting sort is stable, so that the rows of a slot
- * stay in the order of (source device, token). */
-static void group_by_expert(moe_inbox *in, const moe_placement *placement, int32_t first_device) {
-    int64_t slots = (int64_t)in->num_local * in->slots;
-    memset(in->slot_offset, 0, (size_t)(slots + 2) * sizeof(int64_t));
-    /* cursor[s + 1] counts the pairs of slot s; then cursor[s] is the next free place of s, and in
-     * the end the end of s, which is slot_offset[s + 1] */
-    int64_t *cursor = in->slot_offset + 1;
-    for (int64_t p = 0; p < in->num_pairs; p++) {
-        cursor[local_slot(in, placement, first_device, p) + 1]++;
-    }
-    for (int64_t s = 0; s < slots; s++) {
-        cursor[s + 1] += cursor[s];
-    }
-    for (int64_t p = 0; p < in->num_pairs; p++) {
-        int64_t s = local_slot(in, placement, first_device, p), at = cursor[s]++;
-        in->slot_pair[at] = p;
-        in->pair_position[p] = at;
-    }
-}
-
-/* --- vectors --- */
-
-/* Copies the vectors of the rows for other ranks, `bytes` long, from `tokens` [T] into
- * `outgoing`. */
-static void pack(const moe_exchange *e, const moe_plan *plan, const void *tokens, int64_t bytes) {
-    int64_t own_begin = plan->rank_row[e->comm->rank];
-    int64_t own_end = plan->rank_row[e->comm->rank + 1];
-    int64_t own = own_end - own_begin;
-    char *to = (char *)e->outgoing;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < plan->num_rows - own; i++) {
-        int64_t r = i < own_begin ? i : i + own;
-        memcpy(to + i * bytes, (const char *)tokens + plan->row_token[r] * bytes, (size_t)bytes);
-    }
-}
-
-/* Puts x [T,H] into the format of the wire, in `coded`; rows of the own rank read what that leaves
- * of it. */
-static void round_tokens(moe_exchange *e,
-                         moe_payload_format format,
-                         const real *x,
-                         int64_t tokens,
-                         moe_inbox_rows *rows) {
-    int64_t h = e->inbox.hidden;
-    moe_reserve_varying(&e->coded, &e->coded_capacity, tokens * moe_payload_bytes(format, h), 1,
-                        "rows to send");
-    moe_reserve(&rows->rounded, &rows->rounded_capacity, tokens * h, sizeof(real),
-                "rounded tokens");
-    moe_payload_encode_all(format, x, tokens, h, e->coded);
-    moe_payload_decode_all(format, e->coded, tokens, h, rows->rounded);
-    rows->local = rows->rounded;
-}
-
-/* Packs x [T,H] along the plan's rows and sends it into `rows` of the inbox. */
-static void send_rows(moe_exchange *e,
-                      const moe_plan *plan,
-                      moe_payload_format format,
-                      const real *x,
-                      moe_inbox_rows *rows) {
-    const moe_inbox *in = &e->inbox;
-    int64_t own = in->own_end - in->own_begin, arriving = in->num_rows - own;
-    int64_t bytes = moe_payload_bytes(format, in->hidden);
-    bool rounds = moe_payload_rounds(format);
-    void *to;
-    moe_reserve_varying(&e->outgoing, &e->outgoing_capacity, (plan->num_rows - own) * in->hidden,
-                        sizeof(real), "rows to send");
-    moe_reserve_varying(&rows->remote, &rows->capacity, arriving * in->hidden, sizeof(real),
-                        "received rows");
-    if (rounds) {
-        round_tokens(e, format, x, plan->num_tokens, rows);
-        moe_reserve_varying(&e->arriving, &e->arriving_capacity, arriving * bytes, 1,
-                            "received rows");
-        pack(e, plan, e->coded, bytes);
-        to = e->arriving;
-    } else {
-        rows->local = x;
-        pack(e, plan, x, bytes);
-        to = rows->remote;
-    }
-    moe_exchange_layout l = moe_exchange_layout_vectors(e, plan);
-    moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
-                       (moe_blocks){to, l.recv_count, l.recv_offset}, bytes, e->most_rows);
-    if (rounds) {
-        moe_payload_decode_all(format, e->arriving, arriving, in->hidden, rows->remote);
-    }
-}
-
-void moe_exchange_dispatch(moe_exchange *e,
+void moe_exchange_announce(moe_exchange *e,
                            const moe_comm *comm,
                            const moe_plan *plan,
                            const moe_placement *placement,
-                           const real *x,
                            int64_t hidden,
-                           int64_t most_pairs_global) {
+                           int64_t most_pairs_global,
+                           const moe_inbox *before) {
     moe_inbox *in = &e->inbox;
     e->comm = comm;
     e->most_rows = most_pairs_global;
@@ -362,24 +179,147 @@ void moe_exchange_dispatch(moe_exchange *e,
     reserve_fixed(e, plan);
     exchange_sizes(e, plan);
     reserve_arrived(e, plan);
-    exchange_metadata(e, plan, placement);
-    group_by_expert(in, placement, plan->first_device);
-    in->local_token = plan->row_token + plan->rank_row[comm->rank];
+    exchange_metadata(e, plan, placement, before);
+}
+
+/* --- vectors --- */
+
+/* Copies the vectors of the rows for other ranks, `bytes` long, from `tokens` into `outgoing`. */
+static void pack(const moe_exchange *e, const moe_plan *plan, const char *tokens, int64_t bytes) {
+    int64_t own_begin = plan->rank_row[e->comm->rank];
+    int64_t own_end = plan->rank_row[e->comm->rank + 1];
+    int64_t own = own_end - own_begin;
+    char *to = (char *)e->outgoing;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < plan->num_rows - own; i++) {
+        int64_t r = i < own_begin ? i : i + own;
+        memcpy(to + i * bytes, tokens + plan->row_token[r] * bytes, (size_t)bytes);
+    }
+}
+
+/* Copies the vectors of the rows of the own rank to their places among all rows of the inbox. */
+static void keep_own(const moe_exchange *e,
+                     const moe_plan *plan,
+                     const char *tokens,
+                     int64_t bytes,
+                     char *to) {
+    int64_t begin = plan->rank_row[e->comm->rank], end = plan->rank_row[e->comm->rank + 1];
+    char *own = to + e->inbox.rank_row[e->comm->rank] * bytes;
+#pragma omp parallel for schedule(static)
+    for (int64_t r = begin; r < end; r++) {
+        memcpy(own + (r - begin) * bytes, tokens + plan->row_token[r] * bytes, (size_t)bytes);
+    }
+}
+
+void moe_exchange_move(moe_exchange *e,
+                       const moe_plan *plan,
+                       const char *tokens,
+                       int64_t bytes,
+                       char *to,
+                       bool whole) {
+    const moe_inbox *in = &e->inbox;
+    int64_t own = plan->rank_row[e->comm->rank + 1] - plan->rank_row[e->comm->rank];
+    moe_reserve_varying(&e->outgoing, &e->outgoing_capacity, (plan->num_rows - own) * in->hidden,
+                        sizeof(real), "rows to send");
+    pack(e, plan, tokens, bytes);
+    if (whole) {
+        keep_own(e, plan, tokens, bytes, to);
+    }
+    moe_exchange_layout l = moe_exchange_layout_vectors(e, plan->rank_row, in->rank_row);
+    moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
+                       (moe_blocks){to, l.recv_count, whole ? in->rank_row : l.recv_offset}, bytes,
+                       e->most_rows);
+}
+
+/* x [T,H] in the format of the wire: itself, or encoded in e->coded. */
+static const char *encode(moe_exchange *e, moe_payload_format f, const real *x, int64_t tokens) {
+    int64_t h = e->inbox.hidden;
+    if (!moe_payload_rounds(f)) {
+        return (const char *)x;
+    }
+    moe_reserve_varying(&e->coded, &e->coded_capacity, tokens * moe_payload_bytes(f, h), 1,
+                        "rows to send");
+    moe_payload_encode_all(f, x, tokens, h, e->coded);
+    return e->coded;
+}
+
+const real *moe_inbox_rows_decoded(moe_inbox_rows *rows,
+                                   moe_payload_format f,
+                                   const char *coded,
+                                   int64_t count,
+                                   int64_t hidden,
+                                   bool varies) {
+    if (!moe_payload_rounds(f)) {
+        return (const real *)(const void *)coded;
+    }
+    (varies ? moe_reserve_varying : moe_reserve)(&rows->rounded, &rows->rounded_capacity,
+                                                 count * hidden, sizeof(real), "rounded tokens");
+    moe_payload_decode_all(f, coded, count, hidden, rows->rounded);
+    return rows->rounded;
+}
+
+/* Sends x [T,H] along the plan's rows into `rows` of the inbox. */
+static void send_rows(moe_exchange *e,
+                      const moe_plan *plan,
+                      moe_payload_format f,
+                      const real *x,
+                      bool gradient) {
+    moe_inbox *in = &e->inbox;
+    moe_inbox_rows *rows = gradient ? &in->dy : &in->x;
+    int64_t arriving = in->num_rows - (in->own_end - in->own_begin);
+    int64_t bytes = moe_payload_bytes(f, in->hidden);
+    const char *tokens = encode(e, f, x, plan->num_tokens);
+    if (moe_row_format_hops(plan->mode) > 1) {
+        tokens = moe_relay_move(e, plan, tokens, f, gradient, rows);
+        plan = &e->relay->plan;
+    } else {
+        rows->local = moe_inbox_rows_decoded(rows, f, tokens, plan->num_tokens, in->hidden, false);
+    }
+    moe_reserve_varying(&rows->remote, &rows->capacity, arriving * in->hidden, sizeof(real),
+                        "received rows");
+    if (!moe_payload_rounds(f)) {
+        moe_exchange_move(e, plan, tokens, bytes, (char *)rows->remote, false);
+        return;
+    }
+    moe_reserve_varying(&e->arriving, &e->arriving_capacity, arriving * bytes, 1, "received rows");
+    moe_exchange_move(e, plan, tokens, bytes, e->arriving, false);
+    moe_payload_decode_all(f, e->arriving, arriving, in->hidden, rows->remote);
+}
+
+void moe_exchange_dispatch(moe_exchange *e,
+                           const moe_comm *comm,
+                           const moe_plan *plan,
+                           const moe_placement *placement,
+                           const real *x,
+                           int64_t hidden,
+                           int64_t most_pairs_global) {
+    moe_inbox *in = &e->inbox;
+    const moe_plan *last = plan;
+    if (moe_row_format_hops(plan->mode) > 1) {
+        moe_relay_announce(e, comm, plan, placement, hidden, most_pairs_global);
+        last = &e->relay->plan;
+    }
+    moe_exchange_announce(e, comm, last, placement, hidden, most_pairs_global,
+                          last == plan ? NULL : &e->relay->first.inbox);
+    moe_inbox_group(in, placement, plan->first_device);
+    in->local_token = last->row_token + last->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];
     in->own_end = in->rank_row[comm->rank + 1];
     MOE_ASSERT(in->own_end - in->own_begin ==
-               plan->rank_row[comm->rank + 1] - plan->rank_row[comm->rank]);
-    send_rows(e, plan, e->dispatched, x, &in->x);
+               last->rank_row[comm->rank + 1] - last->rank_row[comm->rank]);
+    send_rows(e, plan, e->dispatched, x, false);
 }
 
 void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy) {
-    send_rows(e, plan, e->combined, dy, &e->inbox.dy);
+    send_rows(e, plan, e->combined, dy, true);
 }
 
-void moe_exchange_return_pairs(moe_exchange *e,
-                               const moe_plan *plan,
-                               const real *values,
-                               real *returned) {
+/* --- numbers of pairs --- */
+
+void moe_exchange_bring_pairs(moe_exchange *e,
+                              const moe_plan *plan,
+                              const real *values,
+                              real *returned) {
     const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
     moe_exchange_layout l = moe_exchange_layout_of(e);
@@ -399,7 +339,19 @@ void moe_exchange_return_pairs(moe_exchange *e,
                        e->most_rows);
 }
 
+void moe_exchange_return_pairs(moe_exchange *e,
+                               const moe_plan *plan,
+                               const real *values,
+                               real *returned) {
+    if (moe_row_format_hops(plan->mode) > 1) {
+        moe_relay_bring_pairs(e, plan, values, returned);
+    } else {
+        moe_exchange_bring_pairs(e, plan, values, returned);
+    }
+}
+
 void moe_exchange_free(moe_exchange *e) {
+    moe_relay_free(e->relay);
     moe_block_free(&e->fixed);
     moe_block_free(&e->arrived);
     moe_free(e->outgoing);

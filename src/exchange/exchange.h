@@ -9,7 +9,10 @@
  * computed depends on the configuration and not on where devices live. x is rounded once for each
  * token, what an expert's device returns once for each row; sums are made in `real`. Two things of
  * equal shape meet here: the rows that this rank sends (the plan's) and those that it receives (the
- * inbox's). */
+ * inbox's).
+ *
+ * In mode `two_level` a second exchange follows the first (relay.c): the rows that arrived at this
+ * rank's devices are its tokens, and its inbox is the one that the experts look at. */
 #ifndef MOESIM_EXCHANGE_EXCHANGE_H
 #define MOESIM_EXCHANGE_EXCHANGE_H
 
@@ -25,15 +28,17 @@
 /* One vector for each row of the inbox: rows from other ranks stand in `remote`, rows of the own
  * rank are read from its own tokens. */
 typedef struct moe_inbox_rows {
-    const real *local; /* [T,H]: the caller's, or `rounded` */
+    const real *local; /* [T,H]: the caller's, or `rounded`; of a second hop [rows of the first,H]
+                        */
     real *remote;      /* [num_rows - own rows, H] */
     int64_t capacity;  /* of remote, in numbers */
     real *rounded;     /* [T,H] as a narrow payload left it */
     int64_t rounded_capacity;
 } moe_inbox_rows;
 
-/* What arrived at the devices of this rank. Rows are ordered by (source rank, source device,
- * destination device, token, expert). The memory of the arrays belongs to moe_exchange. */
+/* What arrived at the devices of this rank in one hop. Rows are ordered by (sending rank, sending
+ * device, destination device, source device, token, expert); the sending device is the token's
+ * device, the source, but in a second hop. The memory of the arrays belongs to moe_exchange. */
 typedef struct moe_inbox {
     int32_t devices, num_local, slots; /* D, local devices, expert slots per device */
     int64_t hidden;                    /* H */
@@ -41,18 +46,24 @@ typedef struct moe_inbox {
     int64_t *rank_row;      /* [ranks + 1] first row from a rank */
     int32_t *row_device;    /* [num_rows] the local device that it is for */
     int32_t *row_token;     /* [num_rows] token id on the source rank */
+    int32_t *row_source;    /* [num_rows] source device; NULL with one hop */
+    int64_t *row_number;    /* [num_rows] the token in the line of all tokens; likewise */
+    int64_t *source_row;    /* [num_rows] rows by (source device, token); NULL but in a second hop,
+                               elsewhere they stand in that order */
     int64_t *row_pair;      /* [num_rows + 1] first pair of a row */
     int32_t *pair_expert;   /* [num_pairs] ascending within a row */
     real *pair_weight;      /* [num_pairs] */
     int64_t *pair_row;      /* [num_pairs] */
     int64_t num_cells;      /* device pairs from which rows arrived */
-    moe_sparse_cell *cell;  /* [num_cells] (source device, destination device, rows), global ids */
+    moe_sparse_cell *cell;  /* [num_cells] (sending device, destination device, rows), global ids */
+    int64_t *source_count;  /* scratch [D + 1] of a second hop */
     int64_t *slot_offset;   /* [num_local * slots + 1] pairs grouped by (local device, slot):
                                the rows of an expert's GEMMs */
     int64_t *slot_pair;     /* [num_pairs] pair ids in that order; within a slot they are in the
-                               order of (source device, token) */
+                               order of (source device, token). NULL in the first of two hops */
     int64_t *pair_position; /* [num_pairs] the inverse of slot_pair */
-    const int32_t *local_token; /* [own rows] local token ids of the rows from the own rank */
+    const int32_t *local_token; /* [own rows] local token ids of the rows from the own rank; in a
+                                   second hop the rows of the first one */
     int64_t own_begin, own_end; /* rows from the own rank */
     moe_inbox_rows x;           /* hidden vectors (forward) */
     moe_inbox_rows dy;          /* gradients of what combine added up (backward) */
@@ -63,8 +74,10 @@ typedef struct moe_exchange {
     const moe_comm *comm;
     moe_payload_format dispatched, combined; /* of x; of results, dy and dx. Set by the caller
                                                 before the dispatch; zeroed, all is fp32 */
-    moe_inbox inbox;
-    int64_t most_rows; /* T_global * K: no rank holds more rows, which all ranks know */
+    bool node_sum;   /* likewise, of mode two_level: nodes add up what their devices return */
+    moe_inbox inbox; /* of the only hop, or of the second */
+    struct moe_relay *relay; /* the first hop of two; made by the first dispatch that has one */
+    int64_t most_rows;       /* T_global * K: no rank holds more rows, which all ranks know */
 
     int64_t *sizes;  /* [2][ranks][2] rows and pairs for and from each rank */
     int64_t *layout; /* [4][ranks] counts and offsets of one Alltoallv */
@@ -83,8 +96,36 @@ typedef struct moe_exchange {
     int64_t coded_capacity, arriving_capacity;
 } moe_exchange;
 
-/* Local. Bytes of metadata that a row, and each of its pairs, cost on the wire. */
-int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode);
+/* Two hops: what the second one starts from. Zeroed at first, like the exchange that owns it. */
+typedef struct moe_relay {
+    moe_exchange first; /* its inbox holds the rows that this rank's devices pass on, and x and dy
+                           those of all ranks, the own one too, in `remote` */
+    moe_plan plan;      /* of the second hop */
+
+    int64_t *device_offset, *order; /* [num_local + 1], [rows]: the arrived rows by local device */
+    int64_t *part_begin; /* [2][ranks + 1] where the parts for a rank begin, and those from it */
+    moe_block block;     /* memory of these three */
+
+    real *returned;     /* [rows,H] or [parts,H]: what goes back to the tokens' devices */
+    real *second_pairs; /* [pairs] numbers in the order of the second plan, */
+    real *first_pairs;  /* [pairs] and in that of the first inbox */
+    int64_t returned_capacity, second_capacity, first_capacity;
+} moe_relay;
+
+/* Local. The plan and the inbox of a hop of the plan's mode: 0 is the first. */
+static inline const moe_plan *moe_exchange_plan_of(const moe_exchange *e,
+                                                   const moe_plan *plan,
+                                                   int hop) {
+    return hop == 0 ? plan : &e->relay->plan;
+}
+static inline const moe_inbox *moe_exchange_inbox_of(const moe_exchange *e,
+                                                     const moe_plan *plan,
+                                                     int hop) {
+    return hop + 1 == moe_row_format_hops(plan->mode) ? &e->inbox : &e->relay->first.inbox;
+}
+
+/* Local. Bytes of metadata that a row of a hop, and each of its pairs, cost on the wire. */
+int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode, int hop);
 int64_t moe_exchange_pair_metadata_bytes(void);
 
 /* Collective. Sends sizes, metadata and the rows of x [T,H]; fills the inbox and groups it by
@@ -113,7 +154,8 @@ static inline const real *moe_inbox_row(const moe_inbox *in, int64_t r) {
 
 /* Collective. results [inbox rows, H] is what the experts return for each row, weighted and summed
  * inside the device. y [T,H] becomes the sum over nodes of the sum over a node's devices of the sum
- * over a device's experts, each in ascending order. */
+ * over a device's experts, each in ascending order. With two hops devices_per_node is the
+ * placement's. */
 void moe_exchange_combine(moe_exchange *e,
                           const moe_plan *plan,
                           const real *results,

@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "base/status.h"
-#include "exchange/row_format.h"
 
 /* --- sorting a token's experts --- */
 
@@ -51,11 +50,37 @@ static void sort_keys(int64_t *key, int64_t n) {
 
 /* --- building --- */
 
+/* Whose pairs are sent. Those of token t are offset[t] .. offset[t + 1] - 1 of expert and weight;
+ * the tokens of local device j are order[device_offset[j]] .., or device_offset[j] .. themselves.
+ */
+typedef struct senders {
+    const int64_t *device_offset, *order;
+    const int64_t *offset;
+    const int32_t *expert;
+    const real *weight;
+    int64_t first_token;   /* in the line of all tokens: of token 0, where number is NULL */
+    const int64_t *number; /* the place of a token in the line, and its device */
+    const int32_t *source;
+} senders;
+
+static int64_t token_at(const senders *s, int64_t i) {
+    return s->order ? s->order[i] : i;
+}
+
+static int32_t source_of(const moe_plan *plan, const senders *s, int64_t t, int32_t j) {
+    return s->source ? s->source[t] : plan->first_device + j;
+}
+
+static bool has_parts(const moe_plan *plan) {
+    return plan->format->several_devices;
+}
+
 static int64_t reached_words(const moe_plan *plan) {
     return ((int64_t)plan->devices + 63) / 64;
 }
 
-/* Arrays whose sizes depend on the batch and the devices only. */
+/* Arrays whose sizes depend on the batch and the devices only; in a second hop the tokens are the
+ * rows that arrived. */
 static void reserve_fixed(moe_plan *plan) {
     int64_t ends = plan->ranks + 1;
     const moe_block_array table[] = {
@@ -63,11 +88,13 @@ static void reserve_fixed(moe_plan *plan) {
         MOE_ARRAY(plan->rank_row, ends),
         MOE_ARRAY(plan->rank_pair, ends),
         MOE_ARRAY(plan->token_row_offset, plan->num_tokens + 1),
+        MOE_ARRAY(plan->token_part_offset, has_parts(plan) ? plan->num_tokens + 1 : 0),
         MOE_ARRAY(plan->count, 2 * (int64_t)plan->devices),
         MOE_ARRAY(plan->reached, reached_words(plan)),
         MOE_ARRAY(plan->next_cell, plan->num_local),
     };
-    moe_block_reserve(&plan->fixed, table, MOE_ARRAYS(table), "plan");
+    (plan->hop > 0 ? moe_block_reserve_varying : moe_block_reserve)(&plan->fixed, table,
+                                                                    MOE_ARRAYS(table), "plan");
     memset(plan->count, 0, 2 * (size_t)plan->devices * sizeof *plan->count);
     memset(plan->reached, 0, (size_t)reached_words(plan) * sizeof *plan->reached);
 }
@@ -97,13 +124,26 @@ static void reserve_rows(moe_plan *plan) {
         MOE_ARRAY(plan->row_device, plan->num_rows),
         MOE_ARRAY(plan->row_pair, plan->num_rows + 1),
         MOE_ARRAY(plan->token_row, plan->num_rows),
+        MOE_ARRAY(plan->row_part, has_parts(plan) ? plan->num_rows + 1 : 0),
     };
     moe_block_reserve_varying(&plan->rows, table, MOE_ARRAYS(table), "plan");
 }
 
-/* Does pair i of a token's sorted keys begin a row? */
-static bool begins_row(const moe_row_format *format, const int64_t *key, int64_t i) {
-    return i == 0 || format->begins_row(key_device(key[i]), key_device(key[i - 1]));
+static void reserve_parts(moe_plan *plan) {
+    const moe_block_array table[] = {
+        MOE_ARRAY(plan->part_device, plan->num_parts),
+        MOE_ARRAY(plan->token_part, plan->num_parts),
+    };
+    moe_block_reserve_varying(&plan->parts, table, MOE_ARRAYS(table), "plan");
+}
+
+/* Does pair i of a token's sorted keys begin a row? Does it begin a part? */
+static bool begins_row(const moe_plan *plan, const int64_t *key, int64_t i, int32_t source) {
+    return i == 0 || plan->format->begins_row(moe_plan_stop(plan, key_device(key[i]), source),
+                                              moe_plan_stop(plan, key_device(key[i - 1]), source));
+}
+static bool begins_part(const int64_t *key, int64_t i) {
+    return i == 0 || key_device(key[i]) != key_device(key[i - 1]);
 }
 
 /* Lists the devices that were counted, in ascending order, as cells of local device j, and clears
@@ -121,31 +161,45 @@ static int64_t list_cells(moe_plan *plan, int32_t j, int64_t cells) {
     return cells;
 }
 
+/* Writes and sorts the keys of token t. */
+static void make_keys(moe_plan *plan,
+                      const moe_placement *placement,
+                      const senders *s,
+                      int64_t t,
+                      int32_t source) {
+    int64_t begin = s->offset[t], n = s->offset[t + 1] - begin;
+    int64_t number = s->number ? s->number[t] : s->first_token + t;
+    for (int64_t i = 0; i < n; i++) {
+        int32_t e = s->expert[begin + i];
+        plan->key[begin + i] = key_of(moe_placement_device(placement, e, number, source), e, i);
+    }
+    sort_keys(plan->key + begin, n);
+}
+
 /* Pass 1 for the tokens of local device j: sorts the keys of every token, and counts rows and pairs
- * per destination. */
+ * per destination, and rows and parts per token. */
 static void count_device(moe_plan *plan,
                          int32_t j,
-                         const moe_batch *batch,
                          const moe_placement *placement,
-                         const moe_routing *routing) {
-    const moe_row_format *format = moe_row_format_of(plan->mode);
+                         const senders *s) {
     int64_t *rows = plan->count, *pairs = rows + plan->devices;
-    for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
-        int64_t begin = routing->row_offset[t];
-        int64_t n = routing->row_offset[t + 1] - begin;
-        int64_t *key = plan->key + begin;
+    for (int64_t at = s->device_offset[j]; at < s->device_offset[j + 1]; at++) {
+        int64_t t = token_at(s, at), n = s->offset[t + 1] - s->offset[t];
+        int64_t *key = plan->key + s->offset[t], of_token = 0, parts = 0;
+        int32_t source = source_of(plan, s, t, j);
+        make_keys(plan, placement, s, t, source);
         for (int64_t i = 0; i < n; i++) {
-            int32_t e = routing->expert[begin + i];
-            key[i] = key_of(
-                moe_placement_device(placement, e, batch->first_token + t, batch->first_device + j),
-                e, i);
-        }
-        sort_keys(key, n);
-        for (int64_t i = 0; i < n; i++) {
-            int32_t d = key_device(key[i]);
+            int32_t d = moe_plan_stop(plan, key_device(key[i]), source);
+            bool begins = begins_row(plan, key, i, source);
             pairs[d]++;
-            rows[d] += begins_row(format, key, i);
+            rows[d] += begins;
+            of_token += begins;
+            parts += begins_part(key, i);
             plan->reached[d / 64] |= (uint64_t)1 << (d % 64);
+        }
+        plan->token_row_offset[t + 1] = of_token;
+        if (has_parts(plan)) {
+            plan->token_part_offset[t + 1] = parts;
         }
     }
     plan->device_cell[j + 1] = list_cells(plan, j, plan->device_cell[j]);
@@ -179,40 +233,98 @@ static void place_cells(moe_plan *plan) {
     MOE_ASSERT(pair == plan->num_pairs);
 }
 
-/* Pass 2 for the tokens of local device j: writes their rows and pairs. `listed` is the number of
- * entries of token_row before; returns the number after. */
-static int64_t fill_device(moe_plan *plan,
-                           int32_t j,
-                           const moe_batch *batch,
-                           const moe_routing *routing,
-                           int64_t listed) {
-    const moe_row_format *format = moe_row_format_of(plan->mode);
+/* offset[i + 1] holds a count and becomes the sum of the counts up to it. */
+static void add_up(int64_t *offset, int64_t n) {
+    offset[0] = 0;
+    for (int64_t i = 0; i < n; i++) {
+        offset[i + 1] += offset[i];
+    }
+}
+
+/* Pass 2 for the tokens of local device j: writes their rows and pairs, and counts the parts of
+ * rows in row_part[row + 1]. */
+static void fill_device(moe_plan *plan, int32_t j, const senders *s) {
     int64_t *row_cursor = plan->count, *pair_cursor = row_cursor + plan->devices;
     for (int64_t c = plan->device_cell[j]; c < plan->device_cell[j + 1]; c++) {
         row_cursor[plan->cell[c].to] = plan->cell[c].first_row;
         pair_cursor[plan->cell[c].to] = plan->cell[c].first_pair;
     }
-    for (int64_t t = batch->device_offset[j]; t < batch->device_offset[j + 1]; t++) {
-        int64_t begin = routing->row_offset[t], n = routing->row_offset[t + 1] - begin;
+    for (int64_t at = s->device_offset[j]; at < s->device_offset[j + 1]; at++) {
+        int64_t t = token_at(s, at), begin = s->offset[t], n = s->offset[t + 1] - begin;
+        int64_t listed = plan->token_row_offset[t], r = -1;
+        int32_t source = source_of(plan, s, t, j);
         const int64_t *key = plan->key + begin;
-        plan->token_row_offset[t] = listed;
         for (int64_t i = 0; i < n; i++) {
-            int32_t d = key_device(key[i]);
+            int32_t d = moe_plan_stop(plan, key_device(key[i]), source);
             int64_t p = pair_cursor[d]++;
-            if (begins_row(format, key, i)) {
-                int64_t r = row_cursor[d]++;
+            if (begins_row(plan, key, i, source)) {
+                r = row_cursor[d]++;
                 plan->row_token[r] = (int32_t)t;
                 plan->row_device[r] = d;
                 plan->row_pair[r] = p;
                 plan->token_row[listed++] = r;
             }
+            if (has_parts(plan)) {
+                plan->row_part[r + 1] += begins_part(key, i);
+            }
             int64_t selection = begin + key_position(key[i]);
             plan->pair_expert[p] = key_expert(key[i]);
-            plan->pair_weight[p] = routing->weight[selection];
+            plan->pair_weight[p] = s->weight[selection];
             plan->pair_selection[p] = selection;
         }
     }
-    return listed;
+}
+
+/* The parts of all rows, once it is known how many each row has. A row's parts stand in ascending
+ * order of devices, and so do a token's rows. */
+static void list_parts(moe_plan *plan, const senders *s) {
+    reserve_parts(plan);
+    add_up(plan->row_part, plan->num_rows);
+    for (int64_t t = 0; t < plan->num_tokens; t++) {
+        const int64_t *key = plan->key + s->offset[t];
+        int64_t listed = plan->token_part_offset[t], i = 0;
+        for (int64_t k = plan->token_row_offset[t]; k < plan->token_row_offset[t + 1]; k++) {
+            int64_t r = plan->token_row[k];
+            for (int64_t part = plan->row_part[r]; part < plan->row_part[r + 1]; part++) {
+                plan->part_device[part] = key_device(key[i]);
+                plan->token_part[listed++] = part;
+                for (i++; i < s->offset[t + 1] - s->offset[t] && !begins_part(key, i); i++) {}
+            }
+        }
+    }
+}
+
+/* Builds a plan whose head (mode, hop, devices, ranks, tokens, pairs) is filled in. */
+static void build(moe_plan *plan, const moe_placement *placement, const senders *s) {
+    MOE_ASSERT(plan->num_tokens <= INT32_MAX);
+    MOE_ASSERT(placement->num_experts < (1 << EXPERT_BITS) &&
+               placement->devices < (1 << EXPERT_BITS));
+    plan->format = moe_row_format_of(plan->mode, plan->hop);
+    plan->devices_per_node = placement->devices_per_node;
+    plan->num_parts = 0;
+    reserve_fixed(plan);
+    reserve_pairs(plan);
+    reserve_cells(plan);
+    plan->device_cell[0] = 0;
+    for (int32_t j = 0; j < plan->num_local; j++) {
+        count_device(plan, j, placement, s);
+    }
+    place_cells(plan);
+    reserve_rows(plan);
+    add_up(plan->token_row_offset, plan->num_tokens);
+    if (has_parts(plan)) {
+        memset(plan->row_part, 0, (size_t)(plan->num_rows + 1) * sizeof *plan->row_part);
+        add_up(plan->token_part_offset, plan->num_tokens);
+        plan->num_parts = plan->token_part_offset[plan->num_tokens];
+    }
+    for (int32_t j = 0; j < plan->num_local; j++) {
+        fill_device(plan, j, s);
+    }
+    plan->row_pair[plan->num_rows] = plan->num_pairs;
+    MOE_ASSERT(plan->token_row_offset[plan->num_tokens] == plan->num_rows);
+    if (has_parts(plan)) {
+        list_parts(plan, s);
+    }
 }
 
 void moe_plan_build(moe_plan *plan,
@@ -221,11 +333,9 @@ void moe_plan_build(moe_plan *plan,
                     const moe_placement *placement,
                     int32_t ranks,
                     const moe_routing *routing) {
-    MOE_ASSERT(batch->num_local_devices * ranks == batch->devices &&
-               batch->num_tokens <= INT32_MAX);
-    MOE_ASSERT(placement->num_experts < (1 << EXPERT_BITS) &&
-               placement->devices < (1 << EXPERT_BITS));
+    MOE_ASSERT(batch->num_local_devices * ranks == batch->devices);
     plan->mode = mode;
+    plan->hop = 0;
     plan->devices = batch->devices;
     plan->first_device = batch->first_device;
     plan->num_local = batch->num_local_devices;
@@ -233,118 +343,42 @@ void moe_plan_build(moe_plan *plan,
     plan->num_tokens_global = batch->num_tokens_global;
     plan->num_tokens = batch->num_tokens;
     plan->num_pairs = routing->num_selections;
-    reserve_fixed(plan);
-    reserve_pairs(plan);
-    reserve_cells(plan);
-    plan->device_cell[0] = 0;
-    for (int32_t j = 0; j < plan->num_local; j++) {
-        count_device(plan, j, batch, placement, routing);
-    }
-    place_cells(plan);
-    reserve_rows(plan);
-    int64_t listed = 0;
-    for (int32_t j = 0; j < plan->num_local; j++) {
-        listed = fill_device(plan, j, batch, routing, listed);
-    }
-    plan->token_row_offset[plan->num_tokens] = listed;
-    plan->row_pair[plan->num_rows] = plan->num_pairs;
-    MOE_ASSERT(listed == plan->num_rows);
+    build(plan, placement,
+          &(senders){.device_offset = batch->device_offset,
+                     .offset = routing->row_offset,
+                     .expert = routing->expert,
+                     .weight = routing->weight,
+                     .first_token = batch->first_token});
+}
+
+void moe_plan_build_second(moe_plan *plan,
+                           const moe_plan *first,
+                           const moe_placement *placement,
+                           const moe_plan_arrived *arrived) {
+    plan->mode = first->mode;
+    plan->hop = 1;
+    plan->devices = first->devices;
+    plan->first_device = first->first_device;
+    plan->num_local = first->num_local;
+    plan->ranks = first->ranks;
+    plan->num_tokens_global = first->num_tokens_global;
+    plan->num_tokens = arrived->num_rows;
+    plan->num_pairs = arrived->num_pairs;
+    build(plan, placement,
+          &(senders){.device_offset = arrived->device_offset,
+                     .order = arrived->order,
+                     .offset = arrived->row_pair,
+                     .expert = arrived->pair_expert,
+                     .weight = arrived->pair_weight,
+                     .number = arrived->row_number,
+                     .source = arrived->row_source});
 }
 
 void moe_plan_free(moe_plan *plan) {
     moe_block_free(&plan->fixed);
     moe_block_free(&plan->cells);
     moe_block_free(&plan->rows);
+    moe_block_free(&plan->parts);
     moe_block_free(&plan->pairs);
     *plan = (moe_plan){0};
-}
-
-/* --- check --- */
-
-static const char *check_row(const moe_plan *plan,
-                             const moe_placement *placement,
-                             const moe_routing *routing,
-                             int64_t r,
-                             uint8_t *seen) {
-    int64_t begin = plan->row_pair[r], end = plan->row_pair[r + 1];
-    int32_t t = plan->row_token[r];
-    if (end <= begin) {
-        return "a row has no expert";
-    }
-    if (!moe_row_format_of(plan->mode)->several_pairs && end != begin + 1) {
-        return "a row of mode selection has several experts";
-    }
-    if (t < 0 || t >= plan->num_tokens) {
-        return "a row names a token that does not exist";
-    }
-    for (int64_t p = begin; p < end; p++) {
-        int64_t s = plan->pair_selection[p];
-        if (s < routing->row_offset[t] || s >= routing->row_offset[t + 1]) {
-            return "a pair belongs to another token";
-        }
-        if (seen[s]++) {
-            return "a selection is sent twice";
-        }
-        if (routing->expert[s] != plan->pair_expert[p]) {
-            return "a pair names another expert than the routing";
-        }
-        if (moe_placement_slot_on(placement, plan->pair_expert[p], plan->row_device[r]) < 0) {
-            return "a pair goes to a device without its expert";
-        }
-        if (p > begin && plan->pair_expert[p] <= plan->pair_expert[p - 1]) {
-            return "experts of a row are not ascending";
-        }
-    }
-    return NULL;
-}
-
-static const char *check_token_rows(const moe_plan *plan, int64_t t) {
-    for (int64_t i = plan->token_row_offset[t]; i < plan->token_row_offset[t + 1]; i++) {
-        int64_t r = plan->token_row[i],
-                before = i > plan->token_row_offset[t] ? plan->token_row[i - 1] : -1;
-        if (plan->row_token[r] != t) {
-            return "a token lists another token's row";
-        }
-        if (before < 0) {
-            continue;
-        }
-        int32_t d = plan->row_device[r], last = plan->row_device[before];
-        bool repeats = !moe_row_format_of(plan->mode)->several_pairs && d == last;
-        if (d < last || (d == last && !repeats)) {
-            return "a token's rows are not in ascending order of devices";
-        }
-        if (repeats &&
-            plan->pair_expert[plan->row_pair[r]] <= plan->pair_expert[plan->row_pair[before]]) {
-            return "a token's rows are not in ascending order of experts";
-        }
-    }
-    return NULL;
-}
-
-const char *moe_plan_check(const moe_plan *plan,
-                           const moe_placement *placement,
-                           const moe_routing *routing) {
-    if (plan->num_pairs != routing->num_selections) {
-        return "not every selection is planned exactly once";
-    }
-    if (plan->token_row_offset[plan->num_tokens] != plan->num_rows) {
-        return "not every row belongs to a token";
-    }
-    uint8_t *seen = moe_alloc_zero(routing->num_selections + 1, 1, "plan check");
-    const char *wrong = NULL;
-    for (int64_t r = 0; r < plan->num_rows && !wrong; r++) {
-        wrong = check_row(plan, placement, routing, r, seen);
-    }
-    for (int64_t t = 0; t < plan->num_tokens && !wrong; t++) {
-        wrong = check_token_rows(plan, t);
-    }
-    for (int32_t q = 0; q < plan->ranks && !wrong; q++) {
-        for (int64_t r = plan->rank_row[q]; r < plan->rank_row[q + 1] && !wrong; r++) {
-            if (plan->row_device[r] / plan->num_local != q) {
-                wrong = "a row stands in another rank's block";
-            }
-        }
-    }
-    moe_free(seen);
-    return wrong;
 }

@@ -15,14 +15,19 @@ static bool every_device(int32_t device, int32_t previous) {
     return device != previous;
 }
 
-static const moe_row_format formats[] = {
-    [MOE_EXCHANGE_SELECTION] = {"selection", every_pair, .several_pairs = false, .head_words = 1},
-    [MOE_EXCHANGE_TOKEN] = {"token", every_device, .several_pairs = true, .head_words = 2},
+static const moe_row_format formats[][MOE_MOST_HOPS] = {
+    [MOE_EXCHANGE_SELECTION] = {{"selection", every_pair, .head_words = 1}},
+    [MOE_EXCHANGE_TOKEN] = {{"token", every_device, .several_pairs = true, .head_words = 2}},
+    [MOE_EXCHANGE_TWO_LEVEL] = {{"two_level", every_device, .several_pairs = true,
+                                 .several_devices = true, .head_words = 2},
+                                {"two_level", every_device, .several_pairs = true,
+                                 .names_source = true, .head_words = 3}},
 };
 
-const moe_row_format *moe_row_format_of(enum moe_exchange_mode mode) {
-    MOE_ASSERT((size_t)mode < sizeof formats / sizeof formats[0]);
-    return &formats[mode];
+const moe_row_format *moe_row_format_of(enum moe_exchange_mode mode, int hop) {
+    MOE_ASSERT((size_t)mode < sizeof formats / sizeof formats[0] && hop >= 0 &&
+               hop < moe_row_format_hops(mode));
+    return &formats[mode][hop];
 }
 
 /* --- bytes on the wire --- */

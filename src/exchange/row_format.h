@@ -2,8 +2,13 @@
  * row_format.c: it says how the pairs of a token are cut into rows, and which metadata travel with
  * a row. Plan, exchange and the figures on the volume read it from there. docs/method.md section 4.
  *
+ * A row stops at the device of its experts, or in the first hop of mode `two_level` at the device
+ * of their node that has the same place there as the token's own device in its node.
+ *
  * Metadata are int32 words. In front of a row stands its head: the token's id and, where a row may
- * have several pairs, their number. Each pair follows with its expert's id and its weight. */
+ * have several pairs, their number; in the second hop of mode `two_level` the token's device too,
+ * which the sender's id does not tell there. Each pair follows with its expert's id and its
+ * weight. */
 #ifndef MOESIM_EXCHANGE_ROW_FORMAT_H
 #define MOESIM_EXCHANGE_ROW_FORMAT_H
 
@@ -15,18 +20,26 @@
 
 typedef struct moe_row_format {
     const char *name; /* the value of exchange.mode */
-    /* Does a pair for `device` begin a row, where the pair before it, of the same token, is for
-     * `previous`? A token's pairs come in ascending order of (device, expert), and its first pair
-     * always begins a row. */
+    /* Does a pair that stops at `device` begin a row, where the pair before it, of the same token,
+     * stops at `previous`? A token's pairs come in ascending order of (device, expert), and its
+     * first pair always begins a row. */
     bool (*begins_row)(int32_t device, int32_t previous);
-    bool several_pairs; /* a row may have several pairs, and its head says how many */
+    bool several_pairs;   /* a row may have several pairs, and its head says how many */
+    bool several_devices; /* and these may be for several devices of a node */
+    bool names_source;    /* the head names the token's device */
     int32_t head_words;
 } moe_row_format;
 
+enum { MOE_MOST_HOPS = 2 };
 enum { MOE_PAIR_WORDS = 1 + (int)(sizeof(real) / sizeof(int32_t)) };
 
-/* Local. The format of a mode that exists; asserts that it does. */
-const moe_row_format *moe_row_format_of(enum moe_exchange_mode mode);
+/* Local. How many times a row of the mode moves on its way to the experts: 2 with two_level. */
+static inline int moe_row_format_hops(enum moe_exchange_mode mode) {
+    return mode == MOE_EXCHANGE_TWO_LEVEL ? MOE_MOST_HOPS : 1;
+}
+
+/* Local. The format of a hop of a mode: 0 is the first. */
+const moe_row_format *moe_row_format_of(enum moe_exchange_mode mode, int hop);
 
 /* Local. Words of metadata of some rows and their pairs. */
 static inline int64_t moe_row_format_words(const moe_row_format *f, int64_t rows, int64_t pairs) {

@@ -116,6 +116,14 @@ static sums add_up(const moe_config *c, const moe_step_metrics *m) {
     return a;
 }
 
+static int64_t rows_of_hop(const moe_volume *v, int hop) {
+    int64_t rows = 0;
+    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
+        rows += v->by_hop[hop][level].rows;
+    }
+    return rows;
+}
+
 static void add_rows(moe_derivation *d,
                      const moe_config *c,
                      const moe_step_metrics *m,
@@ -125,6 +133,7 @@ static void add_rows(moe_derivation *d,
     write_reach(m, 0, m->num_layers, &reach);
     write_rows(c, m, -1, &sent);
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
+    bool selection = c->exchange.mode == MOE_EXCHANGE_SELECTION;
     char less[80] = "";
     if (token && a->saved) {
         snprintf(less, sizeof less, " - %s that dropping saved", moe_format_count(a->saved).s);
@@ -135,7 +144,14 @@ static void add_rows(moe_derivation *d,
                            "sum_t X_t: one row to each device of a token", "%s%s", reach.text,
                            less);
     }
-    if (!token) {
+    if (!selection && !token) {
+        moe_derivation_add(
+            d, MOE_DERIVED_VOLUME, -1, "rows of dispatch",
+            (moe_derived_numbers){exact(rows_of_hop(v, 0) + rows_of_hop(v, 1)), exact(v->rows)},
+            "one row to each node of a token, then one to each device", "%s + %s",
+            moe_format_count(rows_of_hop(v, 0)).s, moe_format_count(rows_of_hop(v, 1)).s);
+    }
+    if (selection) {
         moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, "rows of dispatch",
                            (moe_derived_numbers){exact(a->selections - a->dropped), exact(v->rows)},
                            "one row for each selection that is sent", "%s - %s dropped",
@@ -144,6 +160,22 @@ static void add_rows(moe_derivation *d,
     moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, "the same from the device matrix",
                        (moe_derived_numbers){exact(a->rows), exact(v->rows)},
                        "sum of all its cells", "%s", sent.text);
+}
+
+/* With two hops and without node_sum each device's row comes back through both. */
+static void add_parts(moe_derivation *d,
+                      const moe_config *c,
+                      const moe_volume *dispatch,
+                      const moe_volume *v,
+                      const char *direction) {
+    int64_t row = moe_payload_bytes(moe_payload_of_combine(c), c->model.hidden_size),
+            rows = rows_of_hop(dispatch, 1);
+    char name[64];
+    snprintf(name, sizeof name, "payload of %s", direction);
+    moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, name,
+                       (moe_derived_numbers){exact(2 * rows * row), exact(v->logical_bytes)},
+                       "hops x rows of the second hop x bytes of a row", "2 x %s x %lld B",
+                       moe_format_count(rows).s, (long long)row);
 }
 
 static void add_bytes(moe_derivation *d,
@@ -167,6 +199,20 @@ static void add_bytes(moe_derivation *d,
         moe_format_count(a->rows).s, moe_format_count(a->stay).s, (long long)row);
 }
 
+/* The bytes of what comes back: as many rows as went there, or more. */
+static void add_back(moe_derivation *d,
+                     const moe_config *c,
+                     const sums *a,
+                     const moe_figures *f,
+                     enum moe_direction direction,
+                     const char *name) {
+    if (c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL && !c->exchange.node_sum) {
+        add_parts(d, c, &f->volume[MOE_DISPATCH], &f->volume[direction], name);
+    } else {
+        add_bytes(d, c, moe_payload_of_combine(c), a, &f->volume[direction], name);
+    }
+}
+
 static void add_rest(moe_derivation *d,
                      const moe_config *c,
                      const moe_step_metrics *m,
@@ -174,15 +220,24 @@ static void add_rest(moe_derivation *d,
                      const moe_volume *v) {
     static const char *const level[MOE_NUM_LEVELS] = {"rows that stay on their device",
                                                       "rows to the same node", "rows across nodes"};
-    int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
-            pair = moe_exchange_pair_metadata_bytes();
-    int64_t pairs = a->selections - a->dropped;
+    const int hops = moe_row_format_hops(c->exchange.mode);
+    int64_t pair = moe_exchange_pair_metadata_bytes();
+    int64_t pairs = a->selections - a->dropped, metadata = hops * pairs * pair;
     int64_t row = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);
-    moe_derivation_add(
-        d, MOE_DERIVED_VOLUME, -1, "metadata of dispatch",
-        (moe_derived_numbers){exact(a->rows * head + pairs * pair), exact(v->metadata_bytes)},
-        "rows x row's head + selections x (expert id and weight)", "%s x %lld B + %s x %lld B",
-        moe_format_count(a->rows).s, (long long)head, moe_format_count(pairs).s, (long long)pair);
+    moe_pieces text = {.length = 0};
+    for (int hop = 0; hop < hops; hop++) {
+        int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode, hop),
+                rows = hops > 1 ? rows_of_hop(v, hop) : a->rows;
+        metadata += rows * head;
+        moe_pieces_add(&text, "%s x %lld B + ", moe_format_count(rows).s, (long long)head);
+    }
+    moe_pieces_add(&text, "%s%s x %lld B", hops > 1 ? "2 x " : "", moe_format_count(pairs).s,
+                   (long long)pair);
+    moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, "metadata of dispatch",
+                       (moe_derived_numbers){exact(metadata), exact(v->metadata_bytes)},
+                       hops > 1 ? "of each hop rows x row's head + selections x (id and weight)"
+                                : "rows x row's head + selections x (expert id and weight)",
+                       "%s", text.text);
     moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, "one row per selection would be",
                        (moe_derived_numbers){exact(pairs * row), exact(v->selection_bytes)},
                        "(selections - dropped) x row", "(%s - %s) x %lld B",
@@ -209,10 +264,10 @@ void moe_derive_volume(moe_derivation *d,
     add_rows(d, c, m, &a, &f->volume[MOE_DISPATCH]);
     moe_payload_format back = moe_payload_of_combine(c);
     add_bytes(d, c, moe_payload_of_dispatch(c), &a, &f->volume[MOE_DISPATCH], "dispatch");
-    add_bytes(d, c, back, &a, &f->volume[MOE_COMBINE], "combine");
+    add_back(d, c, &a, f, MOE_COMBINE, "combine");
     if (c->run.mode == MOE_MODE_TRAIN) {
         add_bytes(d, c, back, &a, &f->volume[MOE_DISPATCH_BACKWARD], "the dispatch of dy");
-        add_bytes(d, c, back, &a, &f->volume[MOE_COMBINE_BACKWARD], "the combine of dx");
+        add_back(d, c, &a, f, MOE_COMBINE_BACKWARD, "the combine of dx");
     }
     add_rest(d, c, m, &a, &f->volume[MOE_DISPATCH]);
 }

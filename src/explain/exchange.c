@@ -137,12 +137,21 @@ void moe_explain_capacity(const moe_watched *w) {
 
 /* --- what experts returned --- */
 
+/* Whether row r of the inbox is of the token. A row of a second hop names its token; another one
+ * comes from the token's rank. */
+static bool is_of_token(const moe_watched *w, const moe_inbox *in, int64_t r, int64_t local) {
+    if (in->row_number) {
+        return in->row_number[r] == w->token;
+    }
+    return r >= in->rank_row[w->rank] && r < in->rank_row[w->rank + 1] && in->row_token[r] == local;
+}
+
 /* The output of a local expert for the token, in the array where it was computed. */
 static const real *computed_output(const moe_watched *w, int64_t local_of_token, int32_t expert) {
     const moe_inbox *in = &w->a->exchange.inbox;
-    for (int64_t r = in->rank_row[w->rank]; r < in->rank_row[w->rank + 1]; r++) {
+    for (int64_t r = 0; r < in->num_rows; r++) {
         for (int64_t p = in->row_pair[r];
-             in->row_token[r] == local_of_token && p < in->row_pair[r + 1]; p++) {
+             is_of_token(w, in, r, local_of_token) && p < in->row_pair[r + 1]; p++) {
             if (in->pair_expert[p] == expert) {
                 return w->a->buffers.out + in->pair_position[p] * in->hidden;
             }

@@ -176,24 +176,59 @@ static void fill_weights(const moe_watched *w) {
     }
 }
 
+/* The row of a hop that carries `pairs` pairs from one device to another. */
+static moe_explained_row row_of(const moe_watched *w,
+                                int hop,
+                                int32_t from,
+                                int32_t to,
+                                const int32_t *expert,
+                                int64_t pairs) {
+    const moe_config *c = w->context->config;
+    return (moe_explained_row){
+        .hop = hop,
+        .from = from,
+        .device = to,
+        .rank = to / w->context->batch->num_local_devices,
+        .pairs = (int32_t)pairs,
+        .expert = expert[0],
+        .level = moe_level_of(from, to, c->cluster.devices_per_node),
+        .bytes = moe_payload_bytes(w->context->dispatched, c->model.hidden_size),
+        .metadata_bytes = moe_exchange_row_metadata_bytes(c->exchange.mode, hop) +
+                          pairs * moe_exchange_pair_metadata_bytes()};
+}
+
+/* The rows into which a row of the first of two hops is split; row is filled from number i on.
+ * Returns the number behind the last one. */
+static int32_t fill_parts(const moe_watched *w, int64_t r, int32_t i) {
+    const moe_plan *plan = &w->a->plan;
+    int64_t p = plan->row_pair[r];
+    for (int64_t part = plan->row_part[r]; part < plan->row_part[r + 1]; part++) {
+        int64_t first = p;
+        const int32_t device = plan->part_device[part];
+        while (p < plan->row_pair[r + 1] && moe_explain_device(w, plan->pair_expert[p]) == device) {
+            p++;
+        }
+        w->e->row[i++] =
+            row_of(w, 1, plan->row_device[r], device, plan->pair_expert + first, p - first);
+    }
+    return i;
+}
+
 static void fill_rows(const moe_watched *w) {
     const moe_plan *plan = &w->a->plan;
-    const moe_config *c = w->context->config;
     const int64_t *row = plan->token_row + plan->token_row_offset[w->local];
-    const int64_t bytes = moe_payload_bytes(w->context->dispatched, c->model.hidden_size);
-    for (int32_t i = 0; i < w->e->num_rows; i++) {
-        int64_t pairs = plan->row_pair[row[i] + 1] - plan->row_pair[row[i]];
-        int32_t d = plan->row_device[row[i]];
-        w->e->row[i] =
-            (moe_explained_row){.device = d,
-                                .rank = d / w->context->batch->num_local_devices,
-                                .pairs = (int32_t)pairs,
-                                .expert = plan->pair_expert[plan->row_pair[row[i]]],
-                                .level = moe_level_of(w->device, d, c->cluster.devices_per_node),
-                                .bytes = bytes,
-                                .metadata_bytes = moe_exchange_row_metadata_bytes(plan->mode) +
-                                                  pairs * moe_exchange_pair_metadata_bytes()};
+    const int32_t num_rows =
+        (int32_t)(plan->token_row_offset[w->local + 1] - plan->token_row_offset[w->local]);
+    int32_t at = num_rows;
+    for (int32_t i = 0; i < num_rows; i++) {
+        const int64_t first = plan->row_pair[row[i]];
+        w->e->row[i] = row_of(w, 0, w->device, plan->row_device[row[i]], plan->pair_expert + first,
+                              plan->row_pair[row[i] + 1] - first);
+        if (plan->row_part) {
+            at = fill_parts(w, row[i], at);
+        }
     }
+    MOE_ASSERT(at == w->e->num_rows);
 }
 
 static void fill_shape(const moe_watched *w) {
@@ -207,8 +242,13 @@ static void fill_shape(const moe_watched *w) {
                         : w->layer->router.num_groups;
     e->num_choices =
         (int32_t)(w->a->routing.row_offset[w->local + 1] - w->a->routing.row_offset[w->local]);
-    e->num_rows = (int32_t)(w->a->plan.token_row_offset[w->local + 1] -
-                            w->a->plan.token_row_offset[w->local]);
+    const moe_plan *plan = &w->a->plan;
+    e->num_rows =
+        (int32_t)(plan->token_row_offset[w->local + 1] - plan->token_row_offset[w->local]);
+    if (plan->token_part_offset) {
+        e->num_rows +=
+            (int32_t)(plan->token_part_offset[w->local + 1] - plan->token_part_offset[w->local]);
+    }
     e->has_logits = !recorded;
     e->has_scores = w->context->balance.has_scores;
     e->counted = !b->counted || b->counted[w->local];

@@ -29,8 +29,11 @@ typedef struct moe_explained_choice {
     int64_t budget, wanted, place;
 } moe_explained_choice;
 
-/* A row of the dispatch. Combine brings a row of the same payload back. */
+/* A row of the dispatch. Combine brings a row of the same payload back; in mode two_level without
+ * node_sum it brings one for each row of the second hop through both hops. */
 typedef struct moe_explained_row {
+    int32_t hop;  /* 0: from the token's device; 1: the second one of mode two_level */
+    int32_t from; /* the device that sends it */
     int32_t device, rank, pairs;
     int32_t expert; /* of its first pair; in mode selection of its only one */
     enum moe_level level;

@@ -35,6 +35,8 @@ static json_t *choice_object(const moe_config *c,
 
 static json_t *row_object(const moe_explained_row *r) {
     json_t *o = json_object();
+    moe_json_put(o, "hop", json_integer(r->hop));
+    moe_json_put(o, "from", json_integer(r->from));
     moe_json_put(o, "device", json_integer(r->device));
     moe_json_put(o, "rank", json_integer(r->rank));
     moe_json_put(o, "level", moe_json_text(moe_level_names[r->level]));

@@ -136,15 +136,60 @@ void moe_explain_show_choices(const moe_screen *s,
 
 /* --- rows --- */
 
-static void list_pairs(const moe_explained_layer *l, int32_t device, char *text, size_t size) {
+/* The experts of devices first .. first + count - 1. */
+static void list_pairs(const moe_explained_layer *l,
+                       int32_t first,
+                       int32_t count,
+                       char *text,
+                       size_t size) {
     size_t length = 0;
     text[0] = 0;
     for (int32_t k = 0; k < l->num_choices && length + 16 < size; k++) {
-        if (l->choice[k].served_on == device) {
+        if (l->choice[k].served_on >= first && l->choice[k].served_on < first + count) {
             length += (size_t)snprintf(text + length, size - length, "%s%d", length ? ", " : "",
                                        l->choice[k].server);
         }
     }
+}
+
+/* The experts of a row. */
+static void list_experts(const moe_config *c,
+                         const moe_explained_layer *l,
+                         const moe_explained_row *r,
+                         char *text,
+                         size_t size) {
+    const int32_t per_node = c->cluster.devices_per_node;
+    if (c->exchange.mode == MOE_EXCHANGE_SELECTION) {
+        snprintf(text, size, "%d", r->expert);
+    } else if (c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL && r->hop == 0) {
+        list_pairs(l, r->device - r->device % per_node, per_node, text, size);
+    } else {
+        list_pairs(l, r->device, 1, text, size);
+    }
+}
+
+static const char *way_of_rows(const moe_config *c) {
+    static const char *const ways[] = {[MOE_EXCHANGE_SELECTION] = "one to each expert",
+                                       [MOE_EXCHANGE_TOKEN] = "one to each device",
+                                       [MOE_EXCHANGE_TWO_LEVEL] =
+                                           "one to each node, then one to each device there"};
+    return ways[c->exchange.mode];
+}
+
+/* How many rows come back, and what is said of them. */
+static const char *way_back(const moe_config *c,
+                            const moe_explained_layer *l,
+                            char *text,
+                            size_t size) {
+    int32_t last = 0;
+    for (int32_t i = 0; i < l->num_rows; i++) {
+        last += l->row[i].hop;
+    }
+    if (c->exchange.mode != MOE_EXCHANGE_TWO_LEVEL || c->exchange.node_sum) {
+        return "the same payload comes back";
+    }
+    snprintf(text, size, "%d rows come back, one of each device through both hops", 2 * last);
+    return text;
 }
 
 void moe_explain_show_rows(const moe_screen *s,
@@ -155,6 +200,7 @@ void moe_explain_show_rows(const moe_screen *s,
     int64_t bytes = 0;
     int64_t metadata = 0;
     int64_t remote = 0;
+    char back[96];
     fputc('\n', s->out);
     if (l->num_rows == 0) {
         if (l->num_choices > 0) {
@@ -162,35 +208,31 @@ void moe_explain_show_rows(const moe_screen *s,
         }
         return;
     }
-    moe_screen_wrapped(s, 2, "", "rows: %s; from device %d",
-                       c->exchange.mode == MOE_EXCHANGE_TOKEN ? "one to each device"
-                                                              : "one to each expert",
-                       e->device);
+    moe_screen_wrapped(s, 2, "", "rows: %s; from device %d", way_of_rows(c), e->device);
     fprintf(s->out, "  %9s %5s %-10s %10s %10s  experts\n", "to device", "rank", "level", "payload",
             "metadata");
     for (int32_t i = 0; i < l->num_rows; i++) {
         const moe_explained_row *r = &l->row[i];
         char pairs[256];
-        if (c->exchange.mode == MOE_EXCHANGE_TOKEN) {
-            list_pairs(l, r->device, pairs, sizeof pairs);
+        list_experts(c, l, r, pairs, sizeof pairs);
+        char label[160], to[32];
+        if (r->hop > 0) {
+            snprintf(to, sizeof to, "%d > %d", r->from, r->device);
         } else {
-            snprintf(pairs, sizeof pairs, "%d", r->expert);
+            snprintf(to, sizeof to, "%d", r->device);
         }
-        char label[128];
-        snprintf(label, sizeof label, "  %9d %5d %-10s %10s %10s ", r->device, r->rank,
-                 level[r->level], moe_format_bytes(r->bytes).s,
-                 moe_format_bytes(r->metadata_bytes).s);
+        snprintf(label, sizeof label, "  %9s %5d %-10s %10s %10s ", to, r->rank, level[r->level],
+                 moe_format_bytes(r->bytes).s, moe_format_bytes(r->metadata_bytes).s);
         moe_screen_wrapped(s, 52, label, "%s", pairs);
         bytes += r->bytes;
         metadata += r->metadata_bytes;
         remote += r->level == MOE_LEVEL_DEVICE ? 0 : r->bytes;
     }
     moe_screen_wrapped(
-        s, 2, "",
-        "%d row%s, %s and %s of metadata there (%s to others); the same payload comes back%s",
-        l->num_rows, l->num_rows == 1 ? "" : "s", moe_format_glued(moe_format_bytes(bytes)).s,
+        s, 2, "", "%d row%s, %s and %s of metadata there (%s to others); %s%s", l->num_rows,
+        l->num_rows == 1 ? "" : "s", moe_format_glued(moe_format_bytes(bytes)).s,
         moe_format_glued(moe_format_bytes(metadata)).s,
-        moe_format_glued(moe_format_bytes(remote)).s,
+        moe_format_glued(moe_format_bytes(remote)).s, way_back(c, l, back, sizeof back),
         l->has_task ? ", and both again for the gradients" : "");
 }
 

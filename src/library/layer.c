@@ -166,6 +166,10 @@ static int resolve(moesim_layer *l, moe_status *st) {
                         "placement.policy places by load: moesim_place does, and its answer is "
                         "the array expert_at with placement.policy = file");
     }
+    if (moe_row_format_hops(c->exchange.mode) > 1) {
+        return moe_fail(st, MOE_USER,
+                        "exchange.mode = two_level: the library plans one hop, token or selection");
+    }
     if (moe_layer_has(l, MOE_ARRAY_ROUTING)) {
         moe_config_recorded_top_k(c, (int32_t)l->array[MOE_ARRAY_ROUTING].shape[1], st);
     }

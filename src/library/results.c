@@ -297,7 +297,7 @@ static void fill_comm_matrix(const moesim_layer *l, moesim_array *a) {
 /* Adds rows, pairs or bytes to the levels that they cross. */
 enum level_value { LEVEL_ROWS, LEVEL_PAIRS, LEVEL_BYTES, LEVEL_BYTES_BACK, LEVEL_METADATA };
 static void by_level(const moesim_layer *l, moesim_array *a, enum level_value which) {
-    const moe_row_format *f = moe_row_format_of(l->config.exchange.mode);
+    const moe_row_format *f = moe_row_format_of(l->config.exchange.mode, 0);
     const moe_config *of = &l->config;
     const int64_t there = moe_payload_bytes(moe_payload_of_dispatch(of), of->model.hidden_size),
                   back = moe_payload_bytes(moe_payload_of_combine(of), of->model.hidden_size);

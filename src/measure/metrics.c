@@ -149,6 +149,12 @@ bool moe_step_metrics_all_passed(const moe_step_metrics *m) {
 
 /* --- sums --- */
 
+static void add_traffic(moe_traffic *sum, const moe_traffic *t) {
+    sum->rows += t->rows;
+    sum->bytes += t->bytes;
+    sum->metadata_bytes += t->metadata_bytes;
+}
+
 void moe_volume_add(moe_volume *sum, const moe_volume *v) {
     sum->rows += v->rows;
     sum->logical_bytes += v->logical_bytes;
@@ -157,10 +163,40 @@ void moe_volume_add(moe_volume *sum, const moe_volume *v) {
     sum->selection_remote_bytes += v->selection_remote_bytes;
     sum->metadata_bytes += v->metadata_bytes;
     for (int level = 0; level < MOE_NUM_LEVELS; level++) {
-        sum->by_level[level].rows += v->by_level[level].rows;
-        sum->by_level[level].bytes += v->by_level[level].bytes;
-        sum->by_level[level].metadata_bytes += v->by_level[level].metadata_bytes;
+        add_traffic(&sum->by_level[level], &v->by_level[level]);
+        add_traffic(&sum->selection[level], &v->selection[level]);
+        add_traffic(&sum->token[level], &v->token[level]);
+        for (int hop = 0; hop < MOE_MOST_HOPS; hop++) {
+            add_traffic(&sum->by_hop[hop][level], &v->by_hop[hop][level]);
+        }
     }
+}
+
+void moe_volume_add_rows(moe_volume *v,
+                         int hop,
+                         enum moe_level level,
+                         int64_t rows,
+                         int64_t row_bytes,
+                         int64_t metadata_bytes) {
+    const moe_traffic sent = {rows, rows * row_bytes, metadata_bytes};
+    v->rows += sent.rows;
+    v->logical_bytes += sent.bytes;
+    v->remote_bytes += level == MOE_LEVEL_DEVICE ? 0 : sent.bytes;
+    v->metadata_bytes += sent.metadata_bytes;
+    add_traffic(&v->by_level[level], &sent);
+    add_traffic(&v->by_hop[hop][level], &sent);
+}
+
+void moe_volume_compare(moe_volume *v,
+                        enum moe_level level,
+                        int64_t selection_rows,
+                        int64_t token_rows,
+                        int64_t row_bytes) {
+    const int64_t bytes = selection_rows * row_bytes;
+    v->selection[level] = (moe_traffic){.rows = selection_rows, .bytes = bytes};
+    v->token[level] = (moe_traffic){.rows = token_rows, .bytes = token_rows * row_bytes};
+    v->selection_bytes += bytes;
+    v->selection_remote_bytes += level == MOE_LEVEL_DEVICE ? 0 : bytes;
 }
 
 void moe_capacity_metrics_add(moe_capacity_metrics *sum, const moe_capacity_metrics *c) {
@@ -262,7 +298,9 @@ static void join_layer(moe_layer_metrics *to,
         moe_volume_add(&to->volume[i], &from->volume[i]);
     }
     for (int level = 0; level < MOE_NUM_LEVELS; level++) {
-        to->pairs_by_level[level] += from->pairs_by_level[level];
+        for (int hop = 0; hop < MOE_MOST_HOPS; hop++) {
+            to->pairs[hop][level] += from->pairs[hop][level];
+        }
     }
     to->allreduce_bytes += from->allreduce_bytes;
     to->output_rms =

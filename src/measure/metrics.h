@@ -12,6 +12,7 @@
 #include "base/sparse.h"
 #include "base/status.h"
 #include "config/config.h"
+#include "exchange/row_format.h"
 
 /* --- names: see names.def --- */
 
@@ -60,7 +61,11 @@ typedef struct moe_volume { /* of one direction in one layer, or summed over lay
     int64_t selection_bytes; /* logical payload that mode `selection` would have sent */
     int64_t selection_remote_bytes;
     int64_t metadata_bytes;
-    moe_traffic by_level[MOE_NUM_LEVELS];
+    moe_traffic by_level[MOE_NUM_LEVELS];              /* sums over the hops */
+    moe_traffic by_hop[MOE_MOST_HOPS][MOE_NUM_LEVELS]; /* from the tokens' devices to the experts'
+                                                        */
+    moe_traffic selection[MOE_NUM_LEVELS]; /* what modes `selection` and `token` would have sent, */
+    moe_traffic token[MOE_NUM_LEVELS];     /* rows and payload; the second with two hops only */
 } moe_volume;
 
 enum { MOE_MAX_LISTED_SEQUENCES = 4096 };
@@ -130,7 +135,7 @@ typedef struct moe_layer_metrics {
                                     one per token and node, */
     double mean_nodes_unlimited; /* and of the nodes without the group limit; NaN: not computed */
     moe_volume volume[MOE_NUM_DIRECTIONS];
-    int64_t pairs_by_level[MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
+    int64_t pairs[MOE_MOST_HOPS][MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
     int64_t allreduce_bytes;              /* payload given to MPI_Allreduce, summed over devices */
     double output_rms;                    /* of y, from exact sums */
     double phase_seconds[MOE_NUM_PHASES]; /* of the slowest rank */
@@ -215,6 +220,19 @@ void moe_capacity_metrics_reserve(moe_capacity_metrics *c, int64_t num_sequences
 /* Local. Adds the figures of one volume, or of one capacity without its sequences, to a sum. The
  * capacity itself is no sum: the one added last stays. */
 void moe_volume_add(moe_volume *sum, const moe_volume *v);
+/* Local. Adds to what a hop sent on a level, and to the sums of which it is a part. */
+void moe_volume_add_rows(moe_volume *v,
+                         int hop,
+                         enum moe_level level,
+                         int64_t rows,
+                         int64_t row_bytes,
+                         int64_t metadata_bytes);
+/* Local. Sets what mode `selection` and, with two hops, mode `token` would have sent on a level. */
+void moe_volume_compare(moe_volume *v,
+                        enum moe_level level,
+                        int64_t selection_rows,
+                        int64_t token_rows,
+                        int64_t row_bytes);
 void moe_capacity_metrics_add(moe_capacity_metrics *sum, const moe_capacity_metrics *c);
 
 /* Local. Adds what a new placement moved; the rest becomes that of the last one. */

@@ -57,7 +57,9 @@ void moe_context_init(moe_context *context,
 const char *moe_context_rows_not_tokens(const moe_context *context) {
     const moe_config *c = context->config;
     if (c->exchange.mode != MOE_EXCHANGE_TOKEN) {
-        return "exchange.mode is not token: rows are selections, not tokens";
+        return c->exchange.mode == MOE_EXCHANGE_SELECTION
+                   ? "exchange.mode is not token: rows are selections, not tokens"
+                   : "exchange.mode is not token: rows go to nodes first";
     }
     if (c->balance.comm_count != MOE_COUNT_TOKENS) {
         return "balance.comm_count = selections counts selections, not tokens";

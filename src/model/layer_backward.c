@@ -247,18 +247,31 @@ static void norm_backward(const pass *p, real *dx) {
 
 /* --- the layer --- */
 
+/* The same rows as those of v, with another number of bytes each, and pair_bytes of metadata for
+ * each of their pairs. */
+static moe_volume same_rows(const moe_volume *v,
+                            const moe_layer_metrics *metrics,
+                            int64_t row_bytes,
+                            int64_t pair_bytes) {
+    moe_volume out = {0};
+    for (int i = 0; i < MOE_NUM_LEVELS; i++) {
+        const enum moe_level level = i;
+        for (int hop = 0; hop < MOE_MOST_HOPS; hop++) {
+            moe_volume_add_rows(&out, hop, level, v->by_hop[hop][level].rows, row_bytes,
+                                metrics->pairs[hop][level] * pair_bytes);
+        }
+        moe_volume_compare(&out, level, v->selection[level].rows, v->token[level].rows, row_bytes);
+    }
+    return out;
+}
+
 /* dy and dx travel along the same rows as x and y. Nothing else goes with dy, since the experts
  * still have the pairs of the forward pass; dg returns beside dx, as metadata. */
-static void backward_volume(moe_layer_metrics *metrics) {
-    int64_t pair_bytes = (int64_t)sizeof(real);
-    metrics->volume[MOE_DISPATCH_BACKWARD] = metrics->volume[MOE_COMBINE];
-    metrics->volume[MOE_COMBINE_BACKWARD] = metrics->volume[MOE_COMBINE];
-    moe_volume *v = &metrics->volume[MOE_COMBINE_BACKWARD];
-    v->metadata_bytes = 0;
-    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
-        v->by_level[level].metadata_bytes = metrics->pairs_by_level[level] * pair_bytes;
-        v->metadata_bytes += v->by_level[level].metadata_bytes;
-    }
+static void backward_volume(const moe_config *c, moe_layer_metrics *metrics) {
+    const int64_t bytes = moe_payload_bytes(moe_payload_of_combine(c), c->model.hidden_size);
+    moe_volume *v = metrics->volume;
+    v[MOE_DISPATCH_BACKWARD] = same_rows(&v[MOE_DISPATCH], metrics, bytes, 0);
+    v[MOE_COMBINE_BACKWARD] = same_rows(&v[MOE_COMBINE], metrics, bytes, (int64_t)sizeof(real));
 }
 
 /* Adds the span from *begin until now to the timeline, and begins the next one. */
@@ -303,7 +316,7 @@ void moe_layer_backward(const moe_layer *layer,
     shared_backward(&p, dy);
     jitter_backward(&p);
     norm_backward(&p, dx);
-    backward_volume(metrics);
+    backward_volume(context->config, metrics);
     span(&p, MOE_SPAN_SHARED_BACKWARD, NULL, &begin);
     moe_timeline_end(context->timeline, whole, begin);
     metrics->phase_seconds[MOE_PHASE_BACKWARD] = begin - start;

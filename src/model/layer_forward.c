@@ -252,6 +252,7 @@ void moe_layer_forward(const moe_layer *layer,
     phase(&watch, MOE_PHASE_PLAN, NULL);
     a->exchange.dispatched = context->dispatched;
     a->exchange.combined = context->combined;
+    a->exchange.node_sum = c->exchange.node_sum;
     moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, layer->placement, a->x,
                           c->model.hidden_size, b->num_tokens_global * moe_config_most_experts(c));
     phase(&watch, MOE_PHASE_DISPATCH, a);

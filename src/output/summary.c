@@ -44,7 +44,25 @@ static json_t *mean_balance(const moe_config *c, const moe_step_metrics *m) {
 
 /* --- volume --- */
 
-static json_t *volume_object(const moe_volume *v) {
+static json_t *traffic_object(const moe_traffic *t) {
+    json_t *o = json_object();
+    moe_json_put(o, "rows", json_integer(t->rows));
+    moe_json_put(o, "bytes", json_integer(t->bytes));
+    moe_json_put(o, "metadata_bytes", json_integer(t->metadata_bytes));
+    return o;
+}
+
+/* With two hops: what each one sent, and what the other modes would have sent. */
+static void put_hops(json_t *level, const moe_volume *v, int i) {
+    moe_json_put(level, "to_node", traffic_object(&v->by_hop[0][i]));
+    moe_json_put(level, "in_node", traffic_object(&v->by_hop[1][i]));
+    moe_json_put(level, "token_rows", json_integer(v->token[i].rows));
+    moe_json_put(level, "token_bytes", json_integer(v->token[i].bytes));
+    moe_json_put(level, "selection_rows", json_integer(v->selection[i].rows));
+    moe_json_put(level, "selection_bytes", json_integer(v->selection[i].bytes));
+}
+
+static json_t *volume_object(const moe_config *c, const moe_volume *v) {
     json_t *o = json_object(), *levels = json_object();
     moe_json_put(o, "rows", json_integer(v->rows));
     moe_json_put(o, "logical_bytes", json_integer(v->logical_bytes));
@@ -53,10 +71,10 @@ static json_t *volume_object(const moe_volume *v) {
     moe_json_put(o, "selection_remote_bytes", json_integer(v->selection_remote_bytes));
     moe_json_put(o, "metadata_bytes", json_integer(v->metadata_bytes));
     for (int i = 0; i < MOE_NUM_LEVELS; i++) {
-        json_t *level = json_object();
-        moe_json_put(level, "rows", json_integer(v->by_level[i].rows));
-        moe_json_put(level, "bytes", json_integer(v->by_level[i].bytes));
-        moe_json_put(level, "metadata_bytes", json_integer(v->by_level[i].metadata_bytes));
+        json_t *level = traffic_object(&v->by_level[i]);
+        if (moe_row_format_hops(c->exchange.mode) > 1) {
+            put_hops(level, v, i);
+        }
         moe_json_put(levels, moe_level_names[i], level);
     }
     moe_json_put(o, "by_level", levels);
@@ -74,7 +92,7 @@ static int phases_of(const moe_config *c) {
 static json_t *volumes_object(const moe_config *c, const moe_volume volume[MOE_NUM_DIRECTIONS]) {
     json_t *o = json_object();
     for (int i = 0; i < directions_of(c); i++) {
-        moe_json_put(o, moe_direction_names[i], volume_object(&volume[i]));
+        moe_json_put(o, moe_direction_names[i], volume_object(c, &volume[i]));
     }
     return o;
 }

@@ -137,19 +137,20 @@ static void write_scales(const moe_config *c, char *text, size_t size) {
 }
 
 static void print_exchange(const moe_screen *s, const moe_config *c) {
-    bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
+    static const char *const rows[] = {
+        [MOE_EXCHANGE_SELECTION] = ": one row per token and expert",
+        [MOE_EXCHANGE_TOKEN] = ": one row per token and device",
+        [MOE_EXCHANGE_TWO_LEVEL] = ": one row per token and node, then per device inside it"};
+    const bool parts = c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL && !c->exchange.node_sum;
     char scales[64], back[32] = "";
     write_scales(c, scales, sizeof scales);
     if (c->exchange.combine_payload != c->exchange.payload) {
         snprintf(back, sizeof back, ", back %s",
                  payload_name(MOE_KEY(exchange, combine_payload), c->exchange.combine_payload));
     }
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s%s%s",
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s",
                        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
-                       token ? ": one row per token and device"
-                       : c->exchange.mode == MOE_EXCHANGE_SELECTION
-                           ? ": one row per token and expert"
-                           : "",
+                       rows[c->exchange.mode], parts ? ", back per device" : "",
                        payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back);
 }
 

@@ -46,6 +46,24 @@ static void print_backward_metadata(const moe_screen *s,
         moe_format_glued(moe_format_bytes(m->gradient_allreduce_bytes)).s);
 }
 
+static int64_t rows_of(const moe_traffic by_level[MOE_NUM_LEVELS]) {
+    int64_t rows = 0;
+    for (int i = 0; i < MOE_NUM_LEVELS; i++) {
+        rows += by_level[i].rows;
+    }
+    return rows;
+}
+static int64_t bytes_of(const moe_traffic by_level[MOE_NUM_LEVELS]) {
+    int64_t bytes = 0;
+    for (int i = 0; i < MOE_NUM_LEVELS; i++) {
+        bytes += by_level[i].bytes;
+    }
+    return bytes;
+}
+static int64_t others_of(const moe_traffic by_level[MOE_NUM_LEVELS]) {
+    return bytes_of(by_level) - by_level[MOE_LEVEL_DEVICE].bytes;
+}
+
 static void print_metadata(const moe_screen *s,
                            const moe_config *c,
                            const moe_step_metrics *m,
@@ -70,6 +88,7 @@ static void print_table(const moe_screen *s,
     const moe_volume *d = &f->volume[MOE_DISPATCH];
     double tokens = (double)m->num_tokens * m->num_layers;
     bool selection = c->exchange.mode == MOE_EXCHANGE_SELECTION,
+         two_level = c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL,
          train = c->run.mode == MOE_MODE_TRAIN;
     moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s %10s\n", "", "rows", "a token",
                    "payload", "to others");
@@ -79,19 +98,25 @@ static void print_table(const moe_screen *s,
     fprintf(s->out, "  dispatch would have been\n");
     print_row(s, "  one row per selection", (double)f->selections - (double)f->dropped, tokens,
               (double)d->selection_bytes, d->selection_remote_bytes, selection ? " sent" : "");
-    if (!selection) {
+    if (two_level) {
+        print_row(s, "  one row per token and device", (double)rows_of(d->token), tokens,
+                  (double)bytes_of(d->token), others_of(d->token), "");
+        print_row(s, "  token and node, then device", (double)d->rows, tokens,
+                  (double)d->logical_bytes, d->remote_bytes, " sent");
+    } else if (!selection) {
         print_row(s, "  one row per token and device", (double)d->rows, tokens,
                   (double)d->logical_bytes, d->remote_bytes, " sent");
     }
     if (selection || f->dropped > 0) {
         print_row(s,
-                  f->dropped == 0 ? "  one row per token and device"
-                  : selection     ? "  token and device, undropped"
-                                  : "  the same without dropping",
+                  f->dropped == 0          ? "  one row per token and device"
+                  : selection || two_level ? "  token and device, undropped"
+                                           : "  the same without dropping",
                   f->token_rows, tokens, f->token_rows * f->row_bytes, -1, "");
     }
     if (isfinite(f->mean_devices_unlimited)) {
-        print_row(s, "  the same without group limit", f->mean_devices_unlimited * tokens, tokens,
+        print_row(s, two_level ? "  token and device, unlimited" : "  the same without group limit",
+                  f->mean_devices_unlimited * tokens, tokens,
                   f->mean_devices_unlimited * tokens * f->row_bytes, -1, "");
     }
     if (nodes_of(c) > 1) {
@@ -142,6 +167,34 @@ static void print_levels(const moe_screen *s, const moe_figures *f, double token
         moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s\n", "  if one per token and node",
                        moe_format_count(llround(rows)).s, "",
                        moe_format_bytes(llround(rows * f->row_bytes)).s);
+    }
+}
+
+/* With two hops: rows of each hop and level, there and back, beside those of the other modes. */
+static void print_hops(const moe_screen *s, const moe_config *c, const moe_figures *f) {
+    static const moe_table table = {77, {{50, 12}}};
+    if (moe_row_format_hops(c->exchange.mode) == 1) {
+        return;
+    }
+    for (int i = 0; i < MOE_DISPATCH_BACKWARD; i++) {
+        const moe_volume *v = &f->volume[i];
+        char title[48];
+        snprintf(title, sizeof title, "%s, rows by level", moe_direction_titles[i]);
+        fputc('\n', s->out);
+        moe_screen_row(s, &table, "  %-24s %10s %10s %12s %12s\n", title, "to nodes", "in nodes",
+                       "mode token", "selection");
+        for (int level = 0; level < MOE_NUM_LEVELS; level++) {
+            moe_screen_row(s, &table, "  %-24s %10s %10s %12s %12s\n", moe_level_titles[level],
+                           moe_format_count(v->by_hop[0][level].rows).s,
+                           moe_format_count(v->by_hop[1][level].rows).s,
+                           moe_format_count(v->token[level].rows).s,
+                           moe_format_count(v->selection[level].rows).s);
+        }
+        moe_screen_row(s, &table, "  %-24s %10s %10s %12s %12s\n", "payload across nodes",
+                       moe_format_bytes(v->by_hop[0][MOE_LEVEL_CLUSTER].bytes).s,
+                       moe_format_bytes(v->by_hop[1][MOE_LEVEL_CLUSTER].bytes).s,
+                       moe_format_bytes(v->token[MOE_LEVEL_CLUSTER].bytes).s,
+                       moe_format_bytes(v->selection[MOE_LEVEL_CLUSTER].bytes).s);
     }
 }
 
@@ -271,6 +324,7 @@ void moe_terminal_volume(const moe_screen *s,
     if (s->full || f->volume[MOE_DISPATCH].by_level[MOE_LEVEL_CLUSTER].rows > 0) {
         print_levels(s, f, (double)m->num_tokens * m->num_layers);
     }
+    print_hops(s, c, f);
     print_counted(s, c, f, (double)m->num_tokens * m->num_layers);
     print_payload_error(s, c, m);
 }

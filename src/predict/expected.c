@@ -87,9 +87,10 @@ double moe_expected_choices(const moe_config *c, int64_t device_tokens) {
 
 /* --- devices of a token --- */
 
-double moe_expected_reach(const moe_config *c, double k) {
-    const double n = c->model.num_experts, devices = c->cluster.devices, own = n / devices;
-    double missed = 1; /* probability that no expert of a device is chosen */
+/* Of `targets` equal parts of the experts. */
+static double reach(const moe_config *c, double k, double targets) {
+    const double n = c->model.num_experts, own = n / targets;
+    double missed = 1; /* probability that no expert of a part is chosen */
     if (k != floor(k) || c->router.method == MOE_METHOD_EXPERT_CHOICE) {
         missed = pow(k < n ? 1 - k / n : 0, own);
     } else {
@@ -97,8 +98,16 @@ double moe_expected_reach(const moe_config *c, double k) {
             missed *= n - own - i > 0 ? (n - own - i) / (n - i) : 0;
         }
     }
-    const double reach = devices * (1 - missed);
-    return c->comm_limit > 0 && reach > c->comm_limit ? c->comm_limit : reach;
+    const double mean = targets * (1 - missed);
+    return c->comm_limit > 0 && mean > c->comm_limit ? c->comm_limit : mean;
+}
+
+double moe_expected_reach(const moe_config *c, double k) {
+    return reach(c, k, c->cluster.devices);
+}
+
+double moe_expected_nodes(const moe_config *c, double k) {
+    return reach(c, k, (double)c->cluster.devices / c->cluster.devices_per_node);
 }
 
 /* --- what a capacity keeps --- */

@@ -13,6 +13,8 @@ double moe_expected_choices(const moe_config *c, int64_t device_tokens);
 /* Local. The mean number of distinct devices of a token with k experts; no more than it may reach.
  */
 double moe_expected_reach(const moe_config *c, double k);
+/* Local. The same of distinct nodes. */
+double moe_expected_nodes(const moe_config *c, double k);
 
 /* Local. The share of the selections that a capacity keeps, of `tokens` tokens of the global batch
  * with k experts each; 1 without a capacity. */

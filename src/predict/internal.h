@@ -45,7 +45,8 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
     int64_t most;          /* experts that one token may have, for which there is room */
     int64_t selections;    /* that are expected */
     int64_t sent;          /* of these, after dropping */
-    int64_t rows;          /* of dispatch that are expected */
+    int64_t rows;          /* of dispatch that are expected, of the last hop */
+    int64_t first;         /* of the first of two hops; 0 with one */
     int64_t remote;        /* of these, for other ranks: the share 1 - 1/ranks */
     int64_t copies;        /* how many layers have their activations at the same time */
     int64_t threads;

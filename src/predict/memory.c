@@ -72,6 +72,9 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     s.rows = c->exchange.mode == MOE_EXCHANGE_SELECTION
                  ? s.sent
                  : moe_memory_whole((double)s.tokens * moe_expected_reach(c, sent));
+    s.first = c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL
+                  ? moe_memory_whole((double)s.tokens * moe_expected_nodes(c, sent))
+                  : 0;
     s.remote = s.rows - s.rows / ranks;
     s.matrices = matrices(c->model.expert_type);
     s.hidden = mul(s.matrices > 0 ? s.matrices - 1 : 0, c->model.moe_intermediate_size);

@@ -239,7 +239,8 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
     const int64_t packed = back > 0 ? s->rows : s->remote;
     const int64_t received = mul(s->train ? 2 : 1, s->remote);
-    const int64_t rounded = mul((out > 0) + (s->train && back > 0), s->tokens);
+    const int64_t rounded =
+        mul((out > 0) + (s->train && back > 0), s->first > 0 ? s->first : s->tokens);
     const int64_t numbers = add(add(packed, received), rounded);
     const int64_t coded =
         max64(mul(s->tokens, s->train ? max64(out, back) : out), mul(s->rows, back));
@@ -261,20 +262,57 @@ static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
                mul(counts, WORD));
 }
 
+/* The bytes of a row, and of a pair, in the lists of a plan and of an inbox, and as metadata. */
+static int64_t bytes_of_row(int64_t head_words) {
+    return (2 * INT + 2 * WORD) + (2 * INT + WORD) + 2 * head_words * INT;
+}
+static int64_t bytes_of_pair(void) {
+    const int64_t pair_words = 1 + REAL / INT;
+    return (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
+}
+
+/* The vectors of a first hop (relay.c): all rows that arrived stand in memory, as numbers (in
+ * training x and dy) or as bytes; beside them what was packed for other ranks, what goes back, and
+ * in a payload that rounds the same as bytes and what came back as numbers. */
+static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
+    const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
+    const int64_t returned = c->exchange.node_sum ? s->first : s->rows;
+    const int64_t remote = returned - returned / s->ranks;
+    const int64_t arrived = (out == 0) + (s->train && back == 0);
+    const int64_t numbers =
+        add(mul(arrived, s->first), add(returned, back > 0 ? returned : remote));
+    const int64_t bytes =
+        add(mul(returned, back),
+            max64(mul(s->first, s->train ? max64(out, back) : out), mul(remote, back)));
+    return add(mul3(numbers, c->model.hidden_size, REAL), bytes);
+}
+
+/* What a first hop adds (relay.c): its vectors; its lists with the parts of rows; in the lists of
+ * the second where a row comes from; and in training numbers of pairs. */
+static int64_t relay(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t of_row = bytes_of_row(2) + 2 * INT + 4 * WORD;
+    const int64_t of_part = 2 * INT + 4 * WORD;
+    const int64_t of_pair = bytes_of_pair() - 2 * WORD + (s->train ? 2 * REAL : 0);
+    if (s->first == 0) {
+        return 0;
+    }
+    return add(add(relay_vectors(c, s), mul(s->tokens, WORD)),
+               add(add(mul(s->first, of_row), mul(s->rows, of_part)), mul(s->sent, of_pair)));
+}
+
 /* The plan and the inbox of a layer (plan.c, exchange.c): vectors; lists of rows and pairs; the
  * metadata that is sent and received; and numbers for each pair of a local and any device that
  * occurs. */
 static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s) {
-    const int64_t h = c->model.hidden_size, pair_words = 1 + REAL / INT;
+    const int64_t h = c->model.hidden_size;
     const int64_t head_words = c->exchange.mode == MOE_EXCHANGE_SELECTION ? 1 : 2;
-    const int64_t of_row = (2 * INT + 2 * WORD) + (2 * INT + WORD) + 2 * head_words * INT;
-    const int64_t of_pair =
-        (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
-    const int64_t lists = add(mul(s->rows, of_row), mul(s->sent, of_pair));
+    const int64_t lists =
+        add(mul(s->rows, bytes_of_row(head_words)), mul(s->sent, bytes_of_pair()));
     const int64_t fixed =
         add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
             add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
-    return mul(s->copies, add(add(vectors(c, s), lists), fixed));
+    return mul(s->copies, add(add(vectors(c, s), lists), add(fixed, relay(c, s))));
 }
 
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {

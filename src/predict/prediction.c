@@ -36,6 +36,7 @@ typedef struct predictor {
     device_load *load;  /* [D] of a layer */
     device_load *total; /* [D] sum over layers, without times */
     double fixed;       /* seconds of an exchange that no byte costs */
+    double across_back; /* rows of combine across nodes for each of dispatch */
 } predictor;
 
 /* --- the model --- */
@@ -93,11 +94,13 @@ static void close_predictor(predictor *p) {
 
 static void count_rows(predictor *p, const moe_layer_counts *l) {
     const int32_t per_node = p->cluster.devices_per_node;
+    const double arriving = l->arriving > 0 ? l->arriving : 1;
+    p->across_back = l->across_back > 0 ? l->across_back : 1;
     for (int64_t i = 0; i < l->matrix->num_cells; i++) {
         const int32_t s = l->matrix->cell[i].row, d = l->matrix->cell[i].column;
         const double rows = (double)l->matrix->cell[i].count / p->micro_batches;
         moe_cost_traffic *from = &p->load[s].rows, *to = &p->load[d].rows;
-        p->load[d].arrived += rows;
+        p->load[d].arrived += arriving * rows;
         if (s / per_node != d / per_node) {
             from->inter_sent += rows;
             to->inter_received += rows;
@@ -154,11 +157,11 @@ static double experts_seconds(const predictor *p, const device_load *l, double p
     return moe_cost_experts(&p->cluster, passes * (l->products + shared), passes * bytes);
 }
 
-static moe_cost_traffic reversed(const moe_cost_traffic *t) {
+static moe_cost_traffic reversed(const predictor *p, const moe_cost_traffic *t) {
     return (moe_cost_traffic){.intra_sent = t->intra_received,
                               .intra_received = t->intra_sent,
-                              .inter_sent = t->inter_received,
-                              .inter_received = t->inter_sent};
+                              .inter_sent = p->across_back * t->inter_received,
+                              .inter_received = p->across_back * t->inter_sent};
 }
 
 /* One way through a layer and back: each phase on the device that is its slowest, and the longest
@@ -177,7 +180,7 @@ static pass_times pass_of(const predictor *p,
     const int32_t chunks = p->config->exchange.chunks;
     pass_times slowest = {0};
     for (int32_t d = 0; d < devices; d++) {
-        const moe_cost_traffic back = reversed(&load[d].rows);
+        const moe_cost_traffic back = reversed(p, &load[d].rows);
         const double out = moe_cost_exchange(&p->cluster, &load[d].rows, out_bytes, chunks),
                      work = experts_seconds(p, &load[d], passes);
         slowest.dispatch = fmax(slowest.dispatch, out);
@@ -366,8 +369,10 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
         add_layer(&p, &layer[l], &even, 1, out.balanced);
         for (int32_t d = 0; d < devices; d++) {
             add_load(&p.total[d], &p.load[d], 1);
-            out.bytes += (p.load[d].rows.intra_sent + p.load[d].rows.inter_sent) *
-                         (p.out_bytes + p.in_bytes) * p.micro_batches;
+            const moe_cost_traffic *rows = &p.load[d].rows;
+            const double both = p.out_bytes + p.in_bytes;
+            out.bytes += (rows->intra_sent + rows->inter_sent) * both * p.micro_batches;
+            out.bytes += (p.across_back - 1) * rows->inter_sent * p.in_bytes * p.micro_batches;
         }
     }
     describe(&p, num_layers, &out);
@@ -399,6 +404,25 @@ static void spread(const moe_layer_metrics *l,
     }
 }
 
+static double ratio(int64_t part, int64_t whole) {
+    return whole > 0 ? (double)part / (double)whole : 1;
+}
+
+/* What the sum of two hops hides. */
+static void split_hops(const moe_config *c, const moe_layer_metrics *l, moe_layer_counts *counts) {
+    const moe_volume *out = &l->volume[MOE_DISPATCH], *back = &l->volume[MOE_COMBINE];
+    int64_t last = 0;
+    if (moe_row_format_hops(c->exchange.mode) == 1) {
+        return;
+    }
+    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
+        last += out->by_hop[1][level].rows;
+    }
+    counts->arriving = ratio(last, out->rows);
+    counts->across_back =
+        ratio(back->by_level[MOE_LEVEL_CLUSTER].rows, out->by_level[MOE_LEVEL_CLUSTER].rows);
+}
+
 moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m) {
     const bool blocks = c->placement.policy == MOE_PLACEMENT_BLOCK &&
                         c->placement.redundant_experts == 0 && m->num_experts % m->devices == 0;
@@ -412,6 +436,7 @@ moe_prediction moe_prediction_of(const moe_config *c, const moe_step_metrics *m)
                                       .slots = (int32_t)all,
                                       .served = m->layer[l].kept_per_expert,
                                       .allreduce_bytes = m->layer[l].allreduce_bytes};
+        split_hops(c, &m->layer[l], &layer[l]);
         if (!blocks) {
             spread(&m->layer[l], m->devices, per_device, served + l * all);
             layer[l].served = served + l * all;

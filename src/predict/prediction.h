@@ -11,6 +11,10 @@
  *
  *     (dispatch + experts + combine) / n + (n-1)/n max(dispatch, experts, combine)
  *
+ * The two hops of exchange.mode = two_level overlap too, as rows go on while others arrive: their
+ * rows load the links together. What combine brings back across nodes without node_sum is taken in
+ * proportion to what each device received.
+ *
  * The backward pass sends the rows of the combine and of the dispatch the other way, in the format
  * of the way back, and has twice the products. Shared experts and the gate work on a device's own
  * tokens. */
@@ -52,6 +56,9 @@ typedef struct moe_layer_counts {
     int32_t slots;            /* a multiple of D; device d has the slots d S/D .. (d+1) S/D - 1 */
     const int64_t *served;    /* [slots] selections that the expert in each slot serves */
     int64_t allreduce_bytes;  /* summed over devices */
+    /* With two hops, which the matrix holds together; 0 stands for 1. */
+    double arriving;    /* share of its rows that arrive at experts and do not go on */
+    double across_back; /* rows that combine brings back across nodes for each that dispatch sent */
 } moe_layer_counts;
 
 /* Local. The time of a step with these layers, for the widths and layers of

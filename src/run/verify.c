@@ -17,6 +17,7 @@
 #include "config/config.h"
 #include "config/value.h"
 #include "data/batch.h"
+#include "exchange/plan.h"
 #include "exchange/row_format.h"
 #include "measure/imbalance.h"
 #include "placement/balancer.h"
@@ -382,6 +383,33 @@ static void verify_rows_of_16(verification *v) {
     free_world(&w);
 }
 
+/* One row for each token and node, as the plan of mode two_level has them: 8 of 256 experts on 64
+ * devices in 8 nodes. A node is missed with probability C(224,8) / C(256,8). */
+static void verify_rows_to_nodes(verification *v) {
+    enum { NODES = 8, TOKENS = 64 * 157 };
+    world w;
+    moe_plan plan = {0};
+    make_world(&w, 0, 1, 1,
+               MOE_SETTINGS(MOE_SET(model, num_experts, 256), MOE_SET(router, top_k, 8),
+                            MOE_SET(cluster, devices, 64), MOE_SET(cluster, devices_per_node, 8),
+                            MOE_SET(data, tokens_per_device, 157)));
+    w.placement.devices_per_node = w.c.cluster.devices_per_node;
+    moe_plan_build(&plan, MOE_EXCHANGE_TWO_LEVEL, &w.batch, &w.placement, 1, &w.routing);
+    double sum = 0, squares = 0;
+    for (int64_t t = 0; t < w.batch.num_tokens; t++) {
+        double x = (double)(plan.token_row_offset[t + 1] - plan.token_row_offset[t]);
+        sum += x;
+        squares += x * x;
+    }
+    const double mean = sum / TOKENS, error = sqrt((squares / TOKENS - mean * mean) / TOKENS),
+                 expected = moe_imbalance_expected_reach(256, NODES, 8, NODES);
+    compare(v, "rows to nodes, N,nodes,K = 256,8,8", 5.294652, expected, 5e-7);
+    say(v, "rows to nodes a token, 10^4 tokens", fabs(mean - expected) <= 4 * error,
+        "expected %.6f +- %.6f, found %.6f", expected, 4 * error, mean);
+    moe_plan_free(&plan);
+    free_world(&w);
+}
+
 /* From p = 1 with g = 0.5, lr = 0.1 and decay wd = 0.01 the first step takes lr wd p + lr g / (|g|
  * + eps) off and leaves 1 - 0.001 - 0.1 (1 - 2e-8). */
 static void verify_adamw(verification *v) {
@@ -490,6 +518,7 @@ int moe_verify(const moe_comm *comm, moe_status *st) {
     verify_scopes(&v);
     verify_rows(&v);
     verify_rows_of_16(&v);
+    verify_rows_to_nodes(&v);
     verify_adamw(&v);
     verify_eplb(&v);
     if (v.failed) {

@@ -200,11 +200,22 @@ static int64_t first_bad_rank(const moe_comm *comm, bool bad_here) {
 static bool rows_are_conserved(const evidence *e) {
     const int64_t *s = e->scalar;
     return s[MOE_TALLY_PLANNED_ROWS] == s[MOE_TALLY_EXPECTED_ROWS] &&
-           s[MOE_TALLY_RECEIVED_ROWS] == s[MOE_TALLY_PLANNED_ROWS];
+           s[MOE_TALLY_RECEIVED_ROWS] == s[MOE_TALLY_PLANNED_ROWS] &&
+           s[MOE_TALLY_PLANNED_FIRST] == s[MOE_TALLY_EXPECTED_FIRST] &&
+           s[MOE_TALLY_RECEIVED_FIRST] == s[MOE_TALLY_PLANNED_FIRST];
 }
 
 static int say_rows(const evidence *e, detail *d) {
     const int64_t *s = e->scalar;
+    if (e->context->config->exchange.mode == MOE_EXCHANGE_TWO_LEVEL) {
+        return snprintf(
+            d->text, sizeof d->text,
+            "to nodes %lld rows expected from the routing, %lld sent, %lld received; inside "
+            "them %lld, %lld, %lld",
+            (long long)s[MOE_TALLY_EXPECTED_FIRST], (long long)s[MOE_TALLY_PLANNED_FIRST],
+            (long long)s[MOE_TALLY_RECEIVED_FIRST], (long long)s[MOE_TALLY_EXPECTED_ROWS],
+            (long long)s[MOE_TALLY_PLANNED_ROWS], (long long)s[MOE_TALLY_RECEIVED_ROWS]);
+    }
     return snprintf(d->text, sizeof d->text,
                     "%lld rows expected from the routing, %lld sent, %lld received",
                     (long long)s[MOE_TALLY_EXPECTED_ROWS], (long long)s[MOE_TALLY_PLANNED_ROWS],

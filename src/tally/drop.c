@@ -99,13 +99,14 @@ void moe_tally_drop_fill(const moe_context *context,
                          const moe_activations *a,
                          const int64_t *words,
                          int64_t rows_saved,
+                         int64_t back_saved,
                          moe_layer_metrics *out) {
     int32_t n = context->router.num_experts;
     const int32_t devices = context->batch->devices;
     const int64_t *dropped = words + n, *by_device = dropped + n, *scalar = by_device + devices;
     /* A row travels twice: in dispatch and in combine. */
-    int64_t row_bytes = moe_payload_bytes(context->dispatched, context->config->model.hidden_size) +
-                        moe_payload_bytes(context->combined, context->config->model.hidden_size);
+    int64_t there = moe_payload_bytes(context->dispatched, context->config->model.hidden_size),
+            back = moe_payload_bytes(context->combined, context->config->model.hidden_size);
     moe_capacity_metrics *c = &out->capacity;
     memcpy(out->kept_per_expert, words, (size_t)n * sizeof(int64_t));
     memcpy(out->dropped_per_expert, dropped, (size_t)n * sizeof(int64_t));
@@ -124,9 +125,9 @@ void moe_tally_drop_fill(const moe_context *context,
     c->fully_dropped_tokens = scalar[FULLY_DROPPED];
     c->exempt_overflow = scalar[EXEMPT_OVERFLOW];
     c->rows_saved = rows_saved;
-    c->bytes_saved = rows_saved * row_bytes;
+    c->bytes_saved = rows_saved * there + back_saved * back;
     c->padding_rows = scalar[PADDING_ROWS];
-    c->padding_bytes = c->padding_rows * row_bytes;
+    c->padding_bytes = c->padding_rows * (there + back);
     c->dropped_sequences = scalar[DROPPED_SEQUENCES];
     fill_sequences(scalar + NUM_SCALARS, listed_sequences(context), c);
 }

@@ -1,4 +1,5 @@
-/* matrix.c: the matrix of rows from device to device, put together from what the ranks know.
+/* matrix.c: the matrix of rows from device to device, put together from what the ranks know. With
+ * two hops it has the rows of both.
  *
  * Each rank knows the rows that its devices sent and those that arrived at them. Of few devices
  * both are plain arrays [D,D] in the vector that is summed anyway, which costs no message of its
@@ -18,7 +19,8 @@ static int64_t array_cells(const moe_context *context) {
 
 int64_t moe_tally_matrix_words(const moe_context *context) {
     int64_t cells = array_cells(context);
-    return cells > 0 ? 2 * cells : 2 * (int64_t)context->comm->size;
+    const int hops = moe_row_format_hops(context->config->exchange.mode);
+    return cells > 0 ? 2 * cells : 2 * hops * (int64_t)context->comm->size;
 }
 
 void moe_tally_matrix_place(moe_tally *t, const moe_context *context, int64_t *words) {
@@ -28,19 +30,40 @@ void moe_tally_matrix_place(moe_tally *t, const moe_context *context, int64_t *w
     t->num_cells = cells > 0 ? NULL : words;
 }
 
-void moe_tally_matrix_count(moe_tally *t, const moe_plan *plan, const moe_inbox *in) {
-    int64_t d = plan->devices, cells = plan->device_cell[plan->num_local];
-    int32_t rank = plan->first_device / plan->num_local;
-    if (!t->sent) {
-        t->num_cells[rank] = cells;
-        t->num_cells[plan->ranks + rank] = in->num_cells;
-        return;
+/* The cells of a hop as its senders and its receivers saw them: ascending lists. */
+typedef struct hop_cells {
+    int64_t num_sent, num_received;
+    const moe_plan_cell *sent;
+    const moe_sparse_cell *received;
+} hop_cells;
+
+static hop_cells cells_of(const moe_activations *a, int hop) {
+    const moe_plan *plan = moe_exchange_plan_of(&a->exchange, &a->plan, hop);
+    const moe_inbox *in = moe_exchange_inbox_of(&a->exchange, &a->plan, hop);
+    return (hop_cells){plan->device_cell[plan->num_local], in->num_cells, plan->cell, in->cell};
+}
+
+static void count_arrays(moe_tally *t, int32_t devices, const hop_cells *c) {
+    for (int64_t i = 0; i < c->num_sent; i++) {
+        t->sent[(int64_t)c->sent[i].from * devices + c->sent[i].to] += c->sent[i].rows;
     }
-    for (int64_t i = 0; i < cells; i++) {
-        t->sent[plan->cell[i].from * d + plan->cell[i].to] = plan->cell[i].rows;
+    for (int64_t i = 0; i < c->num_received; i++) {
+        const moe_sparse_cell *cell = &c->received[i];
+        t->received[(int64_t)cell->row * devices + cell->column] += cell->count;
     }
-    for (int64_t i = 0; i < in->num_cells; i++) {
-        t->received[in->cell[i].row * d + in->cell[i].column] = in->cell[i].count;
+}
+
+void moe_tally_matrix_count(moe_tally *t, const moe_context *context, const moe_activations *a) {
+    const int64_t ranks = context->comm->size;
+    for (int hop = 0; hop < moe_row_format_hops(a->plan.mode); hop++) {
+        const hop_cells c = cells_of(a, hop);
+        if (t->sent) {
+            count_arrays(t, context->batch->devices, &c);
+        } else {
+            int64_t *num_cells = t->num_cells + 2 * hop * ranks + context->comm->rank;
+            num_cells[0] = c.num_sent;
+            num_cells[ranks] = c.num_received;
+        }
     }
 }
 
@@ -90,31 +113,33 @@ static int64_t differences(const moe_sparse *sent, const moe_sparse_cell *receiv
     return different + sent->num_cells - in_both;
 }
 
-/* Collective. The sources of rank q stand before those of rank q + 1, so the lists that were sent
- * are one sorted list behind each other. */
+/* Collective. The rows of one hop. The senders of rank q stand before those of rank q + 1, so the
+ * lists that were sent are one sorted list behind each other. */
 static void compare_lists(moe_tally *t,
                           const moe_context *context,
-                          const moe_activations *a,
+                          const hop_cells *c,
+                          const int64_t *num_cells,
                           moe_sparse *matrix) {
     moe_scratch *scratch = context->batch->scratch;
-    int ranks = context->comm->size;
-    const moe_plan *plan = &a->plan;
-    int64_t own = plan->device_cell[plan->num_local],
-            num_received = sum_of(t->num_cells + ranks, ranks);
-    moe_sparse_cell *sent = moe_scratch_take(scratch, own, sizeof *sent, "tally"),
-                    *received = moe_scratch_take(scratch, num_received, sizeof *received, "tally");
-    for (int64_t i = 0; i < own; i++) {
-        const moe_plan_cell *cell = &plan->cell[i];
-        sent[i] = (moe_sparse_cell){cell->from, cell->to, cell->rows};
+    const int ranks = context->comm->size;
+    const int64_t num_sent = sum_of(num_cells, ranks),
+                  num_received = sum_of(num_cells + ranks, ranks);
+    moe_sparse_cell *own = moe_scratch_take_varying(scratch, c->num_sent, sizeof *own, "tally"),
+                    *sent = moe_scratch_take_varying(scratch, num_sent, sizeof *sent, "tally"),
+                    *received =
+                        moe_scratch_take_varying(scratch, num_received, sizeof *received, "tally");
+    for (int64_t i = 0; i < c->num_sent; i++) {
+        const moe_plan_cell *cell = &c->sent[i];
+        own[i] = (moe_sparse_cell){cell->from, cell->to, cell->rows};
     }
-    matrix->num_cells = 0;
-    moe_sparse_reserve(matrix, sum_of(t->num_cells, ranks));
-    gather(context, sent, t->num_cells, matrix->cell);
-    matrix->num_cells = sum_of(t->num_cells, ranks);
-    gather(context, a->exchange.inbox.cell, t->num_cells + ranks, received);
-    t->different = differences(matrix, received, num_received);
+    gather(context, own, num_cells, sent);
+    gather(context, c->received, num_cells + ranks, received);
+    const moe_sparse all = {.num_cells = num_sent, .cell = sent, .capacity = num_sent};
+    t->different += differences(&all, received, num_received);
+    moe_sparse_add(matrix, &all);
     moe_scratch_give(scratch, received);
     moe_scratch_give(scratch, sent);
+    moe_scratch_give(scratch, own);
 }
 
 void moe_tally_matrix(moe_tally *t,
@@ -123,7 +148,12 @@ void moe_tally_matrix(moe_tally *t,
                       moe_sparse *matrix) {
     if (t->sent) {
         compare_arrays(t, context->batch->devices, matrix);
-    } else {
-        compare_lists(t, context, a, matrix);
+        return;
+    }
+    matrix->num_cells = 0;
+    for (int hop = 0; hop < moe_row_format_hops(a->plan.mode); hop++) {
+        const hop_cells c = cells_of(a, hop);
+        compare_lists(t, context, &c, t->num_cells + 2 * hop * (int64_t)context->comm->size,
+                      matrix);
     }
 }

@@ -16,17 +16,17 @@
 static moe_tally tally_new(const moe_context *context) {
     int64_t n = context->router.num_experts, d = context->batch->devices;
     int64_t drop_words = moe_tally_drop_words(context);
-    moe_tally t = {.count = n + 4 * d + 2 * MOE_NUM_LEVELS + 65 + MOE_EXACT_WORDS +
-                            MOE_TALLY_NUM_SCALARS + moe_tally_matrix_words(context) + drop_words};
+    moe_tally t = {.count = n + 4 * d + MOE_TALLY_NUM_LEVEL_COUNTS * MOE_NUM_LEVELS + 65 +
+                            MOE_EXACT_WORDS + MOE_TALLY_NUM_SCALARS +
+                            moe_tally_matrix_words(context) + drop_words};
     t.words = moe_scratch_take_zero(context->batch->scratch, t.count, sizeof *t.words, "tally");
     t.counts = t.words;
     t.by_device = t.counts + n;
     t.sent_rows = t.by_device + d;
     t.received_rows = t.sent_rows + d;
     t.device_pairs = t.received_rows + d;
-    t.level_rows = t.device_pairs + d;
-    t.level_pairs = t.level_rows + MOE_NUM_LEVELS;
-    t.reach = t.level_pairs + MOE_NUM_LEVELS;
+    t.level = (int64_t(*)[MOE_NUM_LEVELS])(t.device_pairs + d);
+    t.reach = t.level[MOE_TALLY_NUM_LEVEL_COUNTS];
     t.output = t.reach + 65;
     t.scalar = t.output + MOE_EXACT_WORDS;
     t.drop = t.scalar + MOE_TALLY_NUM_SCALARS;
@@ -35,6 +35,14 @@ static moe_tally tally_new(const moe_context *context) {
 }
 
 /* --- the share of this rank --- */
+
+static bool has_two_hops(const moe_context *context) {
+    return moe_row_format_hops(context->config->exchange.mode) > 1;
+}
+
+static enum moe_level level_of(const moe_context *context, int32_t from, int32_t to) {
+    return moe_level_of(from, to, context->config->cluster.devices_per_node);
+}
 
 typedef struct distinct {
     int64_t devices, nodes;
@@ -70,28 +78,69 @@ static distinct distinct_of(const moe_layer *layer,
     return found;
 }
 
-static void count_blocks(moe_tally *t,
-                         const moe_context *context,
-                         const moe_plan *plan,
-                         const moe_inbox *in) {
+/* Rows and pairs of one hop by device and level. last: it ends at the experts. */
+static void count_hop(moe_tally *t,
+                      const moe_context *context,
+                      const moe_plan *plan,
+                      const moe_inbox *in,
+                      bool last) {
     for (int64_t i = 0; i < plan->device_cell[plan->num_local]; i++) {
         const moe_plan_cell *cell = &plan->cell[i];
-        enum moe_level level =
-            moe_level_of(cell->from, cell->to, context->config->cluster.devices_per_node);
+        enum moe_level level = level_of(context, cell->from, cell->to);
         t->sent_rows[cell->from] += cell->rows;
-        t->level_rows[level] += cell->rows;
-        t->level_pairs[level] += cell->pairs;
-        t->device_pairs[cell->to] += cell->pairs;
+        t->level[MOE_TALLY_LEVEL_ROWS + plan->hop][level] += cell->rows;
+        t->level[MOE_TALLY_LEVEL_PAIRS + plan->hop][level] += cell->pairs;
+        t->device_pairs[cell->to] += last ? cell->pairs : 0;
+        if (plan->row_part) {
+            t->level[MOE_TALLY_LEVEL_PARTS][level] +=
+                plan->row_part[cell->first_row + cell->rows] - plan->row_part[cell->first_row];
+        }
     }
     for (int64_t i = 0; i < in->num_cells; i++) {
         t->received_rows[in->cell[i].column] += in->cell[i].count;
     }
-    moe_tally_matrix_count(t, plan, in);
-    t->scalar[MOE_TALLY_PLANNED_ROWS] = plan->num_rows;
-    t->scalar[MOE_TALLY_OWN_ROWS] = in->own_end - in->own_begin;
-    t->scalar[MOE_TALLY_WIRE_ROWS] = plan->num_rows - t->scalar[MOE_TALLY_OWN_ROWS];
-    t->scalar[MOE_TALLY_RECEIVED_ROWS] = in->num_rows;
-    t->scalar[MOE_TALLY_RECEIVED_PAIRS] = in->num_pairs;
+    const int64_t own =
+        plan->rank_row[context->comm->rank + 1] - plan->rank_row[context->comm->rank];
+    t->scalar[MOE_TALLY_OWN_ROWS] += own;
+    t->scalar[MOE_TALLY_WIRE_ROWS] += plan->num_rows - own;
+    t->scalar[last ? MOE_TALLY_PLANNED_ROWS : MOE_TALLY_PLANNED_FIRST] = plan->num_rows;
+    t->scalar[last ? MOE_TALLY_RECEIVED_ROWS : MOE_TALLY_RECEIVED_FIRST] = in->num_rows;
+}
+
+static void count_blocks(moe_tally *t, const moe_context *context, const moe_activations *a) {
+    const int hops = moe_row_format_hops(a->plan.mode);
+    for (int hop = 0; hop < hops; hop++) {
+        count_hop(t, context, moe_exchange_plan_of(&a->exchange, &a->plan, hop),
+                  moe_exchange_inbox_of(&a->exchange, &a->plan, hop), hop + 1 == hops);
+    }
+    moe_tally_matrix_count(t, context, a);
+    t->scalar[MOE_TALLY_RECEIVED_PAIRS] = a->exchange.inbox.num_pairs;
+}
+
+/* With two hops: what modes `token` and `selection` would have sent, from the routing alone. */
+static void count_alternatives(moe_tally *t,
+                               const moe_layer *layer,
+                               const moe_context *context,
+                               const moe_routing *sent) {
+    const moe_batch *b = context->batch;
+    int64_t *stamp = moe_scratch_take_zero(b->scratch, b->devices, sizeof *stamp, "tally");
+    for (int32_t j = 0; j < b->num_local_devices; j++) {
+        for (int64_t token = b->device_offset[j]; token < b->device_offset[j + 1]; token++) {
+            for (int64_t i = sent->row_offset[token]; i < sent->row_offset[token + 1]; i++) {
+                int32_t device = moe_tally_device(layer, context, sent->expert[i], token);
+                enum moe_level level = level_of(context, b->first_device + j, device);
+                t->level[MOE_TALLY_LEVEL_SELECTION][level]++;
+                t->level[MOE_TALLY_LEVEL_TOKEN][level] += stamp[device] != token + 1;
+                stamp[device] = token + 1;
+            }
+        }
+    }
+    moe_scratch_give(b->scratch, stamp);
+}
+
+/* Whether a token's row goes to a device and not to an expert. */
+static bool has_device_rows(const moe_context *context) {
+    return context->config->exchange.mode != MOE_EXCHANGE_SELECTION;
 }
 
 static bool measures_unlimited(const moe_context *context) {
@@ -126,8 +175,8 @@ static void count_reach(moe_tally *t,
         t->scalar[MOE_TALLY_REACHED] += reach;
         t->scalar[MOE_TALLY_NODES] += found.nodes;
         t->scalar[MOE_TALLY_REMOTE_NODES] += found.remote_nodes;
-        t->scalar[MOE_TALLY_ALL_ROWS] +=
-            context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
+        t->scalar[MOE_TALLY_ALL_ROWS] += has_device_rows(context) ? reach : k;
+        t->scalar[MOE_TALLY_ALL_FIRST] += has_two_hops(context) ? found.nodes : 0;
         t->scalar[MOE_TALLY_BAD_DEVICES] +=
             reach > k || reach > d ||
             (limited && moe_config_in_blocks(context->config) && reach > reachable);
@@ -147,12 +196,15 @@ static void count_rows(moe_tally *t,
         context->batch->scratch, 2 * (int64_t)context->batch->devices, sizeof *stamp, "tally");
     for (int64_t token = 0; token < sent->num_tokens; token++) {
         int64_t begin = sent->row_offset[token], k = sent->row_offset[token + 1] - begin;
-        int64_t reach =
-            distinct_of(layer, context, token, sent->expert + begin, k, stamp, NULL).devices;
-        t->scalar[MOE_TALLY_EXPECTED_ROWS] +=
-            context->config->exchange.mode == MOE_EXCHANGE_TOKEN ? reach : k;
+        const distinct found =
+            distinct_of(layer, context, token, sent->expert + begin, k, stamp, NULL);
+        t->scalar[MOE_TALLY_EXPECTED_ROWS] += has_device_rows(context) ? found.devices : k;
+        t->scalar[MOE_TALLY_EXPECTED_FIRST] += has_two_hops(context) ? found.nodes : 0;
     }
     moe_scratch_give(context->batch->scratch, stamp);
+    if (has_two_hops(context)) {
+        count_alternatives(t, layer, context, sent);
+    }
 }
 
 /* Counts the devices and nodes that tokens would reach without the group limit, which shows what it
@@ -203,39 +255,46 @@ static void count_unlimited(moe_tally *t,
 
 /* --- the sums over all ranks --- */
 
-static void add_volume(moe_volume *v,
-                       enum moe_level level,
-                       int64_t rows,
-                       int64_t pairs,
-                       int64_t row_bytes,
-                       int64_t metadata_bytes) {
-    v->rows += rows;
-    v->logical_bytes += rows * row_bytes;
-    v->selection_bytes += pairs * row_bytes;
-    v->metadata_bytes += metadata_bytes;
-    v->by_level[level].rows += rows;
-    v->by_level[level].bytes += rows * row_bytes;
-    v->by_level[level].metadata_bytes += metadata_bytes;
-    if (level == MOE_LEVEL_DEVICE) {
-        return;
+static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metrics *out) {
+    const int64_t there = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size),
+                  back = moe_payload_bytes(moe_payload_of_combine(c), c->model.hidden_size),
+                  pair = moe_exchange_pair_metadata_bytes();
+    const int hops = moe_row_format_hops(c->exchange.mode);
+    moe_volume *dispatch = &out->volume[MOE_DISPATCH], *combine = &out->volume[MOE_COMBINE];
+    memset(out->volume, 0, sizeof out->volume);
+    for (int i = 0; i < MOE_NUM_LEVELS * hops; i++) {
+        const enum moe_level level = i % MOE_NUM_LEVELS;
+        const int hop = i / MOE_NUM_LEVELS;
+        const int64_t rows = t->level[MOE_TALLY_LEVEL_ROWS + hop][level],
+                      pairs = t->level[MOE_TALLY_LEVEL_PAIRS + hop][level],
+                      head = moe_exchange_row_metadata_bytes(c->exchange.mode, hop);
+        const bool parts = hop == 0 && hops > 1 && !c->exchange.node_sum;
+        out->pairs[hop][level] = pairs;
+        moe_volume_add_rows(dispatch, hop, level, rows, there, rows * head + pairs * pair);
+        moe_volume_add_rows(combine, hop, level,
+                            parts ? t->level[MOE_TALLY_LEVEL_PARTS][level] : rows, back, 0);
     }
-    v->remote_bytes += rows * row_bytes;
-    v->selection_remote_bytes += pairs * row_bytes;
+    for (int i = 0; i < MOE_NUM_LEVELS; i++) {
+        const enum moe_level level = i;
+        const int64_t selections =
+            t->level[hops > 1 ? MOE_TALLY_LEVEL_SELECTION : MOE_TALLY_LEVEL_PAIRS][level];
+        const int64_t tokens = t->level[MOE_TALLY_LEVEL_TOKEN][level];
+        moe_volume_compare(dispatch, level, selections, tokens, there);
+        moe_volume_compare(combine, level, selections, tokens, back);
+    }
 }
 
-static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metrics *out) {
-    int64_t there = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);
-    int64_t back = moe_payload_bytes(moe_payload_of_combine(c), c->model.hidden_size);
-    int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
-            pair = moe_exchange_pair_metadata_bytes();
-    memset(out->volume, 0, sizeof out->volume);
-    for (int level = 0; level < MOE_NUM_LEVELS; level++) {
-        int64_t rows = t->level_rows[level], pairs = t->level_pairs[level];
-        out->pairs_by_level[level] = pairs;
-        add_volume(&out->volume[MOE_DISPATCH], (enum moe_level)level, rows, pairs, there,
-                   rows * head + pairs * pair);
-        add_volume(&out->volume[MOE_COMBINE], (enum moe_level)level, rows, pairs, back, 0);
-    }
+/* What dropping saved. Where combine brings back each device's sum, a device saves a row of both
+ * hops, and a node none. */
+static void fill_drop(const moe_tally *t,
+                      const moe_context *context,
+                      const moe_activations *a,
+                      moe_layer_metrics *out) {
+    const int64_t *s = t->scalar;
+    const int64_t rows = s[MOE_TALLY_ALL_ROWS] - s[MOE_TALLY_EXPECTED_ROWS],
+                  first = s[MOE_TALLY_ALL_FIRST] - s[MOE_TALLY_EXPECTED_FIRST];
+    const bool parts = has_two_hops(context) && !context->config->exchange.node_sum;
+    moe_tally_drop_fill(context, a, t->drop, rows + first, parts ? 2 * rows : rows + first, out);
 }
 
 /* The mean over tokens of a sum over them. */
@@ -289,7 +348,7 @@ void moe_tally_layer(const moe_layer *layer,
                      moe_step_metrics *metrics) {
     moe_layer_metrics *out = &metrics->layer[layer->index];
     moe_tally t = tally_new(context);
-    count_blocks(&t, context, &a->plan, &a->exchange.inbox);
+    count_blocks(&t, context, a);
     count_reach(&t, layer, context, &a->routing);
     count_rows(&t, layer, context, moe_activations_sent(a));
     count_unlimited(&t, layer, context, a);
@@ -299,8 +358,7 @@ void moe_tally_layer(const moe_layer *layer,
     moe_comm_sum_i64(context->comm, t.words, t.count);
     fill_counts(&t, context, out);
     moe_tally_matrix(&t, context, a, &out->matrix);
-    moe_tally_drop_fill(context, a, t.drop,
-                        t.scalar[MOE_TALLY_ALL_ROWS] - t.scalar[MOE_TALLY_EXPECTED_ROWS], out);
+    fill_drop(&t, context, a, out);
     fill_volume(&t, context->config, out);
     moe_tally_checks_make(&t, layer, context, not_finite_here, metrics);
     if (layer->index + 1 == metrics->num_layers) {

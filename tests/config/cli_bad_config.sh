@@ -114,8 +114,8 @@ refused 4 "data.path has to name the file to read" --set data.source=logits "$qu
 refused 4 "--set: rooter.top_k" --set rooter.top_k "$quick"
 refused 4 "--set: [rooter]: there is no such section, did you mean [router]?" \
     --set rooter.top_k=1 "$quick"
-refused 2 "--set: exchange.mode = two_level: the two-level exchange is not available yet" \
-    --set exchange.mode=two_level --set router.topk_group=2 "$quick"
+refused 2 "--set: cluster.devices_per_node = 3: it has to divide cluster.devices = 4" \
+    --set exchange.mode=two_level --set cluster.devices=4 --set cluster.devices_per_node=3 "$quick"
 
 echo "$cases bad configurations, $failures failures"
 [ "$failures" = 0 ]

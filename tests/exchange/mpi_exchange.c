@@ -15,8 +15,12 @@
 
 static const struct {
     enum moe_exchange_mode mode;
+    bool node_sum;
     const char *name;
-} modes[] = {{MOE_EXCHANGE_SELECTION, "selection"}, {MOE_EXCHANGE_TOKEN, "token"}};
+} modes[] = {{MOE_EXCHANGE_SELECTION, false, "selection"},
+             {MOE_EXCHANGE_TOKEN, false, "token"},
+             {MOE_EXCHANGE_TWO_LEVEL, true, "two_level"},
+             {MOE_EXCHANGE_TWO_LEVEL, false, "two_level without node_sum"}};
 enum { NUM_MODES = sizeof modes / sizeof modes[0], MAX_K = 6 };
 
 static const struct {
@@ -37,6 +41,8 @@ typedef struct problem { /* everything is a function of these numbers */
     bool scattered, crowded; /* experts dealt out at random; all tokens want the first device's
                                 experts */
     enum moe_exchange_mode mode;
+    int32_t per_node; /* devices of a node */
+    bool node_sum;
     moe_payload_format dispatched, combined;
 } problem;
 
@@ -89,6 +95,7 @@ static __attribute__((noinline)) real contribution(real weight, int32_t e, real 
 
 static void make_placement(const problem *p, moe_placement *placement) {
     moe_placement_block(placement, p->experts, p->devices);
+    placement->devices_per_node = p->per_node;
     /* exchanges the places of e and of a random expert below */
     for (int32_t e = p->experts - 1; p->scattered && e > 0; e--) {
         int32_t other = (int32_t)(bits(p, 3, (uint64_t)e) % (uint64_t)(e + 1));
@@ -136,8 +143,8 @@ static void accumulate(const problem *p, real *sum, const real *part, bool *any)
     *any = true;
 }
 
-/* What device d returns of global token g: the sum over its experts, ascending. In mode token the
- * sum travels, in mode selection each of its terms. Returns whether there is anything. */
+/* What device d returns of global token g: the sum over its experts, ascending. The sum travels,
+ * or in mode selection each of its terms. Returns whether there is anything. */
 static bool device_y(const problem *p,
                      const moe_placement *placement,
                      int64_t g,
@@ -159,7 +166,7 @@ static bool device_y(const problem *p,
         }
         accumulate(p, sum, part, &any);
     }
-    if (any && p->mode == MOE_EXCHANGE_TOKEN) {
+    if (any && p->mode != MOE_EXCHANGE_SELECTION) {
         travel(p->combined, p->hidden, sum);
     }
     return any;
@@ -190,6 +197,9 @@ static void reference_y(const problem *p,
             }
         }
         if (in_node) {
+            if (p->mode == MOE_EXCHANGE_TWO_LEVEL && p->node_sum) {
+                travel(p->combined, p->hidden, node_sum);
+            }
             accumulate(p, y, node_sum, &any);
         }
     }
@@ -225,6 +235,7 @@ static void walk_row(const problem *p,
                      const moe_inbox *in,
                      walk *w,
                      int64_t g,
+                     int32_t source,
                      int64_t source_token,
                      int32_t local_device,
                      const int32_t *expert,
@@ -235,6 +246,7 @@ static void walk_row(const problem *p,
     }
     bool right = in->row_token[w->row] == source_token && in->row_device[w->row] == local_device &&
                  in->row_pair[w->row] == w->pair && in->row_pair[w->row + 1] == w->pair + count;
+    right = right && (!in->row_source || in->row_source[w->row] == source);
     w->wrong_rows += !right;
     if (right) {
         for (int32_t c = 0; c < count; c++) {
@@ -269,29 +281,50 @@ static int32_t experts_on(const problem *p,
     return found;
 }
 
-/* Rows that source device s sends to local device j, in order. */
-static void walk_block(const problem *p,
-                       const moe_comm *comm,
-                       const moe_placement *placement,
-                       enum moe_exchange_mode mode,
-                       const moe_inbox *in,
-                       int32_t s,
-                       int32_t j,
-                       walk *w) {
+/* Rows that source device s has for local device j, in order. */
+static void walk_source(const problem *p,
+                        const moe_comm *comm,
+                        const moe_placement *placement,
+                        const moe_inbox *in,
+                        int32_t s,
+                        int32_t j,
+                        walk *w) {
     int32_t per_rank = p->devices / comm->size, on[MAX_K];
     int64_t first_of_rank = moe_batch_token_begin(p->tokens, p->devices, s / per_rank * per_rank);
-    int64_t row = w->row;
     for (int64_t g = moe_batch_token_begin(p->tokens, p->devices, s);
          g < moe_batch_token_begin(p->tokens, p->devices, s + 1); g++) {
         int32_t count = experts_on(p, placement, g, comm->rank * per_rank + j, on),
-                step = mode == MOE_EXCHANGE_TOKEN ? count : 1;
+                step = p->mode == MOE_EXCHANGE_SELECTION ? 1 : count;
         for (int32_t c = 0; c < count; c += step) {
-            walk_row(p, in, w, g, g - first_of_rank, j, on + c, step);
+            walk_row(p, in, w, g, s, g - first_of_rank, j, on + c, step);
+        }
+    }
+}
+
+/* The device that hands a row of device s to device d: itself, or the one of d's node with its
+ * place there. */
+static int32_t sender_of(const problem *p, int32_t s, int32_t d) {
+    return p->mode == MOE_EXCHANGE_TWO_LEVEL ? d / p->per_node * p->per_node + s % p->per_node : s;
+}
+
+/* Rows that `sender` hands to local device j, in order. */
+static void walk_block(const problem *p,
+                       const moe_comm *comm,
+                       const moe_placement *placement,
+                       const moe_inbox *in,
+                       int32_t sender,
+                       int32_t j,
+                       walk *w) {
+    int32_t to = p->devices / comm->size * comm->rank + j;
+    int64_t row = w->row;
+    for (int32_t s = 0; s < p->devices; s++) {
+        if (sender_of(p, s, to) == sender) {
+            walk_source(p, comm, placement, in, s, j, w);
         }
     }
     if (w->row > row) {
         CHECK(w->cell < in->num_cells);
-        CHECK(in->cell[w->cell].row == s && in->cell[w->cell].column == comm->rank * per_rank + j);
+        CHECK(in->cell[w->cell].row == sender && in->cell[w->cell].column == to);
         CHECK_EQ(in->cell[w->cell].count, w->row - row);
         w->cell++;
     }
@@ -309,7 +342,7 @@ static void check_inbox(const problem *p,
             CHECK_EQ(in->rank_row[s / per_rank], w.row);
         }
         for (int32_t j = 0; j < per_rank; j++) {
-            walk_block(p, comm, placement, p->mode, in, s, j, &w);
+            walk_block(p, comm, placement, in, s, j, &w);
         }
     }
     CHECK_EQ(in->rank_row[comm->size], w.row);
@@ -354,6 +387,30 @@ static void check_groups(const problem *p,
               (unsigned long long)p->seed, (long long)wrong);
 }
 
+/* Rows of the first of two hops: one for each node of each token of this rank. */
+static void check_first_hop(const problem *p,
+                            const moe_placement *placement,
+                            const moe_batch *batch,
+                            const moe_plan *plan) {
+    int64_t rows = 0, parts = 0, on_device[MAX_K];
+    for (int64_t t = 0; t < batch->num_tokens; t++) {
+        int32_t expert[MAX_K], count = choose(p, batch->first_token + t, expert);
+        for (int32_t c = 0; c < count; c++) {
+            bool new_device = true, new_node = true;
+            on_device[c] = placement->device[expert[c]];
+            for (int32_t before = 0; before < c; before++) {
+                new_device = new_device && on_device[before] != on_device[c];
+                new_node =
+                    new_node && on_device[before] / p->per_node != on_device[c] / p->per_node;
+            }
+            rows += new_node;
+            parts += new_device;
+        }
+    }
+    CHECK_EQ(plan->num_rows, rows);
+    CHECK_EQ(plan->num_parts, parts);
+}
+
 /* --- there and back --- */
 
 /* Used again from problem to problem, as the program does from step to step. */
@@ -386,11 +443,11 @@ static void check_y(const problem *p,
               (long long)wrong, (long long)(batch->num_tokens * p->hidden));
 }
 
-static void check_mode(const problem *p,
-                       const moe_comm *comm,
-                       int m,
-                       int64_t most_pairs,
-                       machine *here) {
+static void check_way(const problem *p,
+                      const moe_comm *comm,
+                      int m,
+                      int64_t most_pairs,
+                      machine *here) {
     moe_batch batch;
     moe_placement placement;
     moe_batch_layout(&batch, p->tokens, 0, p->devices, comm->rank, comm->size);
@@ -406,13 +463,19 @@ static void check_mode(const problem *p,
     CHECK_MSG(wrong == NULL, "%s", wrong);
     here->exchange.dispatched = p->dispatched;
     here->exchange.combined = p->combined;
+    here->exchange.node_sum = p->node_sum;
+    if (p->mode == MOE_EXCHANGE_TWO_LEVEL) {
+        check_first_hop(p, &placement, &batch, &here->plan);
+    }
     moe_exchange_dispatch(&here->exchange, comm, &here->plan, &placement, x, p->hidden, most_pairs);
     check_inbox(p, comm, &placement, false, &here->exchange.inbox);
     moe_exchange_dispatch_gradient(&here->exchange, &here->plan, x);
     check_inbox(p, comm, &placement, true, &here->exchange.inbox);
     check_groups(p, comm, &placement, &here->exchange.inbox);
     real *results = stand_in(&here->exchange.inbox);
-    for (int32_t per_node = 1; per_node <= p->devices; per_node *= 2) {
+    bool fixed = p->mode == MOE_EXCHANGE_TWO_LEVEL;
+    for (int32_t per_node = fixed ? p->per_node : 1; per_node <= (fixed ? p->per_node : p->devices);
+         per_node *= 2) {
         if (y) {
             memset(y, 0x7f, (size_t)(batch.num_tokens * p->hidden) * sizeof *y);
         }
@@ -426,6 +489,24 @@ static void check_mode(const problem *p,
     moe_batch_free(&batch);
 }
 
+/* With two hops the way depends on the devices of a node: `turn` chooses among those that divide D.
+ */
+static void check_mode(problem *p,
+                       const moe_comm *comm,
+                       int m,
+                       int turn,
+                       int64_t most_pairs,
+                       machine *here) {
+    p->mode = modes[m].mode;
+    p->node_sum = modes[m].node_sum;
+    p->per_node = 0;
+    for (int left = turn % p->devices; left >= 0;) {
+        p->per_node = p->per_node % p->devices + 1;
+        left -= p->devices % p->per_node == 0;
+    }
+    check_way(p, comm, m, most_pairs, here);
+}
+
 static void check_problem(problem *p, moe_comm comm, machine *here) {
     static const int64_t max_counts[] = {INT64_C(0x7fffffff), 5};
     for (int c = 0; c <= NUM_PAYLOADS; c++) { /* the first payload with both counts */
@@ -434,8 +515,7 @@ static void check_problem(problem *p, moe_comm comm, machine *here) {
         p->dispatched = payloads[payload].dispatched;
         p->combined = payloads[payload].combined;
         for (int m = 0; m < NUM_MODES; m++) {
-            p->mode = modes[m].mode;
-            check_mode(p, &comm, m, p->tokens * p->k, here);
+            check_mode(p, &comm, m, 1 + c + (int)p->seed, p->tokens * p->k, here);
         }
     }
 }
@@ -444,8 +524,7 @@ static void check_problem(problem *p, moe_comm comm, machine *here) {
  * whatever one rank holds. */
 static void check_beyond_int(problem *p, const moe_comm *comm, machine *here) {
     for (int m = 0; m < NUM_MODES; m++) {
-        p->mode = modes[m].mode;
-        check_mode(p, comm, m, INT64_C(3) << 32, here);
+        check_mode(p, comm, m, 1, INT64_C(3) << 32, here);
     }
 }
 

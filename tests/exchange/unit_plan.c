@@ -1,4 +1,4 @@
-/* unit_plan.c: the plan against the routing it is made from, over random routings, both modes, and
+/* unit_plan.c: the plan against the routing it is made from, over random routings, all modes, and
  * every way to spread devices over ranks.
  *
  * ctest: f64 */
@@ -40,6 +40,16 @@ static void random_routing(const moe_batch *b, shape s, uint64_t seed, moe_routi
     r->num_selections = at;
 }
 
+/* Where a row for `device` of a token of device `source` stops first. */
+static int32_t naive_stop(const moe_placement *p,
+                          enum moe_exchange_mode mode,
+                          int32_t device,
+                          int32_t source) {
+    int32_t per_node = p->devices_per_node;
+    return mode == MOE_EXCHANGE_TWO_LEVEL ? device / per_node * per_node + source % per_node
+                                          : device;
+}
+
 /* Rows from device to device, counted directly from the routing. */
 static void naive_matrix(const moe_batch *b,
                          const moe_placement *p,
@@ -51,10 +61,10 @@ static void naive_matrix(const moe_batch *b,
             for (int32_t d = 0; d < b->devices; d++) {
                 int64_t here = 0;
                 for (int64_t i = r->row_offset[t]; i < r->row_offset[t + 1]; i++) {
-                    here += p->device[r->expert[i]] == d;
+                    here += naive_stop(p, mode, p->device[r->expert[i]], b->first_device + j) == d;
                 }
                 matrix[(int64_t)(b->first_device + j) * b->devices + d] +=
-                    mode == MOE_EXCHANGE_TOKEN ? here > 0 : here;
+                    mode == MOE_EXCHANGE_SELECTION ? here : here > 0;
             }
         }
     }
@@ -63,6 +73,7 @@ static void naive_matrix(const moe_batch *b,
 static void check_shape(shape s, enum moe_exchange_mode mode, uint64_t seed) {
     moe_placement placement;
     moe_placement_block(&placement, s.experts, s.devices);
+    placement.devices_per_node = s.devices % 4 == 0 && seed % 2 ? s.devices / 4 : s.devices;
     int64_t cells = (int64_t)s.devices * s.devices;
     int64_t whole[64 * 64] = {0};
     int64_t parts[64 * 64] = {0};
@@ -100,29 +111,34 @@ static void check_shape(shape s, enum moe_exchange_mode mode, uint64_t seed) {
 }
 
 /* The check must be able to fail: damage a good plan in every way it looks for. */
-static void check_the_check(void) {
+static void check_the_check(enum moe_exchange_mode mode) {
     shape s = {20, 4, 16, 4, false};
     moe_placement placement;
     moe_batch b;
     moe_routing routing = {0};
     moe_plan plan = {0};
     moe_placement_block(&placement, s.experts, s.devices);
+    placement.devices_per_node = 2;
     moe_batch_layout(&b, s.tokens, 0, s.devices, 0, 1);
     random_routing(&b, s, 1, &routing);
-    moe_plan_build(&plan, MOE_EXCHANGE_TOKEN, &b, &placement, 1, &routing);
+    moe_plan_build(&plan, mode, &b, &placement, 1, &routing);
     CHECK(moe_plan_check(&plan, &placement, &routing) == NULL);
 #define DAMAGE(what, by)                                                                 \
     do {                                                                                 \
         what by;                                                                         \
         CHECK_MSG(moe_plan_check(&plan, &placement, &routing) != NULL, "%s", #what #by); \
-        moe_plan_build(&plan, MOE_EXCHANGE_TOKEN, &b, &placement, 1, &routing);          \
+        moe_plan_build(&plan, mode, &b, &placement, 1, &routing);                        \
     } while (0)
     DAMAGE(plan.row_token[3], += 1);
-    DAMAGE(plan.row_device[3], ^= 1);
+    DAMAGE(plan.row_device[3], ^= 2);
     DAMAGE(plan.pair_expert[0], ^= 1);
     DAMAGE(plan.pair_selection[0], = plan.pair_selection[1]);
     DAMAGE(plan.token_row[0], = plan.token_row[plan.num_rows - 1]);
     DAMAGE(plan.num_pairs, -= 1);
+    if (mode == MOE_EXCHANGE_TWO_LEVEL) {
+        DAMAGE(plan.part_device[0], ^= 2);
+        DAMAGE(plan.row_part[1], = 0);
+    }
     moe_plan_free(&plan);
     moe_routing_free(&routing);
     moe_batch_free(&b);
@@ -130,7 +146,7 @@ static void check_the_check(void) {
 }
 
 static void check_format(enum moe_exchange_mode mode) {
-    const moe_row_format *format = moe_row_format_of(mode);
+    const moe_row_format *format = moe_row_format_of(mode, 0);
     CHECK_MSG(strcmp(format->name, moe_config_enum_name(MOE_KEY(exchange, mode), (int)mode)) == 0,
               "%s", format->name);
     CHECK(format->begins_row(2, 1));
@@ -140,14 +156,17 @@ static void check_format(enum moe_exchange_mode mode) {
 int main(void) {
     RUN(check_format, MOE_EXCHANGE_SELECTION);
     RUN(check_format, MOE_EXCHANGE_TOKEN);
+    RUN(check_format, MOE_EXCHANGE_TWO_LEVEL);
     const shape shapes[] = {{37, 8, 64, 6, false}, {5, 4, 16, 4, true},  {0, 2, 8, 2, false},
                             {3, 8, 16, 2, true},   {64, 1, 8, 2, false}, {100, 12, 120, 40, true}};
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         for (uint64_t seed = 0; seed < 6; seed++) {
             RUN(check_shape, shapes[i], MOE_EXCHANGE_TOKEN, seed);
             RUN(check_shape, shapes[i], MOE_EXCHANGE_SELECTION, seed);
+            RUN(check_shape, shapes[i], MOE_EXCHANGE_TWO_LEVEL, seed);
         }
     }
-    RUN(check_the_check);
+    RUN(check_the_check, MOE_EXCHANGE_TOKEN);
+    RUN(check_the_check, MOE_EXCHANGE_TWO_LEVEL);
     return check_verdict();
 }

@@ -134,6 +134,16 @@ CASES = {  # name -> (settings, words on the screen)
         },
         ("higher scores first", "every choice was dropped", "nothing comes back: y = 0"),
     ),
+    "two_level": (
+        {
+            **BASE,
+            "router.top_k": 4,
+            "exchange.mode": "two_level",
+            "exchange.node_sum": "no",
+            "cluster.devices_per_node": 2,
+        },
+        ("one to each node, then one to each device there", "rows come back", "of each hop"),
+    ),
     "text": ({**BASE, "data.source": "text", "data.path": "TEXT"}, ('text       "',)),
     "training": (
         training(),
@@ -165,7 +175,7 @@ def explanation(text):
     lines, rows = [], False
     for line in part.splitlines():
         rows = line.startswith("  to device  rank") or (
-            rows and re.match(r" +\d+ +\d+ ", line) is not None
+            rows and re.match(r" +(\d+ > )?\d+ +\d+ ", line) is not None
         )
         lines.append(line[:11] + line[17:] if rows else re.sub(r"\(rank \d+\)", "", line))
     return lines
@@ -203,9 +213,9 @@ def check_token(name, token, layer, whole):
     shares = [choice["part_of_y"] for choice in served] + [layer["output"]["shared_part_of_y"] or 0]
     if layer["output"]["y_norm"]:
         check(near(sum(shares), 1, 1e-4), f"{name}: parts of y add up to {sum(shares)}")
-    check(
-        sum(row["pairs"] for row in layer["rows"]) == len(served), f"{name}: rows {layer['rows']}"
-    )
+    for hop in {row["hop"] for row in layer["rows"]}:
+        pairs = sum(row["pairs"] for row in layer["rows"] if row["hop"] == hop)
+        check(pairs == len(served), f"{name}: rows {layer['rows']}")
     check(
         all(row["bytes"] == 4 * normal["model"]["hidden_size"] for row in layer["rows"]),
         f"{name}: bytes of rows",

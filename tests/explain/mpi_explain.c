@@ -106,17 +106,25 @@ static void check_fate(const layer_run *r, const moe_explanation *e, const moe_e
             norm = fmax(norm, choice->contribution);
         }
     }
+    const int32_t per_node = r->m.c.cluster.devices_per_node;
+    const bool two_level = r->m.c.exchange.mode == MOE_EXCHANGE_TWO_LEVEL;
     for (int32_t i = 0; i < l->num_rows; i++) {
+        const moe_explained_row *row = &l->row[i];
+        const bool to_node = two_level && row->hop == 0;
         int32_t here = 0;
-        pairs += l->row[i].pairs;
-        CHECK_EQ(l->row[i].level,
-                 moe_level_of(e->device, l->row[i].device, r->m.c.cluster.devices_per_node));
+        pairs += row->pairs;
+        CHECK_EQ(row->level, moe_level_of(row->from, row->device, per_node));
+        CHECK(row->hop == 0 ? row->from == e->device
+                            : row->from % per_node == e->device % per_node &&
+                                  row->from / per_node == row->device / per_node);
+        CHECK(!to_node || row->device % per_node == e->device % per_node);
         for (int32_t k = 0; k < l->num_choices; k++) {
-            here += l->choice[k].served_on == l->row[i].device;
+            const int32_t d = l->choice[k].served_on;
+            here += to_node ? d >= 0 && d / per_node == row->device / per_node : d == row->device;
         }
-        CHECK(r->m.c.exchange.mode == MOE_EXCHANGE_TOKEN ? here == l->row[i].pairs : here >= 1);
+        CHECK(r->m.c.exchange.mode == MOE_EXCHANGE_SELECTION ? here >= 1 : here == row->pairs);
     }
-    CHECK_EQ(pairs, served);
+    CHECK_EQ(pairs, two_level ? 2 * served : served);
     if (!isnan(l->shared_norm)) {
         part += l->shared_share;
     }
@@ -245,6 +253,9 @@ static const char *const cases[] = {
     "router.group_limit=top2_sum router.topk_group=2 router.top_k=4 "
     "balance.alpha_expert=0.1 balance.alpha_comm=0.1 balance.z_loss=0.01 balance.scope=device "
     "cluster.devices_per_node=2",
+
+    "router.top_k=4 exchange.mode=two_level cluster.devices_per_node=2 "
+    "capacity.policy=expert capacity.capacity_factor=0.6",
 
     "router.score_func=sqrtsoftplus router.top_k=3 "
     "balance.alpha_device=1 balance.scope=global balance.device_p=mean "

@@ -46,8 +46,10 @@ static const char *const settings[] = {
     COMMON "capacity.policy=expert capacity.capacity_factor=1 capacity.overflow=next_choice",
     COMMON "capacity.policy=sequence capacity.capacity_factor=1",
     COMMON "placement.redundant_experts=8",
+    COMMON "exchange.mode=two_level exchange.node_sum=no exchange.payload=fp8",
     TRAIN,
     TRAIN "placement.redundant_experts=8 placement.policy=round_robin",
+    TRAIN "exchange.mode=two_level exchange.combine_payload=bf16",
     TRAIN "exchange.mode=selection train.accumulate=2 train.optimizer=sgd model.expert_type=lora "
           "model.lora_rank=2",
     TRAIN GROUPS "router.group_limit=max model.num_shared_experts=1 balance.z_loss=0.001 "

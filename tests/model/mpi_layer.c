@@ -266,7 +266,9 @@ static const char *const cases[] = {
     "data.sequence_length=0 model.num_shared_experts=1", /* more rows than one GEMM call takes, in
                                                             experts and gate */
 };
-static const char *const mode_names[] = {"selection", "token"};
+static const char *const mode_names[] = {"selection", "token", "two_level",
+                                         "two_level exchange.node_sum=no"};
+enum { NUM_MODES = sizeof mode_names / sizeof mode_names[0] };
 
 static void check_same_bits(const layer_run *folded, const layer_run *mine, const char *settings) {
     int64_t h = mine->m.c.model.hidden_size;
@@ -288,13 +290,13 @@ static void check_case(const moe_comm *comm, const char *chosen, bool look_close
     layer_run folded, mine;
     moe_comm self = comm_self();
     char settings[1024];
-    for (int mode = 0; mode < 2; mode++) {
-        snprintf(
-            settings, sizeof settings,
-            "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 "
-            "data.tokens_per_device=9 data.sequence_length=13 "
-            "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d exchange.mode=%s %s",
-            comm->size == 3 ? 6 : 8, mode_names[mode], chosen);
+    for (int mode = 0; mode < NUM_MODES; mode++) {
+        snprintf(settings, sizeof settings,
+                 "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 "
+                 "data.tokens_per_device=9 data.sequence_length=13 "
+                 "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d "
+                 "cluster.devices_per_node=%d exchange.mode=%s %s",
+                 comm->size == 3 ? 6 : 8, comm->size == 3 ? 3 : 4, mode_names[mode], chosen);
         if (mode == 0) {
             set_up(&folded, &self, settings, 0);
             forward(&folded, 1);

@@ -218,6 +218,9 @@ int main(int argc, char **argv) {
         "balance.aux_selection=unlimited router.group_limit=max router.topk_group=1 "
         "cluster.devices_per_node=2",
         "router.top_k=1 router.norm_topk_prob=yes router.norm_single=no balance.scope=device",
+        "exchange.mode=two_level cluster.devices_per_node=2 capacity.policy=expert "
+        "router.norm_topk_prob=yes",
+        "exchange.mode=two_level exchange.node_sum=no cluster.devices_per_node=2",
         "model.expert_type=lora model.lora_rank=2 model.lora_alpha=3",
         "model.expert_type=lora model.lora_rank=3 train.recompute=yes model.num_shared_experts=1",
         "router.num_groups=8 router.topk_group=3 router.group_limit=topk_sum",

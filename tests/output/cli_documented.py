@@ -35,7 +35,15 @@ RUNS = {
         },
         (),
     ),
-    "narrow": ({**TRAIN, "exchange.payload": "fp8", "exchange.combine_payload": "bf16"}, ()),
+    "narrow": (
+        {
+            **TRAIN,
+            "exchange.payload": "fp8",
+            "exchange.combine_payload": "bf16",
+            "exchange.mode": "two_level",
+        },
+        (),
+    ),
     "forward": (
         {
             **DEEPSEEK,

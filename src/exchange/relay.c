@@ -1,0 +1,180 @@
+/* relay.c: what stands between the two hops of mode `two_level`. Rows that arrived at this rank's
+ * devices go on inside their node, and what the node's devices return for them goes back, added up
+ * or one by one. docs/method.md section 4.
+ *
+ * Each hop is an exchange like that of the other modes; the second one has the arrived rows as its
+ * tokens. A vector is rounded once on its way there: the relay passes bytes on. On its way back it
+ * is rounded where a sum was made: at the experts' device, and with node_sum here. The advantage of
+ * two plain exchanges is that nothing else knows of the second; the price is that rows which stay
+ * on their rank in the first hop are copied. */
+#include <string.h>
+
+#include "base/status.h"
+#include "exchange/internal.h"
+#include "exchange/row_format.h"
+
+/* --- there --- */
+
+static void reserve(moe_relay *relay, const moe_plan *plan) {
+    const moe_block_array table[] = {
+        MOE_ARRAY(relay->device_offset, plan->num_local + 1),
+        MOE_ARRAY(relay->order, relay->first.inbox.num_rows),
+        MOE_ARRAY(relay->part_begin, 2 * ((int64_t)plan->ranks + 1)),
+    };
+    moe_block_reserve_varying(&relay->block, table, MOE_ARRAYS(table), "relay");
+}
+
+/* Lists the arrived rows by local device; the counting sort is stable. */
+static void sort_by_device(moe_relay *relay) {
+    const moe_inbox *in = &relay->first.inbox;
+    int64_t *offset = relay->device_offset;
+    memset(offset, 0, (size_t)(in->num_local + 1) * sizeof *offset);
+    for (int64_t r = 0; r < in->num_rows; r++) {
+        offset[in->row_device[r] + 1]++;
+    }
+    for (int32_t j = 0; j < in->num_local; j++) {
+        offset[j + 1] += offset[j];
+    }
+    for (int64_t r = 0; r < in->num_rows; r++) {
+        relay->order[offset[in->row_device[r]]++] = r;
+    }
+    for (int32_t j = in->num_local; j > 0; j--) { /* each is the end of its device now */
+        offset[j] = offset[j - 1];
+    }
+    offset[0] = 0;
+}
+
+void moe_relay_announce(moe_exchange *e,
+                        const moe_comm *comm,
+                        const moe_plan *plan,
+                        const moe_placement *placement,
+                        int64_t hidden,
+                        int64_t most_pairs_global) {
+    if (!e->relay) {
+        e->relay = moe_alloc_zero(1, sizeof *e->relay, "relay");
+    }
+    moe_relay *relay = e->relay;
+    const moe_inbox *in = &relay->first.inbox;
+    relay->first.dispatched = e->dispatched;
+    relay->first.combined = e->combined;
+    moe_exchange_announce(&relay->first, comm, plan, placement, hidden, most_pairs_global, NULL);
+    reserve(relay, plan);
+    sort_by_device(relay);
+    moe_plan_build_second(&relay->plan, plan, placement,
+                          &(moe_plan_arrived){.num_rows = in->num_rows,
+                                              .num_pairs = in->num_pairs,
+                                              .device_offset = relay->device_offset,
+                                              .order = relay->order,
+                                              .row_pair = in->row_pair,
+                                              .row_number = in->row_number,
+                                              .row_source = in->row_source,
+                                              .pair_expert = in->pair_expert,
+                                              .pair_weight = in->pair_weight});
+}
+
+const char *moe_relay_move(moe_exchange *e,
+                           const moe_plan *plan,
+                           const char *tokens,
+                           moe_payload_format f,
+                           bool gradient,
+                           moe_inbox_rows *rows) {
+    moe_exchange *first = &e->relay->first;
+    moe_inbox_rows *arrived = gradient ? &first->inbox.dy : &first->inbox.x;
+    int64_t count = first->inbox.num_rows, h = first->inbox.hidden;
+    int64_t bytes = moe_payload_bytes(f, h);
+    char *to;
+    if (moe_payload_rounds(f)) {
+        moe_reserve_varying(&first->arriving, &first->arriving_capacity, count * bytes, 1,
+                            "relayed rows");
+        to = first->arriving;
+    } else {
+        moe_reserve_varying(&arrived->remote, &arrived->capacity, count * h, sizeof(real),
+                            "relayed rows");
+        to = (char *)arrived->remote;
+    }
+    moe_exchange_move(first, plan, tokens, bytes, to, true);
+    rows->local = moe_inbox_rows_decoded(rows, f, to, count, h, true);
+    return to;
+}
+
+/* --- back --- */
+
+/* What came back for each arrived row, added up. */
+static moe_returned bring_sums(moe_exchange *e,
+                               const moe_plan *plan,
+                               const moe_returned *b,
+                               int32_t devices_per_node) {
+    moe_relay *relay = e->relay;
+    const moe_plan *second = &relay->plan;
+    const moe_sum_order order = {second->num_tokens, second->token_row_offset, second->token_row,
+                                 second->row_device};
+    moe_reserve_varying(&relay->returned, &relay->returned_capacity, second->num_tokens * b->hidden,
+                        sizeof(real), "sums of a node");
+    moe_returned_sum(e, &order, b, devices_per_node, relay->returned);
+    return moe_exchange_bring(&relay->first, relay->first.inbox.rank_row, plan->rank_row,
+                              relay->returned);
+}
+
+/* What came back for each arrived row, one vector behind the other: the row's parts. */
+static moe_returned bring_parts(moe_exchange *e, const moe_plan *plan, const moe_returned *b) {
+    moe_relay *relay = e->relay;
+    const moe_plan *second = &relay->plan;
+    int64_t *back = relay->part_begin, *here = back + plan->ranks + 1;
+    moe_reserve_varying(&relay->returned, &relay->returned_capacity, second->num_rows * b->hidden,
+                        sizeof(real), "parts of a node");
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < second->num_rows; i++) {
+        memcpy(relay->returned + i * b->hidden, moe_returned_row(b, second->token_row[i]),
+               (size_t)b->hidden * sizeof(real));
+    }
+    for (int32_t q = 0; q <= plan->ranks; q++) {
+        back[q] = second->token_row_offset[relay->first.inbox.rank_row[q]];
+        here[q] = plan->row_part[plan->rank_row[q]];
+    }
+    return moe_exchange_bring(&relay->first, back, here, relay->returned);
+}
+
+moe_returned moe_relay_bring(moe_exchange *e,
+                             const moe_plan *plan,
+                             const real *results,
+                             int32_t devices_per_node,
+                             moe_sum_order *order) {
+    moe_returned b = moe_exchange_bring(e, e->inbox.rank_row, e->relay->plan.rank_row, results);
+    MOE_ASSERT(devices_per_node == plan->devices_per_node);
+    if (e->node_sum) {
+        return bring_sums(e, plan, &b, devices_per_node);
+    }
+    *order = (moe_sum_order){plan->num_tokens, plan->token_part_offset, plan->token_part,
+                             plan->part_device};
+    return bring_parts(e, plan, &b);
+}
+
+void moe_relay_bring_pairs(moe_exchange *e,
+                           const moe_plan *plan,
+                           const real *values,
+                           real *returned) {
+    moe_relay *relay = e->relay;
+    int64_t pairs = relay->plan.num_pairs;
+    moe_reserve_varying(&relay->second_pairs, &relay->second_capacity, pairs, sizeof(real),
+                        "relayed numbers");
+    moe_reserve_varying(&relay->first_pairs, &relay->first_capacity, pairs, sizeof(real),
+                        "relayed numbers");
+    moe_exchange_bring_pairs(e, &relay->plan, values, relay->second_pairs);
+    for (int64_t p = 0; p < pairs; p++) {
+        relay->first_pairs[relay->plan.pair_selection[p]] = relay->second_pairs[p];
+    }
+    moe_exchange_bring_pairs(&relay->first, plan, relay->first_pairs, returned);
+}
+
+void moe_relay_free(moe_relay *relay) {
+    if (!relay) {
+        return;
+    }
+    moe_exchange_free(&relay->first);
+    moe_plan_free(&relay->plan);
+    moe_block_free(&relay->block);
+    moe_free(relay->returned);
+    moe_free(relay->second_pairs);
+    moe_free(relay->first_pairs);
+    moe_free(relay);
+}
