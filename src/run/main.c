@@ -134,6 +134,11 @@ static int resume_locked(const moe_comm *comm, const moe_options *o, moe_status 
     if (resumed_config(comm, o, &found, &config, st) == MOE_OK) {
         if (moe_results_finished(comm, o->resume, config.run.steps)) {
             already_finished(comm, o);
+        } else if (found.step >= config.run.steps) {
+            moe_fail(st, MOE_USER,
+                     "the checkpoint '%s' was made after the last of %lld steps, and the results "
+                     "of that step are not there: --set run.steps=... goes on from it",
+                     found.path, (long long)config.run.steps);
         } else {
             options.out = o->resume;
             options.resume = &found;
@@ -232,6 +237,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     if (o->calibrate) {
         return moe_calibrate(comm, o->calibrate, o->run.force, st);
     }
+    if (o->parameters.from) {
+        return moe_export_checkpoint(comm, &o->parameters, &o->run, st);
+    }
     if (o->resume) {
         return resume(comm, o, st);
     }
@@ -243,6 +251,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     }
     if (o->placements) {
         return moe_placements(comm, &config, &o->run, st);
+    }
+    if (o->export_parameters) {
+        return moe_export_start(comm, &config, &o->parameters, &o->run, st);
     }
     return moe_run(comm, &config, &o->run, st);
 }

@@ -54,6 +54,8 @@ static const option_row table[] = {
     {"verify", NULL, "known figures again; --verify predict: known times", FLAG(verify)},
     {"calibrate", "OUT.ini", "measure this host, write a cluster file (no CONFIG)",
      TEXT(calibrate)},
+    {"export-parameters", "DIR", "weights as .npy files into DIR, see below",
+     TEXT(export_parameters)},
     {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},
@@ -83,14 +85,18 @@ void moe_options_print_help(FILE *out) {
             before = ", ";
         }
     }
-    fputs("\n"
-          "\n"
-          "examples:\n"
-          "  mpirun -np 8 moesim configs/quickstart.ini\n"
-          "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
-          "\n"
-          "exit status: 0 done; 2 a mistake in the input; 3 failed self-checks; 1 otherwise\n",
-          out);
+    fputs(
+        "\n"
+        "\n"
+        "examples:\n"
+        "  mpirun -np 8 moesim configs/quickstart.ini\n"
+        "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
+        "  moesim --export-parameters runs/m2        its last checkpoint, into runs/m2/parameters\n"
+        "  moesim --resume runs/m2 --export-parameters weights   the same, into weights\n"
+        "  moesim my.ini --export-parameters weights             before the first step\n"
+        "\n"
+        "exit status: 0 done; 2 a mistake in the input; 3 failed self-checks; 1 otherwise\n",
+        out);
 }
 
 /* --- reading --- */
@@ -196,11 +202,52 @@ static int check_explain(const moe_options *o, moe_status *st) {
                     o->run.explains_token ? "--explain" : "--explain-step", other);
 }
 
+/* Another thing that is asked for, which has no place beside --export-parameters. */
+static const char *beside_export(const moe_options *o) {
+    return o->run.check_only       ? "--check"
+           : o->dialects           ? "--dialects"
+           : o->placements         ? "--placements"
+           : o->verify             ? "--verify"
+           : o->verify_predict     ? "--verify predict"
+           : o->calibrate          ? "--calibrate"
+           : o->run.explains_token ? "--explain"
+           : o->run.explains_step  ? "--explain-step"
+                                   : NULL;
+}
+
+/* The parameters are those of the run of --resume, or those that CONFIG starts from; or the folder
+ * is itself that of the run. */
+static int complete_export(moe_options *o, moe_status *st) {
+    const char *to = o->export_parameters, *other = beside_export(o);
+    const bool alone = !o->config && !o->resume;
+    if (!to) {
+        return MOE_OK;
+    }
+    if (other) {
+        return moe_fail(st, MOE_USER,
+                        "--export-parameters %s writes weights and nothing else: leave %s out", to,
+                        other);
+    }
+    if (o->sets.count > 0 && !o->config) {
+        return moe_fail(st, MOE_USER,
+                        "--export-parameters %s writes what a checkpoint holds, and --set does not "
+                        "change that: leave --set out",
+                        to);
+    }
+    if (o->run.out && !alone) {
+        return moe_fail(st, MOE_USER,
+                        "--export-parameters %s says where the weights go: leave --out out", to);
+    }
+    o->parameters.from = alone ? to : o->resume;
+    o->parameters.folder = alone ? o->run.out : to;
+    return MOE_OK;
+}
+
 static int check_together(const moe_options *o, moe_status *st) {
     if (check_explain(o, st) != MOE_OK) {
         return st->code;
     }
-    if (o->resume && (o->config || o->run.out || o->run.force)) {
+    if (o->resume && (o->config || o->run.out || (o->run.force && !o->export_parameters))) {
         return moe_fail(st, MOE_USER,
                         "--resume %s takes its configuration and folder from that run: a CONFIG, "
                         "--out and --force do not go with it",
@@ -221,7 +268,7 @@ static int check_together(const moe_options *o, moe_status *st) {
         return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");
     }
     const bool needs_none = o->help || o->version || o->keys || o->verify || o->verify_predict ||
-                            o->resume || o->calibrate;
+                            o->resume || o->calibrate || o->export_parameters;
     if (!o->config && !needs_none) {
         return moe_fail(
             st, MOE_USER,
@@ -242,7 +289,10 @@ int moe_options_parse(int argc, char **argv, moe_options *o, moe_status *st) {
     if (st->code == MOE_OK && o->explain) {
         parse_token(o, st);
     }
-    return st->code == MOE_OK ? check_together(o, st) : st->code;
+    if (st->code == MOE_OK && check_together(o, st) == MOE_OK) {
+        complete_export(o, st);
+    }
+    return st->code;
 }
 
 void moe_options_free(moe_options *o) {

@@ -17,6 +17,7 @@ typedef struct moe_run_options {
     bool force, quiet;
     bool check_only; /* --check: validate everything, files included, print the resolved
                         configuration, and stop */
+    bool model_only; /* the model is made and no folder of results: for moe_export_start */
 
     const moe_checkpoint *resume; /* go on from here, in folder `out`; NULL: a new run */
     const char *word;             /* what is to be said about damaged checkpoints, "" = nothing */
