@@ -76,4 +76,13 @@ int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s);
 int64_t moe_memory_input(const moe_config *c, int64_t tokens);
 int64_t moe_memory_histories(const moe_config *c);
 
+/* Local. Bytes of what placements by load look at: the loads [N] of each layer and step of the
+ * window, and where pairs decide [N,N] of each layer, which are summed over the ranks in a copy. */
+int64_t moe_memory_loads(const moe_config *c);
+
+/* Local. Bytes of the largest tensor of experts on their way, packed and arrived: of all slots of
+ * this rank while a layer's experts move; in training of its replicas, to the first one and back,
+ * which every layer keeps. */
+int64_t moe_memory_staging(const moe_config *c, const moe_memory_sizes *s);
+
 #endif
