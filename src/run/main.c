@@ -134,11 +134,6 @@ static int resume_locked(const moe_comm *comm, const moe_options *o, moe_status 
     if (resumed_config(comm, o, &found, &config, st) == MOE_OK) {
         if (moe_results_finished(comm, o->resume, config.run.steps)) {
             already_finished(comm, o);
-        } else if (found.step >= config.run.steps) {
-            moe_fail(st, MOE_USER,
-                     "the checkpoint '%s' was made after the last of %lld steps, and the results "
-                     "of that step are not there: --set run.steps=... goes on from it",
-                     found.path, (long long)config.run.steps);
         } else {
             options.out = o->resume;
             options.resume = &found;

@@ -58,7 +58,7 @@ static const option_row table[] = {
      TEXT(calibrate)},
     {"export-parameters", "DIR", "the weights of that run's last checkpoint as .npy",
      TEXT(export_parameters)},
-    {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
+    {"ranks", NULL, NULL, FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},
 };

@@ -115,6 +115,12 @@ static int check_step(const moe_restart *r, const moe_checkpoint *from, moe_stat
                         "%lld steps",
                         from->path, (long long)from->step, (long long)r->config->run.steps);
     }
+    if (from->step == r->config->run.steps) {
+        return moe_fail(st, MOE_USER,
+                        "the checkpoint '%s' was made after the last of %lld steps, whose results "
+                        "are not there: with --set run.steps=... the run goes on from it",
+                        from->path, (long long)from->step);
+    }
     return MOE_OK;
 }
 
