@@ -86,6 +86,20 @@ def remote_bytes_per_token(steps):
     return mean(shares)
 
 
+def counted_per_token(summary, steps, way):
+    """In the bytes of a real system's rows, in a layer."""
+    layers = len(objects(summary, "layers"))
+    row_bytes, shares = at(summary, f"counted.{way}_row_bytes"), []
+    for step in steps:
+        rows, tokens = at(step, f"volume.{way}.rows"), layers * (
+            number(step.get("num_tokens")) or 0
+        )
+        shares.append(
+            rows * row_bytes / tokens if None not in (rows, row_bytes) and tokens else None
+        )
+    return mean(shares)
+
+
 def figures(folder):
     """(name -> number or None, in the order of the columns; a sentence about what is wrong in the
     files, or ""). Losses by scope and drops are of the
@@ -111,6 +125,8 @@ def figures(folder):
     row["dispatch_remote_bytes"] = over_steps(steps, "volume.dispatch.remote_bytes")
     row["remote_bytes"] = bytes_of(steps, "remote_bytes")
     row["remote_bytes_per_token"] = remote_bytes_per_token(steps)
+    for way in ("dispatch", "combine"):
+        row[f"counted_{way}_bytes_per_token"] = counted_per_token(summary, steps, way)
     row["across_nodes_bytes"] = bytes_of(steps, "by_level.across_nodes.bytes")
     row["metadata_bytes"] = bytes_of(steps, "metadata_bytes")
     row["selection_remote_bytes"] = bytes_of(steps, "selection_remote_bytes")

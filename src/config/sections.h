@@ -185,6 +185,7 @@ typedef struct moe_train_config { /* [train] */
     int32_t validation_batches;
     double validation_share;
     int64_t checkpoint_every;
+    bool save_final;
     bool recompute;
     bool specialization;
 } moe_train_config;

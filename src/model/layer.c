@@ -84,18 +84,22 @@ void moe_layer_free(moe_layer *layer) {
 
 /* --- the table of parameters --- */
 
+/* A matrix [rows, columns] that all ranks have, or with columns 0 a vector [rows]. */
 static int add_replicated(moe_parameters *all,
                           int32_t layer,
                           const char *what,
                           bool decay,
-                          int64_t size,
+                          int64_t rows,
+                          int64_t columns,
                           real *value) {
     char name[64];
     if (!value) {
         return -1;
     }
     snprintf(name, sizeof name, "layer%d.%s", layer, what);
-    return moe_parameters_add(all, name, decay, size, value);
+    int index = moe_parameters_add(all, name, decay, columns ? rows * columns : rows, value);
+    all->p[index].columns = columns;
+    return index;
 }
 
 /* A matrix [rows, columns] of each local expert. */
@@ -116,6 +120,7 @@ static int add_experts(moe_parameters *all,
     const int64_t first = (int64_t)context->batch->first_device * p->slots_per_device;
     int index = moe_parameters_add_experts(all, name, f->count, p->num_experts, rows * columns,
                                            p->expert_at + first, value);
+    all->p[index].columns = columns;
     all->p[index].copy = p->replicated ? p->is_copy + first : NULL;
     return index;
 }
@@ -134,14 +139,13 @@ moe_layer_indices moe_layer_register(const moe_layer *layer,
     int64_t h = e->hidden;
     int64_t f = e->width;
     int64_t r = e->rank;
-    int64_t shared = layer->shared.hidden * layer->shared.width;
+    int64_t n = context->config->model.num_experts;
+    int64_t shared = layer->shared.width;
     bool frozen = r > 0;
     return (moe_layer_indices){
-        .gate = add_replicated(all, i, "gate", true, h * context->config->model.num_experts,
-                               layer->gate),
-        .gate_noise = add_replicated(all, i, "gate_noise", true,
-                                     h * context->config->model.num_experts, layer->gate_noise),
-        .norm = add_replicated(all, i, "norm", false, h, layer->norm),
+        .gate = add_replicated(all, i, "gate", true, n, h, layer->gate),
+        .gate_noise = add_replicated(all, i, "gate_noise", true, n, h, layer->gate_noise),
+        .norm = add_replicated(all, i, "norm", false, h, 0, layer->norm),
         .w1 = add_experts(all, i, "w1", f, h, e, context, frozen ? NULL : e->w1),
         .w2 = add_experts(all, i, "w2", h, f, e, context, frozen ? NULL : e->w2),
         .w3 = add_experts(all, i, "w3", f, h, e, context, frozen ? NULL : e->w3),
@@ -151,9 +155,9 @@ moe_layer_indices moe_layer_register(const moe_layer *layer,
         .b1 = add_experts(all, i, "b1", f, r, e, context, e->b1),
         .b2 = add_experts(all, i, "b2", h, r, e, context, e->b2),
         .b3 = add_experts(all, i, "b3", f, r, e, context, e->b3),
-        .shared_w1 = add_replicated(all, i, "shared.w1", true, shared, layer->shared.w1),
-        .shared_w2 = add_replicated(all, i, "shared.w2", true, shared, layer->shared.w2),
-        .shared_w3 = add_replicated(all, i, "shared.w3", true, shared, layer->shared.w3),
+        .shared_w1 = add_replicated(all, i, "shared.w1", true, shared, h, layer->shared.w1),
+        .shared_w2 = add_replicated(all, i, "shared.w2", true, h, shared, layer->shared.w2),
+        .shared_w3 = add_replicated(all, i, "shared.w3", true, shared, h, layer->shared.w3),
     };
 }
 

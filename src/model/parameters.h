@@ -25,6 +25,7 @@ typedef struct moe_parameter {
     int64_t count;        /* blocks here: local expert slots, or 1 */
     int64_t count_global; /* blocks in all: num_experts, or 1 */
     int64_t size;         /* elements of a block */
+    int64_t columns;      /* of the matrix that a block is; 0: it is a vector */
     const int32_t *id;    /* [count] expert id of each block; NULL for replicated. Not owned */
     const uint8_t *copy; /* [count] 1: a replica of an expert whose first slot is another one; NULL:
                             there are no replicas. Not owned */

@@ -317,12 +317,12 @@ void moe_results_history(const moe_comm *comm,
     if (comm->rank == 0) {
         moe_matrix_history_reserve(&r->matrix_history, layers, devices, step);
     }
-    blobs[0] = (moe_blob){"results.times", &r->times, sizeof r->times};
-    blobs[1] = (moe_blob){"results.expert_load", comm->rank == 0 ? r->expert_load : NULL,
-                          count * (int64_t)sizeof *r->expert_load};
-    blobs[2] = (moe_blob){"results.history", &r->training_history, moe_training_history_bytes()};
-    blobs[3] = (moe_blob){"results.matrices", comm->rank == 0 ? r->matrix_history.rows : NULL,
-                          matrices * (int64_t)sizeof *r->matrix_history.rows};
+    blobs[0] = moe_blob_of("results.times", &r->times, sizeof r->times);
+    blobs[1] = moe_blob_of("results.expert_load", comm->rank == 0 ? r->expert_load : NULL,
+                           count * (int64_t)sizeof *r->expert_load);
+    blobs[2] = moe_blob_of("results.history", &r->training_history, moe_training_history_bytes());
+    blobs[3] = moe_blob_of("results.matrices", comm->rank == 0 ? r->matrix_history.rows : NULL,
+                           matrices * (int64_t)sizeof *r->matrix_history.rows);
 }
 
 static bool are_sound_times(const moe_run_times *t, int64_t step) {
@@ -413,7 +413,6 @@ int moe_results_close(const moe_comm *comm,
         }
         code = moe_comm_agree(comm, st);
     }
-    moe_results_free(r);
     return code;
 }
 

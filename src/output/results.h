@@ -49,6 +49,11 @@ int moe_results_open(const moe_comm *comm,
                      moe_results *out,
                      moe_status *st);
 
+/* Local. Makes a folder, with its parents, for other files than those of a run. One that exists and
+ * is not empty is refused (MOE_USER) unless force is set; what is in it stays. `option` is where
+ * the user named it. */
+int moe_results_make_folder(const char *option, const char *folder, bool force, moe_status *st);
+
 /* Collective. Appends the step's line to metrics.jsonl and flushes it. */
 int moe_results_step(const moe_comm *comm,
                      moe_results *r,
@@ -94,7 +99,8 @@ bool moe_results_finished(const moe_comm *comm, const char *folder, int64_t step
 
 /* Collective. Closes metrics.jsonl, writes comm_matrix.npy, comm_matrix_steps.npy and
  * expert_load.npy, and summary.json last and at once: a folder with a summary.json is that of a
- * finished run. topologies [size] is used on rank 0. Frees what *r holds, on failure too. */
+ * finished run. topologies [size] is used on rank 0. What *r holds of the steps stays until
+ * moe_results_free. */
 int moe_results_close(const moe_comm *comm,
                       moe_results *r,
                       const moe_config *c,
@@ -103,8 +109,8 @@ int moe_results_close(const moe_comm *comm,
                       double seconds,
                       moe_status *st);
 
-/* Local. Frees what *r holds when a run ends without moe_results_close, because a step could not be
- * written, and unlocks the folder of a new run. It is safe after moe_results_close. */
+/* Local. Frees what *r holds, also when a run ends without moe_results_close, because a step could
+ * not be written, and unlocks the folder of a new run. */
 void moe_results_free(moe_results *r);
 
 /* Collective. Writes rank 0's text into the folder, whole or not at all. `name` is one of

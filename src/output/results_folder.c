@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "output/results.h"
 #include "output/results_internal.h"
 #include "train/checkpoint.h"
 
@@ -20,8 +21,8 @@ int moe_results_folder_failed(moe_status *st, const char *what, const char *path
     int platform =
         errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO || errno == ENOMEM;
     return moe_fail(st, platform ? MOE_ERROR : MOE_USER,
-                    "cannot %s '%s': %s; choose a folder that can be written to with --out", what,
-                    path, strerror(errno));
+                    "cannot %s '%s': %s; choose a folder that can be written to", what, path,
+                    strerror(errno));
 }
 
 /* Makes the parents of path and leaves path itself alone. */
@@ -134,6 +135,31 @@ int moe_results_folder_make(const char *name, bool force, moe_lock *lock, moe_st
         return fail_not_empty(name, st);
     }
     return take_over(name, force, lock, st);
+}
+
+int moe_results_make_folder(const char *option, const char *folder, bool force, moe_status *st) {
+    char name[MOE_PATH_MAX];
+    struct stat what;
+    if (moe_results_folder_name(name, option, folder, st) || make_parents(name, st)) {
+        return st->code;
+    }
+    if (mkdir(name, 0777) == 0) {
+        return MOE_OK;
+    }
+    if (errno != EEXIST) {
+        return moe_results_folder_failed(st, "make the folder", name);
+    }
+    if (stat(name, &what) != 0 || !S_ISDIR(what.st_mode)) {
+        return moe_fail(st, MOE_USER, "%s: '%s' exists and is not a folder; choose another name",
+                        option, name);
+    }
+    if (!force && !is_empty_folder(name)) {
+        return moe_fail(st, MOE_USER,
+                        "%s: the folder '%s' exists and is not empty; choose another one, or add "
+                        "--force to write into it",
+                        option, name);
+    }
+    return MOE_OK;
 }
 
 /* Where the folder of this second exists, -2, -3 and so on is appended until one is new. */

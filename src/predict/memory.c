@@ -193,9 +193,10 @@ static int64_t program(const moe_config *c, const moe_memory_sizes *s) {
     return add(PROGRAM_BYTES, add(gemm ? GEMM_BYTES : 0, mul(s->threads - 1, THREAD_BYTES)));
 }
 
-/* The load is never quite even, and the last page of a buffer never quite full. */
+/* The load is never quite even, and the last page of a buffer, a huge one where the buffer is
+ * large, never quite full. */
 static int64_t uneven(int64_t bytes) {
-    return add(bytes, bytes / 24);
+    return add(bytes, bytes / 12);
 }
 
 static int64_t sequences_of(const moe_config *c, int64_t tokens) {

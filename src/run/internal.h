@@ -56,7 +56,8 @@ static inline bool moe_run_trains(const moe_run_state *r) {
 /* --- prepare.c --- */
 
 /* Collective. Reads and checks every file, refuses what cannot fit into memory, makes the model and
- * opens the folder of results. With options->check_only it stops before anything large is made.
+ * opens the folder of results. With options->check_only it stops before anything large is made,
+ * with options->model_only before the folder of results.
  * A failure is agreed by all ranks. */
 int moe_run_prepare(moe_run_state *r, moe_status *st);
 

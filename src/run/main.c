@@ -232,6 +232,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     if (o->calibrate) {
         return moe_calibrate(comm, o->calibrate, o->run.force, st);
     }
+    if (o->parameters.from) {
+        return moe_export_checkpoint(comm, &o->parameters, &o->run, st);
+    }
     if (o->resume) {
         return resume(comm, o, st);
     }
@@ -243,6 +246,9 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     }
     if (o->placements) {
         return moe_placements(comm, &config, &o->run, st);
+    }
+    if (o->export_parameters) {
+        return moe_export_start(comm, &config, &o->parameters, &o->run, st);
     }
     return moe_run(comm, &config, &o->run, st);
 }

@@ -56,7 +56,9 @@ static const option_row table[] = {
     {"verify", NULL, "known figures again; --verify predict: known times", FLAG(verify)},
     {"calibrate", "OUT.ini", "measure this host, write a cluster file (no CONFIG)",
      TEXT(calibrate)},
-    {"ranks", NULL, "print on how many ranks scripts/run starts, stop", FLAG(ranks)},
+    {"export-parameters", "DIR", "the weights of that run's last checkpoint as .npy",
+     TEXT(export_parameters)},
+    {"ranks", NULL, NULL, FLAG(ranks)},
     {"version", NULL, NULL, FLAG(version)},
     {"help", NULL, NULL, FLAG(help)},
 };
@@ -208,11 +210,53 @@ static int check_last_step(const moe_options *o, moe_status *st) {
     return MOE_OK;
 }
 
+/* Another thing that is asked for, which has no place beside --export-parameters. */
+static const char *beside_export(const moe_options *o) {
+    return o->run.check_only       ? "--check"
+           : o->dialects           ? "--dialects"
+           : o->placements         ? "--placements"
+           : o->verify             ? "--verify"
+           : o->verify_predict     ? "--verify predict"
+           : o->calibrate          ? "--calibrate"
+           : o->run.explains_token ? "--explain"
+           : o->run.explains_step  ? "--explain-step"
+           : o->run.full           ? "--full"
+                                   : NULL;
+}
+
+/* The parameters are those of the run of --resume, or those that CONFIG starts from; or the folder
+ * is itself that of the run. */
+static int complete_export(moe_options *o, moe_status *st) {
+    const char *to = o->export_parameters, *other = beside_export(o);
+    const bool alone = !o->config && !o->resume;
+    if (!to) {
+        return MOE_OK;
+    }
+    if (other) {
+        return moe_fail(st, MOE_USER,
+                        "--export-parameters %s writes weights and nothing else: leave %s out", to,
+                        other);
+    }
+    if (o->sets.count > 0 && !o->config) {
+        return moe_fail(st, MOE_USER,
+                        "--export-parameters %s writes what a checkpoint holds, and --set does not "
+                        "change that: leave --set out",
+                        to);
+    }
+    if (o->run.out && !alone) {
+        return moe_fail(st, MOE_USER,
+                        "--export-parameters %s says where the weights go: leave --out out", to);
+    }
+    o->parameters.from = alone ? to : o->resume;
+    o->parameters.folder = alone ? o->run.out : to;
+    return MOE_OK;
+}
+
 static int check_together(const moe_options *o, moe_status *st) {
     if (check_last_step(o, st) != MOE_OK) {
         return st->code;
     }
-    if (o->resume && (o->config || o->run.out || o->run.force)) {
+    if (o->resume && (o->config || o->run.out || (o->run.force && !o->export_parameters))) {
         return moe_fail(st, MOE_USER,
                         "--resume %s takes its configuration and folder from that run: a CONFIG, "
                         "--out and --force do not go with it",
@@ -233,7 +277,7 @@ static int check_together(const moe_options *o, moe_status *st) {
         return moe_fail(st, MOE_USER, "--dialects and --placements: leave one of them out");
     }
     const bool needs_none = o->help || o->version || o->keys || o->verify || o->verify_predict ||
-                            o->resume || o->calibrate;
+                            o->resume || o->calibrate || o->export_parameters;
     if (!o->config && !needs_none) {
         return moe_fail(
             st, MOE_USER,
@@ -254,7 +298,10 @@ int moe_options_parse(int argc, char **argv, moe_options *o, moe_status *st) {
     if (st->code == MOE_OK && o->explain) {
         parse_token(o, st);
     }
-    return st->code == MOE_OK ? check_together(o, st) : st->code;
+    if (st->code == MOE_OK && check_together(o, st) == MOE_OK) {
+        complete_export(o, st);
+    }
+    return st->code;
 }
 
 void moe_options_free(moe_options *o) {

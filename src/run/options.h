@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/status.h"
+#include "run/export.h"
 #include "run/run.h"
 
 typedef struct moe_set_options {
@@ -14,12 +15,14 @@ typedef struct moe_set_options {
 } moe_set_options;
 
 typedef struct moe_options {
-    const char *config;    /* the file, or NULL */
-    const char *resume;    /* the folder of --resume, or NULL */
-    const char *calibrate; /* the file to write, or NULL */
-    const char *explain;   /* the text behind --explain, or NULL */
+    const char *config;            /* the file, or NULL */
+    const char *resume;            /* the folder of --resume, or NULL */
+    const char *calibrate;         /* the file to write, or NULL */
+    const char *explain;           /* the text behind --explain, or NULL */
+    const char *export_parameters; /* the folder behind it, or NULL */
     moe_set_options sets;
     moe_run_options run;
+    moe_export_options parameters; /* of --export-parameters, where that is not NULL */
     bool help, version, keys, verify, dialects, placements, ranks;
     bool verify_predict; /* the word behind --verify; `verify` is then off */
 } moe_options;

@@ -204,7 +204,7 @@ int moe_run_prepare(moe_run_state *r, moe_status *st) {
         return st->code;
     }
     make_context(r);
-    if (make_model(r, st) || open_results(r, st)) {
+    if (make_model(r, st) || r->options->model_only || open_results(r, st)) {
         return st->code;
     }
     if (moe_run_trains(r)) {

@@ -253,10 +253,10 @@ int moe_rebalance_blobs(moe_rebalance *r, moe_blob blob[MOE_REBALANCE_BLOBS]) {
     if (!r->balancer) {
         return 0;
     }
-    blob[0] = (moe_blob){"placement", r->expert_at,
-                         (int64_t)r->layers * r->slots * (int64_t)sizeof *r->expert_at};
-    blob[1] = (moe_blob){"placement load", r->load, words_of(r) * (int64_t)sizeof *r->load};
-    blob[2] = (moe_blob){"placement moves", &r->total, sizeof r->total};
+    blob[0] = moe_blob_of("placement", r->expert_at,
+                          (int64_t)r->layers * r->slots * (int64_t)sizeof *r->expert_at);
+    blob[1] = moe_blob_of("placement load", r->load, words_of(r) * (int64_t)sizeof *r->load);
+    blob[2] = moe_blob_of("placement moves", &r->total, sizeof r->total);
     return MOE_REBALANCE_BLOBS;
 }
 

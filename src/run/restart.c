@@ -4,41 +4,91 @@
 #include <math.h>
 #include <stdio.h>
 
+/* --- the state of the layers beside their parameters --- */
+
+enum { OF_LAYER = 4 };
+
+/* Appends what a layer has, if it has that. */
+static void add_of_layer(moe_layer_state *s,
+                         int32_t layer,
+                         const char *what,
+                         void *data,
+                         int64_t bytes,
+                         int64_t columns) {
+    char *name = s->name[s->num];
+    if (!data) {
+        return;
+    }
+    snprintf(name, sizeof s->name[0], "layer%d.%s", layer, what);
+    s->blob[s->num] = moe_blob_of(name, data, bytes);
+    s->blob[s->num++].columns = columns;
+}
+
+moe_layer_state moe_layer_state_of(const moe_layer *layers, int32_t num, const moe_config *c) {
+    moe_layer_state s = {0};
+    s.blob = moe_alloc(OF_LAYER * (int64_t)num, sizeof *s.blob, "state of the layers");
+    s.name = moe_alloc(OF_LAYER * (int64_t)num, sizeof *s.name, "state of the layers");
+    for (int32_t l = 0; l < num; l++) {
+        const moe_ffn *f = &layers[l].experts;
+        const int64_t bytes = f->width * f->hidden * (int64_t)sizeof(real);
+        add_of_layer(&s, l, "bias", layers[l].bias, c->model.num_experts * (int64_t)sizeof(double),
+                     0);
+        if (moe_ffn_type_of(f->type)->adapters) {
+            add_of_layer(&s, l, "experts.base.w1", f->w1, bytes, f->hidden);
+            add_of_layer(&s, l, "experts.base.w2", f->w2, bytes, f->width);
+            add_of_layer(&s, l, "experts.base.w3", f->w3, bytes, f->hidden);
+        }
+    }
+    return s;
+}
+
+void moe_layer_state_free(moe_layer_state *s) {
+    moe_free(s->blob);
+    moe_free(s->name);
+}
+
+/* --- together --- */
+
 typedef struct state {
-    moe_blob *blob;   /* results, fingerprint, one bias per layer */
-    char (*name)[32]; /* of the biases */
+    moe_layer_state layers;
+    moe_blob *blob; /* results, placement, those of the layers, fingerprint */
     int num;
     uint64_t text; /* checksum of the text */
 } state;
 
 static state state_of(const moe_restart *r, int64_t step) {
-    state s = {.text = r->input->text ? moe_checksum(r->input->text, r->input->text_length) : 0};
-    int32_t layers = r->config->model.num_layers;
-    s.blob = moe_alloc(MOE_RESULTS_BLOBS + 1 + layers + MOE_REBALANCE_BLOBS, sizeof *s.blob,
+    const moe_input *in = r->input;
+    state s = {.text = in->text ? moe_checksum(in->text, in->text_length) : 0};
+    s.layers = moe_layer_state_of(r->layers, r->config->model.num_layers, r->config);
+    s.blob = moe_alloc(MOE_RESULTS_BLOBS + MOE_REBALANCE_BLOBS + s.layers.num + 1, sizeof *s.blob,
                        "checkpoint");
-    s.name = moe_alloc(layers, sizeof *s.name, "checkpoint");
     moe_results_history(r->comm, r->results, r->config, step, s.blob);
     s.num = MOE_RESULTS_BLOBS;
     s.num += moe_rebalance_blobs(r->rebalance, s.blob + s.num);
-    for (int32_t l = 0; l < layers; l++) {
-        if (!r->layers[l].bias) {
-            continue;
-        }
-        snprintf(s.name[l], sizeof s.name[l], "layer%d.bias", l);
-        s.blob[s.num++] = (moe_blob){s.name[l], r->layers[l].bias,
-                                     r->config->model.num_experts * (int64_t)sizeof(double)};
+    for (int i = 0; i < s.layers.num; i++) {
+        s.blob[s.num++] = s.layers.blob[i];
     }
     return s;
 }
 
 static void state_free(state *s) {
+    moe_layer_state_free(&s->layers);
     moe_free(s->blob);
-    moe_free(s->name);
 }
 
 /* The last blob points into *s: it is added where s stays put. */
 static void add_fingerprint(state *s, uint64_t *text) {
-    s->blob[s->num++] = (moe_blob){"text checksum", text, sizeof *text};
+    s->blob[s->num++] = moe_blob_of("text checksum", text, sizeof *text);
+}
+
+/* Collective. */
+static int write_after(const moe_restart *r, int64_t step, moe_status *st) {
+    state s = state_of(r, step);
+    add_fingerprint(&s, &s.text);
+    moe_checkpoint_write(r->comm, r->results->folder, r->config, step, r->parameters, s.blob, s.num,
+                         st);
+    state_free(&s);
+    return st->code;
 }
 
 int moe_restart_write(const moe_restart *r, int64_t step, moe_status *st) {
@@ -46,15 +96,11 @@ int moe_restart_write(const moe_restart *r, int64_t step, moe_status *st) {
     if (every == 0 || step % every != 0) {
         return MOE_OK;
     }
-    if (moe_results_sync(r->comm, r->results, st)) {
-        return st->code;
-    }
-    state s = state_of(r, step);
-    add_fingerprint(&s, &s.text);
-    moe_checkpoint_write(r->comm, r->results->folder, r->config, step, r->parameters, s.blob, s.num,
-                         st);
-    state_free(&s);
-    return st->code;
+    return moe_results_sync(r->comm, r->results, st) ? st->code : write_after(r, step, st);
+}
+
+int moe_restart_write_final(const moe_restart *r, moe_status *st) {
+    return write_after(r, r->config->run.steps, st);
 }
 
 /* Every step left a load of each expert in the file, so that a number of steps that asks for more
@@ -68,6 +114,12 @@ static int check_step(const moe_restart *r, const moe_checkpoint *from, moe_stat
                         "the checkpoint '%s' is damaged: it cannot have been made after %lld of "
                         "%lld steps",
                         from->path, (long long)from->step, (long long)r->config->run.steps);
+    }
+    if (from->step == r->config->run.steps) {
+        return moe_fail(st, MOE_USER,
+                        "the checkpoint '%s' was made after the last of %lld steps, whose results "
+                        "are not there: with --set run.steps=... the run goes on from it",
+                        from->path, (long long)from->step);
     }
     return MOE_OK;
 }

@@ -10,6 +10,18 @@
 #include "run/rebalance.h"
 #include "train/checkpoint.h"
 
+/* What the layers have beside their trained parameters: balancing biases, and the matrices of LoRA
+ * that are frozen. */
+typedef struct moe_layer_state {
+    moe_blob *blob; /* [num] "layer0.bias", "layer0.experts.base.w1", ... */
+    char (*name)[64];
+    int num;
+} moe_layer_state;
+
+/* Local. Points into the layers. The caller frees it with moe_layer_state_free. */
+moe_layer_state moe_layer_state_of(const moe_layer *layers, int32_t num, const moe_config *c);
+void moe_layer_state_free(moe_layer_state *s);
+
 typedef struct moe_restart {
     const moe_comm *comm;
     const moe_config *config;
@@ -23,6 +35,10 @@ typedef struct moe_restart {
 /* Collective. Before step `step`: writes a checkpoint when train.checkpoint_every asks for one,
  * which includes step 0 and excludes the end. */
 int moe_restart_write(const moe_restart *r, int64_t step, moe_status *st);
+
+/* Collective. Writes the checkpoint after the last step, whose results are written
+ * (train.save_final). */
+int moe_restart_write_final(const moe_restart *r, moe_status *st);
 
 /* Collective. Loads the checkpoint and reopens its folder; r->results is {0} on entry. Fails with
  * MOE_USER when the checkpoint belongs to another model, optimizer or text. */

@@ -213,6 +213,44 @@ static void show_explanations(const moe_run_state *r) {
     }
 }
 
+/* Collective. Closes the folder of results; the state after the last step is the last that is
+ * written, when the run can be told as finished. */
+static void close_results(moe_run_state *r, double seconds, bool passed, moe_status *writing) {
+    const bool saves = moe_run_trains(r) && r->config->train.save_final && passed;
+    const moe_restart restart = moe_run_restart(r);
+    if (saves) {
+        moe_results_sync(r->comm, &r->results, writing);
+    }
+    if (writing->code == MOE_OK) {
+        moe_results_close(r->comm, &r->results, r->config, &r->metrics, r->topologies, seconds,
+                          writing);
+    }
+    if (saves && writing->code == MOE_OK) {
+        moe_restart_write_final(&restart, writing);
+    }
+}
+
+/* Collective. Everything that is written after the last step. */
+static void write_end(moe_run_state *r, double seconds, moe_status *writing, moe_status *st) {
+    if (r->config->output.routing && st->code == MOE_OK) {
+        moe_results_routing(r->comm, &r->results, r->config, &r->batch, r->routing, writing);
+    }
+    if (moe_run_trains(r) && r->config->train.specialization && st->code == MOE_OK &&
+        writing->code == MOE_OK) {
+        specialize(r, writing);
+    }
+    if (writing->code == MOE_OK && r->config->output.timeline) {
+        moe_timeline_write(r->comm, &r->timeline, r->config, r->topologies, r->metrics.step,
+                           r->results.folder, writing);
+    }
+    if (st->code == MOE_OK && writing->code == MOE_OK) {
+        explain(r, writing, st);
+    }
+    if (writing->code == MOE_OK) {
+        close_results(r, seconds, st->code == MOE_OK, writing);
+    }
+}
+
 /* A failed self-check ends the loop; its step is in the results like any other. */
 static int finish(moe_run_state *r, moe_status *st) {
     moe_status writing = {0};
@@ -220,24 +258,7 @@ static int finish(moe_run_state *r, moe_status *st) {
     double seconds = moe_comm_time() - r->start;
     moe_comm_max_f64(r->comm, &seconds, 1); /* as the steps' times: of the slowest rank */
     r->context.timeline = NULL;             /* the steps are over */
-    if (r->config->output.routing && st->code == MOE_OK) {
-        moe_results_routing(r->comm, &r->results, r->config, &r->batch, r->routing, &writing);
-    }
-    if (moe_run_trains(r) && r->config->train.specialization && st->code == MOE_OK &&
-        writing.code == MOE_OK) {
-        specialize(r, &writing);
-    }
-    if (writing.code == MOE_OK && r->config->output.timeline) {
-        moe_timeline_write(r->comm, &r->timeline, r->config, r->topologies, r->metrics.step,
-                           r->results.folder, &writing);
-    }
-    if (st->code == MOE_OK && writing.code == MOE_OK) {
-        explain(r, &writing, st);
-    }
-    if (writing.code == MOE_OK) {
-        moe_results_close(r->comm, &r->results, r->config, &r->metrics, r->topologies, seconds,
-                          &writing);
-    }
+    write_end(r, seconds, &writing, st);
     if (r->comm->rank == 0 && !moe_run_trains(r) && writing.code == MOE_OK) {
         moe_over_steps_show(&r->screen, &r->results.over_steps, r->config->model.num_layers);
     }

@@ -18,6 +18,7 @@ typedef struct moe_run_options {
     bool full;       /* --full: the ending on the screen tells everything */
     bool check_only; /* --check: validate everything, files included, print the resolved
                         configuration, and stop */
+    bool model_only; /* the model is made and no folder of results: for moe_export_start */
 
     const moe_checkpoint *resume; /* go on from here, in folder `out`; NULL: a new run */
     const char *word;             /* what is to be said about damaged checkpoints, "" = nothing */

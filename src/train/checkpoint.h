@@ -3,26 +3,9 @@
  *
  * A checkpoint is one file (checkpoint_folder.h), written by all ranks together under another name,
  * put on disk and renamed. The last two are kept, so that a run killed at any moment leaves one
- * that is whole. All numbers are little-endian:
- *
- *    0  "MOESIMCK"
- *    8  u64 checksum of the bytes from 16 to the end of the texts
- *   16  u64 version of this format
- *   24  u64 bytes of the file
- *   32  u64 bytes of the texts
- *   40  three texts, each with a NUL behind it: JSON (below), the configuration's name, the
- *       configuration as moe_config_print wrote it
- *   then the data: the sections of the JSON one behind the other, without gaps
- *
- * Every byte of a file is fixed by this format or covered by exactly one checksum, which is XXH64
- * with seed 0, written as 16 hexadecimal digits in the JSON:
- *
- *   {"program", "step", "real": 4 or 8, "sections": [{"name", "part": "value" | "m" | "v" | "blob",
- *    "expert", "count", "size", "offset", "checksums": [one for each block]}]}
- *
- * A section has count * size elements of `real` bytes (a blob: bytes) at data + offset. Sections of
- * experts have a block for each expert, in the order of expert ids; all others are cut into blocks
- * of 1 MiB. Hence the data do not depend on the number of ranks that wrote them. */
+ * that is whole. docs/checkpoints.md describes the format. Sections of experts have a block for
+ * each expert, in the order of expert ids; all others are cut into blocks of 1 MiB. Hence the data
+ * do not depend on the number of ranks that wrote them. */
 #ifndef MOESIM_TRAIN_CHECKPOINT_H
 #define MOESIM_TRAIN_CHECKPOINT_H
 

@@ -11,6 +11,12 @@ typedef struct moe_blob {
     const char *name; /* ASCII, at most 63 characters, and no other blob has it. Not owned */
     void *data;       /* not owned */
     int64_t bytes;
+    int64_t columns; /* above 0: a matrix of `real` with so many columns, such as a weight that is
+                        not trained; 0: bytes */
 } moe_blob;
+
+static inline moe_blob moe_blob_of(const char *name, void *data, int64_t bytes) {
+    return (moe_blob){.name = name, .data = data, .bytes = bytes};
+}
 
 #endif

@@ -92,7 +92,7 @@ static int64_t *list(const moe_comm *comm, const char *folder, int *num, moe_sta
         } else if (*num == 0) {
             moe_fail(st, MOE_USER,
                      "the folder '%s' has no checkpoints: train.checkpoint_every says how often a "
-                     "training run writes one",
+                     "training run writes one, and train.save_final whether at its end",
                      folder);
         }
     }
@@ -162,6 +162,7 @@ static const enum moe_key_id may_differ[] = {MOE_KEY(run, steps),
                                              MOE_KEY(cluster, device_tflops),
                                              MOE_KEY(cluster, efficiency),
                                              MOE_KEY(train, checkpoint_every),
+                                             MOE_KEY(train, save_final),
                                              MOE_KEY(train, validation_every),
                                              MOE_KEY(train, specialization),
                                              MOE_KEY(output, routing),

@@ -35,8 +35,8 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
 /* Local. May a run with the resolved configuration `now` go on from a checkpoint with this
  * configuration? Refuses (MOE_USER, the first difference with both values) whatever changes
  * results. run.steps may rise, but not under the cosine schedule, which ends at run.steps.
- * run.threads, output.*, checkpoint_every, validation_every, specialization, the way rows travel
- * and the figures of the cluster's links are free. */
+ * run.threads, output.*, checkpoint_every, save_final, validation_every, specialization, the way
+ * rows travel and the figures of the cluster's links are free. */
 int moe_checkpoint_same_run(const moe_config *now, const char *config_text, moe_status *st);
 
 #endif

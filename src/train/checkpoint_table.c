@@ -29,6 +29,9 @@ static bool place_section(moe_checkpoint_table *t, moe_section *s, int64_t most)
     if (s->count < 0 || s->size < 0 || __builtin_mul_overflow(s->size, element, &s->block_bytes)) {
         return false;
     }
+    if (s->columns < 0 || (s->columns > 0 && s->size % s->columns != 0)) {
+        return false;
+    }
     if (__builtin_mul_overflow(s->count, s->block_bytes, &s->bytes) || s->bytes > most - t->bytes) {
         return false;
     }
@@ -62,6 +65,7 @@ static void add_parameter(moe_checkpoint_table *t, const moe_parameter *p) {
     for (int part = MOE_PART_VALUE; part <= MOE_PART_V; part++) {
         moe_section s = {
             .part = part, .expert = p->expert, .count = p->count_global, .size = p->size};
+        s.columns = p->columns;
         s.data = (char *)data[part];
         s.id = p->id;
         s.held = p->count;
@@ -69,6 +73,16 @@ static void add_parameter(moe_checkpoint_table *t, const moe_parameter *p) {
             add_section(t, s, p->name);
         }
     }
+}
+
+static void add_blob(moe_checkpoint_table *t, const moe_blob *b) {
+    const bool matrix = b->columns > 0;
+    moe_section s = {.part = matrix ? MOE_PART_VALUE : MOE_PART_BLOB,
+                     .count = 1,
+                     .size = matrix ? b->bytes / (int64_t)sizeof(real) : b->bytes,
+                     .columns = b->columns,
+                     .data = b->data};
+    add_section(t, s, b->name);
 }
 
 void moe_checkpoint_table_make(moe_checkpoint_table *t,
@@ -83,11 +97,7 @@ void moe_checkpoint_table_make(moe_checkpoint_table *t,
         add_parameter(t, &all->p[i]);
     }
     for (int i = 0; i < num_blobs; i++) {
-        add_section(
-            t,
-            (moe_section){
-                .part = MOE_PART_BLOB, .count = 1, .size = blobs[i].bytes, .data = blobs[i].data},
-            blobs[i].name);
+        add_blob(t, &blobs[i]);
     }
     t->checksum = moe_alloc_zero(t->num_blocks, sizeof *t->checksum, "checksums of a checkpoint");
 }
@@ -108,10 +118,10 @@ static json_t *section_object(const moe_checkpoint_table *t, const moe_section *
         snprintf(digits, sizeof digits, "%016" PRIx64, t->checksum[s->first + b]);
         json_array_append_new(sums, json_string(digits));
     }
-    return json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:o}", "name", s->name, "part",
+    return json_pack("{s:s, s:s, s:b, s:I, s:I, s:I, s:I, s:o}", "name", s->name, "part",
                      part_names[s->part], "expert", (int)s->expert, "count", (json_int_t)s->count,
-                     "size", (json_int_t)s->size, "offset", (json_int_t)s->offset, "checksums",
-                     sums);
+                     "size", (json_int_t)s->size, "columns", (json_int_t)s->columns, "offset",
+                     (json_int_t)s->offset, "checksums", sums);
 }
 
 static char *table_text(const moe_checkpoint_table *t) {
@@ -221,11 +231,11 @@ static bool parse_section(moe_checkpoint_table *t, json_t *o, int64_t most_block
     moe_section s = {.part = MOE_PART_VALUE};
     const char *name, *part;
     int expert;
-    json_int_t count, size, offset;
+    json_int_t count, size, columns = 0, offset;
     json_t *sums;
-    if (json_unpack(o, "{s:s, s:s, s:b, s:I, s:I, s:I, s:o}", "name", &name, "part", &part,
-                    "expert", &expert, "count", &count, "size", &size, "offset", &offset,
-                    "checksums", &sums) != 0) {
+    if (json_unpack(o, "{s:s, s:s, s:b, s:I, s:I, s?I, s:I, s:o}", "name", &name, "part", &part,
+                    "expert", &expert, "count", &count, "size", &size, "columns", &columns,
+                    "offset", &offset, "checksums", &sums) != 0) {
         return false;
     }
     if (strlen(name) >= sizeof s.name || !parse_part(part, &s.part)) {
@@ -235,6 +245,7 @@ static bool parse_section(moe_checkpoint_table *t, json_t *o, int64_t most_block
     s.expert = expert;
     s.count = count;
     s.size = size;
+    s.columns = columns;
     if (!place_section(t, &s, most) || t->num_blocks > most_blocks || s.offset != offset) {
         return false;
     }

@@ -1,5 +1,5 @@
 /* checkpoint_table.h: what a checkpoint holds and where: a table of sections, as text and back. The
- * format is described in checkpoint.h. */
+ * format is described in docs/checkpoints.md. */
 #ifndef MOESIM_TRAIN_CHECKPOINT_TABLE_H
 #define MOESIM_TRAIN_CHECKPOINT_TABLE_H
 
@@ -19,6 +19,7 @@ typedef struct moe_section {
     enum moe_part part;
     bool expert;
     int64_t count, size; /* experts x elements of each; 1 x elements; 1 x bytes of a blob */
+    int64_t columns;     /* of the matrix that the elements are; 0: they are a vector */
 
     /* these follow from the above */
     int64_t bytes, block_bytes, num_blocks; /* the last block may be shorter */

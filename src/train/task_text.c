@@ -53,8 +53,10 @@ static void init(moe_task *task, moe_parameters *all) {
                        task->head + i * h, h);
     }
     task->table_index = moe_parameters_add(all, "embedding", true, rows * h, task->table);
+    all->p[task->table_index].columns = h;
     task->head_norm_index = moe_parameters_add(all, "head_norm", false, h, task->head_norm);
     task->head_index = moe_parameters_add(all, "head", true, V * h, task->head);
+    all->p[task->head_index].columns = h;
 }
 
 /* --- embedding --- */

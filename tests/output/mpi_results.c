@@ -60,6 +60,7 @@ static int whole_run(const moe_comm *comm,
     r->layer[1].loss_raw[MOE_LOSS_COMM] = NAN;
     moe_topology *t = make_topologies(comm->size);
     int code = moe_results_close(comm, &results, c, r, t, 3.25, st);
+    moe_results_free(&results);
     moe_free(t);
     return code;
 }
@@ -326,6 +327,7 @@ static void train(const moe_comm *comm,
     CHECK_EQ(results.training_history.steps, TRAINED);
     moe_topology *t = make_topologies(comm->size);
     CHECK_MSG(moe_results_close(comm, &results, c, r, t, 1, &st) == MOE_OK, "%s", st.message);
+    moe_results_free(&results);
     moe_free(t);
 }
 

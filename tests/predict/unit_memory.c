@@ -37,9 +37,9 @@ static void test_by_hand(void) {
     const int64_t of_pair = (4 + r + 2 * 8) + (4 + r + 3 * 8) + 2 * (4 + r);
     const int64_t exchange =
         r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + 10 * 8 * 2 * 4 + 8 * t + 2 * r * 16;
-    CHECK_EQ(m.activations, activations + activations / 24);
+    CHECK_EQ(m.activations, activations + activations / 12);
     CHECK(m.gradients == 0 && m.optimizer == 0);
-    CHECK_EQ(m.exchange, exchange + exchange / 24);
+    CHECK_EQ(m.exchange, exchange + exchange / 12);
     CHECK_EQ(m.input, 0);
     const moe_memory dropping = estimate(SMALL "[capacity]\npolicy = device\n", 2, 0);
     CHECK(dropping.activations - m.activations > s * (8 + 2 * 4 + 1 + 4 + 8));

@@ -413,6 +413,7 @@ class Drawing:
         if not self.case.trains():
             return
         self.maybe(0.8, "train.checkpoint_every", 1, 1, 2, 2, 3)
+        self.maybe(0.4, "train.save_final", "yes")
         self.maybe(0.5, "train.optimizer", "sgd", "adamw")
         self.maybe(0.5, "train.learning_rate", 0.01, 0.001, 0.1)
         self.maybe(0.2, "train.warmup_steps", 1, 3)
@@ -491,6 +492,7 @@ KNOWN_KEYS = """
     data.mask data.padding data.boundaries router.bias_file data.num_topics data.drift
     train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every
+    train.save_final
 """.split()
 
 

@@ -66,6 +66,7 @@ static void end_run(const moe_comm *comm,
     moe_status st = {0};
     moe_topology *t = moe_alloc_zero(comm->size, sizeof *t, "test");
     CHECK_MSG(moe_results_close(comm, results, c, r, t, 3.25, &st) == MOE_OK, "%s", st.message);
+    moe_results_free(results);
     moe_free(t);
 }
 

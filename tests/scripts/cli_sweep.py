@@ -73,6 +73,14 @@ def agrees(folder, row):
             for way in step["volume"].values()
         )
         / len(last),
+        "counted_combine_bytes_per_token": sum(
+            step["volume"]["combine"]["rows"]
+            * summary["counted"]["combine_row_bytes"]
+            / step["num_tokens"]
+            / len(summary["layers"])
+            for step in last
+        )
+        / len(last),
         "rows": sum(step["volume"]["dispatch"]["rows"] for step in last) / len(last),
         "dropped": sum(layer["dropped"] for layer in summary["layers"]),
     }

@@ -81,9 +81,9 @@ static void make(made *m, const moe_comm *comm, bool with_state, bool filled) {
     for (int i = 0; i < HISTORY && filled; i++) {
         m->history[i] = 100 + i;
     }
-    m->blob[0] = (moe_blob){"bias", m->bias, sizeof m->bias};
+    m->blob[0] = moe_blob_of("bias", m->bias, sizeof m->bias);
     /* only rank 0 has the history */
-    m->blob[1] = (moe_blob){"history", comm->rank == 0 ? m->history : NULL, sizeof m->history};
+    m->blob[1] = moe_blob_of("history", comm->rank == 0 ? m->history : NULL, sizeof m->history);
 }
 
 static int64_t wrong_values(const made *m) {
