@@ -7,7 +7,7 @@ import tempfile
 import time
 
 import launch
-from advise_lib import recording, runs, search
+from advise_lib import recording, runs, search, trained
 from advise_lib.page import Page
 from command_line import Parser, Refused, say
 from run_lib import safe_files
@@ -58,6 +58,12 @@ def _options(words):
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="for moesim; repeatable")
     add("--out", metavar="DIR", help="writes advice.txt and advice.json there")
     add("--all", action="store_true", help="looks at all layers, however long that takes")
+    add(
+        "--train",
+        metavar="SEEDS",
+        type=int,
+        help="trains the configuration (run.mode = train) under each M with so many seeds",
+    )
     add("--quiet", action="store_true", help="says nothing about how far it is")
     options = parser.parse(words)
     if len(options.source) != 1:
@@ -67,6 +73,8 @@ def _options(words):
         )
     if not options.cluster:
         raise Refused("--cluster is missing: a file of configs/clusters")
+    if options.train is not None and not 1 <= options.train <= 100:
+        raise Refused(f"--train {options.train}: a number of seeds from 1 to 100")
     if options.memory is not None and not 0 < options.memory < 1e6:
         raise Refused(f"--memory {options.memory:g}: GiB of a device, above 0")
     return options
@@ -124,7 +132,7 @@ def _open(options, program, folder):
     base = {"cluster.file": os.path.abspath(options.cluster), **given}
     devices = _devices(program, path, base)
     config = program.resolved(path, {**base, "cluster.devices": str(devices)})
-    _check(config, path)
+    _check(config, path, options.train)
     bench = runs.Bench(program, path, base, config, devices)
     bench.folder = folder
     _choose_windows(bench, options)
@@ -139,9 +147,11 @@ def _devices(program, path, base):
     return int(program.ask("--ranks", *runs.words(base), path))
 
 
-def _check(config, path):
+def _check(config, path, trains):
     if config["placement.policy"] == "file":
         raise Refused(f"{path}: placement.policy = file is not compared: set another one")
+    if trains and config["run.mode"] != "train":
+        raise Refused(f"{path}: --train goes with run.mode = train")
     if int(config["cluster.devices"]) < 2:
         raise Refused("a single device has nothing to exchange: set cluster.devices")
 
@@ -198,6 +208,8 @@ def _advise(options):
         bench = _open(options, program, folder)
         advice = search.advise(bench, (options.memory or 0) * GIB, say_so)
         times = bench.phases(search.plain(advice.now.choice))
+        limits = [one.choice.limit for one in advice.limits]
+        models = trained.train(bench, limits, options.train) if options.train and limits else []
         name = os.path.basename(os.path.normpath(options.source[0]))
         page = Page(
             advice,
@@ -205,6 +217,7 @@ def _advise(options):
             times,
             (options.memory or 0) * GIB,
             f"Advice for {name} on {os.path.basename(options.cluster)}",
+            models,
         )
         print("\n".join(page.lines()))
         if options.out:

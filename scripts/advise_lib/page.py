@@ -3,7 +3,7 @@ import json
 import textwrap
 from dataclasses import asdict
 
-from advise_lib import judge, search
+from advise_lib import judge, search, trained
 from run_lib.units import scale_of_bytes
 
 WIDTH = 79
@@ -87,7 +87,8 @@ def settings_of(choice, now):
 class Page:
     """The answers as lines of text, and the same figures for a program."""
 
-    def __init__(self, advice, bench, times, memory, title):
+    def __init__(self, advice, bench, times, memory, title, models):
+        self.models = models
         self.advice, self.bench, self.times, self.memory = advice, bench, times, memory
         self.config, self.title = bench.config, title
         self.now, self.best = advice.now, advice.best
@@ -285,6 +286,8 @@ class Page:
         found = self.advice.limits
         if not found:
             return question(title, "Not enough evidence: no other limit goes with this router.")
+        if self.models:
+            return question(title, *self._trained_limits())
         fastest = min(found, key=lambda one: one.chosen_by)
         verdict = judge.compare(self.now, fastest)
         rows = [
@@ -301,9 +304,28 @@ class Page:
             f"Not worth it: {gain}."
             if verdict.answer == judge.NO
             else f"Not enough evidence: {gain}, but what a model loses by it is not known before"
-            " it is trained so (scripts/sweep --vary router.topk_group)."
+            " it is trained so (--train 3, where the configuration trains)."
         )
         return question(title, text, table(["M", "step", "sent/token", "busiest"], rows))
+
+    def _trained_limits(self):
+        """The answer and the table where the model was trained under each M."""
+        best = trained.front(self.models)
+        rows = [
+            [
+                str(one.limit or "as it is"),
+                f"{one.loss:.4f}",
+                seconds(one.seconds),
+                size(one.bytes_per_token),
+                "yes" if one in best else "",
+            ]
+            for one in sorted(self.models, key=lambda one: one.limit)
+        ]
+        answer, why = trained.answer(self.models)
+        head = ["M", "loss", "step", "sent/token", "on the front of all three"]
+        return f"{answer}: {why} Steps are those of training, bytes those of its width.", table(
+            head, rows
+        )
 
     def mode(self):
         title = "Which exchange mode?"
@@ -425,6 +447,7 @@ class Page:
                 "gain_high": verdict.high,
                 "settings": settings_of(self.best.choice, self.now.choice),
                 "bottleneck": self.times["bottleneck"],
+                "trained": [vars(one) for one in self.models],
                 "choices": [_figures(one) for one in self.advice.outcomes],
             },
             indent=1,

@@ -84,7 +84,8 @@ class Bench:
     """
 
     def __init__(self, program, path, base, config, devices):
-        self.program, self.path, self.base, self.config = program, path, base, config
+        self.program, self.path, self.config = program, path, config
+        self.given, self.base = dict(base), base  # base: with what a sample of layers needs
         self.devices, self.per_node = devices, int(config["cluster.devices_per_node"])
         self.recording, self.folder, self.known, self.replayed = None, "", {}, {}
         self.layers, self.num_steps, self.fit = 1, 2, 1

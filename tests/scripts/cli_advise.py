@@ -262,6 +262,40 @@ def test_router():
     check(found["best"]["limit"] == 0, "a model that was not trained so is advised")
 
 
+def test_trained():
+    """Losses are those of a training by itself; the front holds what nothing beats."""
+    out = os.path.join(m.TEMPORARY, "trained")
+    settings = {
+        "run.mode": "train",
+        "run.steps": 4,
+        "model.hidden_size": 16,
+        "model.num_experts": 16,
+        "model.moe_intermediate_size": 8,
+        "router.top_k": 3,
+        "router.group_limit": "max",
+        "router.topk_group": 2,
+        "cluster.devices": 4,
+        "data.tokens_per_device": 32,
+        "data.sequence_length": 32,
+        "train.validation_every": 2,
+    }
+    config = m.config("trained", settings)
+    done = advise(config, "--cluster", CLUSTER, "--out", out, "--train", "2")
+    if not check(done.returncode == 0, done.stderr):
+        return
+    with open(os.path.join(out, "advice.json")) as file:
+        found = {one["limit"]: one for one in json.load(file)["trained"]}
+    check(set(found) == {0, 1, 3}, found)
+    alone = {**settings, "router.topk_group": 1, "run.seed": 2, "cluster.file": CLUSTER}
+    folder = m.run("trained-alone", 2, alone)
+    if folder:
+        loss = m.summary(folder)["training"]["validation_loss"]["last"]
+        check(found[1]["losses"]["2"] == loss, f"{found[1]}, alone {loss}")
+    check(re.search("M +loss +step +sent/token +on the front", done.stdout), done.stdout)
+    first = min(found.values(), key=lambda one: one["bytes_per_token"])
+    check(re.search(rf"^    {first['limit']} .* yes$", done.stdout, re.M), done.stdout)
+
+
 # --- bad input ---
 
 
@@ -313,6 +347,8 @@ def test_refused():
             "--set",
             "model.num_experts=16",
         ),
+        ("seeds", "--train 0", config, "--cluster", CLUSTER, "--train", "0"),
+        ("no training", "run.mode = train", config, "--cluster", CLUSTER, "--train", "3"),
         ("devices", "devices", config, "--cluster", CLUSTER, "--set", "cluster.devices=5"),
         ("one device", "single", config, "--cluster", CLUSTER, "--set", "cluster.devices=1"),
         (
@@ -341,5 +377,6 @@ test_worth_it()
 test_not_worth_it()
 test_chance()
 test_router()
+test_trained()
 test_refused()
 m.verdict()
