@@ -501,10 +501,10 @@ static void verify_packing(verification *v) {
 }
 
 static void verify_eplb(verification *v) {
+    verify_packing(v);
     for (size_t i = 0; i < sizeof eplb_examples / sizeof eplb_examples[0]; i++) {
         verify_eplb_example(v, &eplb_examples[i]);
     }
-    verify_packing(v);
 }
 
 int moe_verify(const moe_comm *comm, moe_status *st) {
