@@ -8,6 +8,7 @@
  * logits exist for each layer. */
 #include "predict/memory.h"
 
+#include "attention/shape.h"
 #include "balance/balance.h"
 #include "base/alloc.h"
 #include "experts/ffn.h"
@@ -122,8 +123,8 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t expert = parameters_of_expert(c);
     const int64_t norm = c->model.norm == MOE_NORM_NONE ? 0 : h;
     const int64_t gate = mul3(learns_noise(c) ? 2 : 1, c->model.num_experts, h);
-    const int64_t layer =
-        add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c)));
+    const int64_t layer = add(add(add(gate, norm), moe_attention_parameters(c)),
+                              mul(c->model.num_shared_experts, parameters_of_ffn(c)));
     moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
                                   .replicated = mul(c->model.num_layers, layer)};
     if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT) {
