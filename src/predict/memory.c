@@ -8,6 +8,7 @@
  * logits exist for each layer. */
 #include "predict/memory.h"
 
+#include "attention/flash.h"
 #include "attention/shape.h"
 #include "balance/balance.h"
 #include "base/alloc.h"
@@ -228,6 +229,36 @@ static int64_t reals_of_layer(const moe_config *c, const sizes *s) {
     return add(reals, mul(s->tokens, add(h, keep ? mul3(2, c->model.num_shared_experts, f) : 0)));
 }
 
+/* What attention keeps of each token in a layer: the normed input [H] and the sum [H], which is the
+ * input of the MoE layer; queries, keys and values of the heads, the output, and a number for each
+ * head; and with mla the narrow vectors before and after their norms. */
+static int64_t reals_of_attention(const moe_config *c) {
+    const moe_attention_shape a = moe_attention_shape_of(c);
+    const int64_t by_head =
+        add(mul(a.heads, a.key + a.value + 1), mul(a.kv_heads, a.key + a.value));
+    return add(add(by_head, mul(2, a.kv_rank + a.q_rank)), a.normed ? a.hidden : 0);
+}
+
+/* The memory of attention: what is kept, in every layer or with train.recompute once; the inputs of
+ * the MoE layers; and, once for all layers, what a pass works with: queries, keys and values by
+ * token, and in training the gradients of them, of the output and of the input. */
+static int64_t attention(const moe_config *c, const sizes *s) {
+    const moe_attention_shape a = moe_attention_shape_of(c);
+    const int64_t layers = s->train ? c->model.num_layers : 1;
+    const int64_t kept = s->train && !c->train.recompute ? layers : 1;
+    const int64_t q = mul(a.heads, a.key), o = mul(a.heads, a.value);
+    const int64_t kv = mul(a.kv_heads, a.key + a.value);
+    const int64_t gradients = add(add(add(q, kv), mul(2, o)), a.kv_rank + a.q_rank + a.hidden);
+    const int64_t working = add(add(add(q, kv), a.rope), s->train ? gradients : 0);
+    const int64_t tiles = mul(s->threads, 2 * MOE_FLASH_TILE * (MOE_FLASH_TILE + a.value));
+    if (c->model.attention == MOE_ATTENTION_NONE) {
+        return 0;
+    }
+    const int64_t by_token =
+        add(add(mul(kept, reals_of_attention(c)), mul(layers, a.hidden)), working);
+    return mul(add(mul(s->tokens, by_token), tiles), sizeof(real));
+}
+
 /* What backward works with, once for all layers: dlogits [T,N] (as double, and rounded; the same
  * for noise of learned scale), the part of du that comes from the gate with jitter [T,H], dg of
  * selections and of pairs [S], du and dx of the shared experts [T,H]; and at the ends of the
@@ -286,7 +317,8 @@ static int64_t activations(const moe_config *c, const sizes *s) {
             mul(s->tokens, sizeof(int64_t)));
     const int64_t layers =
         add(mul3(s->copies, reals_of_layer(c, s), sizeof(real)), mul(c->model.num_layers, chosen));
-    const int64_t working = add(backward(c, s), add(dropping(c, s), device_scores(c, s)));
+    const int64_t working =
+        add(add(backward(c, s), attention(c, s)), add(dropping(c, s), device_scores(c, s)));
     return add(add(mul(stream, sizeof(real)), grown(layers)), working);
 }
 
