@@ -103,8 +103,8 @@ const moe_preset moe_presets[] = {
               SET(capacity, exempt_sequences, 0.1)),
      "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: its blocks of "
      "latent attention and MoE, its router, losses\n"
-     "and dropping, with 3 layers of 32 routed + 2 shared experts, top 4 on at most 3 of 8 devices; "
-     "hidden 128, 4 heads of 32 + 16, c_KV of 64."},
+     "and dropping, with 3 layers of 32 routed + 2 shared experts, top 4 on at most 3 of 8 "
+     "devices; hidden 128, 4 heads of 32 + 16, c_KV of 64."},
     {"deepseek_v3_mini",
      SETTINGS(SET(model, num_layers, 3), SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 1), SET(model, moe_intermediate_size, 32),

@@ -480,7 +480,8 @@ class Drawing:
 # Keys that a rule above draws or leaves alone: threads are a comparison of their own.
 KNOWN_KEYS = """
     model.attention model.num_heads model.num_kv_heads model.head_dim model.rope_dim
-    model.kv_lora_rank model.q_lora_rank train.beta2 run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
+    model.kv_lora_rank model.q_lora_rank train.beta2
+    run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
     model.num_experts model.num_shared_experts model.moe_intermediate_size model.expert_type
     model.lora_rank model.expert_segmentation router.preset router.method router.score_func
     router.top_k router.group_limit router.num_groups router.topk_group router.norm_topk_prob

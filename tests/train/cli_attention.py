@@ -15,7 +15,6 @@ from _moesim import (
     moesim,
     run,
     same_bytes,
-    sets,
     summary,
     verdict,
 )
@@ -144,11 +143,33 @@ def check_parameters():
     """mla of H 24, 3 heads of 8 + 4, r 10, r_q 9, counted by hand, twice."""
     plain = run("plain", 1, {**SMALL, "run.steps": 1})
     with_mla = run("counted", 1, {**SMALL, **KINDS["mla"], "run.steps": 1})
-    counts = [summary(f)["training"]["replicated_parameters"] for f in (plain, with_mla)]
+    counts = [summary(f)["training"]["parameters"] for f in (plain, with_mla)]
     norms, queries = 24 + 9 + 10, 9 * 24 + 3 * (8 + 4) * 9
     keys = 10 * 24 + 4 * 24 + 3 * 8 * 10
     wanted = 2 * (norms + queries + keys + 3 * 8 * 10 + 24 * 3 * 8)
     check(counts[1] - counts[0] == wanted, f"parameters {counts}, {wanted} of attention")
+
+
+def check_cache():
+    """Of mla 10 + 4 numbers in two layers, of mqa 2 x 8; --check says it too."""
+    cache = summary(os.path.join(TEMPORARY, "mla-1"))["kv_cache"]
+    check(
+        cache["kind"] == "mla"
+        and cache["elements_per_token"] == 28
+        and cache["bf16_bytes_per_token"] == 56
+        and cache["elements_by_kind"] == {"mha": 96, "gqa": 32, "mqa": 32, "mla": 28},
+        f"cache {cache}",
+    )
+    cache = summary(os.path.join(TEMPORARY, "gqa-1"))["kv_cache"]
+    check(cache["kind"] == "mqa" and cache["elements_per_token"] == 32, f"cache {cache}")
+    lite = {"router.preset": "deepseek_v2_lite", "model.num_layers": 27, "model.attention": "mla"}
+    done = moesim(1, "--check", config("lite", lite))
+    check(
+        done.code == 0 and "mla 15552 elements, 31104 bytes in bf16 (mha 110592" in done.out,
+        f"--check: {done.code} {done.out[:2000]} {done.err}",
+    )
+    done = moesim(1, "--check", config("plain-lite", {**lite, "model.attention": "none"}))
+    check(done.code == 0 and "KV cache" not in done.out, "a cache without attention")
 
 
 def check_refused():
@@ -164,7 +185,7 @@ def check_refused():
             done.code == 2 and named in done.err and len(done.err.splitlines()) == 1,
             f"{change}: {done.code} {done.err}",
         )
-    done = moesim(1, "--dialects", *sets({"model.attention": "mha"}))
+    done = moesim(1, "--dialects", config("dialects", {"model.attention": "mha"}))
     check(
         done.code == 2 and "attention" in done.err and len(done.err.splitlines()) == 1,
         f"--dialects: {done.code} {done.err}",
@@ -177,6 +198,7 @@ for kind in KINDS:
         check_resumed(kind, folded)
 check_timeline()
 check_parameters()
+check_cache()
 check_refused()
 print("validation losses:", check_learns())
 verdict()
