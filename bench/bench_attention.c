@@ -1,7 +1,7 @@
-/* bench_attention.c: a layer of attention, forward and forward + backward, against the products that
- * it consists of and nothing else: the projections, and of scores and values the tiles that causal
- * attention needs, through the same library. moesim's side also has norms, rotary positions, the
- * softmax over tiles and its backward, the way from tokens to heads and back, and adding up.
+/* bench_attention.c: a layer of attention, forward and forward + backward, against the products
+ * that it consists of and nothing else: the projections, and of scores and values the tiles that
+ * causal attention needs, through the same library. moesim's side also has norms, rotary positions,
+ * the softmax over tiles and its backward, the way from tokens to heads and back, and adding up.
  *
  * bench: np=1 */
 #include "attention/attention.h"

@@ -177,6 +177,10 @@ static void derive_defaults(moe_config *c) {
                             ? MOE_NORM_RMSNORM
                             : MOE_NORM_NONE;
     }
+    if ((recorded || loaded) && !c->given[MOE_KEY(model, attention)]) {
+        c->model.attention = MOE_ATTENTION_NONE; /* of a preset: there are no vectors to attend to
+                                                  */
+    }
     if (c->model.attention != MOE_ATTENTION_NONE) {
         derive_attention(c);
     }
