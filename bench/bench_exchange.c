@@ -2,7 +2,8 @@
  * same rows. moesim's side includes what the bare one is spared: sizes, metadata
  * (experts and weights of each row), grouping by expert. Two bare versions: `all rows` sends
  * everything through MPI_Alltoallv, the rows that stay on their rank too; `other ranks` leaves
- * those where they are, as moesim does.
+ * those where they are, as moesim does. The bare versions always send fp32: with a narrow payload
+ * the ratio says what the smaller rows gain, or the conversions cost.
  *
  * bench: np=2,4 */
 #include "bare.h"
@@ -57,12 +58,15 @@ int main(int argc, char **argv) {
     const char *shape = "model.hidden_size=512 model.num_experts=64 router.top_k=6 "
                         "model.moe_intermediate_size=16 data.tokens_per_device=";
     char settings[512];
-    const char *const modes[] = {"token", "selection"};
+    const char *const modes[] = {"token", "selection",
+                                 "token exchange.payload=bf16 exchange.combine_payload=bf16",
+                                 "token exchange.payload=fp8 exchange.combine_payload=bf16"};
+    const char *const names[] = {"token", "selection", "token bf16", "token fp8/bf16"};
     for (int tokens = 256; tokens <= 4096; tokens *= 4) {
-        for (int m = 0; m < 2; m++) {
+        for (int m = 0; m < 4; m++) {
             char name[64];
             snprintf(settings, sizeof settings, "%s%d exchange.mode=%s", shape, tokens, modes[m]);
-            snprintf(name, sizeof name, "T %d, H 512, %s", tokens, modes[m]);
+            snprintf(name, sizeof name, "T %d, H 512, %s", tokens, names[m]);
             bench(&comm, name, settings);
         }
     }

@@ -59,6 +59,13 @@ def saving(folder):
     return 1 - sent / all_rows if sent is not None and all_rows else None
 
 
+def counted_bytes(folder, direction):
+    """Bytes a token of a real system's rows, where the run asks to count them."""
+    protocol = folder.get("exchange", "row_protocol") or "bare"
+    asked = protocol != "bare" or folder.get("cluster", "model_hidden_size")
+    return number(at(folder.last, f"counted.{direction}_bytes_per_token")) if asked else None
+
+
 def step_seconds(folder):
     measured = number(at(folder.summary, "time.measured.step_mean"))
     return (
@@ -142,6 +149,24 @@ def all_figures(folder):
             bytes_text,
         ),
         ("saved", f"against one row per selection, {when}", saving(folder), share_text),
+        (
+            "payload error",
+            "of y, against fp32, last step",
+            number(at(folder.last, "payload_error.y")),
+            share_text,
+        ),
+        (
+            "counted out",
+            f"a token, {at(folder.last, 'counted.row_protocol')}",
+            counted_bytes(folder, "dispatch"),
+            bytes_text,
+        ),
+        (
+            "counted back",
+            f"a token, {at(folder.last, 'counted.row_protocol')}",
+            counted_bytes(folder, "combine"),
+            bytes_text,
+        ),
         over("expert load", "max / mean", "balance.expert.max_over_mean", real_text),
         over("device load", "max / mean", "balance.device.max_over_mean", real_text),
         over("received rows", "max / mean", "balance.received.max_over_mean", real_text),

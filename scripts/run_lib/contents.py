@@ -78,6 +78,8 @@ SUMMARY = fields(
     loss_raw=_figures,
     loss_ideal=_figures,
     volume=_volume,
+    counted=free(scalar),
+    payload_error=fields(y=real, loss=real, gradient=real),
     balance=_balance,
     layers=each(LAYER, MOST_LAYERS, instead={}),
     machine=fields(

@@ -22,8 +22,6 @@ static const struct {
     {MOE_KEY(exchange, chunks), "1", "exchange in chunks"},
     {MOE_KEY(exchange, transport), "alltoallv", "a transport other than alltoallv"},
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
-    {MOE_KEY(exchange, payload), "fp32", "a payload narrower than fp32"},
-    {MOE_KEY(exchange, combine_payload), "fp32", "a payload narrower than fp32"},
 };
 
 /* Whether `value` is one of the words of `list`. */

@@ -92,6 +92,7 @@ enum moe_transport { MOE_TRANSPORT_ALLTOALLV, MOE_TRANSPORT_SHARED };
 enum moe_algorithm { MOE_ALGORITHM_MPI, MOE_ALGORITHM_WINDOWED };
 /* exchange.payload, and exchange.combine_payload without MOE_PAYLOAD_FP8. */
 enum moe_payload { MOE_PAYLOAD_FP32, MOE_PAYLOAD_BF16, MOE_PAYLOAD_FP8 };
+enum moe_fp8_scale { MOE_FP8_SCALE_FP32, MOE_FP8_SCALE_UE8M0 };
 /* What stands around a vector on the wire: exchange/row_format.h. */
 enum moe_row_protocol {
     MOE_ROW_BARE,

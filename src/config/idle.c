@@ -19,6 +19,9 @@ static bool trains(const moe_config *c) {
 static bool is_not_top_p(const moe_config *c) {
     return c->router.method != MOE_METHOD_TOP_P;
 }
+static bool sends_no_fp8(const moe_config *c) {
+    return c->exchange.payload != MOE_PAYLOAD_FP8;
+}
 static bool is_synthetic(const moe_config *c) {
     return c->data.source == MOE_SOURCE_SYNTHETIC;
 }
@@ -122,6 +125,7 @@ static const struct {
           MOE_KEY(balance, ramp_steps)),
      false, MOE_KEY(run, mode), trains_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
+    {KEYS(MOE_KEY(exchange, fp8_scale)), false, MOE_KEY(exchange, payload), sends_no_fp8},
     {KEYS(MOE_KEY(model, lora_alpha), MOE_KEY(model, lora_rank)), false,
      MOE_KEY(model, expert_type), is_not_lora},
     {KEYS(MOE_KEY(model, num_heads),

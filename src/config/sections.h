@@ -120,6 +120,8 @@ typedef struct moe_exchange_config { /* [exchange] */
     enum moe_algorithm algorithm;
     enum moe_payload payload;
     enum moe_payload combine_payload;
+    enum moe_fp8_scale fp8_scale;
+    enum moe_row_protocol row_protocol;
 } moe_exchange_config;
 
 typedef struct moe_cluster_config { /* [cluster] */

@@ -1,4 +1,4 @@
-/* exchange.c: dispatch and combine over MPI_Alltoallv.
+/* exchange.c: dispatch over MPI_Alltoallv; combine.c is the way back.
  *
  * Metadata are one stream of int32 words per destination (row_format.h). One Alltoallv carries
  * them, one more the vectors. The advantage is that a row's vector stays contiguous and aligned,
@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "base/status.h"
-#include "base/vector.h"
+#include "exchange/internal.h"
 #include "exchange/row_format.h"
 
 int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode) {
@@ -59,19 +59,15 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
 }
 
-/* Counts and offsets of one Alltoallv, in units of its rows; each use is over before the next
- * begins. */
-typedef struct layout {
-    int64_t *send_count, *send_offset, *recv_count, *recv_offset; /* [ranks] */
-} layout;
+/* --- layouts --- */
 
-static layout layout_of(const moe_exchange *e) {
+moe_exchange_layout moe_exchange_layout_of(const moe_exchange *e) {
     int64_t ranks = e->comm->size;
-    return (layout){e->layout, e->layout + ranks, e->layout + 2 * ranks, e->layout + 3 * ranks};
+    return (moe_exchange_layout){e->layout, e->layout + ranks, e->layout + 2 * ranks,
+                                 e->layout + 3 * ranks};
 }
 
-/* Puts blocks one behind the other. */
-static void set_offsets(const layout *l, int ranks) {
+void moe_exchange_layout_set_offsets(const moe_exchange_layout *l, int ranks) {
     int64_t out = 0, arriving = 0;
     for (int q = 0; q < ranks; q++) {
         l->send_offset[q] = out;
@@ -79,6 +75,17 @@ static void set_offsets(const layout *l, int ranks) {
         out += l->send_count[q];
         arriving += l->recv_count[q];
     }
+}
+
+moe_exchange_layout moe_exchange_layout_vectors(const moe_exchange *e, const moe_plan *plan) {
+    moe_exchange_layout l = moe_exchange_layout_of(e);
+    for (int q = 0; q < plan->ranks; q++) {
+        bool own = q == e->comm->rank;
+        l.send_count[q] = own ? 0 : plan->rank_row[q + 1] - plan->rank_row[q];
+        l.recv_count[q] = own ? 0 : e->inbox.rank_row[q + 1] - e->inbox.rank_row[q];
+    }
+    moe_exchange_layout_set_offsets(&l, plan->ranks);
+    return l;
 }
 
 /* --- sizes --- */
@@ -224,13 +231,13 @@ static void exchange_metadata(moe_exchange *e,
     const moe_inbox *in = &e->inbox;
     const moe_row_format *format = moe_row_format_of(plan->mode);
     const int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
-    layout l = layout_of(e);
+    moe_exchange_layout l = moe_exchange_layout_of(e);
     for (int q = 0; q < plan->ranks; q++) {
         l.send_count[q] = moe_row_format_words(format, plan->rank_row[q + 1] - plan->rank_row[q],
                                                plan->rank_pair[q + 1] - plan->rank_pair[q]);
         l.recv_count[q] = moe_row_format_words(format, arriving[2 * q], arriving[2 * q + 1]);
     }
-    set_offsets(&l, plan->ranks);
+    moe_exchange_layout_set_offsets(&l, plan->ranks);
     const int32_t *end = write_words(plan, e->words_out);
     MOE_ASSERT(end == e->words_out + moe_row_format_words(format, plan->num_rows, plan->num_pairs));
     moe_comm_alltoallv(e->comm, (moe_blocks){e->words_out, l.send_count, l.send_offset},
@@ -272,46 +279,69 @@ static void group_by_expert(moe_inbox *in, const moe_placement *placement, int32
 
 /* --- vectors --- */
 
-/* Rows for and from each other rank; none for the own. Send offsets and receive offsets leave out
- * the own rank's block. */
-static layout layout_vectors(const moe_exchange *e, const moe_plan *plan) {
-    layout l = layout_of(e);
-    for (int q = 0; q < plan->ranks; q++) {
-        bool own = q == e->comm->rank;
-        l.send_count[q] = own ? 0 : plan->rank_row[q + 1] - plan->rank_row[q];
-        l.recv_count[q] = own ? 0 : e->inbox.rank_row[q + 1] - e->inbox.rank_row[q];
-    }
-    set_offsets(&l, plan->ranks);
-    return l;
-}
-
-/* Copies the vectors of the rows for other ranks into `outgoing`. */
-static void pack(const moe_exchange *e, const moe_plan *plan, const real *x, int64_t hidden) {
+/* Copies the vectors of the rows for other ranks, `bytes` long, from `tokens` [T] into
+ * `outgoing`. */
+static void pack(const moe_exchange *e, const moe_plan *plan, const void *tokens, int64_t bytes) {
     int64_t own_begin = plan->rank_row[e->comm->rank];
     int64_t own_end = plan->rank_row[e->comm->rank + 1];
     int64_t own = own_end - own_begin;
+    char *to = (char *)e->outgoing;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < plan->num_rows - own; i++) {
         int64_t r = i < own_begin ? i : i + own;
-        memcpy(e->outgoing + i * hidden, x + plan->row_token[r] * hidden,
-               (size_t)hidden * sizeof(real));
+        memcpy(to + i * bytes, (const char *)tokens + plan->row_token[r] * bytes, (size_t)bytes);
     }
 }
 
+/* Puts x [T,H] into the format of the wire, in `coded`; rows of the own rank read what that leaves
+ * of it. */
+static void round_tokens(moe_exchange *e,
+                         moe_payload_format format,
+                         const real *x,
+                         int64_t tokens,
+                         moe_inbox_rows *rows) {
+    int64_t h = e->inbox.hidden;
+    moe_reserve_varying(&e->coded, &e->coded_capacity, tokens * moe_payload_bytes(format, h), 1,
+                        "rows to send");
+    moe_reserve(&rows->rounded, &rows->rounded_capacity, tokens * h, sizeof(real),
+                "rounded tokens");
+    moe_payload_encode_all(format, x, tokens, h, e->coded);
+    moe_payload_decode_all(format, e->coded, tokens, h, rows->rounded);
+    rows->local = rows->rounded;
+}
+
 /* Packs x [T,H] along the plan's rows and sends it into `rows` of the inbox. */
-static void send_rows(moe_exchange *e, const moe_plan *plan, const real *x, moe_inbox_rows *rows) {
+static void send_rows(moe_exchange *e,
+                      const moe_plan *plan,
+                      moe_payload_format format,
+                      const real *x,
+                      moe_inbox_rows *rows) {
     const moe_inbox *in = &e->inbox;
-    int64_t own = in->own_end - in->own_begin;
-    rows->local = x;
+    int64_t own = in->own_end - in->own_begin, arriving = in->num_rows - own;
+    int64_t bytes = moe_payload_bytes(format, in->hidden);
+    bool rounds = moe_payload_rounds(format);
+    void *to;
     moe_reserve_varying(&e->outgoing, &e->outgoing_capacity, (plan->num_rows - own) * in->hidden,
                         sizeof(real), "rows to send");
-    moe_reserve_varying(&rows->remote, &rows->capacity, (in->num_rows - own) * in->hidden,
-                        sizeof(real), "received rows");
-    pack(e, plan, x, in->hidden);
-    layout l = layout_vectors(e, plan);
+    moe_reserve_varying(&rows->remote, &rows->capacity, arriving * in->hidden, sizeof(real),
+                        "received rows");
+    if (rounds) {
+        round_tokens(e, format, x, plan->num_tokens, rows);
+        moe_reserve_varying(&e->arriving, &e->arriving_capacity, arriving * bytes, 1,
+                            "received rows");
+        pack(e, plan, e->coded, bytes);
+        to = e->arriving;
+    } else {
+        rows->local = x;
+        pack(e, plan, x, bytes);
+        to = rows->remote;
+    }
+    moe_exchange_layout l = moe_exchange_layout_vectors(e, plan);
     moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
-                       (moe_blocks){rows->remote, l.recv_count, l.recv_offset},
-                       moe_row_format_vector_bytes(in->hidden), e->most_rows);
+                       (moe_blocks){to, l.recv_count, l.recv_offset}, bytes, e->most_rows);
+    if (rounds) {
+        moe_payload_decode_all(format, e->arriving, arriving, in->hidden, rows->remote);
+    }
 }
 
 void moe_exchange_dispatch(moe_exchange *e,
@@ -339,11 +369,11 @@ void moe_exchange_dispatch(moe_exchange *e,
     in->own_end = in->rank_row[comm->rank + 1];
     MOE_ASSERT(in->own_end - in->own_begin ==
                plan->rank_row[comm->rank + 1] - plan->rank_row[comm->rank]);
-    send_rows(e, plan, x, &in->x);
+    send_rows(e, plan, e->dispatched, x, &in->x);
 }
 
 void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy) {
-    send_rows(e, plan, dy, &e->inbox.dy);
+    send_rows(e, plan, e->combined, dy, &e->inbox.dy);
 }
 
 void moe_exchange_return_pairs(moe_exchange *e,
@@ -352,7 +382,7 @@ void moe_exchange_return_pairs(moe_exchange *e,
                                real *returned) {
     const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
-    layout l = layout_of(e);
+    moe_exchange_layout l = moe_exchange_layout_of(e);
     for (int q = 0; q < comm->size; q++) {
         l.send_offset[q] = in->row_pair[in->rank_row[q]];
         l.send_count[q] = in->row_pair[in->rank_row[q + 1]] - l.send_offset[q];
@@ -369,108 +399,15 @@ void moe_exchange_return_pairs(moe_exchange *e,
                        e->most_rows);
 }
 
-/* --- combine --- */
-
-/* Where the results of the plan's rows stand: those from other ranks without gaps, those of the own
- * rank where the experts have put them. */
-typedef struct returned_rows {
-    const real *back, *own;
-    int64_t own_begin, own_end, hidden;
-} returned_rows;
-
-static const real *returned_row(const returned_rows *b, int64_t r) {
-    if (r >= b->own_begin && r < b->own_end) {
-        return b->own + (r - b->own_begin) * b->hidden;
-    }
-    return b->back + (r < b->own_begin ? r : r - (b->own_end - b->own_begin)) * b->hidden;
-}
-
-/* to = a + b; `to` may be a. */
-MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        to[i] = a[i] + b[i];
-    }
-}
-
-/* What one device returns for a token, whose rows from this device begin at *i: its only row where
- * it stands, or the sum of its rows, in ascending order of experts, in scratch. *i becomes the row
- * behind them. */
-static const real *device_sum(const moe_plan *plan,
-                              const returned_rows *b,
-                              int64_t *i,
-                              int64_t end,
-                              real *scratch) {
-    const int64_t *row = plan->token_row;
-    int32_t device = plan->row_device[row[*i]];
-    const real *sum = returned_row(b, row[*i]);
-    for (++*i; *i < end && plan->row_device[row[*i]] == device; ++*i) {
-        sum_of(scratch, sum, returned_row(b, row[*i]), b->hidden);
-        sum = scratch;
-    }
-    return sum;
-}
-
-/* y of one token. scratch [2,H] is for the sum of a node and the sum of a device. */
-static void sum_token(const moe_plan *plan,
-                      const returned_rows *b,
-                      int64_t t,
-                      int32_t devices_per_node,
-                      real *scratch,
-                      real *y) {
-    int64_t begin = plan->token_row_offset[t];
-    int64_t end = plan->token_row_offset[t + 1];
-    int64_t i = begin;
-    int64_t h = b->hidden;
-    if (i == end) {
-        memset(y, 0, (size_t)h * sizeof(real));
-    }
-    while (i < end) {
-        bool first_node = i == begin;
-        int32_t node = plan->row_device[plan->token_row[i]] / devices_per_node;
-        real *to = first_node ? y : scratch;
-        const real *sum = device_sum(plan, b, &i, end, to);
-        while (i < end && plan->row_device[plan->token_row[i]] / devices_per_node == node) {
-            sum_of(to, sum, device_sum(plan, b, &i, end, scratch + h), h);
-            sum = to;
-        }
-        if (!first_node) {
-            sum_of(y, y, sum, h);
-        } else if (sum != y) {
-            memcpy(y, sum, (size_t)h * sizeof(real));
-        }
-    }
-}
-
-void moe_exchange_combine(moe_exchange *e,
-                          const moe_plan *plan,
-                          const real *results,
-                          int32_t devices_per_node,
-                          real *y) {
-    const moe_comm *comm = e->comm;
-    const moe_inbox *in = &e->inbox;
-    int64_t hidden = in->hidden;
-    MOE_ASSERT(omp_get_max_threads() <= e->threads);
-    layout l = layout_vectors(e, plan);
-    /* results stand in the order of the inbox, with the own block among them: they are sent from
-     * there */
-    moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)results, l.recv_count, in->rank_row},
-                       (moe_blocks){e->outgoing, l.send_count, l.send_offset},
-                       moe_row_format_vector_bytes(hidden), e->most_rows);
-    returned_rows b = {e->outgoing, results + in->own_begin * hidden, plan->rank_row[comm->rank],
-                       plan->rank_row[comm->rank + 1], hidden};
-#pragma omp parallel for schedule(static)
-    for (int64_t t = 0; t < plan->num_tokens; t++) {
-        sum_token(plan, &b, t, devices_per_node, e->sums + omp_get_thread_num() * 2 * hidden,
-                  y + t * hidden);
-    }
-}
-
 void moe_exchange_free(moe_exchange *e) {
     moe_block_free(&e->fixed);
     moe_block_free(&e->arrived);
     moe_free(e->outgoing);
+    moe_free(e->coded);
+    moe_free(e->arriving);
     moe_free(e->inbox.x.remote);
+    moe_free(e->inbox.x.rounded);
     moe_free(e->inbox.dy.remote);
+    moe_free(e->inbox.dy.rounded);
     *e = (moe_exchange){0};
 }

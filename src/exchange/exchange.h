@@ -4,8 +4,11 @@
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
  * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and
  * destination are on the same rank stay where they are: their vectors are read from x, their
- * results are read in place; they count in every figure that is per device. Two things of equal
- * shape meet here: the rows that this rank sends (the plan's) and those that it receives (the
+ * results are read in place; they count in every figure that is per device. Where a payload is
+ * narrower than fp32, every vector is rounded, also of rows that stay where they are: what is
+ * computed depends on the configuration and not on where devices live. x is rounded once for each
+ * token, what an expert's device returns once for each row; sums are made in `real`. Two things of
+ * equal shape meet here: the rows that this rank sends (the plan's) and those that it receives (the
  * inbox's). */
 #ifndef MOESIM_EXCHANGE_EXCHANGE_H
 #define MOESIM_EXCHANGE_EXCHANGE_H
@@ -15,15 +18,18 @@
 #include "base/alloc.h"
 #include "base/block.h"
 #include "base/sparse.h"
+#include "exchange/payload.h"
 #include "exchange/plan.h"
 #include "world/comm.h"
 
 /* One vector for each row of the inbox: rows from other ranks stand in `remote`, rows of the own
  * rank are read from its own tokens. */
 typedef struct moe_inbox_rows {
-    const real *local; /* [T,H]. Not owned */
+    const real *local; /* [T,H]: the caller's, or `rounded` */
     real *remote;      /* [num_rows - own rows, H] */
     int64_t capacity;  /* of remote, in numbers */
+    real *rounded;     /* [T,H] as a narrow payload left it */
+    int64_t rounded_capacity;
 } moe_inbox_rows;
 
 /* What arrived at the devices of this rank. Rows are ordered by (source rank, source device,
@@ -55,6 +61,8 @@ typedef struct moe_inbox {
 /* Zeroed before the first dispatch; its memory is used again from step to step. */
 typedef struct moe_exchange {
     const moe_comm *comm;
+    moe_payload_format dispatched, combined; /* of x; of results, dy and dx. Set by the caller
+                                                before the dispatch; zeroed, all is fp32 */
     moe_inbox inbox;
     int64_t most_rows; /* T_global * K: no rank holds more rows, which all ranks know */
 
@@ -67,8 +75,12 @@ typedef struct moe_exchange {
     int32_t *words_out, *words_in; /* metadata */
     moe_block arrived;             /* memory of these, and of the inbox's arrays by row and pair */
 
-    real *outgoing; /* [rows for other ranks, H] packed for dispatch; later what combine brought */
+    real *outgoing; /* [rows for other ranks, H] packed for dispatch; later what combine brought
+                       (of a narrow payload for all rows of the plan) */
     int64_t outgoing_capacity; /* in numbers */
+
+    char *coded, *arriving; /* narrow payloads: tokens or results as bytes; rows from others */
+    int64_t coded_capacity, arriving_capacity;
 } moe_exchange;
 
 /* Local. Bytes of metadata that a row, and each of its pairs, cost on the wire. */

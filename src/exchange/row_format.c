@@ -4,6 +4,7 @@
 #include <stddef.h>
 
 #include "base/status.h"
+#include "exchange/payload.h"
 
 static bool every_pair(int32_t device, int32_t previous) {
     (void)device, (void)previous;
@@ -26,13 +27,6 @@ const moe_row_format *moe_row_format_of(enum moe_exchange_mode mode) {
 
 /* --- bytes on the wire --- */
 
-int64_t moe_row_format_payload_bytes(enum moe_payload payload, int64_t hidden) {
-    if (payload == MOE_PAYLOAD_FP8) {
-        return hidden + (hidden + 127) / 128 * (int64_t)sizeof(float);
-    }
-    return payload == MOE_PAYLOAD_BF16 ? 2 * hidden : moe_row_format_vector_bytes(hidden);
-}
-
 /* What a protocol adds to a row: header + per_choice * K, rounded up. */
 typedef struct around {
     int64_t header, per_choice, align;
@@ -53,7 +47,7 @@ int64_t moe_row_format_wire_bytes(enum moe_row_protocol protocol,
                                   int64_t top_k,
                                   bool back) {
     const around *a = back ? &protocols[protocol].back : &protocols[protocol].out;
-    const int64_t bytes =
-        moe_row_format_payload_bytes(payload, hidden) + a->header + a->per_choice * top_k;
+    const int64_t bytes = moe_payload_bytes((moe_payload_format){.type = payload}, hidden) +
+                          a->header + a->per_choice * top_k;
     return (bytes + a->align - 1) / a->align * a->align;
 }

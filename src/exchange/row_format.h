@@ -33,14 +33,6 @@ static inline int64_t moe_row_format_words(const moe_row_format *f, int64_t rows
     return rows * f->head_words + pairs * MOE_PAIR_WORDS;
 }
 
-/* Local. Bytes of a row's hidden vector on the wire. */
-static inline int64_t moe_row_format_vector_bytes(int64_t hidden) {
-    return hidden * (int64_t)sizeof(real);
-}
-
-/* Local. Bytes of a vector in a payload format; fp8 has an fp32 scale for each 128 values. */
-int64_t moe_row_format_payload_bytes(enum moe_payload payload, int64_t hidden);
-
 /* Local. Bytes that a row of a protocol occupies on the wire, headers included, out to an expert or
  * back. With hidden = 7168, K = 8, fp8 out and bf16 back (the figures are published):
  *

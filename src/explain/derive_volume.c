@@ -145,16 +145,17 @@ static void add_rows(moe_derivation *d,
 
 static void add_bytes(moe_derivation *d,
                       const moe_config *c,
+                      moe_payload_format format,
                       const sums *a,
                       const moe_volume *v,
                       const char *direction) {
-    int64_t row = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t row = moe_payload_bytes(format, c->model.hidden_size);
     char name[64];
     snprintf(name, sizeof name, "payload of %s", direction);
     moe_derivation_add(d, MOE_DERIVED_VOLUME, -1, name,
                        (moe_derived_numbers){exact(a->rows * row), exact(v->logical_bytes)},
-                       "rows x hidden size x bytes of a number", "%s x %d x %zu B",
-                       moe_format_count(a->rows).s, c->model.hidden_size, sizeof(real));
+                       "rows x bytes of hidden_size numbers in their format", "%s x %lld B",
+                       moe_format_count(a->rows).s, (long long)row);
     snprintf(name, sizeof name, "payload of %s to other devices", direction);
     moe_derivation_add(
         d, MOE_DERIVED_VOLUME, -1, name,
@@ -172,7 +173,8 @@ static void add_rest(moe_derivation *d,
                                                       "rows to the same node", "rows across nodes"};
     int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
-    int64_t pairs = a->selections - a->dropped, row = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t pairs = a->selections - a->dropped;
+    int64_t row = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);
     moe_derivation_add(
         d, MOE_DERIVED_VOLUME, -1, "metadata of dispatch",
         (moe_derived_numbers){exact(a->rows * head + pairs * pair), exact(v->metadata_bytes)},
@@ -202,11 +204,12 @@ void moe_derive_volume(moe_derivation *d,
     }
     add_expected(d, c);
     add_rows(d, c, m, &a, &f->volume[MOE_DISPATCH]);
-    add_bytes(d, c, &a, &f->volume[MOE_DISPATCH], "dispatch");
-    add_bytes(d, c, &a, &f->volume[MOE_COMBINE], "combine");
+    moe_payload_format back = moe_payload_of_combine(c);
+    add_bytes(d, c, moe_payload_of_dispatch(c), &a, &f->volume[MOE_DISPATCH], "dispatch");
+    add_bytes(d, c, back, &a, &f->volume[MOE_COMBINE], "combine");
     if (c->run.mode == MOE_MODE_TRAIN) {
-        add_bytes(d, c, &a, &f->volume[MOE_DISPATCH_BACKWARD], "the dispatch of dy");
-        add_bytes(d, c, &a, &f->volume[MOE_COMBINE_BACKWARD], "the combine of dx");
+        add_bytes(d, c, back, &a, &f->volume[MOE_DISPATCH_BACKWARD], "the dispatch of dy");
+        add_bytes(d, c, back, &a, &f->volume[MOE_COMBINE_BACKWARD], "the combine of dx");
     }
     add_rest(d, c, m, &a, &f->volume[MOE_DISPATCH]);
 }

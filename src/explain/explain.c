@@ -180,6 +180,7 @@ static void fill_rows(const moe_watched *w) {
     const moe_plan *plan = &w->a->plan;
     const moe_config *c = w->context->config;
     const int64_t *row = plan->token_row + plan->token_row_offset[w->local];
+    const int64_t bytes = moe_payload_bytes(w->context->dispatched, c->model.hidden_size);
     for (int32_t i = 0; i < w->e->num_rows; i++) {
         int64_t pairs = plan->row_pair[row[i] + 1] - plan->row_pair[row[i]];
         int32_t d = plan->row_device[row[i]];
@@ -189,7 +190,7 @@ static void fill_rows(const moe_watched *w) {
                                 .pairs = (int32_t)pairs,
                                 .expert = plan->pair_expert[plan->row_pair[row[i]]],
                                 .level = moe_level_of(w->device, d, c->cluster.devices_per_node),
-                                .bytes = moe_row_format_vector_bytes(c->model.hidden_size),
+                                .bytes = bytes,
                                 .metadata_bytes = moe_exchange_row_metadata_bytes(plan->mode) +
                                                   pairs * moe_exchange_pair_metadata_bytes()};
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "exchange/row_format.h"
 
 const char *const moe_load_names[MOE_NUM_LOADS] = {
 #define LOAD(id, key, title) key,
@@ -66,6 +67,20 @@ moe_figures moe_figures_of(const moe_step_metrics *m) {
         f.row_bytes = (double)dispatch->logical_bytes / (double)dispatch->rows;
     }
     return f;
+}
+
+moe_counted moe_counted_of(const moe_config *c, const moe_figures *f) {
+    const enum moe_row_protocol p = c->exchange.row_protocol;
+    int64_t hidden = c->cluster.model_hidden_size, k = c->router.top_k;
+    if (hidden == 0) {
+        hidden = c->model.hidden_size;
+    }
+    moe_counted n = {.hidden = hidden,
+                     .out_row = moe_row_format_wire_bytes(p, MOE_PAYLOAD_FP8, hidden, k, false),
+                     .back_row = moe_row_format_wire_bytes(p, MOE_PAYLOAD_BF16, hidden, k, true)};
+    n.out = f->volume[MOE_DISPATCH].rows * n.out_row;
+    n.back = f->volume[MOE_COMBINE].rows * n.back_row;
+    return n;
 }
 
 /* --- balance --- */

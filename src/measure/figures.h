@@ -39,6 +39,16 @@ typedef struct moe_figures {
 /* Local. The figures of a step. It allocates nothing. */
 moe_figures moe_figures_of(const moe_step_metrics *m);
 
+typedef struct moe_counted { /* the rows of a step in the bytes of a real system */
+    int64_t hidden;
+    int64_t out_row, back_row; /* bytes of a row */
+    int64_t out, back;         /* of all rows of dispatch and combine */
+} moe_counted;
+
+/* Local. exchange.row_protocol on cluster.model_hidden_size: fp8 out, bf16 back. The rows are those
+ * of the run's mode. */
+moe_counted moe_counted_of(const moe_config *c, const moe_figures *f);
+
 /* The loads whose balance is measured, MOE_LOAD_OF_EXPERT and so on: see names.def. */
 enum moe_load {
 #define LOAD(id, key, title) MOE_LOAD_OF_##id,

@@ -93,6 +93,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->seconds = 0;
     m->num_checks = 0;
     m->task_loss = m->validation_loss = m->gradient_norm = m->learning_rate = NAN;
+    m->payload_error = (moe_payload_error_metrics){.loss = NAN, .gradient = NAN};
     m->gradient_allreduce_bytes = m->replica_gradient_bytes = 0;
     m->rebalance = m->rebalance_sum = (moe_rebalance_metrics){0};
     m->all_layers = (moe_all_layers_metrics){0};

@@ -123,6 +123,15 @@ typedef struct moe_layer_metrics {
 
 /* --- the metrics of a step --- */
 
+/* What narrow payloads changed, against the same step with fp32: in the last step of a run whose
+ * payloads round. loss and gradient are NaN without training. */
+typedef struct moe_payload_error_metrics {
+    bool on;
+    double y;        /* root mean square over tokens of |y - y of fp32| / |y of fp32|, last layer */
+    double loss;     /* of the task, less that of fp32 */
+    double gradient; /* |g - g of fp32| / |g of fp32| over all parameters */
+} moe_payload_error_metrics;
+
 enum { MOE_MAX_CHECKS = 32 };
 typedef struct moe_check {
     char name[48];
@@ -154,6 +163,7 @@ typedef struct moe_step_metrics {
     double seconds; /* the whole step on the slowest rank */
     /* Training only; NaN: not evaluated in this step. */
     double task_loss, validation_loss, gradient_norm, learning_rate;
+    moe_payload_error_metrics payload_error;
     int64_t gradient_allreduce_bytes; /* payload of the sum of replicated gradients over devices */
     int64_t replica_gradient_bytes;   /* payload between devices that sums the gradients of the
                                          replicas of experts and gives them back */

@@ -37,6 +37,8 @@ void moe_context_init(moe_context *context,
                       const moe_input *input,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
+    context->dispatched = moe_payload_of_dispatch(c);
+    context->combined = moe_payload_of_combine(c);
     init_placements(context);
     moe_router_init(&context->router, &c->router, &c->balance, c->model.num_experts,
                     c->cluster.devices, input->bias);

@@ -11,6 +11,7 @@
 #include "config/config.h"
 #include "data/batch.h"
 #include "data/input.h"
+#include "exchange/payload.h"
 #include "measure/timeline.h"
 #include "placement/placement.h"
 #include "router/router.h"
@@ -31,8 +32,10 @@ typedef struct moe_context {
 
     int64_t step; /* keys what is drawn anew in every step */
     int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */
-    bool trains;  /* a gradient will be taken: noise and expert dropout act */
-    bool keep;    /* the layers keep what backward needs (pre-activations of the experts) */
+    moe_payload_format dispatched; /* of x on its way to the experts */
+    moe_payload_format combined;   /* of results, dy and dx */
+    bool trains;                   /* a gradient will be taken: noise and expert dropout act */
+    bool keep; /* the layers keep what backward needs (pre-activations of the experts) */
 } moe_context;
 
 /* Local. Placements, router with the input's bias, losses and capacity, from a resolved

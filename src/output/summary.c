@@ -2,6 +2,7 @@
  * readers never have to guess. The keys stand in the order of the calls. */
 #include "output/summary.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "config/kv_cache.h"
@@ -76,6 +77,35 @@ static json_t *volumes_object(const moe_config *c, const moe_volume volume[MOE_N
     for (int i = 0; i < directions_of(c); i++) {
         moe_json_put(o, moe_direction_names[i], volume_object(&volume[i]));
     }
+    return o;
+}
+
+static json_t *counted_object(const moe_config *c,
+                              const moe_step_metrics *m,
+                              const moe_figures *f) {
+    moe_counted n = moe_counted_of(c, f);
+    double tokens = (double)m->num_tokens * m->num_layers;
+    json_t *o = json_object();
+    moe_json_put(o, "row_protocol",
+                 json_string(moe_config_enum_name(MOE_KEY(exchange, row_protocol),
+                                                  (int)c->exchange.row_protocol)));
+    moe_json_put(o, "hidden_size", json_integer(n.hidden));
+    moe_json_put(o, "dispatch_row_bytes", json_integer(n.out_row));
+    moe_json_put(o, "combine_row_bytes", json_integer(n.back_row));
+    moe_json_put(o, "dispatch_bytes", json_integer(n.out));
+    moe_json_put(o, "combine_bytes", json_integer(n.back));
+    moe_json_put(o, "dispatch_bytes_per_token",
+                 moe_json_number(tokens > 0 ? (double)n.out / tokens : NAN));
+    moe_json_put(o, "combine_bytes_per_token",
+                 moe_json_number(tokens > 0 ? (double)n.back / tokens : NAN));
+    return o;
+}
+
+static json_t *payload_error_object(const moe_step_metrics *m) {
+    json_t *o = json_object();
+    moe_json_put(o, "y", moe_json_number(m->payload_error.y));
+    moe_json_put(o, "loss", moe_json_number(m->payload_error.loss));
+    moe_json_put(o, "gradient", moe_json_number(m->payload_error.gradient));
     return o;
 }
 
@@ -427,6 +457,10 @@ json_t *moe_summary_run(const moe_config *c,
         put_all_layers(o, last);
     }
     moe_json_put(o, "volume", volumes_object(c, f.volume));
+    moe_json_put(o, "counted", counted_object(c, last, &f));
+    if (last->payload_error.on) {
+        moe_json_put(o, "payload_error", payload_error_object(last));
+    }
     moe_json_put(o, "allreduce_bytes", json_integer(f.allreduce_bytes));
     moe_json_put(o, "balance", mean_balance(c, last));
     for (int32_t l = 0; l < last->num_layers; l++) {

@@ -6,6 +6,7 @@
 #include "config/kv_cache.h"
 #include "config/table.h"
 #include "config/value.h"
+#include "exchange/payload.h"
 #include "output/format.h"
 #include "output/terminal.h"
 #include "output/terminal_internal.h"
@@ -135,17 +136,43 @@ static void print_balance(const moe_screen *s, const moe_config *c) {
         c->balance.z_loss, moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope));
 }
 
+/* The name of a payload; moesim-f64 sends doubles under the name fp32. */
+static const char *payload_name(enum moe_key_id key, enum moe_payload payload) {
+    bool whole = payload == MOE_PAYLOAD_FP32 && sizeof(real) == sizeof(double);
+    return whole ? "fp64" : moe_config_enum_name(key, (int)payload);
+}
+
+/* What is said of fp8: its scales, and a last group that is shorter than the others. */
+static void write_scales(const moe_config *c, char *text, size_t size) {
+    int rest = c->model.hidden_size % MOE_FP8_GROUP;
+    if (c->exchange.payload != MOE_PAYLOAD_FP8) {
+        *text = '\0';
+    } else if (rest == 0) {
+        snprintf(text, size, " (%s scale per %d values)",
+                 moe_config_enum_name(MOE_KEY(exchange, fp8_scale), (int)c->exchange.fp8_scale),
+                 MOE_FP8_GROUP);
+    } else {
+        snprintf(text, size, " (%s scale per %d values, the last of %d)",
+                 moe_config_enum_name(MOE_KEY(exchange, fp8_scale), (int)c->exchange.fp8_scale),
+                 MOE_FP8_GROUP, rest);
+    }
+}
+
 static void print_exchange(const moe_screen *s, const moe_config *c) {
     bool token = c->exchange.mode == MOE_EXCHANGE_TOKEN;
-    moe_screen_wrapped(
-        s, LABEL, "exchange", "mode %s%s, payload %s",
-        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
-        token                                        ? ": one row per token and device"
-        : c->exchange.mode == MOE_EXCHANGE_SELECTION ? ": one row per token and expert"
-                                                     : "",
-        sizeof(real) == sizeof(double)
-            ? "fp64"
-            : moe_config_enum_name(MOE_KEY(exchange, payload), (int)c->exchange.payload));
+    char scales[64], back[32] = "";
+    write_scales(c, scales, sizeof scales);
+    if (c->exchange.combine_payload != c->exchange.payload) {
+        snprintf(back, sizeof back, ", back %s",
+                 payload_name(MOE_KEY(exchange, combine_payload), c->exchange.combine_payload));
+    }
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s, payload %s%s%s",
+                       moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
+                       token ? ": one row per token and device"
+                       : c->exchange.mode == MOE_EXCHANGE_SELECTION
+                           ? ": one row per token and expert"
+                           : "",
+                       payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back);
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {

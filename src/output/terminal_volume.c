@@ -117,6 +117,43 @@ static void print_levels(const moe_screen *s, const moe_figures *f) {
     }
 }
 
+/* What the rows would cost in a real system, and what narrow payloads changed here. */
+static void print_counted(const moe_screen *s,
+                          const moe_config *c,
+                          const moe_figures *f,
+                          double tokens) {
+    moe_counted counted = moe_counted_of(c, f);
+    if (c->exchange.row_protocol == MOE_ROW_BARE && c->cluster.model_hidden_size == 0) {
+        return;
+    }
+    moe_screen_wrapped(
+        s, 2, "",
+        "rows counted as %s with hidden %lld, fp8 out and bf16 back: %lld B and %lld B a row, %s "
+        "out and %s back a token; counted only, what was sent and computed is above",
+        moe_config_enum_name(MOE_KEY(exchange, row_protocol), (int)c->exchange.row_protocol),
+        (long long)counted.hidden, (long long)counted.out_row, (long long)counted.back_row,
+        moe_format_glued(moe_format_bytes(llround(tokens > 0 ? (double)counted.out / tokens : 0)))
+            .s,
+        moe_format_glued(moe_format_bytes(llround(tokens > 0 ? (double)counted.back / tokens : 0)))
+            .s);
+}
+
+static void print_payload_error(const moe_screen *s,
+                                const moe_config *c,
+                                const moe_step_metrics *m) {
+    const moe_payload_error_metrics *e = &m->payload_error;
+    char training[128] = "";
+    if (!e->on) {
+        return;
+    }
+    if (c->run.mode == MOE_MODE_TRAIN) {
+        snprintf(training, sizeof training, ", loss of the task %+.3g, gradient %.3g %%", e->loss,
+                 100 * e->gradient);
+    }
+    moe_screen_wrapped(s, 2, "", "error of the payloads, against this step with fp32: y %.3g %%%s",
+                       100 * e->y, training);
+}
+
 /* Prints "1: 0.2 %, 2: 4.1 %, 3: 95.7 %". */
 static void print_reach(const moe_screen *s, const moe_figures *f) {
     char text[1024] = "tokens by number of devices:";
@@ -168,4 +205,6 @@ void moe_terminal_volume(const moe_screen *s,
     print_table(s, c, m, f);
     print_saving(s, f);
     print_levels(s, f);
+    print_counted(s, c, f, (double)m->num_tokens * m->num_layers);
+    print_payload_error(s, c, m);
 }

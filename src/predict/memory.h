@@ -10,7 +10,9 @@ typedef struct moe_memory {
     int64_t gradients; /* training: also the partial gradients of each local device */
     int64_t optimizer; /* training: the state of the optimizer */
     int64_t activations, exchange, statistics, input;
-    int64_t total;
+    int64_t program;   /* pages of libraries, beyond those of a bare MPI program */
+    int64_t total;     /* of these */
+    int64_t histories; /* on rank 0 beside the total: the loads and matrices of all steps */
 } moe_memory;
 
 /* The parameters of the whole model, each counted once, saturated at INT64_MAX. */
@@ -22,10 +24,21 @@ typedef struct moe_parameter_counts {
 /* Local. Counts the parameters of a resolved configuration. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c);
 
-/* Local. The estimate for the fullest rank under a balanced load. num_tokens_global = 0 stands for
- * devices x tokens_per_device. Training keeps in every layer what backward needs; in a forward run
- * the layers share their memory. */
-moe_memory moe_memory_estimate(const moe_config *c, int64_t num_tokens_global);
+/* What the files of a run tell; 0 = unknown. */
+typedef struct moe_memory_given {
+    int64_t num_tokens;  /* of all devices; unknown: devices x tokens_per_device */
+    int64_t num_counted; /* of these, tokens that are routed; unknown: all */
+    double choices;      /* mean number of experts of a token in a recorded routing */
+    bool backward;       /* a layer from model.load runs backward too */
+} moe_memory_given;
+
+/* Local. The estimate of resident memory for the fullest rank under a balanced load. Training keeps
+ * in every layer what backward needs; in a forward run the layers share their memory. What a buffer
+ * has in reserve is never touched and so not counted. */
+moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *given);
+
+/* Local. What this many ranks need together, rank 0 among them; saturated at INT64_MAX. */
+int64_t moe_memory_of_ranks(const moe_memory *m, int ranks);
 
 /* Local. How many layers have their activations at the same time: all of them in training and where
  * the gradient of the loss over all layers is written, otherwise one. */

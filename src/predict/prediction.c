@@ -46,9 +46,7 @@ static double or_else(int32_t wish, int32_t otherwise) {
 
 /* The width of the numbers that experts compute with is that of the dispatched vectors. */
 static double number_bytes(enum moe_payload payload) {
-    return payload == MOE_PAYLOAD_FP8    ? 1
-           : payload == MOE_PAYLOAD_BF16 ? 2
-                                         : (double)moe_row_format_vector_bytes(1);
+    return payload == MOE_PAYLOAD_FP8 ? 1 : payload == MOE_PAYLOAD_BF16 ? 2 : (double)sizeof(real);
 }
 
 static moe_cost_expert expert_of(const moe_config *c) {
@@ -69,7 +67,7 @@ static double weights_of(const moe_config *c, const moe_cost_expert *e) {
 
 static double row_bytes(const moe_config *c, const moe_cost_expert *e, bool back) {
     const enum moe_payload payload = back ? c->exchange.combine_payload : c->exchange.payload;
-    return (double)moe_row_format_wire_bytes(MOE_ROW_BARE, payload, (int64_t)e->hidden,
+    return (double)moe_row_format_wire_bytes(c->exchange.row_protocol, payload, (int64_t)e->hidden,
                                              moe_config_most_experts(c), back);
 }
 
@@ -365,6 +363,8 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
         add_layer(&p, &layer[l], &even, 1, out.balanced);
         for (int32_t d = 0; d < devices; d++) {
             add_load(&p.total[d], &p.load[d], 1);
+            out.bytes += (p.load[d].rows.intra_sent + p.load[d].rows.inter_sent) *
+                         (p.out_bytes + p.in_bytes) * p.micro_batches;
         }
     }
     describe(&p, num_layers, &out);
@@ -372,6 +372,7 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
                  gradients = gradient_seconds(&p, gradient_bytes);
     conclude(out.seconds, layers, gradients);
     conclude(out.balanced, layers, gradients);
+    out.bytes *= layers;
     if (p.cluster.device_price > 0 && num_tokens > 0) {
         out.price_per_token =
             p.cluster.device_price * devices * out.seconds[MOE_PREDICTED_STEP] / (double)num_tokens;

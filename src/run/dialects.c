@@ -249,8 +249,11 @@ static int refuse(const moe_config *c, moe_status *st) {
 static int check_memory(const dialects *d, moe_status *st) {
     int64_t available = moe_memory_available(), most = 0;
     for (int i = 0; i < d->num_rows; i++) {
-        int64_t bytes =
-            d->row[i].reason[0] ? 0 : moe_memory_estimate(&d->row[i].c, num_tokens(d)).total;
+        int64_t bytes = d->row[i].reason[0]
+                            ? 0
+                            : moe_memory_estimate(&d->row[i].c,
+                                                  &(moe_memory_given){.num_tokens = num_tokens(d)})
+                                  .total;
         if (bytes > most) {
             most = bytes;
         }

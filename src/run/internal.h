@@ -38,6 +38,7 @@ typedef struct moe_run_state {
     moe_observer observer;
     bool last_step;
     double writing_seconds; /* of this step, spent on result files */
+    moe_payload_error fp32; /* the last step with fp32, where payloads round */
     moe_explainer explainer;
     moe_routing *routing; /* [layers] of the last step, with output.routing */
     moe_timeline timeline;

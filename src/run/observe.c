@@ -131,6 +131,14 @@ static int check_sinkhorn(const moe_run_state *r, int32_t l, moe_status *st) {
                                                         : " (router.gate_scale)");
 }
 
+/* Collective. What narrow payloads did to the output of the last layer, in the last step. */
+static void measure_rounding(moe_run_state *r, int32_t l, const real *y) {
+    if (r->last_step && l + 1 == r->stack.num_layers && moe_payload_error_happens(r->config)) {
+        r->metrics.payload_error.on = true;
+        r->metrics.payload_error.y = moe_payload_error_of_y(&r->fp32, &r->context, y);
+    }
+}
+
 /* --- the hooks --- */
 
 /* The micro-batch that runs: of the training step, counted from 0. */
@@ -150,6 +158,7 @@ static int after_layer(void *self,
     moe_activations *a = moe_stack_activations(s, l);
     moe_tally_after_layer(NULL, s, l, metrics, st);
     moe_rebalance_see(&r->rebalance, r->context.step, l, &a->routing);
+    measure_rounding(r, l, s->y);
     if (r->last_step) {
         r->explainer.micro_batch = micro_batch(r);
         moe_explain_forward(&r->explainer, &s->layer[l], s->context, a, s->y, &metrics->layer[l]);

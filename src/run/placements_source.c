@@ -91,8 +91,10 @@ static int32_t columns(const moe_step_source *s) {
 static int check_memory(const moe_step_source *s, moe_status *st) {
     const int64_t available = moe_memory_available(), n = s->config->model.num_experts;
     const double choices = 8.0 * s->layers * (double)num_tokens(s) * columns(s);
-    const double needed = (double)moe_memory_estimate(s->config, num_tokens(s)).total + choices +
-                          8.0 * s->layers * (double)n * (double)n;
+    const double needed =
+        (double)moe_memory_estimate(s->config, &(moe_memory_given){.num_tokens = num_tokens(s)})
+            .total +
+        choices + 8.0 * s->layers * (double)n * (double)n;
     if (available >= 0 && needed > (double)available / s->comm->local_size) {
         moe_fail(st, MOE_USER,
                  "--placements needs about %.3g GiB on each of %d ranks of this host, and %.3g GiB "

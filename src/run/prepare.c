@@ -36,24 +36,49 @@ static int64_t num_tokens(const moe_run_state *r) {
     return (int64_t)r->config->cluster.devices * r->config->data.tokens_per_device;
 }
 
+/* The mean number of experts of a token in the recorded routing of this rank. */
+static double recorded_choices(const moe_run_state *r) {
+    const moe_input *in = &r->input;
+    int64_t tokens = moe_alloc_bytes(in->routing) / in->routing_k / (int64_t)sizeof *in->routing;
+    int64_t chosen = 0;
+    for (int64_t i = 0; i < tokens * in->routing_k; i++) {
+        chosen += in->routing[i] >= 0;
+    }
+    return (double)chosen / (double)tokens;
+}
+
+static moe_memory_given given(const moe_run_state *r) {
+    moe_memory_given g = {.num_tokens = num_tokens(r), .backward = r->model_files.dy != NULL};
+    g.num_counted = moe_input_routed(&r->input, r->config, g.num_tokens);
+    if (r->input.routing) {
+        g.choices = recorded_choices(r);
+    }
+    return g;
+}
+
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(moe_run_state *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
-    r->memory = moe_memory_estimate(r->config, num_tokens(r));
-    if (__builtin_mul_overflow(r->memory.total, (int64_t)r->comm->local_size, &needed)) {
-        needed = INT64_MAX;
+    moe_memory *m = &r->memory;
+    const moe_memory_given known = given(r);
+    *m = moe_memory_estimate(r->config, &known);
+    if (r->config->data.source != MOE_SOURCE_SYNTHETIC || r->config->model.load[0]) {
+        int64_t read = moe_alloc_live_bytes(); /* the files are there already: no estimate */
+        m->total = m->total == INT64_MAX ? m->total : m->total - m->input + read;
+        m->input = read;
+        available = available < 0 ? available : available + read * r->comm->local_size;
     }
+    needed = moe_memory_of_ranks(m, r->comm->local_size);
     if (available >= 0 && needed > available) {
         moe_fail(st, MOE_USER,
                  "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, "
-                 "gradients and optimiser %.3g, activations "
-                 "%.3g, "
-                 "exchange %.3g), and %.3g GiB are available: lower model.num_experts, "
-                 "model.hidden_size, model.moe_intermediate_size or "
-                 "data.tokens_per_device",
+                 "gradients and optimiser %.3g, activations %.3g, exchange %.3g; loads of all "
+                 "steps on rank 0: %.3g), and %.3g GiB are available: lower model.num_experts, "
+                 "model.hidden_size, model.moe_intermediate_size, data.tokens_per_device, "
+                 "data.num_topics or run.steps",
                  gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
                  gib(r->memory.gradients + r->memory.optimizer), gib(r->memory.activations),
-                 gib(r->memory.exchange), gib(available));
+                 gib(r->memory.exchange), gib(r->memory.histories), gib(available));
     }
     return moe_comm_agree(r->comm, st);
 }
@@ -129,7 +154,8 @@ static int open_results(moe_run_state *r, moe_status *st) {
 
 static void show_header(const moe_run_state *r) {
     const moe_run_options *o = r->options;
-    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, r->memory.total,
+    const int64_t mean = moe_memory_of_ranks(&r->memory, r->comm->size) / r->comm->size;
+    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, mean,
                         moe_memory_available());
     moe_terminal_warnings(&r->screen, r->config, &r->input);
     if (moe_run_trains(r)) {
@@ -203,6 +229,7 @@ void moe_run_free(moe_run_state *r) {
     moe_timeline_free(&r->timeline);
     moe_rebalance_free(&r->rebalance);
     moe_training_free(&r->training);
+    moe_payload_error_free(&r->fp32);
     moe_stack_free(&r->stack);
     moe_scopes_free(&r->all_layers);
     moe_model_files_free(&r->model_files);

@@ -38,6 +38,12 @@ static void make_input(moe_run_state *r, int64_t step) {
 }
 
 static int forward_step(moe_run_state *r, int64_t step, moe_status *st) {
+    if (r->last_step && moe_payload_error_happens(r->config)) {
+        make_input(r, step);
+        if (moe_payload_error_forward(&r->fp32, &r->stack, st)) {
+            return st->code;
+        }
+    }
     double start = moe_comm_time();
     make_input(r, step);
     moe_timeline_add(r->context.timeline, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
@@ -89,6 +95,7 @@ static int rebalance(moe_run_state *r, int64_t step, moe_status *st) {
 
 static int train_step(moe_run_state *r, int64_t step, moe_status *st) {
     const moe_train_config *train = &r->config->train;
+    r->training.fp32 = r->last_step && moe_payload_error_happens(r->config) ? &r->fp32 : NULL;
     if (moe_training_step(&r->training, step, &r->metrics, st)) {
         return st->code;
     }
@@ -153,7 +160,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     if (result.code && result.code != MOE_RUN_FAILED) {
         return moe_fail(st, result.code, "%s", result.message);
     }
-    agree_times(r, moe_comm_time() - begin - r->writing_seconds);
+    agree_times(r, moe_comm_time() - begin - r->writing_seconds - r->fp32.seconds);
     moe_rebalance_take(&r->rebalance, step, &r->metrics);
     if (moe_results_step(r->comm, &r->results, r->config, &r->metrics, st)) {
         return st->code;
@@ -272,6 +279,21 @@ static void run_steps(moe_run_state *r, moe_status *st) {
     }
 }
 
+/* --check: what a run needs, as comments below the configuration, so that it can still be run. */
+static void print_needs(const moe_run_state *r) {
+    const moe_memory *m = &r->memory;
+    printf("\n; memory needed, in bytes (estimated)\n"
+           ";   on each rank: %lld\n;     weights %lld, gradients %lld, optimiser %lld, "
+           "activations %lld,\n;     exchange %lld, statistics %lld, input %lld, program %lld\n"
+           ";   besides on rank 0, loads and matrices of all steps: %lld\n"
+           ";   on all %d ranks: %lld\n",
+           (long long)m->total, (long long)m->weights, (long long)m->gradients,
+           (long long)m->optimizer, (long long)m->activations, (long long)m->exchange,
+           (long long)m->statistics, (long long)m->input, (long long)m->program,
+           (long long)m->histories, r->comm->size,
+           (long long)moe_memory_of_ranks(m, r->comm->size));
+}
+
 int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options, moe_status *st) {
     moe_run_state r = {.comm = comm, .config = c, .options = options, .start = moe_comm_time()};
     if (moe_run_prepare(&r, st) == MOE_OK) {
@@ -279,6 +301,7 @@ int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options,
             run_steps(&r, st);
         } else if (comm->rank == 0) {
             moe_config_print(c, stdout);
+            print_needs(&r);
         }
     }
     moe_run_free(&r);

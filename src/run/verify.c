@@ -17,6 +17,7 @@
 #include "config/config.h"
 #include "config/value.h"
 #include "data/batch.h"
+#include "exchange/row_format.h"
 #include "measure/imbalance.h"
 #include "placement/balancer.h"
 #include "router/group_theorem.h"
@@ -346,20 +347,39 @@ static void verify_scopes(verification *v) {
 
 /* --- docs/method.md sections 4 and 8: rows, and one step of AdamW --- */
 
-/* The bytes of a row in the format of DeepEP, in which fp8 has an fp32 scale for each 128 values.
- */
-static int64_t row_bytes(int64_t hidden, enum moe_payload payload) {
-    if (payload == MOE_PAYLOAD_FP8) {
-        return hidden + (hidden + 127) / 128 * 4;
+/* Rows of hidden 7168 with K = 8, fp8 out and bf16 back, in each protocol. */
+static void verify_rows(verification *v) {
+    static const struct {
+        enum moe_row_protocol protocol;
+        double out, back;
+    } rows[] = {{MOE_ROW_BARE, 7392, 14336},
+                {MOE_ROW_DEEPEP_LOW_LATENCY, 7408, 14336},
+                {MOE_ROW_DEEPEP_NORMAL, 7472, 14384},
+                {MOE_ROW_DEEPEP_V2, 7488, 14368}};
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        const enum moe_row_protocol p = rows[i].protocol;
+        const char *protocol = moe_config_enum_name(MOE_KEY(exchange, row_protocol), (int)p);
+        char name[64];
+        snprintf(name, sizeof name, "row of 7168, %s, bytes out", protocol);
+        compare(v, name, rows[i].out,
+                (double)moe_row_format_wire_bytes(p, MOE_PAYLOAD_FP8, 7168, 8, false), 0);
+        snprintf(name, sizeof name, "row of 7168, %s, bytes back", protocol);
+        compare(v, name, rows[i].back,
+                (double)moe_row_format_wire_bytes(p, MOE_PAYLOAD_BF16, 7168, 8, true), 0);
     }
-    return hidden * (payload == MOE_PAYLOAD_BF16 ? 2 : 4);
 }
 
-static void verify_rows(verification *v) {
-    compare(v, "bytes of a row of 7168 values, fp8, formula", 7392,
-            (double)row_bytes(7168, MOE_PAYLOAD_FP8), 0);
-    compare(v, "bytes of a row of 7168 values, bf16, formula", 14336,
-            (double)row_bytes(7168, MOE_PAYLOAD_BF16), 0);
+/* One row for each token and device: 8 of 256 experts on 16 devices. */
+static void verify_rows_of_16(verification *v) {
+    world w;
+    make_world(&w, 0, 1, 1,
+               MOE_SETTINGS(MOE_SET(model, num_experts, 256), MOE_SET(router, top_k, 8),
+                            MOE_SET(cluster, devices, 16), MOE_SET(data, tokens_per_device, 625)));
+    compare(v, "rows a token, N,D,K = 256,16,8", 6.5233,
+            moe_imbalance_expected_reach(256, 16, 8, 16), 5e-5);
+    verify_simulated(v, &w, "rows a token, 10^4 tokens",
+                     moe_imbalance_expected_reach(256, 16, 8, 16));
+    free_world(&w);
 }
 
 /* From p = 1 with g = 0.5, lr = 0.1 and decay wd = 0.01 the first step takes lr wd p + lr g / (|g|
@@ -444,6 +464,7 @@ int moe_verify(const moe_comm *comm, moe_status *st) {
     verify_selections(&v);
     verify_scopes(&v);
     verify_rows(&v);
+    verify_rows_of_16(&v);
     verify_adamw(&v);
     verify_eplb(&v);
     if (v.failed) {

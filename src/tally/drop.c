@@ -104,7 +104,8 @@ void moe_tally_drop_fill(const moe_context *context,
     const int32_t devices = context->batch->devices;
     const int64_t *dropped = words + n, *by_device = dropped + n, *scalar = by_device + devices;
     /* A row travels twice: in dispatch and in combine. */
-    int64_t row_bytes = 2 * context->config->model.hidden_size * (int64_t)sizeof(real);
+    int64_t row_bytes = moe_payload_bytes(context->dispatched, context->config->model.hidden_size) +
+                        moe_payload_bytes(context->combined, context->config->model.hidden_size);
     moe_capacity_metrics *c = &out->capacity;
     memcpy(out->kept_per_expert, words, (size_t)n * sizeof(int64_t));
     memcpy(out->dropped_per_expert, dropped, (size_t)n * sizeof(int64_t));

@@ -204,16 +204,17 @@ static void add_volume(moe_volume *v,
 }
 
 static void fill_volume(const moe_tally *t, const moe_config *c, moe_layer_metrics *out) {
-    int64_t row_bytes = c->model.hidden_size * (int64_t)sizeof(real);
+    int64_t there = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);
+    int64_t back = moe_payload_bytes(moe_payload_of_combine(c), c->model.hidden_size);
     int64_t head = moe_exchange_row_metadata_bytes(c->exchange.mode),
             pair = moe_exchange_pair_metadata_bytes();
     memset(out->volume, 0, sizeof out->volume);
     for (int level = 0; level < MOE_NUM_LEVELS; level++) {
         int64_t rows = t->level_rows[level], pairs = t->level_pairs[level];
         out->pairs_by_level[level] = pairs;
-        add_volume(&out->volume[MOE_DISPATCH], (enum moe_level)level, rows, pairs, row_bytes,
+        add_volume(&out->volume[MOE_DISPATCH], (enum moe_level)level, rows, pairs, there,
                    rows * head + pairs * pair);
-        add_volume(&out->volume[MOE_COMBINE], (enum moe_level)level, rows, pairs, row_bytes, 0);
+        add_volume(&out->volume[MOE_COMBINE], (enum moe_level)level, rows, pairs, back, 0);
     }
 }
 

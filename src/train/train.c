@@ -151,6 +151,33 @@ static int run_micro_batches(moe_training *t,
     return MOE_OK;
 }
 
+/* Collective. Runs the step with fp32 payloads, without an update, and keeps what comes out. */
+static int run_with_fp32(moe_training *t, int64_t step, moe_status *st) {
+    moe_context *context = t->stack->context;
+    moe_timeline *line = context->timeline;
+    const moe_observer *observer = t->observer, keeps = moe_payload_error_observer(t->fp32);
+    moe_step_metrics metrics;
+    int64_t bytes = 0;
+    double start = moe_comm_time();
+    moe_step_metrics_init(&metrics, t->stack->num_layers, context->config->model.num_experts,
+                          t->batch->devices);
+    context->timeline = NULL;
+    t->observer = &keeps;
+    moe_payload_error_suspend(context, true);
+    moe_parameters_clear_gradients(&t->parameters);
+    if (run_micro_batches(t, step, &metrics, &t->fp32->loss, st) == MOE_OK) {
+        moe_parameters_reduce(&t->parameters, context->comm,
+                              1.0 / context->config->train.accumulate, &bytes);
+        moe_payload_error_keep_gradient(t->fp32, &t->parameters);
+    }
+    moe_payload_error_suspend(context, false);
+    t->observer = observer;
+    context->timeline = line;
+    moe_step_metrics_free(&metrics);
+    t->fp32->seconds = moe_comm_time() - start;
+    return st->code;
+}
+
 /* Collective. The mean gradient of the step, summed over devices, then the optimizer and the
  * routers' biases. */
 static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_status *st) {
@@ -171,6 +198,10 @@ static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_
     if (!isfinite(metrics->gradient_norm)) {
         return gradient_failed(t, step, worst, st);
     }
+    if (t->fp32) {
+        metrics->payload_error.gradient =
+            moe_payload_error_of_gradient(t->fp32, &t->parameters, s->context->comm);
+    }
     moe_optimizer_step(&t->parameters, c, step, metrics->learning_rate, metrics->gradient_norm);
     for (int32_t l = 0; l < s->num_layers; l++) {
         if (s->layer[l].bias) {
@@ -185,11 +216,17 @@ static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_
 int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_status *st) {
     double loss;
     set_alpha(t, step);
+    if (t->fp32 && run_with_fp32(t, step, st)) {
+        return st->code;
+    }
     moe_parameters_clear_gradients(&t->parameters);
     if (run_micro_batches(t, step, metrics, &loss, st) || !moe_step_metrics_all_passed(metrics)) {
         return st->code;
     }
     metrics->task_loss = loss;
+    if (t->fp32) {
+        metrics->payload_error.loss = loss - t->fp32->loss;
+    }
     metrics->learning_rate = moe_optimizer_learning_rate(t->stack->context->config, step);
     if (!isfinite(loss)) {
         return moe_fail(st, MOE_RUN_FAILED,

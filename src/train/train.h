@@ -18,6 +18,7 @@
 #include "model/replicas.h"
 #include "model/stack.h"
 #include "train/optimizer.h"
+#include "train/payload_error.h"
 #include "train/task.h"
 
 typedef struct moe_training {
@@ -30,6 +31,7 @@ typedef struct moe_training {
     moe_step_metrics micro;       /* of one micro-batch, where a step has several */
     int bad_rank;                 /* lowest rank whose last loss was not finite, where one was */
     const moe_observer *observer; /* sees every layer of every micro-batch; NULL = nobody */
+    moe_payload_error *fp32;      /* where the step is to be run with fp32 too; NULL = not */
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; those of the context are these times
                                      the schedule of balance.begin_step and ramp_steps */
     double alpha_all_layers;

@@ -1,7 +1,8 @@
 /* mpi_exchange.c: dispatch and combine of ragged random routings against a naive serial reference,
  * bit for bit. Every rank computes the reference from keyed global data: what its tokens must get
- * back, and what must lie in its inbox. All exchange modes, devices folded onto ranks, several
- * nodes, ranks without tokens, scattered experts, and counts beyond what one MPI call takes.
+ * back, and what must lie in its inbox. All exchange modes and payloads (whose conversions
+ * unit_payload.c checks), devices folded onto ranks, several nodes, ranks without tokens, scattered
+ * experts, and counts beyond what one MPI call takes.
  *
  * ctest: f64 timeout=120 */
 #include <string.h>
@@ -18,13 +19,33 @@ static const struct {
 } modes[] = {{MOE_EXCHANGE_SELECTION, "selection"}, {MOE_EXCHANGE_TOKEN, "token"}};
 enum { NUM_MODES = sizeof modes / sizeof modes[0], MAX_K = 6 };
 
+static const struct {
+    moe_payload_format dispatched, combined;
+} payloads[] = {
+    {{MOE_PAYLOAD_FP32, 0}, {MOE_PAYLOAD_FP32, 0}},
+    {{MOE_PAYLOAD_BF16, 0}, {MOE_PAYLOAD_FP32, 0}},
+    {{MOE_PAYLOAD_FP8, MOE_FP8_SCALE_FP32}, {MOE_PAYLOAD_BF16, 0}},
+    {{MOE_PAYLOAD_FP8, MOE_FP8_SCALE_UE8M0}, {MOE_PAYLOAD_FP32, 0}},
+    {{MOE_PAYLOAD_FP32, 0}, {MOE_PAYLOAD_BF16, 0}},
+};
+enum { NUM_PAYLOADS = sizeof payloads / sizeof payloads[0], MAX_H = 200 };
+
 typedef struct problem { /* everything is a function of these numbers */
     uint64_t seed;
     int64_t tokens, hidden;
     int32_t devices, experts, k;
     bool scattered, crowded; /* experts dealt out at random; all tokens want the first device's
                                 experts */
+    enum moe_exchange_mode mode;
+    moe_payload_format dispatched, combined;
 } problem;
+
+/* The vector after its way in a format. */
+static void travel(moe_payload_format f, int64_t n, real *x) {
+    unsigned char row[8 * MAX_H];
+    moe_payload_encode(f, x, n, row);
+    moe_payload_decode(f, row, n, x);
+}
 
 static uint64_t bits(const problem *p, uint64_t a, uint64_t b) {
     return moe_rng_bits((moe_rng){p->seed, MOE_RNG_TEST}, a, b, 0);
@@ -99,45 +120,79 @@ static void make_routing(const problem *p, const moe_batch *batch, moe_routing *
     routing->row_offset[batch->num_tokens] = routing->num_selections = n;
 }
 
-/* Number i of y of global token g: experts ascending inside a device, devices of a node ascending,
- * nodes ascending. */
-static real reference_y(const problem *p,
+/* x of global token g as it arrives in a format. */
+static void arriving_x(const problem *p, moe_payload_format f, int64_t g, real *x) {
+    for (int64_t i = 0; i < p->hidden; i++) {
+        x[i] = x_of(p, g, i);
+    }
+    travel(f, p->hidden, x);
+}
+
+/* sum += part; the first part is the sum. */
+static void accumulate(const problem *p, real *sum, const real *part, bool *any) {
+    for (int64_t i = 0; i < p->hidden; i++) {
+        sum[i] = *any ? sum[i] + part[i] : part[i];
+    }
+    *any = true;
+}
+
+/* What device d returns of global token g: the sum over its experts, ascending. In mode token the
+ * sum travels, in mode selection each of its terms. Returns whether there is anything. */
+static bool device_y(const problem *p,
+                     const moe_placement *placement,
+                     int64_t g,
+                     int32_t d,
+                     const bool *wanted,
+                     const real *x,
+                     real *sum) {
+    bool any = false;
+    for (int32_t e = 0; e < p->experts; e++) {
+        real part[MAX_H];
+        if (!wanted[e] || placement->device[e] != d) {
+            continue;
+        }
+        for (int64_t i = 0; i < p->hidden; i++) {
+            part[i] = contribution(weight_of(p, g, e), e, x[i]);
+        }
+        if (p->mode == MOE_EXCHANGE_SELECTION) {
+            travel(p->combined, p->hidden, part);
+        }
+        accumulate(p, sum, part, &any);
+    }
+    if (any && p->mode == MOE_EXCHANGE_TOKEN) {
+        travel(p->combined, p->hidden, sum);
+    }
+    return any;
+}
+
+/* y of global token g: experts ascending inside a device, devices of a node ascending, nodes
+ * ascending. */
+static void reference_y(const problem *p,
                         const moe_placement *placement,
                         int32_t devices_per_node,
                         int64_t g,
-                        int64_t i) {
+                        real *y) {
     int32_t expert[MAX_K], count = choose(p, g, expert);
     bool wanted[256] = {false}, any = false;
-    real sum = 0;
+    real x[MAX_H];
+    arriving_x(p, p->dispatched, g, x);
     for (int32_t c = 0; c < count; c++) {
         wanted[expert[c]] = true;
     }
+    memset(y, 0, (size_t)p->hidden * sizeof *y);
     for (int32_t node = 0; node * devices_per_node < p->devices; node++) {
-        real node_sum = 0;
+        real node_sum[MAX_H], part[MAX_H];
         bool in_node = false;
         for (int32_t d = node * devices_per_node;
              d < (node + 1) * devices_per_node && d < p->devices; d++) {
-            real device_sum = 0;
-            bool in_device = false;
-            for (int32_t e = 0; e < p->experts; e++) {
-                if (!wanted[e] || placement->device[e] != d) {
-                    continue;
-                }
-                real part = contribution(weight_of(p, g, e), e, x_of(p, g, i));
-                device_sum = in_device ? device_sum + part : part;
-                in_device = true;
+            if (device_y(p, placement, g, d, wanted, x, part)) {
+                accumulate(p, node_sum, part, &in_node);
             }
-            if (in_device) {
-                node_sum = in_node ? node_sum + device_sum : device_sum;
-            }
-            in_node = in_node || in_device;
         }
         if (in_node) {
-            sum = any ? sum + node_sum : node_sum;
+            accumulate(p, y, node_sum, &any);
         }
-        any = any || in_node;
     }
-    return sum;
 }
 
 /* Does what the experts would do: returns results [inbox rows,H]. */
@@ -162,7 +217,8 @@ static real *stand_in(const moe_inbox *in) {
 /* Where the walk through an inbox stands, and what was wrong on the way. */
 typedef struct walk {
     int64_t row, pair, wrong_rows, wrong_pairs, wrong_x;
-    int64_t cell; /* device pairs met so far */
+    int64_t cell;  /* device pairs met so far */
+    bool gradient; /* the vectors of backward are looked at */
 } walk;
 
 static void walk_row(const problem *p,
@@ -187,10 +243,10 @@ static void walk_row(const problem *p,
             w->wrong_pairs += in->pair_expert[q] != expert[c] || in->pair_row[q] != w->row ||
                               memcmp(&in->pair_weight[q], &weight, sizeof weight) != 0;
         }
-        for (int64_t i = 0; i < in->hidden; i++) {
-            real x = x_of(p, g, i);
-            w->wrong_x += memcmp(moe_inbox_row(in, w->row) + i, &x, sizeof x) != 0;
-        }
+        real x[MAX_H];
+        arriving_x(p, w->gradient ? p->combined : p->dispatched, g, x);
+        const real *found = moe_inbox_vector(in, w->gradient ? &in->dy : &in->x, w->row);
+        w->wrong_x += memcmp(found, x, (size_t)p->hidden * sizeof *x) != 0;
     }
     w->row++;
     w->pair += count;
@@ -244,16 +300,16 @@ static void walk_block(const problem *p,
 static void check_inbox(const problem *p,
                         const moe_comm *comm,
                         const moe_placement *placement,
-                        enum moe_exchange_mode mode,
+                        bool gradient,
                         const moe_inbox *in) {
     int32_t per_rank = p->devices / comm->size;
-    walk w = {0};
+    walk w = {.gradient = gradient};
     for (int32_t s = 0; s < p->devices; s++) {
         if (s % per_rank == 0) {
             CHECK_EQ(in->rank_row[s / per_rank], w.row);
         }
         for (int32_t j = 0; j < per_rank; j++) {
-            walk_block(p, comm, placement, mode, in, s, j, &w);
+            walk_block(p, comm, placement, p->mode, in, s, j, &w);
         }
     }
     CHECK_EQ(in->rank_row[comm->size], w.row);
@@ -261,7 +317,7 @@ static void check_inbox(const problem *p,
     CHECK_EQ(in->num_pairs, w.pair);
     CHECK_EQ(in->num_cells, w.cell);
     CHECK_MSG(w.wrong_rows == 0 && w.wrong_pairs == 0 && w.wrong_x == 0,
-              "seed %llu: %lld rows, %lld pairs, %lld numbers of x are wrong",
+              "seed %llu: %lld rows, %lld pairs, %lld vectors are wrong",
               (unsigned long long)p->seed, (long long)w.wrong_rows, (long long)w.wrong_pairs,
               (long long)w.wrong_x);
 }
@@ -314,17 +370,20 @@ static void check_y(const problem *p,
                     const real *y,
                     const char *mode) {
     int64_t wrong = 0;
-    for (int64_t i = 0; i < batch->num_tokens * p->hidden; i++) {
-        real expected = reference_y(p, placement, devices_per_node,
-                                    batch->first_token + i / p->hidden, i % p->hidden);
-        wrong += memcmp(&y[i], &expected, sizeof expected) != 0;
+    for (int64_t t = 0; t < batch->num_tokens; t++) {
+        real expected[MAX_H];
+        reference_y(p, placement, devices_per_node, batch->first_token + t, expected);
+        for (int64_t i = 0; i < p->hidden; i++) {
+            wrong += memcmp(&y[t * p->hidden + i], &expected[i], sizeof expected[i]) != 0;
+        }
     }
     CHECK_MSG(wrong == 0,
-              "mode %s, seed %llu, T %lld, H %lld, D %d, N %d, %d devices per node: %lld of %lld "
+              "mode %s, payloads %d %d, seed %llu, T %lld, H %lld, D %d, N %d, %d devices per "
+              "node: %lld of %lld "
               "numbers differ",
-              mode, (unsigned long long)p->seed, (long long)p->tokens, (long long)p->hidden,
-              p->devices, p->experts, devices_per_node, (long long)wrong,
-              (long long)(batch->num_tokens * p->hidden));
+              mode, p->dispatched.type, p->combined.type, (unsigned long long)p->seed,
+              (long long)p->tokens, (long long)p->hidden, p->devices, p->experts, devices_per_node,
+              (long long)wrong, (long long)(batch->num_tokens * p->hidden));
 }
 
 static void check_mode(const problem *p,
@@ -345,8 +404,12 @@ static void check_mode(const problem *p,
     moe_plan_build(&here->plan, modes[m].mode, &batch, &placement, comm->size, &here->routing);
     const char *wrong = moe_plan_check(&here->plan, &placement, &here->routing);
     CHECK_MSG(wrong == NULL, "%s", wrong);
+    here->exchange.dispatched = p->dispatched;
+    here->exchange.combined = p->combined;
     moe_exchange_dispatch(&here->exchange, comm, &here->plan, &placement, x, p->hidden, most_pairs);
-    check_inbox(p, comm, &placement, modes[m].mode, &here->exchange.inbox);
+    check_inbox(p, comm, &placement, false, &here->exchange.inbox);
+    moe_exchange_dispatch_gradient(&here->exchange, &here->plan, x);
+    check_inbox(p, comm, &placement, true, &here->exchange.inbox);
     check_groups(p, comm, &placement, &here->exchange.inbox);
     real *results = stand_in(&here->exchange.inbox);
     for (int32_t per_node = 1; per_node <= p->devices; per_node *= 2) {
@@ -363,11 +426,15 @@ static void check_mode(const problem *p,
     moe_batch_free(&batch);
 }
 
-static void check_problem(const problem *p, moe_comm comm, machine *here) {
+static void check_problem(problem *p, moe_comm comm, machine *here) {
     static const int64_t max_counts[] = {INT64_C(0x7fffffff), 5};
-    for (int c = 0; c < 2; c++) {
-        comm.max_count = max_counts[c];
+    for (int c = 0; c <= NUM_PAYLOADS; c++) { /* the first payload with both counts */
+        const int payload = c == 0 ? 0 : c - 1;
+        comm.max_count = max_counts[c % 2];
+        p->dispatched = payloads[payload].dispatched;
+        p->combined = payloads[payload].combined;
         for (int m = 0; m < NUM_MODES; m++) {
+            p->mode = modes[m].mode;
             check_mode(p, &comm, m, p->tokens * p->k, here);
         }
     }
@@ -375,8 +442,9 @@ static void check_problem(const problem *p, moe_comm comm, machine *here) {
 
 /* More pairs in the global batch than an int counts: all ranks take the way of several rounds,
  * whatever one rank holds. */
-static void check_beyond_int(const problem *p, const moe_comm *comm, machine *here) {
+static void check_beyond_int(problem *p, const moe_comm *comm, machine *here) {
     for (int m = 0; m < NUM_MODES; m++) {
+        p->mode = modes[m].mode;
         check_mode(p, comm, m, INT64_C(3) << 32, here);
     }
 }
@@ -388,7 +456,7 @@ static void free_machine(machine *m) {
 }
 
 int main(int argc, char **argv) {
-    static const int64_t hidden[] = {1, 5, 64};
+    static const int64_t hidden[] = {1, 5, MAX_H};
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
     int32_t least = comm.size == 3 ? 6 : 8;

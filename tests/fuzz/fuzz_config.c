@@ -36,7 +36,7 @@ int LLVMFuzzerTestOneInput(const unsigned char *data, size_t size) {
         check_sentence(&st);
         return 0;
     }
-    const moe_memory m = moe_memory_estimate(&c, 0);
+    const moe_memory m = moe_memory_estimate(&c, &(moe_memory_given){.num_tokens = 0});
     MOE_ASSERT(m.total >= m.weights && m.weights > 0 && m.activations > 0 && m.exchange > 0 &&
                m.statistics > 0 && m.input >= 0);
     char *first = print(&c);

@@ -35,6 +35,7 @@ RUNS = {
         },
         (),
     ),
+    "narrow": ({**TRAIN, "exchange.payload": "fp8", "exchange.combine_payload": "bf16"}, ()),
     "forward": (
         {
             **DEEPSEEK,

@@ -290,7 +290,7 @@ static page render_training(moe_screen s,
                             double growth) {
     moe_step_metrics r;
     moe_training_history h = {.steps = 0};
-    moe_memory memory = moe_memory_estimate(c, 0);
+    moe_memory memory = moe_memory_estimate(c, &(moe_memory_given){.num_tokens = 0});
     page p = {NULL, 0};
     moe_step_metrics_init(&r, c->model.num_layers, c->model.num_experts, c->cluster.devices);
     s.out = open_memstream(&p.text, &p.length);

@@ -1,6 +1,7 @@
 """ctest: timeout=180
 The same devices on 1, 2, 4 and 8 ranks, with 1 and 2 threads, in modes token and selection: the
-same report and the same bytes.
+same report and the same bytes; and with narrow payloads, forward and in training, where their error
+is measured.
 """
 import os
 
@@ -40,6 +41,7 @@ MODE_KEYS = {
     "sent",
     "node_received",
     "node_sent",
+    "counted",
 }
 
 
@@ -119,4 +121,35 @@ if len(reference) == 2:
         "bytes that mode selection would have sent",
     )
     check(token["rows"] < selection["rows"], "mode token saves no row")
+
+NARROW = {
+    **BASE,
+    "model.hidden_size": 136,
+    "exchange.payload": "fp8",
+    "exchange.combine_payload": "bf16",
+    "output.routing": "no",
+    "run.threads": 1,
+}
+BYTES = {"dispatch": 136 + 8, "combine": 2 * 136}  # two groups of fp8 values, two fp32 scales
+for way in ("forward", "train"):
+    first = None
+    tensors = "yes" if way == "forward" else "no"
+    for ranks in (8, 4, 2, 1):
+        sets = {**NARROW, "run.mode": way, "output.tensors": tensors}
+        folder = run(f"narrow-{way}-np{ranks}", ranks, sets)
+        if not folder:
+            continue
+        first = first or folder
+        compare(first, folder, RUN_KEYS, f"narrow payloads, {way}, np {ranks}")
+    told = summary(first)
+    for direction, size in BYTES.items():
+        volume = told["volume"][direction]
+        check(volume["logical_bytes"] == size * volume["rows"], f"bytes of {direction}")
+    error = told["payload_error"]
+    check(0.005 < error["y"] < 0.06, f"error of y in fp8: {error['y']}")
+    if way == "train":
+        check(0.001 < error["gradient"] < 0.2, f"error of the gradient: {error['gradient']}")
+        check(error["loss"] != 0 and abs(error["loss"]) < 0.05, f"of the loss: {error['loss']}")
+    else:
+        check(error["gradient"] is None and error["loss"] is None, "gradients of a forward run")
 verdict()

@@ -1,0 +1,232 @@
+/* payload.c: conversions in loops without branches, which the compiler turns into vector code. Each
+ * goes through a group of 128 numbers at a time, which stays in the first cache. */
+#include "exchange/payload.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/status.h"
+#include "base/vector.h"
+
+static uint32_t bits_of(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static float float_of(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static int64_t num_groups(int64_t n) {
+    return (n + MOE_FP8_GROUP - 1) / MOE_FP8_GROUP;
+}
+
+static int64_t size_of_group(int64_t n, int64_t group) {
+    int64_t left = n - group * MOE_FP8_GROUP;
+    return left < MOE_FP8_GROUP ? left : MOE_FP8_GROUP;
+}
+
+/* --- fp32 --- */
+
+static int64_t whole_bytes(moe_payload_format f, int64_t n) {
+    (void)f;
+    return n * (int64_t)sizeof(real);
+}
+
+static void whole_encode(moe_payload_format f, const real *x, int64_t n, unsigned char *row) {
+    memcpy(row, x, (size_t)whole_bytes(f, n));
+}
+
+static void whole_decode(moe_payload_format f, const unsigned char *row, int64_t n, real *x) {
+    memcpy(x, row, (size_t)whole_bytes(f, n));
+}
+
+/* --- bf16 --- */
+
+static int64_t bf16_bytes(moe_payload_format f, int64_t n) {
+    (void)f;
+    return n * 2;
+}
+
+MOE_CLONES static void bf16_codes(const real *restrict x, int n, uint16_t *restrict code) {
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = bits_of((float)x[i]);
+        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+        uint32_t quiet = (bits >> 16) | 0x40u;
+        code[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    }
+}
+
+MOE_CLONES static void bf16_values(const uint16_t *restrict code, int n, real *restrict x) {
+    for (int i = 0; i < n; i++) {
+        x[i] = (real)float_of((uint32_t)code[i] << 16);
+    }
+}
+
+static void bf16_encode(moe_payload_format f, const real *x, int64_t n, unsigned char *row) {
+    uint16_t code[MOE_FP8_GROUP];
+    (void)f;
+    for (int64_t g = 0; g < num_groups(n); g++) {
+        int size = (int)size_of_group(n, g);
+        bf16_codes(x + g * MOE_FP8_GROUP, size, code);
+        memcpy(row + g * 2 * MOE_FP8_GROUP, code, (size_t)size * sizeof *code);
+    }
+}
+
+static void bf16_decode(moe_payload_format f, const unsigned char *row, int64_t n, real *x) {
+    uint16_t code[MOE_FP8_GROUP];
+    (void)f;
+    for (int64_t g = 0; g < num_groups(n); g++) {
+        int size = (int)size_of_group(n, g);
+        memcpy(code, row + g * 2 * MOE_FP8_GROUP, (size_t)size * sizeof *code);
+        bf16_values(code, size, x + g * MOE_FP8_GROUP);
+    }
+}
+
+/* --- fp8 e4m3: sign, 4 bits of exponent (bias 7), 3 of mantissa; no Inf, NaN = S.1111.111 --- */
+
+static int64_t scale_bytes(moe_payload_format f) {
+    return f.scale == MOE_FP8_SCALE_UE8M0 ? 1 : (int64_t)sizeof(float);
+}
+
+static int64_t fp8_bytes(moe_payload_format f, int64_t n) {
+    return n + num_groups(n) * scale_bytes(f);
+}
+
+/* The largest |x| of a group, at least 1e-4, as the bits of a float: sizes are ordered as their
+ * bits, and so a NaN does not get lost among them. */
+MOE_CLONES static uint32_t largest(const real *x, int n) {
+    uint32_t most = bits_of(1e-4f);
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = bits_of((float)x[i]) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+/* Below 2^-6, where codes are multiples of 2^-9, a sum with 2^14 rounds to them; above, the
+ * mantissa is rounded as an integer, and a carry goes into the exponent. */
+MOE_CLONES static void fp8_codes(const real *restrict x,
+                                 int n,
+                                 float factor,
+                                 unsigned char *restrict code) {
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = bits_of((float)x[i] * factor), size = bits & 0x7fffffffu;
+        uint32_t most = bits_of(448.0f);
+        uint32_t clamped = size < most ? size : most;
+        uint32_t normal = ((clamped + 0x7ffffu + ((clamped >> 20) & 1u)) >> 20) - (120u << 3);
+        uint32_t small = bits_of(float_of(clamped) + 16384.0f) - bits_of(16384.0f);
+        uint32_t rounded = clamped < bits_of(0x1p-6f) ? small : normal;
+        uint32_t finite = size > 0x7f800000u ? 0x7fu : rounded;
+        code[i] = (unsigned char)(finite | (bits >> 31 << 7));
+    }
+}
+
+MOE_CLONES static void fp8_values(const unsigned char *restrict code,
+                                  int n,
+                                  float scale,
+                                  real *restrict x) {
+    for (int i = 0; i < n; i++) {
+        uint32_t size = code[i] & 0x7fu;
+        float normal = float_of((size << 20) + (120u << 23));
+        float small = float_of((size << 20) + (121u << 23)) - 0x1p-6f;
+        uint32_t value = bits_of(size < 8 ? small : normal);
+        value = size == 0x7fu ? 0x7fc00000u : value;
+        x[i] = (real)(float_of(value | (uint32_t)(code[i] >> 7) << 31) * scale);
+    }
+}
+
+/* The exponent of the least power of two that is no less than s, biased as in a float. */
+static unsigned char exponent_up(float s) {
+    uint32_t bits = bits_of(s);
+    return (unsigned char)((bits >> 23) + ((bits & 0x7fffffu) != 0 && bits < 0x7f800000u));
+}
+
+/* Writes the scale of a group whose largest size is `most`, and returns what its numbers are
+ * multiplied by: 0 where the largest is Inf or NaN, whose scale makes NaN of everything. */
+static float write_scale(moe_payload_format f, float most, unsigned char *to) {
+    float scale = most / 448.0f;
+    if (f.scale == MOE_FP8_SCALE_UE8M0) {
+        unsigned char exponent = exponent_up(scale);
+        *to = exponent;
+        return exponent == 255 ? 0 : float_of((254u - exponent) << 23);
+    }
+    memcpy(to, &scale, sizeof scale);
+    return isfinite(most) ? 448.0f / most : 0;
+}
+
+static float read_scale(moe_payload_format f, const unsigned char *from) {
+    float scale;
+    if (f.scale == MOE_FP8_SCALE_UE8M0) {
+        return float_of((uint32_t)*from << 23);
+    }
+    memcpy(&scale, from, sizeof scale);
+    return scale;
+}
+
+static void fp8_encode(moe_payload_format f, const real *x, int64_t n, unsigned char *row) {
+    for (int64_t g = 0; g < num_groups(n); g++) {
+        const real *group = x + g * MOE_FP8_GROUP;
+        int size = (int)size_of_group(n, g);
+        float factor = write_scale(f, float_of(largest(group, size)), row + n + g * scale_bytes(f));
+        fp8_codes(group, size, factor, row + g * MOE_FP8_GROUP);
+    }
+}
+
+static void fp8_decode(moe_payload_format f, const unsigned char *row, int64_t n, real *x) {
+    for (int64_t g = 0; g < num_groups(n); g++) {
+        fp8_values(row + g * MOE_FP8_GROUP, (int)size_of_group(n, g),
+                   read_scale(f, row + n + g * scale_bytes(f)), x + g * MOE_FP8_GROUP);
+    }
+}
+
+/* --- the table --- */
+
+static const struct {
+    int64_t (*bytes)(moe_payload_format f, int64_t n);
+    void (*encode)(moe_payload_format f, const real *x, int64_t n, unsigned char *row);
+    void (*decode)(moe_payload_format f, const unsigned char *row, int64_t n, real *x);
+} formats[] = {
+    [MOE_PAYLOAD_FP32] = {whole_bytes, whole_encode, whole_decode},
+    [MOE_PAYLOAD_BF16] = {bf16_bytes, bf16_encode, bf16_decode},
+    [MOE_PAYLOAD_FP8] = {fp8_bytes, fp8_encode, fp8_decode},
+};
+
+int64_t moe_payload_bytes(moe_payload_format f, int64_t n) {
+    return formats[f.type].bytes(f, n);
+}
+
+void moe_payload_encode(moe_payload_format f, const real *x, int64_t n, void *row) {
+    formats[f.type].encode(f, x, n, row);
+}
+
+void moe_payload_decode(moe_payload_format f, const void *row, int64_t n, real *x) {
+    formats[f.type].decode(f, row, n, x);
+}
+
+void moe_payload_encode_all(moe_payload_format f,
+                            const real *x,
+                            int64_t count,
+                            int64_t n,
+                            char *rows) {
+    int64_t bytes = moe_payload_bytes(f, n);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        moe_payload_encode(f, x + i * n, n, rows + i * bytes);
+    }
+}
+
+void moe_payload_decode_all(moe_payload_format f,
+                            const char *rows,
+                            int64_t count,
+                            int64_t n,
+                            real *x) {
+    int64_t bytes = moe_payload_bytes(f, n);
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        moe_payload_decode(f, rows + i * bytes, n, x + i * n);
+    }
+}
