@@ -89,7 +89,7 @@ const moe_preset moe_presets[] = {
      "With model.attention = mla: 128 heads of 128 + 64, c_KV of 512, low-rank queries of 1536; 61 "
      "layers."},
     {"deepseek_v2_mini",
-     SETTINGS(SET(model, num_layers, 3), SET(model, hidden_size, 128), SET(model, num_experts, 32),
+     SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 2), SET(model, moe_intermediate_size, 32),
               SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
               SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
@@ -103,10 +103,10 @@ const moe_preset moe_presets[] = {
               SET(capacity, exempt_sequences, 0.1)),
      "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: its blocks of "
      "latent attention and MoE, its router, losses\n"
-     "and dropping, with 3 layers of 32 routed + 2 shared experts, top 4 on at most 3 of 8 "
-     "devices; hidden 128, 4 heads of 32 + 16, c_KV of 64."},
+     "and dropping, with 32 routed + 2 shared experts, top 4 on at most 3 of 8 devices; hidden "
+     "128, 4 heads of 32 + 16, c_KV of 64."},
     {"deepseek_v3_mini",
-     SETTINGS(SET(model, num_layers, 3), SET(model, hidden_size, 128), SET(model, num_experts, 32),
+     SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 1), SET(model, moe_intermediate_size, 32),
               SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
               SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
