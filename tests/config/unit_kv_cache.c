@@ -1,5 +1,6 @@
-/* unit_kv_cache.c: the published sizes of the cache (DeepSeek-V2, arXiv 2405.04434, tables 1 and 9;
- * DeepSeek-V3 by its settings), from the presets; and the other kinds by their formulas. */
+/* unit_kv_cache.c: the published sizes of the cache (DeepSeek-V2, arXiv 2405.04434, table 1 and
+ * appendix D.2; DeepSeek-V3 by its settings), from the presets; and the other kinds by their
+ * formulas. */
 #include <string.h>
 
 #include "check.h"

@@ -54,7 +54,7 @@ def screen(number, run):
 
 
 def test_pages():
-    m.check(sorted(LESSONS) == list(range(1, 11)), "the lessons are", sorted(LESSONS))
+    m.check(sorted(LESSONS) == list(range(1, 12)), "the lessons are", sorted(LESSONS))
     for number, one in LESSONS.items():
         with open(one.path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -273,7 +273,7 @@ def test_list():
 def test_mistakes():
     before = sorted(os.listdir(m.TEMPORARY))
     for words, said in (
-        ((11,), "there is no lesson 11: the lessons are 1 to 10"),
+        ((12,), "there is no lesson 12: the lessons are 1 to 11"),
         ((0,), "no lesson 0"),
         (("five",), "no lesson five"),
         ((1, 2), "one lesson at a time"),
