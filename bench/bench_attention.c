@@ -6,6 +6,7 @@
  * bench: np=1 */
 #include "attention/attention.h"
 #include "attention/flash.h"
+#include "base/rng.h"
 #include "bench.h"
 
 typedef struct attention_bench {
