@@ -113,8 +113,8 @@ def check_resumed(kind, lines):
 
 
 def check_learns():
-    """What stood six bytes before: no table of single bytes can tell, attention can. Behind a letter
-    comes a blank once in 12 times and else one of 16 letters, behind a blank a letter.
+    """What stood six bytes before: no table of single bytes can tell, attention can. Behind a
+    letter comes a blank once in 12 times and else one of 16 letters, behind a blank a letter.
     """
     behind_letter = (math.log(12) + 11 * math.log(12 / 11 * 16)) / 12
     table = (12 * behind_letter + math.log(16)) / 13
