@@ -243,6 +243,24 @@ def worst_layer(folder):
     )
 
 
+def attention_text(folder):
+    """What stands in front of the MoE layers, and what a decoder would remember of a token."""
+    kind, cache = folder.get("model", "attention", "none"), (folder.summary or {}).get("kv_cache")
+    if kind == "none" or not cache:
+        return ""
+    own = count_text(number(cache.get("elements_per_token")))
+    size = bytes_text(number(cache.get("bf16_bytes_per_token")))
+    others = ", ".join(
+        f"{name} {count_text(number(elements))}"
+        for name, elements in (cache.get("elements_by_kind") or {}).items()
+        if name != cache.get("kind")
+    )
+    return (
+        f"{kind}, {folder.get('model', 'num_heads', '?')} heads; KV cache of a token:"
+        f" {own} elements ({cache.get('kind')}), {size} in bf16; beside it {others}"
+    )
+
+
 def facts(folder):
     """What ran, on what: [(name, text)]."""
     get, summary = folder.get, folder.summary or {}
@@ -274,6 +292,7 @@ def facts(folder):
                 f" {get('model', 'moe_intermediate_size', '?')}"
             ),
         ),
+        ("attention", attention_text(folder)),
         ("router", router_text(folder)),
         (
             "devices",

@@ -99,6 +99,13 @@ SUMMARY = fields(
         bottleneck=text(240),
         price_per_million_tokens=real,
     ),
+    kv_cache=fields(
+        kind=text(16),
+        elements_per_token=count,
+        bf16_bytes_per_token=count,
+        elements_by_kind=free(count),
+        gqa_groups=count,
+    ),
     training=fields(
         unigram_entropy=real,
         task_loss=fields(mean_last_20=real),

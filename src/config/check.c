@@ -18,7 +18,6 @@ static const struct {
     const char *feature;   /* what the other values stand for */
 } not_yet[] = {
     {MOE_KEY(run, mode), "forward train", "generating"},
-    {MOE_KEY(model, attention), "none", "attention"},
     {MOE_KEY(exchange, chunks), "1", "exchange in chunks"},
     {MOE_KEY(exchange, transport), "alltoallv", "a transport other than alltoallv"},
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
@@ -511,7 +510,8 @@ int moe_check_combinations(const moe_config *c, moe_status *st) {
                               c->router.top_k, c->model.num_experts);
     }
     if (check_router(c, st) != MOE_OK || check_group_limit(c, st) != MOE_OK ||
-        check_data(c, st) != MOE_OK || check_capacity(c, st) != MOE_OK) {
+        check_data(c, st) != MOE_OK || moe_check_attention(c, st) != MOE_OK ||
+        check_capacity(c, st) != MOE_OK) {
         return st->code;
     }
     return check_sizes(c, st);

@@ -21,6 +21,7 @@ enum moe_expert_type {
 };
 enum moe_norm { MOE_NORM_NONE, MOE_NORM_RMSNORM };
 enum moe_attention { MOE_ATTENTION_NONE, MOE_ATTENTION_MHA, MOE_ATTENTION_MLA };
+enum moe_rope_order { MOE_ROPE_INTERLEAVED, MOE_ROPE_HALF };
 
 /* --- [router] --- */
 

@@ -86,6 +86,18 @@ static bool is_sgd(const moe_config *c) {
 static bool validates_never(const moe_config *c) {
     return trains(c) && c->train.validation_every == 0;
 }
+static bool attends_not(const moe_config *c) {
+    return c->model.attention == MOE_ATTENTION_NONE;
+}
+static bool is_not_mla(const moe_config *c) {
+    return c->model.attention == MOE_ATTENTION_MHA;
+}
+static bool is_mla(const moe_config *c) {
+    return c->model.attention == MOE_ATTENTION_MLA;
+}
+static bool turns_nothing(const moe_config *c) {
+    return c->model.attention != MOE_ATTENTION_NONE && c->model.rope_dim == 0;
+}
 static bool rebalances_not(const moe_config *c) {
     return c->placement.rebalance_every == 0;
 }
@@ -120,6 +132,20 @@ static const struct {
     {KEYS(MOE_KEY(exchange, fp8_scale)), false, MOE_KEY(exchange, payload), sends_no_fp8},
     {KEYS(MOE_KEY(model, lora_alpha), MOE_KEY(model, lora_rank)), false,
      MOE_KEY(model, expert_type), is_not_lora},
+    {KEYS(MOE_KEY(model, num_heads),
+          MOE_KEY(model, num_kv_heads),
+          MOE_KEY(model, head_dim),
+          MOE_KEY(model, rope_dim),
+          MOE_KEY(model, rope_theta),
+          MOE_KEY(model, rope_order),
+          MOE_KEY(model, kv_lora_rank),
+          MOE_KEY(model, q_lora_rank)),
+     false, MOE_KEY(model, attention), attends_not},
+    {KEYS(MOE_KEY(model, kv_lora_rank), MOE_KEY(model, q_lora_rank)), false,
+     MOE_KEY(model, attention), is_not_mla},
+    {KEYS(MOE_KEY(model, num_kv_heads)), false, MOE_KEY(model, attention), is_mla},
+    {KEYS(MOE_KEY(model, rope_theta), MOE_KEY(model, rope_order)), false, MOE_KEY(model, rope_dim),
+     turns_nothing},
     {KEYS(MOE_KEY(model, residual)), false, MOE_KEY(model, num_layers), is_one_layer},
     {KEYS(MOE_KEY(router, score_func)), false, MOE_KEY(data, scores), has_no_scores},
     {KEYS(MOE_KEY(router, norm_topk_prob),

@@ -50,19 +50,26 @@ const moe_preset moe_presets[] = {
               SET(balance, alpha_expert, 0.003), SET(balance, alpha_device, 0.05),
               SET(balance, alpha_comm, 0.02), SET(balance, scope, sequence),
               SET(capacity, policy, device), SET(capacity, capacity_factor, 1),
-              SET(capacity, exempt_sequences, 0.1)),
+              SET(capacity, exempt_sequences, 0.1), SET(model, num_heads, 128),
+              SET(model, head_dim, 128), SET(model, rope_dim, 64), SET(model, kv_lora_rank, 512),
+              SET(model, q_lora_rank, 1536)),
      "DeepSeek-V2 (arXiv 2405.04434): 160 routed + 2 shared experts, top 6 on at most 3 of 8 "
      "devices; hidden 5120, expert width 1536.\n"
      "Weights as in its public code: normalised or scaled, never both. Device-level dropping at "
-     "factor 1.0, 10 % of the sequences exempt."},
+     "factor 1.0, 10 % of the sequences exempt.\n"
+     "With model.attention = mla: 128 heads of 128 + 64, c_KV of 512, low-rank queries of 1536; 60 "
+     "layers. YaRN is left out."},
     {"deepseek_v2_lite",
      SETTINGS(SET(model, num_experts, 64), SET(model, num_shared_experts, 2), SET(router, top_k, 6),
               SET(router, score_func, softmax), SET(router, group_limit, none),
               SET(router, norm_topk_prob, no), SET(router, routed_scaling_factor, 1),
               SET(router, scale_normalized, no), SET(router, norm_single, no),
-              SET(balance, alpha_expert, 0.001), SET(balance, scope, sequence)),
+              SET(balance, alpha_expert, 0.001), SET(balance, scope, sequence),
+              SET(model, num_heads, 16), SET(model, head_dim, 128), SET(model, rope_dim, 64),
+              SET(model, kv_lora_rank, 512), SET(model, q_lora_rank, 0)),
      "DeepSeek-V2-Lite (arXiv 2405.04434): 64 routed + 2 shared experts, top 6, alpha 0.001; "
-     "hidden 2048, expert width 1408, one device."},
+     "hidden 2048, expert width 1408, one device.\n"
+     "With model.attention = mla: 16 heads of 128 + 64, c_KV of 512; 27 layers."},
     {"deepseek_v3",
      SETTINGS(SET(model, num_experts, 256), SET(model, num_shared_experts, 1),
               SET(router, top_k, 8), SET(router, score_func, sigmoid),
@@ -70,13 +77,48 @@ const moe_preset moe_presets[] = {
               SET(router, topk_group, 4), SET(router, norm_topk_prob, yes),
               SET(router, routed_scaling_factor, 2.5), SET(router, scale_normalized, yes),
               SET(router, norm_single, no), SET(router, bias_update_rate, 0.001),
-              SET(balance, alpha_expert, 0.0001), SET(balance, scope, sequence)),
+              SET(balance, alpha_expert, 0.0001), SET(balance, scope, sequence),
+              SET(model, num_heads, 128), SET(model, head_dim, 128), SET(model, rope_dim, 64),
+              SET(model, kv_lora_rank, 512), SET(model, q_lora_rank, 1536)),
      "DeepSeek-V3 (arXiv 2412.19437): 256 routed + 1 shared experts, top 8 on at most 4 of 8 "
      "nodes (64 devices); hidden 7168, expert width 2048.\n"
      "f counts the actual selection; balance.aux_selection = unlimited is the paper's equation 18 "
      "to the letter.\n"
      "The balancing bias starts at router.bias_file (or 0) and moves by 0.001 after each training "
-     "step."},
+     "step.\n"
+     "With model.attention = mla: 128 heads of 128 + 64, c_KV of 512, low-rank queries of 1536; 61 "
+     "layers."},
+    {"deepseek_v2_mini",
+     SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
+              SET(model, num_shared_experts, 2), SET(model, moe_intermediate_size, 32),
+              SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
+              SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
+              SET(router, top_k, 4), SET(router, score_func, softmax),
+              SET(router, group_limit, max), SET(router, topk_group, 3),
+              SET(router, norm_topk_prob, no), SET(router, routed_scaling_factor, 4),
+              SET(router, scale_normalized, no), SET(router, norm_single, no),
+              SET(balance, alpha_expert, 0.003), SET(balance, alpha_device, 0.05),
+              SET(balance, alpha_comm, 0.02), SET(balance, scope, sequence),
+              SET(capacity, policy, device), SET(capacity, capacity_factor, 1),
+              SET(capacity, exempt_sequences, 0.1)),
+     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: its blocks of "
+     "latent attention and MoE, its router, losses\n"
+     "and dropping, with 32 routed + 2 shared experts, top 4 on at most 3 of 8 devices; hidden "
+     "128, 4 heads of 32 + 16, c_KV of 64."},
+    {"deepseek_v3_mini",
+     SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
+              SET(model, num_shared_experts, 1), SET(model, moe_intermediate_size, 32),
+              SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
+              SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
+              SET(router, top_k, 4), SET(router, score_func, sigmoid),
+              SET(router, group_limit, top2_sum), SET(router, num_groups, 8),
+              SET(router, topk_group, 4), SET(router, norm_topk_prob, yes),
+              SET(router, routed_scaling_factor, 2.5), SET(router, scale_normalized, yes),
+              SET(router, norm_single, no), SET(router, bias_update_rate, 0.001),
+              SET(balance, alpha_expert, 0.0001), SET(balance, scope, sequence)),
+     "A small DeepSeek-V3 that trains on text (configs/deepseek_v3_mini.ini), ours: as "
+     "deepseek_v2_mini, with V3's sigmoid, balancing bias,\n"
+     "node limit (top 4 on at most 4 of 8 groups) and one shared expert."},
     {"mixtral",
      SETTINGS(SET(model, num_experts, 8), SET(model, num_shared_experts, 0), SET(router, top_k, 2),
               SET(router, score_func, softmax_topk), SET(router, group_limit, none),

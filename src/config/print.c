@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "config/config.h"
+#include "config/kv_cache.h"
 #include "config/presets.h"
 #include "config/table.h"
 #include "config/value.h"
@@ -44,6 +45,12 @@ static void print_experts(const moe_config *c, FILE *out) {
             active == active_before && stored == stored_before ? "parity" : "no parity");
 }
 
+static void print_cache(const moe_config *c, FILE *out) {
+    char text[256];
+    moe_kv_cache_sentence(c, text, sizeof text);
+    fprintf(out, "; %s\n", text);
+}
+
 /* Marks a key that differs from its preset: "   ; overrides preset NAME: value". */
 static void print_override(const moe_config *c,
                            const moe_preset *preset,
@@ -82,6 +89,9 @@ void moe_config_print(const moe_config *c, FILE *out) {
         }
         if (k == MOE_KEY(model, expert_segmentation)) {
             print_experts(c, out);
+        }
+        if (k == MOE_KEY(model, attention) && c->model.attention != MOE_ATTENTION_NONE) {
+            print_cache(c, out);
         }
         moe_value_format(c, k, value);
         fprintf(out, "%s =%s%s", moe_keys[k].name, value[0] != '\0' ? " " : "", value);

@@ -132,6 +132,23 @@ static void derive_drop(moe_config *c) {
     }
 }
 
+/* The widths of DeepSeek-V2 beside that of a head: d_R = d / 2, r = 4 d. A head that cannot be as
+ * wide as it should be stays at 0, and is refused. */
+static void derive_attention(moe_config *c) {
+    moe_model_config *m = &c->model;
+    if (m->head_dim == 0 && m->hidden_size % m->num_heads == 0) {
+        m->head_dim = m->hidden_size / m->num_heads;
+    }
+    if (c->place[MOE_KEY(model, rope_dim)] == MOE_PLACE_DEFAULT) {
+        m->rope_dim = m->attention == MOE_ATTENTION_MHA ? m->head_dim / 2 * 2
+                      : m->head_dim < 4                 ? 2
+                                                        : m->head_dim / 4 * 2;
+    }
+    if (m->kv_lora_rank == 0 && m->attention == MOE_ATTENTION_MLA) {
+        m->kv_lora_rank = 4 * m->head_dim;
+    }
+}
+
 /* Replaces zeros and keys that were not given by what they stand for. */
 static void derive_defaults(moe_config *c) {
     const bool loaded = c->model.load[0] != '\0';
@@ -164,6 +181,13 @@ static void derive_defaults(moe_config *c) {
         c->model.norm = !loaded && (c->model.num_layers > 1 || c->run.mode == MOE_MODE_TRAIN)
                             ? MOE_NORM_RMSNORM
                             : MOE_NORM_NONE;
+    }
+    if ((recorded || loaded) && !c->given[MOE_KEY(model, attention)]) {
+        c->model.attention = MOE_ATTENTION_NONE; /* of a preset: there are no vectors to attend to
+                                                  */
+    }
+    if (c->model.attention != MOE_ATTENTION_NONE) {
+        derive_attention(c);
     }
     if (recorded && !stands(c, MOE_KEY(run, steps), MOE_KEY(data, source))) {
         c->run.steps = 1;

@@ -37,6 +37,14 @@ typedef struct moe_model_config { /* [model] */
     bool residual;
     enum moe_norm norm;
     enum moe_attention attention;
+    int32_t num_heads;
+    int32_t num_kv_heads;
+    int32_t head_dim;
+    int32_t rope_dim;
+    double rope_theta;
+    enum moe_rope_order rope_order;
+    int32_t kv_lora_rank;
+    int32_t q_lora_rank;
     char load[MOE_PATH_MAX];
 } moe_model_config;
 

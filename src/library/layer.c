@@ -39,6 +39,12 @@ static const struct {
     {"model.residual", "the library multiplies no experts"},
     {"model.norm", "the library multiplies no experts"},
     {"model.attention", "a layer is one MoE layer"},
+    {"model.num_heads", "a layer is one MoE layer"},
+    {"model.num_kv_heads", "a layer is one MoE layer"},
+    {"model.head_dim", "a layer is one MoE layer"},
+    {"model.rope_", "a layer is one MoE layer"},
+    {"model.kv_lora_rank", "a layer is one MoE layer"},
+    {"model.q_lora_rank", "a layer is one MoE layer"},
     {"router.jitter", "it acts in training only"},
     {"router.expert_dropout", "it acts in training only"},
     {"router.bias_file", "the array bias takes its place"},
@@ -99,6 +105,7 @@ moesim_layer *moesim_layer_new(const char *settings, char *error) {
     moe_status st = {0};
     moesim_layer *l = moe_alloc_zero(1, sizeof *l, "layer");
     moe_config_defaults(&l->settings);
+    l->settings.given[MOE_KEY(model, attention)] = 1; /* none, also where a preset has one */
     take_settings(&l->settings, settings ? settings : "", &st);
     if (moe_layer_report(&st, error)) {
         moe_free(l);

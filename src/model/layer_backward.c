@@ -17,8 +17,8 @@
 #include <string.h>
 
 #include "base/gemm.h"
+#include "base/norm.h"
 #include "model/layer.h"
-#include "model/norm.h"
 #include "router/noise.h"
 #include "router/weight_gradient.h"
 

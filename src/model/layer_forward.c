@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "base/gemm.h"
+#include "base/norm.h"
 #include "model/layer.h"
-#include "model/norm.h"
 #include "model/serving.h"
 #include "router/noise.h"
 

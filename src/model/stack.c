@@ -26,6 +26,7 @@ void moe_stack_init(moe_stack *s, moe_context *context, int32_t num_activations,
         moe_layer_init(&s->layer[l], context, l);
     }
     s->activations = moe_alloc_zero(num_activations, sizeof *s->activations, "activations");
+    moe_attention_layers_init(&s->attention, context, keep_inputs);
     allocate_inputs(s, keep_inputs);
 }
 
@@ -33,6 +34,7 @@ void moe_stack_register(moe_stack *s, moe_parameters *parameters) {
     s->parameters = parameters;
     s->indices = moe_alloc(s->num_layers, sizeof *s->indices, "table of parameters");
     for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_attention_layers_register(&s->attention, l, parameters);
         s->indices[l] = moe_layer_register(&s->layer[l], s->context, parameters);
     }
 }
@@ -55,6 +57,7 @@ void moe_stack_free(moe_stack *s) {
     moe_free(s->y);
     moe_free(s->indices);
     moe_backward_free(&s->backward);
+    moe_attention_layers_free(&s->attention);
     *s = (moe_stack){0};
 }
 
@@ -79,14 +82,15 @@ int moe_stack_forward(moe_stack *s,
     moe_timeline *timeline = s->context->timeline;
     for (int32_t l = 0; l < s->num_layers; l++) {
         int64_t span = moe_timeline_begin(timeline, MOE_SPAN_LAYER, l, moe_comm_time());
-        moe_layer_forward(&s->layer[l], s->context, s->x[l], s->y, moe_stack_activations(s, l),
+        const real *x = moe_attention_layers_forward(&s->attention, l, s->x[l]);
+        moe_layer_forward(&s->layer[l], s->context, x, s->y, moe_stack_activations(s, l),
                           &metrics->layer[l]);
         if (observer && observer->after_layer &&
             observer->after_layer(observer->self, s, l, metrics, st) != MOE_OK) {
             moe_timeline_end(timeline, span, moe_comm_time());
             return st->code;
         }
-        add_residual(s, s->y, s->x[l], s->x[l + 1]);
+        add_residual(s, s->y, x, s->x[l + 1]);
         moe_timeline_end(timeline, span, moe_comm_time());
     }
     return MOE_OK;
@@ -110,6 +114,7 @@ void moe_stack_backward(moe_stack *s,
         moe_serving_return(s->context, &s->layer[l], &s->indices[l], s->parameters,
                            &metrics->layer[l].fetch);
         add_residual(s, s->y, gradient, gradient);
+        moe_attention_layers_backward(&s->attention, l, s->x[l], gradient);
     }
 }
 
@@ -135,9 +140,9 @@ void moe_stack_evaluate(moe_stack *s, moe_stack_run_layer *run, void *self) {
     context->keep = false;
     context->timeline = NULL; /* the caller records one span for all of it */
     for (int32_t l = 0; l < s->num_layers; l++) {
-        (run ? run : run_layer)(run ? self : s, l, s->x[l], s->y, moe_stack_activations(s, l),
-                                &unused);
-        add_residual(s, s->y, s->x[l], s->x[l + 1]);
+        const real *x = moe_attention_layers_forward(&s->attention, l, s->x[l]);
+        (run ? run : run_layer)(run ? self : s, l, x, s->y, moe_stack_activations(s, l), &unused);
+        add_residual(s, s->y, x, s->x[l + 1]);
     }
     moe_serving_reset(context);
     context->keep = keep;

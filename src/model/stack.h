@@ -1,6 +1,7 @@
 /* stack.h: the layers of a model, one after the other.
  *
- *   forward    x_0 -> layer 0 -> x_1 -> ... -> x_L      x_{l+1} = y_l + x_l
+ *   forward    x_0 -> layer 0 -> x_1 -> ... -> x_L      x_{l+1} = y_l + a_l,  a_l = x_l or, with
+ *                                                       model.attention, x_l + attention(x_l)
  *   backward   dx_L -> layer L-1 -> ... -> dx_0         dx_l = J_l^T dx_{l+1} + dx_{l+1}
  *
  * where y_l is the output of layer l (norm, gate, dispatch, experts, combine, shared experts), and
@@ -16,13 +17,15 @@
 
 #include "base/status.h"
 #include "measure/metrics.h"
+#include "model/attention_layers.h"
 #include "model/layer.h"
 #include "model/parameters.h"
 
 typedef struct moe_stack {
     moe_context *context; /* what the layers share; not owned */
     int32_t num_layers;
-    moe_layer *layer; /* [num_layers] */
+    moe_layer *layer;               /* [num_layers] */
+    moe_attention_layers attention; /* in front of each of them, if the model has attention */
 
     /* of the last forward pass */
     int32_t num_activations;

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "config/kv_cache.h"
 #include "measure/figures.h"
 #include "output/matrix_history.h"
 #include "output/summary_internal.h"
@@ -487,6 +488,21 @@ static json_t *matrix_steps(const moe_step_metrics *last, int64_t steps) {
         steps > 0 ? moe_matrix_history_steps(last->num_layers, last->devices, steps, step) : 0);
 }
 
+/* What a decoder would remember of a token, with the model's attention and with the others. */
+static json_t *kv_cache_object(const moe_config *c) {
+    const moe_kv_cache k = moe_kv_cache_of(c);
+    json_t *o = json_object(), *elements = json_object();
+    moe_json_put(o, "kind", moe_json_text(moe_kv_cache_names[k.own]));
+    moe_json_put(o, "elements_per_token", json_integer(k.elements[k.own]));
+    moe_json_put(o, "bf16_bytes_per_token", json_integer(k.elements[k.own] * MOE_KV_CACHE_BF16));
+    for (int kind = 0; kind < MOE_NUM_KV_CACHES; kind++) {
+        moe_json_put(elements, moe_kv_cache_names[kind], json_integer(k.elements[kind]));
+    }
+    moe_json_put(o, "elements_by_kind", elements);
+    moe_json_put(o, "gqa_groups", json_integer(k.groups));
+    return o;
+}
+
 json_t *moe_summary_run(const moe_config *c,
                         const moe_step_metrics *last,
                         const moe_topology *topologies,
@@ -506,6 +522,9 @@ json_t *moe_summary_run(const moe_config *c,
     moe_json_put(o, "num_tokens", json_integer(last->num_tokens));
     moe_json_put(o, "comm_matrix_steps", matrix_steps(last, times->steps));
     put_checks(o, last);
+    if (c->model.attention != MOE_ATTENTION_NONE) {
+        moe_json_put(o, "kv_cache", kv_cache_object(c));
+    }
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_json_put(o, "training", moe_summary_training(c, last, history, facts));
     }

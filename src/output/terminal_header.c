@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "config/idle.h"
+#include "config/kv_cache.h"
 #include "config/table.h"
 #include "config/value.h"
 #include "exchange/payload.h"
@@ -24,6 +25,27 @@ static void print_model(const moe_screen *s, const moe_config *c) {
         c->model.num_layers, c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared,
         c->model.hidden_size, c->model.moe_intermediate_size,
         moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type));
+}
+
+/* What stands in front of every MoE layer, and what a decoder would remember of a token. */
+static void print_attention(const moe_screen *s, const moe_config *c) {
+    const moe_model_config *m = &c->model;
+    char widths[96], cache[256];
+    if (m->attention == MOE_ATTENTION_NONE) {
+        return;
+    }
+    if (m->attention == MOE_ATTENTION_MLA) {
+        snprintf(widths, sizeof widths, "%d + %d, c_KV of %d, queries from %d", m->head_dim,
+                 m->rope_dim, m->kv_lora_rank, m->q_lora_rank ? m->q_lora_rank : m->hidden_size);
+    } else {
+        snprintf(widths, sizeof widths, "%d (%d of them rotary), %d of keys and values",
+                 m->head_dim, m->rope_dim, m->num_kv_heads ? m->num_kv_heads : m->num_heads);
+    }
+    moe_kv_cache_sentence(c, cache, sizeof cache);
+    moe_screen_wrapped(s, LABEL, "attention", "%s: %d heads of %s",
+                       moe_config_enum_name(MOE_KEY(model, attention), (int)m->attention),
+                       m->num_heads, widths);
+    moe_screen_wrapped(s, LABEL, "", "%s", cache);
 }
 
 /* Writes what chance does to the gate in training. */
@@ -408,6 +430,7 @@ void moe_terminal_header(const moe_screen *s,
     fprintf(s->out, "%smoesim %s%s  %s\n", moe_screen_paint(s, MOE_BOLD), MOESIM_VERSION,
             moe_screen_paint(s, MOE_PLAIN), c->name);
     print_model(s, c);
+    print_attention(s, c);
     print_router(s, c);
     print_balance(s, c);
     print_exchange(s, c);

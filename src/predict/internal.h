@@ -72,6 +72,9 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s);
 int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s);
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s);
 
+/* Local. Bytes of the attention of all layers (memory_attention.c); they are of the activations. */
+int64_t moe_memory_attention(const moe_config *c, const moe_memory_sizes *s);
+
 /* Local. Bytes of the files that were read, for `tokens` tokens of this rank; and on rank 0 of what
  * is kept of all steps for the files of results. */
 int64_t moe_memory_input(const moe_config *c, int64_t tokens);

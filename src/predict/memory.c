@@ -11,6 +11,7 @@
 
 #include <math.h>
 
+#include "attention/shape.h"
 #include "balance/balance.h"
 #include "base/alloc.h"
 #include "data/batch.h"
@@ -109,15 +110,16 @@ bool moe_memory_learns_noise(const moe_config *c) {
 }
 
 /* Each layer has the routed experts, the gate [N,H] (and as much for the scale of its noise where
- * that is learned), the norm [H] and every shared expert. A language model also has an embedding
- * [context,256,H], a norm [H] and a head [256,H]. */
+ * that is learned), the norm [H], every shared expert and the attention in front. A language model
+ * also has an embedding [context,256,H], a norm [H] and a head [256,H]. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t h = c->model.hidden_size;
     const int64_t expert = parameters_of_expert(c);
     const int64_t norm = c->model.norm == MOE_NORM_NONE ? 0 : h;
     const int64_t gate = mul3(moe_memory_learns_noise(c) ? 2 : 1, c->model.num_experts, h);
     const int64_t layer =
-        add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c)));
+        add(add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c))),
+            moe_attention_parameters(c));
     moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
                                   .replicated = mul(c->model.num_layers, layer)};
     if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT) {

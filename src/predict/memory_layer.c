@@ -219,7 +219,8 @@ static int64_t working(const moe_config *c, const moe_memory_sizes *s) {
 
 int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t layers = mul(s->copies, activations_of_layer(c, s));
-    return add(add(add(streams(c, s), layers), add(backward(c, s), task(c, s))),
+    const int64_t ends = add(task(c, s), moe_memory_attention(c, s));
+    return add(add(add(streams(c, s), layers), add(backward(c, s), ends)),
                add(written(c, s), working(c, s)));
 }
 

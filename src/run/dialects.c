@@ -231,6 +231,12 @@ static int refuse(const moe_config *c, moe_status *st) {
                         "data.source = routing: --dialects compares routers, and a recorded "
                         "routing has none: record logits");
     }
+    if (c->model.attention != MOE_ATTENTION_NONE) {
+        return moe_fail(st, MOE_USER,
+                        "model.attention = %s: --dialects compares routers on the tokens "
+                        "themselves, without attention in front: model.attention = none",
+                        moe_config_enum_name(MOE_KEY(model, attention), (int)c->model.attention));
+    }
     if (c->model.load[0]) {
         return moe_fail(st, MOE_USER,
                         "model.load: --dialects works on keyed tokens and gates or on data.source "

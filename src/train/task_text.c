@@ -14,8 +14,8 @@
 
 #include "base/exact.h"
 #include "base/gemm.h"
+#include "base/norm.h"
 #include "base/rng.h"
-#include "model/norm.h"
 #include "router/scores.h"
 #include "train/task_internal.h"
 

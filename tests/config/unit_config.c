@@ -262,15 +262,68 @@ static void test_not_yet(void) {
     expect_resolve(
         "run.mode=generate", 1,
         "--set: run.mode = generate: generating is not available yet, allowed is forward train");
-    static const char *const later[] = {"run.mode=generate", "model.attention=mla",
-                                        "exchange.chunks=2", "exchange.transport=shared",
-                                        "exchange.algorithm=windowed"};
+    static const char *const later[] = {"run.mode=generate", "exchange.chunks=2",
+                                        "exchange.transport=shared", "exchange.algorithm=windowed"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         moe_config c;
         moe_status st;
         CHECK_MSG(strstr(resolve(&c, "", later[i], 8, &st), "not available yet") != NULL, "%s: %s",
                   later[i], st.message);
     }
+}
+
+/* What attention does not go with, and heads that do not come out even. */
+static void test_attention(void) {
+    expect_resolve("model.attention=mha model.num_heads=3", 1,
+                   "--set: model.num_heads = 3: model.num_heads has to divide model.hidden_size "
+                   "(here 3 and 256), or model.head_dim has to say how wide a head is");
+    expect_resolve("model.attention=mla model.rope_dim=7", 1,
+                   "--set: model.rope_dim = 7: rotary position embedding turns pairs: an even "
+                   "number, or 0 for none");
+    expect_resolve("model.attention=mha model.rope_dim=34", 1,
+                   "--set: model.rope_dim = 34: the rotary part of attention = mha is part of a "
+                   "head: model.rope_dim may be at most model.head_dim (here 34 and 32)");
+    expect_resolve("model.attention=mha model.num_kv_heads=3", 1,
+                   "--set: model.num_kv_heads = 3: it has to divide model.num_heads = 8");
+    expect_resolve(
+        "model.attention=mha data.sequence_length=100", 2,
+        "--set: data.sequence_length = 100: attention needs every sequence whole on one "
+        "device: data.sequence_length has to divide data.tokens_per_device (here 100 and "
+        "512)");
+    expect_resolve(
+        "model.attention=mla model.residual=no", 1,
+        "--set: model.attention = mla: it does not go with model.residual = no: attention "
+        "adds to the residual stream: residual = yes, or attention = none");
+    static const char *const others[] = {"data.source=logits data.path=l.npy",
+                                         "data.source=routing data.path=r.npy",
+                                         "data.boundaries=b.npy",
+                                         "model.load=d",
+                                         "model.num_heads=65536 model.head_dim=65536",
+                                         "data.sequence_length=0 cluster.devices=2"};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        moe_config c;
+        moe_status st;
+        char words[128];
+        snprintf(words, sizeof words, "model.attention=mha %s", others[i]);
+        resolve(&c, "", words, 1, &st);
+        CHECK_MSG(st.code == MOE_USER, "%s is allowed", words);
+    }
+}
+
+/* The widths of DeepSeek-V2 stand in for what is not given: d_R = d / 2 and r = 4 d; all of a head
+ * is turned in mha. A sequence of one device may be as long as the batch. */
+static void test_attention_widths(void) {
+    moe_config c;
+    moe_status st;
+    resolve(&c, "", "model.attention=mla model.num_heads=4", 1, &st);
+    CHECK(c.model.head_dim == 64 && c.model.rope_dim == 32 && c.model.kv_lora_rank == 256);
+    check_echo(&c, "mla");
+    resolve(&c, "", "model.attention=mha model.head_dim=9 data.sequence_length=0", 1, &st);
+    CHECK(st.code == MOE_OK && c.model.head_dim == 9 && c.model.rope_dim == 8);
+    check_echo(&c, "mha");
+    resolve(&c, "", "model.attention=mla model.rope_dim=0 data.sequence_length=128", 4, &st);
+    CHECK(st.code == MOE_OK && c.model.rope_dim == 0 && c.model.kv_lora_rank == 128);
+    check_echo(&c, "mla without rotary part");
 }
 
 /* A capacity that does not go with another key: both are named. */
@@ -461,7 +514,8 @@ static void test_deepseek(void) {
                    "--set: router.preset = deepsek_v4: allowed is nothing or one of "
                    "deepseek_moe_2b, deepseek_moe_16b, deepseek_moe_145b, "
                    "deepseek_v2, "
-                   "deepseek_v2_lite, deepseek_v3, mixtral, qwen2_moe, olmoe, switch, gshard, "
+                   "deepseek_v2_lite, deepseek_v3, deepseek_v2_mini, deepseek_v3_mini, mixtral, "
+                   "qwen2_moe, olmoe, switch, gshard, "
                    "mixlora, mixlora_switch, mixlora_dynamic, megatron, "
                    "deepspeed_top1, deepspeed_top2, deepspeed_topk, tutel, fastmoe_naive, "
                    "fastmoe_gshard, fastmoe_switch (nearest is deepseek_v2)");
@@ -554,6 +608,8 @@ int main(void) {
     RUN(test_set);
     RUN(test_combinations);
     RUN(test_not_yet);
+    RUN(test_attention);
+    RUN(test_attention_widths);
     RUN(test_capacity);
     RUN(test_comm_limit);
     RUN(test_derived);

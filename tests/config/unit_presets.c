@@ -40,6 +40,10 @@ static const documented systems[] = {
      MOE_SCOPE_SEQUENCE, MOE_CAPACITY_NONE, 0},
     {"deepseek_v3", 256, 1, 8, 64, MOE_SCORE_SIGMOID, true, 2.5, MOE_LOSS_EXPERT, 1e-4, 0, 0, 0,
      MOE_SCOPE_SEQUENCE, MOE_CAPACITY_NONE, 0},
+    {"deepseek_v2_mini", 32, 2, 4, 8, MOE_SCORE_SOFTMAX, false, 4, MOE_LOSS_EXPERT, 0.003, 0.05,
+     0.02, 0, MOE_SCOPE_SEQUENCE, MOE_CAPACITY_DEVICE, 1},
+    {"deepseek_v3_mini", 32, 1, 4, 8, MOE_SCORE_SIGMOID, true, 2.5, MOE_LOSS_EXPERT, 1e-4, 0, 0, 0,
+     MOE_SCOPE_SEQUENCE, MOE_CAPACITY_NONE, 0},
     {"mixtral", 8, 0, 2, 8, MOE_SCORE_SOFTMAX_TOPK, false, 1, MOE_LOSS_MIXTRAL, 0.02, 0, 0, 0,
      MOE_SCOPE_GLOBAL, MOE_CAPACITY_NONE, 0},
     {"qwen2_moe", 64, 1, 8, 8, MOE_SCORE_SOFTMAX, false, 1, MOE_LOSS_MIXTRAL, 0.001, 0, 0, 0,
@@ -159,12 +163,12 @@ static moe_router documented_router(const documented *d, int32_t experts) {
                     .norm_single = true,
                     .scale_normalized = true,
                     .routed_scaling_factor = d->scale};
-    if (strcmp(d->preset, "deepseek_v2") == 0) {
+    if (strcmp(d->preset, "deepseek_v2") == 0 || strcmp(d->preset, "deepseek_v2_mini") == 0) {
         r.group_limit = MOE_GROUP_MAX;
         r.num_groups = 8;
         r.topk_group = 3;
     }
-    if (strcmp(d->preset, "deepseek_v3") == 0) {
+    if (strncmp(d->preset, "deepseek_v3", 11) == 0) {
         r.group_limit = MOE_GROUP_TOP2_SUM;
         r.num_groups = 8;
         r.topk_group = 4;

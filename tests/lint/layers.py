@@ -13,8 +13,8 @@ from pathlib import Path
 # The folders of src/ in the order in which data flows. A file may include headers of its own folder
 # and of the folders before it. ARCHITECTURE.md has the same table with a sentence on each.
 FOLDERS = (
-    "base config world placement data router balance capacity exchange experts measure model"
-    " tally train predict output explain library run"
+    "base config world placement data router balance capacity exchange experts attention measure"
+    " model tally train predict output explain library run"
 ).split()
 # What decides and computes only: no MPI, no files, no output. Rank and size are arguments.
 PURE = {
@@ -25,6 +25,7 @@ PURE = {
     "capacity/radix",
     "exchange/plan",
     "balance/balance",
+    "attention",
     "predict/memory",
     "predict/cost",
     "predict/prediction",

@@ -69,6 +69,8 @@ static const char *const settings[] = {
     TRAIN "capacity.policy=expert capacity.capacity_factor=1 capacity.drop=probs "
           "capacity.overflow=next_choice",
     TEXT,
+    TEXT "model.attention=mla model.num_heads=2 model.q_lora_rank=8 data.sequence_length=64",
+    TEXT "model.attention=mha model.num_heads=2 data.sequence_length=256 train.recompute=yes",
     TEXT "capacity.policy=device capacity.capacity_factor=1 balance.scope=sequence",
 };
 

@@ -115,6 +115,7 @@ RUNS = {
             **DEEPSEEK,
             "data.source": "text",
             "data.path": "a.txt:b.txt",
+            "model.attention": "mla",
             "train.accumulate": 2,
             "train.checkpoint_every": 2,
             "train.specialization": "yes",

@@ -39,6 +39,15 @@ static const char *const settings[] = {
     TRAIN "model.num_layers=2 model.num_experts=64 model.hidden_size=48 "
           "model.moe_intermediate_size=8 data.tokens_per_device=256 "
           "router.noise_form=softplus router.jitter=0.1 balance.load_form=shazeer",
+    TRAIN "data.source=text data.path=unused model.num_layers=2 model.num_experts=8 "
+          "model.hidden_size=64 model.moe_intermediate_size=16 data.tokens_per_device=256 "
+          "model.attention=mha model.num_heads=4",
+    TRAIN "model.num_layers=3 model.num_experts=8 model.hidden_size=64 "
+          "model.moe_intermediate_size=16 data.tokens_per_device=256 model.attention=mla "
+          "model.num_heads=8 model.q_lora_rank=48 train.recompute=yes",
+    COMMON "model.num_layers=2 model.num_experts=8 model.hidden_size=64 "
+           "model.moe_intermediate_size=16 data.tokens_per_device=512 model.attention=mla "
+           "model.num_heads=8",
     COMMON "model.num_layers=4 model.num_experts=16 model.hidden_size=128 "
            "model.moe_intermediate_size=64 data.tokens_per_device=256",
     COMMON "model.num_experts=64 model.hidden_size=128 model.moe_intermediate_size=128 "

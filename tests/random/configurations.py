@@ -12,7 +12,7 @@ import random
 # only --placements reads them. They are drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    model.attention exchange.chunks exchange.transport exchange.algorithm
+    exchange.chunks exchange.transport exchange.algorithm
     placement.load placement.fit placement.score
     """.split()
 )
@@ -218,6 +218,28 @@ class Drawing:
                 self.case.extra["tokens"] = self.random.randint(1, 40)
                 self.case.extra["gradient"] = self.chance(0.7)
                 self.put("output.tensors", "yes")
+
+    def draw_attention(self):
+        """Attention has vectors, a residual stream and whole sequences on every device."""
+        wanted = self.preset_has("model.attention") or self.chance(0.25)
+        fits = not self.recorded and "model.load" not in self.case.settings
+        if self.get("model.residual") == "no" or not fits or not wanted:
+            if self.preset_has("model.attention"):
+                self.put("model.attention", "none")
+            return
+        heads, head = self.random.randint(1, 4), self.random.randint(1, 8)
+        self.put("model.attention", self.one_of("mha", "mla"))
+        self.put("model.num_heads", heads)
+        self.put("model.head_dim", head)
+        self.put("model.rope_dim", self.random.randrange(0, head + 1, 2))
+        self.put("model.num_kv_heads", self.one_of(0, 1, heads))
+        self.put("model.kv_lora_rank", self.random.randint(1, 12))
+        self.put("model.q_lora_rank", self.one_of(0, 0, 3, 8))
+        self.maybe(0.5, "model.rope_order", "interleaved", "half")
+        if self.case.devices() > 1 or self.get("data.sequence_length") == "0":
+            length = self.one_of(1, 3, 5, 8, 16)
+            self.put("data.sequence_length", length)
+            self.put("data.tokens_per_device", length * self.random.randint(1, 24 // length))
 
     def draw_text(self):
         domains = self.one_of(1, 1, 2, 3)
@@ -476,7 +498,9 @@ class Drawing:
 
 # Keys that a rule above draws or leaves alone: threads are a comparison of their own.
 KNOWN_KEYS = """
-    train.beta2 run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
+    model.attention model.num_heads model.num_kv_heads model.head_dim model.rope_dim
+    model.kv_lora_rank model.q_lora_rank train.beta2
+    run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
     model.num_experts model.num_shared_experts model.moe_intermediate_size model.expert_type
     model.lora_rank model.expert_segmentation router.preset router.method router.score_func
     router.top_k router.group_limit router.num_groups router.topk_group router.norm_topk_prob
@@ -502,6 +526,7 @@ def draw(seed, table):
     d.draw_method()
     d.draw_sizes()
     d.draw_data()
+    d.draw_attention()
     d.draw_router()
     d.draw_groups()
     d.draw_noise()

@@ -167,6 +167,11 @@ int main(int argc, char **argv) {
         "router.jitter=0.3 balance.alpha_expert=0.1 model.num_shared_experts=1",
         "router.jitter=0.3 router.jitter_experts=yes balance.alpha_expert=0.1 "
         "model.num_shared_experts=1 exchange.mode=selection",
+        "model.attention=mha model.num_heads=3 data.sequence_length=5 balance.alpha_expert=0.1",
+        "model.attention=mla model.num_heads=2 model.rope_dim=4 model.kv_lora_rank=5 "
+        "model.q_lora_rank=4 data.sequence_length=5 balance.alpha_device=0.1",
+        "model.attention=mla model.num_heads=2 model.rope_dim=2 model.kv_lora_rank=5 "
+        "data.sequence_length=5 train.recompute=yes",
     };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);

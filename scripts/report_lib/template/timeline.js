@@ -11,10 +11,12 @@ const FORWARD_OF = {
   "router backward": "route",
   "shared backward": "shared",
   "input backward": "input",
+  "attention backward": "attention",
 };
 const PHASE_NAMES = ["gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance"];
 const OTHER_SHAPES = {
   tally: "",
+  attention: "-",
   input: ".",
   "head and loss": "x",
   "sum of gradients": "+",

@@ -1,5 +1,5 @@
 /* norm.c: RMSNorm, one token per row. */
-#include "model/norm.h"
+#include "base/norm.h"
 
 #include <math.h>
 

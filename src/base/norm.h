@@ -4,8 +4,8 @@
  *   u_i = x_i r w_i,   r = 1 / sqrt(mean_i x_i^2 + 1e-6)     (the mean in double)
  *   dx_i = r (w_i du_i - x_i r^2 / H sum_k w_k du_k x_k)
  *   dw_i = sum_t du_ti x_ti r_t */
-#ifndef MOESIM_MODEL_NORM_H
-#define MOESIM_MODEL_NORM_H
+#ifndef MOESIM_BASE_NORM_H
+#define MOESIM_BASE_NORM_H
 
 #include "base/alloc.h"
 
