@@ -2,6 +2,7 @@
 #include "model/stack.h"
 
 #include "base/alloc.h"
+#include "model/serving.h"
 
 /* --- setting up --- */
 
@@ -110,6 +111,8 @@ void moe_stack_backward(moe_stack *s,
         if (observer && observer->after_backward) {
             observer->after_backward(observer->self, s, l);
         }
+        moe_serving_return(s->context, &s->layer[l], &s->indices[l], s->parameters,
+                           &metrics->layer[l].fetch);
         add_residual(s, s->y, gradient, gradient);
         moe_attention_layers_backward(&s->attention, l, s->x[l], gradient);
     }
@@ -141,6 +144,7 @@ void moe_stack_evaluate(moe_stack *s, moe_stack_run_layer *run, void *self) {
         (run ? run : run_layer)(run ? self : s, l, x, s->y, moe_stack_activations(s, l), &unused);
         add_residual(s, s->y, x, s->x[l + 1]);
     }
+    moe_serving_reset(context);
     context->keep = keep;
     context->timeline = timeline;
     moe_scratch_give(context->batch->scratch, unused.distinct_tokens_per_device);
