@@ -1,10 +1,12 @@
 /* exchange.c: dispatch over MPI_Alltoallv; combine.c is the way back.
  *
  * Metadata are one stream of int32 words per destination (row_format.h). One Alltoallv carries
- * them, one more the vectors. The advantage is that a row's vector stays contiguous and aligned,
- * and that the receiver can group rows by expert before the vectors arrive; the price is one more
- * message per pair of ranks than in a fused format. Rows of the own rank never enter a buffer: on
- * one rank nothing is packed at all. */
+ * them, one more the vectors. Where few tokens meet, so that the longest stream is known to be
+ * short, sizes and metadata travel together, in one block of fixed length per destination: that
+ * saves the message for the sizes, which is a good part of a small step. The advantage is that a
+ * row's vector stays contiguous and aligned, and that the receiver can group rows by expert before
+ * the vectors arrive; the price is one more message per pair of ranks than in a fused format. Rows
+ * of the own rank never enter a buffer: on one rank nothing is packed at all. */
 #include "exchange/exchange.h"
 
 #include <omp.h>
@@ -24,6 +26,20 @@ int64_t moe_exchange_pair_metadata_bytes(void) {
 
 /* --- memory --- */
 
+/* A block of fixed length: sizes, then metadata. Longer ones would not go at once where MPI sends
+ * short messages without asking (4096 bytes in shared memory). */
+enum { BLOCK_HEAD = 2, MOST_BLOCK_WORDS = 1000 };
+
+/* Words of the longest block from one rank to another that tokens with up to most_pairs_global /
+ * num_tokens_global pairs can make, known to all ranks; 0 where that is too long. */
+static int64_t block_words(const moe_plan *plan, int64_t most_pairs_global) {
+    int64_t tokens = plan->num_tokens_global;
+    int64_t of_device = (tokens + plan->devices - 1) / plan->devices;
+    int64_t pairs = tokens > 0 ? of_device * plan->num_local * (most_pairs_global / tokens) : 0;
+    int64_t words = BLOCK_HEAD + moe_row_format_words(moe_row_format_of(plan->mode), pairs, pairs);
+    return words <= MOST_BLOCK_WORDS ? words : 0;
+}
+
 /* Arrays whose sizes depend on the ranks, devices, experts and threads only. */
 static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
@@ -31,6 +47,7 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
         MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
         MOE_ARRAY(e->sizes, 4 * (int64_t)plan->ranks),
+        MOE_ARRAY(e->blocks, 2 * plan->ranks * e->block_words),
         MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
     };
@@ -41,6 +58,7 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
 static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
     const moe_row_format *format = moe_row_format_of(plan->mode);
+    bool streams = e->block_words == 0;
     int64_t rows = in->num_rows, pairs = in->num_pairs,
             all_cells = (int64_t)plan->devices * plan->num_local;
     const moe_block_array table[] = {
@@ -53,8 +71,9 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->slot_pair, pairs),
         MOE_ARRAY(in->pair_position, pairs),
         MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
-        MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
-        MOE_ARRAY(e->words_in, moe_row_format_words(format, rows, pairs)),
+        MOE_ARRAY(e->words_out,
+                  streams ? moe_row_format_words(format, plan->num_rows, plan->num_pairs) : 0),
+        MOE_ARRAY(e->words_in, streams ? moe_row_format_words(format, rows, pairs) : 0),
     };
     moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
 }
@@ -88,18 +107,12 @@ moe_exchange_layout moe_exchange_layout_vectors(const moe_exchange *e, const moe
     return l;
 }
 
-/* --- sizes --- */
+/* --- sizes and metadata on their way --- */
 
-/* Every rank tells every other how many rows and pairs it has for it. Which devices they are from
- * and for is known from the metadata: a row names its token and its experts. */
-static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
+/* The rows and pairs that arrive from every rank, which e->sizes tells, make the inbox's rows. */
+static void take_sizes(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
-    for (int32_t q = 0; q < plan->ranks; q++) {
-        e->sizes[2 * q] = plan->rank_row[q + 1] - plan->rank_row[q];
-        e->sizes[2 * q + 1] = plan->rank_pair[q + 1] - plan->rank_pair[q];
-    }
-    moe_comm_alltoall_i64(e->comm, e->sizes, arriving, 2);
+    const int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
     in->num_rows = in->num_pairs = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
         in->rank_row[q] = in->num_rows;
@@ -109,12 +122,10 @@ static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
     in->rank_row[plan->ranks] = in->num_rows;
 }
 
-/* --- metadata --- */
-
-/* All rows of the plan, which are in the order of ranks already. Returns the end of the words. */
-static const int32_t *write_words(const moe_plan *plan, int32_t *word) {
+/* The rows begin .. end - 1 of the plan. Returns the end of the words. */
+static int32_t *write_words(const moe_plan *plan, int64_t begin, int64_t end, int32_t *word) {
     bool several = moe_row_format_of(plan->mode)->several_pairs;
-    for (int64_t r = 0; r < plan->num_rows; r++) {
+    for (int64_t r = begin; r < end; r++) {
         *word++ = plan->row_token[r];
         if (several) {
             *word++ = (int32_t)(plan->row_pair[r + 1] - plan->row_pair[r]);
@@ -127,6 +138,61 @@ static const int32_t *write_words(const moe_plan *plan, int32_t *word) {
     }
     return word;
 }
+
+/* Collective. Every rank tells every other how many rows and pairs it has for it. Which devices
+ * they are from and for is known from the metadata: a row names its token and its experts. */
+static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        e->sizes[2 * q] = plan->rank_row[q + 1] - plan->rank_row[q];
+        e->sizes[2 * q + 1] = plan->rank_pair[q + 1] - plan->rank_pair[q];
+    }
+    moe_comm_alltoall(e->comm, e->sizes, e->sizes + 2 * (int64_t)plan->ranks, 2 * sizeof *e->sizes);
+    take_sizes(e, plan);
+}
+
+/* Collective. The metadata of all rows of the plan, which are in the order of ranks already.
+ * Returns the words that arrived; l says where those of each rank stand. */
+static const int32_t *exchange_streams(moe_exchange *e,
+                                       const moe_plan *plan,
+                                       const moe_exchange_layout *l) {
+    const moe_row_format *format = moe_row_format_of(plan->mode);
+    for (int q = 0; q < plan->ranks; q++) {
+        l->send_count[q] = moe_row_format_words(format, e->sizes[2 * q], e->sizes[2 * q + 1]);
+    }
+    moe_exchange_layout_set_offsets(l, plan->ranks);
+    const int32_t *end = write_words(plan, 0, plan->num_rows, e->words_out);
+    MOE_ASSERT(end == e->words_out + moe_row_format_words(format, plan->num_rows, plan->num_pairs));
+    moe_comm_alltoallv(e->comm, (moe_blocks){e->words_out, l->send_count, l->send_offset},
+                       (moe_blocks){e->words_in, l->recv_count, l->recv_offset}, sizeof(int32_t),
+                       moe_row_format_words(format, e->most_rows, e->most_rows));
+    return e->words_in;
+}
+
+/* Collective. Sizes and metadata in one block for each rank. */
+static void exchange_blocks(moe_exchange *e, const moe_plan *plan) {
+    const moe_row_format *format = moe_row_format_of(plan->mode);
+    int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        int32_t *block = e->blocks + q * e->block_words;
+        int64_t rows = plan->rank_row[q + 1] - plan->rank_row[q];
+        int64_t pairs = plan->rank_pair[q + 1] - plan->rank_pair[q];
+        MOE_ASSERT(BLOCK_HEAD + moe_row_format_words(format, rows, pairs) <= e->block_words);
+        block[0] = (int32_t)rows;
+        block[1] = (int32_t)pairs;
+        const int32_t *end =
+            write_words(plan, plan->rank_row[q], plan->rank_row[q + 1], block + BLOCK_HEAD);
+        MOE_ASSERT(end == block + BLOCK_HEAD + moe_row_format_words(format, rows, pairs));
+    }
+    int32_t *in = e->blocks + plan->ranks * e->block_words;
+    moe_comm_alltoall(e->comm, e->blocks, in, e->block_words * (int64_t)sizeof *in);
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        arriving[2 * q] = in[q * e->block_words];
+        arriving[2 * q + 1] = in[q * e->block_words + 1];
+    }
+    take_sizes(e, plan);
+}
+
+/* --- metadata that arrived --- */
 
 /* How far the words that arrived have been read into the inbox. */
 typedef struct reading {
@@ -203,47 +269,43 @@ static void read_row(moe_inbox *in, reading *at) {
     at->row++;
 }
 
+/* The words of rank q are l->recv_count[q] from word + l->recv_offset[q] on. */
 static void read_inbox(moe_exchange *e,
                        const moe_plan *plan,
                        const moe_placement *placement,
-                       int64_t num_words) {
+                       const int32_t *word,
+                       const moe_exchange_layout *l) {
     moe_inbox *in = &e->inbox;
-    reading at = {.format = moe_row_format_of(plan->mode),
-                  .plan = plan,
-                  .placement = placement,
-                  .word = e->words_in,
-                  .end = e->words_in + num_words};
+    reading at = {.format = moe_row_format_of(plan->mode), .plan = plan, .placement = placement};
     in->num_cells = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
+        at.word = word + l->recv_offset[q];
+        at.end = at.word + l->recv_count[q];
         read_source(&at, q * plan->num_local);
         at.first_token = moe_batch_token_begin(plan->num_tokens_global, plan->devices, at.source);
         while (at.row < in->rank_row[q + 1]) {
             read_row(in, &at);
         }
+        MOE_ASSERT(at.word == at.end);
     }
     in->row_pair[at.row] = at.pair;
-    MOE_ASSERT(at.word == at.end && at.row == in->num_rows && at.pair == in->num_pairs);
+    MOE_ASSERT(at.row == in->num_rows && at.pair == in->num_pairs);
 }
 
-static void exchange_metadata(moe_exchange *e,
-                              const moe_plan *plan,
-                              const moe_placement *placement) {
-    const moe_inbox *in = &e->inbox;
+/* Collective, unless the words came with the sizes. */
+static void take_metadata(moe_exchange *e, const moe_plan *plan, const moe_placement *placement) {
     const moe_row_format *format = moe_row_format_of(plan->mode);
     const int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
     moe_exchange_layout l = moe_exchange_layout_of(e);
+    const int32_t *word = e->blocks;
     for (int q = 0; q < plan->ranks; q++) {
-        l.send_count[q] = moe_row_format_words(format, plan->rank_row[q + 1] - plan->rank_row[q],
-                                               plan->rank_pair[q + 1] - plan->rank_pair[q]);
         l.recv_count[q] = moe_row_format_words(format, arriving[2 * q], arriving[2 * q + 1]);
+        l.recv_offset[q] = (plan->ranks + q) * e->block_words + BLOCK_HEAD;
     }
-    moe_exchange_layout_set_offsets(&l, plan->ranks);
-    const int32_t *end = write_words(plan, e->words_out);
-    MOE_ASSERT(end == e->words_out + moe_row_format_words(format, plan->num_rows, plan->num_pairs));
-    moe_comm_alltoallv(e->comm, (moe_blocks){e->words_out, l.send_count, l.send_offset},
-                       (moe_blocks){e->words_in, l.recv_count, l.recv_offset}, sizeof(int32_t),
-                       moe_row_format_words(format, e->most_rows, e->most_rows));
-    read_inbox(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
+    if (e->block_words == 0) {
+        word = exchange_streams(e, plan, &l);
+    }
+    read_inbox(e, plan, placement, word, &l);
 }
 
 /* The slot, counted from this rank's first, that serves pair p of the inbox. */
@@ -359,10 +421,15 @@ void moe_exchange_dispatch(moe_exchange *e,
     in->slots = placement->slots_per_device;
     in->hidden = hidden;
     e->threads = omp_get_max_threads();
+    e->block_words = block_words(plan, most_pairs_global);
     reserve_fixed(e, plan);
-    exchange_sizes(e, plan);
+    if (e->block_words > 0) {
+        exchange_blocks(e, plan);
+    } else {
+        exchange_sizes(e, plan);
+    }
     reserve_arrived(e, plan);
-    exchange_metadata(e, plan, placement);
+    take_metadata(e, plan, placement);
     group_by_expert(in, placement, plan->first_device);
     in->local_token = plan->row_token + plan->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];

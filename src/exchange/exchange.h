@@ -2,14 +2,14 @@
  * section 4.
  *
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
- * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and
- * destination are on the same rank stay where they are: their vectors are read from x, their
- * results are read in place; they count in every figure that is per device. Where a payload is
- * narrower than fp32, every vector is rounded, also of rows that stay where they are: what is
- * computed depends on the configuration and not on where devices live. x is rounded once for each
- * token, what an expert's device returns once for each row; sums are made in `real`. Two things of
- * equal shape meet here: the rows that this rank sends (the plan's) and those that it receives (the
- * inbox's). */
+ * weights), in small steps both together, then the hidden vectors. Combine walks the plan
+ * backwards. Rows whose source and destination are on the same rank stay where they are: their
+ * vectors are read from x, their results are read in place; they count in every figure that is per
+ * device. Where a payload is narrower than fp32, every vector is rounded, also of rows that stay
+ * where they are: what is computed depends on the configuration and not on where devices live. x is
+ * rounded once for each token, what an expert's device returns once for each row; sums are made in
+ * `real`. Two things of equal shape meet here: the rows that this rank sends (the plan's) and those
+ * that it receives (the inbox's). */
 #ifndef MOESIM_EXCHANGE_EXCHANGE_H
 #define MOESIM_EXCHANGE_EXCHANGE_H
 
@@ -66,13 +66,15 @@ typedef struct moe_exchange {
     moe_inbox inbox;
     int64_t most_rows; /* T_global * K: no rank holds more rows, which all ranks know */
 
-    int64_t *sizes;  /* [2][ranks][2] rows and pairs for and from each rank */
-    int64_t *layout; /* [4][ranks] counts and offsets of one Alltoallv */
-    real *sums;      /* [threads][2,H] sums of combine */
-    int threads;     /* as many as there were at the dispatch */
-    moe_block fixed; /* memory of these, and of the inbox's arrays by device, rank and slot */
+    int64_t *sizes;      /* [2][ranks][2] rows and pairs for and from each rank */
+    int64_t *layout;     /* [4][ranks] counts and offsets of one Alltoallv */
+    real *sums;          /* [threads][2,H] sums of combine */
+    int threads;         /* as many as there were at the dispatch */
+    int64_t block_words; /* of sizes and metadata that travel together; 0 where they do not */
+    int32_t *blocks;     /* [2][ranks][block_words] for and from each rank */
+    moe_block fixed;     /* memory of these, and of the inbox's arrays by device, rank and slot */
 
-    int32_t *words_out, *words_in; /* metadata */
+    int32_t *words_out, *words_in; /* metadata that travel by themselves */
     moe_block arrived;             /* memory of these, and of the inbox's arrays by row and pair */
 
     real *outgoing; /* [rows for other ranks, H] packed for dispatch; later what combine brought

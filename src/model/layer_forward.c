@@ -258,6 +258,6 @@ void moe_layer_forward(const moe_layer *layer,
     phase(&watch, MOE_PHASE_COMBINE, a);
     shared_forward(layer, context, a, y);
     phase(&watch, MOE_PHASE_SHARED, NULL);
-    moe_layer_losses(layer, context, a, metrics);
+    moe_layer_losses_count(layer, context, a);
     phase(&watch, MOE_PHASE_BALANCE, NULL);
 }
