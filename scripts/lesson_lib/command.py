@@ -135,7 +135,7 @@ class Commands:
             *self.sets,
         ]
         return (
-            [*launch.mpirun(ranks), self.moesim, "--force", *arguments],
+            [*launch.mpirun(ranks), self.moesim, "--full", "--force", *arguments],
             ["mpirun", "-np", ranks, shown(self.moesim), *arguments],
         )
 

@@ -81,8 +81,8 @@ def quality_of(rows):
 
 
 def figures_of(rows):
-    """What is compared: quality where the runs train, balance, traffic, and drops where there are
-    any.
+    """What is compared: quality where the runs train, balance, traffic, predicted time, and drops
+    where there are any.
     """
     name, title = quality_of(rows)
     found = [Figure(name, title.split(" (")[0], title)] if name else []
@@ -96,6 +96,7 @@ def figures_of(rows):
             "bytes sent to other devices, a token",
             True,
         ),
+        Figure("predicted_step_us", "predicted us", "predicted step on [cluster], µs"),
     ]
     if any(row.get("dropped") for row in rows):
         found.append(Figure("dropped", "dropped", "selections dropped in the last step"))

@@ -12,6 +12,7 @@
 typedef struct moe_screen {
     FILE *out;
     bool color, terminal, quiet;
+    bool full;          /* the ending tells everything; otherwise what one wants to know first */
     bool utf8;          /* block characters can be shown; ASCII otherwise */
     int width;          /* text is broken at this column */
     int columns;        /* of the terminal; INT_MAX when there is none */

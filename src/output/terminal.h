@@ -49,9 +49,12 @@ void moe_terminal_outcome(const moe_screen *s,
                           const moe_config *c,
                           const moe_training_history *h,
                           const moe_training_facts *facts);
-/* The ending: the losses beside their values at balance, the volume beside what it would have been
- * without device limit and without deduplication, the load of each device and the D x D matrix as
- * text graphics, self-checks, times, and where the results are. */
+/* The ending. Of a screen that is not `full`: a sentence with the busiest device and the saving,
+ * the losses, devices per token, the volume, the load of each device, how many self-checks passed,
+ * and where the results are; about forty lines. Of a full one, the losses beside their values at
+ * balance, the volume beside what it would have been without device limit and without
+ * deduplication, the load of each device and the D x D matrix as text graphics, self-checks, times,
+ * and where the results are. */
 void moe_terminal_end(const moe_screen *s,
                       const moe_config *c,
                       const moe_step_metrics *last,

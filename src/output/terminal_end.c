@@ -7,6 +7,20 @@
 
 enum { CHECK_INDENT = 12 };
 
+/* "8 checks passed, 1 not made"; those that failed are told in full. */
+static void count_checks(const moe_screen *s, const moe_step_metrics *m) {
+    int passed = 0, not_made = 0;
+    char text[64] = "";
+    for (int i = 0; i < m->num_checks; i++) {
+        passed += m->check[i].made && m->check[i].passed;
+        not_made += !m->check[i].made;
+    }
+    if (not_made > 0) {
+        snprintf(text, sizeof text, ", %d not made", not_made);
+    }
+    fprintf(s->out, "\n  %d check%s passed%s\n", passed, passed == 1 ? "" : "s", text);
+}
+
 static void print_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
     bool batches = c->run.mode == MOE_MODE_TRAIN && c->train.accumulate > 1;
     moe_screen_heading(s, "Self-checks");
@@ -93,16 +107,29 @@ void moe_terminal_end(const moe_screen *s,
     }
     moe_figures f = moe_figures_of(last);
     moe_terminal_erase_line(s);
+    if (!s->full) {
+        moe_terminal_headline(s, c, last, &f);
+    }
     moe_terminal_losses(s, c, last, &f);
     moe_terminal_volume(s, c, last, &f);
     moe_terminal_capacity(s, c, last, &f);
     moe_terminal_load(s, c, last);
-    print_checks(s, c, last);
+    if (s->full || !moe_step_metrics_all_passed(last)) {
+        print_checks(s, c, last);
+    } else {
+        count_checks(s, last);
+    }
     moe_terminal_rebalance(s, last);
-    print_time(s, c, last, &f, seconds);
+    if (s->full) {
+        print_time(s, c, last, &f, seconds);
+    }
     moe_terminal_predicted(s, c, last);
     moe_screen_heading(s, "Results");
     fprintf(s->out, "  %s\n", folder);
-    print_files(s, c);
+    if (s->full) {
+        print_files(s, c);
+    } else {
+        fprintf(s->out, "  --full tells more here; scripts/report draws a page\n");
+    }
     fflush(s->out);
 }

@@ -16,6 +16,11 @@ void moe_terminal_training_row(moe_screen *s, const moe_config *c, const moe_ste
 
 /* --- the ending, in its order --- */
 
+/* --- terminal_headline.c: the busiest device, and what one row per token and device saves --- */
+void moe_terminal_headline(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_step_metrics *m,
+                           const moe_figures *f);
 /* --- terminal_losses.c: the balance losses --- */
 void moe_terminal_losses(const moe_screen *s,
                          const moe_config *c,
@@ -47,5 +52,7 @@ void moe_terminal_erase_line(const moe_screen *s);
 void moe_terminal_warn(const moe_screen *s, const char *text);
 /* How figures of several layers were put together: ", mean of 4 layers", or "" for one layer. */
 moe_formatted moe_terminal_layers(const moe_step_metrics *m, const char *how);
+/* Whether the balance losses are defined: a recorded routing without scores has none. */
+bool moe_terminal_has_losses(const moe_step_metrics *m);
 
 #endif

@@ -63,18 +63,9 @@ static moe_formatted block_words(const moe_chart_blocks *b) {
     return text;
 }
 
-void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
-    moe_imbalance balance[MOE_NUM_LOADS];
-    moe_figures_balance(m, c->cluster.devices_per_node, balance);
-    moe_chart_blocks blocks = moe_chart_blocks_of(m->devices, c->cluster.devices_per_node);
-    int64_t d = m->devices;
-    int64_t *load = sum_layers(m, offsetof(moe_layer_metrics, counts_per_device), d);
-    int64_t *rows = sum_layers(m, offsetof(moe_layer_metrics, received_rows), d);
-    moe_sparse matrix = {0};
-    for (int32_t l = 0; l < m->num_layers; l++) {
-        moe_sparse_add(&matrix, &m->layer[l].matrix);
-    }
-
+static void print_balance(const moe_screen *s,
+                          const moe_step_metrics *m,
+                          const moe_imbalance balance[MOE_NUM_LOADS]) {
     moe_screen_heading(s, "Balance%s", moe_terminal_layers(m, "mean").s);
     moe_screen_row(s, &metrics_table, "  %-22s %8s %7s %8s %7s %7s %7s %5s\n", "", "max/mean",
                    "MaxVio", "mean/max", "CV", "Gini", "entropy", "idle");
@@ -82,14 +73,38 @@ void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_
         print_metrics(s, loads[i].title, &balance[loads[i].load], m->num_layers > 1);
     }
     print_formulas(s);
+}
 
+static void print_matrix(const moe_screen *s,
+                         const moe_step_metrics *m,
+                         const moe_chart_blocks *blocks) {
+    moe_sparse matrix = {0};
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        moe_sparse_add(&matrix, &m->layer[l].matrix);
+    }
+    moe_screen_heading(s, "Dispatch rows from device to device%s%s", block_words(blocks).s,
+                       moe_terminal_layers(m, "sum").s);
+    moe_chart_matrix(s, blocks, &matrix);
+    moe_sparse_free(&matrix);
+}
+
+void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
+    moe_imbalance balance[MOE_NUM_LOADS];
+    moe_figures_balance(m, c->cluster.devices_per_node, balance);
+    moe_chart_blocks blocks = moe_chart_blocks_of(m->devices, c->cluster.devices_per_node);
+    int64_t d = m->devices;
+    int64_t *load = sum_layers(m, offsetof(moe_layer_metrics, counts_per_device), d);
+    int64_t *rows = sum_layers(m, offsetof(moe_layer_metrics, received_rows), d);
+
+    if (s->full) {
+        print_balance(s, m, balance);
+    }
     moe_screen_heading(s, "Load per device: selections%s%s", block_words(&blocks).s,
                        moe_terminal_layers(m, "sum").s);
     moe_chart_bars(s, &blocks, load, rows);
-    moe_screen_heading(s, "Dispatch rows from device to device%s%s", block_words(&blocks).s,
-                       moe_terminal_layers(m, "sum").s);
-    moe_chart_matrix(s, &blocks, &matrix);
+    if (s->full) {
+        print_matrix(s, m, &blocks);
+    }
     moe_free(load);
     moe_free(rows);
-    moe_sparse_free(&matrix);
 }

@@ -1,7 +1,5 @@
 /* terminal_losses.c: the balance losses beside their values at perfect balance, in the three
  * scopes, and layer by layer where there are few layers. */
-#include <math.h>
-
 #include "balance/balance.h"
 #include "output/terminal_internal.h"
 
@@ -47,9 +45,12 @@ static void print_table(const moe_screen *s,
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance",
                    "ratio", "alpha", "alpha x raw");
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
-        print_loss(s, moe_loss_titles[i], i < MOE_LOSS_USAGE_VARIANCE, f->raw[i], f->ideal[i],
-                   factor * alpha[i], f->loss[i]);
-        if (i == (int)m->all_layers.form && shows_all_layers(m)) {
+        const bool over_layers = i == (int)m->all_layers.form && shows_all_layers(m);
+        if (s->full || i <= MOE_LOSS_COMM || alpha[i] != 0 || over_layers) {
+            print_loss(s, moe_loss_titles[i], i < MOE_LOSS_USAGE_VARIANCE, f->raw[i], f->ideal[i],
+                       factor * alpha[i], f->loss[i]);
+        }
+        if (over_layers) {
             print_loss(s, "  all layers", true, m->all_layers.raw, m->all_layers.ideal,
                        factor * moe_balance_alpha_all_layers(&c->balance, c->model.num_layers),
                        m->all_layers.loss);
@@ -100,9 +101,6 @@ static void print_meaning(const moe_screen *s,
                            "the loss of the task, the sum over layers%s.",
                            m->num_layers, shows_all_layers(m) ? " and all layers once" : "");
     }
-    if (isnan(m->layer[0].loss_raw[MOE_LOSS_EXPERT])) {
-        moe_screen_wrapped(s, 2, "", "-: not defined without scores (recorded routing has none).");
-    }
 }
 
 static void print_scopes(const moe_screen *s, const moe_config *c, const moe_figures *f) {
@@ -141,7 +139,15 @@ void moe_terminal_losses(const moe_screen *s,
     moe_screen_heading(s, "Balance losses of step %lld, scope %s%s", (long long)m->step,
                        moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope),
                        moe_terminal_layers(m, "mean").s);
+    if (!moe_terminal_has_losses(m)) {
+        moe_screen_wrapped(s, 2, "",
+                           "not defined: the recorded routing has no scores (data.scores)");
+        return;
+    }
     print_table(s, c, m, f);
+    if (!s->full) {
+        return;
+    }
     print_meaning(s, c, m, f);
     print_scopes(s, c, f);
     if (m->num_layers > 1 && m->num_layers <= MOST_LAYERS) {

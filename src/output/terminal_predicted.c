@@ -30,16 +30,38 @@ static const char *cluster_name(const moe_config *c) {
                                       : c->cluster.file;
 }
 
+static void print_price(const moe_screen *s, const moe_config *c, const moe_prediction *p) {
+    if (isfinite(p->price_per_token)) {
+        moe_screen_wrapped(s, 2, "", "A million tokens cost %.4g at cluster.price_per_hour = %g.",
+                           1e6 * p->price_per_token, c->cluster.price_per_hour);
+    }
+}
+
+static void print_shortly(const moe_screen *s,
+                          const moe_config *c,
+                          const moe_step_metrics *m,
+                          const moe_prediction *p) {
+    const double step = p->seconds[MOE_PREDICTED_STEP], balanced = p->balanced[MOE_PREDICTED_STEP];
+    fputc('\n', s->out);
+    moe_screen_wrapped(s, 2, "",
+                       "Predicted on %d device%s of %s: %s a step, %s at perfect balance; %s.",
+                       m->devices, m->devices == 1 ? "" : "s", cluster_name(c),
+                       moe_format_glued(moe_format_seconds(step)).s,
+                       moe_format_glued(moe_format_seconds(balanced)).s, p->bottleneck);
+    print_price(s, c, p);
+}
+
 void moe_terminal_predicted(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
     const moe_prediction p = moe_prediction_of(c, m);
     const double step = p.seconds[MOE_PREDICTED_STEP], balanced = p.balanced[MOE_PREDICTED_STEP];
     const bool trains = c->run.mode == MOE_MODE_TRAIN;
+    if (!s->full) {
+        print_shortly(s, c, m, &p);
+        return;
+    }
     moe_screen_heading(s, "The last step on %d devices of %s", m->devices, cluster_name(c));
     print_phases(s, &p, trains ? MOE_NUM_PREDICTED : MOE_PREDICTED_BACKWARD);
     moe_screen_wrapped(s, 2, "", "%s. Perfect balance would save %.1f\t%% of the step.",
                        p.bottleneck, step > 0 ? 100 * (1 - balanced / step) : 0);
-    if (isfinite(p.price_per_token)) {
-        moe_screen_wrapped(s, 2, "", "A million tokens cost %.4g at cluster.price_per_hour = %g.",
-                           1e6 * p.price_per_token, c->cluster.price_per_hour);
-    }
+    print_price(s, c, &p);
 }

@@ -1,4 +1,5 @@
 /* terminal_shared.c: what several parts of the screen's text have in common. */
+#include <math.h>
 #include <stdio.h>
 
 #include "output/terminal_internal.h"
@@ -19,4 +20,8 @@ moe_formatted moe_terminal_layers(const moe_step_metrics *m, const char *how) {
         snprintf(text.s, sizeof text.s, ", %s of %d layers", how, m->num_layers);
     }
     return text;
+}
+
+bool moe_terminal_has_losses(const moe_step_metrics *m) {
+    return !isnan(m->layer[0].loss_raw[MOE_LOSS_EXPERT]);
 }

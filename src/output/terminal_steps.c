@@ -10,7 +10,24 @@
  * and devices. */
 static const moe_table step_table = {80, {{43, 8}, {24, 9}, {15, 9}}};
 
-static void print_step_heads(const moe_screen *s) {
+/* Without losses the table says how even each step was instead: the mean over layers, and the
+ * worst layer. */
+static const moe_table load_table = {72, {{43, 9}}};
+
+static void print_load_heads(const moe_screen *s) {
+    fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
+    moe_screen_row(s, &load_table, "%6s %9s %12s %9s %9s %9s %10s", "step", "devices", "sent to",
+                   "device", "worst", "expert", "time");
+    fprintf(s->out, "%s\n", moe_screen_paint(s, MOE_PLAIN));
+    moe_screen_row(s, &load_table, "%6s %9s %12s %9s %9s %9s\n", "", "a token", "others",
+                   "max/mean", "layer", "max/mean");
+}
+
+static void print_step_heads(const moe_screen *s, const moe_step_metrics *first) {
+    if (!moe_terminal_has_losses(first)) {
+        print_load_heads(s);
+        return;
+    }
     fprintf(s->out, "\n%s", moe_screen_paint(s, MOE_BOLD));
     moe_screen_row(s, &step_table, "%6s %8s %8s %8s %9s %7s %10s %8s %8s", "step", "expert",
                    "device", "comm", "loss", "devices", "sent to", "device", "time");
@@ -19,9 +36,25 @@ static void print_step_heads(const moe_screen *s) {
                    "x alpha", "a token", "others", "max/mean");
 }
 
+static double worst_layer(const moe_step_metrics *m) {
+    double worst = 0;
+    for (int32_t l = 0; l < m->num_layers; l++) {
+        worst = fmax(worst, moe_imbalance_max_over_mean(m->layer[l].counts_per_device, m->devices));
+    }
+    return worst;
+}
+
 static void print_step(const moe_screen *s, const moe_step_metrics *m) {
     moe_figures f = moe_figures_of(m);
     int64_t sent = f.volume[MOE_DISPATCH].remote_bytes + f.volume[MOE_COMBINE].remote_bytes;
+    if (!moe_terminal_has_losses(m)) {
+        moe_screen_row(
+            s, &load_table, "%6lld %9s %12s %9s %9s %9s %10s\n", (long long)m->step,
+            moe_format_number(f.mean_devices, 3).s, moe_format_bytes(sent).s,
+            moe_format_number(f.device_max_over_mean, 3).s, moe_format_number(worst_layer(m), 3).s,
+            moe_format_number(f.expert_maxvio + 1, 3).s, moe_format_seconds(m->seconds).s);
+        return;
+    }
     moe_screen_row(s, &step_table, "%6lld %8s %8s %8s %9s %7s %10s %8s %8s\n", (long long)m->step,
                    moe_format_number(f.raw[MOE_LOSS_EXPERT], 4).s,
                    moe_format_number(f.raw[MOE_LOSS_DEVICE], 4).s,
@@ -42,7 +75,7 @@ void moe_terminal_step(moe_screen *s, const moe_config *c, const moe_step_metric
         moe_terminal_training_heads(s, c);
     }
     if (seen == 0 && !train) {
-        print_step_heads(s);
+        print_step_heads(s, step);
     }
     const bool validated = !isnan(step->validation_loss);
     if (step->step % every == 0 || step->step + 1 == c->run.steps || validated || !passed) {

@@ -42,6 +42,21 @@ static void print_backward_metadata(const moe_screen *s,
         moe_format_glued(moe_format_bytes(m->gradient_allreduce_bytes)).s);
 }
 
+static void print_metadata(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_step_metrics *m,
+                           const moe_figures *f) {
+    const moe_volume *d = &f->volume[MOE_DISPATCH];
+    moe_screen_wrapped(s, 2, "",
+                       "metadata: dispatch %s, combine %s; allreduce of counts and scores %s",
+                       moe_format_glued(moe_format_bytes(d->metadata_bytes)).s,
+                       moe_format_glued(moe_format_bytes(f->volume[MOE_COMBINE].metadata_bytes)).s,
+                       moe_format_glued(moe_format_bytes(f->allreduce_bytes)).s);
+    if (c->run.mode == MOE_MODE_TRAIN) {
+        print_backward_metadata(s, m, f);
+    }
+}
+
 /* What each direction sent; below it what the dispatch would have sent in the other mode and
  * without the limit. */
 static void print_table(const moe_screen *s,
@@ -75,13 +90,8 @@ static void print_table(const moe_screen *s,
         print_row(s, "  the same without group limit", f->mean_devices_unlimited * tokens, tokens,
                   f->mean_devices_unlimited * tokens * f->row_bytes, -1, "");
     }
-    moe_screen_wrapped(s, 2, "",
-                       "metadata: dispatch %s, combine %s; allreduce of counts and scores %s",
-                       moe_format_glued(moe_format_bytes(d->metadata_bytes)).s,
-                       moe_format_glued(moe_format_bytes(f->volume[MOE_COMBINE].metadata_bytes)).s,
-                       moe_format_glued(moe_format_bytes(f->allreduce_bytes)).s);
-    if (train) {
-        print_backward_metadata(s, m, f);
+    if (s->full) {
+        print_metadata(s, c, m, f);
     }
     if (train && c->train.accumulate > 1) {
         moe_screen_wrapped(s, 2, "", "of all %d micro-batches of the step", c->train.accumulate);
@@ -172,6 +182,18 @@ static void print_reach(const moe_screen *s, const moe_figures *f) {
     moe_screen_wrapped(s, 2, "", "%s", text);
 }
 
+/* The mean number of devices beside what it would be, on one line. */
+static void print_devices_shortly(const moe_screen *s, const moe_config *c, const moe_figures *f) {
+    char unlimited[64] = "";
+    if (isfinite(f->mean_devices_unlimited) && c->router.group_limit != MOE_GROUP_NONE) {
+        snprintf(unlimited, sizeof unlimited, "; without group limit %.3f",
+                 f->mean_devices_unlimited);
+    }
+    moe_screen_heading(s, "Devices per token");
+    moe_screen_wrapped(s, 2, "", "mean %.3f, at most %d of %d%s", f->mean_devices, c->comm_limit,
+                       c->cluster.devices, unlimited);
+}
+
 static void print_devices(const moe_screen *s, const moe_config *c, const moe_figures *f) {
     bool limited = c->router.group_limit != MOE_GROUP_NONE,
          groups_are_devices = c->router.num_groups == c->cluster.devices;
@@ -199,12 +221,20 @@ void moe_terminal_volume(const moe_screen *s,
                          const moe_config *c,
                          const moe_step_metrics *m,
                          const moe_figures *f) {
-    print_devices(s, c, f);
+    if (s->full) {
+        print_devices(s, c, f);
+    } else {
+        print_devices_shortly(s, c, f);
+    }
     moe_screen_heading(s, "Volume of step %lld%s: one row = %s", (long long)m->step,
                        moe_terminal_layers(m, "sum").s, moe_format_bytes(llround(f->row_bytes)).s);
     print_table(s, c, m, f);
-    print_saving(s, f);
-    print_levels(s, f);
+    if (s->full) {
+        print_saving(s, f);
+    }
+    if (s->full || f->volume[MOE_DISPATCH].by_level[MOE_LEVEL_CLUSTER].rows > 0) {
+        print_levels(s, f);
+    }
     print_counted(s, c, f, (double)m->num_tokens * m->num_layers);
     print_payload_error(s, c, m);
 }

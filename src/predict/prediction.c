@@ -363,6 +363,8 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
         add_layer(&p, &layer[l], &even, 1, out.balanced);
         for (int32_t d = 0; d < devices; d++) {
             add_load(&p.total[d], &p.load[d], 1);
+            out.bytes += (p.load[d].rows.intra_sent + p.load[d].rows.inter_sent) *
+                         (p.out_bytes + p.in_bytes) * p.micro_batches;
         }
     }
     describe(&p, num_layers, &out);
@@ -370,6 +372,7 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
                  gradients = gradient_seconds(&p, gradient_bytes);
     conclude(out.seconds, layers, gradients);
     conclude(out.balanced, layers, gradients);
+    out.bytes *= layers;
     if (p.cluster.device_price > 0 && num_tokens > 0) {
         out.price_per_token =
             p.cluster.device_price * devices * out.seconds[MOE_PREDICTED_STEP] / (double)num_tokens;

@@ -38,6 +38,8 @@ typedef struct moe_prediction {
     double seconds[MOE_NUM_PREDICTED];  /* sums over layers */
     double balanced[MOE_NUM_PREDICTED]; /* the same rows and selections spread evenly over the
                                            devices and over as many experts: never above seconds */
+    double bytes;                       /* payload that leaves its device in the dispatches and
+                                           combines of the forward pass, of all devices */
     double price_per_token;             /* NaN: cluster.price_per_hour is not known */
     char bottleneck[240];               /* a sentence without a full stop */
 } moe_prediction;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "output/screen.h"
 
 /* --- the table --- */
 
@@ -46,6 +47,7 @@ static const option_row table[] = {
     {"resume", "DIR", "go on from that run's last checkpoint (no CONFIG)", TEXT(resume)},
     {"keys", NULL, "every key with type, default, range and one sentence", FLAG(keys)},
     {"quiet", NULL, "print nothing but errors", FLAG(run.quiet)},
+    {"full", NULL, "tell everything at the end, formulas and matrix too", FLAG(run.full)},
     {"explain", "TOKEN", "one token of the last step on its way (0 = the first)", TEXT(explain)},
     {"explain-step", NULL, "every figure of the last step derived, and checked",
      FLAG(run.explains_step)},
@@ -62,35 +64,37 @@ enum { NUM_OPTIONS = sizeof table / sizeof table[0] };
 
 /* --- --help --- */
 
-static void print_option(const option_row *row, FILE *out) {
-    char name[32];
-    snprintf(name, sizeof name, "--%s%s%s", row->name, row->argument ? " " : "",
+enum { HELP_COLUMN = 27 };
+
+static void print_option(const moe_screen *s, const option_row *row) {
+    char name[HELP_COLUMN + 1];
+    snprintf(name, sizeof name, "  --%s%s%s", row->name, row->argument ? " " : "",
              row->argument ? row->argument : "");
-    fprintf(out, "  %-23s  %s\n", name, row->help);
+    moe_screen_wrapped(s, HELP_COLUMN, name, "%s", row->help);
 }
 
 void moe_options_print_help(FILE *out) {
-    fputs("moesim simulates expert-parallel Mixture-of-Experts: an MPI rank is a device.\n"
-          "usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n"
-          "\n",
-          out);
+    const moe_screen s = moe_screen_of(out, false);
+    moe_screen_wrapped(&s, 0, "",
+                       "moesim simulates expert-parallel Mixture-of-Experts: an MPI rank is a "
+                       "device.");
+    fputs("usage: mpirun -np D moesim [OPTIONS] CONFIG.ini\n\n", out);
     const char *before = "  ";
     for (int i = 0; i < NUM_OPTIONS; i++) {
         if (table[i].help) {
-            print_option(&table[i], out);
+            print_option(&s, &table[i]);
         } else {
             fprintf(out, "%s--%s", before, table[i].name);
             before = ", ";
         }
     }
-    fputs("\n"
-          "\n"
-          "examples:\n"
+    fputs("\n\nexamples:\n"
           "  mpirun -np 8 moesim configs/quickstart.ini\n"
-          "  mpirun -np 4 moesim --set router.topk_group=2 --out runs/m2 my.ini\n"
-          "\n"
-          "exit status: 0 done; 2 a mistake in the input; 3 failed self-checks; 1 otherwise\n",
+          "  mpirun -np 4 moesim --set router.topk_group=2 my.ini\n",
           out);
+    moe_screen_wrapped(&s, 0, "",
+                       "exit status: 0 done; 2 a mistake in the input; 3 failed self-checks; 1 "
+                       "otherwise");
 }
 
 /* --- reading --- */
@@ -179,25 +183,33 @@ static int parse_token(moe_options *o, moe_status *st) {
     return MOE_OK;
 }
 
-/* What looks at a run's last step needs a run. */
-static int check_explain(const moe_options *o, moe_status *st) {
-    const char *other = o->run.check_only ? "--check"
-                        : o->dialects     ? "--dialects"
-                        : o->placements   ? "--placements"
-                        : o->verify       ? "--verify"
-                        : o->keys         ? "--keys"
-                                          : NULL;
-    const bool explains = o->run.explains_token || o->run.explains_step;
-    if (!explains || other == NULL) {
-        return MOE_OK;
+/* What tells about a run's last step needs a run. */
+static int check_last_step(const moe_options *o, moe_status *st) {
+    const char *without = o->run.check_only                ? "--check"
+                          : o->dialects                    ? "--dialects"
+                          : o->placements                  ? "--placements"
+                          : o->verify || o->verify_predict ? "--verify"
+                          : o->calibrate                   ? "--calibrate"
+                          : o->keys                        ? "--keys"
+                                                           : NULL;
+    const char *told = o->run.explains_token  ? "--explain"
+                       : o->run.explains_step ? "--explain-step"
+                       : o->run.full          ? "--full"
+                                              : NULL;
+    if (told && without) {
+        return moe_fail(
+            st, MOE_USER,
+            "%s looks at the last step of a run, and %s makes none: leave one of them out", told,
+            without);
     }
-    return moe_fail(st, MOE_USER,
-                    "%s looks at the last step of a run, and %s makes none: leave one of them out",
-                    o->run.explains_token ? "--explain" : "--explain-step", other);
+    if (o->run.full && o->run.quiet) {
+        return moe_fail(st, MOE_USER, "--full and --quiet: leave one of them out");
+    }
+    return MOE_OK;
 }
 
 static int check_together(const moe_options *o, moe_status *st) {
-    if (check_explain(o, st) != MOE_OK) {
+    if (check_last_step(o, st) != MOE_OK) {
         return st->code;
     }
     if (o->resume && (o->config || o->run.out || o->run.force)) {

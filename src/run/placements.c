@@ -89,6 +89,8 @@ static void decide_all(moe_comparison *x) {
         candidate->answer = moe_alloc_zero(layers, sizeof *candidate->answer, "placements");
         candidate->layer_max = moe_alloc_zero(layers, sizeof *candidate->layer_max, "placements");
         candidate->step_max = moe_alloc_zero(x->score, sizeof *candidate->step_max, "placements");
+        candidate->step_predicted =
+            moe_alloc_zero(x->score, sizeof *candidate->step_predicted, "placements");
         for (int32_t l = 0; l < layers && st.code == MOE_OK; l++) {
             const moe_balancer_problem p = fitted(x, l);
             moe_balancer_check(candidate->balancer, &p, &st);
@@ -152,6 +154,13 @@ static void add_rows(moe_candidate *candidate, const moe_serve_figures *f) {
     candidate->receiver_worst = fmax(candidate->receiver_worst, f->receiver_max_over_mean);
 }
 
+static void add_cost(moe_candidate *candidate, int64_t i, moe_placed_cost cost) {
+    candidate->cost.seconds += cost.seconds;
+    candidate->cost.balanced += cost.balanced;
+    candidate->cost.bytes += cost.bytes;
+    candidate->step_predicted[i] += cost.seconds;
+}
+
 /* Busiest device / mean, from the loads that the slots are to serve. */
 static double planned_max(const moe_balancer_answer *a, const moe_balancer_problem *p) {
     double *load = moe_alloc(p->devices, sizeof *load, "placements"), sum = 0;
@@ -190,7 +199,7 @@ static void judge_layer(moe_comparison *x, moe_candidate *candidate, int64_t i, 
                           x->slot);
         const moe_serve_figures figures = moe_serve_measure(&p, a, choices, x->slot);
         add_rows(candidate, &figures);
-        candidate->predicted += moe_comparison_seconds(x, a, choices, x->slot);
+        add_cost(candidate, i, moe_comparison_cost(x, a, choices, x->slot));
         most = figures.device_max_over_mean;
     }
     add_max(x, candidate, i, layer, most);
@@ -305,6 +314,7 @@ static void free_comparison(moe_comparison *x) {
         moe_free(x->candidate[i].answer);
         moe_free(x->candidate[i].layer_max);
         moe_free(x->candidate[i].step_max);
+        moe_free(x->candidate[i].step_predicted);
     }
     moe_free(x->candidate);
     moe_free(x->load);

@@ -51,6 +51,12 @@ void moe_step_source_free(moe_step_source *s);
 
 /* --- placements.c --- */
 
+/* What a forward step on the cluster of [cluster] would cost whose layers were all like one. */
+typedef struct moe_placed_cost {
+    double seconds, balanced; /* as placed, and with the same rows and selections spread evenly */
+    double bytes;             /* payload that leaves its device, there and back */
+} moe_placed_cost;
+
 /* One balancer and what became of it. Sums are over the steps of the score window, and over layers
  * where a layer is not named. */
 typedef struct moe_candidate {
@@ -65,7 +71,8 @@ typedef struct moe_candidate {
     int64_t worst_step;          /* where: the step */
     int32_t worst_layer;         /* and the layer */
     double receiver_max, receiver_worst;
-    double predicted; /* sum over steps and layers of seconds that a step like this layer takes */
+    moe_placed_cost cost;   /* sums over steps and layers */
+    double *step_predicted; /* [score] sum over layers of the seconds of a step */
     moe_serve_figures rows; /* the counts; its ratios are not used */
     int64_t wasted;         /* replicas on a device that has the expert already */
     int64_t moved; /* experts that a device serves and that blocks would not put there; where
@@ -91,12 +98,12 @@ static inline bool moe_comparison_own_window(const moe_comparison *x) {
 
 /* --- placements_time.c --- */
 
-/* Local. Seconds that a forward step on the cluster of [cluster] would take whose layers were all
- * like this one: slot [T,k] is what serves each choice. Rows are those of mode token. */
-double moe_comparison_seconds(const moe_comparison *x,
-                              const moe_balancer_answer *a,
-                              const moe_choices *choices,
-                              const int32_t *slot);
+/* Local. The cost of a step whose layers are all like this one: slot [T,k] is what serves each
+ * choice. Rows are those of exchange.mode. */
+moe_placed_cost moe_comparison_cost(const moe_comparison *x,
+                                    const moe_balancer_answer *a,
+                                    const moe_choices *choices,
+                                    const int32_t *slot);
 
 /* --- placements_show.c; local, on rank 0 --- */
 

@@ -41,7 +41,7 @@ static double moved(const moe_comparison *x, const moe_candidate *candidate) {
 
 /* Seconds of a step on the cluster of [cluster], without moving weights. */
 static double predicted(const moe_comparison *x, const moe_candidate *candidate) {
-    return candidate->predicted / num_judged(x);
+    return candidate->cost.seconds / num_judged(x);
 }
 
 static const char *const timing_names[] =
@@ -161,6 +161,24 @@ static void put_rows(const moe_comparison *x, const moe_candidate *c, json_t *ob
     }
 }
 
+/* What a step costs on the cluster of [cluster]; null where there are loads alone. */
+static void put_cost(const moe_comparison *x, const moe_candidate *c, json_t *object) {
+    const bool tokens = x->source.has_tokens;
+    double *by_step = moe_alloc(x->score, sizeof *by_step, "placements");
+    for (int64_t i = 0; i < x->score; i++) {
+        by_step[i] = 1e6 * c->step_predicted[i] / x->source.layers;
+    }
+    moe_json_put(object, "predicted_step_us",
+                 moe_json_number(tokens ? 1e6 * predicted(x, c) : NAN));
+    moe_json_put(object, "predicted_step_us_by_step",
+                 tokens ? moe_json_numbers(by_step, x->score) : json_null());
+    moe_json_put(object, "balanced_step_us",
+                 moe_json_number(tokens ? 1e6 * c->cost.balanced / num_judged(x) : NAN));
+    moe_json_put(object, "remote_bytes",
+                 moe_json_number(tokens ? c->cost.bytes / num_judged(x) : NAN));
+    moe_free(by_step);
+}
+
 static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
     json_t *object = json_object();
     char file[64];
@@ -190,8 +208,7 @@ static json_t *candidate_json(const moe_comparison *x, const moe_candidate *c) {
     put_rows(x, c, object);
     moe_json_put(object, "replicas_wasted", json_integer(c->wasted));
     moe_json_put(object, "weights_moved", moe_json_number(moved(x, c)));
-    moe_json_put(object, "predicted_step_us",
-                 moe_json_number(x->source.has_tokens ? 1e6 * predicted(x, c) : NAN));
+    put_cost(x, c, object);
     moe_json_put(object, "seconds_to_decide", moe_json_number(c->decide_seconds));
     moe_json_put(object, "seconds_per_step", moe_json_number(c->step_seconds / (double)x->score));
     moe_json_put(object, "file", moe_json_text(file));

@@ -212,6 +212,7 @@ int moe_run_prepare(moe_run_state *r, moe_status *st) {
             moe_training_facts_of(c, r->input.text, r->input.text_length, r->input.num_domains);
     }
     r->screen = moe_screen_of(stdout, r->options->quiet);
+    r->screen.full = r->options->full;
     if (r->comm->rank == 0) {
         show_header(r);
     }

@@ -15,6 +15,7 @@ typedef struct moe_run_options {
 
     const char *out; /* --out: the folder of results, or NULL for the default */
     bool force, quiet;
+    bool full;       /* --full: the ending on the screen tells everything */
     bool check_only; /* --check: validate everything, files included, print the resolved
                         configuration, and stop */
 

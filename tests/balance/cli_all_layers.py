@@ -319,11 +319,13 @@ def check_training():
             and line["loss"]["mixtral"] == 0,
             f"step {step}: {line['loss']}",
         )
-    done = moesim(1, config("screen", {**BASE, "balance.aux_layers": "all"}), "--out", "screen")
-    check(
-        done.code == 0 and "  all layers " in done.out and "of all layers together" in done.out,
-        "the screen does not say what trains",
-    )
+    for full in ((), ("--full",)):
+        all_layers = config("screen", {**BASE, "balance.aux_layers": "all"})
+        done = moesim(1, all_layers, "--force", "--out", "screen", *full)
+        check(
+            done.code == 0 and "  all layers " in done.out and "of all layers together" in done.out,
+            f"the screen does not say what trains: {full} {done.out}",
+        )
 
 
 def check_refused():

@@ -267,7 +267,7 @@ def check_combinations():
             ["top_k"],
             {"router.group_limit": "max", "router.topk_group": 1, "router.top_k": 3},
         ),
-        ("not there yet", ["fp8", "not available yet"], {"exchange.payload": "fp8"}),
+        ("not there yet", ["windowed", "not available yet"], {"exchange.algorithm": "windowed"}),
     ):
         refused_config(label, words, settings)
 

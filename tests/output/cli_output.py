@@ -23,6 +23,7 @@ from _moesim import (
     near,
     run,
     same_bytes,
+    save,
     sets,
     summary,
     verdict,
@@ -73,7 +74,12 @@ def check_pipe():
             ("piped without TERM", {"TERM": "dumb"}),
         ):
             done = moesim(
-                ranks, "--out", f"pipe-{ranks}-{len(label)}", config("pipe", BASE), **plain(**more)
+                ranks,
+                "--full",
+                "--out",
+                f"pipe-{ranks}-{len(label)}",
+                config("pipe", BASE),
+                **plain(**more),
             )
             check(done.code == 0 and done.err == "", f"{label}: status {done.code}: {done.err}")
             check_clean(f"{label} at np {ranks}", done.out)
@@ -92,6 +98,79 @@ def check_pipe():
                 f"pipe-{ranks}",
             ):
                 check(word in done.out, f"{label}: nothing about {word}")
+
+
+def check_short():
+    """Without --full the ending fits on a screen: the busiest device and the saving of its files in
+    a sentence, the three losses, the bars, the number of checks.
+    """
+    done = moesim(2, "--out", "short", config("short", BASE), **plain())
+    found = summary("short")
+    volume = found["volume"]["dispatch"]
+    (load,) = device_loads(found)
+    ending = done.out[done.out.index("\nDevice ") :]
+    said = " ".join(ending.split())
+    saved = 100 - 100 * volume["logical_bytes"] / volume["selection_bytes"]
+    for words in (
+        f"Device {load.index(max(load))} has {over_mean(load):.2f} times the mean load.",
+        f"saves {saved:.1f} % of the bytes",
+        f"{sum(passed is True for passed in found['checks'].values())} checks passed",
+        "communication",
+        "Predicted on 4 devices",
+    ):
+        check(words in said, f"short: '{words}' is not in {said[:400]}")
+    check(ending.count("\n") <= 45, f"short: an ending of {ending.count(chr(10))} lines")
+    check("rows_conserved" not in said and "entropy z" not in said, "short: tells everything")
+
+
+def device_loads(found):
+    return [layer["counts_per_device"] for layer in found["layers"]]
+
+
+def over_mean(load):
+    return max(load) * len(load) / sum(load)
+
+
+def check_replay():
+    """A recorded routing has no losses: no column and no line is full of dashes. Of its layers, of
+    which one sends everything to two devices, the worst is named.
+    """
+    layers, tokens, k = 3, 4 * 32, 3
+    experts = [
+        (t + i) % 6 if layer == 1 else (t + 5 * i) % 16
+        for layer in range(layers)
+        for t in range(tokens)
+        for i in range(k)
+    ]
+    save("topk.npy", "<i4", (1, layers, tokens, k), experts)
+    replay = {
+        "run.steps": 1,
+        "router.group_limit": "none",
+        "router.topk_group": 0,
+        "balance.alpha_expert": 0,
+        "model.num_layers": layers,
+        "data.source": "routing",
+        "data.path": "topk.npy",
+    }
+    for full in ((), ("--full",)):
+        done = moesim(
+            2, "--force", "--out", "replay", *full, config("replay", {**BASE, **replay}), **plain()
+        )
+        check(done.code == 0, f"replay: {done.err}")
+        dashed = [line for line in done.out.splitlines() if line.split().count("-") > 2]
+        check(not dashed, f"replay: {dashed}")
+        check("the recorded routing has no scores" in done.out, "replay: why there are no losses")
+    loads = device_loads(summary("replay"))
+    worst = max(range(layers), key=lambda layer: over_mean(loads[layer]))
+    check(worst == 1, f"the test's layer 1 is not the worst: {loads}")
+    short = moesim(2, "--force", "--out", "replay", config("replay", {**BASE, **replay}), **plain())
+    said = " ".join(short.out.split())
+    device = loads[worst].index(max(loads[worst]))
+    for words in (
+        f"the worst layer is 1, where device {device} has {over_mean(loads[worst]):.2f} times",
+        "step devices sent to device worst expert time a token others max/mean layer max/mean",
+    ):
+        check(words in said, f"replay: '{words}' is not said")
 
 
 def terminal_output(*arguments, columns=0, **more):
@@ -161,8 +240,18 @@ def check_width():
     with open("words.txt", "w") as file:
         file.write("the quick brown fox jumps over the lazy dog. " * 200)
     cases = [
-        ("forward", (config("narrow", BASE),), EVERYWHERE, ("devices", "mean/max", "ratio")),
-        ("training", (config("wide", WIDE),), EVERYWHERE + ("MaxVio", "task"), ("norm", "byte")),
+        (
+            "forward",
+            ("--full", config("narrow", BASE)),
+            EVERYWHERE,
+            ("devices", "mean/max", "ratio"),
+        ),
+        (
+            "training",
+            ("--full", config("wide", WIDE)),
+            EVERYWHERE + ("MaxVio", "task"),
+            ("norm", "byte"),
+        ),
         (
             "dialects",
             (
@@ -254,7 +343,7 @@ def check_stable():
     for label, settings in (("forward", BASE), ("training", WIDE)):
         for ranks, turn in ((2, 1), (2, 2), (1, 1), (4, 1)):
             folder = f"stable-{label}-{ranks}-{turn}"
-            done = moesim(ranks, config("stable", settings), "--out", folder, **plain())
+            done = moesim(ranks, "--full", config("stable", settings), "--out", folder, **plain())
             if check(done.code == 0 and done.err == "", f"{folder}: {done.err}"):
                 shown[ranks, turn] = without_time(done.out, folder)
         check(shown[2, 1] == shown[2, 2], f"{label}: two runs say different things")
@@ -287,6 +376,11 @@ def check_help():
     )
     check(
         sum(line.startswith("  mpirun -np") for line in lines) == 2, "--help has not two examples"
+    )
+    narrow = terminal_output("--help", columns=60, **plain())
+    check(
+        max(map(len, narrow.splitlines())) <= 60 and narrow.split() == " ".join(lines).split(),
+        f"--help in 60 columns: {narrow}",
     )
 
 
@@ -500,6 +594,8 @@ def check_force():
 
 
 check_pipe()
+check_short()
+check_replay()
 check_terminal()
 check_width()
 check_stable()

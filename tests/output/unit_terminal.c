@@ -225,6 +225,7 @@ static void check_devices(int32_t devices, bool utf8) {
     moe_step_metrics_init(&r, 1, devices * 6, devices);
     made_record(&r, &c, 3, devices * 40);
     moe_screen s = moe_screen_of(stdout, false);
+    s.full = true;
     s.terminal = s.color = false;
     s.utf8 = utf8;
     page p = render(s, &c, &r, devices, devices == 64);
@@ -248,7 +249,7 @@ static void check_devices(int32_t devices, bool utf8) {
 
 /* Shapes that are easily forgotten: many devices without nodes, several layers, no limit, no
  * scores, a failed check, empty counts. */
-static void check_odd(int32_t devices, int32_t layers, bool empty) {
+static void check_odd(int32_t devices, int32_t layers, bool empty, bool full) {
     moe_config c;
     moe_step_metrics r;
     made_config(&c, layers, devices * 6, devices, devices);
@@ -264,11 +265,15 @@ static void check_odd(int32_t devices, int32_t layers, bool empty) {
         "of the screen, again and again, to the "
         "very end of it");
     moe_screen s = moe_screen_of(stdout, false);
+    s.full = full;
     s.terminal = s.color = s.utf8 = false;
     page p = render(s, &c, &r, 1, true);
     check_clean(&p, true, 80);
     CHECK(strstr(p.text, "  FAILED    a_check_with") && strstr(p.text, "failed its own checks"));
-    CHECK(!strstr(p.text, "nan") && !strstr(p.text, "inf "));
+    CHECK(!strstr(p.text, "nan") && !strstr(p.text, "inf ") && !strstr(p.text, " -  "));
+    CHECK(!full == (strstr(p.text, devices == 1 ? "All experts are on one device"
+                                   : empty      ? "No token has an expert."
+                                                : " times the mean load") != NULL));
     free(p.text);
     moe_step_metrics_free(&r);
 }
@@ -321,6 +326,7 @@ static void training_config(moe_config *c, bool text) {
 
 static moe_screen plain_screen(void) {
     moe_screen s = moe_screen_of(stdout, false);
+    s.full = true;
     s.terminal = s.color = s.utf8 = false;
     s.width = 80;
     return s;
@@ -441,6 +447,7 @@ static void check_quiet_and_color(void) {
     CHECK_MSG(p.length == 0, "quiet wrote %zu bytes", p.length);
     free(p.text);
     s = moe_screen_of(stdout, false);
+    s.full = true;
     s.terminal = s.color = true;
     p = render(s, &c, &r, 8, false);
     CHECK(strstr(p.text, "\033[1m") && strstr(p.text, "\033[K") && strstr(p.text, "step 1/2"));
@@ -454,6 +461,7 @@ static void check_quiet_and_color(void) {
     FILE *file = tmpfile();
     setenv("NO_COLOR", "1", 1);
     s = moe_screen_of(file, false);
+    s.full = true;
     CHECK(!s.terminal && !s.color && s.width == 80);
     fclose(file);
 }
@@ -480,11 +488,13 @@ int main(void) {
     RUN(check_devices, 8, true);
     RUN(check_devices, 64, false);
     RUN(check_devices, 64, true);
-    RUN(check_odd, 1, 1, true);
-    RUN(check_odd, 1, 2, false);
-    RUN(check_odd, 13, 3, false);
-    RUN(check_odd, 100, 9, true);
-    RUN(check_odd, 100, 2, false);
+    for (int full = 0; full < 2; full++) {
+        RUN(check_odd, 1, 1, true, full);
+        RUN(check_odd, 1, 2, false, full);
+        RUN(check_odd, 13, 3, false, full);
+        RUN(check_odd, 100, 9, true, full);
+        RUN(check_odd, 100, 2, false, full);
+    }
     RUN(check_training, true);
     RUN(check_training, false);
     RUN(check_verdicts);

@@ -101,6 +101,33 @@ static void test_training(void) {
           n * h + expert + 256 * h * (c.train.context + 1) + h + (c.model.norm ? h : 0));
 }
 
+/* 2 ranks, 3 layers, 8 experts and 8 more slots: loads of 2 steps, the pairs twice, and the largest
+ * tensor [16,4] of the 8 slots of a rank, going and coming; in training that of its 4 replicas too,
+ * to the first one and back, in each layer. */
+static void test_placements(void) {
+    const char *const load =
+        "[placement]\nredundant_experts = 8\npolicy = joint\nrebalance_every = 2\nwindow = 2\n"
+        "[run]\nsteps = 4\n";
+    const char *const even = "[placement]\nredundant_experts = 8\n[run]\nsteps = 4\n";
+    const int64_t tensor = 16 * 4 * sizeof(real);
+    char text[1024];
+    for (int trains = 0; trains < 2; trains++) {
+        moe_memory m[2];
+        for (int by_load = 0; by_load < 2; by_load++) {
+            snprintf(text, sizeof text, "%s%s", trains ? TRAIN : SMALL "[model]\nnum_layers = 3\n",
+                     by_load ? load : even);
+            m[by_load] = estimate(text, 2, 0);
+        }
+        CHECK_EQ(m[1].statistics - m[0].statistics, 8 * (2 * 3 * 8 + 2 * 3 * 8 * 8));
+        CHECK_EQ(m[1].exchange - m[0].exchange, 2 * 8 * tensor);
+        CHECK_EQ(m[1].total - m[0].total,
+                 m[1].statistics - m[0].statistics + m[1].exchange - m[0].exchange);
+    }
+    const int64_t alone = estimate(TRAIN, 2, 0).exchange;
+    snprintf(text, sizeof text, "%s%s", TRAIN, even);
+    CHECK_EQ(estimate(text, 2, 0).exchange - alone, 3 * 4 * 4 * tensor);
+}
+
 /* Loads of all steps are on rank 0; tables of topics on every rank. */
 static void test_tables(void) {
     const int64_t r = sizeof(real);
@@ -144,6 +171,7 @@ int main(void) {
     RUN(test_by_hand);
     RUN(test_growth);
     RUN(test_training);
+    RUN(test_placements);
     RUN(test_tables);
     RUN(test_given);
     RUN(test_saturation);

@@ -12,7 +12,7 @@ import random
 # only --placements reads them. They are drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    model.attention exchange.chunks exchange.transport exchange.algorithm placement.file
+    model.attention exchange.chunks exchange.transport exchange.algorithm
     placement.load placement.fit placement.score
     """.split()
 )
@@ -147,25 +147,25 @@ class Drawing:
         self.maybe(0.2, "model.norm", "none", "rmsnorm")
         nodes = [d for d in range(1, devices + 1) if devices % d == 0]
         self.maybe(0.4, "cluster.devices_per_node", *nodes)
-        self.maybe(
-            0.3,
-            "placement.policy",
-            "block",
-            "round_robin",
-            "eplb_global",
-            "flashlb",
-            "epic",
-            "joint",
-        )
-        if self.get("placement.policy") in ("eplb_global", "flashlb", "epic", "joint"):
+        self.routed, self.parts, self.shared = routed, parts, shared or 0
+        self.draw_placement()
+        self.draw_top_k()
+
+    def draw_placement(self):
+        devices, routed = self.case.devices(), self.routed
+        by_load = ("eplb", "eplb_global", "flashlb", "epic", "joint")
+        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load)
+        if self.chance(0.4):
+            most = routed - routed // devices
+            self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))
+        policy = self.get("placement.policy")
+        if policy == "file":
+            self.put("placement.file", "placement.npy")
+            self.case.extra["placement_of_layers"] = self.chance(0.5)
+        if policy in by_load:
             self.maybe(0.6, "placement.rebalance_every", 1, 2, 3)
             self.maybe(0.3, "placement.window", 0, 1)
             self.maybe(0.3, "placement.hysteresis", 0, 0.1, 1)
-        if self.chance(0.3):
-            most = routed - routed // devices
-            self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))
-        self.routed, self.parts, self.shared = routed, parts, shared or 0
-        self.draw_top_k()
 
     def draw_top_k(self):
         most = min(self.routed, 6)
@@ -472,7 +472,9 @@ KNOWN_KEYS = """
     capacity.policy
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
-    cluster.devices_per_node data.source data.tokens_per_device data.sequence_length
+    cluster.devices_per_node placement.policy placement.redundant_experts
+    placement.rebalance_every placement.window placement.hysteresis
+    data.source data.tokens_per_device data.sequence_length
     data.mask data.padding data.boundaries router.bias_file data.num_topics data.drift
     train.learning_rate train.accumulate train.context train.validation_every
     train.validation_batches train.validation_share train.specialization train.checkpoint_every

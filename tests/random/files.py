@@ -100,6 +100,17 @@ class Files:
         shape = (self.layers, self.experts) if each else (self.experts,)
         save(self.folder, "bias.npy", "<f4", shape, self.gauss("bias", math.prod(shape), 0.1))
 
+    def write_placement(self):
+        """Every expert somewhere, and any in the slots that are left."""
+        draw, numbers = self.random("placement"), []
+        slots = self.experts + self.case.number("placement.redundant_experts", self.table)
+        each = self.case.extra.get("placement_of_layers")
+        for _ in range(self.layers if each else 1):
+            more = [draw.randrange(self.experts) for _ in range(slots - self.experts)]
+            numbers += draw.sample([*range(self.experts), *more], slots)
+        shape = (self.layers, slots) if each else (slots,)
+        save(self.folder, "placement.npy", "<i4", shape, numbers)
+
     def write_texts(self):
         """Long enough for every device to have a sequence to validate."""
         devices = self.case.devices()
@@ -154,6 +165,7 @@ WRITERS = {
     "mask.npy": Files.write_mask,
     "boundaries.npy": Files.write_boundaries,
     "bias.npy": Files.write_bias,
+    "placement.npy": Files.write_placement,
     "layer": Files.write_layer,
 }
 

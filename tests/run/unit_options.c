@@ -105,6 +105,10 @@ static void test_refused(void) {
         {"--explain 3 --check x",
          "--explain looks at the last step of a run, and --check makes none: leave one of them "
          "out"},
+        {"--full --dialects x",
+         "--full looks at the last step of a run, and --dialects makes none: leave one of them "
+         "out"},
+        {"--full --quiet x", "--full and --quiet: leave one of them out"},
         {"--resume d x", "--resume d takes its configuration and folder from that run: a CONFIG, "
                          "--out and --force do not go with it"},
         {"--resume d --dialects",
@@ -148,7 +152,7 @@ static void test_help(void) {
         moe_options_free(&l.o);
         options++;
     }
-    CHECK_EQ(options, 15); /* --version and --help share the last line */
+    CHECK_EQ(options, 16); /* --version and --help share the last line */
     CHECK(strstr(text, "\n  --version, --help\n") != NULL);
     free(text);
 }

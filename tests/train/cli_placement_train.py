@@ -141,6 +141,26 @@ def check_migration():
         check(summary(folder)["rebalance"] == total, f"{policy}: totals after a restart")
 
 
+def check_three_ranks():
+    """Six devices, so that three ranks have two each."""
+    settings = {
+        **TRAINED,
+        "model.num_experts": 12,
+        "cluster.devices": 6,
+        "cluster.devices_per_node": 3,
+        "placement.redundant_experts": 12,
+        "placement.rebalance_every": 2,
+        "train.accumulate": 1,
+    }
+    for policy in ("eplb_global", "joint"):
+        settings["placement.policy"] = policy
+        one = run(f"three-{policy}-1", 1, settings)
+        three = run(f"three-{policy}-3", 3, settings)
+        if one and three:
+            check(figures(one) == figures(three), f"{policy}: np 1 and 3 have other figures")
+            check(summary(one)["rebalance"]["experts_moved"] > 0, f"{policy}: nobody moved")
+
+
 def check_refusals():
     for sentence, more in (
         ("a run places experts between steps", {"placement.policy": "llep"}),
@@ -158,5 +178,6 @@ check_training("adamw", "swiglu")
 check_training("sgd", "lora")
 check_layer()
 check_migration()
+check_three_ranks()
 check_refusals()
 verdict()

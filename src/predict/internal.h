@@ -1,0 +1,88 @@
+/* internal.h: what the files of the estimate of memory share: arithmetic that saturates, so that
+ * absurd sizes come out as "too much" and never wrap; and the sizes that the terms are made of. */
+#ifndef MOESIM_PREDICT_INTERNAL_H
+#define MOESIM_PREDICT_INTERNAL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/alloc.h"
+#include "config/config.h"
+
+enum {
+    BYTE_VALUES = 256,
+    WORD = sizeof(int64_t),
+    INT = sizeof(int32_t),
+    REAL = sizeof(real),
+    DOUBLE = sizeof(double)
+};
+
+static inline int64_t add(int64_t a, int64_t b) {
+    return a > INT64_MAX - b ? INT64_MAX : a + b;
+}
+static inline int64_t mul(int64_t a, int64_t b) {
+    return a != 0 && b > INT64_MAX / a ? INT64_MAX : a * b;
+}
+static inline int64_t mul3(int64_t a, int64_t b, int64_t c) {
+    return mul(mul(a, b), c);
+}
+static inline int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+static inline int64_t max64(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+static inline int64_t div_up(int64_t a, int64_t b) {
+    return a / b + (a % b != 0);
+}
+
+typedef struct moe_memory_sizes { /* of the fullest rank */
+    bool train, text;
+    bool backward;
+    bool keep; /* backward needs the pre-activations of the experts */
+    int64_t ranks, local_devices, tokens;
+    int64_t device_tokens; /* of the fullest device */
+    int64_t most;          /* experts that one token may have, for which there is room */
+    int64_t selections;    /* that are expected */
+    int64_t sent;          /* of these, after dropping */
+    int64_t rows;          /* of dispatch that are expected */
+    int64_t remote;        /* of these, for other ranks: the share 1 - 1/ranks */
+    int64_t copies;        /* how many layers have their activations at the same time */
+    int64_t threads;
+    int64_t matrices; /* of an expert */
+    int64_t slots;    /* experts of this rank */
+    int64_t hidden;   /* pre-activations of an expert for one row: F, or 2 F where there is w3 */
+} moe_memory_sizes;
+
+/* Local. The smallest whole number that is not below x, saturated. */
+int64_t moe_memory_whole(double x);
+
+/* Local. Whether the gate learns the scale of its noise. */
+bool moe_memory_learns_noise(const moe_config *c);
+
+/* Local. The parameters of this rank. */
+int64_t moe_memory_local_parameters(const moe_config *c, const moe_memory_sizes *s);
+
+/* Local. Cells of the matrix of devices [D,D] that are not 0, at most. */
+int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s);
+
+/* Local. Bytes of the activations of all layers that are kept, with the working memory beside them;
+ * and of plans, inboxes and what travels. */
+int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s);
+int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s);
+
+/* Local. Bytes of the files that were read, for `tokens` tokens of this rank; and on rank 0 of what
+ * is kept of all steps for the files of results. */
+int64_t moe_memory_input(const moe_config *c, int64_t tokens);
+int64_t moe_memory_histories(const moe_config *c);
+
+/* Local. Bytes of what placements by load look at: the loads [N] of each layer and step of the
+ * window, and where pairs decide [N,N] of each layer, which are summed over the ranks in a copy. */
+int64_t moe_memory_loads(const moe_config *c);
+
+/* Local. Bytes of the largest tensor of experts on their way, packed and arrived: of all slots of
+ * this rank while a layer's experts move; in training of its replicas, to the first one and back,
+ * which every layer keeps. */
+int64_t moe_memory_staging(const moe_config *c, const moe_memory_sizes *s);
+
+#endif
