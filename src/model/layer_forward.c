@@ -246,6 +246,7 @@ void moe_layer_forward(const moe_layer *layer,
     moe_plan_build(&a->plan, c->exchange.mode, b, layer->placement, context->comm->size,
                    moe_activations_sent(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
+    a->buffers.bf16 = context->bf16;
     a->exchange.dispatched = context->dispatched;
     a->exchange.combined = context->combined;
     moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, layer->placement, a->x,

@@ -420,6 +420,7 @@ class Drawing:
 
     def draw_output(self):
         self.maybe(0.4, "exchange.mode", "token", "selection")
+        self.maybe(0.1, "model.compute", "bf16")
         self.maybe(0.3, "exchange.payload", "bf16", "fp8")
         if self.get("exchange.payload") == "fp8":
             self.maybe(0.5, "exchange.fp8_scale", "fp32", "ue8m0")
