@@ -443,29 +443,6 @@ void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const
     send_rows(e, plan, e->combined, dy, &e->inbox.dy);
 }
 
-void moe_exchange_return_pairs(moe_exchange *e,
-                               const moe_plan *plan,
-                               const real *values,
-                               real *returned) {
-    const moe_comm *comm = e->comm;
-    const moe_inbox *in = &e->inbox;
-    moe_exchange_layout l = moe_exchange_layout_of(e);
-    for (int q = 0; q < comm->size; q++) {
-        l.send_offset[q] = in->row_pair[in->rank_row[q]];
-        l.send_count[q] = in->row_pair[in->rank_row[q + 1]] - l.send_offset[q];
-        l.recv_count[q] = plan->rank_pair[q + 1] - plan->rank_pair[q];
-    }
-    int64_t own = l.send_count[comm->rank];
-    if (own) {
-        memcpy(returned + plan->rank_pair[comm->rank], values + l.send_offset[comm->rank],
-               (size_t)own * sizeof(real));
-    }
-    l.send_count[comm->rank] = l.recv_count[comm->rank] = 0;
-    moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)values, l.send_count, l.send_offset},
-                       (moe_blocks){returned, l.recv_count, plan->rank_pair}, sizeof(real),
-                       e->most_rows);
-}
-
 void moe_exchange_free(moe_exchange *e) {
     moe_block_free(&e->fixed);
     moe_block_free(&e->arrived);

@@ -126,12 +126,16 @@ void moe_exchange_combine(moe_exchange *e,
  * the inbox; they arrive in inbox.dy. */
 void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy);
 
-/* Collective. Brings one number of each pair back from where its expert is to where its token is:
- * values [inbox pairs] become returned [plan pairs]. */
-void moe_exchange_return_pairs(moe_exchange *e,
-                               const moe_plan *plan,
-                               const real *values,
-                               real *returned);
+/* Collective. The backward of dispatch: results become dx as moe_exchange_combine makes y, and one
+ * number of each pair comes back from where its expert is to where its token is: values [inbox
+ * pairs] become returned [plan pairs]. In a small step both travel in one message. */
+void moe_exchange_combine_gradient(moe_exchange *e,
+                                   const moe_plan *plan,
+                                   const real *results,
+                                   const real *values,
+                                   int32_t devices_per_node,
+                                   real *dx,
+                                   real *returned);
 
 void moe_exchange_free(moe_exchange *e);
 

@@ -110,9 +110,9 @@ static void order_dg(const pass *p) {
 
 static void dispatch_backward(const pass *p) {
     moe_activations *a = p->a;
-    moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results,
-                         p->context->config->cluster.devices_per_node, p->b->du);
-    moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, p->b->dg_by_pair);
+    moe_exchange_combine_gradient(&a->exchange, &a->plan, a->buffers.results, a->buffers.dg,
+                                  p->context->config->cluster.devices_per_node, p->b->du,
+                                  p->b->dg_by_pair);
     order_dg(p);
 }
 
