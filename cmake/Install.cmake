@@ -4,6 +4,12 @@ set(share ${CMAKE_INSTALL_DATADIR}/moesim)
 install(TARGETS moesim moesim-f64 RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY configs/ DESTINATION ${share}/configs)
 
+# libmoesim with its header, for pkg-config and for Python (`import moesim` where dist-packages of this prefix is in the path).
+install(TARGETS libmoesim libmoesim-f64 LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} PUBLIC_HEADER DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES ${PROJECT_BINARY_DIR}/library/moesim.pc ${PROJECT_BINARY_DIR}/library/moesim-f64.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+install(DIRECTORY python/moesim DESTINATION lib/python3/dist-packages PATTERN __pycache__ EXCLUDE)
+install(DIRECTORY python/examples DESTINATION ${CMAKE_INSTALL_DOCDIR} PATTERN __pycache__ EXCLUDE)
+
 # Scripts that use moesim (those that build it stay in the repository), each with a command moesim-NAME that starts it.
 install(FILES scripts/env scripts/openmpi.conf scripts/keys_table.py scripts/launch.py scripts/names.py scripts/command_line.py DESTINATION ${share}/scripts)
 # The lists of names that scripts/names.py reads.
@@ -44,6 +50,7 @@ set(CPACK_STRIP_FILES ON)
 set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
 set(CPACK_DEBIAN_PACKAGE_SECTION science)
 set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_PACKAGE_GENERATE_SHLIBS ON)   # and ldconfig runs, which makes libmoesim known
 set(CPACK_DEBIAN_PACKAGE_DEPENDS openmpi-bin)
 set(CPACK_DEBIAN_PACKAGE_RECOMMENDS "python3, python3-numpy, python3-jinja2")
 set(CPACK_DEBIAN_PACKAGE_SUGGESTS "python3-pandas, bash-completion")

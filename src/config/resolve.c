@@ -183,7 +183,7 @@ static int32_t comm_limit(const moe_config *c) {
     if (c->router.group_limit == MOE_GROUP_NONE || !moe_config_in_blocks(c)) {
         return (int32_t)reach;
     }
-    if (c->router.num_groups == devices) {
+    if (moe_config_groups_are_devices(c)) {
         return c->router.topk_group;
     }
     const int64_t limit = moe_config_group_span(c);

@@ -263,6 +263,12 @@ static inline bool moe_config_in_blocks(const moe_config *c) {
            (c->placement.policy == MOE_PLACEMENT_BLOCK && c->placement.redundant_experts == 0);
 }
 
+/* Whether a group of experts is what one device holds, so that a limit on groups is one on devices:
+ * as many groups as devices, and the experts in blocks. */
+static inline bool moe_config_groups_are_devices(const moe_config *c) {
+    return c->router.num_groups == c->cluster.devices && moe_config_in_blocks(c);
+}
+
 /* Local. True when --placements compares on loads from a file, without tokens. */
 static inline bool moe_config_has_loads_only(const moe_config *c) {
     return c->compares_placements && c->placement.load[0] != '\0';

@@ -103,7 +103,7 @@ static json_t *groups_object(const moe_config *c, const moe_explained_layer *l) 
     moe_json_put(
         o, "rule",
         moe_json_text(moe_config_enum_name(MOE_KEY(router, group_limit), c->router.group_limit)));
-    moe_json_put(o, "are_devices", json_boolean(l->num_groups == c->cluster.devices));
+    moe_json_put(o, "are_devices", json_boolean(moe_config_groups_are_devices(c)));
     moe_json_put(o, "limit", json_integer(c->router.topk_group));
     moe_json_put(o, "score", moe_json_numbers(l->group_score, l->num_groups));
     moe_json_put(o, "admitted", admitted);

@@ -166,7 +166,7 @@ static void print_scores(const moe_screen *s, const moe_config *c, const moe_exp
 /* --- groups --- */
 
 static void print_groups(const moe_screen *s, const moe_config *c, const moe_explained_layer *l) {
-    bool devices = l->num_groups == c->cluster.devices;
+    bool devices = moe_config_groups_are_devices(c);
     double top = -INFINITY, low = INFINITY;
     if (!l->num_groups) {
         return;

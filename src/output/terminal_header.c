@@ -81,7 +81,7 @@ static void print_router(const moe_screen *s, const moe_config *c) {
         snprintf(limit, sizeof limit, "%sat most %d of %d %s (%s)",
                  moe_config_recorded(c) ? "which has to keep to the limit of " : "",
                  c->router.topk_group, c->router.num_groups,
-                 c->router.num_groups == c->cluster.devices ? "devices" : "groups",
+                 moe_config_groups_are_devices(c) ? "devices" : "groups",
                  moe_config_enum_name(MOE_KEY(router, group_limit), c->router.group_limit));
     } else if (moe_config_recorded(c)) {
         limit[0] = '\0';

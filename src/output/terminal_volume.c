@@ -203,7 +203,7 @@ static void print_devices_shortly(const moe_screen *s, const moe_config *c, cons
 
 static void print_devices(const moe_screen *s, const moe_config *c, const moe_figures *f) {
     bool limited = c->router.group_limit != MOE_GROUP_NONE,
-         groups_are_devices = c->router.num_groups == c->cluster.devices;
+         groups_are_devices = moe_config_groups_are_devices(c);
     int32_t n = c->model.num_experts;
     int32_t d = c->cluster.devices;
     int32_t k = c->router.top_k;

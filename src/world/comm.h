@@ -3,7 +3,11 @@
 #ifndef MOESIM_WORLD_COMM_H
 #define MOESIM_WORLD_COMM_H
 
+#ifdef MOE_WITHOUT_MPI
+typedef int MPI_Comm; /* libmoesim: one rank, which says nothing to anybody (library/alone.c) */
+#else
 #include <mpi.h>
+#endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
