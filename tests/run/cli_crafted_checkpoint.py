@@ -163,7 +163,7 @@ for step in (6, 10**12, 10**17):
 crafted(
     "a step for which there is no room",
     lambda c: (at_step(10**12)(c), renamed(b"steps = 5", b"steps = 1000000000000")(c)),
-    "damaged",
+    "this run needs",
     step=10**12,
 )
 verdict()
