@@ -209,8 +209,8 @@ static void route(void *argument) {
 #else
     moe_logits logits = {.f32 = b->logits};
 #endif
-    moe_router_route(&c->router, &draw, &b->layer.batch, b->layer.layer.placement, logits, NULL, &b->routing,
-                     &b->stats, &bad);
+    moe_router_route(&c->router, &draw, &b->layer.batch, b->layer.layer.placement, logits, NULL,
+                     &b->routing, &b->stats, &bad);
 }
 
 static void route_bare(void *argument) {
