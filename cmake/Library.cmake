@@ -2,6 +2,7 @@
 # is a section of its own and only those of the header are seen, so that the linker leaves out what these do not need: MPI, BLAS, inih.
 # They are never instrumented, since Python loads them.
 set(MOESIM_LIBRARY_SOURCES "")
+# scripts/playground compiles the same list, without the balancers.
 foreach(source IN ITEMS base/alloc base/bf16 base/block base/exact base/rng base/scratch base/sparse base/status base/sums config/* placement/*
     data/batch data/keyed data/synthetic router/* balance/* capacity/* exchange/payload exchange/plan exchange/row_format experts/activation experts/ffn
     measure/imbalance measure/metrics predict/cost predict/prediction library/*)

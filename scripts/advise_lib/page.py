@@ -101,7 +101,7 @@ class Page:
         nodes = (self.bench.devices + per_node - 1) // per_node
         tokens = self.bench.tokens(1)
         first = (
-            f"{search.layers_of(config)} layers of {search.experts_of(config)} experts, top"
+            f"{_layers(search.layers_of(config))} of {search.experts_of(config)} experts, top"
             f" {config['router.top_k']}, widths {hidden[0]} and {hidden[1]},"
             f" {config['exchange.payload']}; {self.bench.devices} devices on {nodes}"
             f" node{'s' if nodes > 1 else ''}, {tokens} tokens on each in a step."
@@ -110,7 +110,7 @@ class Page:
 
     def windows(self):
         bench = self.bench
-        looked = f"{bench.layers} of {search.layers_of(self.config)} layers"
+        looked = f"{bench.layers} of {_layers(search.layers_of(self.config))}"
         last = len(self.now.held_out)
         if bench.recording and bench.recording.halves:
             how = (
@@ -429,6 +429,10 @@ class Page:
             },
             indent=1,
         )
+
+
+def _layers(number):
+    return f"{number} layer{'s' if number > 1 else ''}"
 
 
 def _by_time(one):

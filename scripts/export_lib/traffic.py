@@ -28,7 +28,7 @@ def _summary(folder):
     return read
 
 
-def _matrix(folder):
+def matrix_of(folder):
     """(layers, devices, all rows in C order)."""
     path = os.path.join(folder, "comm_matrix.npy")
     try:
@@ -69,7 +69,7 @@ class Traffic:
 
     def __init__(self, folder):
         summary = _summary(folder)
-        layers, self.devices, rows = _matrix(folder)
+        layers, self.devices, rows = matrix_of(folder)
         self.phases = []
         square = self.devices * self.devices
         trains = at(summary, "volume.dispatch_backward") is not None
@@ -87,7 +87,7 @@ class Traffic:
                 raise Refused(f"summary.json says nothing of the {name} of layer {layer}")
             pairs = [
                 (device, home, count * size) if returns else (home, device, count * size)
-                for home, device, count in _nonzero(matrix, self.devices)
+                for home, device, count in nonzero(matrix, self.devices)
             ]
             self.phases.append((layer, name, sorted(pairs)))
 
@@ -99,7 +99,7 @@ class Traffic:
         return sum(len(pairs) for _, _, pairs in self.phases)
 
 
-def _nonzero(matrix, devices):
+def nonzero(matrix, devices):
     """(home, device, rows) of the pairs of different devices that have any."""
     for place, count in enumerate(matrix):
         home, device = divmod(place, devices)

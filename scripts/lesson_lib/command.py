@@ -23,10 +23,10 @@ class Failed(Exception):
 
 
 DESCRIPTION = """\
-Runs one of ten short lessons about expert-parallel Mixture-of-Experts. Each is
-a page to read, configs/lessons/NN_name.ini.
+Runs one of thirteen short lessons about expert-parallel Mixture-of-Experts.
+Each is a page to read, configs/lessons/NN_name.ini.
 
-  scripts/lesson       lists the ten, with a line each
+  scripts/lesson       lists them, with a line each
   scripts/lesson N     runs lesson N, shows what it expects beside what was
                        measured, writes the report and opens it
 """

@@ -84,9 +84,12 @@ def prediction_text(folder):
         return ""
     file = str(folder.get("cluster", "file", "")).rsplit("/", 1)[-1] or "the cluster in [cluster]"
     why = at(folder.summary, "time.bottleneck")
+    simulated = number(at(folder.summary, "time.simulated.step_us"))
+    contended = f", {seconds_text(1e-6 * simulated)} with contention" if simulated else ""
     return (
         f"{seconds_text(1e-6 * step)} a step on {folder.devices} devices of {file}, "
-        f"{seconds_text(1e-6 * balanced)} at perfect balance" + (f"; {why}" if why else "")
+        f"{seconds_text(1e-6 * balanced)} at perfect balance{contended}"
+        + (f"; {why}" if why else "")
     )
 
 

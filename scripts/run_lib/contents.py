@@ -92,6 +92,8 @@ SUMMARY = fields(
         measured=fields(step_mean=real, phases=_figures),
         predicted=_figures,
         balanced=_figures,
+        exchange=_figures,
+        simulated=free(scalar),
         bottleneck=text(240),
         price_per_million_tokens=real,
     ),

@@ -185,10 +185,20 @@ static json_t *microseconds(const double seconds[MOE_NUM_PREDICTED]) {
     return o;
 }
 
+/* What a simulation of the exchanges needs beside the rows (scripts/simulate). */
+static json_t *exchange_costs(const moe_prediction *p) {
+    json_t *o = json_object();
+    moe_json_put(o, "dispatch_row_bytes", moe_json_number(p->out_bytes));
+    moe_json_put(o, "combine_row_bytes", moe_json_number(p->in_bytes));
+    moe_json_put(o, "fixed_us", moe_json_number(1e6 * p->exchange_seconds));
+    return o;
+}
+
 static void put_prediction(json_t *time, const moe_config *c, const moe_step_metrics *last) {
     const moe_prediction p = moe_prediction_of(c, last);
     moe_json_put(time, "predicted", microseconds(p.seconds));
     moe_json_put(time, "balanced", microseconds(p.balanced));
+    moe_json_put(time, "exchange", exchange_costs(&p));
     moe_json_put(time, "bottleneck", moe_json_text(p.bottleneck));
     moe_json_put(time, "price_per_million_tokens", moe_json_number(1e6 * p.price_per_token));
 }

@@ -354,6 +354,9 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
     predictor p;
     moe_prediction out = {.price_per_token = NAN};
     open_predictor(&p, c, num_tokens);
+    out.out_bytes = p.out_bytes;
+    out.in_bytes = p.in_bytes;
+    out.exchange_seconds = p.fixed;
     for (int32_t l = 0; l < num_layers; l++) {
         memset(p.load, 0, (size_t)devices * sizeof *p.load);
         count_rows(&p, &layer[l]);

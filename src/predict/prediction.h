@@ -40,6 +40,8 @@ typedef struct moe_prediction {
                                            devices and over as many experts: never above seconds */
     double bytes;                       /* payload that leaves its device in the dispatches and
                                            combines of the forward pass, of all devices */
+    double out_bytes, in_bytes;         /* of a row to the experts and back */
+    double exchange_seconds;            /* of an exchange that no byte costs */
     double price_per_token;             /* NaN: cluster.price_per_hour is not known */
     char bottleneck[240];               /* a sentence without a full stop */
 } moe_prediction;

@@ -59,6 +59,12 @@ ANSWERS = (
         "eight.balance.device.max_over_mean",
         "1.107 +- 0.001",
     ),
+    (
+        11,
+        ("cluster.launch_us=0",),
+        "few.time.predicted.step_us / few.time.balanced.step_us",
+        "1.067 +- 0.01",
+    ),
 )
 
 
