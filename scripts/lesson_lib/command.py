@@ -23,7 +23,7 @@ class Failed(Exception):
 
 
 DESCRIPTION = """\
-Runs one of thirteen short lessons about expert-parallel Mixture-of-Experts.
+Runs one of the short lessons about expert-parallel Mixture-of-Experts.
 Each is a page to read, configs/lessons/NN_name.ini.
 
   scripts/lesson       lists them, with a line each
@@ -134,8 +134,10 @@ class Commands:
             *words[4:],
             *self.sets,
         ]
+        # --placements makes no step that could be shown in full
+        full = [] if "--placements" in arguments else ["--full"]
         return (
-            [*launch.mpirun(ranks), self.moesim, "--full", "--force", *arguments],
+            [*launch.mpirun(ranks), self.moesim, *full, "--force", *arguments],
             ["mpirun", "-np", ranks, shown(self.moesim), *arguments],
         )
 
@@ -230,7 +232,7 @@ def write_report(commands):
     """The page about the run, or the comparison of several; its path, or None (scripts/report has
     said why).
     """
-    folders = [commands.folder(name) for name in commands.lesson.runs()]
+    folders = [commands.folder(name) for name in commands.lesson.reported()]
     target = os.path.join(commands.out, "report.html")
     line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)

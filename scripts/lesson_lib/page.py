@@ -61,6 +61,15 @@ class Lesson:
             if words[0] == "mpirun"
         ]
 
+    def reported(self):
+        """Those of them that the report can show: --placements compares, and has no steps."""
+        compared = {
+            os.path.basename(words[words.index("--out") + 1])
+            for words in self.commands
+            if "--placements" in words
+        }
+        return [name for name in self.runs() if name not in compared]
+
 
 def blocks_of(text):
     """{name: lines} of the comments; lines before the first block are under ""."""

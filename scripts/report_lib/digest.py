@@ -6,6 +6,7 @@ import numpy
 
 import tables
 import explain
+import rebalance
 import sparse_file
 import timeline
 from names import DIRECTIONS, LEVELS
@@ -352,6 +353,7 @@ def digest(folder, room):
         "unigram": number(at(folder.summary, "training.unigram_entropy")),
         "ideal": ideals_of(folder),
         "load": load_of(folder, room),
+        "rebalance": rebalance.digest(folder, room),
         "matrix": matrix_of(folder, room),
         "layer": [layer_of(layer, batches) for layer in folder.layers],
         "waterfall": waterfall_of(folder),

@@ -8,6 +8,7 @@ import jinja2
 
 import digest
 import explain
+import rebalance
 import tables
 import texts
 
@@ -17,6 +18,7 @@ SCRIPTS = (
     "core.js",
     "losses.js",
     "load.js",
+    "placement.js",
     "traffic.js",
     "timeline.js",
     "specialization.js",
@@ -61,7 +63,7 @@ def environment():
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    made.globals.update(tables=tables, texts=texts, explain=explain)
+    made.globals.update(tables=tables, texts=texts, explain=explain, rebalance=rebalance)
     return made
 
 

@@ -113,7 +113,12 @@ STEP = fields(
     loss_raw=_figures,
     volume=_volume,
     balance=_balance,
-    time=fields(step=real, phases=_figures, predicted=fields(step_us=real)),
+    time=fields(
+        step=real,
+        phases=_figures,
+        predicted=fields(step_us=real),
+        rebalance=fields(decide=real, move=real),
+    ),
     task_loss=real,
     lm_loss=real,
     validation_loss=real,
@@ -121,6 +126,17 @@ STEP = fields(
     gradient_norm=real,
     learning_rate=real,
     dropped=count,
+    rebalance=fields(
+        experts_moved=count,
+        bytes=count,
+        cross_node_bytes=count,
+        replicas_wasted=count,
+        device_max_over_mean_before=real,
+        device_max_over_mean_after=real,
+        moves=each(each(count, 4), 1 << 16),
+        device_load_before=each(each(real, MOST_DEVICES), MOST_LAYERS),
+        device_load_after=each(each(real, MOST_DEVICES), MOST_LAYERS),
+    ),
 )
 
 # --- specialization.json ---

@@ -77,7 +77,7 @@ static int check_devices(const moe_config *c, moe_status *st) {
     if (moe_config_has_loads_only(c)) {
         return MOE_OK; /* a balancer says itself what it needs of experts and groups */
     }
-    if (n % devices != 0) {
+    if (n % devices != 0 && (c->compares_placements || c->placement.redundant_experts == 0)) {
         return moe_refuse_key(
             c, moe_refuse_written(c, k_experts, k_devices), st,
             "model.num_experts has to be a multiple of cluster.devices (here %d and %d)", n,
@@ -283,18 +283,48 @@ static int check_slots(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
+/* What splits every batch needs replicas to split it among; and it counts what is really chosen. */
+static int check_splitting(const moe_config *c, moe_status *st) {
+    if (c->placement.redundant_experts == 0) {
+        return moe_refuse_pair(c, MOE_KEY(placement, policy), MOE_KEY(placement, redundant_experts),
+                               "it shares batches with copies, which need slots: a multiple of "
+                               "cluster.devices",
+                               st);
+    }
+    if (c->balance.aux_selection == MOE_AUX_UNLIMITED) {
+        return moe_refuse_pair(c, MOE_KEY(placement, policy), MOE_KEY(balance, aux_selection),
+                               "what a batch is split by is the selection that is sent", st);
+    }
+    return MOE_OK;
+}
+
+/* Algorithms in which every expert has a home need as many of them on each device. */
+static int check_homes(const moe_config *c, moe_status *st) {
+    const bool homes = moe_config_splits_batches(c) || c->placement.policy == MOE_PLACEMENT_EPIC;
+    if (homes && c->model.num_experts % c->cluster.devices != 0) {
+        return moe_refuse_key(c, MOE_KEY(placement, policy), st,
+                              "every device is home to as many experts there, and "
+                              "cluster.devices = %d does not divide model.num_experts = %d",
+                              c->cluster.devices, c->model.num_experts);
+    }
+    return MOE_OK;
+}
+
 /* What a placement by load needs, and who may ask for what it does. */
 static int check_by_load(const moe_config *c, moe_status *st) {
     const moe_placement_config *p = &c->placement;
-    const bool splits = p->policy == MOE_PLACEMENT_LPLB || p->policy == MOE_PLACEMENT_LLEP ||
-                        p->policy == MOE_PLACEMENT_MOONEP;
     if (c->compares_placements) {
         return MOE_OK;
     }
-    if (splits) {
-        return moe_refuse_key(c, MOE_KEY(placement, policy), st,
-                              "it decides anew in every batch which replica serves how much, and a "
-                              "run places experts between steps: moesim --placements compares it");
+    if (check_homes(c, st) != MOE_OK ||
+        (moe_config_splits_batches(c) && check_splitting(c, st) != MOE_OK)) {
+        return st->code;
+    }
+    if (p->rebalance_every > 0 && moe_config_copies_for_batches(c)) {
+        return moe_refuse_pair(c, MOE_KEY(placement, rebalance_every), MOE_KEY(placement, policy),
+                               "it copies experts anew for every batch and moves none between "
+                               "steps: rebalance_every = 0",
+                               st);
     }
     if (p->rebalance_every > 0 && !moe_config_places_by_load(c)) {
         return moe_refuse_pair(c, MOE_KEY(placement, rebalance_every), MOE_KEY(placement, policy),

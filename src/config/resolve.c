@@ -147,7 +147,12 @@ static void derive_defaults(moe_config *c) {
         c->cluster.devices_per_node = c->cluster.devices;
     }
     if (c->router.num_groups == 0) {
-        c->router.num_groups = c->cluster.devices;
+        /* experts that do not divide among the devices, which redundant ones fill up, are no groups
+         */
+        const bool divides = c->model.num_experts % c->cluster.devices == 0;
+        const bool fills = c->placement.redundant_experts > 0 && !c->compares_placements;
+        const bool grouped = divides || !fills || c->router.group_limit != MOE_GROUP_NONE;
+        c->router.num_groups = grouped ? c->cluster.devices : 1;
     }
     if (c->router.topk_group == 0) {
         c->router.topk_group = c->router.num_groups;

@@ -251,9 +251,22 @@ static inline int32_t moe_config_slots_per_device(const moe_config *c) {
     return (c->model.num_experts + redundant) / c->cluster.devices;
 }
 
-/* Local. True when a run places experts by their load, and may move them. */
+/* Local. True when a run copies experts to other devices for one batch. */
+static inline bool moe_config_copies_for_batches(const moe_config *c) {
+    return !c->compares_placements && (c->placement.policy == MOE_PLACEMENT_LLEP ||
+                                       c->placement.policy == MOE_PLACEMENT_MOONEP);
+}
+
+/* Local. True when a run decides in every batch how much each replica serves. */
+static inline bool moe_config_splits_batches(const moe_config *c) {
+    return moe_config_copies_for_batches(c) ||
+           (!c->compares_placements && c->placement.policy == MOE_PLACEMENT_LPLB);
+}
+
+/* Local. True when a run places experts by their load between steps, and may move them. */
 static inline bool moe_config_places_by_load(const moe_config *c) {
-    return !c->compares_placements && c->placement.policy >= MOE_PLACEMENT_EPLB;
+    return !c->compares_placements && c->placement.policy >= MOE_PLACEMENT_EPLB &&
+           !moe_config_copies_for_batches(c);
 }
 
 /* Local. True when the experts live in contiguous blocks, each in one place: then a group of

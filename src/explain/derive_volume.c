@@ -77,6 +77,9 @@ static void add_expected(moe_derivation *d, const moe_config *c) {
     int32_t k = c->router.top_k;
     int32_t others = n - n / devices;
     double left_out = 1;
+    if (n % devices != 0) { /* with as many experts on each device only */
+        return;
+    }
     for (int32_t j = 0; j < k; j++) {
         left_out *= fmax(others - j, 0) / (n - j);
     }

@@ -116,9 +116,14 @@ void moe_explain_show_losses(const moe_screen *s,
                        : c->balance.scope == MOE_SCOPE_DEVICE ? "device's tokens"
                                                               : "sequence");
     print_terms(s, l, MOE_LOSS_EXPERT, l->num_experts, "expert", "sum of f s' / T");
-    print_terms(s, l, MOE_LOSS_DEVICE, c->cluster.devices, "device",
-                "sum of f' s' / T, s' by device");
-    print_terms(s, l, MOE_LOSS_COMM, c->cluster.devices, "device", "sum of f'' s' / T");
+    /* Elsewhere than in blocks an expert's coefficient is that of its replicas' devices together.
+     */
+    const bool blocks = moe_config_in_blocks(c);
+    const int32_t units = blocks ? c->cluster.devices : l->num_experts;
+    const char *unit = blocks ? "device" : "expert";
+    print_terms(s, l, MOE_LOSS_DEVICE, units, unit,
+                blocks ? "sum of f' s' / T, s' by device" : "sum of f' s' / T");
+    print_terms(s, l, MOE_LOSS_COMM, units, unit, "sum of f'' s' / T");
     if (l->has_logits) {
         moe_screen_wrapped(s, 4, "", "z: lse^2 / T, lse = log of the sum of exp(z) = %s",
                            moe_explain_show_number(l->lse).s);

@@ -96,6 +96,7 @@ void moe_step_metrics_clear(moe_step_metrics *m) {
     m->payload_error = (moe_payload_error_metrics){.loss = NAN, .gradient = NAN};
     m->gradient_allreduce_bytes = m->replica_gradient_bytes = 0;
     m->rebalance = m->rebalance_sum = (moe_rebalance_metrics){0};
+    m->rebalance_detail = NULL;
     m->all_layers = (moe_all_layers_metrics){0};
     for (int32_t i = 0; i < m->num_layers; i++) {
         layer_clear(m, &m->layer[i]);
@@ -240,6 +241,7 @@ static void join_layer(moe_layer_metrics *to,
                        int32_t of) {
     join_losses(to, from, first, of);
     moe_capacity_metrics_add(&to->capacity, &from->capacity);
+    moe_fetch_metrics_add(&to->fetch, &from->fetch);
     join_sequences(&to->capacity, &from->capacity, first, of);
     join_counts(&to->block, &from->block);
     moe_sparse_add(&to->matrix, &from->matrix);
@@ -263,6 +265,15 @@ static void join_layer(moe_layer_metrics *to,
     for (int i = 0; i < MOE_NUM_PHASES; i++) {
         to->phase_seconds[i] += from->phase_seconds[i];
     }
+}
+
+void moe_fetch_metrics_add(moe_fetch_metrics *sum, const moe_fetch_metrics *one) {
+    sum->on = sum->on || one->on;
+    sum->copies += one->copies;
+    sum->bytes += one->bytes;
+    sum->cross_node_bytes += one->cross_node_bytes;
+    sum->decide_seconds += one->decide_seconds;
+    sum->fetch_seconds += one->fetch_seconds;
 }
 
 void moe_rebalance_metrics_add(moe_rebalance_metrics *sum, const moe_rebalance_metrics *one) {

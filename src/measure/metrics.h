@@ -89,6 +89,16 @@ typedef struct moe_all_layers_metrics { /* a loss over the tokens of all layers 
     double loss; /* times alpha; 0 where each layer's own loss trains instead */
 } moe_all_layers_metrics;
 
+typedef struct moe_fetch_metrics { /* what was decided and copied for one batch */
+    bool on;
+    int64_t copies;           /* experts that were copied to another device */
+    int64_t bytes;            /* payload between devices: their weights, and in training their
+                                 gradients on the way home */
+    int64_t cross_node_bytes; /* of that between nodes */
+    double decide_seconds;    /* on rank 0, which decides: asking, */
+    double fetch_seconds;     /* and copying */
+} moe_fetch_metrics;
+
 typedef struct moe_layer_metrics {
     double loss_raw[MOE_NUM_LOSSES]; /* alpha = 1, scope that trains; NaN: not defined in this run
                                       */
@@ -109,6 +119,7 @@ typedef struct moe_layer_metrics {
 
     moe_sparse matrix; /* [D,D] dispatch rows, source -> destination */
     moe_capacity_metrics capacity;
+    moe_fetch_metrics fetch;
     int64_t selections;            /* token-expert pairs that the router chose */
     int64_t dropped;               /* those of them that nobody serves */
     int64_t tokens_by_reach[65];   /* tokens that reach 0, 1, .. 63 devices; [64]: 64 and more */
@@ -152,13 +163,26 @@ typedef struct moe_rebalance_metrics { /* a new placement before a step, or all 
     double decide_seconds, move_seconds; /* of the slowest rank */
 } moe_rebalance_metrics;
 
+typedef struct moe_expert_move {
+    int32_t layer, expert, from, to; /* devices */
+} moe_expert_move;
+
+typedef struct moe_rebalance_detail { /* of one new placement */
+    int32_t layers, devices;
+    double *before, *after; /* [layers,devices] tokens under the load that was decided by, by the
+                               old and the new placement, where replicas share evenly */
+    moe_expert_move *move;  /* [num_moves] experts from other devices, by layer and slot */
+    int64_t num_moves;
+} moe_rebalance_detail;
+
 typedef struct moe_step_metrics {
     int64_t step, num_tokens;
     int32_t num_layers, num_experts, devices;
     moe_layer_metrics *layer; /* [num_layers] */
     moe_all_layers_metrics all_layers;
-    moe_rebalance_metrics rebalance;     /* before this step, */
-    moe_rebalance_metrics rebalance_sum; /* and in the run so far */
+    moe_rebalance_metrics rebalance;              /* before this step, */
+    moe_rebalance_metrics rebalance_sum;          /* and in the run so far */
+    const moe_rebalance_detail *rebalance_detail; /* of `rebalance`, on rank 0. Not owned */
     int num_checks;
     moe_check check[MOE_MAX_CHECKS];
     double seconds; /* the whole step on the slowest rank */
@@ -191,6 +215,7 @@ void moe_volume_add(moe_volume *sum, const moe_volume *v);
 void moe_capacity_metrics_add(moe_capacity_metrics *sum, const moe_capacity_metrics *c);
 
 /* Local. Adds what a new placement moved; the rest becomes that of the last one. */
+void moe_fetch_metrics_add(moe_fetch_metrics *sum, const moe_fetch_metrics *one);
 void moe_rebalance_metrics_add(moe_rebalance_metrics *sum, const moe_rebalance_metrics *one);
 
 /* Local. Joins micro-batch `number` (0, 1, ...) of a step of `of` micro-batches to the metrics of

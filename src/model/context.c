@@ -2,6 +2,7 @@
 #include "model/context.h"
 
 #include "base/alloc.h"
+#include "model/serving.h"
 
 static void init_placements(moe_context *context) {
     const moe_config *c = context->config;
@@ -28,6 +29,8 @@ void moe_context_free(moe_context *context) {
     }
     moe_free(context->placements);
     context->placements = NULL;
+    moe_serving_free(context->serving);
+    context->serving = NULL;
 }
 
 void moe_context_init(moe_context *context,
@@ -41,6 +44,7 @@ void moe_context_init(moe_context *context,
     context->dispatched = moe_payload_of_dispatch(c);
     context->combined = moe_payload_of_combine(c);
     init_placements(context);
+    context->serving = moe_serving_make(context);
     moe_router_init(&context->router, &c->router, &c->balance, c->model.num_experts,
                     c->cluster.devices, input->bias);
     batch->scratch = context->router.scratch = scratch;

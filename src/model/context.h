@@ -26,6 +26,8 @@ typedef struct moe_context {
     moe_router router;
     moe_balance balance;
     moe_capacity capacity;
+    struct moe_serving *serving; /* what decides in every batch who serves whom (serving.h); NULL:
+                                    the placements alone do */
     moe_scopes *all_layers; /* the tokens of all layers put together (moe_balance_has_all_layers),
                                finished by the forward pass of the last layer; or NULL */
     moe_timeline *timeline; /* of the step; NULL: not recorded */

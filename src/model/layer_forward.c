@@ -5,6 +5,7 @@
 #include "base/gemm.h"
 #include "model/layer.h"
 #include "model/norm.h"
+#include "model/serving.h"
 #include "router/noise.h"
 
 /* --- norm --- */
@@ -164,9 +165,11 @@ static void drop(const moe_layer *layer, const moe_context *context, moe_activat
 static void router_forward(const moe_layer *layer,
                            const moe_draw *draw,
                            const moe_context *context,
-                           moe_activations *a) {
+                           moe_activations *a,
+                           moe_layer_metrics *metrics) {
     const moe_batch *b = context->batch;
     a->first_bad_token = -1;
+    moe_serving_begin(context, layer);
     const moe_placement *p = layer->placement;
     moe_stats_reserve_slots(&a->segments, p->num_experts, p->devices,
                             p->replicated ? moe_placement_slots(p) : 0, b->num_segments);
@@ -176,6 +179,7 @@ static void router_forward(const moe_layer *layer,
         moe_router_route(&layer->router, draw, b, layer->placement, a->logits, noisy_of(context, a),
                          &a->routing, &a->segments, &a->first_bad_token);
     }
+    moe_serving_decide(context, layer, &a->routing, &a->segments, &metrics->fetch);
     drop(layer, context, a);
 }
 
@@ -241,7 +245,7 @@ void moe_layer_forward(const moe_layer *layer,
     norm_forward(layer, context, x, a);
     gate_forward(layer, &draw, context, a);
     phase(&watch, MOE_PHASE_GATE, NULL);
-    router_forward(layer, &draw, context, a);
+    router_forward(layer, &draw, context, a, metrics);
     phase(&watch, MOE_PHASE_ROUTE, NULL);
     moe_plan_build(&a->plan, c->exchange.mode, b, layer->placement, context->comm->size,
                    moe_activations_sent(a));

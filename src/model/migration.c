@@ -65,11 +65,11 @@ static int64_t move_tensor(moe_slot_copies *c,
 
 /* The tensors of the experts in the order of moe_layer_expert_indices; those of LoRA's frozen base
  * stay, as every rank has it. */
-static int64_t move_layer(moe_slot_copies *c,
-                          const moe_comm *comm,
-                          const moe_layer *layer,
-                          const moe_layer_indices *indices,
-                          moe_parameters *all) {
+int64_t moe_migration_blocks(moe_slot_copies *c,
+                             const moe_comm *comm,
+                             const moe_layer *layer,
+                             const moe_layer_indices *indices,
+                             moe_parameters *all) {
     const moe_ffn *f = &layer->experts;
     const int64_t h = f->hidden, w = f->width, r = f->rank;
     const bool base = r > 0;
@@ -120,7 +120,7 @@ moe_migration_figures moe_migration_run(moe_slot_copies *c,
         return f;
     }
     moe_slot_copies_end(c, context->comm, context->batch->num_local_devices * each);
-    const int64_t bytes = move_layer(c, context->comm, layer, indices, all);
+    const int64_t bytes = moe_migration_blocks(c, context->comm, layer, indices, all);
     f.bytes = f.moved * bytes;
     f.cross_node_bytes = across * bytes;
     moe_placement_fill(p, expert_at);

@@ -26,4 +26,12 @@ moe_migration_figures moe_migration_run(moe_slot_copies *c,
                                         const moe_layer_indices *indices,
                                         moe_parameters *all);
 
+/* Collective. Runs the copies for each tensor of the layer's experts, and for its two moments where
+ * `all` and indices are those of training (else NULL). Returns the bytes of one expert. */
+int64_t moe_migration_blocks(moe_slot_copies *c,
+                             const moe_comm *comm,
+                             const moe_layer *layer,
+                             const moe_layer_indices *indices,
+                             moe_parameters *all);
+
 #endif

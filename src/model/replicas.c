@@ -48,7 +48,7 @@ void moe_replicas_sum(moe_replicas *r,
                       moe_parameters *all,
                       int64_t *bytes) {
     int index[MOE_EXPERT_TENSORS], travels = 0;
-    if (!layer->placement->replicated) {
+    if (!layer->placement->replicated || r->gather.num == 0) {
         return;
     }
     for (int32_t i = 0; i < r->gather.num; i++) {

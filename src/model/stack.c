@@ -2,6 +2,7 @@
 #include "model/stack.h"
 
 #include "base/alloc.h"
+#include "model/serving.h"
 
 /* --- setting up --- */
 
@@ -107,6 +108,8 @@ void moe_stack_backward(moe_stack *s,
         if (observer && observer->after_backward) {
             observer->after_backward(observer->self, s, l);
         }
+        moe_serving_return(s->context, &s->layer[l], &s->indices[l], s->parameters,
+                           &metrics->layer[l].fetch);
         add_residual(s, s->y, gradient, gradient);
     }
 }
@@ -137,6 +140,7 @@ void moe_stack_evaluate(moe_stack *s, moe_stack_run_layer *run, void *self) {
                                 &unused);
         add_residual(s, s->y, s->x[l], s->x[l + 1]);
     }
+    moe_serving_reset(context);
     context->keep = keep;
     context->timeline = timeline;
     moe_scratch_give(context->batch->scratch, unused.distinct_tokens_per_device);

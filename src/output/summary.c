@@ -236,12 +236,58 @@ static json_t *rebalance_object(const moe_rebalance_metrics *r) {
     return o;
 }
 
+static json_t *loads_by_device(const moe_rebalance_detail *d, const double *load) {
+    json_t *layers = json_array();
+    for (int32_t l = 0; l < d->layers; l++) {
+        json_t *one = json_array();
+        for (int32_t i = 0; i < d->devices; i++) {
+            json_array_append_new(one, moe_json_number(load[(int64_t)l * d->devices + i]));
+        }
+        json_array_append_new(layers, one);
+    }
+    return layers;
+}
+
+/* Enough for a reader, and no line of metrics.jsonl gets long. */
+enum { MOST_MOVES = 1000 };
+
+/* Who moved where, and what that does to the devices. */
+static void put_rebalance_detail(json_t *o, const moe_rebalance_detail *d) {
+    json_t *moves = json_array();
+    for (int64_t i = 0; i < d->num_moves && i < MOST_MOVES; i++) {
+        const moe_expert_move *m = &d->move[i];
+        json_array_append_new(moves, json_pack("[iiii]", m->layer, m->expert, m->from, m->to));
+    }
+    moe_json_put(o, "moves", moves);
+    moe_json_put(o, "device_load_before", loads_by_device(d, d->before));
+    moe_json_put(o, "device_load_after", loads_by_device(d, d->after));
+}
+
 /* Seconds of the slowest rank. */
 static json_t *rebalance_time(const moe_rebalance_metrics *r) {
     json_t *o = json_object();
     moe_json_put(o, "decide", moe_json_number(r->decide_seconds));
     moe_json_put(o, "move", moe_json_number(r->move_seconds));
     return o;
+}
+
+/* What was decided and copied for the batches of a step, all layers together. */
+static void put_fetched(json_t *o, json_t *time, const moe_step_metrics *step) {
+    moe_fetch_metrics all = {0};
+    for (int32_t l = 0; l < step->num_layers; l++) {
+        moe_fetch_metrics_add(&all, &step->layer[l].fetch);
+    }
+    if (!all.on) {
+        return;
+    }
+    json_t *fetched = json_object(), *seconds = json_object();
+    moe_json_put(fetched, "experts", json_integer(all.copies));
+    moe_json_put(fetched, "bytes", json_integer(all.bytes));
+    moe_json_put(fetched, "cross_node_bytes", json_integer(all.cross_node_bytes));
+    moe_json_put(o, "fetched", fetched);
+    moe_json_put(seconds, "decide", moe_json_number(all.decide_seconds));
+    moe_json_put(seconds, "fetch", moe_json_number(all.fetch_seconds));
+    moe_json_put(time, "fetched", seconds);
 }
 
 json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
@@ -265,9 +311,14 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_json_put(o, "passed", json_boolean(moe_step_metrics_all_passed(step)));
     json_t *time = step_time(c, step, &f);
     if (step->rebalance.on) {
-        moe_json_put(o, "rebalance", rebalance_object(&step->rebalance));
+        json_t *rebalance = rebalance_object(&step->rebalance);
+        if (step->rebalance_detail) {
+            put_rebalance_detail(rebalance, step->rebalance_detail);
+        }
+        moe_json_put(o, "rebalance", rebalance);
         moe_json_put(time, "rebalance", rebalance_time(&step->rebalance));
     }
+    put_fetched(o, time, step);
     moe_json_put(o, "time", time);
     return o;
 }
@@ -465,6 +516,7 @@ json_t *moe_summary_run(const moe_config *c,
         moe_json_put(o, "rebalance", rebalance_object(&last->rebalance_sum));
         moe_json_put(time, "rebalance", rebalance_time(&last->rebalance_sum));
     }
+    put_fetched(o, time, last);
     moe_json_put(o, "time", time);
     return o;
 }

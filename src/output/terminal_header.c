@@ -184,8 +184,8 @@ static void print_cluster(const moe_screen *s, const moe_config *c, int ranks) {
         s, LABEL, "devices",
         "%d on %d node%s of %d; %d device%s on each of %d rank%s, %d expert%s on each device",
         devices, nodes, nodes == 1 ? "" : "s", per_node, devices / ranks,
-        devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s", c->model.num_experts / devices,
-        c->model.num_experts == devices ? "" : "s");
+        devices == ranks ? "" : "s", ranks, ranks == 1 ? "" : "s", moe_config_slots_per_device(c),
+        moe_config_slots_per_device(c) == 1 ? "" : "s");
 }
 
 /* --- where it runs --- */

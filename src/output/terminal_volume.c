@@ -215,8 +215,10 @@ static void print_devices(const moe_screen *s, const moe_config *c, const moe_fi
     moe_screen_heading(s, "Devices per token");
     moe_screen_wrapped(s, 2, "", "mean %.4f; at most M = %d of %d devices%s", f->mean_devices,
                        c->comm_limit, d, limited ? "" : " (no group limit)");
-    moe_screen_wrapped(s, 2, "", "uniform random routing would reach %.3f without limit%s",
-                       moe_imbalance_expected_reach(n, d, k, d), limit);
+    if (n % d == 0) { /* with as many experts on each device only */
+        moe_screen_wrapped(s, 2, "", "uniform random routing would reach %.3f without limit%s",
+                           moe_imbalance_expected_reach(n, d, k, d), limit);
+    }
     if (limited && isfinite(f->mean_devices_unlimited)) {
         moe_screen_wrapped(s, 2, "", "these tokens would reach %.4f without limit",
                            f->mean_devices_unlimited);

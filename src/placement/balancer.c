@@ -153,6 +153,14 @@ void moe_balancer_answer_free(moe_balancer_answer *a) {
     *a = (moe_balancer_answer){0};
 }
 
+void moe_balancer_answer_of(const moe_balancer_problem *p,
+                            const int32_t *expert_at,
+                            moe_balancer_answer *a) {
+    moe_answer_reserve(p, a, p->slots_per_device);
+    memcpy(a->expert, expert_at, (size_t)a->slots * sizeof *a->expert);
+    moe_answer_share_evenly(p, a);
+}
+
 void moe_answer_count(const moe_balancer_problem *p, moe_balancer_answer *a) {
     memset(a->replicas, 0, (size_t)p->num_experts * sizeof *a->replicas);
     for (int32_t s = 0; s < a->slots; s++) {

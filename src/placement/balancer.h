@@ -30,6 +30,8 @@ typedef struct moe_balancer_problem {
                                  zeros; NULL where they are not known */
 
     /* What single algorithms can be told; 0 is the default in brackets. */
+    bool within_slots;  /* llep, moonep: copies use no more than S slots of a device, and what
+                           finds no slot stays at home (as many as they need) */
     double alpha;       /* llep: the cap of a device as a multiple of the mean (1) */
     double least_batch; /* llep: the fewest tokens that are worth moving (1 % of a device's mean) */
     double move_cost;   /* epic: what a swap costs, in tokens (0.5 % of a device's mean) */
@@ -96,6 +98,12 @@ void moe_balancer_split(const moe_balancer *balancer,
                         moe_balancer_answer *answer);
 
 void moe_balancer_answer_free(moe_balancer_answer *answer);
+
+/* Local. Fills *answer from the experts in the slots, as moe_balancer_place does; replicas share
+ * evenly. */
+void moe_balancer_answer_of(const moe_balancer_problem *problem,
+                            const int32_t *expert_at,
+                            moe_balancer_answer *answer);
 
 /* Local. load [D]: the tokens that the slots of each device serve. Returns the largest. */
 double moe_balancer_device_load(const moe_balancer_answer *answer, int32_t devices, double *load);

@@ -123,7 +123,22 @@ typedef struct program {
 } program;
 
 static bool is_copy(const program *g, int32_t slot) {
-    return slot % g->a->slots_per_device >= moe_native_slots(g->p);
+    return g->original[g->a->expert[slot]] != slot;
+}
+
+/* The first slot of an expert among the native ones, or of all where a run has moved experts. */
+static void find_originals(program *g) {
+    const int32_t native = moe_native_slots(g->p), s = g->a->slots_per_device;
+    for (int32_t e = 0; e < g->p->num_experts; e++) {
+        g->original[e] = -1;
+    }
+    for (int beyond = 0; beyond < 2; beyond++) {
+        for (int32_t slot = 0; slot < g->a->slots; slot++) {
+            if (g->original[g->a->expert[slot]] < 0 && (slot % s >= native) == beyond) {
+                g->original[g->a->expert[slot]] = slot;
+            }
+        }
+    }
 }
 
 static void add_rows(program *g) {
@@ -166,7 +181,7 @@ static void add_flow(program *g, int32_t slot) {
     const double value[] = {0, 1, -1, 1};
     const int flow = glp_add_cols(g->glpk, 1);
     glp_set_obj_coef(g->glpk, flow, 1e-7);
-    if (from == to) { /* the only device of its ring: a copy that can serve nothing */
+    if (from == to) { /* beside its original: a copy that can serve nothing */
         glp_set_col_bnds(g->glpk, flow, GLP_FX, 0, 0);
         return;
     }
@@ -206,11 +221,7 @@ void moe_split_lplb(const moe_balancer_problem *p, moe_balancer_answer *a) {
     g.original = moe_alloc(p->num_experts, sizeof *g.original, "lplb");
     g.glpk = glp_create_prob();
     moe_answer_count(p, a);
-    for (int32_t slot = 0; slot < a->slots; slot++) {
-        if (!is_copy(&g, slot)) {
-            g.original[a->expert[slot]] = slot;
-        }
-    }
+    find_originals(&g);
     add_rows(&g);
     add_bound(&g);
     for (int32_t slot = 0; slot < a->slots; slot++) {

@@ -55,21 +55,27 @@ void moe_answer_from_spills(const moe_balancer_problem *p,
     moe_answer_fill(p, a);
 }
 
+/* Slots that a device has for copies. */
+static int32_t room_for_copies(const moe_balancer_problem *p) {
+    return p->within_slots ? p->slots_per_device - moe_native_slots(p) : INT32_MAX;
+}
+
 /* --- least-loaded expert parallelism --- */
 
 typedef struct llep {
     const moe_balancer_problem *p;
     double cap, least_batch;
     double *load;     /* [D] what the device serves, its native experts yet to come included */
+    int32_t *room;    /* [D] slots that are left for copies */
     moe_spill *spill; /* [num_spills] */
     int32_t num_spills;
 } llep;
 
-/* The least loaded device but `home`. */
+/* The least loaded device but `home` that has a slot left; -1: there is none. */
 static int32_t least_loaded(const llep *l, int32_t home) {
     int32_t best = -1;
     for (int32_t d = 0; d < l->p->devices; d++) {
-        if (d != home && (best < 0 || l->load[d] < l->load[best])) {
+        if (d != home && l->room[d] > 0 && (best < 0 || l->load[d] < l->load[best])) {
             best = d;
         }
     }
@@ -88,6 +94,7 @@ static void spill_expert(llep *l, int32_t expert) {
             break;
         }
         l->spill[l->num_spills++] = (moe_spill){expert, to, piece};
+        l->room[to]--;
         l->load[to] += piece;
         l->load[home] -= piece;
         excess -= piece;
@@ -101,6 +108,10 @@ void moe_place_llep(const moe_balancer_problem *p, moe_balancer_answer *a) {
               .least_batch = p->least_batch > 0 ? p->least_batch : 0.01 * mean};
     int32_t *order = moe_alloc(p->num_experts, sizeof *order, "placement");
     l.load = moe_alloc_zero(p->devices, sizeof *l.load, "placement");
+    l.room = moe_alloc(p->devices, sizeof *l.room, "placement");
+    for (int32_t d = 0; d < p->devices; d++) {
+        l.room[d] = room_for_copies(p);
+    }
     /* A piece ends an expert's excess or fills a device, which can happen once for each. */
     l.spill = moe_alloc(p->num_experts + p->devices, sizeof *l.spill, "placement");
     for (int32_t e = 0; e < p->num_experts; e++) {
@@ -113,6 +124,7 @@ void moe_place_llep(const moe_balancer_problem *p, moe_balancer_answer *a) {
     moe_answer_from_spills(p, l.spill, l.num_spills, a);
     moe_free(order);
     moe_free(l.load);
+    moe_free(l.room);
     moe_free(l.spill);
 }
 
@@ -122,6 +134,7 @@ typedef struct equal {
     const moe_balancer_problem *p;
     double *surplus;  /* [D] load above the mean; what is missing is negative */
     double *at_home;  /* [N] tokens that the expert's home still serves */
+    int32_t *room;    /* [D] slots that are left for copies */
     moe_spill *spill; /* [num_spills] */
     int32_t num_spills;
 } equal;
@@ -136,28 +149,47 @@ static int32_t largest_at_home(const equal *q, int32_t device) {
     return best;
 }
 
-/* Adds to the spill of that expert and device, where there is one. */
-static void add_spill(equal *q, int32_t expert, int32_t device, double tokens) {
+/* The spill of that expert and device; num_spills: there is none. */
+static int32_t find_spill(const equal *q, int32_t expert, int32_t device) {
     int32_t i = 0;
     while (i < q->num_spills && (q->spill[i].expert != expert || q->spill[i].device != device)) {
         i++;
     }
+    return i;
+}
+
+static void add_spill(equal *q, int32_t expert, int32_t device, double tokens) {
+    const int32_t i = find_spill(q, expert, device);
     if (i == q->num_spills) {
         q->spill[q->num_spills++] = (moe_spill){expert, device, 0};
+        q->room[device]--;
     }
     q->spill[i].tokens += tokens;
+}
+
+/* The device that lacks most tokens, of those that have a slot for the expert; -1: there is none.
+ */
+static int32_t roomiest(const equal *q, int32_t expert) {
+    int32_t best = -1;
+    for (int32_t d = 0; d < q->p->devices; d++) {
+        if ((best < 0 || q->surplus[d] < q->surplus[best]) &&
+            (q->room[d] > 0 || find_spill(q, expert, d) < q->num_spills)) {
+            best = d;
+        }
+    }
+    return best;
 }
 
 /* From the most overloaded home to the roomiest device; returns whether there was something to
  * move. A move ends a surplus, a room or an expert. */
 static bool move_once(equal *q) {
     const int32_t from = moe_extreme_device(q->surplus, q->p->devices, 1);
-    const int32_t to = moe_extreme_device(q->surplus, q->p->devices, -1);
-    const double most = fmin(q->surplus[from], -q->surplus[to]);
+    const int32_t expert = largest_at_home(q, from);
+    const int32_t to = roomiest(q, expert);
+    const double most = to < 0 ? 0 : fmin(q->surplus[from], -q->surplus[to]);
     if (!(most > 0)) {
         return false;
     }
-    const int32_t expert = largest_at_home(q, from);
     const double tokens = fmin(most, q->at_home[expert]);
     if (!(tokens > 0)) {
         return false;
@@ -174,10 +206,12 @@ void moe_place_moonep(const moe_balancer_problem *p, moe_balancer_answer *a) {
     equal q = {.p = p};
     q.surplus = moe_alloc(p->devices, sizeof *q.surplus, "placement");
     q.at_home = moe_alloc(p->num_experts, sizeof *q.at_home, "placement");
+    q.room = moe_alloc(p->devices, sizeof *q.room, "placement");
     const int32_t most_moves = p->num_experts + 2 * p->devices;
     q.spill = moe_alloc(most_moves, sizeof *q.spill, "placement");
     for (int32_t d = 0; d < p->devices; d++) {
         q.surplus[d] = -mean;
+        q.room[d] = room_for_copies(p);
     }
     for (int32_t e = 0; e < p->num_experts; e++) {
         q.at_home[e] = p->load[e];
@@ -187,5 +221,6 @@ void moe_place_moonep(const moe_balancer_problem *p, moe_balancer_answer *a) {
     moe_answer_from_spills(p, q.spill, q.num_spills, a);
     moe_free(q.surplus);
     moe_free(q.at_home);
+    moe_free(q.room);
     moe_free(q.spill);
 }

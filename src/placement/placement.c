@@ -81,6 +81,7 @@ void moe_placement_free(moe_placement *p) {
     moe_free(p->first);
     moe_free(p->is_copy);
     moe_free(p->slot_of);
+    moe_free(p->until);
     *p = (moe_placement){0};
 }
 
@@ -102,7 +103,25 @@ static int distance(const moe_placement *p, int32_t slot, int32_t home) {
     return device == home ? 0 : device / p->devices_per_node == home / p->devices_per_node ? 1 : 2;
 }
 
+/* The device of the first replica whose run does not end before the token. */
+static int32_t of_run(const moe_placement *p, int32_t expert, int64_t token, int32_t home) {
+    const int64_t *until = p->until + (int64_t)home * moe_placement_slots(p);
+    for (int near = 0; near < 3; near++) {
+        for (int32_t i = p->first[expert]; i < p->first[expert + 1]; i++) {
+            const int32_t slot = p->slot_of[i];
+            if (token < until[slot] && distance(p, slot, home) == near) {
+                return slot / p->slots_per_device;
+            }
+        }
+    }
+    MOE_ASSERT(false);
+    return -1;
+}
+
 int32_t moe_placement_nearest(const moe_placement *p, int32_t expert, int64_t token, int32_t home) {
+    if (p->until) {
+        return of_run(p, expert, token, home);
+    }
     int32_t count[3] = {0};
     for (int32_t i = p->first[expert]; i < p->first[expert + 1]; i++) {
         count[distance(p, p->slot_of[i], home)]++;

@@ -7,7 +7,11 @@
  * The rule of who serves: a token takes the replica of its own device; if there is none, one of its
  * node; if there is none, any. Among several the token's number decides: token t takes number t mod
  * r of the r replicas, in the order of their slots. On its device an expert is served by the first
- * of its slots: a second one there is wasted. */
+ * of its slots: a second one there is wasted.
+ *
+ * Where a balancer splits every batch, other numbers decide: of the replicas in the order own
+ * device, own node, others, and by slot, the first one serves token t whose `until` is beyond t
+ * (split.h). */
 #ifndef MOESIM_PLACEMENT_PLACEMENT_H
 #define MOESIM_PLACEMENT_PLACEMENT_H
 
@@ -25,6 +29,8 @@ typedef struct moe_placement {
     uint8_t *is_copy;   /* [D * slots_per_device] 1: not the first slot of its expert */
     int32_t *first;     /* [N + 1] the slots of expert i are slot_of[first[i]] .. */
     int32_t *slot_of;   /* [D * slots_per_device] slots by expert, then ascending */
+    int64_t *until;     /* [D, D * slots_per_device] where batches are split: the first token of a
+                           device that a slot does not serve any more; else NULL */
 } moe_placement;
 
 /* Local. The placement by blocks: expert i lives on device i / (N/D), and all devices are one node.

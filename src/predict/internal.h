@@ -77,7 +77,8 @@ int64_t moe_memory_input(const moe_config *c, int64_t tokens);
 int64_t moe_memory_histories(const moe_config *c);
 
 /* Local. Bytes of what placements by load look at: the loads [N] of each layer and step of the
- * window, and where pairs decide [N,N] of each layer, which are summed over the ranks in a copy. */
+ * window, and where pairs decide [N,N] of each layer, which are summed over the ranks in a copy;
+ * and of who serves whom where batches are split. */
 int64_t moe_memory_loads(const moe_config *c);
 
 /* Local. Bytes of the largest tensor of experts on their way, packed and arrived: of all slots of

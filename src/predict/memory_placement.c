@@ -2,13 +2,22 @@
  * the experts on their way. */
 #include "predict/internal.h"
 
+/* Where batches are split: who serves whom [D,slots], of each layer and shared; choices [D,N]. */
+static int64_t splits(const moe_config *c) {
+    const int64_t d = c->cluster.devices;
+    const int64_t slots = add(c->model.num_experts, c->placement.redundant_experts);
+    const int64_t cells =
+        add(mul3(add(c->model.num_layers, 1), d, slots), mul(d, c->model.num_experts));
+    return moe_config_splits_batches(c) ? mul(cells, WORD) : 0;
+}
+
 int64_t moe_memory_loads(const moe_config *c) {
     const int64_t n = c->model.num_experts, layers = c->model.num_layers;
     const int64_t window = c->placement.rebalance_every > 0 ? c->placement.window : 0;
     const int64_t loads = mul3(mul(window > 0 ? window : 1, layers), n, DOUBLE);
     const int64_t pairs =
         c->placement.policy == MOE_PLACEMENT_JOINT ? mul3(mul(layers, n), n, DOUBLE + WORD) : 0;
-    return moe_config_places_by_load(c) ? add(loads, pairs) : 0;
+    return add(splits(c), moe_config_places_by_load(c) ? add(loads, pairs) : 0);
 }
 
 int64_t moe_memory_staging(const moe_config *c, const moe_memory_sizes *s) {
@@ -18,7 +27,8 @@ int64_t moe_memory_staging(const moe_config *c, const moe_memory_sizes *s) {
                                : mul(s->matrices > 0 ? h : 0, f);
     const int64_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
     const int64_t slots = div_up(add(c->model.num_experts, redundant), s->ranks);
-    const int64_t moving = moe_config_places_by_load(c) ? mul(2, slots) : 0;
+    const bool moves = moe_config_places_by_load(c) || moe_config_copies_for_batches(c);
+    const int64_t moving = moves ? mul(2, slots) : 0;
     const int64_t summed = s->train ? mul3(4, c->model.num_layers, div_up(redundant, s->ranks)) : 0;
     return mul3(add(moving, summed), tensor, REAL);
 }

@@ -2,6 +2,7 @@
 #include "router/count.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/exact.h"
 #include "base/scratch.h"
@@ -28,6 +29,22 @@ void moe_count_free(moe_count *c) {
     c->last_token = NULL;
 }
 
+/* One choice of local token t, by the device that serves it. */
+static void count_device(const moe_count *c,
+                         int64_t t,
+                         int32_t home,
+                         int32_t expert,
+                         int64_t *cell) {
+    int64_t *device_tokens = moe_stats_device_tokens(c->stats, cell);
+    int32_t d = moe_placement_device(c->placement, expert, c->first_token + t, home);
+    bool is_new = c->last_token[d] != t;
+    if (c->placement->replicated) {
+        moe_stats_served(c->stats, cell)[moe_placement_slot_on(c->placement, expert, d)]++;
+    }
+    device_tokens[d] += is_new && (d != home || c->router->comm_count_local);
+    c->last_token[d] = t;
+}
+
 void moe_count_choices(const moe_count *c,
                        int64_t t,
                        int32_t home,
@@ -35,19 +52,36 @@ void moe_count_choices(const moe_count *c,
                        int32_t count,
                        int64_t *cell) {
     int64_t *counts = moe_stats_counts(c->stats, cell);
-    int64_t *device_tokens = moe_stats_device_tokens(c->stats, cell);
     int64_t *first = moe_stats_first(c->stats, cell);
     for (int32_t k = 0; k < count; k++) {
-        int32_t d = moe_placement_device(c->placement, expert[k], c->first_token + t, home);
-        bool is_new = c->last_token[d] != t;
         counts[expert[k]]++;
         first[expert[k]] += k == 0;
-        if (c->placement->replicated) {
-            moe_stats_served(c->stats, cell)[moe_placement_slot_on(c->placement, expert[k], d)]++;
-        }
-        device_tokens[d] += is_new && (d != home || c->router->comm_count_local);
-        c->last_token[d] = t;
+        count_device(c, t, home, expert[k], cell);
     }
+}
+
+void moe_count_devices_again(const moe_router *r,
+                             const moe_placement *placement,
+                             const moe_batch *batch,
+                             const moe_routing *routing,
+                             moe_stats *stats) {
+    moe_count c;
+    MOE_ASSERT(stats->num_cells == batch->num_segments);
+    moe_count_reserve(&c, r, placement, batch->first_token, stats);
+    for (int64_t i = 0; i < batch->num_segments; i++) {
+        const moe_segment *segment = &batch->segment[i];
+        int64_t *cell = moe_stats_cell(stats, i);
+        memset(moe_stats_device_tokens(stats, cell), 0, (size_t)stats->devices * sizeof *cell);
+        memset(moe_stats_served(stats, cell), 0, (size_t)stats->slots * sizeof *cell);
+        for (int64_t t = segment->begin; t < segment->end; t++) {
+            const bool counts = !batch->counted || batch->counted[t];
+            for (int64_t k = routing->row_offset[t]; counts && k < routing->row_offset[t + 1];
+                 k++) {
+                count_device(&c, t, segment->device, routing->expert[k], cell);
+            }
+        }
+    }
+    moe_count_free(&c);
 }
 
 void moe_count_weights(const moe_count *c,

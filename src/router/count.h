@@ -5,7 +5,9 @@
 
 #include <stdint.h>
 
+#include "data/batch.h"
 #include "placement/placement.h"
+#include "router/routing.h"
 #include "router/settings.h"
 #include "router/stats.h"
 
@@ -35,6 +37,14 @@ void moe_count_choices(const moe_count *c,
                        const int32_t *expert,
                        int32_t count,
                        int64_t *cell);
+
+/* Local. Counts the replicas and the distinct devices of all tokens again, once it is decided who
+ * serves whom in this batch: stats has one cell for each segment. */
+void moe_count_devices_again(const moe_router *r,
+                             const moe_placement *placement,
+                             const moe_batch *batch,
+                             const moe_routing *routing,
+                             moe_stats *stats);
 
 /* Local. Sums of the combine weights weight [count] before `factor`, which they were multiplied by:
  * importance does not depend on it. */

@@ -116,9 +116,10 @@ static int32_t ascending(const moe_router *r, int32_t j) {
 }
 
 /* One expert of each device in turn, so that over any run of tokens the counts of any two devices
- * differ by at most 1, and so do those of any two experts. */
+ * differ by at most 1, and so do those of any two experts; these in any case, where the devices do
+ * not have as many experts each. */
 static int32_t device_by_device(const moe_router *r, int32_t j) {
-    int32_t devices = r->devices > 0 ? r->devices : 1;
+    int32_t devices = r->devices > 0 && r->num_experts % r->devices == 0 ? r->devices : 1;
     return j % devices * (r->num_experts / devices) + j / devices;
 }
 

@@ -1,10 +1,12 @@
 /* rebalance.c: see rebalance.h. */
 #include "run/rebalance.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "model/migration.h"
+#include "model/serving.h"
 
 /* --- made and freed --- */
 
@@ -31,6 +33,13 @@ void moe_rebalance_init(moe_rebalance *r, moe_stack *stack, moe_training *traini
     r->window = r->every > 0 ? c->placement.window : 0;
     r->load = moe_alloc_zero(words_of(r), sizeof *r->load, "rebalancing");
     r->expert_at = moe_alloc((int64_t)r->layers * r->slots, sizeof *r->expert_at, "rebalancing");
+    const int64_t cells = (int64_t)r->layers * c->cluster.devices;
+    r->detail = (moe_rebalance_detail){
+        .layers = r->layers,
+        .devices = c->cluster.devices,
+        .before = moe_alloc_zero(cells, sizeof *r->detail.before, "rebalancing"),
+        .after = moe_alloc_zero(cells, sizeof *r->detail.after, "rebalancing"),
+        .move = moe_alloc((int64_t)r->layers * r->slots, sizeof *r->detail.move, "rebalancing")};
     for (int32_t l = 0; l < r->layers; l++) {
         memcpy(r->expert_at + (int64_t)l * r->slots, stack->context->placements[l].expert_at,
                (size_t)r->slots * sizeof *r->expert_at);
@@ -45,6 +54,9 @@ void moe_rebalance_free(moe_rebalance *r) {
     moe_free(r->load);
     moe_free(r->pairs);
     moe_free(r->expert_at);
+    moe_free(r->detail.before);
+    moe_free(r->detail.after);
+    moe_free(r->detail.move);
     *r = (moe_rebalance){0};
 }
 
@@ -96,23 +108,24 @@ static void sum_loads(const moe_rebalance *r, int32_t layer, int64_t steps, doub
     }
 }
 
-/* Busiest device over the mean where replicas share the load evenly. */
-static double busiest(const moe_placement *p, const int32_t *expert_at, const double *load) {
-    double most = 0, sum = 0;
-    int32_t *replicas = moe_alloc_zero(p->num_experts, sizeof *replicas, "rebalancing");
-    for (int32_t s = 0; s < moe_placement_slots(p); s++) {
-        replicas[expert_at[s]]++;
+/* mine [D]: the load of each device where replicas share it evenly, or as the balancer splits it.
+ * Returns the busiest one over the mean. */
+static double busiest(const moe_rebalance *r,
+                      const moe_balancer_problem *problem,
+                      const int32_t *expert_at,
+                      double *mine) {
+    moe_balancer_answer answer = {0};
+    double sum = 0;
+    moe_balancer_answer_of(problem, expert_at, &answer);
+    if (r->balancer->timing == MOE_BALANCER_SPLITS) {
+        moe_balancer_split(r->balancer, problem, &answer);
     }
-    for (int32_t d = 0; d < p->devices; d++) {
-        double mine = 0;
-        for (int32_t s = d * p->slots_per_device; s < (d + 1) * p->slots_per_device; s++) {
-            mine += load[expert_at[s]] / replicas[expert_at[s]];
-        }
-        most = mine > most ? mine : most;
-        sum += mine;
+    const double most = moe_balancer_device_load(&answer, problem->devices, mine);
+    for (int32_t d = 0; d < problem->devices; d++) {
+        sum += mine[d];
     }
-    moe_free(replicas);
-    return sum > 0 ? most * p->devices / sum : 1;
+    moe_balancer_answer_free(&answer);
+    return sum > 0 ? most * problem->devices / sum : 1;
 }
 
 /* Rank 0: the experts in the slots of one layer, the old ones where the new ones gain too little.
@@ -124,21 +137,21 @@ static void decide_layer(moe_rebalance *r, int32_t layer, int64_t steps, double 
     int32_t *to = r->expert_at + (int64_t)layer * r->slots;
     moe_balancer_answer answer = {0};
     sum_loads(r, layer, steps, load);
-    const moe_balancer_problem problem = {.num_experts = r->experts,
-                                          .devices = now->devices,
-                                          .nodes = now->devices / now->devices_per_node,
-                                          .groups = c->router.num_groups,
-                                          .slots_per_device = now->slots_per_device,
-                                          .load = load,
-                                          .pairs = r->pairs ? r->pairs + layer * n * n : NULL};
+    moe_balancer_problem problem = moe_serving_problem(c, now, load);
+    problem.pairs = r->pairs ? r->pairs + layer * n * n : NULL;
     moe_balancer_place(r->balancer, &problem, &answer);
-    const double before = busiest(now, now->expert_at, load);
-    double after = busiest(now, answer.expert, load);
+    double *was = r->detail.before + (int64_t)layer * now->devices;
+    double *is = r->detail.after + (int64_t)layer * now->devices;
+    const double before = busiest(r, &problem, now->expert_at, was);
+    double after = busiest(r, &problem, answer.expert, is);
     const bool takes = c->placement.hysteresis == 0 || r->last.first ||
                        after < before * (1 - c->placement.hysteresis);
     memcpy(to, takes ? answer.expert : now->expert_at, (size_t)r->slots * sizeof *to);
     moe_migration_align(now, to);
-    after = takes ? after : before;
+    if (!takes) {
+        after = before;
+        memcpy(is, was, (size_t)now->devices * sizeof *is);
+    }
     r->last.device_before += before / r->layers;
     r->last.device_after += after / r->layers;
     moe_balancer_answer_free(&answer);
@@ -176,15 +189,37 @@ static void decide(moe_rebalance *r, int64_t steps) {
 
 /* --- moving --- */
 
+static int by_slot(const void *a, const void *b) {
+    const moe_slot_copy *x = a, *y = b;
+    return (x->to > y->to) - (x->to < y->to);
+}
+
+/* Notes who came from another device. */
+static void note_moves(moe_rebalance *r, int32_t layer, moe_slot_copies *c) {
+    const moe_placement *p = &r->stack->context->placements[layer];
+    moe_rebalance_detail *d = &r->detail;
+    qsort(c->list, (size_t)c->num, sizeof *c->list, by_slot);
+    for (int32_t i = 0; i < c->num; i++) {
+        const int32_t from = c->list[i].from / p->slots_per_device;
+        const int32_t to = c->list[i].to / p->slots_per_device;
+        if (from != to) {
+            d->move[d->num_moves++] =
+                (moe_expert_move){layer, p->expert_at[c->list[i].to], from, to};
+        }
+    }
+}
+
 static void move(moe_rebalance *r) {
     const moe_context *context = r->stack->context;
     const double begin = moe_comm_time();
     moe_slot_copies copies = {0};
+    r->detail.num_moves = 0;
     for (int32_t l = 0; l < r->layers; l++) {
         const moe_migration_figures f = moe_migration_run(
             &copies, context, &r->stack->layer[l], &context->placements[l],
             r->expert_at + (int64_t)l * r->slots, r->training ? &r->stack->indices[l] : NULL,
             r->training ? &r->training->parameters : NULL);
+        note_moves(r, l, &copies);
         r->last.moved += f.moved;
         r->last.bytes += f.bytes;
         r->last.cross_node_bytes += f.cross_node_bytes;

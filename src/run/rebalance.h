@@ -27,7 +27,8 @@ typedef struct moe_rebalance {
     int32_t *expert_at;          /* [layers][slots] */
     moe_rebalance_metrics total; /* of the run so far */
 
-    moe_rebalance_metrics last; /* of the last decision */
+    moe_rebalance_metrics last;  /* of the last decision */
+    moe_rebalance_detail detail; /* of it; loads on rank 0 only */
 } moe_rebalance;
 
 /* Local. training is NULL in a forward run. The caller owns *r: moe_rebalance_free. */

@@ -147,6 +147,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     r->metrics.step = r->context.step = step;
     r->metrics.rebalance = r->rebalance.last;
     r->metrics.rebalance_sum = r->rebalance.total;
+    r->metrics.rebalance_detail = r->comm->rank == 0 ? &r->rebalance.detail : NULL;
     r->rebalance.last.on = false;
     moe_input_begin_step(&r->input, r->comm, step, &r->batch);
     r->metrics.num_tokens = r->batch.num_routed;

@@ -448,10 +448,35 @@ static void verify_eplb_example(verification *v, const eplb_example *example) {
     moe_balancer_answer_free(&answer);
 }
 
+/* Loads for which EPLB's allotment is hard to pack: the busiest device of each. */
+static void verify_packing(verification *v) {
+    static const double load[] = {600, 560, 120, 120, 20, 10, 10, 10};
+    static const struct {
+        const char *name, *text;
+        double busiest;
+    } rows[] = {{"eplb", "8 uneven experts in 16 slots, busiest device, eplb", 232},
+                {"flashlb", "the same, flashlb", 590.0 / 3},
+                {"optimal", "the same, the best there is", 590.0 / 3}};
+    const moe_balancer_problem problem = {.num_experts = 8,
+                                          .devices = 8,
+                                          .nodes = 1,
+                                          .groups = 1,
+                                          .slots_per_device = 2,
+                                          .load = load};
+    moe_balancer_answer answer = {0};
+    double each[8];
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        moe_balancer_place(moe_balancer_find(rows[i].name), &problem, &answer);
+        compare(v, rows[i].text, rows[i].busiest, moe_balancer_device_load(&answer, 8, each), 1e-9);
+    }
+    moe_balancer_answer_free(&answer);
+}
+
 static void verify_eplb(verification *v) {
     for (size_t i = 0; i < sizeof eplb_examples / sizeof eplb_examples[0]; i++) {
         verify_eplb_example(v, &eplb_examples[i]);
     }
+    verify_packing(v);
 }
 
 int moe_verify(const moe_comm *comm, moe_status *st) {

@@ -48,7 +48,8 @@ void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch) {
 
 void moe_training_replan(moe_training *t) {
     for (int32_t l = 0; l < t->stack->num_layers; l++) {
-        if (t->stack->layer[l].placement->replicated) {
+        if (t->stack->layer[l].placement->replicated &&
+            !moe_config_copies_for_batches(t->stack->context->config)) {
             moe_replicas_plan(&t->replicas[l], t->stack->context, &t->stack->layer[l]);
         }
     }

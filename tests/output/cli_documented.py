@@ -134,6 +134,10 @@ RUNS = {
         },
         (),
     ),
+    "batches": (
+        {"placement.policy": "llep", "placement.redundant_experts": 8},
+        (),
+    ),
     "placements": (
         {"placement.redundant_experts": 8, "cluster.devices_per_node": 2},
         ("--placements",),

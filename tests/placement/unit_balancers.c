@@ -275,6 +275,32 @@ static void test_caps(double alpha, double least_share, uint64_t seed) {
     moe_free(load);
 }
 
+/* Within the slots that there are: no device has more copies than it has room for, and nobody is
+ * busier than without copies; where the room suffices, MoonEP's devices are as even as ever. */
+static void test_within_slots(const char *name, int32_t room, uint64_t seed) {
+    double *load = skewed_loads(64, 1.2, seed), each[16];
+    moe_balancer_problem p = {64, 16, 1, 1, 4 + room, load, .pairs = NULL, .within_slots = true};
+    moe_balancer_answer a = {0}, free_of_limits = {0};
+    const double most = place(name, &p, &a);
+    check_answer(name, &p, &a);
+    CHECK_EQ(a.slots_per_device, 4 + room);
+    double home = 0;
+    for (int32_t d = 0; d < 16; d++) {
+        each[d] = load[4 * d] + load[4 * d + 1] + load[4 * d + 2] + load[4 * d + 3];
+        home = fmax(home, each[d]);
+    }
+    CHECK(most <= home * (1 + 1e-12));
+    p.within_slots = false;
+    p.slots_per_device = 4;
+    const double free_most = place(name, &p, &free_of_limits);
+    if (free_of_limits.slots_per_device <= 4 + room) {
+        CHECK_NEAR(most, free_most, 1e-9 * free_most);
+    }
+    moe_balancer_answer_free(&a);
+    moe_balancer_answer_free(&free_of_limits);
+    moe_free(load);
+}
+
 /* LPLB never does worse than without its flows, and on every link moves at most the expert's load;
  * where the heaviest expert alone exceeds the mean by its copies' reach, the bound of t is sharp.
  */
@@ -418,6 +444,10 @@ int main(void) {
         RUN(test_equality, 256, 32, seed);
         RUN(test_caps, 1, 1e-6, seed);
         RUN(test_caps, 1.2, 0.02, seed);
+        for (int32_t room = 0; room <= 6; room += 2) {
+            RUN(test_within_slots, "llep", room, seed);
+            RUN(test_within_slots, "moonep", room, seed);
+        }
         RUN(test_flows, MOE_LINKS_AUTO, 1, seed);
         RUN(test_flows, MOE_LINKS_CUBE, 1, seed);
         RUN(test_flows, MOE_LINKS_TORUS, 4, seed);

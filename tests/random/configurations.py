@@ -20,6 +20,7 @@ UNAVAILABLE = set(
 SMALL = 24
 RANKED = ("topk", "switch", "gshard")
 BLIND = ("hash", "random", "round_robin")
+BY_BATCH = ("lplb", "llep", "moonep")  # placements that decide in every batch
 
 
 class Case:
@@ -153,9 +154,17 @@ class Drawing:
 
     def draw_placement(self):
         devices, routed = self.case.devices(), self.routed
-        by_load = ("eplb", "eplb_global", "flashlb", "epic", "joint")
-        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load)
-        if self.chance(0.4):
+        by_load = ("eplb", "eplb_global", "flashlb", "epic", "joint", "lplb")
+        self.maybe(0.4, "placement.policy", "block", "round_robin", "file", *by_load, *BY_BATCH[1:])
+        if self.get("placement.policy") in BY_BATCH:
+            most = routed - routed // devices
+            if most < 1:
+                self.put("placement.policy", "eplb_global")
+            else:
+                self.put(
+                    "placement.redundant_experts", devices * self.random.randint(1, min(most, 3))
+                )
+        elif self.chance(0.4):
             most = routed - routed // devices
             self.put("placement.redundant_experts", devices * self.random.randint(0, min(most, 3)))
         policy = self.get("placement.policy")
@@ -334,6 +343,8 @@ class Drawing:
             "aux_form",
         ):
             self.maybe(0.25, f"balance.{key}", *self.table.keys[f"balance.{key}"].names)
+        if self.get("placement.policy") in BY_BATCH:
+            self.put("balance.aux_selection", "actual")
         if self.get("balance.comm_count") == "selections":
             self.case.settings.pop("balance.comm_count_local", None)
         if self.get("balance.aux_form") in ("mixtral", "switch"):

@@ -160,6 +160,76 @@ def check_policies():
                 )
 
 
+def check_batches():
+    """What decides in every batch: the same bits on any number of ranks; y of blocks; and how even
+    the devices are: LPLB's and MoonEP's exactly, where there are enough links and slots.
+    """
+    for policy, redundant in (("lplb", 24), ("llep", 24), ("moonep", 48)):
+        settings = {
+            **BASE,
+            "data.skew": 1,
+            "placement.policy": policy,
+            "placement.redundant_experts": redundant,
+        }
+        plain = run(f"{policy}-plain", 2, {**BASE, "data.skew": 1})
+        first = run(f"{policy}-1", 1, settings)
+        if not plain or not first:
+            continue
+        layer, blocks = (summary(folder)["layers"][0] for folder in (first, plain))
+        check(layer["counts_per_expert"] == blocks["counts_per_expert"], f"{policy}: choices")
+        check(
+            max(layer["counts_per_device"]) < max(blocks["counts_per_device"]),
+            f"{policy}: {layer['counts_per_device']}, in blocks {blocks['counts_per_device']}",
+        )
+        if policy == "moonep":
+            check(layer["counts_per_device"] == [K * EACH] * DEVICES, "moonep: not all the same")
+        y, other = (load(os.path.join(f, "y.npy")).data for f in (plain, first))
+        check(max(abs(u - v) for u, v in zip(y, other)) < 1e-5, f"{policy}: another output")
+        for ranks, mode in ((2, "selection"), (4, "token"), (8, "token")):
+            again = run(f"{policy}-{ranks}", ranks, {**settings, "exchange.mode": mode})
+            for file in ("y.npy", "dlogits.npy") if again else ():
+                check(
+                    same_bytes(os.path.join(first, file), os.path.join(again, file)),
+                    f"{policy}: {file} at np {ranks}, mode {mode}",
+                )
+        run(f"{policy}-explained", 2, settings, "--explain", 5, "--explain-step")
+
+
+def check_uneven():
+    """13 experts on 8 devices, where 3 redundant ones fill the slots: y of one device that has them
+    all; the same bits on any number of ranks.
+    """
+    settings = {
+        **BASE,
+        "model.num_experts": 13,
+        "router.group_limit": "none",
+        "router.topk_group": 0,
+        "placement.redundant_experts": 3,
+    }
+    alone = run(
+        "uneven-alone",
+        1,
+        {
+            **settings,
+            "placement.redundant_experts": 0,
+            "cluster.devices": 1,
+            "cluster.devices_per_node": 1,
+            "data.tokens_per_device": TOKENS,
+        },
+    )
+    for policy in ("block", "round_robin", "eplb", "eplb_global", "flashlb", "joint"):
+        settings["placement.policy"] = policy
+        one = run(f"uneven-{policy}-1", 1, settings)
+        four = run(f"uneven-{policy}-4", 4, settings, "--explain", 5, "--explain-step")
+        if not alone or not one or not four:
+            continue
+        y, other = (load(os.path.join(f, "y.npy")).data for f in (alone, one))
+        check(max(abs(u - v) for u, v in zip(y, other)) < 1e-5, f"uneven {policy}: another y")
+        for file in ("y.npy", "dlogits.npy"):
+            same = same_bytes(os.path.join(one, file), os.path.join(four, file))
+            check(same, f"uneven {policy}: {file} at np 1 and 4")
+
+
 def check_others():
     """Several layers with capacities: the self-checks of the run are the test."""
     for i, more in enumerate(
@@ -199,6 +269,17 @@ def check_refusals():
     for sentence, settings in (
         ("which is no multiple of cluster.devices", {"placement.redundant_experts": 3}),
         ("more than there are experts", {"placement.redundant_experts": 64}),
+        ("has to be a multiple of cluster.devices", {"model.num_experts": 13}),
+        (
+            "every device is home to as many",
+            {
+                "model.num_experts": 13,
+                "router.group_limit": "none",
+                "router.num_groups": 0,
+                "placement.redundant_experts": 3,
+                "placement.policy": "epic",
+            },
+        ),
         ("leaves expert 15 of layer 0 without a slot", {"placement.file": files["homeless"]}),
         ("names expert 16 in slot 15", {"placement.file": files["unknown"]}),
         ("has 12 slots in 1 layers, and 16", {"placement.file": files["short"]}),
@@ -215,6 +296,8 @@ def check_refusals():
 
 
 check_policies()
+check_batches()
+check_uneven()
 check_others()
 check_refusals()
 verdict()

@@ -90,6 +90,21 @@ def runs():
             77,
         ),
         "training": real_run("training", 2, QUICKSTART, training),
+        "placements": real_run(
+            "placements",
+            2,
+            QUICKSTART,
+            {
+                **small,
+                "run.steps": 6,
+                "model.num_layers": 2,
+                "data.skew": 1,
+                "data.drift": 1,
+                "placement.policy": "eplb_global",
+                "placement.redundant_experts": 8,
+                "placement.rebalance_every": 2,
+            },
+        ),
         "long": made_run("long", devices=64, experts=256, layers=4, steps=1000),
     }
     return {name: folder for name, folder in made.items() if folder}
@@ -423,6 +438,37 @@ def check_volume(drawn, folder):
         drawn.equal(f"payload, {name}", levels[name]["y"][:2], counts)
 
 
+def check_placement(drawn, folder):
+    """Loads of the devices and who moved, of every decision and layer."""
+    decided = [line for line in metrics(folder) if "rebalance" in line]
+    check(len(decided) == 3, f"{drawn.label}: {len(decided)} placements")
+    for place, line in enumerate(decided):
+        found = line["rebalance"]
+        drawn.choose("decision", place)
+        for layer in (-1, 0, 1):
+            drawn.choose("layer", layer)
+            chosen = range(2) if layer < 0 else [layer]
+            where = f"placement before step {line['step']}, layer {layer}"
+            bars = drawn.traces("chart-placement-load")
+            for name in ("before", "after"):
+                wanted = [
+                    sum(loads) for loads in zip(*(found[f"device_load_{name}"][i] for i in chosen))
+                ]
+                drawn.equal(f"{where}, {name}", bars[name]["y"], wanted)
+            cells = [[0] * 8 for _ in range(8)]
+            for moved, _, source, target in found["moves"]:
+                cells[source][target] += moved in chosen
+            drawn.equal(
+                where, sum(drawn.traces("chart-placement-moves")[0]["z"], []), sum(cells, [])
+            )
+    drawn.choose("layer", -1)
+    rows = drawn.browser.run(
+        "return [...document.querySelectorAll('#placement details tbody tr')].length"
+    )
+    moved = sum(line["rebalance"]["experts_moved"] for line in decided)
+    check(0 < rows == min(moved, 300), f"{drawn.label}: {rows} rows of {moved} moves")
+
+
 def check_quality(drawn, folder):
     lines, quality = metrics(folder), drawn.traces("chart-quality")
     drawn.equal(
@@ -565,6 +611,8 @@ def main():
             ]
             if os.path.exists(os.path.join(folder, "explain.json")):
                 parts.append(lambda drawn: check_token(drawn, folder))
+            if label == "placements":
+                parts = [lambda drawn: check_placement(drawn, folder)]
             if label == "training":
                 parts.append(lambda drawn: check_quality(drawn, folder))
             check_page(browser, label, [folder], *parts)

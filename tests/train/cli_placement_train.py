@@ -141,6 +141,49 @@ def check_migration():
         check(summary(folder)["rebalance"] == total, f"{policy}: totals after a restart")
 
 
+def check_batches():
+    """What decides in every batch: the same on other ranks and after a restart, and with contiguous
+    blocks up to the order of sums; the bytes of the experts that were copied.
+    """
+    blocks = run("blocks-batches", 2, TRAINED)
+    for policy, more in (
+        ("lplb", {"placement.rebalance_every": 3}),
+        ("llep", {}),
+        ("moonep", {"exchange.mode": "selection"}),
+    ):
+        settings = {
+            **TRAINED,
+            "placement.redundant_experts": 16,
+            "placement.policy": policy,
+            **more,
+        }
+        one = run(f"batches-{policy}-1", 1, settings)
+        eight = run(f"batches-{policy}-8", 8, settings)
+        if not blocks or not one or not eight:
+            continue
+        check(figures(one) == figures(eight), f"{policy}: np 1 and 8 have other figures")
+        for key in ("task_loss", "gradient_norm", "validation_loss"):
+            ours = [line.get(key) for line in metrics(one)]
+            theirs = [line.get(key) for line in metrics(blocks)]
+            for a, b in zip(ours, theirs):
+                check(a == b or near(a, b, 2e-4), f"{policy} {key}: {ours}, in blocks {theirs}")
+        fetched = [line["fetched"] for line in metrics(one)]
+        check(summary(one)["fetched"] == fetched[-1], f"{policy}: fetched in summary.json")
+        # three tensors of 16 x 8 float32 there as weights, and back as gradients
+        for step, found in enumerate(fetched):
+            check((found["experts"] > 0) == (policy != "lplb"), f"{policy}: copies, step {step}")
+            check(found["bytes"] == found["experts"] * 2 * 3 * 16 * 8 * 4, f"{policy}: {found}")
+            check(found["cross_node_bytes"] <= found["bytes"], f"{policy}: {found}")
+        folder = os.path.join(TEMPORARY, f"batches-{policy}-resumed")
+        shutil.copytree(one, folder)
+        for name in os.listdir(os.path.join(folder, "checkpoints")):
+            if name != "step-00000005.moe":
+                os.remove(os.path.join(folder, "checkpoints", name))
+        done = moesim(4, "--resume", folder, "--quiet")
+        check(done.code == 0, f"{policy}: resume: {done.err}")
+        check(figures(folder) == figures(one), f"{policy}: a restart has other figures")
+
+
 def check_three_ranks():
     """Six devices, so that three ranks have two each."""
     settings = {
@@ -152,7 +195,7 @@ def check_three_ranks():
         "placement.rebalance_every": 2,
         "train.accumulate": 1,
     }
-    for policy in ("eplb_global", "joint"):
+    for policy in ("eplb_global", "joint", "lplb"):
         settings["placement.policy"] = policy
         one = run(f"three-{policy}-1", 1, settings)
         three = run(f"three-{policy}-3", 3, settings)
@@ -163,7 +206,23 @@ def check_three_ranks():
 
 def check_refusals():
     for sentence, more in (
-        ("a run places experts between steps", {"placement.policy": "llep"}),
+        ("it shares batches with copies", {"placement.policy": "llep"}),
+        (
+            "it copies experts anew for every batch",
+            {
+                "placement.policy": "moonep",
+                "placement.redundant_experts": 8,
+                "placement.rebalance_every": 2,
+            },
+        ),
+        (
+            "what a batch is split by",
+            {
+                "placement.policy": "lplb",
+                "placement.redundant_experts": 8,
+                "balance.aux_selection": "unlimited",
+            },
+        ),
         ("it looks at no load", {"placement.rebalance_every": 2}),
         (
             "a window is part of it",
@@ -178,6 +237,7 @@ check_training("adamw", "swiglu")
 check_training("sgd", "lora")
 check_layer()
 check_migration()
+check_batches()
 check_three_ranks()
 check_refusals()
 verdict()

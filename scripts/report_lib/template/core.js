@@ -17,6 +17,7 @@ const state = {
   level: "all",
   // which of the matrix's steps; the one after the earlier ones is the last
   matrix: RUNS.length === 1 ? (RUN.matrix?.earlier.length ?? 0) : -1,
+  decision: 0, // which of the placements by load
   diff: "no",
   amount: "counts_per_device",
   loss: "z",

@@ -3,6 +3,7 @@
 
 /* A slider's place in words. */
 function shownState(name) {
+  if (name === "decision") return RUN.rebalance[state.decision].step;
   if (name === "matrix") return RUN.matrix.steps[state.matrix];
   return state[name] < 0 ? "all" : state[name];
 }
