@@ -150,6 +150,7 @@ static inline void bench_layer_init(bench_layer *b, const moe_comm *comm, const 
 
 static inline void bench_layer_forward(bench_layer *b) {
     moe_layer_forward(&b->layer, &b->context, b->x, b->y, &b->activations, &b->metrics.layer[0]);
+    moe_layer_losses(&b->layer, &b->context, &b->activations, &b->metrics.layer[0]);
 }
 
 static inline void bench_layer_free(bench_layer *b) {

@@ -202,15 +202,15 @@ static void route(void *argument) {
     const moe_context *c = &b->layer.context;
     moe_draw draw = {0};
     int64_t bad;
-    moe_stats_reserve(&b->stats, c->router.num_experts, c->placement.devices,
+    moe_stats_reserve(&b->stats, c->router.num_experts, b->layer.batch.devices,
                       b->layer.batch.num_segments);
 #ifdef MOE_REAL_DOUBLE
     moe_logits logits = {.f64 = b->logits};
 #else
     moe_logits logits = {.f32 = b->logits};
 #endif
-    moe_router_route(&c->router, &draw, &b->layer.batch, &c->placement, logits, NULL, &b->routing,
-                     &b->stats, &bad);
+    moe_router_route(&c->router, &draw, &b->layer.batch, b->layer.layer.placement, logits, NULL,
+                     &b->routing, &b->stats, &bad);
 }
 
 static void route_bare(void *argument) {

@@ -171,6 +171,12 @@ def all_figures(folder):
             share_text,
         ),
         (
+            "compute error",
+            "of y, against fp32, last step",
+            number(at(folder.last, "compute_error.y")),
+            share_text,
+        ),
+        (
             "counted out",
             f"a token, {at(folder.last, 'counted.row_protocol')}",
             counted_bytes(folder, "dispatch"),

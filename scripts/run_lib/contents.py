@@ -83,6 +83,7 @@ SUMMARY = fields(
     volume=_volume,
     counted=free(scalar),
     payload_error=fields(y=real, loss=real, gradient=real),
+    compute_error=fields(y=real, loss=real, gradient=real),
     balance=_balance,
     layers=each(LAYER, MOST_LAYERS, instead={}),
     machine=fields(

@@ -1,6 +1,6 @@
 /* scopes.c: adds the cells of segments up to devices, sequences and the global batch, and makes the
- * losses of the three scopes from them. It costs one integer allreduce per layer, of cells and of
- * exact sums of the losses. */
+ * losses of the three scopes from them. It costs one integer sum over the ranks per layer, of cells
+ * and of exact sums of the losses, which others can share. */
 #include "balance/scopes.h"
 
 #include <math.h>
@@ -151,32 +151,27 @@ static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, 
     }
 }
 
-/* The vector of the allreduce is [global cell | shared sequences | sums of losses]. Shared
- * sequences are complete only after it; every rank then adds their losses by itself, which means a
- * few more losses to compute but saves another allreduce. */
-static void reduce(moe_scopes *s,
-                   const moe_comm *comm,
-                   const moe_balance *balance,
-                   const moe_placement *placement,
-                   const moe_batch *b,
-                   int64_t sum[2][MEAN_WORDS]) {
-    int64_t num_shared = cut_sequences(b, b->num_local_devices, NULL),
-            sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
-    moe_reserve(&s->list, &s->list_room, num_shared + 1, sizeof *s->list, "shared sequences");
-    cut_sequences(b, b->num_local_devices, s->list);
-    reserve_like(&s->device, &s->shared, num_shared + 1 + sum_cells);
-    int64_t *tail = moe_stats_cell(&s->shared, num_shared + 1);
-    for (int32_t j = 0; j < b->num_local_devices; j++) {
-        moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
-    }
-    copy_shared(s, s->list, num_shared, false);
-    sum_losses(s, balance, placement, b, num_shared, sum);
-    memcpy(tail, sum, 2 * MEAN_WORDS * sizeof(int64_t));
-    moe_comm_sum_i64(comm, s->shared.cell, (num_shared + 1) * s->shared.words + 2 * MEAN_WORDS);
-    memcpy(sum, tail, 2 * MEAN_WORDS * sizeof(int64_t));
+/* The vector of the sum is [global cell | shared sequences | sums of losses]; the last part begins
+ * here. */
+static int64_t *loss_sums(const moe_scopes *s) {
+    return moe_stats_cell(&s->shared, s->num_shared + 1);
+}
+
+int64_t moe_scopes_vector(const moe_scopes *s, int64_t **words) {
+    *words = s->shared.cell;
+    return (s->num_shared + 1) * s->shared.words + 2 * MEAN_WORDS;
+}
+
+/* Shared sequences are complete only after the sum; every rank then adds their losses by itself,
+ * which means a few more losses to compute but saves another sum. */
+static void use_sums(moe_scopes *s,
+                     const moe_balance *balance,
+                     const moe_placement *placement,
+                     int64_t sum[2][MEAN_WORDS]) {
+    memcpy(sum, loss_sums(s), 2 * MEAN_WORDS * sizeof(int64_t));
     memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
-    copy_shared(s, s->list, num_shared, true);
-    for (int64_t i = 0; i < num_shared; i++) {
+    copy_shared(s, s->list, s->num_shared, true);
+    for (int64_t i = 0; i < s->num_shared; i++) {
         add_losses(balance, placement, &s->shared, moe_stats_cell(&s->shared, i + 1),
                    sum[MOE_SCOPE_SEQUENCE]);
     }
@@ -205,6 +200,41 @@ static void make_losses(moe_scopes *s,
     moe_balance_ideal(balance, &s->global, s->global.cell, s->ideal);
 }
 
+void moe_scopes_count(moe_scopes *s,
+                      const moe_balance *balance,
+                      const moe_placement *placement,
+                      const moe_batch *batch,
+                      const moe_stats *segments,
+                      const moe_sent_rows *sent_rows) {
+    int64_t sum[2][MEAN_WORDS] = {{0}};
+    add_segments(s, batch, segments);
+    if (sent_rows) {
+        use_sent_rows(s, batch, sent_rows);
+    }
+    s->num_shared = cut_sequences(batch, batch->num_local_devices, NULL);
+    moe_reserve(&s->list, &s->list_room, s->num_shared + 1, sizeof *s->list, "shared sequences");
+    cut_sequences(batch, batch->num_local_devices, s->list);
+    int64_t sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
+    reserve_like(&s->device, &s->shared, s->num_shared + 1 + sum_cells);
+    for (int32_t j = 0; j < batch->num_local_devices; j++) {
+        moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
+    }
+    copy_shared(s, s->list, s->num_shared, false);
+    sum_losses(s, balance, placement, batch, s->num_shared, sum);
+    memcpy(loss_sums(s), sum, sizeof sum);
+}
+
+void moe_scopes_complete(moe_scopes *s,
+                         const moe_balance *balance,
+                         const moe_placement *placement,
+                         const moe_batch *batch) {
+    int64_t sum[2][MEAN_WORDS];
+    use_sums(s, balance, placement, sum);
+    make_losses(s, balance, placement, sum);
+    int64_t words = (1 + cut_sequences(batch, 1, NULL)) * s->global.words + 2 * MEAN_WORDS;
+    s->allreduce_bytes = words * (int64_t)sizeof(int64_t) * batch->devices;
+}
+
 void moe_scopes_reduce(moe_scopes *s,
                        const moe_comm *comm,
                        const moe_balance *balance,
@@ -212,15 +242,11 @@ void moe_scopes_reduce(moe_scopes *s,
                        const moe_batch *batch,
                        const moe_stats *segments,
                        const moe_sent_rows *sent_rows) {
-    add_segments(s, batch, segments);
-    if (sent_rows) {
-        use_sent_rows(s, batch, sent_rows);
-    }
-    int64_t sum[2][MEAN_WORDS] = {{0}};
-    reduce(s, comm, balance, placement, batch, sum);
-    make_losses(s, balance, placement, sum);
-    int64_t words = (1 + cut_sequences(batch, 1, NULL)) * s->global.words + 2 * MEAN_WORDS;
-    s->allreduce_bytes = words * (int64_t)sizeof(int64_t) * batch->devices;
+    int64_t *words;
+    moe_scopes_count(s, balance, placement, batch, segments, sent_rows);
+    int64_t count = moe_scopes_vector(s, &words);
+    moe_comm_sum_i64(comm, words, count);
+    moe_scopes_complete(s, balance, placement, batch);
 }
 
 /* --- all layers --- */

@@ -26,9 +26,9 @@ typedef struct moe_scopes {
     int64_t population[MOE_NUM_SCOPES];          /* sequences and devices with a counted token; 1 */
     int64_t first_sequence;                      /* of this rank */
     moe_stats sequence, device, global; /* cells: local sequences (complete), local devices, one */
-    moe_stats shared; /* the vector of the allreduce: the global cell, those of sequences that
+    moe_stats shared; /* the vector of the sum over ranks: the global cell, those of sequences that
                          several ranks hold, sums of losses */
-    int64_t *list;    /* ids of those sequences */
+    int64_t num_shared, *list; /* those sequences: how many, and their ids */
     int64_t list_room;
     int64_t allreduce_bytes; /* payload given to MPI_Allreduce, as if every device were a rank,
                                 summed over devices */
@@ -41,10 +41,24 @@ typedef struct moe_sent_rows {
     const void *self;
 } moe_sent_rows;
 
-/* Collective. segments: one cell per segment of the batch (moe_router_route). sent_rows, if not
- * NULL: the rows serve as the distinct tokens of scopes device and global (the caller has asserted
- * that they are equal).
- */
+/* Local. Counts the share of this rank. segments: one cell per segment of the batch
+ * (moe_router_route). sent_rows, if not NULL: the rows serve as the distinct tokens of scopes
+ * device and global (the caller has asserted that they are equal). */
+void moe_scopes_count(moe_scopes *s,
+                      const moe_balance *balance,
+                      const moe_placement *placement,
+                      const moe_batch *batch,
+                      const moe_stats *segments,
+                      const moe_sent_rows *sent_rows);
+/* Local. The vector that has to be summed over the ranks between the two; returns its length. */
+int64_t moe_scopes_vector(const moe_scopes *s, int64_t **words);
+/* Local. Makes the losses from the summed vector. */
+void moe_scopes_complete(moe_scopes *s,
+                         const moe_balance *balance,
+                         const moe_placement *placement,
+                         const moe_batch *batch);
+
+/* Collective. The three in one, with a sum of their own. */
 void moe_scopes_reduce(moe_scopes *s,
                        const moe_comm *comm,
                        const moe_balance *balance,

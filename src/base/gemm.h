@@ -27,6 +27,14 @@ int moe_gemm_choose(enum moe_gemm_library library, moe_status *st);
 /* Local. The same with MOE_GEMM_AUTO, for programs without a configuration. */
 void moe_gemm_init(void);
 
+/* Local. Whether moe_gemm_bf16 can be called since moe_gemm_choose: MOE_USER with the reason where
+ * it cannot, because the library, this build or this processor has no such products. */
+int moe_gemm_require_bf16(moe_status *st);
+
+/* Local. How many times as fast as in fp32 a product of the size of an expert's is in bf16,
+ * measured on this core in some milliseconds of its CPU time. Needs moe_gemm_require_bf16. */
+double moe_gemm_bf16_speed(void);
+
 typedef struct moe_gemm_kernels { /* a library that computes products */
     char library[32];             /* "oneDNN", "OpenBLAS", "CBLAS", "plain loops" */
     char version[32];             /* "" when unknown */
@@ -49,5 +57,20 @@ void moe_gemm_nt_add(int64_t m, int64_t n, int64_t k, const real *a, const real 
 void moe_gemm_nn(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c);
 /* Local. c [m,n] = a [k,m]^T * b [k,n] + beta * c, beta 0 or 1   (dW = dy^T x: backward) */
 void moe_gemm_tn(int64_t m, int64_t n, int64_t k, const real *a, const real *b, real beta, real *c);
+
+enum moe_gemm_form { MOE_GEMM_NT, MOE_GEMM_NN, MOE_GEMM_TN }; /* as the functions above */
+
+/* Local. The same three with the elements of a and b rounded to bf16 first (to nearest, ties to
+ * even); products are added up in fp32, and c is not rounded to bf16. beta is 0 or 1. codes:
+ * scratch of m k + n k numbers. */
+void moe_gemm_bf16(enum moe_gemm_form form,
+                   int64_t m,
+                   int64_t n,
+                   int64_t k,
+                   const real *a,
+                   const real *b,
+                   real beta,
+                   real *c,
+                   uint16_t *codes);
 
 #endif

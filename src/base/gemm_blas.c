@@ -80,3 +80,7 @@ void moe_blas_describe(moe_gemm_kernels *out) {
         out->slow = are_slow(out->kernels);
     }
 }
+
+const char *moe_blas_lacking_bf16(void) {
+    return "a BLAS has no products in bf16";
+}

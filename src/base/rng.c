@@ -20,7 +20,8 @@
 
 #include "base/status.h"
 
-enum { LANES = 32 }; /* pairs (radius, angle) at a time; a block has two pairs */
+/* Pairs (radius, angle) at a time; a block has two of them. */
+enum { LANES = 32, BLOCKS = LANES / 2 };
 
 static philox4x32_key_t moe_rng_key(moe_rng r, uint64_t a, uint64_t b) {
     uint64_t key = r.seed + (a >> 40) * 0x9e3779b97f4a7c15u + (b >> 40) * 0xc2b2ae3d27d4eb4fu;
@@ -106,14 +107,41 @@ static inline double moe_rng_cos(double x) {
     return 1 + z * p;
 }
 
-/* out[2i], out[2i+1] = radius(i) * (cos, sin)(2 pi angle[i] / 2^32). The nearest quarter turn is
- * taken off; it then swaps and negates. */
-static inline __attribute__((always_inline)) void moe_rng_box_muller_lanes(
-    const uint32_t *restrict radius,
-    const uint32_t *restrict angle,
-    double scale,
-    double *restrict out) {
+/* BLOCKS blocks from `counter` on, as philox4x32 makes them one by one: ten rounds of two products.
+ * Block i has the words radius[i], angle[i], radius[BLOCKS + i], angle[BLOCKS + i]. */
+static inline __attribute__((always_inline)) void moe_rng_blocks_lanes(philox4x32_ctr_t counter,
+                                                                       philox4x32_key_t key,
+                                                                       uint32_t radius[LANES],
+                                                                       uint32_t angle[LANES]) {
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        radius[i] = counter.v[0];
+        angle[i] = counter.v[1];
+        radius[BLOCKS + i] = counter.v[2] + i;
+        angle[BLOCKS + i] = counter.v[3];
+    }
+    for (int round = 0; round < 10; round++) {
+        for (int i = 0; i < BLOCKS; i++) {
+            const uint64_t p = (uint64_t)PHILOX_M4x32_0 * radius[i];
+            const uint64_t q = (uint64_t)PHILOX_M4x32_1 * radius[BLOCKS + i];
+            radius[i] = (uint32_t)(q >> 32) ^ angle[i] ^ key.v[0];
+            angle[i] = (uint32_t)q;
+            radius[BLOCKS + i] = (uint32_t)(p >> 32) ^ angle[BLOCKS + i] ^ key.v[1];
+            angle[BLOCKS + i] = (uint32_t)p;
+        }
+        key.v[0] += PHILOX_W32_0;
+        key.v[1] += PHILOX_W32_1;
+    }
+}
+
+/* The 2 LANES numbers of BLOCKS blocks: for each pair of a block radius * (cos, sin)(2 pi angle /
+ * 2^32). The nearest quarter turn is taken off; it then swaps and negates. */
+static inline __attribute__((always_inline)) void moe_rng_normal_lanes(philox4x32_ctr_t counter,
+                                                                       philox4x32_key_t key,
+                                                                       double scale,
+                                                                       double *restrict out) {
+    uint32_t radius[LANES], angle[LANES];
     double first[LANES], second[LANES];
+    moe_rng_blocks_lanes(counter, key, radius, angle);
     for (int i = 0; i < LANES; i++) {
         double r = scale * moe_rng_radius(radius[i]);
         uint64_t turned = (uint64_t)angle[i] + (1u << 29);
@@ -124,71 +152,64 @@ static inline __attribute__((always_inline)) void moe_rng_box_muller_lanes(
         first[i] = moe_rng_f64(((c & ~odd) | (s & odd)) ^ cos_sign);
         second[i] = moe_rng_f64(((s & ~odd) | (c & odd)) ^ sin_sign);
     }
-    for (int i = 0; i < LANES; i++) {
-        out[2 * i] = first[i];
-        out[2 * i + 1] = second[i];
+    for (int i = 0; i < BLOCKS; i++) {
+        out[4 * i] = first[i];
+        out[4 * i + 1] = second[i];
+        out[4 * i + 2] = first[BLOCKS + i];
+        out[4 * i + 3] = second[BLOCKS + i];
     }
 }
 
-static void moe_rng_box_muller_plain(const uint32_t *radius,
-                                     const uint32_t *angle,
-                                     double scale,
-                                     double *out) {
-    moe_rng_box_muller_lanes(radius, angle, scale, out);
+static void moe_rng_normal_plain(philox4x32_ctr_t counter,
+                                 philox4x32_key_t key,
+                                 double scale,
+                                 double *out) {
+    moe_rng_normal_lanes(counter, key, scale, out);
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static void moe_rng_box_muller_avx2(const uint32_t *radius,
-                                                                    const uint32_t *angle,
-                                                                    double scale,
-                                                                    double *out) {
-    moe_rng_box_muller_lanes(radius, angle, scale, out);
+__attribute__((target("avx2"))) static void moe_rng_normal_avx2(philox4x32_ctr_t counter,
+                                                                philox4x32_key_t key,
+                                                                double scale,
+                                                                double *out) {
+    moe_rng_normal_lanes(counter, key, scale, out);
 }
 
-__attribute__((target("avx512f,avx512dq,avx512vl"))) static void moe_rng_box_muller_avx512(
-    const uint32_t *radius,
-    const uint32_t *angle,
+__attribute__((target("avx512f,avx512dq,avx512vl"))) static void moe_rng_normal_avx512(
+    philox4x32_ctr_t counter,
+    philox4x32_key_t key,
     double scale,
     double *out) {
-    moe_rng_box_muller_lanes(radius, angle, scale, out);
+    moe_rng_normal_lanes(counter, key, scale, out);
 }
 #endif
 
 /* These are the same operations, hence the same bits, in wider lanes where the processor has them.
  */
-static void moe_rng_box_muller(const uint32_t *radius,
-                               const uint32_t *angle,
-                               double scale,
-                               double *out) {
+static void moe_rng_normal_blocks(philox4x32_ctr_t counter,
+                                  philox4x32_key_t key,
+                                  double scale,
+                                  double *out) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-        moe_rng_box_muller_avx512(radius, angle, scale, out);
+        moe_rng_normal_avx512(counter, key, scale, out);
         return;
     }
     if (__builtin_cpu_supports("avx2")) {
-        moe_rng_box_muller_avx2(radius, angle, scale, out);
+        moe_rng_normal_avx2(counter, key, scale, out);
         return;
     }
 #endif
-    moe_rng_box_muller_plain(radius, angle, scale, out);
+    moe_rng_normal_plain(counter, key, scale, out);
 }
 
 void moe_rng_normal(moe_rng r, uint64_t a, uint64_t b, double scale, real *out, int64_t n) {
     MOE_ASSERT(r.stream < 1u << 16 && n <= (int64_t)4 << 32);
     philox4x32_key_t key = moe_rng_key(r, a, b);
-    uint32_t radius[LANES] = {0}, angle[LANES] = {0};
     double normal[2 * LANES];
     for (int64_t begin = 0; begin < n; begin += 2 * LANES) {
         int count = n - begin < 2 * LANES ? (int)(n - begin) : 2 * LANES;
-        philox4x32_ctr_t counter = moe_rng_counter(r, a, b, (uint32_t)(begin / 4));
-        for (int block = 0; 4 * block < count; block++, counter.v[2]++) {
-            philox4x32_ctr_t x = philox4x32(counter, key);
-            radius[2 * block] = x.v[0];
-            angle[2 * block] = x.v[1];
-            radius[2 * block + 1] = x.v[2];
-            angle[2 * block + 1] = x.v[3];
-        }
-        moe_rng_box_muller(radius, angle, scale, normal);
+        moe_rng_normal_blocks(moe_rng_counter(r, a, b, (uint32_t)(begin / 4)), key, scale, normal);
         for (int i = 0; i < count; i++) {
             out[begin + i] = (real)normal[i];
         }

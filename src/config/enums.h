@@ -19,6 +19,7 @@ enum moe_expert_type {
     MOE_EXPERT_LORA,
     MOE_EXPERT_IDENTITY
 };
+enum moe_compute { MOE_COMPUTE_FP32, MOE_COMPUTE_BF16 };
 enum moe_norm { MOE_NORM_NONE, MOE_NORM_RMSNORM };
 enum moe_attention { MOE_ATTENTION_NONE, MOE_ATTENTION_MHA, MOE_ATTENTION_MLA };
 enum moe_rope_order { MOE_ROPE_INTERLEAVED, MOE_ROPE_HALF };

@@ -46,6 +46,9 @@ static bool is_not_text(const moe_config *c) {
 static bool is_loaded(const moe_config *c) {
     return c->model.load[0] != '\0';
 }
+static bool multiplies_nothing(const moe_config *c) {
+    return c->model.expert_type == MOE_EXPERT_IDENTITY;
+}
 static bool is_not_lora(const moe_config *c) {
     return c->model.expert_type != MOE_EXPERT_LORA;
 }
@@ -146,6 +149,7 @@ static const struct {
     {KEYS(MOE_KEY(model, num_kv_heads)), false, MOE_KEY(model, attention), is_mla},
     {KEYS(MOE_KEY(model, rope_theta), MOE_KEY(model, rope_order)), false, MOE_KEY(model, rope_dim),
      turns_nothing},
+    {KEYS(MOE_KEY(model, compute)), false, MOE_KEY(model, expert_type), multiplies_nothing},
     {KEYS(MOE_KEY(model, residual)), false, MOE_KEY(model, num_layers), is_one_layer},
     {KEYS(MOE_KEY(router, score_func)), false, MOE_KEY(data, scores), has_no_scores},
     {KEYS(MOE_KEY(router, norm_topk_prob),

@@ -32,6 +32,7 @@ typedef struct moe_model_config { /* [model] */
     int32_t moe_intermediate_size; /* F */
     int32_t expert_segmentation;   /* 1 once resolved: what it did is in moe_config.segmented */
     enum moe_expert_type expert_type;
+    enum moe_compute compute;
     double lora_alpha;
     int32_t lora_rank;
     bool residual;

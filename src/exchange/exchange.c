@@ -106,7 +106,7 @@ static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
         e->sizes[2 * q] = plan->rank_row[q + 1] - plan->rank_row[q];
         e->sizes[2 * q + 1] = plan->rank_pair[q + 1] - plan->rank_pair[q];
     }
-    moe_comm_alltoall_i64(e->comm, e->sizes, arriving, 2);
+    moe_comm_alltoall(e->comm, e->sizes, arriving, 2 * (int64_t)sizeof(int64_t));
     in->num_rows = in->num_pairs = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
         in->rank_row[q] = in->num_rows;

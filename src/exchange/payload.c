@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/bf16.h"
 #include "base/status.h"
 #include "base/vector.h"
 
@@ -51,27 +52,12 @@ static int64_t bf16_bytes(moe_payload_format f, int64_t n) {
     return n * 2;
 }
 
-MOE_CLONES static void bf16_codes(const real *restrict x, int n, uint16_t *restrict code) {
-    for (int i = 0; i < n; i++) {
-        uint32_t bits = bits_of((float)x[i]);
-        uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-        uint32_t quiet = (bits >> 16) | 0x40u;
-        code[i] = (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-    }
-}
-
-MOE_CLONES static void bf16_values(const uint16_t *restrict code, int n, real *restrict x) {
-    for (int i = 0; i < n; i++) {
-        x[i] = (real)float_of((uint32_t)code[i] << 16);
-    }
-}
-
 static void bf16_encode(moe_payload_format f, const real *x, int64_t n, unsigned char *row) {
     uint16_t code[MOE_FP8_GROUP];
     (void)f;
     for (int64_t g = 0; g < num_groups(n); g++) {
         int size = (int)size_of_group(n, g);
-        bf16_codes(x + g * MOE_FP8_GROUP, size, code);
+        moe_bf16_encode(x + g * MOE_FP8_GROUP, size, code);
         memcpy(row + g * 2 * MOE_FP8_GROUP, code, (size_t)size * sizeof *code);
     }
 }
@@ -82,7 +68,7 @@ static void bf16_decode(moe_payload_format f, const unsigned char *row, int64_t 
     for (int64_t g = 0; g < num_groups(n); g++) {
         int size = (int)size_of_group(n, g);
         memcpy(code, row + g * 2 * MOE_FP8_GROUP, (size_t)size * sizeof *code);
-        bf16_values(code, size, x + g * MOE_FP8_GROUP);
+        moe_bf16_decode(code, size, x + g * MOE_FP8_GROUP);
     }
 }
 

@@ -21,18 +21,39 @@ static int64_t min64(int64_t a, int64_t b) {
 /* Numbers that one thread needs for calls of c = min(MOE_GEMM_ROWS, most_rows) rows. Forward: x
  * [c,H] and h1, h3 [c,F]; backward: x, dy [c,H], and h1, h3 (computed again), h, dh, dh3 [c,F];
  * with adapters 2 [c,r] more. */
-static int64_t scratch_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
+static int64_t numbers_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
     return min64(most_rows, MOE_GEMM_ROWS) *
            ((backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width) + 2 * f->rank);
 }
 
-static void reserve_scratch(const moe_ffn *f,
-                            int64_t most_rows,
-                            bool backward,
-                            moe_expert_buffers *b) {
-    moe_reserve_varying(&b->scratch, &b->scratch_capacity,
-                        scratch_of_thread(f, most_rows, backward) * omp_get_max_threads(),
+/* A thread's part of the scratch: its numbers, and behind them the codes of products in bf16. */
+typedef struct scratch_layout {
+    int64_t numbers, whole;
+} scratch_layout;
+
+static scratch_layout reserve_scratch(const moe_ffn *f,
+                                      int64_t most_rows,
+                                      bool backward,
+                                      moe_expert_buffers *b) {
+    int64_t rows = min64(most_rows, MOE_GEMM_ROWS), in_line = 64 / (int64_t)sizeof(real);
+    int64_t codes = b->bf16 ? moe_ffn_codes(f, rows) * (int64_t)sizeof(uint16_t) : 0;
+    scratch_layout l = {.numbers = numbers_of_thread(f, most_rows, backward)};
+    l.whole = l.numbers + (codes + (int64_t)sizeof(real) - 1) / (int64_t)sizeof(real);
+    l.whole = (l.whole + in_line - 1) / in_line * in_line;
+    moe_reserve_varying(&b->scratch, &b->scratch_capacity, l.whole * omp_get_max_threads(),
                         sizeof(real), "expert scratch");
+    return l;
+}
+
+/* The FFNs as the calling thread computes them, and its scratch. */
+static moe_ffn of_thread(const moe_ffn *f,
+                         const moe_expert_buffers *b,
+                         scratch_layout l,
+                         real **scratch) {
+    moe_ffn mine = *f;
+    *scratch = b->scratch + omp_get_thread_num() * l.whole;
+    mine.codes = b->bf16 ? (uint16_t *)(void *)(*scratch + l.numbers) : NULL;
+    return mine;
 }
 
 /* --- shared experts: one FFN over all rows --- */
@@ -44,13 +65,13 @@ void moe_experts_shared_forward(const moe_ffn *f,
                                 real *h1,
                                 real *h3,
                                 real *y) {
-    reserve_scratch(f, rows, false, b);
-    int64_t per_thread = scratch_of_thread(f, rows, false);
+    const scratch_layout layout = reserve_scratch(f, rows, false, b);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
-        real *h = b->scratch + omp_get_thread_num() * per_thread;
+        real *h;
+        const moe_ffn mine = of_thread(f, b, layout, &h);
         int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width;
-        moe_ffn_forward(f, 0, n, x + begin * f->hidden, h + 2 * n * f->width, h1 ? h1 + at : h,
+        moe_ffn_forward(&mine, 0, n, x + begin * f->hidden, h + 2 * n * f->width, h1 ? h1 + at : h,
                         h1 ? h3 + at : h + n * f->width, h, y + begin * f->hidden);
     }
 }
@@ -64,17 +85,19 @@ void moe_experts_shared_backward(const moe_ffn *f,
                                  const real *dy,
                                  moe_expert_buffers *b,
                                  real *dx) {
-    reserve_scratch(f, rows, true, b);
+    const scratch_layout layout = reserve_scratch(f, rows, true, b);
+    real *scratch;
+    const moe_ffn mine = of_thread(f, b, layout, &scratch);
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
         int64_t n = min64(rows - begin, MOE_GEMM_ROWS);
         int64_t at = begin * f->width;
         int64_t row = begin * f->hidden;
-        real *low = b->scratch + 3 * n * f->width, *again = low + 2 * n * f->rank;
+        real *low = scratch + 3 * n * f->width, *again = low + 2 * n * f->rank;
         if (!h1) {
-            moe_ffn_pre_activations(f, 0, n, x + row, low, again, again + n * f->width);
+            moe_ffn_pre_activations(&mine, 0, n, x + row, low, again, again + n * f->width);
         }
-        moe_ffn_backward(f, g, 0, n, x + row, h1 ? h1 + at : again,
-                         h1 ? h3 + at : again + n * f->width, dy + row, b->scratch, dx + row);
+        moe_ffn_backward(&mine, g, 0, n, x + row, h1 ? h1 + at : again,
+                         h1 ? h3 + at : again + n * f->width, dy + row, scratch, dx + row);
     }
 }
 
@@ -232,13 +255,12 @@ static void sum_rows(const moe_inbox *in, const moe_expert_buffers *b, bool weig
 void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
     int64_t slots = (int64_t)in->num_local * in->slots;
     reserve(f, in, b, keep);
-    int64_t most = order_slots(in, b);
-    int64_t per_thread = scratch_of_thread(f, most, false);
-    reserve_scratch(f, most, false, b);
+    const scratch_layout layout = reserve_scratch(f, order_slots(in, b), false, b);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t s = 0; s < slots; s++) {
-        forward_slot(f, in, b->order[s].slot, b, keep,
-                     b->scratch + omp_get_thread_num() * per_thread);
+        real *scratch;
+        const moe_ffn mine = of_thread(f, b, layout, &scratch);
+        forward_slot(&mine, in, b->order[s].slot, b, keep, scratch);
     }
     sum_rows(in, b, true);
 }
@@ -249,13 +271,12 @@ void moe_experts_backward(const moe_ffn *f,
                           moe_expert_buffers *b,
                           bool kept) {
     int64_t slots = (int64_t)in->num_local * in->slots;
-    int64_t most = order_slots(in, b);
-    int64_t per_thread = scratch_of_thread(f, most, true);
-    reserve_scratch(f, most, true, b);
+    const scratch_layout layout = reserve_scratch(f, order_slots(in, b), true, b);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t s = 0; s < slots; s++) {
-        backward_slot(f, g, in, b->order[s].slot, b, kept,
-                      b->scratch + omp_get_thread_num() * per_thread);
+        real *scratch;
+        const moe_ffn mine = of_thread(f, b, layout, &scratch);
+        backward_slot(&mine, g, in, b->order[s].slot, b, kept, scratch);
     }
     sum_rows(in, b, false);
 }

@@ -18,6 +18,8 @@ typedef struct moe_slot_load {
 /* What a rank needs to run its experts. Zeroed before the first step; the memory is used again from
  * step to step. "Grouped" is the order of moe_inbox.slot_pair. */
 typedef struct moe_expert_buffers {
+    bool bf16;            /* products are computed in bf16; set by the caller before a forward pass,
+                             and the same for the backward pass that follows */
     real *out;            /* [num_pairs,H] outputs, grouped; backward overwrites them with the
                              pairs' dx */
     real *results;        /* [num_rows,H] what goes back, in the order of the inbox: the sum over a

@@ -103,7 +103,8 @@ typedef struct linear {
     real scale;
     const real *w, *a, *b;
     real *dw, *da, *db;
-    real keep; /* 1: gradients are added to what is there; 0: they replace it */
+    real keep;       /* 1: gradients are added to what is there; 0: they replace it */
+    uint16_t *codes; /* scratch of products in bf16; NULL: they are in real */
 } linear;
 
 static real *block(real *matrices, int64_t i, int64_t size) {
@@ -119,7 +120,8 @@ static linear linear_of(const moe_ffn *f, const moe_ffn_gradient *g, int which, 
     linear l = {.in = which == 2 ? f->width : f->hidden,
                 .out = which == 2 ? f->hidden : f->width,
                 .rank = f->rank,
-                .scale = f->lora_scale};
+                .scale = f->lora_scale,
+                .codes = f->codes};
     l.w = block(w[m], f->rank ? 0 : i, l.in * l.out);
     l.a = block(a[m], i, l.rank * l.in);
     l.b = block(b[m], i, l.rank * l.out);
@@ -157,19 +159,40 @@ static void scale(real *x, real by, int64_t n) {
     }
 }
 
+/* c = op(a) op(b) + beta c, in the precision of the map. */
+static void multiply(const linear *l,
+                     enum moe_gemm_form form,
+                     int64_t m,
+                     int64_t n,
+                     int64_t k,
+                     const real *a,
+                     const real *b,
+                     real beta,
+                     real *c) {
+    if (l->codes) {
+        moe_gemm_bf16(form, m, n, k, a, b, beta, c, l->codes);
+    } else if (form == MOE_GEMM_TN) {
+        moe_gemm_tn(m, n, k, a, b, beta, c);
+    } else if (form == MOE_GEMM_NN) {
+        moe_gemm_nn(m, n, k, a, b, beta, c);
+    } else {
+        (beta == 0 ? moe_gemm_nt : moe_gemm_nt_add)(m, n, k, a, b, c);
+    }
+}
+
 /* low [rows,r] = s x A^T */
 static void project(const linear *l, int64_t rows, const real *x, real *low) {
-    moe_gemm_nt(rows, l->rank, l->in, x, l->a, low);
+    multiply(l, MOE_GEMM_NT, rows, l->rank, l->in, x, l->a, 0, low);
     scale(low, l->scale, rows * l->rank);
 }
 
 static void linear_forward(const linear *l, int64_t rows, const real *x, real *low, real *y) {
-    moe_gemm_nt(rows, l->out, l->in, x, l->w, y);
+    multiply(l, MOE_GEMM_NT, rows, l->out, l->in, x, l->w, 0, y);
     if (!l->rank) {
         return;
     }
     project(l, rows, x, low);
-    moe_gemm_nt_add(rows, l->out, l->rank, low, l->b, y);
+    multiply(l, MOE_GEMM_NT, rows, l->out, l->rank, low, l->b, 1, y);
 }
 
 /* dW += dy^T x, dx = beta dx + dy W; with adapters also dB += dy^T (s x A^T), e = s dy B, dA += e^T
@@ -183,19 +206,25 @@ static void linear_backward(const linear *l,
                             real beta,
                             real *dx) {
     if (l->dw) {
-        moe_gemm_tn(l->out, l->in, rows, dy, x, l->keep, l->dw);
+        multiply(l, MOE_GEMM_TN, l->out, l->in, rows, dy, x, l->keep, l->dw);
     }
-    moe_gemm_nn(rows, l->in, l->out, dy, l->w, beta, dx);
+    multiply(l, MOE_GEMM_NN, rows, l->in, l->out, dy, l->w, beta, dx);
     if (!l->rank) {
         return;
     }
     real *e = low + rows * l->rank;
     project(l, rows, x, low);
-    moe_gemm_tn(l->out, l->rank, rows, dy, low, l->keep, l->db);
-    moe_gemm_nn(rows, l->rank, l->out, dy, l->b, 0, e);
+    multiply(l, MOE_GEMM_TN, l->out, l->rank, rows, dy, low, l->keep, l->db);
+    multiply(l, MOE_GEMM_NN, rows, l->rank, l->out, dy, l->b, 0, e);
     scale(e, l->scale, rows * l->rank);
-    moe_gemm_tn(l->rank, l->in, rows, e, x, l->keep, l->da);
-    moe_gemm_nn(rows, l->in, l->rank, e, l->a, 1, dx);
+    multiply(l, MOE_GEMM_TN, l->rank, l->in, rows, e, x, l->keep, l->da);
+    multiply(l, MOE_GEMM_NN, rows, l->in, l->rank, e, l->a, 1, dx);
+}
+
+/* Rows meet a matrix of [in,out], [in,rank] or [rank,out], or two blocks of rows meet. */
+int64_t moe_ffn_codes(const moe_ffn *f, int64_t rows) {
+    return rows * (f->hidden + f->width + f->rank) + f->hidden * f->width +
+           f->rank * (f->hidden + f->width);
 }
 
 /* --- one FFN --- */

@@ -39,7 +39,13 @@ typedef struct moe_ffn { /* `count` FFNs of equal shape */
     real *w2;           /* [count,H,F]. lora: [1,H,F], frozen */
     real *a1, *a3, *a2; /* [count,r,H], [count,r,H], [count,r,F] lora only */
     real *b1, *b3, *b2; /* [count,F,r], [count,F,r], [count,H,r] lora only */
+    uint16_t *codes;    /* NULL: products in `real`. Else they are computed in bf16 (base/gemm.h),
+                           with this scratch of moe_ffn_codes numbers, and everything between them,
+                           sums and weights stay `real`. Set in a copy by who calls; not owned */
 } moe_ffn;
+
+/* Local. How many codes the products of calls with `rows` rows need. */
+int64_t moe_ffn_codes(const moe_ffn *f, int64_t rows);
 
 /* The gradients of a moe_ffn, in the same shapes; NULL where the FFN has no such matrix or it is
  * frozen. Not owned: they stand in the table of parameters. */

@@ -143,8 +143,9 @@ typedef struct moe_layer_metrics {
 
 /* --- the metrics of a step --- */
 
-/* What narrow payloads changed, against the same step with fp32: in the last step of a run whose
- * payloads round. loss and gradient are NaN without training. */
+/* What narrow payloads and experts that compute in bf16 changed together, against the same step
+ * with fp32: in the last step of a run that has them. loss and gradient are NaN without training.
+ */
 typedef struct moe_payload_error_metrics {
     bool on;
     double y;        /* root mean square over tokens of |y - y of fp32| / |y of fp32|, last layer */

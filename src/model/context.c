@@ -40,6 +40,7 @@ void moe_context_init(moe_context *context,
                       const moe_input *input,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
+    context->bf16 = c->model.compute == MOE_COMPUTE_BF16;
     context->dispatched = moe_payload_of_dispatch(c);
     context->combined = moe_payload_of_combine(c);
     init_placements(context);

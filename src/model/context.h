@@ -34,6 +34,7 @@ typedef struct moe_context {
 
     int64_t step; /* keys what is drawn anew in every step */
     int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */
+    bool bf16;    /* experts compute in bf16 */
     moe_payload_format dispatched; /* of x on its way to the experts */
     moe_payload_format combined;   /* of results, dy and dx */
     bool trains;                   /* a gradient will be taken: noise and expert dropout act */

@@ -6,6 +6,9 @@
  * 0 is added into device d - low, where low is the lowest set bit of d, once its own subtree d .. d
  * + low - 1 is complete.
  *
+ * Short vectors are not worth two messages: every rank gathers the rows of all ranks and finishes
+ * the whole tree by itself. The additions, and so the bits, are the same.
+ *
  * Advantage: the work of the sum is shared, and a rank with whole subtrees sends one row for each
  * of them instead of one for each device. Disadvantage: with one device a rank there are no whole
  * subtrees, and each rank sends everything once, as a reduce-scatter does. A ring would not need
@@ -20,6 +23,7 @@
 
 enum {
     PIECE_BYTES = 1 << 22, /* of all local devices together */
+    SHORT_BYTES = 1 << 16, /* of all rows that a rank gathers of short vectors */
     CHUNK = 2048           /* columns that a thread takes through the whole tree */
 };
 
@@ -37,8 +41,9 @@ struct moe_device_tree {
     int64_t *send, *recv; /* [2][ranks] */
     int64_t *bytes;       /* [ranks] */
 
-    real *stage; /* [num_local][piece], by slices */
-    real *inbox; /* [devices][a slice], with several ranks */
+    real *stage;   /* [num_local][piece], by slices */
+    bool is_short; /* all rows of all ranks are gathered */
+    real *inbox; /* [devices][a slice], or [devices][piece] of short vectors; with several ranks */
     real *sum;   /* [piece], with several ranks */
 };
 
@@ -83,6 +88,8 @@ moe_device_tree *moe_device_tree_new(const moe_comm *comm,
     tree->num_local = num_local_devices;
     tree->first = comm->rank * num_local_devices;
     tree->piece = longest < most ? longest : most > 0 ? most : 1;
+    tree->is_short = devices * tree->piece * (int64_t)sizeof(real) <= SHORT_BYTES;
+    int64_t slice = tree->is_short ? tree->piece : tree->piece / ranks + 1;
     moe_block_array table[] = {
         MOE_ARRAY(tree->local, num_local_devices),
         MOE_ARRAY(tree->global, devices),
@@ -91,7 +98,7 @@ moe_device_tree *moe_device_tree_new(const moe_comm *comm,
         MOE_ARRAY(tree->recv, 2 * ranks),
         MOE_ARRAY(tree->bytes, ranks),
         MOE_ARRAY(tree->stage, num_local_devices * tree->piece),
-        MOE_ARRAY(tree->inbox, several ? devices * (tree->piece / ranks + 1) : 0),
+        MOE_ARRAY(tree->inbox, several ? devices * slice : 0),
         MOE_ARRAY(tree->sum, several ? tree->piece : 0),
     };
     moe_block_reserve(&tree->block, table, MOE_ARRAYS(table), what);
@@ -217,6 +224,26 @@ static void exchange(moe_device_tree *tree, const moe_comm *comm, int64_t length
     moe_comm_allgatherv(comm, tree->inbox, tree->sum, tree->bytes);
 }
 
+/* Collective: the rows of all ranks go from stage to inbox, where row 0 becomes the sum. */
+static void gather_short(moe_device_tree *tree, const moe_comm *comm, int64_t length) {
+    for (int q = 0; q < comm->size; q++) {
+        tree->bytes[q] = tree->rows[q] * length * (int64_t)sizeof(real);
+    }
+    moe_comm_allgatherv(comm, tree->stage, tree->inbox, tree->bytes);
+    add_rows(tree, 0, tree->devices, tree->global, tree->inbox, length);
+}
+
+static void sum_short(moe_device_tree *tree,
+                      const moe_comm *comm,
+                      const moe_device_vector *vector,
+                      int64_t length) {
+    stage_slice(tree, vector, 0, length, tree->stage);
+    if (comm->size > 1) {
+        gather_short(tree, comm, length);
+    }
+    scatter(vector, 0, length, comm->size > 1 ? tree->inbox : tree->stage);
+}
+
 void moe_device_tree_sum(moe_device_tree *tree,
                          const moe_comm *comm,
                          const moe_device_vector *vector,
@@ -224,6 +251,11 @@ void moe_device_tree_sum(moe_device_tree *tree,
     int64_t total = 0;
     for (int i = 0; i < num_vectors; i++) {
         total += vector[i].count;
+    }
+    if (tree->is_short) {
+        MOE_ASSERT(total <= tree->piece);
+        sum_short(tree, comm, vector, total);
+        return;
     }
     for (int64_t begin = 0; begin < total; begin += tree->piece) {
         int64_t length = total - begin < tree->piece ? total - begin : tree->piece;

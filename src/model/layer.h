@@ -72,6 +72,7 @@ typedef struct moe_activations {
     moe_drop drop;       /* who of it is sent, where there is a capacity */
     moe_stats segments;
     moe_scopes scopes;
+    bool losses_counted; /* in scopes, and not yet summed over the ranks */
     moe_plan plan;
     moe_exchange exchange;
     moe_expert_buffers buffers;
@@ -115,9 +116,9 @@ moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context);
 
 /* --- layer_forward.c --- */
 
-/* Collective. y [T,H] = sum of the shared experts + sum of g * FFN, without the residual. Fills
- * `metrics` but for what moe_tally_layer adds. x [T,H] must stay unchanged as long as the
- * activations are used. */
+/* Collective. y [T,H] = sum of the shared experts + sum of g * FFN, without the residual. Of
+ * `metrics` only the times are filled in: moe_layer_losses and moe_tally_layer add the rest. x
+ * [T,H] must stay unchanged as long as the activations are used. */
 void moe_layer_forward(const moe_layer *layer,
                        const moe_context *context,
                        const real *x,
@@ -127,9 +128,20 @@ void moe_layer_forward(const moe_layer *layer,
 
 /* --- layer_losses.c --- */
 
-/* Collective. The balance losses of the layer in every scope, from the statistics of the router and
- * the rows of the plan; fills their fields of `metrics`. The last layer also finishes the loss over
- * the tokens of all layers. */
+/* The balance losses of the layer in every scope, from the statistics of the router and the rows of
+ * the plan. moe_layer_forward counts them on each rank and sums nothing: the sum over the ranks
+ * goes with that of the tally, or, where the layer is not tallied, is one of its own. An
+ * evaluation, which reads no balance loss, does without. */
+
+/* Local. Counts the share of this rank in a->scopes, whose vector has to be summed then. */
+void moe_layer_losses_count(const moe_layer *layer, const moe_context *context, moe_activations *a);
+/* Collective. Makes the losses from the summed vector and fills their fields of `metrics`. The last
+ * layer also finishes the loss over the tokens of all layers. */
+void moe_layer_losses_complete(const moe_layer *layer,
+                               const moe_context *context,
+                               moe_activations *a,
+                               moe_layer_metrics *metrics);
+/* Collective. Sums and completes the losses, unless that has been done since they were counted. */
 void moe_layer_losses(const moe_layer *layer,
                       const moe_context *context,
                       moe_activations *a,

@@ -250,6 +250,7 @@ void moe_layer_forward(const moe_layer *layer,
     moe_plan_build(&a->plan, c->exchange.mode, b, layer->placement, context->comm->size,
                    moe_activations_sent(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
+    a->buffers.bf16 = context->bf16;
     a->exchange.dispatched = context->dispatched;
     a->exchange.combined = context->combined;
     a->exchange.node_sum = c->exchange.node_sum;
@@ -263,6 +264,6 @@ void moe_layer_forward(const moe_layer *layer,
     phase(&watch, MOE_PHASE_COMBINE, a);
     shared_forward(layer, context, a, y);
     phase(&watch, MOE_PHASE_SHARED, NULL);
-    moe_layer_losses(layer, context, a, metrics);
+    moe_layer_losses_count(layer, context, a);
     phase(&watch, MOE_PHASE_BALANCE, NULL);
 }

@@ -53,14 +53,9 @@ static void add_to_all_layers(const moe_layer *layer,
     metrics->allreduce_bytes += all->allreduce_bytes;
 }
 
-static void balance_losses(const moe_layer *layer,
-                           const moe_context *context,
-                           moe_activations *a,
-                           moe_layer_metrics *metrics) {
-    const moe_sent_rows sent = {count_sent_rows, &(sent_rows){layer, context, a}};
-    moe_scopes_reduce(&a->scopes, context->comm, &context->balance, layer->placement,
-                      context->batch, &a->segments,
-                      moe_context_rows_not_tokens(context) ? NULL : &sent);
+static void fill_metrics(const moe_context *context,
+                         const moe_activations *a,
+                         moe_layer_metrics *metrics) {
     metrics->total = 0;
     memcpy(metrics->loss_by_scope, a->scopes.loss, sizeof metrics->loss_by_scope);
     memcpy(metrics->ideal, a->scopes.ideal, sizeof metrics->ideal);
@@ -80,12 +75,36 @@ static void balance_losses(const moe_layer *layer,
            (size_t)context->batch->devices * sizeof *tokens);
 }
 
+void moe_layer_losses_count(const moe_layer *layer,
+                            const moe_context *context,
+                            moe_activations *a) {
+    const moe_sent_rows sent = {count_sent_rows, &(sent_rows){layer, context, a}};
+    moe_scopes_count(&a->scopes, &context->balance, layer->placement, context->batch, &a->segments,
+                     moe_context_rows_not_tokens(context) ? NULL : &sent);
+    a->losses_counted = true;
+}
+
+void moe_layer_losses_complete(const moe_layer *layer,
+                               const moe_context *context,
+                               moe_activations *a,
+                               moe_layer_metrics *metrics) {
+    MOE_ASSERT(a->losses_counted);
+    a->losses_counted = false;
+    moe_scopes_complete(&a->scopes, &context->balance, layer->placement, context->batch);
+    fill_metrics(context, a, metrics);
+    add_to_all_layers(layer, context, a, metrics);
+}
+
 void moe_layer_losses(const moe_layer *layer,
                       const moe_context *context,
                       moe_activations *a,
                       moe_layer_metrics *metrics) {
-    balance_losses(layer, context, a, metrics);
-    add_to_all_layers(layer, context, a, metrics);
+    int64_t *words;
+    if (a->losses_counted) {
+        int64_t count = moe_scopes_vector(&a->scopes, &words);
+        moe_comm_sum_i64(context->comm, words, count);
+        moe_layer_losses_complete(layer, context, a, metrics);
+    }
 }
 
 /* --- gradient of the losses with respect to the logits --- */

@@ -235,10 +235,14 @@ static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad,
 
 /* The sums are scaled by a power of 4 to below 2^40, where exact integers have room for all of them
  * and for their last bits. */
-double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst) {
+double moe_parameters_gradient_norm_with(moe_parameters *all,
+                                         const moe_comm *comm,
+                                         int64_t *sums,
+                                         int64_t num_further,
+                                         const char **worst) {
     int bad, exponent;
     clear_stale(all);
-    int64_t pieces = square_all(all, comm->rank == 0, &bad), words[MOE_EXACT_WORDS] = {0};
+    int64_t pieces = square_all(all, comm->rank == 0, &bad);
     double most = 0;
     for (int64_t i = 0; i < pieces; i++) {
         if (all->square[i] > most) {
@@ -246,17 +250,17 @@ double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, c
         }
     }
     *worst = agree_bad(all, comm, bad, &most);
-    if (*worst) {
-        return NAN;
-    }
-    if (most == 0) {
-        return 0;
-    }
     frexp(most, &exponent);
     int half = exponent > -900 ? (40 - exponent) / 2 : 470;
-    for (int64_t i = 0; i < pieces; i++) {
-        moe_exact_add(words, ldexp(all->square[i], 2 * half));
+    memset(sums, 0, MOE_EXACT_WORDS * sizeof *sums);
+    for (int64_t i = 0; i < pieces && !*worst; i++) {
+        moe_exact_add(sums, ldexp(all->square[i], 2 * half));
     }
-    moe_comm_sum_i64(comm, words, MOE_EXACT_WORDS);
-    return ldexp(sqrt(moe_exact_value(words)), -half);
+    moe_comm_sum_i64(comm, sums, MOE_EXACT_WORDS + num_further);
+    return *worst ? NAN : ldexp(sqrt(moe_exact_value(sums)), -half);
+}
+
+double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst) {
+    int64_t sums[MOE_EXACT_WORDS];
+    return moe_parameters_gradient_norm_with(all, comm, sums, 0, worst);
 }

@@ -93,4 +93,12 @@ void moe_parameters_reduce(moe_parameters *all, const moe_comm *comm, double sca
  * rank that has it; otherwise *worst is NULL. */
 double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst);
 
+/* Collective. The same, and sums what the caller has in `sums` behind the first MOE_EXACT_WORDS,
+ * which are the norm's, over the ranks in the same message: num_further words. */
+double moe_parameters_gradient_norm_with(moe_parameters *all,
+                                         const moe_comm *comm,
+                                         int64_t *sums,
+                                         int64_t num_further,
+                                         const char **worst);
+
 #endif

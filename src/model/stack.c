@@ -90,6 +90,7 @@ int moe_stack_forward(moe_stack *s,
             moe_timeline_end(timeline, span, moe_comm_time());
             return st->code;
         }
+        moe_layer_losses(&s->layer[l], s->context, moe_stack_activations(s, l), &metrics->layer[l]);
         add_residual(s, s->y, x, s->x[l + 1]);
         moe_timeline_end(timeline, span, moe_comm_time());
     }

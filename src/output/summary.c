@@ -541,7 +541,8 @@ json_t *moe_summary_run(const moe_config *c,
     moe_json_put(o, "volume", volumes_object(c, f.volume));
     moe_json_put(o, "counted", counted_object(c, last, &f));
     if (last->payload_error.on) {
-        moe_json_put(o, "payload_error", payload_error_object(last));
+        const bool computes = c->model.compute != MOE_COMPUTE_FP32;
+        moe_json_put(o, computes ? "compute_error" : "payload_error", payload_error_object(last));
     }
     moe_json_put(o, "allreduce_bytes", json_integer(f.allreduce_bytes));
     moe_json_put(o, "balance", mean_balance(c, last));

@@ -20,11 +20,13 @@ static void print_model(const moe_screen *s, const moe_config *c) {
     if (c->model.num_shared_experts > 0) {
         snprintf(shared, sizeof shared, " and %d shared", c->model.num_shared_experts);
     }
-    moe_screen_wrapped(
-        s, LABEL, "model", "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s",
-        c->model.num_layers, c->model.num_layers == 1 ? "" : "s", c->model.num_experts, shared,
-        c->model.hidden_size, c->model.moe_intermediate_size,
-        moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type));
+    moe_screen_wrapped(s, LABEL, "model",
+                       "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s%s",
+                       c->model.num_layers, c->model.num_layers == 1 ? "" : "s",
+                       c->model.num_experts, shared, c->model.hidden_size,
+                       c->model.moe_intermediate_size,
+                       moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type),
+                       c->model.compute == MOE_COMPUTE_BF16 ? " in bf16" : "");
 }
 
 /* What stands in front of every MoE layer, and what a decoder would remember of a token. */
@@ -390,6 +392,23 @@ static void warn_slow_gemm(const moe_screen *s, const moe_topology *t, int ranks
     }
 }
 
+/* Measured on this rank's core: instructions for bf16 that take longer than those for fp32 exist.
+ */
+static void warn_slow_bf16(const moe_screen *s, const moe_config *c) {
+    char text[160];
+    if (c->model.compute != MOE_COMPUTE_BF16) {
+        return;
+    }
+    const double speed = moe_gemm_bf16_speed();
+    if (speed < 0.95) {
+        snprintf(
+            text, sizeof text,
+            "model.compute = bf16 is slower here: a product takes %.1f times as long as in fp32",
+            1 / speed);
+        moe_terminal_warn(s, text);
+    }
+}
+
 static void print_warnings(const moe_screen *s,
                            const moe_config *c,
                            const moe_topology *t,
@@ -410,6 +429,7 @@ static void print_warnings(const moe_screen *s,
         break;
     }
     warn_slow_gemm(s, t, ranks);
+    warn_slow_bf16(s, c);
     warn_idle(s, c);
     if (t[0].synthetic) {
         moe_terminal_warn(

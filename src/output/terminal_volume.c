@@ -2,6 +2,7 @@
  * without the device limit. */
 #include <math.h>
 
+#include "exchange/payload.h"
 #include "measure/imbalance.h"
 #include "output/terminal_internal.h"
 
@@ -231,7 +232,13 @@ static void print_payload_error(const moe_screen *s,
         snprintf(training, sizeof training, ", loss of the task %+.3g, gradient %.3g %%", e->loss,
                  100 * e->gradient);
     }
-    moe_screen_wrapped(s, 2, "", "error of the payloads, against this step with fp32: y %.3g %%%s",
+    const bool computes = c->model.compute != MOE_COMPUTE_FP32;
+    const bool travels = moe_payload_rounds(moe_payload_of_dispatch(c)) ||
+                         moe_payload_rounds(moe_payload_of_combine(c));
+    moe_screen_wrapped(s, 2, "", "error of the %s, against this step with fp32: y %.3g %%%s",
+                       !computes ? "payloads"
+                       : travels ? "experts' bf16 and of the payloads"
+                                 : "experts' bf16",
                        100 * e->y, training);
 }
 

@@ -29,12 +29,24 @@ static int64_t scratch_of(const moe_memory_sizes *s,
     const int64_t streams = s->backward ? 2 : 1;
     return mul(min64(CALL_ROWS, rows), add(add(mul(streams, h), mul(widths, width)), 2 * rank));
 }
+/* Factors of a product in bf16, which are half as long as floats (moe_ffn_codes). */
+static int64_t codes_of(const moe_config *c, int64_t rows, int64_t h, int64_t width, int64_t rank) {
+    if (c->model.compute == MOE_COMPUTE_FP32 || c->model.expert_type == MOE_EXPERT_IDENTITY) {
+        return 0;
+    }
+    const int64_t of_rows = mul(min64(CALL_ROWS, rows), add(add(h, width), rank));
+    const int64_t weights = add(mul(h, width), mul(rank, add(h, width)));
+    return mul(add(of_rows, weights), sizeof(uint16_t)) / (int64_t)REAL;
+}
 static int64_t expert_scratch(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     const int64_t rank = c->model.expert_type == MOE_EXPERT_LORA ? c->model.lora_rank : 0;
     const int64_t shared = c->model.num_shared_experts;
-    const int64_t one = scratch_of(s, s->sent / s->slots + 1, h, f, rank);
-    const int64_t wide = shared > 0 ? scratch_of(s, s->device_tokens, h, mul(shared, f), 0) : 0;
+    const int64_t rows = s->sent / s->slots + 1;
+    const int64_t one = add(scratch_of(s, rows, h, f, rank), codes_of(c, rows, h, f, rank));
+    const int64_t wide = shared > 0 ? add(scratch_of(s, s->device_tokens, h, mul(shared, f), 0),
+                                          codes_of(c, s->device_tokens, h, mul(shared, f), 0))
+                                    : 0;
     return mul(max64(mul(s->threads, one), mul(s->backward ? 1 : s->threads, wide)), REAL);
 }
 
@@ -251,7 +263,7 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
 
 /* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
 static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
-    if (!moe_payload_rounds(moe_payload_of_dispatch(c)) &&
+    if (c->model.compute == MOE_COMPUTE_FP32 && !moe_payload_rounds(moe_payload_of_dispatch(c)) &&
         !moe_payload_rounds(moe_payload_of_combine(c))) {
         return 0;
     }

@@ -136,7 +136,7 @@ typedef struct exchanging {
     const moe_comm *comm;
     int ranks;      /* the first ones take part */
     int64_t bytes;  /* for each pair */
-    int64_t *sizes; /* [4][size]: counts, offsets, and two for moe_comm_alltoall_i64 */
+    int64_t *sizes; /* [4][size]: counts, offsets, and two for moe_comm_alltoall */
     char *out, *in;
 } exchanging;
 
@@ -145,7 +145,7 @@ static void exchange(void *argument) {
     const int size = e->comm->size;
     int64_t *count = e->sizes, *offset = e->sizes + size;
     const bool mine = e->comm->rank < e->ranks;
-    moe_comm_alltoall_i64(e->comm, e->sizes + 2 * size, e->sizes + 3 * size, 1);
+    moe_comm_alltoall(e->comm, e->sizes + 2 * size, e->sizes + 3 * size, sizeof(int64_t));
     for (int part = 0; part < 2; part++) { /* metadata, then payload */
         const int64_t bytes = part == 0 ? 16 : e->bytes;
         for (int q = 0; q < size; q++) {

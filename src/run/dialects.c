@@ -83,6 +83,7 @@ static moe_config quick(const moe_config *resolved) {
     c.run.steps = 1;
     c.model.num_layers = 1;
     c.model.expert_type = MOE_EXPERT_IDENTITY;
+    c.model.compute = MOE_COMPUTE_FP32;
     c.model.num_shared_experts = 0;
     return c;
 }

@@ -129,6 +129,9 @@ static int open_run(moe_step_source *s, moe_status *st) {
     c->run.mode = MOE_MODE_FORWARD;
     moe_gemm_init();
     moe_topology_init(s->comm, c->run.threads, &topology);
+    if (c->model.compute == MOE_COMPUTE_BF16 && moe_gemm_require_bf16(st)) {
+        return st->code;
+    }
     if (c->model.load[0]) {
         return moe_fail(st, MOE_USER,
                         "model.load: --placements works on keyed weights or on data.source = "

@@ -194,7 +194,9 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
 
 int moe_run_prepare(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
-    moe_gemm_choose(c->run.gemm, st);
+    if (moe_gemm_choose(c->run.gemm, st) == MOE_OK && c->model.compute == MOE_COMPUTE_BF16) {
+        moe_gemm_require_bf16(st);
+    }
     if (moe_comm_agree(r->comm, st)) {
         return st->code;
     }

@@ -2,7 +2,7 @@
  *
  * Every rank counts its own tokens and devices into one vector of integers, which one MPI_Allreduce
  * sums over the ranks; the layer's metrics are filled in from the sums. The self-checks (checks.c)
- * have their places in the same vector. */
+ * and the balance losses of the layer have their places in the same vector. */
 #include "tally/tally.h"
 
 #include <math.h>
@@ -13,13 +13,15 @@
 #include "router/select.h"
 #include "tally/internal.h"
 
-static moe_tally tally_new(const moe_context *context) {
+/* further_words: room behind the counts, for what is summed in the same message. */
+static moe_tally tally_new(const moe_context *context, int64_t further_words) {
     int64_t n = context->router.num_experts, d = context->batch->devices;
     int64_t drop_words = moe_tally_drop_words(context);
     moe_tally t = {.count = n + 4 * d + MOE_TALLY_NUM_LEVEL_COUNTS * MOE_NUM_LEVELS + 65 +
                             MOE_EXACT_WORDS + MOE_TALLY_NUM_SCALARS +
                             moe_tally_matrix_words(context) + drop_words};
-    t.words = moe_scratch_take_zero(context->batch->scratch, t.count, sizeof *t.words, "tally");
+    t.words = moe_scratch_take_zero(context->batch->scratch, t.count + further_words,
+                                    sizeof *t.words, "tally");
     t.counts = t.words;
     t.by_device = t.counts + n;
     t.sent_rows = t.by_device + d;
@@ -341,13 +343,22 @@ static void fill_all_layers(const moe_context *context, moe_step_metrics *metric
     }
 }
 
+/* Collective. Sums the tally and the vector of the balance losses, `num` words, which is copied
+ * behind it for that: one message for both. */
+static void sum_with_losses(moe_tally *t, const moe_comm *comm, int64_t *losses, int64_t num) {
+    memcpy(t->words + t->count, losses, (size_t)num * sizeof *losses);
+    moe_comm_sum_i64(comm, t->words, t->count + num);
+    memcpy(losses, t->words + t->count, (size_t)num * sizeof *losses);
+}
+
 void moe_tally_layer(const moe_layer *layer,
                      const moe_context *context,
-                     const moe_activations *a,
+                     moe_activations *a,
                      const real *y,
                      moe_step_metrics *metrics) {
     moe_layer_metrics *out = &metrics->layer[layer->index];
-    moe_tally t = tally_new(context);
+    int64_t *losses, num_losses = moe_scopes_vector(&a->scopes, &losses);
+    moe_tally t = tally_new(context, num_losses);
     count_blocks(&t, context, a);
     count_reach(&t, layer, context, &a->routing);
     count_rows(&t, layer, context, moe_activations_sent(a));
@@ -355,7 +366,8 @@ void moe_tally_layer(const moe_layer *layer,
     moe_tally_drop_count(layer, context, a, t.drop);
     moe_tally_checks_count(&t, layer, context, a, y);
     int64_t not_finite_here = t.scalar[MOE_TALLY_NOT_FINITE];
-    moe_comm_sum_i64(context->comm, t.words, t.count);
+    sum_with_losses(&t, context->comm, losses, num_losses);
+    moe_layer_losses_complete(layer, context, a, out);
     fill_counts(&t, context, out);
     moe_tally_matrix(&t, context, a, &out->matrix);
     fill_drop(&t, context, a, out);

@@ -6,11 +6,12 @@
 #include "model/layer.h"
 #include "model/stack.h"
 
-/* Collective. Completes metrics->layer[layer->index] with counts, matrices, volume, reach and
- * output, and adds the layer's self-checks to the step. y [T,H] is the layer's output. */
+/* Collective. Right after the layer's forward pass: completes metrics->layer[layer->index] with the
+ * balance losses, counts, matrices, volume, reach and output, and adds the layer's self-checks to
+ * the step. y [T,H] is the layer's output. */
 void moe_tally_layer(const moe_layer *layer,
                      const moe_context *context,
-                     const moe_activations *a,
+                     moe_activations *a,
                      const real *y,
                      moe_step_metrics *metrics);
 

@@ -14,12 +14,13 @@ void moe_payload_error_free(moe_payload_error *r) {
 }
 
 bool moe_payload_error_happens(const moe_config *c) {
-    return moe_payload_rounds(moe_payload_of_dispatch(c)) ||
+    return c->model.compute != MOE_COMPUTE_FP32 || moe_payload_rounds(moe_payload_of_dispatch(c)) ||
            moe_payload_rounds(moe_payload_of_combine(c));
 }
 
 void moe_payload_error_suspend(moe_context *context, bool suspended) {
     const moe_payload_format whole = {.type = MOE_PAYLOAD_FP32};
+    context->bf16 = !suspended && context->config->model.compute == MOE_COMPUTE_BF16;
     context->dispatched = suspended ? whole : moe_payload_of_dispatch(context->config);
     context->combined = suspended ? whole : moe_payload_of_combine(context->config);
 }

@@ -7,6 +7,22 @@
 #include "balance/bias.h"
 #include "base/exact.h"
 
+/* --- sums of losses --- */
+
+/* The loss of one micro-batch or of several held-out batches, as integers that are added up over
+ * ranks: the exact sum, the number of tokens, how often a loss was not finite. */
+enum { LOSS_TOKENS = MOE_EXACT_WORDS, LOSS_BAD, LOSS_WORDS };
+
+/* The sums of the losses of a step's micro-batches. Those of the norm stand in front of them, so
+ * that one message adds up both. */
+static int64_t *step_losses(const moe_training *t) {
+    return t->sums + MOE_EXACT_WORDS;
+}
+
+static int64_t num_loss_words(const moe_training *t) {
+    return (int64_t)t->stack->context->config->train.accumulate * LOSS_WORDS;
+}
+
 /* --- setting up --- */
 
 void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch) {
@@ -25,6 +41,7 @@ void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch) {
     if (c->train.accumulate > 1) {
         moe_step_metrics_init(&t->micro, stack->num_layers, c->model.num_experts, batch->devices);
     }
+    t->sums = moe_alloc(MOE_EXACT_WORDS + num_loss_words(t), sizeof *t->sums, "sums of losses");
     t->gradient =
         moe_alloc(batch->num_tokens * c->model.hidden_size, sizeof(real), "gradient of the output");
 }
@@ -44,6 +61,7 @@ void moe_training_free(moe_training *t) {
     }
     moe_free(t->replicas);
     moe_free(t->gradient);
+    moe_free(t->sums);
     moe_step_metrics_free(&t->micro);
     moe_task_free(&t->task);
     moe_parameters_free(&t->parameters);
@@ -52,41 +70,40 @@ void moe_training_free(moe_training *t) {
 
 /* --- one micro-batch --- */
 
-typedef struct loss_sum { /* of this rank; added up over ranks as integers */
-    int64_t words[MOE_EXACT_WORDS], tokens, bad;
-} loss_sum;
-
 /* dh NULL: no gradient. */
-static void add_loss(moe_training *t, loss_sum *sum, real *dh) {
+static void add_loss(moe_training *t, int64_t sum[LOSS_WORDS], real *dh) {
     int64_t bad =
         moe_task_loss(&t->task, t->batch, moe_stack_output(t->stack), t->batch->num_tokens_global,
-                      &t->parameters, sum->words, &sum->tokens, dh);
-    sum->bad += bad >= 0;
+                      &t->parameters, sum, &sum[LOSS_TOKENS], dh);
+    sum[LOSS_BAD] += bad >= 0;
+    t->bad_here |= bad >= 0;
 }
 
-/* Collective. Global mean; NaN when a token's loss is not finite: then bad_rank is the lowest rank
- * with such a token. */
-static double mean_loss(moe_training *t, loss_sum sum) {
-    const moe_comm *comm = t->stack->context->comm;
-    bool bad_here = sum.bad > 0;
-    moe_comm_sum_i64(comm, sum.words, sizeof sum / sizeof(int64_t));
-    if (sum.bad) {
-        t->bad_rank = moe_comm_lowest_rank(comm, bad_here);
+/* Collective. The mean over `count` sums of their global means, from the sums over ranks; NaN when
+ * a token's loss is not finite: then bad_rank is the lowest rank with such a token. */
+static double mean_loss(moe_training *t, const int64_t *sum, int32_t count) {
+    double mean = 0;
+    bool bad = false;
+    for (int32_t i = 0; i < count; i++, sum += LOSS_WORDS) {
+        bad |= sum[LOSS_BAD] > 0;
+        mean += (sum[LOSS_TOKENS] ? moe_exact_value(sum) / (double)sum[LOSS_TOKENS] : 0) / count;
+    }
+    if (bad) {
+        t->bad_rank = moe_comm_lowest_rank(t->stack->context->comm, t->bad_here);
         return NAN;
     }
-    return sum.tokens ? moe_exact_value(sum.words) / (double)sum.tokens : 0;
+    return mean;
 }
 
-/* Collective. Forward and backward of one micro-batch; *loss gets its global mean loss. `draw` keys
- * its tokens and its noise. */
+/* Collective. Forward and backward of one micro-batch; its loss goes to `sum`. `draw` keys its
+ * tokens and its noise. */
 static int run_micro_batch(moe_training *t,
                            int64_t draw,
                            moe_step_metrics *metrics,
-                           double *loss,
+                           int64_t sum[LOSS_WORDS],
                            moe_status *st) {
     moe_context *context = t->stack->context;
     moe_timeline *line = context->timeline;
-    loss_sum sum = {.tokens = 0};
     double start = moe_comm_time();
     metrics->num_checks = 0;
     context->draw = draw;
@@ -95,15 +112,12 @@ static int run_micro_batch(moe_training *t,
     moe_timeline_add(line, MOE_SPAN_INPUT, -1, start, moe_comm_time(), NULL);
     if (moe_stack_forward(t->stack, t->observer, metrics, st) == MOE_OK) {
         start = moe_comm_time();
-        add_loss(t, &sum, t->gradient);
+        add_loss(t, sum, t->gradient);
         moe_timeline_add(line, MOE_SPAN_LOSS, -1, start, moe_comm_time(), NULL);
         moe_stack_backward(t->stack, t->observer, t->gradient, metrics);
         start = moe_comm_time();
         moe_task_input_backward(&t->task, t->batch, t->gradient, &t->parameters);
         moe_timeline_add(line, MOE_SPAN_INPUT_BACKWARD, -1, start, moe_comm_time(), NULL);
-        start = moe_comm_time();
-        *loss = mean_loss(t, sum);
-        moe_timeline_add(line, MOE_SPAN_LOSS, -1, start, moe_comm_time(), NULL);
     }
     context->trains = false;
     return st->code;
@@ -129,22 +143,20 @@ static int gradient_failed(const moe_training *t, int64_t step, const char *wors
                     (long long)step, worst, t->parameters.worst_rank);
 }
 
-/* Collective. The micro-batches of a step: *loss gets the mean of their losses. Ends early when a
- * self-check did not pass: the check says where, and nothing is updated. */
+/* Collective. The micro-batches of a step; their losses are not added up over ranks yet. Ends early
+ * when a self-check did not pass: the check says where, and nothing is updated. */
 static int run_micro_batches(moe_training *t,
                              int64_t step,
                              moe_step_metrics *metrics,
-                             double *loss,
                              moe_status *st) {
     int32_t count = t->stack->context->config->train.accumulate;
-    *loss = 0;
+    t->bad_here = false;
+    memset(step_losses(t), 0, (size_t)num_loss_words(t) * sizeof(int64_t));
     for (int32_t i = 0; i < count && moe_step_metrics_all_passed(metrics); i++) {
-        double micro_loss = NAN;
         moe_step_metrics *micro = count > 1 ? &t->micro : metrics;
-        if (run_micro_batch(t, step * count + i, micro, &micro_loss, st)) {
+        if (run_micro_batch(t, step * count + i, micro, step_losses(t) + i * LOSS_WORDS, st)) {
             return st->code;
         }
-        *loss += micro_loss / count;
         if (count > 1) {
             moe_step_metrics_join(metrics, micro, i, count);
         }
@@ -166,7 +178,9 @@ static int run_with_fp32(moe_training *t, int64_t step, moe_status *st) {
     t->observer = &keeps;
     moe_payload_error_suspend(context, true);
     moe_parameters_clear_gradients(&t->parameters);
-    if (run_micro_batches(t, step, &metrics, &t->fp32->loss, st) == MOE_OK) {
+    if (run_micro_batches(t, step, &metrics, st) == MOE_OK) {
+        moe_comm_sum_i64(context->comm, step_losses(t), num_loss_words(t));
+        t->fp32->loss = mean_loss(t, step_losses(t), context->config->train.accumulate);
         moe_parameters_reduce(&t->parameters, context->comm,
                               1.0 / context->config->train.accumulate, &bytes);
         moe_payload_error_keep_gradient(t->fp32, &t->parameters);
@@ -179,8 +193,15 @@ static int run_with_fp32(moe_training *t, int64_t step, moe_status *st) {
     return st->code;
 }
 
-/* Collective. The mean gradient of the step, summed over devices, then the optimizer and the
- * routers' biases. */
+static int loss_failed(const moe_training *t, int64_t step, moe_status *st) {
+    return moe_fail(st, MOE_RUN_FAILED,
+                    "step %lld: the loss of the task (after the last layer) is NaN or Inf, first "
+                    "on rank %d",
+                    (long long)step, t->bad_rank);
+}
+
+/* Collective. The mean gradient of the step, summed over devices, and the loss of the step; then
+ * the optimizer and the routers' biases. */
 static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_status *st) {
     moe_stack *s = t->stack;
     const moe_config *c = s->context->config;
@@ -195,11 +216,17 @@ static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_
                           &metrics->gradient_allreduce_bytes);
     reduced = moe_comm_time();
     moe_timeline_add(s->context->timeline, MOE_SPAN_REDUCE, -1, start, reduced, NULL);
-    metrics->gradient_norm = moe_parameters_gradient_norm(&t->parameters, s->context->comm, &worst);
+    metrics->gradient_norm = moe_parameters_gradient_norm_with(&t->parameters, s->context->comm,
+                                                               t->sums, num_loss_words(t), &worst);
+    metrics->task_loss = mean_loss(t, step_losses(t), c->train.accumulate);
+    if (!isfinite(metrics->task_loss)) {
+        return loss_failed(t, step, st);
+    }
     if (!isfinite(metrics->gradient_norm)) {
         return gradient_failed(t, step, worst, st);
     }
     if (t->fp32) {
+        metrics->payload_error.loss = metrics->task_loss - t->fp32->loss;
         metrics->payload_error.gradient =
             moe_payload_error_of_gradient(t->fp32, &t->parameters, s->context->comm);
     }
@@ -215,26 +242,15 @@ static int update(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_
 }
 
 int moe_training_step(moe_training *t, int64_t step, moe_step_metrics *metrics, moe_status *st) {
-    double loss;
     set_alpha(t, step);
     if (t->fp32 && run_with_fp32(t, step, st)) {
         return st->code;
     }
     moe_parameters_clear_gradients(&t->parameters);
-    if (run_micro_batches(t, step, metrics, &loss, st) || !moe_step_metrics_all_passed(metrics)) {
+    if (run_micro_batches(t, step, metrics, st) || !moe_step_metrics_all_passed(metrics)) {
         return st->code;
     }
-    metrics->task_loss = loss;
-    if (t->fp32) {
-        metrics->payload_error.loss = loss - t->fp32->loss;
-    }
     metrics->learning_rate = moe_optimizer_learning_rate(t->stack->context->config, step);
-    if (!isfinite(loss)) {
-        return moe_fail(st, MOE_RUN_FAILED,
-                        "step %lld: the loss of the task (after the last layer) is NaN or Inf, "
-                        "first on rank %d",
-                        (long long)step, t->bad_rank);
-    }
     return update(t, step, metrics, st);
 }
 
@@ -245,15 +261,17 @@ double moe_training_evaluate(moe_training *t,
                              moe_stack_run_layer *run,
                              void *self) {
     moe_timeline *line = t->stack->context->timeline;
-    loss_sum sum = {.tokens = 0};
+    int64_t sum[LOSS_WORDS] = {0};
     double start = moe_comm_time();
+    t->bad_here = false;
     for (int64_t i = 0; i < batches; i++) {
         moe_task_input(&t->task, t->batch, i, MOE_SPLIT_VALIDATION, moe_stack_input(t->stack));
         moe_stack_evaluate(t->stack, run, self);
-        add_loss(t, &sum, NULL);
+        add_loss(t, sum, NULL);
     }
     moe_timeline_add(line, MOE_SPAN_VALIDATION, -1, start, moe_comm_time(), NULL);
-    return mean_loss(t, sum);
+    moe_comm_sum_i64(t->stack->context->comm, sum, LOSS_WORDS);
+    return mean_loss(t, sum, 1);
 }
 
 double moe_training_validate(moe_training *t, int64_t batches) {

@@ -27,9 +27,11 @@ typedef struct moe_training {
     moe_parameters parameters; /* of the layers and the task */
     moe_replicas *replicas;    /* [layers] how their gradients are summed */
     moe_task task;
-    real *gradient;               /* [T,H] of the stack's output, then of its input */
-    moe_step_metrics micro;       /* of one micro-batch, where a step has several */
-    int bad_rank;                 /* lowest rank whose last loss was not finite, where one was */
+    real *gradient;         /* [T,H] of the stack's output, then of its input */
+    moe_step_metrics micro; /* of one micro-batch, where a step has several */
+    int64_t *sums;          /* words that are added up over ranks: norm and losses of a step */
+    bool bad_here;          /* a loss of this rank was not finite */
+    int bad_rank;           /* lowest rank whose last loss was not finite, where one was */
     const moe_observer *observer; /* sees every layer of every micro-batch; NULL = nobody */
     moe_payload_error *fp32;      /* where the step is to be run with fp32 too; NULL = not */
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; those of the context are these times

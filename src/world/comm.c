@@ -187,9 +187,9 @@ void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count) {
     reduce_in_place(comm, values, count, MPI_DOUBLE, sizeof *values, MPI_MAX);
 }
 
-void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *recv, int64_t n) {
-    MOE_ASSERT(n <= INT_MAX);
-    MPI_Alltoall(send, (int)n, MPI_INT64_T, recv, (int)n, MPI_INT64_T, comm->comm);
+void moe_comm_alltoall(const moe_comm *comm, const void *send, void *recv, int64_t bytes) {
+    MOE_ASSERT(bytes <= INT_MAX);
+    MPI_Alltoall(send, (int)bytes, MPI_BYTE, recv, (int)bytes, MPI_BYTE, comm->comm);
 }
 
 /* Memory for 4 ints of each rank: on the caller's stack, or, where there are many ranks, in

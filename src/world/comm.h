@@ -52,9 +52,9 @@ void moe_comm_sum_i64(const moe_comm *comm, int64_t *values, int64_t count);
 void moe_comm_max_i64(const moe_comm *comm, int64_t *values, int64_t count);
 void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count);
 
-/* Collective. n numbers for each pair of ranks: recv[q*n] .. recv[q*n + n - 1] become what rank q
+/* Collective. A block of `bytes` bytes for each pair of ranks: block q of recv becomes what rank q
  * has for this rank in its `send`. */
-void moe_comm_alltoall_i64(const moe_comm *comm, const int64_t *send, int64_t *recv, int64_t n);
+void moe_comm_alltoall(const moe_comm *comm, const void *send, void *recv, int64_t bytes);
 
 /* Collective. Gives every rank the bytes of all ranks, one behind the other in the order of ranks.
  * counts[q] is the number of bytes of rank q, which all know; recv holds their sum. */

@@ -1,6 +1,6 @@
 /* unit_gemm.c: every library that this build has computes the products as plain loops do, and the
- * same bits whatever thread asks and however the matrices are aligned; a library that it does not
- * have is refused.
+ * same bits whatever thread asks and however the matrices are aligned; products in bf16 are those
+ * of the rounded numbers; what it does not have is refused.
  *
  * ctest: f64 */
 #include <omp.h>
@@ -119,6 +119,94 @@ static void test_bits(enum moe_gemm_library library) {
     }
 }
 
+/* --- products in bf16 --- */
+
+static uint16_t codes[2 * LARGEST];
+
+/* To 8 bits of mantissa by scaling: rint rounds to nearest, ties to even. */
+static double nearest_bf16(double x) {
+    int exponent;
+    frexp(x, &exponent);
+    return ldexp(rint(ldexp(x, 8 - exponent)), exponent - 8);
+}
+
+static void multiply_bf16(shape s, const real *x, const real *y, real *out) {
+    static const enum moe_gemm_form form[] = {
+        [NT] = MOE_GEMM_NT,     [NT_ADD] = MOE_GEMM_NT, [NN] = MOE_GEMM_NN,
+        [NN_ADD] = MOE_GEMM_NN, [TN] = MOE_GEMM_TN,     [TN_ADD] = MOE_GEMM_TN};
+    bool adds = s.product == NT_ADD || s.product == NN_ADD || s.product == TN_ADD;
+    moe_gemm_bf16(form[s.product], s.m, s.n, s.k, x, y, adds, out, codes);
+}
+
+/* The element (i, j) from the definition, and in *size the sum of the sizes of its terms. */
+static double element_bf16(shape s, int64_t i, int64_t j, double *size) {
+    bool tn = s.product == TN || s.product == TN_ADD, nt = s.product == NT || s.product == NT_ADD;
+    bool adds = s.product == NT_ADD || s.product == NN_ADD || s.product == TN_ADD;
+    double sum = adds ? (double)c2[i * s.n + j] : 0;
+    *size = fabs(sum);
+    for (int64_t l = 0; l < s.k; l++) {
+        double term = nearest_bf16((float)(tn ? a[l * s.m + i] : a[i * s.k + l])) *
+                      nearest_bf16((float)(nt ? b[j * s.k + l] : b[l * s.n + j]));
+        sum += term;
+        *size += fabs(term);
+    }
+    return sum;
+}
+
+/* Sums are made in fp32: k roundings of a sum whose terms have the size `size`. */
+static void test_bf16(enum moe_gemm_library library) {
+    choose(library);
+    for (int i = 0; i < CASES; i += 3) {
+        const shape s = shape_of(i + i % 4);
+        fill(i);
+        memcpy(c2, c, sizeof c);
+        multiply_bf16(s, a, b, c);
+        double worst = 0;
+        for (int64_t j = 0; j < s.m * s.n; j += 1 + j % 7) {
+            double size, wanted = element_bf16(s, j / s.n, j % s.n, &size);
+            worst = fmax(worst, fabs((double)c[j] - wanted) / (1e-30 + size));
+        }
+        CHECK_MSG(worst <= 6e-8 * (2 + (double)s.k), "%lld x %lld x %lld: %g", (long long)s.m,
+                  (long long)s.n, (long long)s.k, worst);
+        CHECK_MSG(memcmp(c + s.m * s.n, c2 + s.m * s.n, OFFSETS * sizeof *c) == 0,
+                  "wrote behind the matrix");
+    }
+}
+
+static void test_bf16_bits(enum moe_gemm_library library) {
+    choose(library);
+    for (int i = 0; i < CASES; i += 2) {
+        const shape s = shape_of(i);
+        const int offset = i % OFFSETS;
+        fill(i);
+        memcpy(c2 + offset, c, LARGEST * sizeof *c);
+        memcpy(a2 + offset, a, LARGEST * sizeof *a);
+        omp_set_num_threads(1);
+        multiply_bf16(s, a, b, c);
+#pragma omp parallel num_threads(2)
+        if (omp_get_thread_num() == omp_get_num_threads() - 1) {
+            multiply_bf16(s, a2 + offset, b, c2 + offset);
+        }
+        CHECK_MSG(memcmp(c, c2 + offset, (size_t)(s.m * s.n) * sizeof *c) == 0,
+                  "case %d, %lld x %lld x %lld", i, (long long)s.m, (long long)s.n, (long long)s.k);
+    }
+}
+
+/* A library either has them, or says why not. */
+static void test_bf16_required(enum moe_gemm_library library) {
+    moe_status st = {0};
+    choose(library);
+    if (moe_gemm_require_bf16(&st) == MOE_OK) {
+        RUN(test_bf16, library);
+        RUN(test_bf16_bits, library);
+        CHECK(moe_gemm_bf16_speed() > 0);
+        return;
+    }
+    CHECK(library != MOE_GEMM_REFERENCE);
+    CHECK_EQ(st.code, MOE_USER);
+    CHECK_MSG(strstr(st.message, "model.compute = bf16: ") == st.message, "%s", st.message);
+}
+
 static void test_kernels(enum moe_gemm_library library) {
     moe_gemm_kernels k[2];
     choose(library);
@@ -158,6 +246,7 @@ int main(void) {
             RUN(test_values, (enum moe_gemm_library)library);
             RUN(test_bits, (enum moe_gemm_library)library);
             RUN(test_kernels, (enum moe_gemm_library)library);
+            RUN(test_bf16_required, (enum moe_gemm_library)library);
         }
     }
     RUN(test_environment, has_onednn);

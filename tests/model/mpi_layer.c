@@ -50,6 +50,7 @@ static void forward(layer_run *r, int threads) {
     moe_step_metrics_clear(&r->m.metrics);
     memset(r->y, 0x7f, (size_t)(r->m.batch.num_tokens * r->m.c.model.hidden_size) * sizeof *r->y);
     moe_layer_forward(r->layer, &r->m.context, r->x, r->y, r->a, &r->m.metrics.layer[0]);
+    moe_layer_losses(r->layer, &r->m.context, r->a, &r->m.metrics.layer[0]);
     moe_layer_dlogits(r->layer, &r->m.context, r->a, r->dlogits, NULL);
     CHECK_EQ(r->a->first_bad_token, -1);
 }

@@ -63,6 +63,7 @@ static void tear_down(fixture *f) {
 static double total(fixture *f, int64_t *selection) {
     double sum = 0;
     moe_layer_forward(f->layer, &f->m.context, f->x, f->y, f->a, &f->m.metrics.layer[0]);
+    moe_layer_losses(f->layer, &f->m.context, f->a, &f->m.metrics.layer[0]);
     for (int64_t i = 0; i < f->m.batch.num_tokens * f->m.c.model.hidden_size; i++) {
         sum += (double)f->y[i] * f->dy[i];
     }

@@ -35,6 +35,7 @@ RUNS = {
         },
         (),
     ),
+    "rounded": ({**TRAIN, "model.compute": "bf16", "run.gemm": "reference"}, ()),
     "narrow": (
         {
             **TRAIN,

@@ -456,6 +456,7 @@ class Drawing:
         self.maybe(0.5, "exchange.mode", "token", "selection", "two_level", "two_level")
         if self.get("exchange.mode") == "two_level":
             self.maybe(0.5, "exchange.node_sum", "yes", "no")
+        self.maybe(0.1, "model.compute", "bf16")
         self.maybe(0.3, "exchange.payload", "bf16", "fp8")
         if self.get("exchange.payload") == "fp8":
             self.maybe(0.5, "exchange.fp8_scale", "fp32", "ue8m0")

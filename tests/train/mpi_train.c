@@ -189,6 +189,7 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
     fill(&p, first, count, 2, 1.0 / count, dy);
     moe_parameters_clear_gradients(&p.all);
     moe_layer_forward(&p.layer, &p.context, x, y, &p.a, &p.metrics.layer[0]);
+    moe_layer_losses(&p.layer, &p.context, &p.a, &p.metrics.layer[0]);
     moe_layer_backward(&p.layer, &indices, &p.context, &p.a, &p.all, dy, &p.work, y,
                        &p.metrics.layer[0]);
     moe_parameters_reduce(&p.all, comm, 1, &bytes);
