@@ -13,7 +13,7 @@
 /* What a span shows: one of the phases 0 .. MOE_NUM_PHASES - 1, or one of these. MOE_SPAN_LAYER is
  * the forward pass of a layer with its phases, tally and residual; MOE_SPAN_TALLY is counting and
  * self-checks. From MOE_SPAN_LOSS on, spans exist in training only; MOE_SPAN_LOSS itself is the
- * head, the loss of the task and its gradient, and then the mean of the loss over all ranks. */
+ * head, the loss of the task and its gradient. */
 enum moe_span_kind {
     MOE_SPAN_LAST_PHASE = MOE_NUM_PHASES - 1,
 #define SPAN(id, name) MOE_SPAN_##id,

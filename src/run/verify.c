@@ -404,7 +404,7 @@ static void verify_rows_to_nodes(verification *v) {
     const double mean = sum / TOKENS, error = sqrt((squares / TOKENS - mean * mean) / TOKENS),
                  expected = moe_imbalance_expected_reach(256, NODES, 8, NODES);
     compare(v, "rows to nodes, N,nodes,K = 256,8,8", 5.294652, expected, 5e-7);
-    say(v, "rows to nodes a token, 10^4 tokens", fabs(mean - expected) <= 4 * error,
+    say(v, "rows to nodes, 10^4 tokens", fabs(mean - expected) <= 4 * error,
         "expected %.6f +- %.6f, found %.6f", expected, 4 * error, mean);
     moe_plan_free(&plan);
     free_world(&w);

@@ -236,8 +236,9 @@ def check_mask():
             "--out",
             "masked-note",
             "--force",
+            "--full",
         )
-        note = re.search(r"per counted token / M = ([\d.]+) / (\d+)", " ".join(done.out.split()))
+        note = re.search(r"per counted token / \d+ = ([\d.]+) / (\d+)", " ".join(done.out.split()))
         check(
             note and near(float(note[1]) / int(note[2]), layer(masked)["loss_ideal"]["comm"], 1e-3),
             f"the note on the value at balance: {note and note[0]}",

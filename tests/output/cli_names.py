@@ -92,6 +92,15 @@ def check_run(label, settings, trains, missing_spans, *others):
 
 
 of_training = set(names.SPANS[names.SPANS.index("head and loss") :]) | {"backward"}
-check_run("forward", FORWARD, False, of_training, "served_idx.npy", "y.npy", "logits.npy")
-check_run("train", TRAINING, True, {"validation"}, "specialization.json", "domain_load.npy")
+check_run(
+    "forward", FORWARD, False, of_training | {"attention"}, "served_idx.npy", "y.npy", "logits.npy"
+)
+check_run(
+    "train",
+    {**TRAINING, "model.attention": "mha"},
+    True,
+    {"validation"},
+    "specialization.json",
+    "domain_load.npy",
+)
 verdict()

@@ -162,7 +162,7 @@ def check_nesting(label, spans, train):
     batch = [
         "input",
         *forward,
-        *(["head and loss", *backward, "input backward", "head and loss"] if train else []),
+        *(["head and loss", *backward, "input backward"] if train else []),
     ]
     check(
         names == ["step", *batch * batches, *(STEP_PARTS[3:] if train else [])],
