@@ -171,10 +171,15 @@ def run(commands, words, environment):
 
 
 def excerpt(text, sections):
-    """Those sections of moesim's output whose title begins with one of the words."""
-    parts = re.split(r"\n\n(?=\S)", text)
+    """Those sections of moesim's output whose title begins with one of the words; and of the
+    header, which comes first, the lines with such a label.
+    """
+    header, *parts = re.split(r"\n\n(?=\S)", text)
+    labelled = re.findall(r"^\S.*(?:\n +.*)*", header, re.M)
     return "\n\n".join(
-        part.rstrip("\n") for part in parts if any(part.startswith(section) for section in sections)
+        part.rstrip("\n")
+        for part in (*labelled, *parts)
+        if any(part.startswith(section) for section in sections)
     )
 
 

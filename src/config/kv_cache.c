@@ -48,11 +48,12 @@ moe_kv_cache moe_kv_cache_of(const moe_config *c) {
 void moe_kv_cache_sentence(const moe_config *c, char *text, size_t size) {
     const moe_kv_cache k = moe_kv_cache_of(c);
     const long long own = k.elements[k.own];
-    snprintf(text, size,
-             "KV cache of a token, %d layer%s: %s %lld elements, %lld bytes in bf16 (mha %lld, gqa "
-             "of %d %lld, mqa %lld, mla of %d + %d %lld elements)",
-             c->model.num_layers, c->model.num_layers == 1 ? "" : "s", moe_kv_cache_names[k.own],
-             own, own * MOE_KV_CACHE_BF16, (long long)k.elements[MOE_KV_CACHE_MHA], k.groups,
-             (long long)k.elements[MOE_KV_CACHE_GQA], (long long)k.elements[MOE_KV_CACHE_MQA],
-             k.rank, k.rope, (long long)k.elements[MOE_KV_CACHE_MLA]);
+    snprintf(
+        text, size,
+        "KV cache of a token, %d layer%s: %s %lld elements, %lld bytes in bf16 (mha: %lld; gqa, "
+        "%d heads: %lld; mqa: %lld; mla, %d + %d numbers: %lld)",
+        c->model.num_layers, c->model.num_layers == 1 ? "" : "s", moe_kv_cache_names[k.own], own,
+        own * MOE_KV_CACHE_BF16, (long long)k.elements[MOE_KV_CACHE_MHA], k.groups,
+        (long long)k.elements[MOE_KV_CACHE_GQA], (long long)k.elements[MOE_KV_CACHE_MQA], k.rank,
+        k.rope, (long long)k.elements[MOE_KV_CACHE_MLA]);
 }

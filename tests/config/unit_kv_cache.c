@@ -73,7 +73,8 @@ static void check_sentence(void) {
     settings_resolve(&c, "",
                      "router.preset=deepseek_v2_lite model.attention=mla model.num_layers=27", 1);
     moe_kv_cache_sentence(&c, text, sizeof text);
-    CHECK_MSG(strstr(text, "mla 15552 elements, 31104 bytes in bf16") && strstr(text, "mha 110592"),
+    CHECK_MSG(strstr(text, "mla 15552 elements, 31104 bytes in bf16") &&
+                  strstr(text, "mha: 110592"),
               "%s", text);
 }
 

@@ -171,7 +171,7 @@ def check_cache():
     lite = {"router.preset": "deepseek_v2_lite", "model.num_layers": 27, "model.attention": "mla"}
     done = moesim(1, "--check", config("lite", lite))
     check(
-        done.code == 0 and "mla 15552 elements, 31104 bytes in bf16 (mha 110592" in done.out,
+        done.code == 0 and "mla 15552 elements, 31104 bytes in bf16 (mha: 110592" in done.out,
         f"--check: {done.code} {done.out[:2000]} {done.err}",
     )
     done = moesim(1, "--check", config("plain-lite", {**lite, "model.attention": "none"}))
