@@ -189,12 +189,16 @@ static void print_data(const moe_screen *s, const moe_config *c) {
                                                      : "; nothing is computed for what is 0 in ",
             c->data.mask, c->data.boundaries[0] ? "; sequences as in " : "", c->data.boundaries);
     } else {
-        bool bounded = c->data.boundaries[0] != '\0';
-        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, sequences %s %s",
-                           source, c->data.source == MOE_SOURCE_TEXT ? " from " : "",
+        bool bounded = c->data.boundaries[0] != '\0', whole = c->data.sequence_length == 0;
+        moe_screen_wrapped(s, LABEL, "data", "%s%s%s, %s tokens per device, %s%s", source,
+                           c->data.source == MOE_SOURCE_TEXT ? " from " : "",
                            c->data.source == MOE_SOURCE_TEXT ? c->data.path : "",
-                           moe_format_count(c->data.tokens_per_device).s, bounded ? "as in" : "of",
+                           moe_format_count(c->data.tokens_per_device).s,
+                           bounded ? "sequences as in "
+                           : whole ? "all in one sequence"
+                                   : "sequences of ",
                            bounded ? c->data.boundaries
+                           : whole ? ""
                                    : moe_format_count(c->data.sequence_length).s);
     }
 }

@@ -37,10 +37,10 @@ static void print_optimizer(const moe_screen *s, const moe_config *c) {
     }
     moe_screen_wrapped(
         s, LABEL, "training",
-        "%s steps of %s, learning rate %g, warm-up %s steps, then %s, weight decay %g%s%s",
-        moe_format_count(c->run.steps).s,
+        "%s step%s of %s, learning rate %g, warm-up %s step%s, then %s, weight decay %g%s%s",
+        moe_format_count(c->run.steps).s, c->run.steps == 1 ? "" : "s",
         moe_config_enum_name(MOE_KEY(train, optimizer), c->train.optimizer), c->train.learning_rate,
-        moe_format_count(c->train.warmup_steps).s,
+        moe_format_count(c->train.warmup_steps).s, c->train.warmup_steps == 1 ? "" : "s",
         moe_config_enum_name(MOE_KEY(train, schedule), c->train.schedule), c->train.weight_decay,
         clip, accumulate);
 }

@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "base/gemm.h"
+#include "output/format.h"
 #include "run/internal.h"
 #include "run/restart.h"
 
@@ -21,10 +22,6 @@ static void gather_topologies(moe_run_state *r) {
 }
 
 /* --- what fits --- */
-
-static double gib(int64_t bytes) {
-    return (double)bytes / (1 << 30);
-}
 
 static int64_t num_tokens(const moe_run_state *r) {
     if (r->model_files.num_tokens) {
@@ -70,15 +67,18 @@ static int check_memory(moe_run_state *r, moe_status *st) {
     }
     needed = moe_memory_of_ranks(m, r->comm->local_size);
     if (available >= 0 && needed > available) {
-        moe_fail(st, MOE_USER,
-                 "this run needs about %.3g GiB on this host (%d ranks x %.3g GiB: weights %.3g, "
-                 "gradients and optimiser %.3g, activations %.3g, exchange %.3g; loads of all "
-                 "steps on rank 0: %.3g), and %.3g GiB are available: lower model.num_experts, "
-                 "model.hidden_size, model.moe_intermediate_size, data.tokens_per_device, "
-                 "data.num_topics or run.steps",
-                 gib(needed), r->comm->local_size, gib(r->memory.total), gib(r->memory.weights),
-                 gib(r->memory.gradients + r->memory.optimizer), gib(r->memory.activations),
-                 gib(r->memory.exchange), gib(r->memory.histories), gib(available));
+        moe_fail(
+            st, MOE_USER,
+            "this run needs about %s on this host, where %s are available: %s on each of %d "
+            "rank%s (weights %s, gradients %s, optimiser %s, activations %s, exchange %s), and "
+            "%s for the loads of all steps on rank 0; lower model.num_experts, "
+            "model.hidden_size, model.moe_intermediate_size, data.tokens_per_device, "
+            "data.num_topics or run.steps",
+            moe_format_bytes(needed).s, moe_format_bytes(available).s, moe_format_bytes(m->total).s,
+            r->comm->local_size, r->comm->local_size == 1 ? "" : "s",
+            moe_format_bytes(m->weights).s, moe_format_bytes(m->gradients).s,
+            moe_format_bytes(m->optimizer).s, moe_format_bytes(m->activations).s,
+            moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s);
     }
     return moe_comm_agree(r->comm, st);
 }
