@@ -25,10 +25,13 @@ static void moe_alloc_account(int64_t bytes) {
  * often in the first step. What does not fill one keeps small pages, so that no memory is used that
  * was not asked for. A system without huge pages refuses, and nothing is lost. */
 static char *allocate(int64_t bytes) {
-    bool large = bytes >= 2 * HUGE;
-    char *block = aligned_alloc(large ? HUGE : LINE, (size_t)bytes);
+    const bool large = bytes >= 2 * HUGE;
+    void *block = NULL;
+    if (posix_memalign(&block, large ? HUGE : LINE, (size_t)bytes) != 0) {
+        return NULL;
+    }
 #ifdef MADV_HUGEPAGE
-    if (large && block) {
+    if (large) {
         madvise(block, (size_t)(bytes / HUGE * HUGE), MADV_HUGEPAGE);
     }
 #endif
