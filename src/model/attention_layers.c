@@ -67,9 +67,12 @@ void moe_attention_layers_register(moe_attention_layers *a, int32_t l, moe_param
         const moe_attention_tensor_shape t =
             moe_attention_tensor_of(&a->shape, (enum moe_attention_tensor)i);
         snprintf(name, sizeof name, "layer%d.attention.%s", l, t.name);
-        a->index[l][i] = t.rows == 0 ? -1
-                                     : moe_parameters_add(parameters, name, !t.norm,
-                                                          t.rows * t.columns, a->layer[l].w[i]);
+        a->index[l][i] = -1;
+        if (t.rows > 0) {
+            a->index[l][i] =
+                moe_parameters_add(parameters, name, !t.norm, t.rows * t.columns, a->layer[l].w[i]);
+            parameters->p[a->index[l][i]].columns = t.norm ? 0 : t.columns;
+        }
     }
 }
 

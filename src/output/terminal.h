@@ -33,7 +33,7 @@ void moe_terminal_training(const moe_screen *s,
                            const moe_training_facts *facts,
                            const moe_memory *memory);
 /* What the new placements of a run moved, all together; nothing where there were none. */
-void moe_terminal_rebalance(const moe_screen *s, const moe_step_metrics *last);
+void moe_terminal_rebalance(const moe_screen *s, const moe_config *c, const moe_step_metrics *last);
 
 /* The table by step. The first call prints the column heads; then there is a row for each
  * `output.every`-th step and for the last of run.steps. A validation between two rows is shown in

@@ -119,7 +119,7 @@ void moe_terminal_end(const moe_screen *s,
     } else {
         count_checks(s, last);
     }
-    moe_terminal_rebalance(s, last);
+    moe_terminal_rebalance(s, c, last);
     if (s->full) {
         print_time(s, c, last, &f, seconds);
     }

@@ -224,9 +224,7 @@ static int export_model(moe_run_state *r, const char *folder, int *num, moe_stat
     moe_parameters_init(&own, 0, 0);
     if (!moe_run_trains(r)) {
         all = &own;
-        for (int32_t l = 0; l < layers; l++) {
-            moe_layer_register(&r->stack.layer[l], &r->context, all);
-        }
+        moe_stack_register(&r->stack, all);
     }
     moe_layer_state state = moe_layer_state_of(r->stack.layer, layers, r->config);
     for (int i = 0; i < all->num && st->code == MOE_OK; i++) {

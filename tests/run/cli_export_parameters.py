@@ -243,6 +243,46 @@ def check_words(folder):
     check(arrays["layer1.gate"].shape == (N, H) and "layer0.bias" not in arrays, list(arrays))
 
 
+def check_attention():
+    """Starting weights of mla, 2 heads of 4 + 2 with r = 6, r_q = 0, are the same arrays whether
+    the run goes forward or trains.
+    """
+    heads, width, rope, rank = 2, 4, 2, 6
+    mla = {
+        "model.attention": "mla",
+        "model.num_heads": heads,
+        "model.head_dim": width,
+        "model.rope_dim": rope,
+        "model.kv_lora_rank": rank,
+        "model.q_lora_rank": 0,
+        "data.sequence_length": 32,
+    }
+    wanted = {
+        "norm": (H,),
+        "w_q": (heads * (width + rope), H),
+        "w_dkv": (rank, H),
+        "kv_norm": (rank,),
+        "w_kr": (rope, H),
+        "w_uk": (heads * width, rank),
+        "w_uv": (heads * width, rank),
+        "w_o": (H, heads * width),
+    }
+    train = {**COMMON, **mla}
+    forward = {k: v for k, v in train.items() if not k.startswith(("run.mode", "train", "router"))}
+    made = [
+        exported(2, os.path.join(TEMPORARY, f"attention-{name}"), config(f"attention-{name}", c))
+        for name, c in (("forward", forward), ("train", train))
+    ]
+    for layer in range(LAYERS):
+        for name, shape in wanted.items():
+            name = f"layer{layer}.attention.{name}"
+            found = [arrays[name] for arrays in made if name in arrays]
+            check(len(found) == 2 and found[0].shape == shape, name, [a.shape for a in found])
+            check(all(a.data == found[0].data for a in found), name)
+    count = sum(".attention." in name for name in made[0])
+    check(count == LAYERS * len(wanted), list(made[0]))
+
+
 check(xxh64(b"Nobody inspects the spammish repetition") == 0xFBCEA83C8A378BF1, "xxh64")
 check(xxh64(b"a") == checksum(b"a") == 0xD24EC4F1A98C6E5B, "xxh64")
 lora = check_run("lora", LORA, of_layers(SHAPES_LORA), True)
@@ -252,4 +292,5 @@ check_goes_on(lora)
 check_damaged(lora)
 check_names(lora)
 check_words(lora)
+check_attention()
 verdict()
