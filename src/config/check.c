@@ -60,6 +60,16 @@ int moe_check_available(const moe_config *c, moe_status *st) {
 
 /* --- devices and groups --- */
 
+/* Hosts that are no nodes of equal size with neighbouring devices. */
+static int refuse_hosts(const moe_config *c, moe_status *st) {
+    return moe_refuse_key(
+        c, MOE_KEY(cluster, devices_per_node), st,
+        "each host would be a node, and %s: %s, or give the number of devices of a node",
+        c->hosts.unequal ? "these hosts have different numbers of ranks"
+                         : "the ranks of a host do not follow each other",
+        c->hosts.unequal ? "start as many on each" : "map ranks by slot and not by node");
+}
+
 static int check_devices(const moe_config *c, moe_status *st) {
     const int32_t n = c->model.num_experts, devices = c->cluster.devices;
     const enum moe_key_id k_experts = MOE_KEY(model, num_experts),
@@ -67,6 +77,9 @@ static int check_devices(const moe_config *c, moe_status *st) {
     if (devices % c->ranks != 0) {
         return moe_refuse_key(c, k_devices, st,
                               "it has to be a multiple of the number of ranks (here %d)", c->ranks);
+    }
+    if (c->cluster.devices_per_node == 0) {
+        return refuse_hosts(c, st);
     }
     if (devices % c->cluster.devices_per_node != 0) {
         return moe_refuse_key(c, MOE_KEY(cluster, devices_per_node), st,

@@ -216,6 +216,12 @@ enum {
     MOE_PLACE_CLUSTER = -3 /* the file cluster.file */
 };
 
+typedef struct moe_config_hosts {
+    int32_t count; /* 0: one */
+    bool unequal;  /* they have different numbers of ranks */
+    bool mixed;    /* the ranks of a host do not follow each other */
+} moe_config_hosts;
+
 typedef struct moe_config {
     char name[MOE_NAME_MAX]; /* of the file, without its folder and .ini */
     moe_run_config run;
@@ -236,6 +242,10 @@ typedef struct moe_config {
 
     bool compares_placements; /* set before resolving by --placements, which can do what a run
                                  cannot do yet: see moe_check_available */
+
+    /* Set before resolving: the hosts that the ranks are on, which are the nodes where
+     * cluster.devices_per_node = 0. Without them all ranks are on one host. */
+    moe_config_hosts hosts;
 
     /* The rest is derived by moe_config_resolve and has no key. */
     int32_t ranks;           /* 0 until resolved */

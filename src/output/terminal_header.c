@@ -413,6 +413,28 @@ static void warn_slow_bf16(const moe_screen *s, const moe_config *c) {
     }
 }
 
+/* A node, of devices that would share fast links, whose devices are on two hosts. */
+static void warn_spread_node(const moe_screen *s,
+                             const moe_config *c,
+                             const moe_topology *t,
+                             int ranks) {
+    const int32_t per_rank = c->cluster.devices / ranks, per_node = c->cluster.devices_per_node;
+    char text[320];
+    for (int32_t first = 0; per_node > 0 && first + per_node <= c->cluster.devices;
+         first += per_node) {
+        const moe_topology *a = &t[first / per_rank], *b = &t[(first + per_node - 1) / per_rank];
+        if (same_host(a, b)) {
+            continue;
+        }
+        snprintf(text, sizeof text,
+                 "cluster.devices_per_node = %d puts devices of %s and of %s on one node: times "
+                 "inside a node are those of the network",
+                 per_node, a->host, b->host);
+        moe_terminal_warn(s, text);
+        return;
+    }
+}
+
 static void print_warnings(const moe_screen *s,
                            const moe_config *c,
                            const moe_topology *t,
@@ -432,6 +454,7 @@ static void print_warnings(const moe_screen *s,
         moe_terminal_warn(s, text);
         break;
     }
+    warn_spread_node(s, c, t, ranks);
     warn_slow_gemm(s, t, ranks);
     warn_slow_bf16(s, c);
     warn_idle(s, c);

@@ -19,6 +19,7 @@
 #include "run/run.h"
 #include "run/verify.h"
 #include "world/comm.h"
+#include "world/topology.h"
 
 /* --- configurations --- */
 
@@ -73,6 +74,9 @@ static int complete_config(const moe_comm *comm,
                            const moe_options *o,
                            moe_config *c,
                            moe_status *st) {
+    c->hosts = (moe_config_hosts){.count = comm->num_hosts,
+                                  .unequal = !comm->hosts_are_equal,
+                                  .mixed = !comm->hosts_are_in_turn};
     if (set_all(o, c, st) == MOE_OK && moe_cluster_file_is_needed(c)) {
         int64_t length = 0;
         char *bytes = share_file(comm, c->cluster.file, &length, st);
@@ -163,9 +167,14 @@ static bool is_about(const moe_options *o) {
     return o->help || o->version || o->keys;
 }
 
-/* The largest number of ranks up to 8 that divides the devices: each rank then has as many. */
+/* The largest number of ranks up to the number of cores that divides the devices: each rank then
+ * has as many. Where a device is what each rank is, 8. */
 static int32_t ranks_for(int32_t devices) {
-    int32_t ranks = 8;
+    const int32_t usual = 8;
+    if (devices == 0) {
+        return usual;
+    }
+    int32_t ranks = moe_topology_cores();
     while (devices % ranks != 0) {
         ranks--;
     }
