@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "world/window.h"
 
 enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
 
@@ -64,7 +65,7 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     MPI_Comm_split_type(comm->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
     MPI_Comm_rank(host, &comm->local_rank);
     MPI_Comm_size(host, &comm->local_size);
-    MPI_Comm_free(&host);
+    comm->host = moe_host_new(comm, host);
     int first = comm->local_rank == 0;
     MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
 }
@@ -356,6 +357,8 @@ void moe_comm_alltoallv(const moe_comm *comm,
 }
 
 void moe_comm_finalize(moe_comm *comm) {
+    moe_host_free(comm->host);
+    comm->host = NULL;
     comm->comm = MPI_COMM_NULL;
     free(comm->many);
     comm->many = NULL;
