@@ -125,6 +125,17 @@ void moe_window_barrier(const moe_window *w, moe_host *h) {
     MPI_Win_sync(w->handle);
 }
 
+static int64_t bytes_of_pieces;
+
+static void count(int64_t bytes) {
+    moe_alloc_note(bytes);
+    bytes_of_pieces += bytes;
+}
+
+int64_t moe_window_bytes(void) {
+    return bytes_of_pieces;
+}
+
 static void release(moe_window *w) {
     MPI_Win_unlock_all(w->handle);
     MPI_Win_free(&w->handle);
@@ -146,7 +157,7 @@ static void allocate(moe_window *w, const moe_host *h) {
     }
     memset(own, 0, (size_t)w->capacity[h->rank]);
     w->own_bytes = w->capacity[h->rank];
-    moe_alloc_note(w->own_bytes);
+    count(w->own_bytes);
     MPI_Barrier(h->comm);
 }
 
@@ -174,7 +185,7 @@ static void reserve(moe_window *w, moe_host *h, const int64_t *bytes, const char
         return;
     }
     if (!first) {
-        moe_alloc_note(-w->own_bytes);
+        count(-w->own_bytes);
         release(w);
     }
     for (int p = 0; p < h->size; p++) {
@@ -200,7 +211,7 @@ void moe_window_free(moe_window *w) {
     if (!w->piece) {
         return;
     }
-    moe_alloc_note(-w->own_bytes);
+    count(-w->own_bytes);
     release(w);
     moe_free(w->piece);
     moe_free(w->capacity);

@@ -51,6 +51,8 @@ void moe_host_free(moe_host *h);
  * contents of all are lost. Ends all ranks with one sentence where the host's folder for shared
  * memory is too full. */
 void moe_window_reserve(moe_window *w, moe_host *h, const int64_t *bytes, const char *what);
+/* Local. The bytes of this rank's pieces of all windows. */
+int64_t moe_window_bytes(void);
 /* Collective among the ranks of the host. What they wrote into the window before, all see after. */
 void moe_window_barrier(const moe_window *w, moe_host *h);
 /* Collective among the ranks of the host. */
