@@ -352,12 +352,20 @@ static int64_t landings(const moe_config *c,
                add(mul(words, INT), s->train ? mul(s->sent, REAL) : 0));
 }
 
+/* Of rows that come from devices of the same node, those of other ranks. */
+static int64_t from_node(const moe_config *c, const moe_memory_sizes *s, int64_t rows) {
+    const int64_t per_node = max64(c->cluster.devices_per_node, 1);
+    return rows - rows / per_node * min64(s->local_devices, per_node);
+}
+
 int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
     if (!moe_memory_shares(c)) {
         return 0;
     }
-    int64_t bytes = landings(c, s, s->rows, s->remote, s->remote);
-    if (s->first > 0) {
+    const bool relayed = s->first > 0;
+    const int64_t remote = relayed ? from_node(c, s, s->rows) : s->remote;
+    int64_t bytes = landings(c, s, s->rows, remote, remote);
+    if (relayed) {
         const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
         bytes = add(bytes, landings(c, s, s->first, s->first, parts - parts / s->ranks));
     }

@@ -24,7 +24,7 @@ from _moesim import (
 )
 
 BASE = {
-    "run.steps": 3,
+    "run.steps": 2,
     "run.threads": 1,
     "model.num_layers": 2,
     "model.hidden_size": 136,

@@ -3,7 +3,7 @@
  * the loads here.
  *
  * ctest: np=2,4 timeout=120 */
-#include <stdlib.h>
+#include <stdio.h>
 
 #include "base/gemm.h"
 #include "check.h"
@@ -14,14 +14,14 @@
 #define COMMON                                                                \
     "exchange.transport=shared cluster.devices=4 cluster.devices_per_node=2 " \
     "data.tokens_per_device=512 model.num_experts=16 model.hidden_size=64 "   \
-    "model.moe_intermediate_size=8 router.method=round_robin router.top_k=4 " \
+    "model.moe_intermediate_size=8 router.top_k=4 data.topic_strength=0.1 "   \
     "model.num_layers=2 "
 static const char *const modes[] = {"exchange.mode=token ", "exchange.mode=selection ",
                                     "exchange.mode=two_level ",
                                     "exchange.mode=two_level exchange.node_sum=no "};
 static const char *const payloads[] = {"", "exchange.payload=bf16 exchange.combine_payload=bf16 ",
                                        "exchange.payload=fp8 ", "exchange.combine_payload=bf16 "};
-static const char *const ways[] = {"", "run.mode=train router.method=topk "};
+static const char *const ways[] = {"", "run.mode=train "};
 
 static void check_windows(const moe_comm *comm, const char *settings, const char *common) {
     model_fixture f = {0};
@@ -39,7 +39,7 @@ static void check_windows(const moe_comm *comm, const char *settings, const char
     int64_t most = moe_window_bytes() - before;
     moe_comm_max_i64(comm, &most, 1);
     const int64_t said = moe_memory_estimate(&f.c, &(moe_memory_given){0}).windows;
-    CHECK_MSG(most > 0 && (double)said > 0.88 * (double)most && (double)said < 1.15 * (double)most,
+    CHECK_MSG(most > 0 && (double)said > 0.9 * (double)most && (double)said < 1.2 * (double)most,
               "%s: %lld bytes said, %lld made", settings, (long long)said, (long long)most);
     model_fixture_free(&f);
     CHECK_MSG(moe_window_bytes() - before <= 64, "%s: windows are left", settings);
