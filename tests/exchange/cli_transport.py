@@ -1,8 +1,8 @@
 """ctest: timeout=240
 Rows through shared memory (exchange.transport): the same results, reports and trained parameters as
-by MPI_Alltoallv, in every mode and payload, forward and in training, folded too, and where MPI hands
-over the smallest messages only in several pieces. A folder for shared memory that is too small is
-named in one sentence.
+by MPI_Alltoallv, in every mode and payload, forward and in training, folded too, and where the
+smallest messages of MPI are large ones to it. A folder for shared memory that is too small is named
+in one sentence.
 """
 import os
 import shutil
