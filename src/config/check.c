@@ -19,7 +19,6 @@ static const struct {
 } not_yet[] = {
     {MOE_KEY(run, mode), "forward train", "generating"},
     {MOE_KEY(exchange, chunks), "1", "exchange in chunks"},
-    {MOE_KEY(exchange, transport), "alltoallv", "a transport other than alltoallv"},
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
 };
 

@@ -160,7 +160,22 @@ static void write_scales(const moe_config *c, char *text, size_t size) {
     }
 }
 
-static void print_exchange(const moe_screen *s, const moe_config *c) {
+/* Said where another transport than MPI_Alltoallv was asked for. */
+static const char *transport_used(const moe_config *c, const moe_topology *t, int ranks) {
+    const moe_reach reach = moe_topology_reach(t, ranks);
+    if (c->exchange.transport == MOE_TRANSPORT_ALLTOALLV) {
+        return "";
+    }
+    return !reach.inside && !reach.between ? ", nothing travels: one rank"
+           : !reach.inside                 ? ", by MPI_Alltoallv: no host has two ranks"
+           : reach.between ? ", through shared memory inside a host, by MPI_Alltoallv between hosts"
+                           : ", through shared memory";
+}
+
+static void print_exchange(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_topology *t,
+                           int ranks) {
     static const char *const rows[] = {
         [MOE_EXCHANGE_SELECTION] = ": one row per token and expert",
         [MOE_EXCHANGE_TOKEN] = ": one row per token and device",
@@ -172,10 +187,11 @@ static void print_exchange(const moe_screen *s, const moe_config *c) {
         snprintf(back, sizeof back, ", back %s",
                  payload_name(MOE_KEY(exchange, combine_payload), c->exchange.combine_payload));
     }
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s",
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s%s",
                        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
                        rows[c->exchange.mode], parts ? ", back per device" : "",
-                       payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back);
+                       payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back,
+                       transport_used(c, t, ranks));
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {
@@ -480,7 +496,7 @@ void moe_terminal_header(const moe_screen *s,
     print_attention(s, c);
     print_router(s, c);
     print_balance(s, c);
-    print_exchange(s, c);
+    print_exchange(s, c, topologies, ranks);
     print_data(s, c);
     print_cluster(s, c, ranks);
     print_hosts(s, topologies, ranks);

@@ -72,6 +72,11 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s);
 int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s);
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s);
 
+/* Local. Whether rows travel through shared memory; the bytes of this rank's pieces of windows,
+ * which are of the exchange. */
+bool moe_memory_shares(const moe_config *c);
+int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s);
+
 /* Local. Bytes of the attention of all layers (memory_attention.c); they are of the activations. */
 int64_t moe_memory_attention(const moe_config *c, const moe_memory_sizes *s);
 

@@ -216,6 +216,7 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
         .optimizer = optimizer(c, &s),
         .activations = uneven(moe_memory_activations(c, &s)),
         .exchange = add(uneven(moe_memory_exchange(c, &s)), moe_memory_staging(c, &s)),
+        .windows = moe_memory_windows(c, &s),
         .statistics = add(statistics(c, &s, sequences_of(c, tokens)), moe_memory_loads(c)),
         .input = moe_memory_input(c, s.tokens),
         .program = program(c, &s),

@@ -10,6 +10,7 @@ typedef struct moe_memory {
     int64_t gradients; /* training: also the partial gradients of each local device */
     int64_t optimizer; /* training: the state of the optimizer */
     int64_t activations, exchange, statistics, input;
+    int64_t windows;   /* of the exchange: in the host's folder for shared memory */
     int64_t program;   /* pages of libraries, beyond those of a bare MPI program */
     int64_t total;     /* of these */
     int64_t histories; /* on rank 0 beside the total: the loads and matrices of all steps */

@@ -245,8 +245,8 @@ static int64_t wire_bytes(const moe_config *c, moe_payload_format f) {
 
 /* The vectors of a layer (exchange.c, combine.c): packed for and received from other ranks, in
  * training x and dy. A payload that rounds what comes back needs all of it as numbers. Of every
- * payload that rounds, the tokens or the results stand there as bytes, and so do the rows from
- * other ranks; and the tokens as numbers again, x and in training dy. */
+ * payload that rounds, the tokens, or the results that stay, stand there as bytes, and so do the
+ * rows from other ranks; and the tokens as numbers again, x and in training dy. */
 static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
@@ -256,7 +256,7 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
         mul((out > 0) + (s->train && back > 0), s->first > 0 ? s->first : s->tokens);
     const int64_t numbers = add(add(packed, received), rounded);
     const int64_t coded =
-        max64(mul(s->tokens, s->train ? max64(out, back) : out), mul(s->rows, back));
+        max64(mul(s->tokens, s->train ? max64(out, back) : out), mul(s->rows - s->remote, back));
     return add(mul3(numbers, c->model.hidden_size, REAL),
                add(coded, mul(s->remote, max64(out, back))));
 }
@@ -296,7 +296,7 @@ static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t numbers =
         add(mul(arrived, s->first), add(returned, back > 0 ? returned : remote));
     const int64_t bytes =
-        add(mul(returned, back),
+        add(mul(returned - remote, back),
             max64(mul(s->first, s->train ? max64(out, back) : out), mul(remote, back)));
     return add(mul3(numbers, c->model.hidden_size, REAL), bytes);
 }
@@ -328,6 +328,54 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
     return mul(s->copies, add(add(vectors(c, s), lists), add(fixed, relay(c, s))));
 }
 
+/* --- windows --- */
+
+bool moe_memory_shares(const moe_config *c) {
+    return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
+}
+
+/* What lands at this rank in one hop: metadata, vectors (in training x and dy) or their bytes, what
+ * comes back, and in training numbers of pairs. arriving and returned are counts of vectors. */
+static int64_t landings(const moe_config *c,
+                        const moe_memory_sizes *s,
+                        int64_t rows,
+                        int64_t arriving,
+                        int64_t returned) {
+    const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
+    const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
+    const int64_t numbers =
+        add(mul((out == 0) + (s->train && back == 0), arriving), mul(back == 0, returned));
+    const int64_t bytes =
+        max64(mul(arriving, s->train ? max64(out, back) : out), mul(returned, back));
+    const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, s->sent));
+    return add(add(mul3(numbers, c->model.hidden_size, REAL), bytes),
+               add(mul(words, INT), s->train ? mul(s->sent, REAL) : 0));
+}
+
+/* Of rows that come from devices of the same node, those of other ranks. */
+static int64_t from_node(const moe_config *c, const moe_memory_sizes *s, int64_t rows) {
+    const int64_t per_node = max64(c->cluster.devices_per_node, 1);
+    return rows - rows / per_node * min64(s->local_devices, per_node);
+}
+
+int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
+    if (!moe_memory_shares(c)) {
+        return 0;
+    }
+    const bool relayed = s->first > 0;
+    const int64_t remote = relayed ? from_node(c, s, s->rows) : s->remote;
+    int64_t bytes = landings(c, s, s->rows, remote, remote);
+    if (relayed) {
+        const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
+        bytes = add(bytes, landings(c, s, s->first, s->first, parts - parts / s->ranks));
+    }
+    bytes = mul(s->copies, bytes);
+    return add(bytes, bytes / 4);
+}
+
+/* A window has a quarter more than it needs, and all of it is touched. */
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {
-    return add(exchange_of_layers(c, s), fp32_step(c, s));
+    const int64_t pairs = s->train ? mul3(s->copies, s->sent, REAL) : 0;
+    return add(add(exchange_of_layers(c, s), add(pairs, moe_memory_windows(c, s) / 5)),
+               fp32_step(c, s));
 }

@@ -8,6 +8,7 @@
 #include "output/format.h"
 #include "run/internal.h"
 #include "run/restart.h"
+#include "world/window.h"
 
 /* --- the machine --- */
 
@@ -53,6 +54,21 @@ static moe_memory_given given(const moe_run_state *r) {
     return g;
 }
 
+/* The windows of the ranks of a host stand in one folder, which may be small (in containers). */
+static void check_windows(const moe_run_state *r, moe_status *st) {
+    const int64_t room = moe_window_room(), ranks = r->comm->local_size,
+                  windows = r->memory.windows;
+    if (ranks > 1 && room >= 0 && windows > room / ranks) {
+        moe_fail(st, MOE_USER,
+                 "exchange.transport = %s needs about %s of shared memory on each of %d ranks of "
+                 "this host, and %s has %s left: enlarge it (docker run --shm-size), or set "
+                 "exchange.transport = alltoallv",
+                 moe_config_enum_name(MOE_KEY(exchange, transport), r->config->exchange.transport),
+                 moe_format_bytes(windows).s, (int)ranks, moe_window_folder(),
+                 moe_format_bytes(room).s);
+    }
+}
+
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(moe_run_state *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
@@ -80,6 +96,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
             moe_format_bytes(m->optimizer).s, moe_format_bytes(m->activations).s,
             moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s);
     }
+    check_windows(r, st);
     return moe_comm_agree(r->comm, st);
 }
 

@@ -266,7 +266,7 @@ static void test_not_yet(void) {
         "run.mode=generate", 1,
         "--set: run.mode = generate: generating is not available yet, allowed is forward train");
     static const char *const later[] = {"run.mode=generate", "exchange.chunks=2",
-                                        "exchange.transport=shared", "exchange.algorithm=windowed"};
+                                        "exchange.algorithm=windowed"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         moe_config c;
         moe_status st;

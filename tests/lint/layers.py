@@ -33,7 +33,7 @@ PURE = {
 }
 
 # What may speak MPI, and the files that may end the process.
-SPEAKS_MPI = {"world/comm", "world/comm_file", "world/topology", "exchange/exchange", "run/main"}
+SPEAKS_MPI = {"world/comm", "world/comm_file", "world/window", "world/topology", "run/main"}
 MAY_EXIT = {"run/main", "base/status", "base/parent", "world/comm"}
 INTEGER_SUMS = re.compile(
     r"\bMPI_(INT|LONG|INT64_T|UINT64_T|INT32_T|UNSIGNED_LONG|LONG_LONG|COUNT|OFFSET)\b"

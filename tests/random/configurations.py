@@ -12,7 +12,7 @@ import random
 # only --placements reads them. They are drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    exchange.chunks exchange.transport exchange.algorithm
+    exchange.chunks exchange.algorithm
     placement.load placement.fit placement.score
     """.split()
 )
