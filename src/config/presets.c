@@ -92,7 +92,7 @@ const moe_preset moe_presets[] = {
     {"deepseek_v2_mini",
      SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 2), SET(model, moe_intermediate_size, 32),
-              SET(model, first_dense_layers, 1),
+              SET(model, num_layers, 3), SET(model, first_dense_layers, 1),
               SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
               SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
               SET(router, top_k, 4), SET(router, score_func, softmax),
@@ -103,14 +103,14 @@ const moe_preset moe_presets[] = {
               SET(balance, alpha_comm, 0.02), SET(balance, scope, sequence),
               SET(capacity, policy, device), SET(capacity, capacity_factor, 1),
               SET(capacity, exempt_sequences, 0.1)),
-     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: its blocks of "
+     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: three blocks of "
      "latent attention and MoE, its router, losses\n"
      "and dropping, with 32 routed + 2 shared experts, top 4 on at most 3 of 8 devices; hidden "
      "128, 4 heads of 32 + 16, c_KV of 64; the first layer is dense."},
     {"deepseek_v3_mini",
      SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 1), SET(model, moe_intermediate_size, 32),
-              SET(model, first_dense_layers, 1),
+              SET(model, num_layers, 3), SET(model, first_dense_layers, 1),
               SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
               SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
               SET(router, top_k, 4), SET(router, score_func, sigmoid),
