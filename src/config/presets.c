@@ -103,8 +103,8 @@ const moe_preset moe_presets[] = {
               SET(balance, alpha_comm, 0.02), SET(balance, scope, sequence),
               SET(capacity, policy, device), SET(capacity, capacity_factor, 1),
               SET(capacity, exempt_sequences, 0.1)),
-     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: three blocks of "
-     "latent attention and MoE, its router, losses\n"
+     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: three blocks "
+     "of latent attention and MoE, its router, losses\n"
      "and dropping, with 32 routed + 2 shared experts, top 4 on at most 3 of 8 devices; hidden "
      "128, 4 heads of 32 + 16, c_KV of 64; the first layer is dense."},
     {"deepseek_v3_mini",
