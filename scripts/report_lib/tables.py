@@ -267,6 +267,15 @@ def attention_text(folder):
     )
 
 
+def dense_text(folder):
+    """The layers in front of the MoE layers."""
+    layers = whole(folder.get("model", "first_dense_layers"))
+    width = folder.get("model", "intermediate_size", "?")
+    return f"{layers} dense layer{'s' if layers != 1 else ''} of width {width}, then " * (
+        layers > 0
+    )
+
+
 def facts(folder):
     """What ran, on what: [(name, text)]."""
     get, summary = folder.get, folder.summary or {}
@@ -292,7 +301,8 @@ def facts(folder):
         (
             "model",
             (
-                f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size"
+                f"{dense_text(folder)}{folder.num_layers} MoE"
+                f" layer{'s' if folder.num_layers != 1 else ''}, hidden size"
                 f" {get('model', 'hidden_size', '?')}, experts: {experts},"
                 f" {get('model', 'expert_type', '?')}, width"
                 f" {get('model', 'moe_intermediate_size', '?')}"

@@ -508,7 +508,7 @@ int moe_check_combinations(const moe_config *c, moe_status *st) {
     if (check_devices(c, st) != MOE_OK) {
         return st->code;
     }
-    if (check_placement(c, st) != MOE_OK) {
+    if (moe_check_layers(c, st) != MOE_OK || check_placement(c, st) != MOE_OK) {
         return st->code;
     }
     if (moe_config_has_loads_only(c)) {

@@ -101,6 +101,9 @@ static bool is_mla(const moe_config *c) {
 static bool turns_nothing(const moe_config *c) {
     return c->model.attention != MOE_ATTENTION_NONE && c->model.rope_dim == 0;
 }
+static bool has_no_dense_layer(const moe_config *c) {
+    return c->model.first_dense_layers == 0;
+}
 static bool rebalances_not(const moe_config *c) {
     return c->placement.rebalance_every == 0;
 }
@@ -149,6 +152,8 @@ static const struct {
     {KEYS(MOE_KEY(model, num_kv_heads)), false, MOE_KEY(model, attention), is_mla},
     {KEYS(MOE_KEY(model, rope_theta), MOE_KEY(model, rope_order)), false, MOE_KEY(model, rope_dim),
      turns_nothing},
+    {KEYS(MOE_KEY(model, intermediate_size)), false, MOE_KEY(model, first_dense_layers),
+     has_no_dense_layer},
     {KEYS(MOE_KEY(model, compute)), false, MOE_KEY(model, expert_type), multiplies_nothing},
     {KEYS(MOE_KEY(model, residual)), false, MOE_KEY(model, num_layers), is_one_layer},
     {KEYS(MOE_KEY(router, score_func)), false, MOE_KEY(data, scores), has_no_scores},

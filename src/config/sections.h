@@ -24,8 +24,10 @@ typedef struct moe_run_config { /* [run] */
     enum moe_gemm_library gemm;
 } moe_run_config;
 
-typedef struct moe_model_config { /* [model] */
-    int32_t num_layers;
+typedef struct moe_model_config {  /* [model] */
+    int32_t num_layers;            /* all of them */
+    int32_t first_dense_layers;    /* of these, the first, which have no experts */
+    int32_t intermediate_size;     /* width of their FFN; 0 where there are none */
     int32_t hidden_size;           /* H */
     int32_t num_experts;           /* N, without the shared experts */
     int32_t num_shared_experts;    /* N_s */
@@ -258,6 +260,11 @@ typedef struct moe_config {
         int32_t num_experts, top_k, moe_intermediate_size; /* as they were before the cut */
     } segmented;
 } moe_config;
+
+/* Local. Layers with experts: what results, placements and recordings call layers. */
+static inline int32_t moe_config_moe_layers(const moe_config *c) {
+    return c->model.num_layers - c->model.first_dense_layers;
+}
 
 /* Local. True when the routing is recorded (data.source = routing) and not computed. */
 static inline bool moe_config_recorded(const moe_config *c) {

@@ -305,13 +305,13 @@ void moe_results_history(const moe_comm *comm,
                          const moe_config *c,
                          int64_t step,
                          moe_blob blobs[MOE_RESULTS_BLOBS]) {
-    int64_t count = step * c->model.num_layers * c->model.num_experts;
+    int64_t count = step * moe_config_moe_layers(c) * c->model.num_experts;
     if (comm->rank == 0 && count > r->expert_load_capacity) {
         MOE_ASSERT(r->times.steps == 0);
         moe_reserve(&r->expert_load, &r->expert_load_capacity, count, sizeof *r->expert_load,
                     "expert loads of all steps");
     }
-    int32_t layers = c->model.num_layers, devices = c->cluster.devices;
+    int32_t layers = moe_config_moe_layers(c), devices = c->cluster.devices;
     int64_t stride, matrices = moe_matrix_history_kept(layers, devices, step, &stride) * layers *
                                devices * devices;
     if (comm->rank == 0) {

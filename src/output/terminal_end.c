@@ -71,7 +71,7 @@ static void print_time(const moe_screen *s,
 /* Whether a run has the file without being asked for it, or because of its timeline. */
 static bool is_there(int file, const moe_config *c) {
     int64_t stride;
-    int32_t layers = c->model.num_layers, devices = c->cluster.devices;
+    int32_t layers = moe_config_moe_layers(c), devices = c->cluster.devices;
     switch (file) {
     case MOE_RESULT_COMM_MATRIX:
     case MOE_RESULT_COMM_MATRIX_SPARSE:

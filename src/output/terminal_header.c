@@ -16,20 +16,25 @@ enum { LABEL = 11, MOST_PLACES = 8 };
 /* --- what runs --- */
 
 static void print_model(const moe_screen *s, const moe_config *c) {
-    char shared[48] = "";
+    char shared[48] = "", dense[96] = "";
     if (c->model.num_shared_experts > 0) {
         snprintf(shared, sizeof shared, " and %d shared", c->model.num_shared_experts);
     }
+    if (c->model.first_dense_layers > 0) {
+        snprintf(dense, sizeof dense, "%d dense layer%s of width %d, then ",
+                 c->model.first_dense_layers, c->model.first_dense_layers == 1 ? "" : "s",
+                 c->model.intermediate_size);
+    }
     moe_screen_wrapped(s, LABEL, "model",
-                       "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s%s",
-                       c->model.num_layers, c->model.num_layers == 1 ? "" : "s",
+                       "%s%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s%s",
+                       dense, moe_config_moe_layers(c), moe_config_moe_layers(c) == 1 ? "" : "s",
                        c->model.num_experts, shared, c->model.hidden_size,
                        c->model.moe_intermediate_size,
                        moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type),
                        c->model.compute == MOE_COMPUTE_BF16 ? " in bf16" : "");
 }
 
-/* What stands in front of every MoE layer, and what a decoder would remember of a token. */
+/* What stands in front of every layer, and what a decoder would remember of a token. */
 static void print_attention(const moe_screen *s, const moe_config *c) {
     const moe_model_config *m = &c->model;
     char widths[96], cache[256];
@@ -124,7 +129,7 @@ static void print_form(const moe_config *c, char *text, size_t size) {
     }
     snprintf(text, size, " (%s%s)",
              moe_config_enum_name(MOE_KEY(balance, aux_form), c->balance.aux_form),
-             c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1
+             c->balance.aux_layers == MOE_LAYERS_ALL && moe_config_moe_layers(c) > 1
                  ? ", of all layers together"
                  : "");
 }

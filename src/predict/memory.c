@@ -32,9 +32,9 @@ static int64_t matrices(enum moe_expert_type type) {
 }
 
 int32_t moe_memory_kept_layers(const moe_config *c) {
-    const bool gradient =
-        c->output.tensors && moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0;
-    return c->run.mode == MOE_MODE_TRAIN || gradient ? c->model.num_layers : 1;
+    const bool gradient = c->output.tensors &&
+                          moe_balance_alpha_all_layers(&c->balance, moe_config_moe_layers(c)) > 0;
+    return c->run.mode == MOE_MODE_TRAIN || gradient ? moe_config_moe_layers(c) : 1;
 }
 
 int64_t moe_memory_whole(double x) {
@@ -98,10 +98,18 @@ static int64_t parameters_of_expert(const moe_config *c) {
                 add(c->model.hidden_size, c->model.moe_intermediate_size));
 }
 
+/* A dense layer has a norm [H], the matrices of its FFN and the attention in front. */
+static int64_t parameters_of_dense_layer(const moe_config *c, int64_t norm) {
+    const int64_t ffn =
+        mul3(matrices(c->model.expert_type), c->model.hidden_size, c->model.intermediate_size);
+    return add(add(norm, ffn), moe_attention_parameters(c));
+}
+
 /* The frozen base of LoRA experts stands on every rank. */
 static int64_t frozen_parameters(const moe_config *c) {
-    return c->model.expert_type == MOE_EXPERT_LORA ? mul(c->model.num_layers, parameters_of_ffn(c))
-                                                   : 0;
+    return c->model.expert_type == MOE_EXPERT_LORA
+               ? mul(moe_config_moe_layers(c), parameters_of_ffn(c))
+               : 0;
 }
 
 bool moe_memory_learns_noise(const moe_config *c) {
@@ -109,9 +117,9 @@ bool moe_memory_learns_noise(const moe_config *c) {
            (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT);
 }
 
-/* Each layer has the routed experts, the gate [N,H] (and as much for the scale of its noise where
- * that is learned), the norm [H], every shared expert and the attention in front. A language model
- * also has an embedding [context,256,H], a norm [H] and a head [256,H]. */
+/* Each MoE layer has the routed experts, the gate [N,H] (and as much for the scale of its noise
+ * where that is learned), the norm [H], every shared expert and the attention in front. A language
+ * model also has an embedding [context,256,H], a norm [H] and a head [256,H]. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t h = c->model.hidden_size;
     const int64_t expert = parameters_of_expert(c);
@@ -120,8 +128,11 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t layer =
         add(add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c))),
             moe_attention_parameters(c));
-    moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
-                                  .replicated = mul(c->model.num_layers, layer)};
+    moe_parameter_counts count = {.expert =
+                                      mul3(moe_config_moe_layers(c), c->model.num_experts, expert),
+                                  .replicated = mul(moe_config_moe_layers(c), layer)};
+    count.replicated =
+        add(count.replicated, mul(c->model.first_dense_layers, parameters_of_dense_layer(c, norm)));
     if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT) {
         count.replicated =
             add(count.replicated, add(mul3(BYTE_VALUES, c->train.context + 1, h), h));
@@ -133,7 +144,7 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
 int64_t moe_memory_local_parameters(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t slots =
         add(c->model.num_experts, c->compares_placements ? 0 : c->placement.redundant_experts);
-    const int64_t experts = mul(c->model.num_layers, div_up(slots, s->ranks));
+    const int64_t experts = mul(moe_config_moe_layers(c), div_up(slots, s->ranks));
     return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
 }
 
@@ -183,7 +194,7 @@ static int64_t statistics(const moe_config *c, const moe_memory_sizes *s, int64_
     const int64_t steps = s->train && c->train.accumulate > 1 ? 2 : 1;
     const int64_t segment_bytes = mul(segments, sizeof(moe_segment));
     return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), all), words),
-                                      mul3(steps, c->model.num_layers, metrics)),
+                                      mul3(steps, moe_config_moe_layers(c), metrics)),
                                   WORD));
 }
 

@@ -111,6 +111,23 @@ static int64_t streams(const moe_config *c, const moe_memory_sizes *s) {
     return mul(mul3(copies, s->tokens, c->model.hidden_size), REAL);
 }
 
+/* A dense layer keeps the normed x [T,H] with its norms, and the pre-activations where backward
+ * reads them; in a forward run the layers share them (dense_layers.c). Beside it the working memory
+ * of its products. */
+static int64_t dense_layers(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t h = c->model.hidden_size, width = c->model.intermediate_size;
+    const int64_t kept = s->train ? c->model.first_dense_layers : 1;
+    const bool norm = c->model.norm != MOE_NORM_NONE;
+    if (c->model.first_dense_layers == 0) {
+        return 0;
+    }
+    const int64_t inner = mul(s->keep && s->matrices > 0 ? s->matrices - 1 : 0, width);
+    const int64_t of_token = add(mul(add(norm ? h : 0, inner), REAL), norm ? (int64_t)DOUBLE : 0);
+    const int64_t scratch = add(scratch_of(s, s->device_tokens, h, width, 0),
+                                codes_of(c, s->device_tokens, h, width, 0));
+    return add(mul3(kept, s->tokens, of_token), mul3(s->backward ? 1 : s->threads, scratch, REAL));
+}
+
 /* What backward works with (layer_backward.c). */
 static int64_t backward(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
@@ -131,8 +148,9 @@ static int64_t task(const moe_config *c, const moe_memory_sizes *s) {
         return 0;
     }
     if (!s->text) {
-        const int64_t load =
-            c->train.specialization ? mul3(c->model.num_layers, c->model.num_experts, WORD) : 0;
+        const int64_t load = c->train.specialization
+                                 ? mul3(moe_config_moe_layers(c), c->model.num_experts, WORD)
+                                 : 0;
         return add(mul(s->tokens, add(INT, mul(h, REAL))),
                    mul(c->data.num_topics, add(mul3(2, h, REAL), load)));
     }
@@ -145,7 +163,7 @@ static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     if (c->output.routing) {
         const int64_t server =
             c->capacity.policy == MOE_CAPACITY_NONE ? 0 : mul(s->selections, INT);
-        bytes = mul(c->model.num_layers,
+        bytes = mul(moe_config_moe_layers(c),
                     add(add(routing(s->tokens, s->most), server),
                         mul3(s->tokens, s->most, 2 * INT + (int64_t)sizeof(float) + 1)));
     }
@@ -231,7 +249,7 @@ static int64_t working(const moe_config *c, const moe_memory_sizes *s) {
 
 int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t layers = mul(s->copies, activations_of_layer(c, s));
-    const int64_t ends = add(task(c, s), moe_memory_attention(c, s));
+    const int64_t ends = add(add(task(c, s), dense_layers(c, s)), moe_memory_attention(c, s));
     return add(add(add(streams(c, s), layers), add(backward(c, s), ends)),
                add(written(c, s), working(c, s)));
 }
@@ -268,8 +286,9 @@ static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
         return 0;
     }
     const int64_t d = c->cluster.devices, n = c->model.num_experts;
-    const int64_t counts = mul(
-        c->model.num_layers, add(add(mul(2, moe_memory_matrix_cells(c, s)), mul(5, d)), mul(3, n)));
+    const int64_t counts =
+        mul(moe_config_moe_layers(c),
+            add(add(mul(2, moe_memory_matrix_cells(c, s)), mul(5, d)), mul(3, n)));
     const int64_t y = mul(s->tokens, c->model.hidden_size);
     return add(mul(add(y, s->train ? moe_memory_local_parameters(c, s) : 0), REAL),
                mul(counts, WORD));

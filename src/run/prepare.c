@@ -116,11 +116,11 @@ static void make_context(moe_run_state *r) {
 /* Forward only, a layer's activations are used again by the next layer where nothing needs them
  * later; training keeps all of them, and every layer's input. */
 static int make_model(moe_run_state *r, moe_status *st) {
-    const moe_model_config *model = &r->config->model;
+    const int32_t layers = moe_config_moe_layers(r->config);
     moe_stack_init(&r->stack, &r->context, moe_memory_kept_layers(r->config), moe_run_trains(r));
-    moe_step_metrics_init(&r->metrics, model->num_layers, model->num_experts,
+    moe_step_metrics_init(&r->metrics, layers, r->config->model.num_experts,
                           r->config->cluster.devices);
-    r->routing = moe_alloc_zero(model->num_layers, sizeof *r->routing, "routing");
+    r->routing = moe_alloc_zero(layers, sizeof *r->routing, "routing");
     r->observer = moe_run_observer(r);
     if (r->model_files.x && moe_model_files_weights(&r->context, &r->stack.layer[0], st)) {
         return st->code;
@@ -146,7 +146,7 @@ static int prepare_explainer(moe_run_state *r, moe_status *st) {
     r->explainer.token = r->options->explains_token;
     r->explainer.step = r->options->explains_step;
     if (r->explainer.token) {
-        moe_explanation_init(&r->explainer.explanation, token, r->config->model.num_layers);
+        moe_explanation_init(&r->explainer.explanation, token, moe_config_moe_layers(r->config));
     }
     return MOE_OK;
 }

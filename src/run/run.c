@@ -260,7 +260,7 @@ static int finish(moe_run_state *r, moe_status *st) {
     r->context.timeline = NULL;             /* the steps are over */
     write_end(r, seconds, &writing, st);
     if (r->comm->rank == 0 && !moe_run_trains(r) && writing.code == MOE_OK) {
-        moe_over_steps_show(&r->screen, &r->results.over_steps, r->config->model.num_layers);
+        moe_over_steps_show(&r->screen, &r->results.over_steps, moe_config_moe_layers(r->config));
     }
     if (r->comm->rank == 0 && moe_run_trains(r)) {
         moe_terminal_outcome(&r->screen, r->config, &r->results.training_history,

@@ -219,6 +219,14 @@ class Drawing:
                 self.case.extra["gradient"] = self.chance(0.7)
                 self.put("output.tensors", "yes")
 
+    def draw_dense(self):
+        """Dense layers stand in front of MoE layers and need vectors."""
+        layers = int(self.get("model.num_layers"))
+        if self.recorded or layers == 1:
+            return
+        self.maybe(0.4, "model.first_dense_layers", *range(layers))
+        self.maybe(0.5, "model.intermediate_size", 1, 5, 40)
+
     def draw_attention(self):
         """Attention has vectors, a residual stream and whole sequences on every device."""
         wanted = self.preset_has("model.attention") or self.chance(0.25)
@@ -499,6 +507,7 @@ class Drawing:
 
 # Keys that a rule above draws or leaves alone: threads are a comparison of their own.
 KNOWN_KEYS = """
+    model.first_dense_layers model.intermediate_size
     model.attention model.num_heads model.num_kv_heads model.head_dim model.rope_dim
     model.kv_lora_rank model.q_lora_rank train.beta2
     run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
@@ -528,6 +537,7 @@ def draw(seed, table):
     d.draw_sizes()
     d.draw_data()
     d.draw_attention()
+    d.draw_dense()
     d.draw_router()
     d.draw_groups()
     d.draw_noise()
