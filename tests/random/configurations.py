@@ -9,7 +9,8 @@ a value that may not go with the others: it is refused, or it runs.
 import random
 
 # Values of these keys are refused as long as the program lacks what they stand for, or because
-# only --placements reads them, or do nothing without a checkpoint to generate with. They are drawn among the rare values only.
+# only --placements reads them, or do nothing without a checkpoint to generate with. They are
+# drawn among the rare values only.
 UNAVAILABLE = set(
     """
     exchange.chunks exchange.transport exchange.algorithm
