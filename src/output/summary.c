@@ -322,6 +322,9 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_summary_put_training(o, c, step);
     }
+    if (moe_config_generates(c)) {
+        moe_json_put(o, "generate", moe_summary_pass(c, step));
+    }
     moe_json_put(o, "loss", with_alpha);
     moe_json_put(o, "loss_raw", raw_losses(step, f.raw));
     moe_json_put(o, "volume", volumes_object(c, f.volume));

@@ -199,7 +199,25 @@ static void print_exchange(const moe_screen *s,
                        transport_used(c, t, ranks));
 }
 
+/* What is continued, and how. */
+static void print_generation(const moe_screen *s, const moe_config *c) {
+    char how[64] = "the most probable byte";
+    const int n = c->generate.sequences_per_device;
+    if (c->generate.temperature > 0) {
+        snprintf(how, sizeof how, "drawn at temperature %g", c->generate.temperature);
+    }
+    moe_screen_wrapped(s, LABEL, "generate",
+                       "%s new bytes of each sequence, %s; %d sequence%s on "
+                       "each device, a cache for %s tokens",
+                       moe_format_count(c->generate.max_new_tokens).s, how, n, n == 1 ? "" : "s",
+                       moe_format_count(c->data.sequence_length).s);
+}
+
 static void print_data(const moe_screen *s, const moe_config *c) {
+    if (moe_config_generates(c)) {
+        print_generation(s, c);
+        return;
+    }
     const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made) {

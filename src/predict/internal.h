@@ -50,6 +50,7 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
     int64_t remote;        /* of these, for other ranks: the share 1 - 1/ranks */
     int64_t copies;        /* how many layers have their activations at the same time */
     int64_t threads;
+    int64_t places;   /* of a sequence in the cache; 0: nothing is generated */
     int64_t matrices; /* of an expert */
     int64_t slots;    /* experts of this rank */
     int64_t hidden;   /* pre-activations of an expert for one row: F, or 2 F where there is w3 */

@@ -57,6 +57,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
                           .threads = c->run.threads > 0 ? c->run.threads : 1,
                           .slots = div_up(c->model.num_experts, ranks)};
     s.backward = s.train || given->backward;
+    s.places = given->places;
     s.keep = s.train ? !c->train.recompute : c->model.load[0] != '\0' && c->output.tensors;
     s.tokens = num_tokens_global > 0 ? min64(mul(per_device, s.local_devices), num_tokens_global)
                                      : mul(per_device, s.local_devices);
@@ -133,7 +134,7 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
                                   .replicated = mul(moe_config_moe_layers(c), layer)};
     count.replicated =
         add(count.replicated, mul(c->model.first_dense_layers, parameters_of_dense_layer(c, norm)));
-    if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT) {
+    if (c->run.mode != MOE_MODE_FORWARD && c->data.source == MOE_SOURCE_TEXT) {
         count.replicated =
             add(count.replicated, add(mul3(BYTE_VALUES, c->train.context + 1, h), h));
     }

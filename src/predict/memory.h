@@ -31,6 +31,7 @@ typedef struct moe_memory_given {
     int64_t num_counted; /* of these, tokens that are routed; unknown: all */
     double choices;      /* mean number of experts of a token in a recorded routing */
     bool backward;       /* a layer from model.load runs backward too */
+    int64_t places;      /* run.mode = generate: tokens of a sequence in the cache */
 } moe_memory_given;
 
 /* Local. The estimate of resident memory for the fullest rank under a balanced load. Training keeps

@@ -28,6 +28,9 @@ static int64_t num_tokens(const moe_run_state *r) {
     if (r->model_files.num_tokens) {
         return r->model_files.num_tokens;
     }
+    if (moe_config_generates(r->config)) {
+        return moe_run_prompt_tokens(r);
+    }
     if (r->input.num_tokens_global) {
         return r->input.num_tokens_global;
     }
@@ -47,6 +50,9 @@ static double recorded_choices(const moe_run_state *r) {
 
 static moe_memory_given given(const moe_run_state *r) {
     moe_memory_given g = {.num_tokens = num_tokens(r), .backward = r->model_files.dy != NULL};
+    if (moe_config_generates(r->config)) {
+        g.places = r->prompts.longest + r->config->generate.max_new_tokens - 1;
+    }
     g.num_counted = moe_input_routed(&r->input, r->config, g.num_tokens);
     if (r->input.routing) {
         g.choices = recorded_choices(r);
@@ -105,7 +111,12 @@ static int check_memory(moe_run_state *r, moe_status *st) {
 static void make_context(moe_run_state *r) {
     const moe_config *c = r->config;
     int64_t tokens = num_tokens(r);
-    moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
+    if (moe_config_generates(c)) {
+        moe_batch_layout(&r->batch, tokens, r->prompts.longest, c->cluster.devices, r->comm->rank,
+                         r->comm->size);
+    } else {
+        moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
+    }
     moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
     r->context.timeline = c->output.timeline ? &r->timeline : NULL;
     if (moe_balance_has_all_layers(&c->balance)) {
@@ -132,12 +143,19 @@ static int make_model(moe_run_state *r, moe_status *st) {
         r->context.keep = r->model_files.dy != NULL;
     }
     moe_rebalance_init(&r->rebalance, &r->stack, moe_run_trains(r) ? &r->training : NULL);
-    return MOE_OK;
+    return moe_config_generates(r->config) ? moe_run_load_model(r, st) : MOE_OK;
 }
 
 /* --explain, --explain-step */
 static int prepare_explainer(moe_run_state *r, moe_status *st) {
     int64_t token = r->options->explain_token, tokens = num_tokens(r);
+    if (moe_config_generates(r->config) &&
+        (r->options->explains_token || r->options->explains_step)) {
+        return moe_fail(st, MOE_USER,
+                        "%s looks at a step of a forward or training run, and run.mode = generate "
+                        "has none: leave it out",
+                        r->options->explains_token ? "--explain" : "--explain-step");
+    }
     if (r->options->explains_token && token >= tokens) {
         return moe_fail(st, MOE_USER,
                         "--explain %lld: there is no such token, a step has %lld (0 to %lld)",
@@ -178,6 +196,10 @@ static void show_header(const moe_run_state *r) {
     if (moe_run_trains(r)) {
         moe_terminal_training(&r->screen, r->config, &r->results.facts, &r->memory);
     }
+    if (o->model && !o->quiet) {
+        printf("\n%s%sthe model of %s, after %lld steps of training\n", o->word,
+               o->word[0] ? "\n" : "", o->model->path, (long long)o->model->step);
+    }
     if (o->resume && !o->quiet) {
         printf("\n%s%sgoing on after %lld of %lld steps, from %s\n", o->word,
                o->word[0] ? "\n" : "", (long long)o->resume->step, (long long)r->config->run.steps,
@@ -191,6 +213,9 @@ static void show_header(const moe_run_state *r) {
 static int read_and_check(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
     if (moe_input_read(r->comm, r->config, &r->input, st)) {
+        return st->code;
+    }
+    if (moe_config_generates(c) && moe_run_read_prompts(r, st)) {
         return st->code;
     }
     if (c->model.load[0] && moe_model_files_read(r->comm, c, &r->model_files, st)) {
@@ -230,6 +255,12 @@ int moe_run_prepare(moe_run_state *r, moe_status *st) {
         r->results.facts =
             moe_training_facts_of(c, r->input.text, r->input.text_length, r->input.num_domains);
     }
+    if (moe_config_generates(c)) {
+        r->results.generation = (moe_generation_metrics){.sequences = r->batch.num_sequences,
+                                                         .prompt_bytes = r->batch.num_routed,
+                                                         .new_bytes = c->generate.max_new_tokens,
+                                                         .places = r->generator.room - 1};
+    }
     r->screen = moe_screen_of(stdout, r->options->quiet);
     r->screen.full = r->options->full;
     if (r->comm->rank == 0) {
@@ -249,6 +280,8 @@ void moe_run_free(moe_run_state *r) {
     moe_timeline_free(&r->timeline);
     moe_rebalance_free(&r->rebalance);
     moe_training_free(&r->training);
+    moe_generator_free(&r->generator);
+    moe_prompts_free(&r->prompts);
     moe_payload_error_free(&r->fp32);
     moe_stack_free(&r->stack);
     moe_scopes_free(&r->all_layers);

@@ -9,11 +9,14 @@ a value that may not go with the others: it is refused, or it runs.
 import random
 
 # Values of these keys are refused as long as the program lacks what they stand for, or because
-# only --placements reads them. They are drawn among the rare values only.
+# only --placements reads them, or do nothing without a checkpoint to generate with. They are
+# drawn among the rare values only.
 UNAVAILABLE = set(
     """
     exchange.chunks exchange.algorithm
     placement.load placement.fit placement.score
+    generate.run generate.prompt generate.prompts generate.max_new_tokens generate.temperature
+    generate.sequences_per_device
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
