@@ -13,7 +13,7 @@ static json_t *exchange_object(const moe_config *c, const moe_pass_figures *f) {
 
 /* Means over the steps of a pass. */
 static json_t *pass_object(const moe_config *c, const moe_pass_traffic *t) {
-    const moe_pass_figures f = moe_pass_figures_of(t, c->model.num_layers, c->cluster.devices);
+    const moe_pass_figures f = moe_pass_figures_of(t, moe_config_moe_layers(c), c->cluster.devices);
     json_t *o = json_object(), *levels = json_object();
     moe_json_put(o, "tokens", moe_json_number(f.tokens));
     moe_json_put(o, "tokens_per_device", moe_json_number(f.tokens_per_device));

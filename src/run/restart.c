@@ -189,7 +189,8 @@ int moe_restart_read(const moe_restart *r,
 }
 
 int moe_restart_read_model(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
-    moe_layer_state layers = moe_layer_state_of(r->layers, r->config->model.num_layers, r->config);
+    moe_layer_state layers =
+        moe_layer_state_of(r->layers, moe_config_moe_layers(r->config), r->config);
     if (read_placement(r, from, st) == MOE_OK &&
         moe_checkpoint_read_model(r->comm, from->path, r->parameters, layers.blob, layers.num,
                                   st) == MOE_OK) {
