@@ -175,22 +175,35 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s) 
     return min64(mul(c->cluster.devices, c->cluster.devices), mul(s->ranks, s->selections));
 }
 
+/* Whether no sequence lies on several devices: its segment's cell then serves for it too. */
+static bool sequences_are_whole(const moe_config *c, int64_t tokens) {
+    const int64_t length = c->data.sequence_length, devices = max64(c->cluster.devices, 1);
+    return length > 0 && c->data.boundaries[0] == '\0' && tokens % (devices * length) == 0;
+}
+
+static int64_t sequences_of(const moe_config *c, int64_t tokens) {
+    return c->data.sequence_length > 0 ? div_up(tokens, c->data.sequence_length) : 1;
+}
+
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
- * sequence, local device and the batch, and those of the sum over ranks; once more for all layers
- * put together (aux_form = mixtral). The metrics of a layer are three vectors [N], five [D] and
- * two words for each cell of the matrix [D,D] that is not 0. A step of several micro-batches has
- * metrics of its own beside those of the micro-batch. */
-static int64_t statistics(const moe_config *c, const moe_memory_sizes *s, int64_t num_sequences) {
+ * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
+ * more for all layers put together (aux_form = mixtral). The metrics of a layer are three vectors
+ * [N], five [D] and two words for each cell of the matrix [D,D] that is not 0. A step of several
+ * micro-batches has metrics of its own beside those of the micro-batch. */
+static int64_t statistics(const moe_config *c, const moe_memory_sizes *s, int64_t tokens) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
+    const int64_t num_sequences = sequences_of(c, tokens);
     const int64_t ranks = s->ranks, share = div_up(num_sequences, ranks);
-    const int64_t cut = min64(s->local_devices, num_sequences);
+    const bool whole = sequences_are_whole(c, tokens);
+    const int64_t cut = whole ? 0 : min64(s->local_devices, num_sequences);
     const int64_t segments = num_sequences <= 1 ? s->local_devices : add(share, cut);
     const int64_t sequences = num_sequences <= 1 ? 1 : share;
     const int64_t shared = ranks > 1 ? min64(ranks - 1, num_sequences) : 0;
     const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD);
-    const int64_t of_scopes = add(add(sequences, s->local_devices), 1);
+    const int64_t of_scopes = add(add(whole ? 0 : sequences, s->local_devices), 1);
     const int64_t cells = add(add(segments, of_scopes), shared + 2);
-    const int64_t all = moe_balance_has_all_layers(&c->balance) ? of_scopes : 0;
+    const int64_t all =
+        moe_balance_has_all_layers(&c->balance) ? add(add(sequences, s->local_devices), 1) : 0;
     const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(2, moe_memory_matrix_cells(c, s))));
     const int64_t steps = s->train && c->train.accumulate > 1 ? 2 : 1;
     const int64_t segment_bytes = mul(segments, sizeof(moe_segment));
@@ -213,10 +226,6 @@ static int64_t uneven(int64_t bytes) {
     return add(bytes, bytes / 12);
 }
 
-static int64_t sequences_of(const moe_config *c, int64_t tokens) {
-    return c->data.sequence_length > 0 ? div_up(tokens, c->data.sequence_length) : 1;
-}
-
 moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *given) {
     const moe_memory_sizes s = sizes_of(c, given);
     const int64_t tokens = given->num_tokens > 0
@@ -229,7 +238,7 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
         .activations = uneven(moe_memory_activations(c, &s)),
         .exchange = add(uneven(moe_memory_exchange(c, &s)), moe_memory_staging(c, &s)),
         .windows = moe_memory_windows(c, &s),
-        .statistics = add(statistics(c, &s, sequences_of(c, tokens)), moe_memory_loads(c)),
+        .statistics = add(statistics(c, &s, tokens), moe_memory_loads(c)),
         .input = moe_memory_input(c, s.tokens),
         .program = program(c, &s),
         .histories = moe_memory_histories(c)};
