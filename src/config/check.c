@@ -478,10 +478,6 @@ static int check_generate(const moe_config *c, moe_status *st) {
                                "--set capacity.policy=none",
                                st);
     }
-    if (c->place[MOE_KEY(run, steps)] == MOE_PLACE_SET) {
-        return moe_refuse_pair(c, MOE_KEY(run, steps), mode,
-                               "generate.max_new_tokens says how many tokens are added", st);
-    }
     if (c->output.tensors) {
         return moe_refuse_pair(c, mode, MOE_KEY(output, tensors),
                                "y.npy is that of a forward run: --set output.tensors=no", st);

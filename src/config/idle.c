@@ -137,6 +137,7 @@ static const struct {
           MOE_KEY(balance, begin_step),
           MOE_KEY(balance, ramp_steps)),
      false, MOE_KEY(run, mode), trains_not},
+    {KEYS(MOE_KEY(run, steps)), false, MOE_KEY(run, mode), moe_config_generates},
     {KEYS(MOE_KEY(generate, run)), true, MOE_KEY(run, mode), generates_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
     {KEYS(MOE_KEY(exchange, node_sum)), false, MOE_KEY(exchange, mode), sends_to_devices},

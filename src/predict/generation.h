@@ -11,7 +11,8 @@ typedef struct moe_pass_exchange { /* one exchange of one layer, mean over devic
     double transfer_seconds;       /* the part that grows with them */
 } moe_pass_exchange;
 
-/* Local, pure. moe_cost_exchange of what a device sends on average; 0 for a single device. */
+/* Local, pure. moe_cost_exchange of what a device sends on average, rows being as wide as
+ * cluster.model_hidden_size; 0 for a single device. */
 moe_pass_exchange moe_pass_exchange_of(const moe_config *c, const moe_pass_figures *f);
 
 #endif

@@ -93,14 +93,16 @@ static int check_memory(moe_run_state *r, moe_status *st) {
             st, MOE_USER,
             "this run needs about %s on this host, where %s are available: %s on each of %d "
             "rank%s (weights %s, gradients %s, optimiser %s, activations %s, exchange %s), and "
-            "%s for the loads of all steps on rank 0; lower model.num_experts, "
-            "model.hidden_size, model.moe_intermediate_size, data.tokens_per_device, "
-            "data.num_topics or run.steps",
+            "%s for the loads of all steps on rank 0; lower %s",
             moe_format_bytes(needed).s, moe_format_bytes(available).s, moe_format_bytes(m->total).s,
             r->comm->local_size, r->comm->local_size == 1 ? "" : "s",
             moe_format_bytes(m->weights).s, moe_format_bytes(m->gradients).s,
             moe_format_bytes(m->optimizer).s, moe_format_bytes(m->activations).s,
-            moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s);
+            moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s,
+            moe_config_generates(r->config)
+                ? "generate.sequences_per_device, data.sequence_length or generate.max_new_tokens"
+                : "model.num_experts, model.hidden_size, model.moe_intermediate_size, "
+                  "data.tokens_per_device, data.num_topics or run.steps");
     }
     check_windows(r, st);
     return moe_comm_agree(r->comm, st);

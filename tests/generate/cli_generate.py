@@ -109,7 +109,6 @@ def check_refused(model, forward):
         (arguments(model, **{"generate.prompts": "none"}), "one of the two"),
         (arguments(model, **{"generate.temperature": "hot"}), "a number from 0"),
         (arguments(model, **{"model.num_heads": 2}), "model.num_heads was 3"),
-        (arguments(model, **{"run.steps": 3}), "generate.max_new_tokens says how many"),
         (arguments(model, **{"capacity.policy": "device"}), "--set capacity.policy=none"),
         (arguments(forward), "has no checkpoints"),
         (arguments("nowhere"), "nowhere"),
