@@ -6,6 +6,7 @@
 #include "base/alloc.h"
 #include "base/gemm.h"
 #include "output/format.h"
+#include "predict/expected.h"
 #include "run/internal.h"
 #include "run/restart.h"
 #include "world/window.h"
@@ -37,15 +38,25 @@ static int64_t num_tokens(const moe_run_state *r) {
     return (int64_t)r->config->cluster.devices * r->config->data.tokens_per_device;
 }
 
-/* The mean number of experts of a token in the recorded routing of this rank. */
-static double recorded_choices(const moe_run_state *r) {
+/* The mean number of experts of a token that is routed, in the recording of this rank. Padding that
+ * is dropped has none in a routing. */
+static double recorded_choices(const moe_run_state *r, const moe_memory_given *g) {
     const moe_input *in = &r->input;
+    if (in->logits) {
+        const size_t size = in->logits_dtype == MOE_F64 ? sizeof(double) : sizeof(float);
+        return moe_expected_recorded_choices(r->config, in->logits, in->logits_dtype == MOE_F64,
+                                             moe_alloc_bytes(in->logits) / (int64_t)size /
+                                                 r->config->model.num_experts);
+    }
+    if (!in->routing) {
+        return 0;
+    }
     int64_t tokens = moe_alloc_bytes(in->routing) / in->routing_k / (int64_t)sizeof *in->routing;
     int64_t chosen = 0;
     for (int64_t i = 0; i < tokens * in->routing_k; i++) {
         chosen += in->routing[i] >= 0;
     }
-    return (double)chosen / (double)tokens;
+    return (double)chosen / (double)tokens * (double)g->num_tokens / (double)g->num_counted;
 }
 
 static moe_memory_given given(const moe_run_state *r) {
@@ -53,10 +64,10 @@ static moe_memory_given given(const moe_run_state *r) {
     if (moe_config_generates(r->config)) {
         g.places = r->prompts.longest + r->config->generate.max_new_tokens - 1;
     }
+    g.num_sequences = r->input.num_sequences;
+    g.boundary = r->input.boundary;
     g.num_counted = moe_input_routed(&r->input, r->config, g.num_tokens);
-    if (r->input.routing) {
-        g.choices = recorded_choices(r);
-    }
+    g.choices = recorded_choices(r, &g);
     return g;
 }
 
