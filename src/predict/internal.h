@@ -43,6 +43,7 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
     int64_t ranks, local_devices, tokens;
     int64_t device_tokens; /* of the fullest device */
     int64_t sequences;     /* of the batch */
+    bool whole;            /* no sequence lies on several devices */
     int64_t most;          /* experts that one token may have, for which there is room */
     int64_t selections;    /* that are expected */
     int64_t sent;          /* of these, after dropping */

@@ -83,6 +83,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     const moe_sequences sequences = sequences_of(c, given, in_batch);
     const double sent = k * moe_expected_kept(c, &sequences, in_batch, k);
     s.sequences = sequences.num;
+    s.whole = sequences.length > 0 && in_batch % mul(devices, sequences.length) == 0;
     s.selections = moe_memory_whole((double)s.tokens * k);
     s.sent = moe_memory_whole((double)s.tokens * sent);
     s.rows = c->exchange.mode == MOE_EXCHANGE_SELECTION
@@ -198,30 +199,23 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s) 
     return min64(mul(c->cluster.devices, c->cluster.devices), mul(s->ranks, s->selections));
 }
 
-/* Whether no sequence lies on several devices: its segment's cell then serves for it too. */
-static bool sequences_are_whole(const moe_config *c, int64_t tokens) {
-    const int64_t length = c->data.sequence_length, devices = max64(c->cluster.devices, 1);
-    return length > 0 && c->data.boundaries[0] == '\0' && tokens % (devices * length) == 0;
-}
-
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
  * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
  * more for all layers put together (aux_form = mixtral). The metrics of a layer are three vectors
  * [N], five [D] and two words for each cell of the matrix [D,D] that is not 0. A step of several
  * micro-batches has metrics of its own beside those of the micro-batch. */
-static int64_t statistics(const moe_config *c, const moe_memory_sizes *s, int64_t tokens) {
+static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t num_sequences = s->sequences;
     const int64_t ranks = s->ranks, share = div_up(num_sequences, ranks);
-    const bool whole = sequences_are_whole(c, tokens);
-    const int64_t cut = whole ? 0 : min64(s->local_devices, num_sequences);
+    const int64_t cut = s->whole ? 0 : min64(s->local_devices, num_sequences);
     const int64_t segments = num_sequences <= 1 ? s->local_devices : add(share, cut);
     const int64_t sequences = num_sequences <= 1 ? 1 : share;
     const int64_t shared = ranks > 1 ? min64(ranks - 1, num_sequences) : 0;
     const int64_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
     const int64_t slots = redundant > 0 ? add(n, redundant) : 0;
     const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), add(slots, d + MOE_STAT_HEAD));
-    const int64_t of_scopes = add(add(whole ? 0 : sequences, s->local_devices), 1);
+    const int64_t of_scopes = add(add(s->whole ? 0 : sequences, s->local_devices), 1);
     const int64_t cells = add(add(segments, of_scopes), shared + 2);
     const int64_t all =
         moe_balance_has_all_layers(&c->balance) ? add(add(sequences, s->local_devices), 1) : 0;
@@ -256,7 +250,7 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
         .activations = uneven(moe_memory_activations(c, &s)),
         .exchange = add(uneven(moe_memory_exchange(c, &s)), moe_memory_staging(c, &s)),
         .windows = moe_memory_windows(c, &s),
-        .statistics = add(statistics(c, &s, tokens), moe_memory_loads(c)),
+        .statistics = add(statistics(c, &s), moe_memory_loads(c)),
         .input = moe_memory_input(c, s.tokens),
         .program = program(c, &s),
         .histories = moe_memory_histories(c)};
