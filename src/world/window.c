@@ -22,14 +22,23 @@
 
 /* --- hosts --- */
 
+/* As long as the communicator lives, and so not among what a run allocates and frees. */
+static void *list(int count, size_t size) {
+    void *memory = calloc((size_t)count, size);
+    if (!memory) {
+        moe_out_of_memory("ranks of a host", (size_t)count * size);
+    }
+    return memory;
+}
+
 moe_host *moe_host_new(const moe_comm *comm, MPI_Comm ranks) {
-    moe_host *h = moe_alloc_zero(1, sizeof *h, "ranks of a host");
+    moe_host *h = list(1, sizeof *h);
     h->comm = ranks;
     MPI_Comm_rank(ranks, &h->rank);
     MPI_Comm_size(ranks, &h->size);
-    h->id = moe_alloc_zero(h->size, sizeof *h->id, "ranks of a host");
-    h->place = moe_alloc_zero(comm->size, sizeof *h->place, "ranks of a host");
-    h->bytes = moe_alloc_zero(h->size, sizeof *h->bytes, "ranks of a host");
+    h->id = list(h->size, sizeof *h->id);
+    h->place = list(comm->size, sizeof *h->place);
+    h->bytes = list(h->size, sizeof *h->bytes);
     MPI_Allgather(&comm->rank, 1, MPI_INT, h->id, 1, MPI_INT, ranks);
     for (int q = 0; q < comm->size; q++) {
         h->place[q] = -1;
@@ -50,10 +59,10 @@ void moe_host_free(moe_host *h) {
         moe_free(h->flags);
     }
     MPI_Comm_free(&h->comm);
-    moe_free(h->id);
-    moe_free(h->place);
-    moe_free(h->bytes);
-    moe_free(h);
+    free(h->id);
+    free(h->place);
+    free(h->bytes);
+    free(h);
 }
 
 /* --- room --- */

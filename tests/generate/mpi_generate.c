@@ -187,8 +187,11 @@ static void check_sampler(void) {
         count[byte - 65] += byte >= 65 && byte <= 67;
     }
     const double small = exp(-2.0), sum = 2 + small; /* (1 - 2) / 0.5 */
-    CHECK_NEAR((double)count[0] / DRAWS, 1 / sum, 0.015);
-    CHECK_NEAR((double)count[2] / DRAWS, small / sum, 0.01);
+    const double share[3] = {1 / sum, 1 / sum, small / sum};
+    for (int b = 0; b < 3; b++) { /* within five standard deviations of a binomial count */
+        const double mean = DRAWS * share[b], deviation = sqrt(mean * (1 - share[b]));
+        CHECK(fabs((double)count[b] - mean) < 5 * deviation);
+    }
 }
 
 int main(int argc, char **argv) {
