@@ -1,5 +1,5 @@
 /* methods.c: the table of methods. To add one: an enumerator in config/enums.h, its name in
- * config/keys.def, a row here, and its twin in tests/support/reference.c (CONTRIBUTING.md). */
+ * config/keys.def, a row here, and its twin in tests/support/reference.c (docs/extending.md). */
 #include "router/methods.h"
 
 #include "router/groups.h"
