@@ -14,7 +14,8 @@ import _moesim as m
 
 sys.path.insert(0, os.path.join(m.SOURCE, "scripts"))
 sys.dont_write_bytecode = True
-from lesson_lib import measure, page  # noqa: E402  (needs the path)
+from lesson_lib import measure, page, show  # noqa: E402  (needs the path)
+from lesson_lib.command import changed_name  # noqa: E402
 
 LESSONS = {number: page.read(path) for number, path in page.paths().items()}
 LICENCES = (  # without it, another text: what is expected is printed but not demanded
@@ -237,6 +238,56 @@ def test_wrong_page():
     )
 
 
+def test_idea():
+    """The idea stands before the first command, in whole parts of about 15 lines that fit 80
+    columns (formulas as they are set), and says where the rest is.
+    """
+    for number, one in LESSONS.items():
+        text, parts = show.idea(one, "PAGE"), one.idea()
+        first = " ".join(parts[0][1].split())
+        m.check(" ".join(text.split()).startswith(first), f"lesson {number} begins with", text[:90])
+        lines = text.splitlines()
+        m.check(4 <= len(lines) <= 19, f"lesson {number}: its idea has {len(lines)} lines")
+        formulas = {line for kind, part in parts if kind == "pre" for line in part.splitlines()}
+        wide = [line for line in lines if len(line) > 80 and line not in formulas]
+        m.check(not wide, f"lesson {number}: {wide}")
+        shown = " ".join(text.split())
+        whole = all(" ".join(part.split()) in shown for kind, part in parts if kind == "p")
+        m.check(whole or lines[-1].endswith("PAGE]"), f"lesson {number}: the rest is nowhere")
+        for block in ("QUESTIONS", "ANSWERS"):
+            items = one.numbered(block)
+            m.check(len(items) == 3 and all(items), f"lesson {number}: {block} are", items)
+    done = lesson(4, "--test", "--out", "idea")
+    m.check(0 < done.out.find("DeepSeek-V2 (arXiv") < done.out.find("\n$ "), done.out[:900])
+
+
+def test_side_by_side():
+    """--set leaves the lesson's folder alone, writes beside it, and shows both."""
+    os.makedirs("beside")
+    os.chdir("beside")
+    words = (4, "--test", "--set", "router.topk_group=2")
+    alone, usual, both = lesson(*words), lesson(4, "--test"), lesson(*words)
+    os.chdir(m.TEMPORARY)
+    folders = sorted(os.listdir(os.path.join("beside", "runs")))
+    m.check(
+        folders == ["lesson-04-test", "lesson-04-test-with-router.topk_group=2"],
+        "the folders are",
+        folders,
+    )
+    m.check(
+        "not run" in alone.out and "scripts/lesson 4 --test, then this" in alone.out,
+        alone.out[-900:],
+    )
+    m.check("now" not in usual.out.split("LOOK AT")[1].split(), usual.out[-900:])
+    own = re.search(r"^expert loss  .* (\S+)  yes$", usual.out, re.M)[1]
+    beside = re.search(r"^expert loss  .* (\S+) +(\S+)  (yes|NO)$", both.out, re.M)
+    loss = m.summary(os.path.join("beside", "runs", folders[1], "tokens"))["layers"][0]["loss_raw"]
+    m.check(beside and beside[1] == own != beside[2], beside and beside[0])
+    m.check(beside and abs(float(beside[2]) - loss["expert"]) < 1e-5, loss)
+    names = {changed_name([text]) for text in ("a.b=" + "x" * 300, "a.b=" + "x" * 301, "a.b=c/d")}
+    m.check(len(names) == 3 and all(len(name) <= 80 and "/" not in name for name in names), names)
+
+
 def test_changed():
     """With --set a lesson is another one: rows may fail, the status is 0."""
     done = lesson(
@@ -303,6 +354,6 @@ test_list()
 test_mistakes()
 for each in LESSONS:
     test_lesson(each)
-for test in (test_screens, test_ranks, test_wrong_page, test_changed):
+for test in (test_screens, test_ranks, test_wrong_page, test_changed, test_idea, test_side_by_side):
     test()
 m.verdict()
