@@ -9,14 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import launch
 from command_line import Parser, Refused, say
 from lesson_lib import page, show
-from run_lib import safe_files
+from run_lib import safe_files, watch
 
 ROOT = os.path.dirname(launch.SCRIPTS)
+POLL_SECONDS, PATIENCE_SECONDS = 0.1, 5
 MOST_NAME = 80  # characters of a folder's name that say what --set changed
 
 
@@ -158,6 +160,42 @@ class Commands:
         )
 
 
+class Interrupted(Exception):
+    """Ctrl-C; .args[0] is the folder of the run that it ended."""
+
+
+def watched(line, environment, folder):
+    """Runs a command; (status, what it said). On a terminal a bar says how far the run is."""
+    bar, progress = watch.Line(), watch.Watch(folder)
+    with tempfile.TemporaryFile() as said, subprocess.Popen(
+        line, env=environment, stdin=subprocess.DEVNULL, stdout=said
+    ) as child:
+        try:
+            while child.poll() is None:
+                if bar.shown:
+                    progress.look()
+                    bar.draw(progress.text())
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:  # the terminal has told mpirun too
+            end(child)
+            raise Interrupted(folder) from None
+        finally:
+            bar.clear()
+        said.seek(0)
+        return child.returncode, said.read().decode(errors="replace")
+
+
+def end(child):
+    """Waits for a command that was told to end, and makes it end."""
+    for stop in (child.terminate, child.kill):
+        try:
+            child.wait(PATIENCE_SECONDS)
+            return
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            stop()
+    child.wait()
+
+
 def run(commands, words, environment):
     """Runs one command of the page; returns what it said. What it says goes to a file beside the
     results too.
@@ -165,25 +203,18 @@ def run(commands, words, environment):
     line, say = commands.line(words)
     print(f"\n$ {shlex.join(say)}", flush=True)
     folder = say[say.index("--out") + 1]
-    done = subprocess.run(
-        line,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode not in (0, 3):
-        print(done.stdout, end="")
-        raise Failed(max(done.returncode, 1))  # killed: negative
+    status, said = watched(line, environment, folder)
+    if status not in (0, 3):
+        print(said, end="")
+        raise Failed(max(status, 1))  # killed: negative
     try:
-        safe_files.write_whole(os.path.join(folder, "screen.txt"), done.stdout)
+        safe_files.write_whole(os.path.join(folder, "screen.txt"), said)
     except safe_files.Unfit as error:
         raise Refused(f"{folder}/screen.txt {error}: remove it, or give another --out") from None
-    if done.returncode == 3:
-        print(done.stdout, end="")
+    if status == 3:
+        print(said, end="")
         raise Failed(3)
-    return done.stdout
+    return said
 
 
 def excerpt(text, sections):
@@ -282,6 +313,12 @@ def teach(options):
     return 0 if table.good or options.sets else 3
 
 
+def say_interrupted(folder):
+    print("\ninterrupted: " + "\n".join(watch.left_behind(folder)), file=sys.stderr)
+    print("the same command begins the lesson anew", file=sys.stderr)
+    return 130
+
+
 def main(arguments):
     try:
         options = options_of(arguments)
@@ -301,5 +338,7 @@ def main(arguments):
     except OSError as error:
         print(f"scripts/lesson: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
+    except Interrupted as stopped:
+        return say_interrupted(*stopped.args)
     except KeyboardInterrupt:
         return 130

@@ -17,6 +17,7 @@ typedef struct moe_screen {
     int width;          /* text is broken at this column */
     int columns;        /* of the terminal; INT_MAX when there is none */
     int64_t steps_seen; /* calls of moe_terminal_step so far */
+    double drawn;       /* when the line of the progress was drawn last; 0: never */
 } moe_screen;
 
 /* Local. Looks at the stream (isatty), at NO_COLOR, TERM and COLUMNS, at the locale's character

@@ -1,7 +1,8 @@
 """ctest: labels=long timeout=1800
-docs/extending.md taken literally: its blocks are applied to a copy of the tree, which builds without
-a warning; the new rows pass the tests that go through all rows, the finite differences among them;
-the program runs with each; and a wrong derivative is found, as is a factor that is not its twin's.
+docs/extending.md taken literally: its blocks are applied to a copy of the tree, which builds
+without a warning; the new rows pass the tests that go through all rows, the finite differences
+among them; the program runs with each; and a wrong derivative is found, as is a factor that is not
+its twin's.
 """
 import glob
 import os
@@ -47,12 +48,13 @@ def run_test(name):
 
 
 def edit(path, old, new):
-    path = os.path.join(TREE, path)
+    """Returns the text as it was."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     m.check(text.count(old) == 1, path, "has not one", old)
     with open(path, "w", encoding="utf-8") as file:
         file.write(text.replace(old, new))
+    return text
 
 
 def test_rows():
@@ -62,7 +64,7 @@ def test_rows():
 
 
 def run(*settings):
-    words = [word for s in settings for word in ("--set", s)]
+    words = [word for s in ("cluster.devices=8", *settings) for word in ("--set", s)]
     quickstart = os.path.join(TREE, "configs", "quickstart.ini")
     program = os.path.join(BUILD, "moesim")
     out = os.path.join(m.TEMPORARY, "out")
@@ -94,12 +96,13 @@ def test_faults():
         ("src/router/methods.c", "k == first ||", "", "unit_router_methods", "wanted = 1"),
         ("src/balance/losses.c", "f > 1 ? f - 1 : 0", "f > 1 ? f : 0", "unit_balance", "overload"),
     ):
-        edit(path, good, bad)
+        whole = edit(os.path.join(TREE, path), good, bad)
         if build(test):
             done = run_test(test)
             m.check(done.returncode == 1, test, "passes with", bad)
             m.check(words in done.stdout + done.stderr, test, "does not say", words)
-        edit(path, bad, good)
+        with open(os.path.join(TREE, path), "w", encoding="utf-8") as file:
+            file.write(whole)
 
 
 def main():

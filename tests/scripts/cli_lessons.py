@@ -4,6 +4,7 @@ can fail; pages are complete; mistakes in the command get one sentence and run n
 folder and another number of ranks give the same.
 """
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -304,6 +305,49 @@ def test_changed():
         m.check("topk_group = 2" in file.read(), "--set did not reach the run")
 
 
+def on_terminal(words, interrupt_at=None):
+    """(status, what stands on a terminal of 80 columns), with a Ctrl-C once a text is there."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(words[0], words, {**ENVIRONMENT, "COLUMNS": "80", "TERM": "dumb"})
+    seen = b""
+    while True:
+        try:
+            fresh = os.read(terminal, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not fresh:
+            break
+        seen += fresh
+        if interrupt_at and interrupt_at in seen:
+            os.write(terminal, b"\x03")
+            interrupt_at = None
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(terminal)
+    return status, seen.decode(errors="replace")
+
+
+def test_progress():
+    """A bar on a terminal while a run trains, erased behind it; none in a pipe; Ctrl-C says which
+    folder and checkpoint are there and how to go on.
+    """
+    script = os.path.join(m.SOURCE, "scripts", "lesson")
+    steps = ["--set", "run.steps=400", "--set", "train.checkpoint_every=4", *text_words(3)]
+    words = [sys.executable, script, "3", "--test", "--out", "stopped", *steps]
+    status, said = on_terminal(words, b"] step 9/400")
+    m.check(re.search(r"\[#*-+\] step 5/400, \d+:\d\d left", said), said[-900:])
+    left = re.search(
+        r"interrupted: stopped/alone/ has (\d+) of 400 steps and the checkpoint"
+        r" (checkpoints/step-\d+\.moe)\r\nto go on: mpirun -np D moesim --resume stopped/alone",
+        said,
+    )
+    if m.check(status == 130 and left, status, said[-900:]):
+        m.check(os.path.exists(os.path.join("stopped", "alone", left[2])), left[2], "is not there")
+        with open(os.path.join("stopped", "alone", "metrics.jsonl")) as file:
+            m.check(abs(len(file.readlines()) - int(left[1])) <= 1, "steps said:", left[1])
+    m.check("\r" not in lesson(4, "--test", "--out", "piped").out, "a bar in a pipe")
+
+
 def test_list():
     done = lesson()
     m.check(
@@ -354,6 +398,14 @@ test_list()
 test_mistakes()
 for each in LESSONS:
     test_lesson(each)
-for test in (test_screens, test_ranks, test_wrong_page, test_changed, test_idea, test_side_by_side):
+for test in (
+    test_screens,
+    test_ranks,
+    test_wrong_page,
+    test_changed,
+    test_idea,
+    test_side_by_side,
+    test_progress,
+):
     test()
 m.verdict()

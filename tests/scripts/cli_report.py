@@ -776,8 +776,8 @@ if "NumPy and Jinja2" in report("--help").stderr:
 
 
 def check_lesson():
-    """A lesson stands in front of the figures of one run and of a comparison, with its questions and
-    folded answers; what is no lesson is refused.
+    """A lesson stands in front of the figures of one run and of a comparison, with its questions
+    and folded answers; what is no lesson is refused.
     """
     one, other = made_run("lesson-a"), made_run("lesson-b")
     text = os.path.join(TEMPORARY, "lesson.json")
