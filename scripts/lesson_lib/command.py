@@ -98,7 +98,7 @@ def chosen(number):
 def list_lessons():
     for lesson in map(page.read, page.paths().values()):
         print(f"{lesson.number:3}  {lesson.title}")
-    print(f"\nscripts/lesson N runs one. The pages: {shown(page.FOLDER)}/")
+    print(f"\n{launch.called('lesson')} N runs one. The pages: {shown(page.FOLDER)}/")
 
 
 def shown(path):
@@ -295,7 +295,7 @@ def teach(options):
         if any(show.NOT_RUN in row for row in table.rows):
             test = " --test" if options.test else ""
             print(
-                f"The lesson's own figures beside it: scripts/lesson {lesson.number}{test}, then this."
+                f"The lesson's own figures beside it: {launch.called('lesson')} {lesson.number}{test}, then this."
             )
     if options.test:
         return 0 if table.good or options.sets else 3
@@ -324,7 +324,7 @@ def main(arguments):
         options = options_of(arguments)
         if options.number is None:
             if arguments:
-                raise Refused("which lesson? scripts/lesson lists them")
+                raise Refused(f"which lesson? {launch.called('lesson')} lists them")
             list_lessons()
             return 0
         return teach(options)

@@ -8,6 +8,7 @@ import sys
 import textwrap
 
 from lesson_lib import measure
+from run_lib.units import plain
 
 IDEA_LINES = 16  # of the idea that are shown; whole parts of it, and at least the first
 NARROW, WIDE = 60, 100  # columns
@@ -55,7 +56,7 @@ NOT_RUN = "not run"
 
 
 def number_text(value):
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return plain(value, 6) if isinstance(value, float) else str(value)
 
 
 def measured(figure, runs):

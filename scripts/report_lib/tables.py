@@ -51,7 +51,11 @@ def over_last_steps(folder, path):
 
 
 def saving(folder):
-    """Share of the payload that one row per selection would have sent and this run did not."""
+    """Share of the payload that one row per selection would have sent and this run did not; None on
+    one device, where nothing is sent.
+    """
+    if folder.devices == 1:
+        return None
     sent, all_rows = (
         over_last_steps(folder, f"volume.dispatch.{name}")
         for name in ("logical_bytes", "selection_bytes")
@@ -205,6 +209,14 @@ def figures(folder):
     return [row for row in all_figures(folder) if row[2] is not None]
 
 
+def limited_units(folder):
+    """What a group limit counts: devices, where each group is what one device holds, else groups."""
+    blocks = folder.get("placement", "policy", "block") == "block"
+    spare = folder.get("placement", "redundant_experts", "0") not in ("0", 0)
+    same = folder.get("router", "num_groups") == folder.get("cluster", "devices")
+    return "devices" if same and blocks and not spare else "groups"
+
+
 def router_text(folder):
     limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
     method = folder.get("router", "method", "topk")
@@ -221,9 +233,9 @@ def router_text(folder):
         "no device limit"
         if limit == "none"
         else (
-            f"{'has to keep to the ' if recorded else ''}limit {limit}:"
-            f" M = {folder.get('router', 'topk_group', '?')} of"
-            f" {folder.get('router', 'num_groups', '?')} groups"
+            f"{'which has to keep to the limit of ' if recorded else ''}at most"
+            f" {folder.get('router', 'topk_group', '?')} of"
+            f" {folder.get('router', 'num_groups', '?')} {limited_units(folder)} ({limit})"
         )
     )
     return text + (f", preset {preset}" if preset else "")

@@ -5,7 +5,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from run_lib.units import scale_of_bytes
+from run_lib.units import plain, scale_of_bytes
 from sweep_lib import spread
 from sweep_lib.draw import bytes_text
 
@@ -121,9 +121,9 @@ def measured_text(figure, combination):
         size, unit = scale_of_bytes(abs(middle))
         if deviation is None:
             return bytes_text(middle)
-        return f"{middle / size:.4g} ± {deviation / size:.2g} {unit}"
+        return f"{middle / size:.4g} ± {plain(deviation / size, 2)} {unit}"
     if not deviation:
-        return f"{middle:.4g}" + (" ± 0" if deviation == 0 else "")
+        return plain(middle, 4) + (" ± 0" if deviation == 0 else "")
     places = decimals(deviation)
     return f"{middle:.{places}f} ± {deviation:.{places}f}"
 
@@ -131,7 +131,7 @@ def measured_text(figure, combination):
 def signed(figure, value):
     if figure.in_bytes:
         return ("+" if value > 0 else "") + bytes_text(value)
-    return f"{value:+.3g}" if value else "0"
+    return ("+" if value > 0 else "") + plain(value, 3) if value else "0"
 
 
 def difference_of(figure, first, combination):

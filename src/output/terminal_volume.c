@@ -124,7 +124,7 @@ static void print_table(const moe_screen *s,
         print_row(s, "  one row per token and node", f->mean_nodes * tokens, tokens,
                   f->mean_nodes * tokens * f->row_bytes, -1, "");
         if (isfinite(f->mean_nodes_unlimited)) {
-            print_row(s, "  the same without group limit", f->mean_nodes_unlimited * tokens, tokens,
+            print_row(s, "  token and node, unlimited", f->mean_nodes_unlimited * tokens, tokens,
                       f->mean_nodes_unlimited * tokens * f->row_bytes, -1, "");
         }
     }

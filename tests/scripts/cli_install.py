@@ -149,7 +149,7 @@ def test_run():
     with open(MAN) as file:
         example = re.search(r"\.Sh EXAMPLES\n(?:[^.].*\n)*\.Dl (.*)\n", file.read())[1]
     m.check(example == r"moesim\-run", "the first command of the man page is", example)
-    for words in (("moesim-run",), ("moesim-run", "-np", "2", "--set", "run.steps=1")):
+    for words in (("moesim-run",), ("moesim-run", "-np", "2", "--set", "cluster.devices=8")):
         done = subprocess.run(
             ["timeout", "-k", "5", "60", *words],
             cwd=os.path.join(m.TEMPORARY, "empty"),
