@@ -104,11 +104,17 @@ class Table:
     def text(self):
         columns = len(self.head)
         widths = [max(len(row[i]) for row in [self.head, *self.rows]) for i in range(columns)]
+        if (
+            sys.stdout.isatty()
+        ):  # the words take two lines before the last column goes over the edge
+            others = sum(widths[1:]) + 2 * columns + len("yes")
+            widths[0] = min(widths[0], max(20, shutil.get_terminal_size().columns - 1 - others))
         lines = []
         for row in [self.head, *self.rows]:
-            cells = [f"{row[0]:{widths[0]}}"]
+            words = textwrap.wrap(row[0], widths[0], break_long_words=False) or [""]
+            cells = [f"{words[-1]:{widths[0]}}"]
             cells += [f"{row[i]:>{widths[i]}}" for i in range(1, columns)]
-            lines.append("  ".join(cells + row[columns:]).rstrip())
+            lines += [*words[:-1], "  ".join(cells + row[columns:]).rstrip()]
         return "\n".join(lines)
 
 
