@@ -2,7 +2,9 @@
 of what was measured, and what each differs from the first one in.
 """
 import math
+import shutil
 import statistics
+import sys
 from dataclasses import dataclass
 
 from run_lib.units import plain, scale_of_bytes
@@ -165,16 +167,31 @@ def legend(combos):
 MOST_LINES = 24
 
 
+def blocks(widths, most):
+    """Numbers of the columns behind the first that fit beside it, block by block."""
+    found, used = [[]], 0
+    for column, width in list(enumerate(widths))[1:]:
+        if found[-1] and 2 + widths[0] + used + 2 + width > most:
+            found.append([])
+            used = 0
+        found[-1].append(column)
+        used += 2 + width
+    return found
+
+
 def aligned(rows):
+    """Lines of at most 80 columns, or of what the terminal has: what does not fit stands below, with
+    the first column again.
+    """
+    most = max(60, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for block in blocks(widths, most):
+        lines += [""] if lines else []
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in block)]
+            lines.append("  " + "  ".join(cells).rstrip())
+    return lines
 
 
 def shortened(text, most=34):
