@@ -10,7 +10,7 @@ import textwrap
 from lesson_lib import measure
 from run_lib.units import plain
 
-IDEA_LINES = 16  # of the idea that are shown; whole parts of it, and at least the first
+IDEA_LINES = 19  # of the idea that are shown; whole parts of it, and at least the first
 NARROW, WIDE = 60, 100  # columns
 
 
@@ -34,19 +34,35 @@ def part_lines(kind, text, columns):
     )
 
 
+def units(parts):
+    """The parts, a formula together with the paragraph that it ends or goes on."""
+    found = []
+    for part in parts:
+        if part[0] == "pre" and found:
+            found[-1].append(part)
+        else:
+            found.append([part])
+    return found
+
+
+def unit_lines(unit):
+    lines = []
+    for kind, text in unit:
+        lines += ([""] if lines else []) + part_lines(kind, text, width())
+    return lines
+
+
 def idea(lesson, path):
     """The first lines of what the lesson is about."""
-    lines, parts = [], lesson.idea()
-    for i, (kind, text) in enumerate(parts):
-        more = part_lines(kind, text, width())
-        gap = [""] if i and not kind == parts[i - 1][0] == "li" else []
-        if i and len(lines) + len(gap) + len(more) > IDEA_LINES:
+    lines, left, last = [], units(lesson.idea()), ""
+    while left:
+        kind, more = left[0][0][0], unit_lines(left[0])
+        gap = [""] if lines and not kind == last == "li" else []
+        if lines and len(lines) + len(gap) + len(more) > IDEA_LINES:
+            lines += ["", f"[it goes on in {path}, and in the report]"]
             break
-        lines += gap + more
-    else:
-        i += 1
-    if i < len(parts):
-        lines += ["", f"[{len(parts) - i} more parts: {path}]".replace("[1 more parts", "[more")]
+        lines, last = [*lines, *gap, *more], kind
+        left.pop(0)
     return "\n".join(lines)
 
 
