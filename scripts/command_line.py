@@ -3,15 +3,50 @@ status 2, and --help fits 80 columns.
 """
 import argparse
 import re
+import shutil
 import sys
+import textwrap
 
 
 class Refused(Exception):
     """The user's mistake, as one sentence."""
 
 
+WIDE = 80  # columns that --help is written for
+
+
+def _columns():
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDE
+
+
+def narrowed(line, columns):
+    """A line broken between words; what follows stands under its text, behind the first gap of two
+    blanks where there is one and it leaves room.
+    """
+    gap = re.match(r" *\S+(?: \S+)*  +(?=\S)", line)
+    indent = gap.end() if gap and gap.end() <= columns // 2 else len(line) - len(line.lstrip())
+    lines = textwrap.wrap(
+        line,
+        columns,
+        subsequent_indent=" " * min(indent, columns // 2),
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        drop_whitespace=True,
+    )
+    return "\n".join(lines)
+
+
+def fitted(text):
+    """--help as it stands; on a terminal of fewer than 80 columns, its lines are broken."""
+    if _columns() >= WIDE:
+        return text
+    return "\n".join(narrowed(line, _columns() - 1) for line in text.split("\n"))
+
+
 def _format(prog):
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=79)
+    return argparse.RawDescriptionHelpFormatter(
+        prog, max_help_position=24, width=min(WIDE, _columns()) - 1
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,6 +56,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"scripts/{name}", formatter_class=_format, allow_abbrev=False, **more
         )
+
+    def format_help(self):
+        return fitted(super().format_help())
 
     def error(self, message):
         option = re.match(r"argument (\S+?)(?:/\S+)?: ", message)

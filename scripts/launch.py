@@ -12,6 +12,14 @@ NOT_FOUND = (
 )
 
 
+def called(tool):
+    """What the user calls a script: scripts/lesson in the repository, moesim-lesson where it is
+    installed.
+    """
+    here = os.path.exists(os.path.join(SCRIPTS, "build-if-needed"))
+    return f"scripts/{tool}" if here else f"moesim-{tool}"
+
+
 def environment():
     """That of scripts/env: more ranks than cores, also as root; and mpirun adds no lines of its own
     to a sentence.

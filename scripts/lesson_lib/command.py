@@ -2,20 +2,24 @@
 everything is as the lesson says; 3 something is not; 2 the user's mistake, one sentence; otherwise
 that of the command that failed.
 """
+import hashlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 import launch
 from command_line import Parser, Refused, say
-from lesson_lib import measure, page
-from run_lib import safe_files
+from lesson_lib import page, show
+from run_lib import safe_files, watch
 
 ROOT = os.path.dirname(launch.SCRIPTS)
+POLL_SECONDS, PATIENCE_SECONDS = 0.1, 5
+MOST_NAME = 80  # characters of a folder's name that say what --set changed
 
 
 class Failed(Exception):
@@ -47,8 +51,8 @@ def parser():
         dest="sets",
         action="append",
         default=[],
-        help="changes section.key in every run of the lesson (what it expects may no longer hold);"
-        " repeatable",
+        help="changes section.key in every run of the lesson; what was measured is shown beside the"
+        " lesson's own, as long as that was run; repeatable",
     )
     made.add_argument(
         "-np", metavar="D", help="no more than D ranks; the figures do not depend on it"
@@ -56,7 +60,8 @@ def parser():
     made.add_argument(
         "--out",
         metavar="DIR",
-        help="where the results go; default runs/lesson-NN, with --test runs/lesson-NN-test",
+        help="where the results go; default runs/lesson-NN, with --test runs/lesson-NN-test, with"
+        " --set one beside it that is named by what was changed",
     )
     made.add_argument("--test", action="store_true", help="a size of seconds, without a report")
     made.add_argument(
@@ -93,7 +98,7 @@ def chosen(number):
 def list_lessons():
     for lesson in map(page.read, page.paths().values()):
         print(f"{lesson.number:3}  {lesson.title}")
-    print(f"\nscripts/lesson N runs one. The pages: {shown(page.FOLDER)}/")
+    print(f"\n{launch.called('lesson')} N runs one. The pages: {shown(page.FOLDER)}/")
 
 
 def shown(path):
@@ -105,6 +110,18 @@ def shown(path):
 # --- running ---
 
 
+def changed_name(settings):
+    """What the folder of a changed lesson is called by, so that the lesson itself stays there:
+    -with-router.topk_group=2.
+    """
+    if not settings:
+        return ""
+    name = "-with-" + re.sub(r"[^A-Za-z0-9._=+,-]", "_", ",".join(settings))
+    if len(name) <= MOST_NAME:
+        return name
+    return name[: MOST_NAME - 9] + "-" + hashlib.sha256(",".join(settings).encode()).hexdigest()[:8]
+
+
 class Commands:
     """The lesson's command lines as they are run: here, into the chosen folder, with --set and -np
     of the user.
@@ -112,7 +129,8 @@ class Commands:
 
     def __init__(self, lesson, options, moesim):
         self.lesson, self.options, self.moesim = lesson, options, moesim
-        self.out = options.out or lesson.place + ("-test" if options.test else "")
+        self.usual = lesson.place + ("-test" if options.test else "")
+        self.out = options.out or self.usual + changed_name(options.sets[1::2])
         self.sets = [*(lesson.small if options.test else []), *options.sets]
 
     def folder(self, name):
@@ -142,6 +160,42 @@ class Commands:
         )
 
 
+class Interrupted(Exception):
+    """Ctrl-C; .args[0] is the folder of the run that it ended."""
+
+
+def watched(line, environment, folder):
+    """Runs a command; (status, what it said). On a terminal a bar says how far the run is."""
+    bar, progress = watch.Line(), watch.Watch(folder)
+    with tempfile.TemporaryFile() as said, subprocess.Popen(
+        line, env=environment, stdin=subprocess.DEVNULL, stdout=said
+    ) as child:
+        try:
+            while child.poll() is None:
+                if bar.shown:
+                    progress.look()
+                    bar.draw(progress.text())
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:  # the terminal has told mpirun too
+            end(child)
+            raise Interrupted(folder) from None
+        finally:
+            bar.clear()
+        said.seek(0)
+        return child.returncode, said.read().decode(errors="replace")
+
+
+def end(child):
+    """Waits for a command that was told to end, and makes it end."""
+    for stop in (child.terminate, child.kill):
+        try:
+            child.wait(PATIENCE_SECONDS)
+            return
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            stop()
+    child.wait()
+
+
 def run(commands, words, environment):
     """Runs one command of the page; returns what it said. What it says goes to a file beside the
     results too.
@@ -149,25 +203,18 @@ def run(commands, words, environment):
     line, say = commands.line(words)
     print(f"\n$ {shlex.join(say)}", flush=True)
     folder = say[say.index("--out") + 1]
-    done = subprocess.run(
-        line,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode not in (0, 3):
-        print(done.stdout, end="")
-        raise Failed(max(done.returncode, 1))  # killed: negative
+    status, said = watched(line, environment, folder)
+    if status not in (0, 3):
+        print(said, end="")
+        raise Failed(max(status, 1))  # killed: negative
     try:
-        safe_files.write_whole(os.path.join(folder, "screen.txt"), done.stdout)
+        safe_files.write_whole(os.path.join(folder, "screen.txt"), said)
     except safe_files.Unfit as error:
         raise Refused(f"{folder}/screen.txt {error}: remove it, or give another --out") from None
-    if done.returncode == 3:
-        print(done.stdout, end="")
+    if status == 3:
+        print(said, end="")
         raise Failed(3)
-    return done.stdout
+    return said
 
 
 def excerpt(text, sections):
@@ -194,52 +241,21 @@ def run_all(commands, environment):
 # --- showing ---
 
 
-def number_text(value):
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def check(expectation, runs, small):
-    """(bound, measured, whether it is as expected) as text."""
-    bound = expectation.small if small else expectation.full
-    try:
-        value = measure.amount(measure.evaluate(expectation.figure, runs))
-        return bound.removeprefix("= "), number_text(value), measure.holds(value, bound)
-    except (measure.Missing, OSError, ArithmeticError, ValueError) as error:
-        return bound, f"missing: {error}", False
-
-
-def show_expectations(commands):
-    """The table of what is expected beside what was measured; whether all of it holds."""
-    lesson, runs = commands.lesson, {
-        name: measure.Run(commands.folder(name)) for name in commands.lesson.runs()
-    }
-    rows = [
-        (expectation.words, *check(expectation, runs, commands.options.test))
-        for expectation in lesson.expectations
-    ]
-    widths = [max(len(row[i]) for row in [("", "expected", "measured"), *rows]) for i in range(3)]
-    print(f"\n{'':{widths[0]}}  {'expected':>{widths[1]}}  {'measured':>{widths[2]}}")
-    for words, bound, measured, good in rows:
-        print(
-            f"{words:{widths[0]}}  {bound:>{widths[1]}}  {measured:>{widths[2]}} "
-            f" {'yes' if good else 'NO'}"
-        )
-    return all(row[3] for row in rows)
-
-
 def show_block(lesson, name):
     """As it stands on the page."""
     first, *more = lesson.blocks[name]
     print(f"\n{name:8} {first}".rstrip(), *more, sep="\n")
 
 
-def write_report(commands):
-    """The page about the run, or the comparison of several; its path, or None (scripts/report has
-    said why).
+def write_report(commands, table):
+    """The page about the run, or the comparison of several, behind the lesson's text; its path, or
+    None (scripts/report has said why).
     """
     folders = [commands.folder(name) for name in commands.lesson.reported()]
-    target = os.path.join(commands.out, "report.html")
-    line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target]
+    target, text = (os.path.join(commands.out, name) for name in ("report.html", "lesson.json"))
+    changed = commands.options.sets[1::2]
+    safe_files.write_whole(text, show.for_report(commands.lesson, table, changed))
+    line = [os.path.join(launch.SCRIPTS, "report"), *folders, "-o", target, "--lesson", text]
     done = subprocess.run(line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False)
     return target if done.returncode == 0 else None
 
@@ -266,18 +282,26 @@ def teach(options):
     moesim = launch.program()
     if not moesim:
         raise Refused(launch.NOT_FOUND)
-    print(f"Lesson {lesson.number}: {lesson.title}\nThe page: {shown(lesson.path)}")
+    print(f"Lesson {lesson.number}: {lesson.title}\nThe page: {shown(lesson.path)}\n")
+    print(show.idea(lesson, shown(lesson.path)))
     commands = Commands(lesson, options, moesim)
     run_all(commands, launch.environment())
     show_block(lesson, "LOOK AT")
-    good = show_expectations(commands)
+    table = show.Table(lesson, commands.out, options.test, options.sets and commands.usual)
+    print(f"\n{table.text()}")
     if options.sets:
-        print("\nWith --set this is another lesson: what is expected need not hold.")
+        print(f"\nWith {', '.join(options.sets[1::2])} this is another lesson, in {commands.out}/:")
+        print("what is expected need not hold.")
+        if any(show.NOT_RUN in row for row in table.rows):
+            test = " --test" if options.test else ""
+            print(
+                f"The lesson's own figures beside it: {launch.called('lesson')} {lesson.number}{test}, then this."
+            )
     if options.test:
-        return 0 if good or options.sets else 3
+        return 0 if table.good or options.sets else 3
     show_block(lesson, "QUESTIONS")
-    print(f"The answers stand at the end of {shown(lesson.path)}")
-    report = write_report(commands)
+    print(f"The answers stand at the end of {shown(lesson.path)}, and folded in the report.")
+    report = write_report(commands, table)
     print(
         f"\n{time.monotonic() - begin:.0f} s; all that moesim said:"
         f" {os.path.join(commands.out, '*', 'screen.txt')}"
@@ -286,7 +310,13 @@ def teach(options):
         print(report)
         if not options.no_open:
             open_report(report)
-    return 0 if good or options.sets else 3
+    return 0 if table.good or options.sets else 3
+
+
+def say_interrupted(folder):
+    print("\ninterrupted: " + "\n".join(watch.left_behind(folder)), file=sys.stderr)
+    print("the same command begins the lesson anew", file=sys.stderr)
+    return 130
 
 
 def main(arguments):
@@ -294,7 +324,7 @@ def main(arguments):
         options = options_of(arguments)
         if options.number is None:
             if arguments:
-                raise Refused("which lesson? scripts/lesson lists them")
+                raise Refused(f"which lesson? {launch.called('lesson')} lists them")
             list_lessons()
             return 0
         return teach(options)
@@ -308,5 +338,7 @@ def main(arguments):
     except OSError as error:
         print(f"scripts/lesson: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
+    except Interrupted as stopped:
+        return say_interrupted(*stopped.args)
     except KeyboardInterrupt:
         return 130

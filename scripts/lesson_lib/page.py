@@ -53,6 +53,18 @@ class Lesson:
         """Where its commands write: runs/lesson-05."""
         return f"runs/lesson-{self.number:02}"
 
+    def idea(self):
+        """What the lesson is about, in parts (flow)."""
+        return flow(self.blocks[""][1:])
+
+    def numbered(self, name):
+        """The items 1., 2., ... of QUESTIONS or ANSWERS, each as one text."""
+        text = "\n".join(self.blocks[name])
+        return [
+            " ".join(item.split())
+            for item in re.split(r"^ *[0-9]\. ", text, flags=re.MULTILINE)[1:]
+        ]
+
     def runs(self):
         """Names of its runs, the last part of their --out."""
         return [
@@ -69,6 +81,28 @@ class Lesson:
             if "--placements" in words
         }
         return [name for name in self.runs() if name not in compared]
+
+
+def flow(lines):
+    """Lines of a page as parts (kind, text): "p" a paragraph, "li" an item of a list, "pre" what has
+    to stay as it is set, such as a formula.
+    """
+    parts, fresh = [], True
+    for line in lines:
+        depth, text = len(line) - len(line.lstrip()), line.strip()
+        if not text:
+            fresh = True
+        elif text.startswith("- "):
+            parts.append(["li", text[2:]])
+            fresh = False
+        elif parts and not fresh and parts[-1][0] != "pre" and depth < 5:
+            parts[-1][1] += " " + text
+        elif depth >= 4 and parts and not fresh and parts[-1][0] == "pre":
+            parts[-1][1] += "\n" + line
+        else:
+            parts.append(["pre", line] if depth >= 4 else ["p", text])
+            fresh = False
+    return [tuple(part) for part in parts]
 
 
 def blocks_of(text):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 sys.path.insert(1, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import page  # noqa: E402  (needs the path)
+import lesson  # noqa: E402  (needs the path)
+import page  # noqa: E402
 import plotly  # noqa: E402
 from command_line import Parser, Refused, say  # noqa: E402
 from folder import FILES, Folder  # noqa: E402
@@ -29,6 +30,11 @@ def parser():
         "--plotly",
         metavar="FILE",
         help="a plotly.js to build in, instead of the pinned one in the cache",
+    )
+    made.add_argument(
+        "--lesson",
+        metavar="FILE",
+        help="for scripts/lesson: a lesson, to stand in front of its figures",
     )
     made.add_argument(
         "--setup",
@@ -102,7 +108,7 @@ def report(options):
     target = options.file or (
         "comparison.html" if len(folders) > 1 else str(folders[0].path / "report.html")
     )
-    write(target, page.build(folders, library))
+    write(target, page.build(folders, library, options.lesson and lesson.read(options.lesson)))
     print(target)
 
 

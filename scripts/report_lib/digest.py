@@ -273,16 +273,11 @@ def waterfall_of(folder):
     recorded = folder.get("data", "source") == "routing"
     limited = folder.get("router", "group_limit", "none") != "none" and not recorded
     if limited and all(figure["free"] is not None for figure in figures):
-        stages.append(
-            stage("one row per token and device", [figure["free"] * tokens for figure in figures])
-        )
+        free = [figure["free"] * tokens for figure in figures]
+        stages.append(stage("token and device, unlimited", free))
     if all(figure["reach"] is not None for figure in figures):
-        name = (
-            f"with the limit M = {folder.get('router', 'topk_group', '?')}"
-            if limited
-            else "one row per token and device"
-        )
-        stages.append(stage(name, [figure["reach"] * tokens for figure in figures]))
+        reach = [figure["reach"] * tokens for figure in figures]
+        stages.append(stage("one row per token and device", reach))
     sent = {
         "rows": sum(figure["rows"] for figure in figures),
         "bytes": sum(figure["bytes"] for figure in figures),

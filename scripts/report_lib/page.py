@@ -67,13 +67,14 @@ def environment():
     return made
 
 
-def render(folders, library, share):
+def render(folders, library, share, lesson):
     runs = [digest.digest(folder, digest.Room(share / len(folders))) for folder in folders]
     template = environment().get_template("page.html" if len(folders) == 1 else "compare.html")
     scripts = "\n".join((HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     style = (HERE / "style.css").read_text(encoding="utf-8")
     return template.render(
         folders=folders,
+        lesson=lesson,
         runs=runs,
         thinned=[thinned_text(run) for run in runs],
         style=style,
@@ -83,10 +84,12 @@ def render(folders, library, share):
     )
 
 
-def build(folders, library):
-    """The page's text; heat maps and lines get coarser until it is small enough."""
+def build(folders, library, lesson=None):
+    """The page's text; heat maps and lines get coarser until it is small enough. The lesson stands in
+    front.
+    """
     for share in (1.0, 0.5, 0.25, 0.1, 0.03):
-        text = render(folders, library, share)
+        text = render(folders, library, share, lesson)
         if len(text.encode()) < LARGEST:
             break
     return text

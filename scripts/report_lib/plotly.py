@@ -8,6 +8,7 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.error
@@ -83,6 +84,10 @@ def fetch():
     if cached():
         return
     folder = cache_folder()
+    print(
+        f"fetching {PACKAGE} {VERSION} into {folder}, once; pages that hold it need no network",
+        file=sys.stderr,
+    )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

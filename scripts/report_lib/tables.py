@@ -53,7 +53,11 @@ def over_last_steps(folder, path):
 
 
 def saving(folder):
-    """Share of the payload that one row per selection would have sent and this run did not."""
+    """Share of the payload that one row per selection would have sent and this run did not; None on
+    one device, where nothing is sent.
+    """
+    if folder.devices == 1:
+        return None
     sent, all_rows = (
         over_last_steps(folder, f"volume.dispatch.{name}")
         for name in ("logical_bytes", "selection_bytes")
@@ -117,6 +121,13 @@ def task_unit(folder):
     return "nats" if folder.get("data", "source") == "text" else "mean squared error"
 
 
+def of_nodes(folder, name):
+    """The mean over layers of a figure about nodes; None where there is one node only."""
+    if whole(folder.get("cluster", "devices_per_node")) in (0, folder.devices):
+        return None
+    return mean([number(layer.get(name)) for layer in folder.layers])
+
+
 def all_figures(folder):
     """[(name, unit or explanation, value or None, text of a value)], the same rows for every run:
     of a training the means over its last steps, of other runs the last step.
@@ -131,7 +142,12 @@ def all_figures(folder):
         over("task loss", unit, "task_loss", real_text),
         ("bits per byte", when, over_last_steps(folder, "bits_per_byte"), real_text),
         ("validation loss", f"latest, {unit}", last_validation(folder), real_text),
-        over("balance losses", "Σ α × raw", "loss.total", real_text),
+        (
+            "balance losses",
+            f"Σ α × raw, {when}",
+            over_last_steps(folder, "loss.total") or None,
+            real_text,
+        ),
         over("expert loss", "raw", "loss_raw.expert", real_text),
         over("device loss", "raw", "loss_raw.device", real_text),
         over("communication loss", "raw", "loss_raw.comm", real_text),
@@ -144,13 +160,13 @@ def all_figures(folder):
         (
             "nodes per token",
             "mean over the tokens of the last step",
-            mean([number(layer.get("mean_nodes_per_token")) for layer in folder.layers]),
+            of_nodes(folder, "mean_nodes_per_token"),
             real_text,
         ),
         (
             "other nodes per token",
             "without its own: rows across nodes, if there were one per token and node",
-            mean([number(layer.get("mean_remote_nodes_per_token")) for layer in folder.layers]),
+            of_nodes(folder, "mean_remote_nodes_per_token"),
             real_text,
         ),
         over(
@@ -207,6 +223,14 @@ def figures(folder):
     return [row for row in all_figures(folder) if row[2] is not None]
 
 
+def limited_units(folder):
+    """What a group limit counts: devices, where each group is what one device holds, else groups."""
+    blocks = folder.get("placement", "policy", "block") == "block"
+    spare = folder.get("placement", "redundant_experts", "0") not in ("0", 0)
+    same = folder.get("router", "num_groups") == folder.get("cluster", "devices")
+    return "devices" if same and blocks and not spare else "groups"
+
+
 def router_text(folder):
     limit, preset = folder.get("router", "group_limit", "none"), folder.get("router", "preset")
     method = folder.get("router", "method", "topk")
@@ -223,9 +247,9 @@ def router_text(folder):
         "no device limit"
         if limit == "none"
         else (
-            f"{'has to keep to the ' if recorded else ''}limit {limit}:"
-            f" M = {folder.get('router', 'topk_group', '?')} of"
-            f" {folder.get('router', 'num_groups', '?')} groups"
+            f"{'which has to keep to the limit of ' if recorded else ''}at most"
+            f" {folder.get('router', 'topk_group', '?')} of"
+            f" {folder.get('router', 'num_groups', '?')} {limited_units(folder)} ({limit})"
         )
     )
     return text + (f", preset {preset}" if preset else "")
@@ -384,7 +408,9 @@ def layer_mean(folder, path):
 
 
 def losses(folder):
-    """[(loss, raw, at balance, ratio, alpha x raw)] of the last step, mean over layers."""
+    """[(loss, raw, at balance, ratio, alpha x raw)] of the last step, mean over layers; without
+    those that are not defined (undefined_losses).
+    """
     rows = []
     for name, raw in items(folder.last, "loss_raw").items():
         of_all = number(at(folder.summary, f"loss_ideal.{name}"))  # of a loss over all layers
@@ -392,7 +418,9 @@ def losses(folder):
             number(raw),
             layer_mean(folder, f"loss_ideal.{name}") if of_all is None else of_all,
         )
-        over = raw / ideal if raw is not None and ideal else None
+        if raw is None:
+            continue
+        over = raw / ideal if ideal else None
         trained = number(at(folder.last, f"loss.{name}"))
         rows.append(
             (
@@ -404,6 +432,17 @@ def losses(folder):
             )
         )
     return rows
+
+
+def undefined_losses(folder):
+    """Names of the losses that a recording without scores or logits does not define."""
+    raw = items(folder.last, "loss_raw")
+    return [loss_name(name) for name, value in raw.items() if number(value) is None]
+
+
+def trains_balance(series):
+    """Whether any loss was multiplied by more than 0."""
+    return any(series.get("loss.total") or [])
 
 
 def other_losses(series):
@@ -423,7 +462,8 @@ def scopes(folder):
         )
         for scope in ("sequence", "device", "global")
     ]
-    return [loss_name(name) for name in names], rows if names else []
+    shown = any(value != NONE for _, values, _ in rows for value in values)
+    return [loss_name(name) for name in names], rows if shown else []
 
 
 def balance(folder):

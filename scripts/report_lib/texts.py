@@ -1,7 +1,7 @@
 """Figures and names as they are read on the page, the same in every table and chart."""
 
 from names import LOSSES
-from run_lib.units import scale_of_bytes
+from run_lib.units import plain, scale_of_bytes
 
 NONE = "–"
 
@@ -13,7 +13,7 @@ def count_text(value):
 def real_text(value, digits=6):
     if value is None:
         return NONE
-    return f"{value:.{digits}g}".replace("-", "−") if value else "0"
+    return plain(value, digits).replace("-", "−") if value else "0"
 
 
 def bytes_text(value):

@@ -11,3 +11,9 @@ def scale_of_bytes(value):
             break
         size, unit = size * 1024, larger
     return size, unit
+
+
+def plain(value, digits):
+    """So many significant digits, and of a large number all of its whole ones: 11610, not 1.161e+04."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.0f}" if "e+" in text and abs(value) < 1e15 else text

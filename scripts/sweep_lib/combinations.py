@@ -2,10 +2,12 @@
 of what was measured, and what each differs from the first one in.
 """
 import math
+import shutil
 import statistics
+import sys
 from dataclasses import dataclass
 
-from run_lib.units import scale_of_bytes
+from run_lib.units import plain, scale_of_bytes
 from sweep_lib import spread
 from sweep_lib.draw import bytes_text
 
@@ -121,9 +123,9 @@ def measured_text(figure, combination):
         size, unit = scale_of_bytes(abs(middle))
         if deviation is None:
             return bytes_text(middle)
-        return f"{middle / size:.4g} ± {deviation / size:.2g} {unit}"
+        return f"{middle / size:.4g} ± {plain(deviation / size, 2)} {unit}"
     if not deviation:
-        return f"{middle:.4g}" + (" ± 0" if deviation == 0 else "")
+        return plain(middle, 4) + (" ± 0" if deviation == 0 else "")
     places = decimals(deviation)
     return f"{middle:.{places}f} ± {deviation:.{places}f}"
 
@@ -131,7 +133,7 @@ def measured_text(figure, combination):
 def signed(figure, value):
     if figure.in_bytes:
         return ("+" if value > 0 else "") + bytes_text(value)
-    return f"{value:+.3g}" if value else "0"
+    return ("+" if value > 0 else "") + plain(value, 3) if value else "0"
 
 
 def difference_of(figure, first, combination):
@@ -165,16 +167,31 @@ def legend(combos):
 MOST_LINES = 24
 
 
+def blocks(widths, most):
+    """Numbers of the columns behind the first that fit beside it, block by block."""
+    found, used = [[]], 0
+    for column, width in list(enumerate(widths))[1:]:
+        if found[-1] and 2 + widths[0] + used + 2 + width > most:
+            found.append([])
+            used = 0
+        found[-1].append(column)
+        used += 2 + width
+    return found
+
+
 def aligned(rows):
+    """Lines of at most 80 columns, or of what the terminal has: what does not fit stands below, with
+    the first column again.
+    """
+    most = max(60, shutil.get_terminal_size().columns) if sys.stdout.isatty() else 80
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for block in blocks(widths, most):
+        lines += [""] if lines else []
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in block)]
+            lines.append("  " + "  ".join(cells).rstrip())
+    return lines
 
 
 def shortened(text, most=34):

@@ -184,7 +184,7 @@ def prepare(options):
         if run.values in refused:
             sweep.ended(run, runner.Outcome("refused", refused[run.values]))
     sweep.progress.already = sweep.progress.done
-    return sweep, runner.Runner(options, moesim, variables, sweep.ended)
+    return sweep, runner.Runner(options, moesim, variables, sweep.progress, sweep.ended)
 
 
 def sweep_all(options):
@@ -201,11 +201,11 @@ def sweep_all(options):
         running.all(waiting)
     except runner.Interrupted:
         sweep.finish()
+        left = len(sweep.waiting())
         print(
-            (
-                f"interrupted; the same command goes on with the {len(sweep.waiting())} runs that"
-                " are left"
-            ),
+            f"interrupted: what is done stands in {options.out}/; the same command goes on with the"
+            f" {left} run{'s' if left != 1 else ''} that {'are' if left != 1 else 'is'} left, each from"
+            " its start",
             file=sys.stderr,
         )
         return 130

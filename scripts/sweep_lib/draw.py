@@ -12,6 +12,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 MARKERS = ("circle", "square", "triangle", "diamond")
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 84, 26, 34, 52
+LETTER = 6  # width of one in a label, about
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Canvas:
 
     def __init__(self, chart):
         points = [point for series in chart.series for point in series.points]
-        self.chart, self.parts = chart, []
+        self.chart, self.parts, self.labelled = chart, [], []
         self.x_range = (
             (-0.5, len(chart.labels) - 0.5)
             if chart.labels
@@ -175,6 +176,22 @@ class Canvas:
         self.text(14, middle, self.chart.y_title, more=f' transform="rotate(-90 14 {middle:.1f})"')
         self.text(LEFT, 18, self.chart.title, "start", "title")
 
+    def label(self, x, y, text):
+        """A text beside a point: above it, else below, else nowhere, as long as others are in the
+        way; hovering tells it all the same.
+        """
+        side, width = "end" if x > 0.75 * WIDTH else "start", LETTER * len(text)
+        left = x - 9 - width if side == "end" else x + 9
+        for line in (y - 6, y + 14, y - 19, y + 27):
+            free = all(
+                left + width < other or other + wide < left or abs(line - at) >= 11
+                for other, wide, at in self.labelled
+            )
+            if free:
+                self.labelled.append((left, width, line))
+                self.text(x + (-9 if side == "end" else 9), line, text, side, "label")
+                return
+
     def draw(self, number, series):
         colour, shape = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         if series.line:
@@ -183,8 +200,7 @@ class Canvas:
             x, y = self.x(point.x), self.y(point.y)
             self.error_bar(point, colour)
             if point.label:
-                side = "end" if x > 0.75 * WIDTH else "start"
-                self.text(x + (-9 if side == "end" else 9), y - 6, point.label, side, "label")
+                self.label(x, y, point.label)
             ring = (
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="8" fill="none" stroke="{colour}"'
                 ' stroke-width="1.6" class="front"/>'

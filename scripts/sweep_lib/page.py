@@ -4,6 +4,7 @@ varied key MaxVio, bytes, quality and drops; of combinations taken in parallel o
 """
 import html
 
+from run_lib.units import plain
 from sweep_lib import combinations, table
 from sweep_lib.draw import Chart, Point, Series, bytes_text, svg
 
@@ -296,7 +297,7 @@ def key_chart(combos, keys, key, figure):
 def averaged(x, label, group, figure):
     """A point that is the mean of several combinations, and says from where to where they go."""
     means = [one.mean(figure.name) for one in group]
-    text = bytes_text if figure.in_bytes else "{:.5g}".format
+    text = bytes_text if figure.in_bytes else lambda value: plain(value, 5)
     middle = sum(means) / len(means)
     return Point(
         x,
@@ -377,7 +378,7 @@ def differences_table(combos, figures):
 
 def cell(row, name):
     value = row.get(name)
-    return f"{value:.5g}" if isinstance(value, float) else "" if value is None else str(value)
+    return plain(value, 5) if isinstance(value, float) else "" if value is None else str(value)
 
 
 def table_of(rows, keys):

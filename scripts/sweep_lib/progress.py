@@ -1,18 +1,10 @@
 """What a sweep says while it runs: a bar with the time left on a terminal, one plain line a run
 elsewhere, nothing with --quiet.
 """
-import shutil
 import sys
 import time
 
-BAR = 24
-
-
-def clock(seconds):
-    """2:05 or 1:02:05"""
-    minutes, seconds = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+from run_lib.watch import Line, bar, clock
 
 
 class Progress:
@@ -21,31 +13,42 @@ class Progress:
     def __init__(self, total, already, quiet, out=sys.stdout):
         self.total, self.done, self.already, self.failed = total, already, already, 0
         self.quiet, self.out, self.begin = quiet, out, time.monotonic()
-        self.bar = not quiet and out.isatty()
+        self.line = Line(out, quiet)
+        self.bar = self.line.shown
+        self.drawn = 0
 
-    def left(self):
-        here = self.done - self.already
-        return (time.monotonic() - self.begin) / here * (self.total - self.done) if here else None
+    def left(self, begun):
+        """Seconds, `begun` being the parts of the runs under way that are done, added up."""
+        here = self.done - self.already + begun
+        return (
+            (time.monotonic() - self.begin) / here * (self.total - self.done - begun)
+            if here
+            else None
+        )
 
-    def draw(self):
+    def draw(self, watches=()):
+        """The bar; `watches` look at the runs that are under way."""
         if not self.bar:
             return
-        full = BAR * self.done // max(1, self.total)
-        left = self.left()
-        text = f"[{'#' * full}{'-' * (BAR - full)}] {self.done}/{self.total}"
+        self.drawn = time.monotonic()
+        begun = sum(watch.part() for watch in watches)
+        left = self.left(begun)
+        text = f"{bar((self.done + begun) / max(1, self.total))} {self.done}/{self.total}"
+        steps = [f"{watch.done}/{watch.total}" for watch in watches if watch.total]
+        text += f", at step {' and '.join(steps[:3])}" if steps else ""
         text += f", {self.failed} failed" if self.failed else ""
         text += f", {clock(left)} left" if left is not None and self.done < self.total else ""
-        self.out.write(
-            "\r"
-            + text[: shutil.get_terminal_size().columns - 1].ljust(
-                min(79, shutil.get_terminal_size().columns - 1)
-            )
-        )
-        self.out.flush()
+        self.line.draw(text)
+
+    def under_way(self, watches):
+        """While runs are under way: looks at them and draws, a few times a second."""
+        if self.bar and time.monotonic() - self.drawn > 0.2:
+            for watch in watches:
+                watch.look()
+            self.draw(watches)
 
     def clear(self):
-        if self.bar:
-            self.out.write("\r" + " " * min(79, shutil.get_terminal_size().columns - 1) + "\r")
+        self.line.clear()
 
     def ended(self, run, outcome):
         self.done += 1

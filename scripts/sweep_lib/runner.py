@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 import launch
-from run_lib import contents
+from run_lib import contents, watch
 from sweep_lib import table
 from sweep_lib.check import sentence
 
@@ -61,6 +61,7 @@ class Process:
 
     def __init__(self, run, folder, line, environment):
         self.run, self.folder, self.begin = run, folder, time.monotonic()
+        self.watch = watch.Watch(folder)
         self.errors = tempfile.TemporaryFile()
         self.child = subprocess.Popen(
             line,
@@ -114,13 +115,9 @@ class Runner:
     is interrupted.
     """
 
-    def __init__(self, options, program, environment, ended):
-        self.options, self.program, self.environment, self.ended = (
-            options,
-            program,
-            environment,
-            ended,
-        )
+    def __init__(self, options, program, environment, progress, ended):
+        self.options, self.program, self.environment = options, program, environment
+        self.progress, self.ended = progress, ended
         self.under_way, self.interrupted = [], False
 
     def interrupt(self, _number=None, _frame=None):
@@ -180,6 +177,7 @@ class Runner:
                 while waiting and len(self.under_way) < self.options.jobs:
                     self.start(waiting.pop(0))
                 if not self.collect():
+                    self.progress.under_way([process.watch for process in self.under_way])
                     time.sleep(POLL_SECONDS)
         finally:
             self.stop()

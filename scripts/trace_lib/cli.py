@@ -7,11 +7,15 @@ import os
 import signal
 import sys
 
+from command_line import fitted
 from trace_lib.guard import Refused, shown
 
 
 class Parser(argparse.ArgumentParser):
-    """Says a mistake on the command line in one sentence."""
+    """Says a mistake on the command line in one sentence; --help fits a narrow terminal."""
+
+    def format_help(self):
+        return fitted(super().format_help())
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {shown(message)}; --help lists what is allowed\n")

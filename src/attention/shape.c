@@ -1,6 +1,8 @@
 /* shape.c: the sizes of an attention layer. */
 #include "attention/shape.h"
 
+#include "base/status.h"
+
 moe_attention_shape moe_attention_shape_of(const moe_config *c) {
     const moe_model_config *m = &c->model;
     const bool latent = m->attention == MOE_ATTENTION_MLA;
@@ -46,9 +48,13 @@ moe_attention_tensor_shape moe_attention_tensor_of(const moe_attention_shape *s,
     case MOE_ATTENTION_V:
         return (moe_attention_tensor_shape){s->latent ? "w_uv" : "w_v", false,
                                             s->kv_heads * s->value, from};
-    default:
+    case MOE_ATTENTION_O:
         return (moe_attention_tensor_shape){"w_o", false, s->hidden, s->heads * s->value};
+    case MOE_ATTENTION_TENSORS:
+        break;
     }
+    MOE_ASSERT(false);
+    return (moe_attention_tensor_shape){0};
 }
 
 int64_t moe_attention_parameters(const moe_config *c) {

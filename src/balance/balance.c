@@ -28,21 +28,19 @@
 #include "base/exact.h"
 #include "base/status.h"
 
-const char *const moe_loss_names[MOE_NUM_LOSSES] = {
-#define LOSS(id, key, title) key,
-#include "balance/losses.def"
-};
-const char *const moe_loss_titles[MOE_NUM_LOSSES] = {
-#define LOSS(id, key, title) title,
-#include "balance/losses.def"
-};
-
 enum moe_loss moe_balance_form(const moe_balance_config *c) {
-    static const enum moe_loss form[] = {[MOE_AUX_DEEPSEEK] = MOE_LOSS_EXPERT,
-                                         [MOE_AUX_SWITCH] = MOE_LOSS_SWITCH,
-                                         [MOE_AUX_GSHARD] = MOE_LOSS_GSHARD,
-                                         [MOE_AUX_MIXTRAL] = MOE_LOSS_MIXTRAL};
-    return form[c->aux_form];
+    switch (c->aux_form) { /* without a default, so that the compiler asks for each */
+    case MOE_AUX_DEEPSEEK:
+        return MOE_LOSS_EXPERT;
+    case MOE_AUX_SWITCH:
+        return MOE_LOSS_SWITCH;
+    case MOE_AUX_GSHARD:
+        return MOE_LOSS_GSHARD;
+    case MOE_AUX_MIXTRAL:
+        return MOE_LOSS_MIXTRAL;
+    }
+    MOE_ASSERT(false);
+    return MOE_NUM_LOSSES;
 }
 
 bool moe_balance_has_all_layers(const moe_balance_config *c) {
@@ -91,32 +89,18 @@ void moe_balance_init(moe_balance *b,
     b->form = moe_balance_form(c);
 }
 
-/* What a loss is made of: where the routing was recorded, scores or logits may be missing. */
-enum needs { NEEDS_COUNTS, NEEDS_SCORES, NEEDS_LOGITS };
-
-static enum needs needs_of(const moe_balance *b, enum moe_loss loss) {
-    static const enum needs needs[MOE_NUM_LOSSES] = {
-        [MOE_LOSS_EXPERT] = NEEDS_SCORES,         [MOE_LOSS_DEVICE] = NEEDS_SCORES,
-        [MOE_LOSS_COMM] = NEEDS_SCORES,           [MOE_LOSS_Z] = NEEDS_LOGITS,
-        [MOE_LOSS_SWITCH] = NEEDS_SCORES,         [MOE_LOSS_GSHARD] = NEEDS_SCORES,
-        [MOE_LOSS_MIXTRAL] = NEEDS_SCORES,        [MOE_LOSS_IMPORTANCE] = NEEDS_SCORES,
-        [MOE_LOSS_LOAD] = NEEDS_LOGITS,           [MOE_LOSS_ENTROPY] = NEEDS_SCORES,
-        [MOE_LOSS_USAGE_VARIANCE] = NEEDS_COUNTS, [MOE_LOSS_ENTROPY_Z] = NEEDS_SCORES};
+static enum moe_loss_needs needs_of(const moe_balance *b, enum moe_loss loss) {
     bool by_weights = loss == MOE_LOSS_IMPORTANCE && b->importance_of == MOE_IMPORTANCE_WEIGHTS;
     bool by_counts = loss == MOE_LOSS_LOAD && b->load_form == MOE_LOAD_SELECTIONS;
-    return by_weights || by_counts ? NEEDS_COUNTS : needs[loss];
+    return by_weights || by_counts ? MOE_LOSS_NEEDS_COUNTS : moe_loss_rows[loss].needs;
 }
 
 bool moe_balance_defined(const moe_balance *b, enum moe_loss loss) {
-    const bool has[] = {
-        [NEEDS_COUNTS] = true, [NEEDS_SCORES] = b->has_scores, [NEEDS_LOGITS] = b->has_logits};
+    const bool has[] = {[MOE_LOSS_NEEDS_COUNTS] = true,
+                        [MOE_LOSS_NEEDS_SCORES] = b->has_scores,
+                        [MOE_LOSS_NEEDS_LOGITS] = b->has_logits};
     return has[needs_of(b, loss)];
 }
-
-/* Sums over the whole cell. */
-typedef struct totals {
-    double tokens, selections, firsts;
-} totals;
 
 static double total(const int64_t *x, int32_t n) {
     int64_t sum = 0;
@@ -124,30 +108,6 @@ static double total(const int64_t *x, int32_t n) {
         sum += x[i];
     }
     return (double)sum;
-}
-
-/* --- what the losses multiply --- */
-
-static totals totals_of(const moe_stats *s, int64_t *cell) {
-    int32_t n = s->num_experts;
-    return (totals){(double)cell[MOE_STAT_TOKENS], total(moe_stats_counts(s, cell), n),
-                    total(moe_stats_first(s, cell), n)};
-}
-
-/* f_i = N c_i / S */
-static double expert_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
-    return t.selections > 0 ? s->num_experts * (double)moe_stats_counts(s, cell)[i] / t.selections
-                            : 0;
-}
-
-/* N F_i, F_i = first choices of i / first choices */
-static double first_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
-    return t.firsts > 0 ? s->num_experts * (double)moe_stats_first(s, cell)[i] / t.firsts : 0;
-}
-
-/* N c_i / T */
-static double mixtral_f(const moe_stats *s, int64_t *cell, totals t, int32_t i) {
-    return s->num_experts * (double)moe_stats_counts(s, cell)[i] / t.tokens;
 }
 
 /* --- variation over the experts --- */
@@ -264,7 +224,7 @@ static device_sums sums_of_device(const moe_placement *p,
 }
 
 /* f'_d = D/S sum_{i in E_d} c_i */
-static double device_f(const moe_stats *s, totals t, device_sums sum) {
+static double device_f(const moe_stats *s, moe_loss_totals t, device_sums sum) {
     return t.selections > 0 ? s->devices * (double)sum.selections / t.selections : 0;
 }
 
@@ -272,7 +232,7 @@ static double device_f(const moe_stats *s, totals t, device_sums sum) {
 static double comm_f(const moe_balance *b,
                      const moe_stats *s,
                      int64_t *cell,
-                     totals t,
+                     moe_loss_totals t,
                      device_sums sum,
                      int32_t d) {
     double count =
@@ -290,7 +250,7 @@ static double device_share(const moe_balance *b, device_sums sum) {
  * many such where a cell has fewer selections than experts. */
 static void expert_losses(const moe_stats *s,
                           int64_t *cell,
-                          totals t,
+                          moe_loss_totals t,
                           double loss[MOE_NUM_LOSSES]) {
     const int64_t *counts = moe_stats_counts(s, cell), *first = moe_stats_first(s, cell);
     for (int32_t i = 0; i < s->num_experts; i++) {
@@ -298,11 +258,12 @@ static void expert_losses(const moe_stats *s,
             continue;
         }
         double mean = score_sum(s, cell, i) / t.tokens;
-        loss[MOE_LOSS_EXPERT] += expert_f(s, cell, t, i) * mean;
-        loss[MOE_LOSS_SWITCH] += first_f(s, cell, t, i) * mean;
-        loss[MOE_LOSS_MIXTRAL] += mixtral_f(s, cell, t, i) * mean;
+        for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+            if (moe_loss_rows[l].kind == MOE_LOSS_OVER_EXPERTS) {
+                loss[l] += moe_loss_rows[l].factor(s, cell, &t, i) * mean;
+            }
+        }
     }
-    loss[MOE_LOSS_GSHARD] = loss[MOE_LOSS_SWITCH];
     loss[MOE_LOSS_ENTROPY] = moe_exact_value(cell + MOE_STAT_ENTROPY) / t.tokens;
     loss[MOE_LOSS_ENTROPY_Z] = -loss[MOE_LOSS_ENTROPY] / s->num_experts;
 }
@@ -311,7 +272,7 @@ static void device_losses(const moe_balance *b,
                           const moe_placement *p,
                           const moe_stats *s,
                           int64_t *cell,
-                          totals t,
+                          moe_loss_totals t,
                           double loss[MOE_NUM_LOSSES]) {
     for (int32_t d = 0; d < s->devices; d++) {
         device_sums sum = sums_of_device(p, s, cell, d);
@@ -326,7 +287,7 @@ moe_device_term moe_balance_device_term(const moe_balance *b,
                                         const moe_stats *s,
                                         int64_t *cell,
                                         int32_t d) {
-    totals t = totals_of(s, cell);
+    moe_loss_totals t = moe_loss_totals_of(s, cell);
     device_sums sum = sums_of_device(p, s, cell, d);
     return (moe_device_term){.selections = sum.selections,
                              .device_f = device_f(s, t, sum) / device_share(b, sum),
@@ -338,7 +299,7 @@ moe_device_term moe_balance_device_term(const moe_balance *b,
 static void count_losses(const moe_balance *b,
                          const moe_stats *s,
                          int64_t *cell,
-                         totals t,
+                         moe_loss_totals t,
                          double loss[MOE_NUM_LOSSES]) {
     moe_balance counts = {.load_form = MOE_LOAD_SELECTIONS};
     double selections = t.selections > 0 ? t.selections : 1;
@@ -375,7 +336,7 @@ void moe_balance_losses(const moe_balance *b,
                         const moe_stats *s,
                         int64_t *cell,
                         double loss[MOE_NUM_LOSSES]) {
-    totals t = totals_of(s, cell);
+    moe_loss_totals t = moe_loss_totals_of(s, cell);
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
         loss[l] = moe_balance_defined(b, (enum moe_loss)l) ? 0 : NAN;
     }
@@ -397,13 +358,13 @@ void moe_balance_losses(const moe_balance *b,
 static void add_expert_coefficients(const moe_balance *b,
                                     const moe_stats *s,
                                     int64_t *cell,
-                                    totals t,
+                                    moe_loss_totals t,
                                     double *a) {
-    double of_first = b->alpha[MOE_LOSS_SWITCH] + b->alpha[MOE_LOSS_GSHARD];
-    for (int32_t i = 0; i < s->num_experts; i++) {
-        a[i] += b->alpha[MOE_LOSS_EXPERT] * expert_f(s, cell, t, i) +
-                of_first * first_f(s, cell, t, i) +
-                b->alpha[MOE_LOSS_MIXTRAL] * mixtral_f(s, cell, t, i);
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        const moe_loss_row *row = &moe_loss_rows[l];
+        for (int32_t i = 0; i < s->num_experts && row->factor && b->alpha[l] != 0; i++) {
+            a[i] += b->alpha[l] * row->factor(s, cell, &t, i);
+        }
     }
 }
 
@@ -430,7 +391,7 @@ void moe_balance_coefficients(const moe_balance *b,
                               int64_t *cell,
                               double *a) {
     int32_t n = s->num_experts;
-    totals t = totals_of(s, cell);
+    moe_loss_totals t = moe_loss_totals_of(s, cell);
     for (int32_t i = 0; i < MOE_COEFFICIENTS * n; i++) {
         a[i] = 0;
     }
@@ -458,14 +419,12 @@ void moe_balance_add_all_layers(const moe_balance *b,
                                 int64_t *cell,
                                 double share,
                                 double *a) {
-    totals t = totals_of(s, cell);
+    moe_loss_totals t = moe_loss_totals_of(s, cell);
     if (t.tokens == 0) {
         return;
     }
     for (int32_t i = 0; i < s->num_experts; i++) {
-        const double f =
-            b->form == MOE_LOSS_MIXTRAL ? mixtral_f(s, cell, t, i) : first_f(s, cell, t, i);
-        a[i] += share * b->alpha_all_layers * f;
+        a[i] += share * b->alpha_all_layers * moe_loss_rows[b->form].factor(s, cell, &t, i);
     }
 }
 
@@ -473,19 +432,17 @@ void moe_balance_ideal(const moe_balance *b,
                        const moe_stats *s,
                        int64_t *cell,
                        double ideal[MOE_NUM_LOSSES]) {
-    totals t = totals_of(s, cell);
+    moe_loss_totals t = moe_loss_totals_of(s, cell);
     int32_t slots = s->slots ? s->slots : s->num_experts;
     double share = b->device_p == MOE_DEVICE_P_MEAN ? (double)s->devices / slots : 1.0;
     double sent = b->comm_count == MOE_COUNT_SELECTIONS
                       ? t.selections
                       : total(moe_stats_device_tokens(s, cell), s->devices);
     for (int l = 0; l < MOE_NUM_LOSSES; l++) {
-        ideal[l] = 0;
+        ideal[l] = moe_loss_rows[l].at_balance ? moe_loss_rows[l].at_balance(&t) : 0;
     }
-    ideal[MOE_LOSS_EXPERT] = ideal[MOE_LOSS_SWITCH] = ideal[MOE_LOSS_GSHARD] = 1;
     ideal[MOE_LOSS_DEVICE] = share;
     ideal[MOE_LOSS_COMM] = t.tokens > 0 ? share * sent / t.tokens / b->comm_limit : 0;
-    ideal[MOE_LOSS_MIXTRAL] = t.tokens > 0 ? t.selections / t.tokens : 0;
     ideal[MOE_LOSS_ENTROPY] = log(s->num_experts);
     ideal[MOE_LOSS_ENTROPY_Z] = -log(s->num_experts) / s->num_experts;
     ideal[MOE_LOSS_Z] = NAN;

@@ -6,20 +6,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "balance/losses.h"
 #include "config/config.h"
 #include "placement/placement.h"
 #include "router/stats.h"
-
-/* losses.def has one row for each loss and says what each one is. The first three are DeepSeek's; z
- * is a mean over tokens; switch and gshard are one formula under its two names. The last three are
- * diagnostics without gradient. */
-enum moe_loss {
-#define LOSS(id, key, title) MOE_LOSS_##id,
-#include "balance/losses.def"
-    MOE_NUM_LOSSES
-};
-extern const char *const moe_loss_names[MOE_NUM_LOSSES];  /* keys in JSON: "expert", "comm", ... */
-extern const char *const moe_loss_titles[MOE_NUM_LOSSES]; /* "expert", "communication", ... */
 
 typedef struct moe_balance {
     double alpha[MOE_NUM_LOSSES];

@@ -247,10 +247,11 @@ static void use_sums(moe_scopes *s,
 
 /* These losses have no product in them, and are the mean over all counted tokens in every scope. */
 static void use_means_over_tokens(moe_scopes *s) {
-    static const enum moe_loss means[] = {MOE_LOSS_Z, MOE_LOSS_ENTROPY, MOE_LOSS_ENTROPY_Z};
     for (int scope = 0; scope < MOE_SCOPE_GLOBAL; scope++) {
-        for (int i = 0; i < 3; i++) {
-            s->loss[scope][means[i]] = s->loss[MOE_SCOPE_GLOBAL][means[i]];
+        for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+            if (moe_loss_rows[i].kind == MOE_LOSS_MEAN_OVER_TOKENS) {
+                s->loss[scope][i] = s->loss[MOE_SCOPE_GLOBAL][i];
+            }
         }
     }
 }

@@ -33,7 +33,16 @@ void moe_capacity_init(moe_capacity *c,
 }
 
 int32_t moe_capacity_targets(const moe_capacity *c) {
-    return c->policy == MOE_CAPACITY_DEVICE ? c->devices : c->num_experts;
+    switch (c->policy) { /* without a default, so that the compiler asks for each */
+    case MOE_CAPACITY_DEVICE:
+        return c->devices;
+    case MOE_CAPACITY_NONE:
+    case MOE_CAPACITY_EXPERT:
+    case MOE_CAPACITY_SEQUENCE:
+        return c->num_experts;
+    }
+    MOE_ASSERT(false);
+    return 0;
 }
 
 /* --- how large --- */

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "config/config.h"
 #include "config/hint.h"
 #include "config/refuse.h"
 #include "config/table.h"
@@ -172,11 +173,6 @@ static int check_rules(const moe_config *c, const pair_rule *rules, size_t count
     return MOE_OK;
 }
 
-static bool sums_to_one(const moe_config *c) {
-    return c->router.score_func == MOE_SCORE_SOFTMAX ||
-           c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
-}
-
 /* Keys that only some methods know. */
 static int check_method(const moe_config *c, moe_status *st) {
     const moe_router_config *r = &c->router;
@@ -207,7 +203,7 @@ static int check_method(const moe_config *c, moe_status *st) {
          "a bias moves choices by score: method = topk, switch or gshard"},
         {r->bias_update_rate > 0 && !ranked, MOE_KEY(router, bias_update_rate),
          MOE_KEY(router, method), "a bias moves choices by score: method = topk, switch or gshard"},
-        {r->method == MOE_METHOD_TOP_P && !sums_to_one(c), MOE_KEY(router, method),
+        {r->method == MOE_METHOD_TOP_P && !moe_config_scores_sum_to_one(c), MOE_KEY(router, method),
          MOE_KEY(router, score_func),
          "top_p adds up probabilities: score_func = softmax or softmax_topk"},
     };
@@ -238,7 +234,7 @@ static int check_load(const moe_config *c, moe_status *st) {
          "Tutel's noise has a fixed scale: noise_form = gaussian, or load_form = shazeer"},
         {tutel && r->noise <= 0, form, MOE_KEY(router, noise),
          "Tutel's smooth load is as wide as the noise: router.noise above 0"},
-        {tutel && !sums_to_one(c), form, MOE_KEY(router, score_func),
+        {tutel && !moe_config_scores_sum_to_one(c), form, MOE_KEY(router, score_func),
          "Tutel's smooth load compares probabilities: score_func = softmax or softmax_topk"},
         {c->balance.importance_loss > 0 && c->balance.importance_of == MOE_IMPORTANCE_SCORES &&
              !gaussian,
@@ -516,8 +512,7 @@ static int check_capacity(const moe_config *c, moe_status *st) {
     const enum moe_key_id policy = MOE_KEY(capacity, policy);
     const bool device = k->policy == MOE_CAPACITY_DEVICE;
     const bool sequence = k->policy == MOE_CAPACITY_SEQUENCE;
-    const bool normalised =
-        c->router.norm_topk_prob || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    const bool normalised = c->router.norm_topk_prob || moe_config_weights_over_chosen(c);
     const capacity_rule rules[] = {
         {device && k->expert_capacity > 0, MOE_KEY(capacity, expert_capacity),
          "policy expert or sequence: a device has a capacity_factor", policy},

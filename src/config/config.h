@@ -58,6 +58,12 @@ bool moe_config_given(const moe_config *c, enum moe_key_id key);
  * experts where experts choose their tokens. */
 int32_t moe_config_most_experts(const moe_config *c);
 
+/* Local. Whether the scores of a token sum to 1 by definition, and whether its weights are those of
+ * the same function over the chosen experts alone: the columns sums_to_one and over_chosen of
+ * router/scores.h, which a rule between keys needs here. */
+bool moe_config_scores_sum_to_one(const moe_config *c);
+bool moe_config_weights_over_chosen(const moe_config *c);
+
 /* Local. The most distinct devices on which topk_group groups of a resolved configuration lie
  * (docs/method.md section 2): M where groups are devices, M D/G where each group has whole devices
  * of its own, and what the borders give where they run through devices. */

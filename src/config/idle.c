@@ -69,11 +69,8 @@ static bool is_not_sinkhorn(const moe_config *c) {
 static bool has_no_temperature(const moe_config *c) {
     return c->router.method == MOE_METHOD_TOP_P && c->router.temperature == 1;
 }
-static bool normalises_always(const moe_config *c) {
-    return c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
-}
 static bool normalises_never(const moe_config *c) {
-    return !c->router.norm_topk_prob && !normalises_always(c);
+    return !c->router.norm_topk_prob && !moe_config_weights_over_chosen(c);
 }
 static bool scales_nothing(const moe_config *c) {
     return c->router.routed_scaling_factor == 1;
@@ -177,7 +174,7 @@ static const struct {
     {KEYS(MOE_KEY(router, num_groups), MOE_KEY(router, topk_group)), false,
      MOE_KEY(router, group_limit), has_no_limit},
     {KEYS(MOE_KEY(router, norm_topk_prob), MOE_KEY(router, norm_single)), false,
-     MOE_KEY(router, score_func), normalises_always},
+     MOE_KEY(router, score_func), moe_config_weights_over_chosen},
     {KEYS(MOE_KEY(router, scale_normalized), MOE_KEY(router, norm_single)), false,
      MOE_KEY(router, norm_topk_prob), normalises_never},
     {KEYS(MOE_KEY(router, norm_single)), false, MOE_KEY(router, top_k), chooses_several},

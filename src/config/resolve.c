@@ -253,6 +253,30 @@ int32_t moe_config_most_experts(const moe_config *c) {
     return c->router.method == MOE_METHOD_EXPERT_CHOICE ? c->model.num_experts : c->router.top_k;
 }
 
+bool moe_config_scores_sum_to_one(const moe_config *c) {
+    switch (c->router.score_func) { /* without a default, so that the compiler asks for each */
+    case MOE_SCORE_SOFTMAX:
+    case MOE_SCORE_SOFTMAX_TOPK:
+        return true;
+    case MOE_SCORE_SIGMOID:
+    case MOE_SCORE_SQRTSOFTPLUS:
+        return false;
+    }
+    return false;
+}
+
+bool moe_config_weights_over_chosen(const moe_config *c) {
+    switch (c->router.score_func) {
+    case MOE_SCORE_SOFTMAX_TOPK:
+        return true;
+    case MOE_SCORE_SOFTMAX:
+    case MOE_SCORE_SIGMOID:
+    case MOE_SCORE_SQRTSOFTPLUS:
+        return false;
+    }
+    return false;
+}
+
 static int complete(moe_config *c, int32_t ranks, moe_status *st) {
     c->ranks = ranks;
     derive_defaults(c);

@@ -400,8 +400,7 @@ static int read_scores(const moe_comm *comm, const moe_config *c, moe_input *in,
                                    c->model.num_experts, in->num_tokens_global);
     r.file_steps = in->num_steps;
     r.steps = c->run.steps;
-    bool shares =
-        c->router.score_func == MOE_SCORE_SOFTMAX || c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    bool shares = moe_config_scores_sum_to_one(c);
     int64_t odd = 0;
     if (moe_token_array_read(comm, c->cluster.devices, &r, st)) {
         return st->code;

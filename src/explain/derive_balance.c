@@ -101,10 +101,10 @@ static double metric_of(const load *a, int metric, const char *unit, moe_pieces 
     case ENTROPY:
         moe_pieces_add(p, "%.0f terms; log %.0f = %.6g at balance", n, n, log(n));
         return entropy(a);
-    default:
-        moe_pieces_add(p, "%lld of %.0f", (long long)a->idle, n);
-        return (double)a->idle;
     }
+    MOE_ASSERT(metric == IDLE);
+    moe_pieces_add(p, "%lld of %.0f", (long long)a->idle, n);
+    return (double)a->idle;
 }
 
 /* The mean over layers of what this returns is reported. It is added up here in the same way as the

@@ -15,31 +15,14 @@
 
 /* --- one loss of one cell --- */
 
-static const struct {
-    const char *name, *formula;
-    bool is_sum, by_device; /* sum of f P over experts, or over devices */
-} losses[MOE_NUM_LOSSES] = {
-    [MOE_LOSS_EXPERT] = {"expert loss", "sum_i f_i P_i, f_i = N c_i / S, P_i = sum_t s'_i,t / T",
-                         true, false},
-    [MOE_LOSS_DEVICE] = {"device loss",
-                         "sum_d f'_d P'_d, f'_d = D / S x sum of c_i on d, P'_d = sum of P_i on d",
-                         true, true},
-    [MOE_LOSS_COMM] = {"communication loss",
-                       "sum_d f''_d P'_d, f''_d = D / (M T) x what is sent to d", true, true},
-    [MOE_LOSS_Z] = {"z loss", "sum_t lse_t^2 / T", false, false},
-    [MOE_LOSS_SWITCH] = {"switch loss", "N sum_i F_i P_i, F_i = share of first choices", true,
-                         false},
-    [MOE_LOSS_GSHARD] = {"gshard loss", "N sum_i F_i P_i, F_i = share of first choices", true,
-                         false},
-    [MOE_LOSS_MIXTRAL] = {"mixtral loss", "N sum_i (c_i / T) P_i", true, false},
-    [MOE_LOSS_IMPORTANCE] = {"importance loss",
-                             "variance over experts / mean^2 of the summed weights", false, false},
-    [MOE_LOSS_LOAD] = {"load loss", "variance over experts / mean^2 of the load", false, false},
-    [MOE_LOSS_USAGE_VARIANCE] = {"usage variance", "variance over experts of c_i / S", false,
-                                 false},
-    [MOE_LOSS_ENTROPY] = {"entropy", "-sum_t sum_i s' log s' / T", false, false},
-    [MOE_LOSS_ENTROPY_Z] = {"entropy z", "-entropy / N", false, false},
-};
+static bool is_sum(int loss) {
+    return moe_loss_rows[loss].kind == MOE_LOSS_OVER_EXPERTS ||
+           moe_loss_rows[loss].kind == MOE_LOSS_OVER_DEVICES;
+}
+
+static bool is_by_device(int loss) {
+    return moe_loss_rows[loss].kind == MOE_LOSS_OVER_DEVICES;
+}
 
 static int64_t total(const int64_t *x, int64_t n) {
     int64_t sum = 0;
@@ -78,14 +61,14 @@ static double terms_of(const moe_derive_job *job,
                        term *terms,
                        int32_t *count) {
     const moe_stats *s = &job->scopes->global; /* used for its shape only */
-    int32_t n = s->num_experts, units = losses[loss].by_device ? s->devices : n;
+    int32_t n = s->num_experts, units = is_by_device(loss) ? s->devices : n;
     double sum = 0, *a = moe_alloc(MOE_COEFFICIENTS * (int64_t)n, sizeof *a, "derivation");
     moe_balance one = *job->balance;
     memset(one.alpha, 0, sizeof one.alpha);
     one.alpha[loss] = 1;
     moe_balance_coefficients(&one, job->placement, s, cell, a);
     for (int32_t i = 0; i < units; i++) {
-        terms[i] = losses[loss].by_device
+        terms[i] = is_by_device(loss)
                        ? device_term(job, cell, loss, i)
                        : (term){.f = a[i], .p = moe_balance_mean_score(s, cell, i), .id = i};
         sum += terms[i].f * terms[i].p;
@@ -101,7 +84,7 @@ static double value_of(const moe_derive_job *job, int64_t *cell, int loss, term 
     const moe_stats *s = &job->scopes->global;
     double tokens = (double)cell[MOE_STAT_TOKENS], mean, variance;
     int32_t count;
-    if (losses[loss].is_sum) {
+    if (is_sum(loss)) {
         return terms_of(job, cell, loss, terms, &count);
     }
     switch (loss) {
@@ -133,7 +116,7 @@ static void write_terms(const moe_derive_job *job,
     double sum = terms_of(job, cell, loss, terms, &count);
     for (int32_t i = 0; i < count && i < 3; i++) {
         moe_pieces_add(p, "%s%.4f\tx\t%.5f\t(%s\t%d)", i ? " + " : "", terms[i].f, terms[i].p,
-                       losses[loss].by_device ? "device" : "expert", terms[i].id);
+                       is_by_device(loss) ? "device" : "expert", terms[i].id);
     }
     if (count > 3) {
         moe_pieces_add(p, " + ... (%d terms)", count);
@@ -164,7 +147,7 @@ static void write_value(const moe_derive_job *job,
                         moe_pieces *p) {
     const moe_stats *s = &job->scopes->global;
     double tokens = (double)cell[MOE_STAT_TOKENS], mean, variance;
-    if (losses[loss].is_sum) {
+    if (is_sum(loss)) {
         write_terms(job, cell, loss, terms, p);
     } else if (loss == MOE_LOSS_Z) {
         moe_pieces_add(p, "%.6g / %.0f", moe_exact_value(cell + MOE_STAT_Z), tokens);
@@ -238,7 +221,7 @@ static double mean_of_units(const units *u, int loss) {
 }
 
 static bool is_mean_over_tokens(int loss) {
-    return loss == MOE_LOSS_Z || loss == MOE_LOSS_ENTROPY || loss == MOE_LOSS_ENTROPY_Z;
+    return moe_loss_rows[loss].kind == MOE_LOSS_MEAN_OVER_TOKENS;
 }
 
 static const char *scope_unit(enum moe_scope scope) {
@@ -303,10 +286,10 @@ static void add_loss(moe_derivation *d,
     } else if (global[MOE_STAT_TOKENS]) {
         write_value(job, global, loss, terms, &p);
     }
-    snprintf(name, sizeof name, "%s%s%s", losses[loss].name, trains ? "" : ", scope ",
+    snprintf(name, sizeof name, "%s%s%s", moe_loss_rows[loss].name, trains ? "" : ", scope ",
              trains ? "" : scope_unit(scope));
     snprintf(formula, sizeof formula, "%s%s%s%s", whole ? "" : "mean over ",
-             whole ? "" : scope_unit(scope), whole ? "" : "s of ", losses[loss].formula);
+             whole ? "" : scope_unit(scope), whole ? "" : "s of ", moe_loss_rows[loss].formula);
     moe_derivation_add(d, MOE_DERIVED_LOSSES, job->layer, name,
                        (moe_derived_numbers){value, metrics->loss_by_scope[scope][loss]}, formula,
                        "%s", p.text);
@@ -440,7 +423,7 @@ static void add_micro_batch_means(moe_derivation *d,
             if (isnan(sum)) {
                 continue;
             }
-            snprintf(name, sizeof name, "%s, mean over micro-batches", losses[i].name);
+            snprintf(name, sizeof name, "%s, mean over micro-batches", moe_loss_rows[i].name);
             moe_derivation_add(
                 d, MOE_DERIVED_LOSSES, l, name,
                 (moe_derived_numbers){sum / c->train.accumulate, m->layer[l].loss_raw[i]},
@@ -463,7 +446,7 @@ static void add_layer_means(moe_derivation *d, const moe_step_metrics *m, const 
                 moe_pieces_add(&p, "%s%.6f", l ? " + " : "(", m->layer[l].loss_raw[i]);
             }
         }
-        snprintf(name, sizeof name, "%s, mean over layers", losses[i].name);
+        snprintf(name, sizeof name, "%s, mean over layers", moe_loss_rows[i].name);
         moe_derivation_add(d, MOE_DERIVED_LOSSES, -1, name,
                            (moe_derived_numbers){sum / m->num_layers, f->raw[i]},
                            "sum over layers / layers", "%s%s) / %d", p.text,

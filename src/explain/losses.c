@@ -16,10 +16,8 @@
 #include "router/weight_gradient.h"
 
 static bool is_sum_of_scores(int loss) {
-    static const bool sums[MOE_NUM_LOSSES] = {
-        [MOE_LOSS_EXPERT] = true, [MOE_LOSS_DEVICE] = true, [MOE_LOSS_COMM] = true,
-        [MOE_LOSS_SWITCH] = true, [MOE_LOSS_GSHARD] = true, [MOE_LOSS_MIXTRAL] = true};
-    return sums[loss];
+    return moe_loss_rows[loss].kind == MOE_LOSS_OVER_EXPERTS ||
+           moe_loss_rows[loss].kind == MOE_LOSS_OVER_DEVICES;
 }
 
 /* The cell of `scopes` that the token's losses are made from. */

@@ -9,34 +9,22 @@
 
 /* --- choices and weights --- */
 
-static const char *choice_rule(const moe_config *c) {
-    static const char *const rules[MOE_NUM_METHODS] = {
-        [MOE_METHOD_GSHARD] = "the best and a second (router.second_choice)",
-        [MOE_METHOD_SINKHORN] = "the top_k best after sinkhorn's balancing factors",
-        [MOE_METHOD_HASH] = "a hash of the token decides, not the scores",
-        [MOE_METHOD_RANDOM] = "chance decides, not the scores",
-        [MOE_METHOD_ROUND_ROBIN] = "experts are dealt in turn, whatever the scores",
-        [MOE_METHOD_EXPERT_CHOICE] =
-            "experts choose: these took the token among the T K / N best of its device"};
-    const char *rule = moe_config_recorded(c) ? "as recorded" : rules[c->router.method];
-    MOE_ASSERT(rule != NULL); /* every method that is not ranked has a sentence here */
-    return rule;
-}
-
 static void print_choice_rule(const moe_screen *s,
                               const moe_config *c,
                               const moe_explained_layer *l) {
     const char *of = l->num_groups ? " of the admitted" : "";
-    bool ranked = c->router.method == MOE_METHOD_TOPK || c->router.method == MOE_METHOD_SWITCH;
-    if (c->router.method == MOE_METHOD_TOP_P && !moe_config_recorded(c)) {
+    const moe_method *method = &moe_methods[c->router.method];
+    if (moe_config_recorded(c)) {
+        moe_screen_wrapped(s, 2, "", "chosen: as recorded");
+    } else if (c->router.method == MOE_METHOD_TOP_P) {
         moe_screen_wrapped(s, 2, "",
                            "chosen: the best, until their scores add up to more than router.top_p "
                            "= %g; at most %d",
                            c->router.top_p, c->router.top_k);
-    } else if (ranked && !moe_config_recorded(c)) {
+    } else if (method->chooses_best) {
         moe_screen_wrapped(s, 2, "", "chosen: the top_k = %d best%s", c->router.top_k, of);
     } else {
-        moe_screen_wrapped(s, 2, "", "chosen: %s", choice_rule(c));
+        moe_screen_wrapped(s, 2, "", "chosen: %s", method->rule);
     }
 }
 

@@ -108,8 +108,7 @@ void moe_explain_show_losses(const moe_screen *s,
     if (!l->counted) {
         return;
     }
-    bool divided =
-        c->router.score_func == MOE_SCORE_SIGMOID || c->router.score_func == MOE_SCORE_SQRTSOFTPLUS;
+    bool divided = !moe_config_scores_sum_to_one(c);
     moe_screen_wrapped(s, 2, "", "where they come from, s' = %s and f counting the %s",
                        divided ? "s / sum of the token's s" : "s",
                        c->balance.scope == MOE_SCOPE_GLOBAL   ? "batch"

@@ -18,6 +18,7 @@ typedef struct moe_screen {
     int width;            /* text is broken at this column */
     int columns;          /* of the terminal; INT_MAX when there is none */
     int64_t steps_seen;   /* calls of moe_terminal_step so far */
+    double drawn;         /* when the line of the progress was drawn last; 0: never */
     moe_text_stream text; /* that is being generated */
 } moe_screen;
 

@@ -44,6 +44,14 @@ void moe_terminal_step(moe_screen *s, const moe_config *c, const moe_step_metric
  * row erases it. `seconds` is the time since the first of the steps that were shown, because a
  * resumed run has made others before. */
 void moe_terminal_progress(const moe_screen *s, int64_t done, int64_t total, double seconds);
+/* The same within a step that takes long, after each layer: "step 1/1, layer 12/58, backward", at
+ * most twice a second; `now` is moe_comm_time(). */
+void moe_terminal_layer(moe_screen *s,
+                        const moe_config *c,
+                        int64_t step,
+                        int32_t layer,
+                        bool backward,
+                        double now);
 /* How training went, right before the ending: quality, balance and traffic of the first step beside
  * the mean of the last ones. It says so when the loss rose. */
 void moe_terminal_outcome(const moe_screen *s,

@@ -105,3 +105,27 @@ void moe_terminal_progress(const moe_screen *s, int64_t done, int64_t total, dou
     }
     fflush(s->out);
 }
+
+static const double between_drawings = 0.5; /* seconds */
+
+void moe_terminal_layer(moe_screen *s,
+                        const moe_config *c,
+                        int64_t step,
+                        int32_t layer,
+                        bool backward,
+                        double now) {
+    if (s->quiet || !s->terminal || c->model.num_layers == 1) {
+        return;
+    }
+    if (s->drawn == 0) {
+        s->drawn = now; /* short steps never get as far as to draw */
+    }
+    if (now - s->drawn < between_drawings) {
+        return;
+    }
+    s->drawn = now;
+    moe_terminal_erase_line(s);
+    fprintf(s->out, "step %lld/%lld, layer %d/%d%s", (long long)step + 1, (long long)c->run.steps,
+            layer + 1, c->model.num_layers, backward ? ", backward" : "");
+    fflush(s->out);
+}

@@ -124,7 +124,7 @@ static void print_table(const moe_screen *s,
         print_row(s, "  one row per token and node", f->mean_nodes * tokens, tokens,
                   f->mean_nodes * tokens * f->row_bytes, -1, "");
         if (isfinite(f->mean_nodes_unlimited)) {
-            print_row(s, "  the same without group limit", f->mean_nodes_unlimited * tokens, tokens,
+            print_row(s, "  token and node, unlimited", f->mean_nodes_unlimited * tokens, tokens,
                       f->mean_nodes_unlimited * tokens * f->row_bytes, -1, "");
         }
     }
@@ -140,9 +140,10 @@ static void print_table(const moe_screen *s,
     }
 }
 
-static void print_saving(const moe_screen *s, const moe_figures *f) {
+/* On one device nothing is sent, and so nothing saved. */
+static void print_saving(const moe_screen *s, const moe_config *c, const moe_figures *f) {
     const moe_volume *d = &f->volume[MOE_DISPATCH];
-    if (d->selection_bytes <= 0) {
+    if (d->selection_bytes <= 0 || c->cluster.devices == 1) {
         return;
     }
     fprintf(s->out, "  sent / one row per selection: %.1f %% of the payload\n",
@@ -326,7 +327,7 @@ void moe_terminal_volume(const moe_screen *s,
                        moe_terminal_layers(m, "sum").s, moe_format_bytes(llround(f->row_bytes)).s);
     print_table(s, c, m, f);
     if (s->full) {
-        print_saving(s, f);
+        print_saving(s, c, f);
     }
     if (s->full || f->volume[MOE_DISPATCH].by_level[MOE_LEVEL_CLUSTER].rows > 0) {
         print_levels(s, f, (double)m->num_tokens * m->num_layers);

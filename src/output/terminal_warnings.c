@@ -43,8 +43,8 @@ static bool trains_balance(const moe_balance_config *b) {
 
 static void warn_training(const moe_screen *s, const moe_config *c) {
     char text[400];
-    const bool normalized = (c->router.norm_topk_prob && c->router.norm_single) ||
-                            c->router.score_func == MOE_SCORE_SOFTMAX_TOPK;
+    const bool normalized =
+        (c->router.norm_topk_prob && c->router.norm_single) || moe_config_weights_over_chosen(c);
     if (normalized && c->router.top_k == 1 && c->router.method != MOE_METHOD_EXPERT_CHOICE) {
         snprintf(text, sizeof text,
                  "the weight of a single expert is always %g after normalisation (router.top_k = "

@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "capacity/capacity.h"
 #include "predict/internal.h"
+#include "router/scores.h"
 
 /* --- experts of a token --- */
 
@@ -14,14 +15,10 @@ enum { SAMPLES = 64, MOST_EXPERTS = 1 << 12, FEW_SEQUENCES = 256, FEW_STEPS = 8 
 
 /* The share of the second of two scores, of which the larger one is s1. */
 static double second_share(const moe_config *c, double z1, double z2) {
-    if (c->router.score_func == MOE_SCORE_SIGMOID) {
-        return (1 + exp(-z1)) / (2 + exp(-z1) + exp(-z2));
-    }
-    if (c->router.score_func == MOE_SCORE_SQRTSOFTPLUS) {
-        const double s1 = sqrt(log1p(exp(z1))), s2 = sqrt(log1p(exp(z2)));
-        return s2 / (s1 + s2);
-    }
-    return 1 / (1 + exp(z1 - z2));
+    const double z[2] = {z1, z2};
+    double s[2];
+    moe_score_functions[c->router.score_func].fill(z, 1, s, 2, NULL);
+    return s[1] / (s[0] + s[1]);
 }
 
 /* GShard's random second choice is kept with probability min(1, 2 g2) (router/select.c). */

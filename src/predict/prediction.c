@@ -47,7 +47,16 @@ static double or_else(int32_t wish, int32_t otherwise) {
 
 /* The width of the numbers that experts compute with is that of the dispatched vectors. */
 static double number_bytes(enum moe_payload payload) {
-    return payload == MOE_PAYLOAD_FP8 ? 1 : payload == MOE_PAYLOAD_BF16 ? 2 : (double)sizeof(real);
+    switch (payload) { /* without a default, so that the compiler asks for each */
+    case MOE_PAYLOAD_FP8:
+        return 1;
+    case MOE_PAYLOAD_BF16:
+        return 2;
+    case MOE_PAYLOAD_FP32:
+        return (double)sizeof(real);
+    }
+    MOE_ASSERT(false);
+    return 0;
 }
 
 static moe_cost_expert expert_of(const moe_config *c) {

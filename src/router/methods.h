@@ -37,11 +37,13 @@ enum moe_method_needs {
 
 typedef struct moe_method {
     const char *name; /* as the configuration writes it */
+    const char *rule; /* in words, for the reader of --explain */
     moe_choose *choose;
     enum moe_method_needs needs;
     bool chooses_best; /* the top_k experts with the best selection scores, neither more nor less,
                           whatever chance or other tokens say */
     bool any_number;   /* a token may have up to all N experts; else top_k at most */
+    bool fewer;        /* by its scores a token may take fewer than top_k, but at least one */
     bool by_byte;      /* the key is the token's byte where there is a text, else its id */
     bool has_second;   /* obeys router.second_choice */
     moe_device_factors *factors; /* MOE_NEEDS_DEVICE: what is added to the logits, or NULL */

@@ -11,6 +11,7 @@
 #include "base/gemm.h"
 #include "config/presets.h"
 #include "config/value.h"
+#include "output/format.h"
 #include "predict/memory.h"
 #include "run/dialects_internal.h"
 #include "tally/tally.h"
@@ -268,11 +269,11 @@ static int check_memory(const dialects *d, moe_status *st) {
         }
     }
     if (available >= 0 && most > available / d->comm->local_size) {
-        moe_fail(st, MOE_USER,
-                 "--dialects needs about %.3g GiB on each of %d ranks of this host, and %.3g GiB "
-                 "are available: lower %s",
-                 (double)most / (1 << 30), d->comm->local_size, (double)available / (1 << 30),
-                 "data.tokens_per_device or model.hidden_size");
+        moe_fail(
+            st, MOE_USER,
+            "--dialects needs about %s on each of %d ranks of this host, and %s are available: "
+            "lower data.tokens_per_device or model.hidden_size",
+            moe_format_bytes(most).s, d->comm->local_size, moe_format_bytes(available).s);
     }
     return moe_comm_agree(d->comm, st);
 }

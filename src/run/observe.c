@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "output/terminal.h"
 #include "run/internal.h"
 #include "tally/tally.h"
 
@@ -149,6 +150,12 @@ static int32_t micro_batch(const moe_run_state *r) {
     return (int32_t)(r->context.draw - r->context.step * r->config->train.accumulate);
 }
 
+static void show_progress(moe_run_state *r, int32_t l, bool backward) {
+    if (r->comm->rank == 0) {
+        moe_terminal_layer(&r->screen, r->config, r->context.step, l, backward, moe_comm_time());
+    }
+}
+
 static int after_layer(void *self,
                        const moe_stack *s,
                        int32_t l,
@@ -156,6 +163,7 @@ static int after_layer(void *self,
                        moe_status *st) {
     moe_run_state *r = self;
     moe_activations *a = moe_stack_activations(s, l);
+    show_progress(r, l, false);
     moe_tally_after_layer(NULL, s, l, metrics, st);
     moe_rebalance_see(&r->rebalance, r->context.step, l, &a->routing);
     measure_rounding(r, l, s->y);
@@ -182,6 +190,7 @@ static void before_backward(void *self, const moe_stack *s, int32_t l, const rea
 
 static void after_backward(void *self, const moe_stack *s, int32_t l) {
     moe_run_state *r = self;
+    show_progress(r, l, true);
     if (r->last_step) {
         moe_explain_backward(&r->explainer, &s->layer[l], s->context, moe_stack_activations(s, l),
                              &s->backward);

@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "base/gemm.h"
 #include "base/npy.h"
+#include "output/format.h"
 #include "predict/memory.h"
 #include "run/placements_internal.h"
 #include "world/topology.h"
@@ -97,9 +98,10 @@ static int check_memory(const moe_step_source *s, moe_status *st) {
         choices + 8.0 * s->layers * (double)n * (double)n;
     if (available >= 0 && needed > (double)available / s->comm->local_size) {
         moe_fail(st, MOE_USER,
-                 "--placements needs about %.3g GiB on each of %d ranks of this host, and %.3g GiB "
-                 "are available: lower data.tokens_per_device or model.num_layers",
-                 needed / (1 << 30), s->comm->local_size, (double)available / (1 << 30));
+                 "--placements needs about %s on each of %d ranks of this host, and %s are "
+                 "available: lower data.tokens_per_device or model.num_layers",
+                 moe_format_bytes((int64_t)fmin(needed, 0x1p62)).s, s->comm->local_size,
+                 moe_format_bytes(available).s);
     }
     return moe_comm_agree(s->comm, st);
 }

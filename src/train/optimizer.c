@@ -17,13 +17,17 @@ double moe_optimizer_learning_rate(const moe_config *c, int64_t step) {
     if (step < warmup) {
         return most * (double)(step + 1) / (double)warmup;
     }
-    if (c->train.schedule == MOE_SCHEDULE_CONSTANT) {
+    switch (c->train.schedule) { /* without a default, so that the compiler asks for each */
+    case MOE_SCHEDULE_CONSTANT:
         return most;
+    case MOE_SCHEDULE_COSINE:
+        return step >= steps
+                   ? 0
+                   : most * 0.5 *
+                         (1 + cos(PI * (double)(step - warmup) / (double)(steps - warmup)));
     }
-    if (step >= steps) {
-        return 0;
-    }
-    return most * 0.5 * (1 + cos(PI * (double)(step - warmup) / (double)(steps - warmup)));
+    MOE_ASSERT(false);
+    return 0;
 }
 
 /* --- one step --- */

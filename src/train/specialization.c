@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "router/methods.h"
+
 /* --- logits without the best experts --- */
 
 static int falling(const void *a, const void *b) {
@@ -168,7 +170,7 @@ static moe_specialization prepared(const moe_training *t, int64_t batches) {
                             .num_domains = moe_task_is_text(&t->task) ? t->task.corpus.num_domains
                                                                       : c->data.num_topics,
                             .num_experts = c->model.num_experts,
-                            .top_k = c->router.method == MOE_METHOD_TOP_P ? 1 : c->router.top_k,
+                            .top_k = moe_methods[c->router.method].fewer ? 1 : c->router.top_k,
                             .num_shared = c->model.num_shared_experts,
                             .batches = batches,
                             .num_disabled = 1};

@@ -31,18 +31,19 @@ typedef struct problem {
 static void make_router(problem *p) {
     uint64_t s = p->seed;
     int32_t n = p->devices * random_int(s, 40, 1, 4), groups = random_divisor(s, 41, n);
-    p->router = (moe_router){.num_experts = n,
-                             .top_k = random_int(s, 42, 1, n < 8 ? n : 8),
-                             .num_groups = groups,
-                             .topk_group = random_int(s, 43, 1, groups),
-                             .score_func = (enum moe_score_func)random_int(s, 44, 0, 3),
-                             .group_limit = (enum moe_group_limit)random_int(s, 45, 0, 3),
-                             .norm_topk_prob = random_int(s, 46, 0, 1),
-                             .norm_single = true,
-                             .scale_normalized = true,
-                             .routed_scaling_factor = 1,
-                             .aux_selection = (enum moe_aux_selection)random_int(s, 47, 0, 1),
-                             .comm_count_local = random_int(s, 48, 0, 1)};
+    p->router = (moe_router){
+        .num_experts = n,
+        .top_k = random_int(s, 42, 1, n < 8 ? n : 8),
+        .num_groups = groups,
+        .topk_group = random_int(s, 43, 1, groups),
+        .score_func = (enum moe_score_func)random_int(s, 44, 0, MOE_NUM_SCORE_FUNCTIONS - 1),
+        .group_limit = (enum moe_group_limit)random_int(s, 45, 0, 3),
+        .norm_topk_prob = random_int(s, 46, 0, 1),
+        .norm_single = true,
+        .scale_normalized = true,
+        .routed_scaling_factor = 1,
+        .aux_selection = (enum moe_aux_selection)random_int(s, 47, 0, 1),
+        .comm_count_local = random_int(s, 48, 0, 1)};
     p->bias = moe_alloc(n, sizeof *p->bias, "test");
     for (int32_t i = 0; i < n; i++) {
         p->bias[i] = random_unit(s, 49, (uint64_t)i) - 0.5;

@@ -5,6 +5,7 @@
 #include "base/alloc.h"
 #include "base/exact.h"
 #include "check.h"
+#include "config/table.h"
 #include "random_router.h"
 #include "reference.h"
 #include "router/loss_gradient.h"
@@ -44,6 +45,16 @@ static void set_scope(fixture *f, enum moe_scope scope) {
     f->ref.num_scopes = (int32_t)scopes[scope];
 }
 
+/* Every loss that the oracle has a gradient of, each with a coefficient of its own. */
+static void set_alphas(moe_balance *b) {
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        const enum moe_loss_kind kind = moe_loss_rows[l].kind;
+        if (kind == MOE_LOSS_OVER_EXPERTS || kind == MOE_LOSS_OVER_DEVICES || l == MOE_LOSS_Z) {
+            b->alpha[l] = 0.3 + 0.1 * l;
+        }
+    }
+}
+
 static fixture fixture_make(uint64_t seed) {
     fixture f = {.c = random_router_make(seed, random_int(seed, 50, 1, 60))};
     int32_t n = f.c.router.num_experts;
@@ -67,20 +78,14 @@ static fixture fixture_make(uint64_t seed) {
     moe_stats_reserve(&f.segments, n, f.c.devices, f.batch.num_segments);
     moe_router_route(&f.c.router, &(moe_draw){0}, &f.batch, &f.placement, (moe_logits){.f64 = f.z},
                      NULL, &f.routing, &f.segments, &bad);
-    f.balance = (moe_balance){.alpha = {[MOE_LOSS_EXPERT] = 0.7,
-                                        [MOE_LOSS_DEVICE] = 0.5,
-                                        [MOE_LOSS_COMM] = 1.1,
-                                        [MOE_LOSS_Z] = 0.3,
-                                        [MOE_LOSS_SWITCH] = 0.2,
-                                        [MOE_LOSS_GSHARD] = 0.4,
-                                        [MOE_LOSS_MIXTRAL] = 0.6},
-                              .importance_of = f.c.router.importance_of,
+    f.balance = (moe_balance){.importance_of = f.c.router.importance_of,
                               .load_form = f.c.router.load_form,
                               .comm_limit = random_int(seed, 53, 1, f.c.devices),
                               .comm_count = (enum moe_comm_count)random_int(seed, 54, 0, 1),
                               .device_p = (enum moe_device_p)random_int(seed, 55, 0, 1),
                               .has_scores = true,
                               .has_logits = true};
+    set_alphas(&f.balance);
     f.ref = (ref_batch){.devices = f.c.devices,
                         .device = f.placement.device,
                         .num_tokens = f.c.num_tokens,
@@ -129,7 +134,7 @@ static int64_t mean_losses(const fixture *f, double mean[MOE_NUM_LOSSES]) {
                            loss);
         double tokens = (double)moe_stats_cell(&f->cells, i)[MOE_STAT_TOKENS];
         for (int l = 0; l < MOE_NUM_LOSSES && used > 0; l++) {
-            mean[l] += l == MOE_LOSS_Z || l >= MOE_LOSS_ENTROPY
+            mean[l] += moe_loss_rows[l].kind == MOE_LOSS_MEAN_OVER_TOKENS
                            ? loss[l] * tokens / counted_tokens(f)
                            : loss[l] / (double)used;
         }
@@ -292,10 +297,15 @@ static void test_ends(void) {
     moe_placement_block(&p, 4, 2);
     moe_stats s =
         cell_of((int64_t[]){1, 1, 1, 1}, (int64_t[]){1, 1}, (double[]){0.5, 0.5, 0.5, 0.5});
+    memcpy(moe_stats_first(&s, s.cell), (int64_t[]){1, 1, 1, 1}, 4 * sizeof(int64_t));
     moe_balance_losses(&b, &p, &s, s.cell, loss);
     moe_balance_ideal(&b, &s, s.cell, ideal);
-    for (int l = 0; l < MOE_LOSS_Z; l++) {
-        CHECK_EQ(loss[l], ideal[l]);
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        if (moe_loss_rows[l].kind == MOE_LOSS_OVER_EXPERTS ||
+            moe_loss_rows[l].kind == MOE_LOSS_OVER_DEVICES) {
+            CHECK_MSG(loss[l] == ideal[l], "%s: %g, at balance %g", moe_loss_names[l], loss[l],
+                      ideal[l]);
+        }
     }
     CHECK_EQ(ideal[MOE_LOSS_COMM], 0.5);
     moe_stats_reserve(&s, 4, 2, 1);
@@ -307,7 +317,31 @@ static void test_ends(void) {
     moe_placement_free(&p);
 }
 
+/* Every row has what its kind needs, and every form of the loss that alpha_expert trains has one
+ * over the experts. */
+static void test_rows(void) {
+    for (int l = 0; l < MOE_NUM_LOSSES; l++) {
+        const moe_loss_row *row = &moe_loss_rows[l];
+        const bool over = row->kind == MOE_LOSS_OVER_EXPERTS;
+        CHECK_MSG(row->name && row->formula, "%s", moe_loss_names[l]);
+        CHECK_MSG(over == (row->factor != NULL) && over == (row->at_balance != NULL), "%s",
+                  moe_loss_names[l]);
+    }
+    moe_config c;
+    moe_config_defaults(&c);
+    for (int form = 0; moe_table_enum_name(MOE_KEY(balance, aux_form), form); form++) {
+        double alpha[MOE_NUM_LOSSES];
+        c.balance.aux_form = (enum moe_aux_form)form;
+        c.balance.alpha_expert = 0.25;
+        moe_balance_alphas(&c.balance, 1, alpha);
+        const enum moe_loss loss = moe_balance_form(&c.balance);
+        CHECK_MSG(alpha[loss] == 0.25 && moe_loss_rows[loss].kind == MOE_LOSS_OVER_EXPERTS, "%s",
+                  moe_table_enum_name(MOE_KEY(balance, aux_form), form));
+    }
+}
+
 int main(void) {
+    RUN(test_rows);
     RUN(test_by_hand);
     RUN(test_ends);
     for (uint64_t seed = 0; seed < 200; seed++) {

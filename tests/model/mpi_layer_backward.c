@@ -1,7 +1,8 @@
 /* mpi_layer_backward.c: every gradient of a layer against central differences of total = <y, dy> +
  * sum alpha L: each kind of parameter and the input, over score functions, normalisations, group
- * limits, loss scopes, expert types, exchange modes and shared experts. The double build bounds it
- * tightly, the float build loosely.
+ * limits, loss scopes, expert types, exchange modes and shared experts, and over every value of the
+ * keys that choose a score function, a form of the loss and a type of experts. The double build
+ * bounds it tightly, the float build loosely.
  *
  * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
@@ -10,6 +11,7 @@
 #include "base/gemm.h"
 #include "base/rng.h"
 #include "check.h"
+#include "config/table.h"
 #include "model_fixture.h"
 #include "world/comm.h"
 
@@ -198,6 +200,19 @@ static void check_settings(const moe_comm *comm, const char *settings) {
     tear_down(&f);
 }
 
+/* Every value of a key, so that whoever adds one has it compared; a form of the loss with a
+ * coefficient that counts. */
+static void check_values(const moe_comm *comm, enum moe_key_id key, const char *others) {
+    char settings[200];
+    for (int i = 0; moe_table_enum_name(key, i); i++) {
+        snprintf(settings, sizeof settings, "%s=%s %s", moe_keys[key].full,
+                 moe_table_enum_name(key, i), others);
+        if (strcmp(moe_table_enum_name(key, i), "identity") != 0) {
+            RUN(check_settings, comm, settings);
+        }
+    }
+}
+
 int main(int argc, char **argv) {
     static const char *const settings[] = {
         "router.group_limit=max router.topk_group=2",
@@ -244,6 +259,9 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
         RUN(check_settings, &comm, settings[i]);
     }
+    check_values(&comm, MOE_KEY(router, score_func), "router.norm_topk_prob=yes");
+    check_values(&comm, MOE_KEY(balance, aux_form), "balance.alpha_expert=0.9");
+    check_values(&comm, MOE_KEY(model, expert_type), "model.num_shared_experts=1");
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

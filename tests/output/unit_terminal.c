@@ -436,6 +436,24 @@ static void check_progress(void) {
     free(p.text);
 }
 
+/* A step that takes long names its layers twice a second, a short one and a pipe never. */
+static void check_layers(bool terminal, double layer_seconds, const char *wanted) {
+    moe_config c;
+    made_config(&c, 58, 48, 8, 8);
+    moe_screen s = plain_screen();
+    page p = {NULL, 0};
+    s.terminal = terminal;
+    s.out = open_memstream(&p.text, &p.length);
+    double now = 100;
+    for (int32_t l = 0; l < 4; l++, now += layer_seconds) {
+        moe_terminal_layer(&s, &c, 0, l, false, now);
+    }
+    moe_terminal_layer(&s, &c, 0, 57, true, now);
+    fclose(s.out);
+    CHECK_MSG(strcmp(p.text, wanted) == 0, "%s", p.text);
+    free(p.text);
+}
+
 static void check_quiet_and_color(void) {
     moe_config c;
     moe_step_metrics r;
@@ -500,6 +518,10 @@ int main(void) {
     RUN(check_verdicts);
     RUN(check_forward_has_none);
     RUN(check_progress);
+    RUN(check_layers, true, 0.3,
+        "\r\033[Kstep 1/2, layer 3/58\r\033[Kstep 1/2, layer 58/58, backward");
+    RUN(check_layers, true, 0.1, "");
+    RUN(check_layers, false, 1, "");
     RUN(check_quiet_and_color);
     RUN(check_numbers);
     return check_verdict();

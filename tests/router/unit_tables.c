@@ -56,7 +56,7 @@ static void test_columns(void) {
     for (int i = 0; i < MOE_NUM_METHODS; i++) {
         const moe_method *m = &moe_methods[i];
         bool device = m->needs == MOE_NEEDS_DEVICE;
-        CHECK_MSG(m->choose, "%s", m->name);
+        CHECK_MSG(m->choose && m->rule, "%s", m->name);
         CHECK_MSG(device == (m->factors || m->takes) && !(m->factors && m->takes), "%s", m->name);
         CHECK_MSG(!m->chooses_best ||
                       (m->needs == MOE_NEEDS_SCORES && !m->has_second && !m->any_number),
@@ -70,6 +70,15 @@ static void test_columns(void) {
         c.router.method = (enum moe_router_method)i;
         moe_router r = {.num_experts = N, .top_k = 3, .method = c.router.method};
         CHECK_EQ(moe_config_most_experts(&c), moe_method_most(&r));
+        CHECK_EQ(moe_config_ignores_scores(&c), m->needs == MOE_NEEDS_KEYS);
+    }
+    for (int i = 0; i < MOE_NUM_SCORE_FUNCTIONS; i++) {
+        const moe_score_function *f = &moe_score_functions[i];
+        moe_config c;
+        moe_config_defaults(&c);
+        c.router.score_func = (enum moe_score_func)i;
+        CHECK_MSG(moe_config_scores_sum_to_one(&c) == f->sums_to_one, "%s", f->name);
+        CHECK_MSG(moe_config_weights_over_chosen(&c) == f->over_chosen, "%s", f->name);
     }
     for (int i = 0; i < MOE_NUM_GROUP_LIMITS; i++) {
         const moe_group_limit_row *g = &moe_group_limits[i];

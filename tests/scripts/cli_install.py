@@ -45,7 +45,7 @@ def test_files():
         os.path.join(scripts, "openmpi.conf"),
     ):
         m.check(os.path.exists(path), path, "is not installed")
-    for name in ("run", "test", "setup", "build-if-needed"):
+    for name in ("test", "setup", "build-if-needed"):
         m.check(not os.path.exists(os.path.join(scripts, name)), name, "is installed")
     m.check(
         ask("moesim", "--version").stdout.startswith("moesim "),
@@ -130,6 +130,85 @@ def test_tools():
         done.returncode == 0 and os.path.exists("imported/routing.ini"),
         "moesim-import-trace:",
         done.stderr,
+    )
+
+
+def commands():
+    return sorted(name for name in os.listdir(BIN) if name != "moesim")
+
+
+def test_run():
+    """moesim-run runs the installed program, also without a word, as the man page's first command
+    does; nothing is built.
+    """
+    environment = {
+        name: value
+        for name, value in m.environment(PATH=PATH).items()
+        if name not in ("MOESIM", "MPIRUN")
+    }
+    with open(MAN) as file:
+        example = re.search(r"\.Sh EXAMPLES\n(?:[^.].*\n)*\.Dl (.*)\n", file.read())[1]
+    m.check(example == r"moesim\-run", "the first command of the man page is", example)
+    for words in (("moesim-run",), ("moesim-run", "-np", "2", "--set", "cluster.devices=8")):
+        done = subprocess.run(
+            ["timeout", "-k", "5", "60", *words],
+            cwd=os.path.join(m.TEMPORARY, "empty"),
+            capture_output=True,
+            text=True,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+        m.check(
+            done.returncode == 0 and f"{PREFIX}/bin/moesim" in done.stdout.replace("\\", ""),
+            words,
+            done.returncode,
+            done.stdout[-600:],
+            done.stderr,
+        )
+
+
+def test_pages_of_commands():
+    """Each command has a man page that groff takes without a word, and a completion."""
+    m.check("moesim-run" in commands() and len(commands()) > 10, "the commands are", commands())
+    for name in commands():
+        page = os.path.join(os.path.dirname(MAN), name + ".1")
+        if not m.check(os.path.exists(page), name, "has no man page"):
+            continue
+        if shutil.which("man"):
+            done = ask(
+                "man",
+                "--warnings",
+                "-E",
+                "UTF-8",
+                "-l",
+                "-Tutf8",
+                "-Z",
+                page,
+                LC_ALL="C.UTF-8",
+                MANROFFSEQ="",
+            )
+            m.check(done.returncode == 0 and not done.stderr, name, done.stderr)
+        loaded = os.path.join(os.path.dirname(COMPLETION), name)
+        done = ask("bash", "-c", '. "$1" && complete -p "$2"', "bash", loaded, name)
+        m.check(done.returncode == 0 and "_moesim" in done.stdout, name, "completes nothing")
+    for line, option in (
+        ("moesim-report --pl", "--plotly"),
+        ("moesim-lesson --te", "--test"),
+        ("scripts/advise --cl", "--cluster"),
+        ("moesim-run --exp", "--explain"),
+    ):
+        m.check(option in completed(line), line, completed(line))
+    m.check("--out" not in completed("moesim-report --o"), "moesim-report has no --out")
+
+
+def test_package():
+    """cpack writes into the build folder, from wherever it is called."""
+    with open(os.path.join(BUILD, "CPackConfig.cmake")) as file:
+        place = re.search(r'CPACK_PACKAGE_DIRECTORY "(.*)"', file.read())
+    m.check(
+        place and os.path.realpath(place[1]).startswith(os.path.realpath(BUILD) + os.sep),
+        "packages go to",
+        place and place[1],
     )
 
 
@@ -234,7 +313,16 @@ def main():
     )
     if not m.check(done.returncode == 0, "cmake --install:", done.stderr):
         return
-    for test in (test_files, test_tools, test_man_page, test_completion):
+    os.makedirs("empty")
+    for test in (
+        test_files,
+        test_run,
+        test_tools,
+        test_man_page,
+        test_pages_of_commands,
+        test_completion,
+        test_package,
+    ):
         test()
 
 

@@ -4,6 +4,7 @@ can fail; pages are complete; mistakes in the command get one sentence and run n
 folder and another number of ranks give the same.
 """
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ import _moesim as m
 
 sys.path.insert(0, os.path.join(m.SOURCE, "scripts"))
 sys.dont_write_bytecode = True
-from lesson_lib import measure, page  # noqa: E402  (needs the path)
+from lesson_lib import measure, page, show  # noqa: E402  (needs the path)
+from lesson_lib.command import changed_name  # noqa: E402
 
 LESSONS = {number: page.read(path) for number, path in page.paths().items()}
 LICENCES = (  # without it, another text: what is expected is printed but not demanded
@@ -80,6 +82,8 @@ def test_pages():
             len(set(one.runs())) == len(one.runs()) > 0,
             f"lesson {number}: its runs are {one.runs()}",
         )
+        for path in re.findall(r"\bsrc/[a-z_/]+(?:\.[ch])?", "\n".join(lines)):
+            m.check(os.path.exists(os.path.join(m.SOURCE, path)), f"lesson {number}: no {path}")
         m.check(
             max(map(len, lines)) <= 120,
             f"lesson {number}: a line of {max(map(len, lines))} characters",
@@ -237,6 +241,56 @@ def test_wrong_page():
     )
 
 
+def test_idea():
+    """The idea stands before the first command, in whole parts of about 15 lines that fit 80
+    columns (formulas as they are set), and says where the rest is.
+    """
+    for number, one in LESSONS.items():
+        text, parts = show.idea(one, "PAGE"), one.idea()
+        first = " ".join(parts[0][1].split())
+        m.check(" ".join(text.split()).startswith(first), f"lesson {number} begins with", text[:90])
+        lines = text.splitlines()
+        m.check(4 <= len(lines) <= 22, f"lesson {number}: its idea has {len(lines)} lines")
+        formulas = {line for kind, part in parts if kind == "pre" for line in part.splitlines()}
+        wide = [line for line in lines if len(line) > 80 and line not in formulas]
+        m.check(not wide, f"lesson {number}: {wide}")
+        shown = " ".join(text.split())
+        whole = all(" ".join(part.split()) in shown for kind, part in parts if kind == "p")
+        m.check(whole or "goes on in PAGE" in lines[-1], f"lesson {number}: the rest is nowhere")
+        for block in ("QUESTIONS", "ANSWERS"):
+            items = one.numbered(block)
+            m.check(len(items) == 3 and all(items), f"lesson {number}: {block} are", items)
+    done = lesson(4, "--test", "--out", "idea")
+    m.check(0 < done.out.find("DeepSeek-V2 (arXiv") < done.out.find("\n$ "), done.out[:900])
+
+
+def test_side_by_side():
+    """--set leaves the lesson's folder alone, writes beside it, and shows both."""
+    os.makedirs("beside")
+    os.chdir("beside")
+    words = (4, "--test", "--set", "router.topk_group=2")
+    alone, usual, both = lesson(*words), lesson(4, "--test"), lesson(*words)
+    os.chdir(m.TEMPORARY)
+    folders = sorted(os.listdir(os.path.join("beside", "runs")))
+    m.check(
+        folders == ["lesson-04-test", "lesson-04-test-with-router.topk_group=2"],
+        "the folders are",
+        folders,
+    )
+    m.check(
+        "not run" in alone.out and "scripts/lesson 4 --test, then this" in alone.out,
+        alone.out[-900:],
+    )
+    m.check("now" not in usual.out.split("LOOK AT")[1].split(), usual.out[-900:])
+    own = re.search(r"^expert loss  .* (\S+)  yes$", usual.out, re.M)[1]
+    beside = re.search(r"^expert loss  .* (\S+) +(\S+)  (yes|NO)$", both.out, re.M)
+    loss = m.summary(os.path.join("beside", "runs", folders[1], "tokens"))["layers"][0]["loss_raw"]
+    m.check(beside and beside[1] == own != beside[2], beside and beside[0])
+    m.check(beside and abs(float(beside[2]) - loss["expert"]) < 1e-5, loss)
+    names = {changed_name([text]) for text in ("a.b=" + "x" * 300, "a.b=" + "x" * 301, "a.b=c/d")}
+    m.check(len(names) == 3 and all(len(name) <= 80 and "/" not in name for name in names), names)
+
+
 def test_changed():
     """With --set a lesson is another one: rows may fail, the status is 0."""
     done = lesson(
@@ -251,6 +305,49 @@ def test_changed():
     config = os.path.join("changed", "tokens", "config.ini")
     with open(config, encoding="utf-8") as file:
         m.check("topk_group = 2" in file.read(), "--set did not reach the run")
+
+
+def on_terminal(words, interrupt_at=None):
+    """(status, what stands on a terminal of 80 columns), with a Ctrl-C once a pattern is there."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execve(words[0], words, {**ENVIRONMENT, "COLUMNS": "80", "TERM": "dumb"})
+    seen = b""
+    while True:
+        try:
+            fresh = os.read(terminal, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not fresh:
+            break
+        seen += fresh
+        if interrupt_at and re.search(interrupt_at, seen):
+            os.write(terminal, b"\x03")
+            interrupt_at = None
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(terminal)
+    return status, seen.decode(errors="replace")
+
+
+def test_progress():
+    """A bar on a terminal while a run trains, erased behind it; none in a pipe; Ctrl-C says which
+    folder and checkpoint are there and how to go on.
+    """
+    script = os.path.join(m.SOURCE, "scripts", "lesson")
+    steps = ["--set", "run.steps=400", "--set", "train.checkpoint_every=4", *text_words(3)]
+    words = [sys.executable, script, "3", "--test", "--out", "stopped", *steps]
+    status, said = on_terminal(words, rb"\] step ([9]|\d\d+)/400")
+    m.check(re.search(r"\[#*-+\] step \d+/400, \d+:\d\d left", said), said[-900:])
+    left = re.search(
+        r"interrupted: stopped/alone/ has (\d+) of 400 steps and the checkpoint"
+        r" (checkpoints/step-\d+\.moe)\r\nto go on: mpirun -np D moesim --resume stopped/alone",
+        said,
+    )
+    if m.check(status == 130 and left, status, said[-900:]):
+        m.check(os.path.exists(os.path.join("stopped", "alone", left[2])), left[2], "is not there")
+        with open(os.path.join("stopped", "alone", "metrics.jsonl")) as file:
+            m.check(abs(len(file.readlines()) - int(left[1])) <= 1, "steps said:", left[1])
+    m.check("\r" not in lesson(4, "--test", "--out", "piped").out, "a bar in a pipe")
 
 
 def test_list():
@@ -303,6 +400,14 @@ test_list()
 test_mistakes()
 for each in LESSONS:
     test_lesson(each)
-for test in (test_screens, test_ranks, test_wrong_page, test_changed):
+for test in (
+    test_screens,
+    test_ranks,
+    test_wrong_page,
+    test_changed,
+    test_idea,
+    test_side_by_side,
+    test_progress,
+):
     test()
 m.verdict()

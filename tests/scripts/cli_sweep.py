@@ -143,6 +143,8 @@ def test_spread():
     first = figures["1", "0"]
     lines = done.out.splitlines()
     compared = next(index for index, line in enumerate(lines) if line.startswith("Differences to"))
+    wide = [line for line in lines if line.startswith("  ") and len(line) > 80]
+    m.check(not wide, "lines of the table are cut at 80 columns:", wide)
     for (group, alpha), by_seed in figures.items():
         label = f"alpha_comm {alpha}"
         label = f"topk_group {group}, {label}"
@@ -153,7 +155,7 @@ def test_spread():
         ]
         found = [
             tuple(map(float, pair))
-            for pair in re.findall(r"([0-9.]+) ± ([0-9.]+)", "".join(shown[0][-1:]))
+            for pair in re.findall(r"([0-9.]+) ± ([0-9.]+)", " ".join(shown[0]))
         ]
         m.check(
             any(
