@@ -15,14 +15,10 @@ from command_line import Parser, Refused, say
 from export_lib import traffic
 from run_lib import safe_files
 from run_lib.record import at
-from simulate_lib import simgrid
+from simulate_lib import cluster, online, simgrid
 
 NAME = "simulate"
-MOST_DEVICES = 2048  # with more, the matrix of a run is written sparse
 AGREES = 0.10
-# Up to so many devices: messages under way on one of them, and how precise a replay is. The more
-# messages, the closer to all at once, and the longer it takes.
-WINDOWS = ((64, 128, 1e-6), (256, 32, 2e-3), (MOST_DEVICES, 16, 5e-3))
 HELP = """\
 Runs a configuration with its devices folded onto a few ranks, and replays what
 they sent each other in the last step with SimGrid, on a cluster of N nodes of G
@@ -53,6 +49,11 @@ def _options(words):
     add("config", nargs="*", metavar="CONFIG.ini", help="what is run")
     add("--nodes", metavar="N", help="nodes of the cluster")
     add("--gpus", metavar="G", help="devices of a node")
+    add(
+        "--online",
+        action="store_true",
+        help="also runs the program itself under SimGrid (up to 64 devices; smpicc builds it)",
+    )
     add("--set", metavar="KEY=VALUE", action="append", default=[], help="for moesim; repeatable")
     add("--out", metavar="DIR", help="of the run (default runs/simulate-CONFIG-NxG)")
     add("--force", action="store_true", help="replaces an earlier run there")
@@ -61,11 +62,13 @@ def _options(words):
         raise Refused("one configuration is expected")
     options.nodes, options.gpus = (_whole(options, name) for name in ("nodes", "gpus"))
     options.devices = options.nodes * options.gpus
-    if not 2 <= options.devices <= MOST_DEVICES:
+    if not 2 <= options.devices <= cluster.MOST_DEVICES:
         raise Refused(
             f"--nodes {options.nodes} --gpus {options.gpus}: {options.devices} devices; 2 to"
-            f" {MOST_DEVICES} are simulated"
+            f" {cluster.MOST_DEVICES} are simulated"
         )
+    if options.online:
+        online.refuse(options.devices, {})
     name = os.path.splitext(os.path.basename(options.config[0]))[0]
     options.out = options.out or f"runs/simulate-{name}-{options.nodes}x{options.gpus}"
     return options
@@ -83,8 +86,8 @@ def _whole(options, name):
 # --- the run ---
 
 
-def _run(options, program, environment):
-    """Runs the configuration folded onto a few ranks."""
+def _settings(options):
+    """{key: value} of a run."""
     sets = {}
     for text in options.set:
         key, equals, value = text.partition("=")
@@ -94,10 +97,18 @@ def _run(options, program, environment):
     sets["cluster.devices"] = str(options.devices)
     sets["cluster.devices_per_node"] = str(options.gpus)
     sets["run.mode"] = "forward"
+    return sets
+
+
+def _run(options, program, environment, sets):
+    """Runs the configuration folded onto a few ranks."""
     path, alone = options.config[0], runs.Program(program, environment)
-    chunks = alone.resolved(path, sets)["exchange.chunks"]
+    config = alone.resolved(path, sets)
+    chunks = config["exchange.chunks"]
     if chunks != "1":
         raise Refused(f"{path}: exchange.chunks = {chunks}: one exchange at a time is replayed")
+    if options.online:
+        online.refuse(options.devices, config)
     ranks = int(alone.ask("--ranks", *runs.words(sets), path))
     force = ["--force"] if options.force else []
     line = [*launch.mpirun(ranks), program, "--quiet", *force, "--out", options.out]
@@ -135,47 +146,24 @@ def _exchanges(folder, summary):
     return found
 
 
-def _busiest(options, pairs, intra, inter):
-    """Seconds of the link with the most to carry, and the messages of the device with the most."""
-    devices, gpus = options.devices, options.gpus
-    seconds, messages = [0.0] * (4 * devices), [0] * devices
-    for (s, d), size in pairs.items():
-        across = s // gpus != d // gpus
-        time = size / (inter if across else intra)
-        seconds[4 * s + across] += time
-        seconds[4 * d + 2 + across] += time
-        messages[s] += 1
-        messages[d] += 1
-    return max(seconds), max(messages)
-
-
-def _simulate(options, summary, scratch):
-    """{phase: seconds}, sums over layers, without latency; and the messages under way."""
-    config = summary["config"]["cluster"]
-    share = 1e9 * config["link_efficiency"]
-    rates = config["intra_gbps"] * share, config["inter_gbps"] * share
-    window, precise = next(row[1:] for row in WINDOWS if options.devices <= row[0])
-    platform = os.path.join(scratch, "platform.xml")
-    simgrid.write_platform(platform, options.nodes, options.gpus, *rates)
-    simgrid.write_hosts(os.path.join(scratch, "hosts"), options.devices)
-
-    def one(exchange):
-        layer, phase, pairs = exchange
-        if not pairs:
-            return 0.0
-        path = os.path.join(scratch, f"layer{layer}.{phase}")
-        simgrid.write_actions(path, options.devices, options.gpus, pairs, window)
-        busiest, messages = _busiest(options, pairs, *rates)
-        precision = simgrid.moment(busiest, messages, window, precise)
-        return simgrid.replay(scratch, options.devices, path, precision)
-
+def _simulate(options, summary, replay):
+    """{phase: seconds}, sums over layers, without latency."""
     exchanges = _exchanges(options.out, summary)
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        times = list(pool.map(one, exchanges))
+        times = list(pool.map(replay, [pairs for _, _, pairs in exchanges]))
     sums = {"dispatch": 0.0, "combine": 0.0}
     for (_, phase, _), seconds in zip(exchanges, times):
         sums[phase] += seconds
-    return sums, window
+    return sums
+
+
+def _online(options, summary, cluster, sets, environment):
+    """Runs the program under SimGrid, whose figures have to be those of the run."""
+    out = os.path.join(cluster.scratch, "online")
+    words = [*runs.words(sets), options.config[0]]
+    online.run(online.program(), cluster.scratch, options.devices, out, words, environment)
+    online.check_same(options.out, out)
+    return online.compare(out, summary, cluster.replay, cluster.busiest_seconds)
 
 
 def _result(summary, sums, window):
@@ -214,7 +202,6 @@ def _print(options, summary, found, seconds):
     for name in ("dispatch", "combine", "step"):
         print(_row(name, predicted[f"{name}_us"], found[f"{name}_us"]))
     print(f"  {found['algorithm']}; simulated in {seconds:.0f} s")
-    print(os.path.join(options.out, "summary.json"))
 
 
 def _store(folder, summary, found):
@@ -223,20 +210,39 @@ def _store(folder, summary, found):
     safe_files.write_whole(path, json.dumps(summary, indent=2) + "\n")
 
 
+def _print_online(found):
+    """The same messages under SMPI, replayed and by the formula."""
+    own, again = found["online_us"], found["online_replay_us"]
+    ratio = again / own if own else 1
+    print(f"Dispatch and combine as the program sends them, without latency: {own:.3f} us online,")
+    print(
+        f"  {again:.3f} us replayed (ratio {ratio:.4f}), {found['online_formula_us']:.3f} us formula"
+    )
+    if abs(ratio - 1) > online.AGREES:
+        print("  the replay is not within 1 % of the program itself")
+    print("  The figures of the run are the same under SimGrid, bit for bit.")
+
+
 def _main(options):
     simgrid.program()
-    program = launch.program()
+    program, environment, sets = launch.program(), launch.environment(), _settings(options)
     if program is None:
         raise Refused(launch.NOT_FOUND)
-    _run(options, program, launch.environment())
+    _run(options, program, environment, sets)
     path = os.path.join(options.out, "summary.json")
     summary = safe_files.read_json(path, traffic.MOST_BYTES)
-    begin = time.monotonic()
+    begin, more = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="moesim-simulate-") as scratch:
-        sums, window = _simulate(options, summary, scratch)
-    found = _result(summary, sums, window)
-    _store(options.out, summary, found)
-    _print(options, summary, found, time.monotonic() - begin)
+        where = cluster.Cluster(options, summary["config"]["cluster"], scratch)
+        found = _result(summary, _simulate(options, summary, where.replay), where.window)
+        seconds = time.monotonic() - begin
+        if options.online:
+            more = _online(options, summary, where, sets, environment)
+    _store(options.out, summary, {**found, **more})
+    _print(options, summary, found, seconds)
+    if more:
+        _print_online(more)
+    print(path)
 
 
 def main(words):

@@ -162,6 +162,14 @@ def _by_device(devices, gpus, pairs):
     return found
 
 
+def smpirun(folder, devices):
+    """The words in front of a program or a replay on platform.xml and hosts of the folder."""
+    return [
+        *(program(), "-np", str(devices), "-platform", os.path.join(folder, "platform.xml")),
+        *("-hostfile", os.path.join(folder, "hosts"), *OPTIONS),
+    ]
+
+
 def replay(folder, devices, actions, precision=0):
     """Seconds of the actions of one file, on platform.xml and hosts of the folder, where `precision`
     seconds need not be told apart. SimGrid may end with status 0 after a deadlock or an abort: only
@@ -171,8 +179,7 @@ def replay(folder, devices, actions, precision=0):
     with open(names, "w", encoding="utf-8") as file:
         file.write(actions + "\n")
     done = subprocess.run(
-        [program(), "-np", str(devices), "-platform", os.path.join(folder, "platform.xml")]
-        + ["-hostfile", os.path.join(folder, "hosts"), *OPTIONS]
+        smpirun(folder, devices)
         + [f"--cfg=surf/precision:{max(precision * SLOWER, SHORTEST):.3g}", "-replay", names],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -184,11 +191,12 @@ def replay(folder, devices, actions, precision=0):
     )
     found = DONE.findall(done.stdout)
     if done.returncode or len(found) != 1:
-        raise Failed(f"SimGrid ended without a time: {_reason(done.stdout)}")
+        raise Failed(f"SimGrid ended without a time: {reason(done.stdout)}")
     return float(found[0]) / SLOWER
 
 
-def _reason(text):
+def reason(text):
+    """What SimGrid said of a failure, as one line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line for line in lines if "CRITICAL" in line or "deadlock" in line.lower()]
     return (said or lines or ["it said nothing"])[0][:200]

@@ -8,13 +8,20 @@
 
 static const moe_table table = {52, {{40, 10}}};
 
-static void print_phases(const moe_screen *s, const moe_prediction *p, int phases) {
+/* Phases that the run has. */
+static bool is_shown(const moe_config *c, int phase) {
+    return phase == MOE_PREDICTED_ATTENTION  ? c->model.attention != MOE_ATTENTION_NONE
+           : phase == MOE_PREDICTED_BACKWARD ? c->run.mode == MOE_MODE_TRAIN
+                                             : true;
+}
+
+static void print_phases(const moe_screen *s, const moe_config *c, const moe_prediction *p) {
     moe_screen_row(s, &table, "  %-14s %11s %11s %8s\n", "", "predicted", "balanced", "share");
     for (int i = 0; i < MOE_NUM_PREDICTED; i++) {
         char share[16];
         snprintf(share, sizeof share, "%.1f %%",
                  100 * p->seconds[i] / fmax(p->seconds[MOE_PREDICTED_STEP], 1e-300));
-        if (i != MOE_PREDICTED_BACKWARD || phases > MOE_PREDICTED_BACKWARD) {
+        if (is_shown(c, i)) {
             moe_screen_row(s, &table, "  %-14s %11s %11s %8s\n", moe_predicted_names[i],
                            moe_format_seconds(p->seconds[i]).s,
                            moe_format_seconds(p->balanced[i]).s, share);
@@ -54,13 +61,12 @@ static void print_shortly(const moe_screen *s,
 void moe_terminal_predicted(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
     const moe_prediction p = moe_prediction_of(c, m);
     const double step = p.seconds[MOE_PREDICTED_STEP], balanced = p.balanced[MOE_PREDICTED_STEP];
-    const bool trains = c->run.mode == MOE_MODE_TRAIN;
     if (!s->full) {
         print_shortly(s, c, m, &p);
         return;
     }
     moe_screen_heading(s, "The last step on %d devices of %s", m->devices, cluster_name(c));
-    print_phases(s, &p, trains ? MOE_NUM_PREDICTED : MOE_PREDICTED_BACKWARD);
+    print_phases(s, c, &p);
     moe_screen_wrapped(s, 2, "", "%s. Perfect balance would save %.1f\t%% of the step.",
                        p.bottleneck, step > 0 ? 100 * (1 - balanced / step) : 0);
     print_price(s, c, &p);

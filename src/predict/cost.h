@@ -6,8 +6,10 @@
 #ifndef MOESIM_PREDICT_COST_H
 #define MOESIM_PREDICT_COST_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
+#include "attention/shape.h"
 #include "config/config.h"
 
 /* A cluster as the formulas see it: bandwidths and speeds are those that are reached. */
@@ -90,5 +92,28 @@ double moe_cost_expert_pass(const moe_cost_expert *e, double arrived, double sel
  * a maximum of launching and working with a soft corner, since some kernels wait and others do
  * not. 0 where there is neither launch nor work. */
 double moe_cost_experts(const moe_cluster *cluster, double products, double pass_bytes);
+
+/* Causal attention of one device in one layer. */
+typedef struct moe_cost_attention {
+    moe_attention_shape shape;
+    double wider;          /* all widths are so many times those of the shape */
+    double tokens, length; /* of the device, in sequences of so many */
+    double number_bytes;   /* of a weight and of a number of a vector */
+} moe_cost_attention;
+
+/* Local. Its forward pass: products with the matrices of its shape, scores and sums with all tokens
+ * up to one's own, which never leave the chip (FlashAttention, Dao 2023, arXiv 2307.08691), and its
+ * norm. With n heads, n_k of keys, key and value of k and v numbers, T tokens, sequences of L:
+ *
+ *     t = sum over matrices product(T, weights)
+ *         + max(2 n (k + v) T (L + 1) / 2 / flop_rate, (n + n_k) (k + v) T bytes / memory_rate)
+ *         + 2 H T bytes / memory_rate
+ *
+ * Backward has two products for each of forward, and 5 for 2 between tokens, as the scores are
+ * computed again (section 3.1.2 there); with `recompute` it does forward once more. */
+double moe_cost_attention_forward(const moe_cluster *cluster, const moe_cost_attention *a);
+double moe_cost_attention_backward(const moe_cluster *cluster,
+                                   const moe_cost_attention *a,
+                                   bool recompute);
 
 #endif

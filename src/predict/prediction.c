@@ -14,7 +14,7 @@
 #include "predict/cost.h"
 
 const char *const moe_predicted_names[MOE_NUM_PREDICTED] = {
-    "gate", "dispatch", "expert", "combine", "allreduce", "backward", "step"};
+    "attention", "gate", "dispatch", "expert", "combine", "allreduce", "backward", "step"};
 
 /* What one device does in a layer. */
 typedef struct device_load {
@@ -216,13 +216,26 @@ static double gate_seconds(const predictor *p) {
            p->tokens * p->expert.hidden * bytes / p->cluster.memory_rate;
 }
 
+/* Numbers of attention are as wide as those that come back from the experts. */
+static moe_cost_attention attention_of(const predictor *p) {
+    const moe_config *c = p->config;
+    return (moe_cost_attention){.shape = moe_attention_shape_of(c),
+                                .wider = p->expert.hidden / c->model.hidden_size,
+                                .tokens = p->tokens,
+                                .length = (double)c->data.sequence_length,
+                                .number_bytes = p->expert.out_bytes};
+}
+
 static void add_layer(const predictor *p,
                       const moe_layer_counts *l,
                       const device_load *load,
                       int32_t devices,
                       double seconds[MOE_NUM_PREDICTED]) {
     const int32_t chunks = p->config->exchange.chunks;
+    const bool attends = p->config->model.attention != MOE_ATTENTION_NONE;
+    const moe_cost_attention shape = attention_of(p);
     const double gate = gate_seconds(p);
+    const double attention = attends ? moe_cost_attention_forward(&p->cluster, &shape) : 0;
     const double reduce = moe_cost_allreduce(
         &p->cluster, (double)l->allreduce_bytes / p->cluster.devices / p->micro_batches);
     const pass_times forward = pass_of(p, load, devices, p->out_bytes, 1);
@@ -230,7 +243,11 @@ static void add_layer(const predictor *p,
     if (p->config->run.mode == MOE_MODE_TRAIN) {
         const pass_times way = pass_of(p, load, devices, p->in_bytes, 2);
         backward = 2 * gate + overlapped(&way, chunks);
+        backward +=
+            attends ? moe_cost_attention_backward(&p->cluster, &shape, p->config->train.recompute)
+                    : 0;
     }
+    seconds[MOE_PREDICTED_ATTENTION] += p->micro_batches * attention;
     seconds[MOE_PREDICTED_GATE] += p->micro_batches * gate;
     seconds[MOE_PREDICTED_DISPATCH] += p->micro_batches * forward.dispatch;
     seconds[MOE_PREDICTED_EXPERT] += p->micro_batches * forward.expert;
@@ -238,7 +255,7 @@ static void add_layer(const predictor *p,
     seconds[MOE_PREDICTED_ALLREDUCE] += p->micro_batches * reduce;
     seconds[MOE_PREDICTED_BACKWARD] += p->micro_batches * backward;
     seconds[MOE_PREDICTED_STEP] +=
-        p->micro_batches * (gate + overlapped(&forward, chunks) + reduce + backward);
+        p->micro_batches * (attention + gate + overlapped(&forward, chunks) + reduce + backward);
 }
 
 /* --- the bottleneck in words --- */
@@ -342,10 +359,14 @@ static void describe(const predictor *p, int32_t layers, moe_prediction *out) {
 
 /* --- together --- */
 
-/* The sum of the gradients of what every device has, whose bytes are those of the step's widths. */
-static double gradient_seconds(const predictor *p, int64_t gradient_bytes) {
+/* The sum of the gradients of what every device has, whose bytes are those of the step's widths:
+ * vectors of the hidden size, but for the matrices of attention. */
+static double gradient_seconds(const predictor *p, int32_t layers, int64_t gradient_bytes) {
     const double wider = p->expert.hidden / p->config->model.hidden_size;
-    return moe_cost_allreduce(&p->cluster, (double)gradient_bytes / p->cluster.devices * wider);
+    const double all = (double)gradient_bytes / p->cluster.devices,
+                 own = (double)moe_attention_parameters(p->config) * layers * sizeof(real),
+                 matrices = fmin(all, own);
+    return moe_cost_allreduce(&p->cluster, (all - matrices) * wider + matrices * wider * wider);
 }
 
 /* From the layers of the run to those of the model that is meant. */
@@ -386,7 +407,7 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
     }
     describe(&p, num_layers, &out);
     const double layers = or_else(c->cluster.model_layers, num_layers) / num_layers,
-                 gradients = gradient_seconds(&p, gradient_bytes);
+                 gradients = gradient_seconds(&p, num_layers, gradient_bytes);
     conclude(out.seconds, layers, gradients);
     conclude(out.balanced, layers, gradients);
     out.bytes *= layers;

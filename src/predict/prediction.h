@@ -1,10 +1,10 @@
 /* prediction.h: how long a step would take on the cluster of [cluster]: the counts of the step put
  * into the formulas of cost.h.
  *
- * The devices go through gate, dispatch, experts and combine of each layer. No device can combine
- * before the slowest expert has finished, so that a layer takes
+ * The devices go through attention, gate, dispatch, experts and combine of each layer. No device
+ * can combine before the slowest expert has finished, so that a layer takes
  *
- *     gate + max over devices (dispatch + experts) + max over devices (combine)
+ *     attention + gate + max over devices (dispatch + experts) + max over devices (combine)
  *
  * Each phase is reported of the device that is its slowest, so that the phases may add up to more
  * than the step. With exchange.chunks = n the three overlap like a pipeline of n pieces:
@@ -16,8 +16,9 @@
  * proportion to what each device received.
  *
  * The backward pass sends the rows of the combine and of the dispatch the other way, in the format
- * of the way back, and has twice the products. Shared experts and the gate work on a device's own
- * tokens. */
+ * of the way back, and has twice the products. Attention, shared experts and the gate work on a
+ * device's own tokens. With cluster.model_hidden_size all widths of attention grow as the hidden
+ * size does; more heads or wider ones come to the same. */
 #ifndef MOESIM_PREDICT_PREDICTION_H
 #define MOESIM_PREDICT_PREDICTION_H
 
@@ -27,6 +28,7 @@
 
 /* The phases that a time is predicted of, with their keys in JSON. */
 enum moe_predicted_phase {
+    MOE_PREDICTED_ATTENTION, /* 0 without model.attention */
     MOE_PREDICTED_GATE,
     MOE_PREDICTED_DISPATCH,
     MOE_PREDICTED_EXPERT,

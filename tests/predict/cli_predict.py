@@ -8,7 +8,7 @@ import os
 
 from _moesim import QUICKSTART, SOURCE, check, metrics, moesim, near, sets, summary, verdict
 
-PHASES = "gate dispatch expert combine allreduce backward step".split()
+PHASES = "attention gate dispatch expert combine allreduce backward step".split()
 SMALL = sets({"data.tokens_per_device": 16, "run.steps": 1, "cluster.devices": 8})
 H200 = os.path.join(SOURCE, "configs/clusters/h200.ini")
 GOOD = "[cluster]\nintra_gbps = 100\ninter_gbps = 20\ndevice_tflops = 50\nmemory_gbps = 900\n"
@@ -118,6 +118,16 @@ def check_training():
     check(1.5 < twice["step_us"] / t["step_us"] < 2.5, f"two micro-batches: {twice} {t}")
 
 
+def check_attention():
+    """On the screen and in the step where there is attention, and 0 elsewhere."""
+    options = sets({"model.attention": "mla", "data.sequence_length": 16})
+    done = moesim(1, QUICKSTART, *SMALL, *options, "--full", "--force", "--out", "attends")
+    check(done.code == 0 and "\n  attention " in done.out, f"{done.err} {done.out[-2000:]}")
+    time = summary("attends")["time"]["predicted"]
+    without = summary("np1")["time"]["predicted"]
+    check(time["attention_us"] > 0 and without["attention_us"] == 0, f"{time} {without}")
+
+
 def check_refused():
     refused("cluster.intra_gbps = 0: allowed", *sets({"cluster.intra_gbps": 0}))
     refused("nowhere.ini cannot be read", *sets({"cluster.file": "nowhere.ini"}))
@@ -149,6 +159,7 @@ check_files()
 check_model()
 check_placements()
 check_training()
+check_attention()
 check_refused()
 check_verify()
 verdict()

@@ -111,6 +111,18 @@ static double random_of(int64_t seed, int i) {
     return moe_rng_uniform((moe_rng){(uint64_t)seed, MOE_RNG_TEST}, (uint64_t)i, 0, 0);
 }
 
+static void attend(moe_config *c, bool latent, int wider) {
+    c->model.attention = latent ? MOE_ATTENTION_MLA : MOE_ATTENTION_MHA;
+    c->model.num_heads = 8;
+    c->model.num_kv_heads = 2;
+    c->model.head_dim = wider * 64;
+    c->model.rope_dim = wider * 32;
+    c->model.kv_lora_rank = wider * 256;
+    c->model.q_lora_rank = wider * 384;
+    c->model.norm = MOE_NORM_RMSNORM;
+    c->data.sequence_length = 50;
+}
+
 /* A cluster in which now this and now that is slow. */
 static void vary(moe_config *c, int64_t seed) {
     c->cluster.intra_gbps = exp(8 * random_of(seed, 0) - 2);
@@ -120,6 +132,9 @@ static void vary(moe_config *c, int64_t seed) {
     c->cluster.launch_us = 100 * random_of(seed, 4);
     c->cluster.gemm_half_rows = 100 * random_of(seed, 5);
     c->exchange.chunks = 1 + (int32_t)(3 * random_of(seed, 6));
+    if (random_of(seed, 9) < 0.5) {
+        attend(c, random_of(seed, 10) < 0.5, 1);
+    }
     if (random_of(seed, 7) < 0.5) {
         c->run.mode = MOE_MODE_TRAIN;
         c->train.accumulate = 1 + (int32_t)(3 * random_of(seed, 8));
@@ -170,6 +185,77 @@ static void test_widths(void) {
     c.model.moe_intermediate_size = 2048;
     const moe_prediction same = moe_prediction_of(&c, &m);
     CHECK(memcmp(wide.seconds, same.seconds, sizeof wide.seconds) == 0);
+    moe_step_metrics_free(&m);
+}
+
+/* --- attention --- */
+
+/* A layer in fp32, token by token, matrices one by one. */
+static double attention_us(const moe_config *c, bool latent) {
+    const moe_cluster_config *k = &c->cluster;
+    const double flops = k->device_tflops * 1e6 * k->efficiency;
+    const double memory = k->memory_gbps * 1e3 * k->memory_efficiency;
+    const double tokens = TOKENS / (double)DEVICES, h = 512;
+    const double mha[] = {h * 8 * 64, h * 2 * 64, h * 2 * 64, 8 * 64 * h};
+    const double mla[] = {h * 384,      384 * 8 * 96, h * 256,   h * 32,
+                          256 * 8 * 64, 256 * 8 * 64, 8 * 64 * h};
+    const double *matrix = latent ? mla : mha, key = latent ? 96 : 64;
+    double us = 0, between = 0;
+    for (int i = 0; i < (latent ? 7 : 4); i++) {
+        us += fmax(2 * matrix[i] * (tokens + k->gemm_half_rows) / flops, 4 * matrix[i] / memory);
+    }
+    for (int t = 0; t < (int)tokens; t++) { /* sees itself and what stands before it */
+        between += 8 * 2 * (key + 64) * (t % 50 + 1);
+    }
+    const double bytes = 4 * tokens * ((8 + (latent ? 8 : 2)) * (key + 64));
+    return us + fmax(between / flops, bytes / memory) + 2 * 4 * tokens * h / memory;
+}
+
+static void test_attention(bool latent) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, 4);
+    const moe_prediction without = moe_prediction_of(&c, &m);
+    CHECK(without.seconds[MOE_PREDICTED_ATTENTION] == 0);
+    attend(&c, latent, 1);
+    const moe_prediction with = moe_prediction_of(&c, &m);
+    const double seconds = with.seconds[MOE_PREDICTED_ATTENTION];
+    CHECK_NEAR(1e6 * seconds, LAYERS * attention_us(&c, latent), 1e-12);
+    CHECK_NEAR(with.seconds[MOE_PREDICTED_STEP], without.seconds[MOE_PREDICTED_STEP] + seconds,
+               1e-12);
+    CHECK(with.balanced[MOE_PREDICTED_ATTENTION] == seconds);
+    c.data.sequence_length = 100;
+    CHECK(moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_ATTENTION] >= seconds);
+    attend(&c, latent, 1);
+    c.run.mode = MOE_MODE_TRAIN;
+    c.train.accumulate = 1;
+    c.model.attention = MOE_ATTENTION_NONE;
+    const double backward = moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_BACKWARD];
+    attend(&c, latent, 1);
+    const double own = moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_BACKWARD] - backward;
+    CHECK_MSG(own >= 2 * seconds * (1 - 1e-12) && own <= 2.5 * seconds * (1 + 1e-12),
+              "backward %g s, forward %g s", own, seconds);
+    c.train.recompute = true;
+    CHECK_NEAR(moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_BACKWARD] - backward, own + seconds,
+               1e-9);
+    moe_step_metrics_free(&m);
+}
+
+/* A width that is given stands for a model in which all widths of attention are as much larger. */
+static void test_wide_attention(bool latent) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, 4);
+    attend(&c, latent, 1);
+    c.cluster.model_hidden_size = 3 * 512;
+    const moe_prediction wide = moe_prediction_of(&c, &m);
+    c.cluster.model_hidden_size = 0;
+    attend(&c, latent, 3);
+    c.model.hidden_size = 3 * 512;
+    const moe_prediction same = moe_prediction_of(&c, &m);
+    for (int i = 0; i < MOE_NUM_PREDICTED; i++) {
+        CHECK_NEAR(wide.seconds[i], same.seconds[i], 1e-12);
+    }
     moe_step_metrics_free(&m);
 }
 
@@ -243,6 +329,10 @@ int main(void) {
         RUN(test_properties, seed);
     }
     RUN(test_widths, );
+    for (int latent = 0; latent < 2; latent++) {
+        RUN(test_attention, latent);
+        RUN(test_wide_attention, latent);
+    }
     RUN(test_bottleneck, );
     RUN(test_placed, );
     return check_verdict();

@@ -186,6 +186,7 @@ def test_refused():
         ("too many", "2 to 2048", config, "--nodes", "4000", "--gpus", "8"),
         ("no such file", "nothing.ini", "nothing.ini", *size),
         ("experts", "experts", config, "--nodes", "3", "--gpus", "5"),
+        ("too many online", "at most 64", config, "--nodes", "16", "--gpus", "8", "--online"),
         ("rate", "inter_gbps", config, *size, "--set", "cluster.inter_gbps=0"),
     ):
         refused(name, pattern, *words, "--out", out)

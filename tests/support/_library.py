@@ -81,7 +81,9 @@ def same_as_run(check, folder, summary, routing, what):
             near = abs(losses[name] - value) <= 1e-12 * max(1, abs(value))
             check(near, what, name, losses[name], value)
     predicted = summary["time"]["predicted"]
-    for name, found in zip(("gate", "dispatch", "expert", "combine"), routing.predicted_us):
+    for name, found in zip(
+        ("attention", "gate", "dispatch", "expert", "combine"), routing.predicted_us
+    ):
         value = predicted[f"{name}_us"]
         check(abs(found - value) <= 1e-9 * abs(value), what, f"predicted {name}", found, value)
     for name in ("topk_idx", "topk_weight", "kept"):
