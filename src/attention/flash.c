@@ -9,7 +9,7 @@
 #include "base/sums.h"
 #include "base/vector.h"
 
-enum { TILE = MOE_FLASH_TILE, LANES = 8 };
+enum { TILE = MOE_FLASH_TILE, LANES = 8, VECTOR = 16 };
 
 /* --- rows of a tile --- */
 
@@ -61,10 +61,16 @@ MOE_CLONES static real largest(const real *s, int64_t n, real most) {
     return most;
 }
 
-/* s_i = exp(scale s_i - shift) */
-MOE_CLONES static void exp_row(real *restrict s, int64_t n, real scale, real shift) {
-    for (int64_t i = 0; i < n; i++) {
+/* s_i = exp(scale s_i - shift) for the first `seen` of s [n], 0 for the others. It goes on to the
+ * end of a vector: the few numbers that are made for nothing cost less than a loop over the rest.
+ */
+MOE_CLONES static void exp_row(real *restrict s, int64_t seen, int64_t n, real scale, real shift) {
+    const int64_t end = (seen + VECTOR - 1) / VECTOR * VECTOR, last = end < n ? end : n;
+    for (int64_t i = 0; i < last; i++) {
         s[i] = exp_real(s[i] * scale - shift);
+    }
+    for (int64_t i = seen; i < n; i++) {
+        s[i] = 0;
     }
 }
 
@@ -91,6 +97,12 @@ MOE_CLONES static void multiply_row(real *x, int64_t n, real factor) {
     }
 }
 
+MOE_CLONES static void scale_to(const real *restrict x, int64_t n, real factor, real *restrict y) {
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = x[i] * factor;
+    }
+}
+
 /* dp_i = scale p_i (dp_i - delta) */
 MOE_CLONES static void score_gradient(const real *restrict p,
                                       int64_t n,
@@ -99,12 +111,6 @@ MOE_CLONES static void score_gradient(const real *restrict p,
                                       real *restrict dp) {
     for (int64_t i = 0; i < n; i++) {
         dp[i] = scale * (p[i] * (dp[i] - delta));
-    }
-}
-
-static void clear(real *x, int64_t n) {
-    if (n > 0) {
-        memset(x, 0, (size_t)n * sizeof *x);
     }
 }
 
@@ -155,8 +161,7 @@ static void softmax_tile(const moe_flash *f, const tile *t, real *s, running *r,
                    now = most > r->most[i] ? most : r->most[i];
         const bool moved = now > r->most[i] && r->sum[i] > 0;
         const real fade = moved ? exp_real(r->most[i] - now) : 1;
-        exp_row(row, seen, scale, now);
-        clear(row + seen, t->columns - seen);
+        exp_row(row, seen, t->columns, scale, now);
         r->sum[i] = r->sum[i] * (double)fade + sum_row(row, seen);
         r->most[i] = now;
         if (moved) {
@@ -169,9 +174,7 @@ static void write_rows(const moe_flash *f, const tile *t, const running *r, cons
     for (int64_t i = 0; i < t->rows; i++) {
         real *o = f->o + (t->query + i) * f->heads * f->value + t->head * f->value;
         const real share = (real)(1 / r->sum[i]);
-        for (int64_t c = 0; c < f->value; c++) {
-            o[c] = sum_of_v[i * f->value + c] * share;
-        }
+        scale_to(sum_of_v + i * f->value, f->value, share, o);
         f->lse[t->head * t->tokens + t->query + i] = (real)((double)r->most[i] + log(r->sum[i]));
     }
 }
@@ -248,8 +251,7 @@ static void softmax_again(const moe_flash *f, const tile *t, real *p) {
     for (int64_t i = 0; i < t->rows; i++) {
         const int64_t seen = keys_seen(t, i);
         real *row = p + i * t->columns;
-        exp_row(row, seen, (real)f->scale, f->lse[t->head * t->tokens + t->query + i]);
-        clear(row + seen, t->columns - seen);
+        exp_row(row, seen, t->columns, (real)f->scale, f->lse[t->head * t->tokens + t->query + i]);
     }
 }
 
