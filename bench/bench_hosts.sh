@@ -5,10 +5,10 @@
 #
 # The hosts are network namespaces (tests/support/hosts). First the ranks exchange rows on one host:
 # a tenth of what each rank moves in a second there is what tbf lets through for each rank of a
-# host. Then the modes run in turns, ten rounds of a few steps; measured is the median of the rounds,
-# each of which is the median of its steps' dispatch + combine. "bare" divides the bytes that cross
-# by the rate, and adds those inside of a host divided by ten times the rate. The last lines compare
-# modes: the ratio of their times with that of their bytes.
+# host. Then the modes run in turns, ten rounds of a few steps; measured is the median of the
+# rounds, each of which is the median of its steps' dispatch + combine. "bare" divides the bytes
+# that cross by the rate, and adds those inside of a host divided by ten times the rate. The last
+# lines compare modes: the ratio of their times with that of their bytes.
 set -eu
 np=$1
 hosts=$MOESIM_SOURCE_DIR/tests/support/hosts
