@@ -189,6 +189,26 @@ def test_training():
         refused(f"train-{source}", {**settings, **train}, "run.mode = train", f"= {source}")
 
 
+def test_beyond_numbers():
+    """Without a norm, experts of the degree two square what they get in each layer: the logits of
+    the last one are beyond 1e6, and the sentence says what to do."""
+    settings = {
+        "model.num_layers": 3,
+        "model.norm": "none",
+        "model.hidden_size": 1,
+        "model.moe_intermediate_size": 9,
+        "model.num_experts": 24,
+        "model.expert_type": "lora",
+        "model.lora_rank": 2,
+        "model.lora_alpha": 16,
+        "router.top_k": 6,
+        "run.steps": 6,
+    }
+    done = moesim(1, "--quiet", "--force", "--out", "beyond", config("beyond", settings))
+    check(done.code == 3, done.code, done.err)
+    check("finite" in done.err and "model.norm = none" in done.err, done.err)
+
+
 def test_lost_tokens():
     """A token whose logits are all -inf, in the second layer."""
     rows = [[0.0] * 8] * 4 + [[0.0] * 8] * 2 + [[LOW] * 8] + [[0.0] * 8]
@@ -198,6 +218,7 @@ def test_lost_tokens():
 
 test_logits()
 test_training()
+test_beyond_numbers()
 test_lost_tokens()
 test_probabilities()
 test_scores()
