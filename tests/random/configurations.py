@@ -9,11 +9,14 @@ a value that may not go with the others: it is refused, or it runs.
 import random
 
 # Values of these keys are refused as long as the program lacks what they stand for, or because
-# only --placements reads them. They are drawn among the rare values only.
+# only --placements reads them, or do nothing without a checkpoint to generate with. They are
+# drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    exchange.chunks exchange.transport exchange.algorithm
+    exchange.chunks exchange.algorithm
     placement.load placement.fit placement.score
+    generate.run generate.prompt generate.prompts generate.max_new_tokens generate.temperature
+    generate.sequences_per_device
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
@@ -226,6 +229,14 @@ class Drawing:
                 self.case.extra["tokens"] = self.random.randint(1, 40)
                 self.case.extra["gradient"] = self.chance(0.7)
                 self.put("output.tensors", "yes")
+
+    def draw_dense(self):
+        """Dense layers stand in front of MoE layers and need vectors."""
+        layers = int(self.get("model.num_layers"))
+        if self.recorded or layers == 1:
+            return
+        self.maybe(0.4, "model.first_dense_layers", *range(layers))
+        self.maybe(0.5, "model.intermediate_size", 1, 5, 40)
 
     def draw_attention(self):
         """Attention has vectors, a residual stream and whole sequences on every device."""
@@ -511,6 +522,7 @@ class Drawing:
 
 # Keys that a rule above draws or leaves alone: threads are a comparison of their own.
 KNOWN_KEYS = """
+    model.first_dense_layers model.intermediate_size
     model.attention model.num_heads model.num_kv_heads model.head_dim model.rope_dim
     model.kv_lora_rank model.q_lora_rank model.residual train.beta2
     run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
@@ -540,6 +552,7 @@ def draw(seed, table):
     d.draw_sizes()
     d.draw_data()
     d.draw_attention()
+    d.draw_dense()
     d.draw_router()
     d.draw_groups()
     d.draw_noise()
