@@ -199,6 +199,17 @@ static int load_tensor(const moe_context *context, const tensor *t, moe_status *
     return st->code;
 }
 
+/* A file that nothing reads would be ignored in silence. */
+static int refuse_idle_file(const moe_config *c, const char *name, moe_status *st) {
+    const char *type = moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type);
+    return moe_fail(
+        st, MOE_USER,
+        "%s/%s.npy is there, but a layer with model.expert_type = %s and "
+        "model.num_shared_experts = %d has no such tensor: remove the file, or set what "
+        "the layer has",
+        c->model.load, name, type, c->model.num_shared_experts);
+}
+
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st) {
     tensor table[MOST_TENSORS];
     int num =
@@ -206,6 +217,8 @@ int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_st
     for (int i = 0; i < num && st->code == MOE_OK; i++) {
         if (table[i].value) {
             load_tensor(context, &table[i], st);
+        } else if (file_exists(context->comm, context->config, table[i].name)) {
+            refuse_idle_file(context->config, table[i].name, st);
         }
     }
     return st->code;

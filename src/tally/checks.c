@@ -269,6 +269,12 @@ static int say_ceilings(const evidence *e, detail *d) {
                         : "");
 }
 
+/* What compares scores and weights has nothing to say of those that are no numbers: `finite` has.
+ */
+static const char *why_not_numbers(const evidence *e) {
+    return e->scalar[MOE_TALLY_NOT_FINITE] > 0 ? "some logits or outputs are not finite" : NULL;
+}
+
 static const char *why_no_theorem(const evidence *e) {
     if (moe_config_recorded(e->context->config)) {
         return "the routing was recorded, not computed";
@@ -278,7 +284,7 @@ static const char *why_no_theorem(const evidence *e) {
     }
     return e->scalar[MOE_TALLY_THEOREM_TOKENS] == 0
                ? "every token has ties, disabled experts or too few experts"
-               : NULL;
+               : why_not_numbers(e);
 }
 
 static bool theorem_holds(const evidence *e) {
@@ -294,7 +300,8 @@ static int say_theorem(const evidence *e, detail *d) {
 }
 
 static const char *why_no_weights(const evidence *e) {
-    return moe_config_recorded(e->context->config) ? "weights were recorded (0)" : NULL;
+    return moe_config_recorded(e->context->config) ? "weights were recorded (0)"
+                                                   : why_not_numbers(e);
 }
 
 static bool weights_add_up(const evidence *e) {

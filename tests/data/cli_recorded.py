@@ -189,6 +189,57 @@ def test_training():
         refused(f"train-{source}", {**settings, **train}, "run.mode = train", f"= {source}")
 
 
+def test_beyond_numbers():
+    """Without a norm, experts of the degree two square what they get in each layer: the logits of
+    the last one are beyond 1e6, and the sentence says what to do."""
+    settings = {
+        "model.num_layers": 3,
+        "model.norm": "none",
+        "model.hidden_size": 1,
+        "model.moe_intermediate_size": 9,
+        "model.num_experts": 24,
+        "model.expert_type": "lora",
+        "model.lora_rank": 2,
+        "model.lora_alpha": 16,
+        "router.top_k": 6,
+        "run.steps": 6,
+    }
+    done = moesim(1, "--quiet", "--force", "--out", "beyond", config("beyond", settings))
+    check(done.code == 3, done.code, done.err)
+    check("finite" in done.err and "model.norm = none" in done.err, done.err)
+
+
+def test_diverged():
+    """Training without a norm that ends in NaN fails `finite`, and no check that compares them."""
+    path = os.path.join(TEMPORARY, "words.txt")
+    with open(path, "w", encoding="ascii") as file:
+        file.write("the quick brown fox jumps over the lazy dog. " * 60)
+    settings = {
+        "run.mode": "train",
+        "run.steps": 60,
+        "cluster.devices": 4,
+        "cluster.devices_per_node": 1,
+        "model.num_experts": 16,
+        "model.hidden_size": 25,
+        "model.moe_intermediate_size": 16,
+        "model.num_layers": 3,
+        "model.norm": "none",
+        "model.attention": "mha",
+        "model.num_heads": 1,
+        "model.head_dim": 7,
+        "router.score_func": "sqrtsoftplus",
+        "router.group_limit": "max",
+        "data.source": "text",
+        "data.path": path,
+        "data.tokens_per_device": 16,
+        "data.sequence_length": 1,
+        "train.learning_rate": 0.1,
+        "train.schedule": "cosine",
+    }
+    done = moesim(1, "--quiet", "--force", "--out", "diverged", config("diverged", settings))
+    check(done.code == 3 and "self-check finite: " in done.err, done.code, done.err)
+
+
 def test_lost_tokens():
     """A token whose logits are all -inf, in the second layer."""
     rows = [[0.0] * 8] * 4 + [[0.0] * 8] * 2 + [[LOW] * 8] + [[0.0] * 8]
@@ -198,6 +249,8 @@ def test_lost_tokens():
 
 test_logits()
 test_training()
+test_beyond_numbers()
+test_diverged()
 test_lost_tokens()
 test_probabilities()
 test_scores()

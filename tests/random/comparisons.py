@@ -396,6 +396,8 @@ def compare_killed(bench):
     every = bench.draw.randint(1, 20)
     sets = ["run.threads=1", "run.steps=60", f"train.checkpoint_every={every}"]
     whole = bench.run_into(bench.ranks, sets=sets)
+    if whole.code == 3 and bench.failed_checks(whole) == "finite":
+        return None  # so many more steps may diverge, without a norm or with a large learning rate
     found = bench.bad("training", whole)
     if found or whole.code == 2:
         return found

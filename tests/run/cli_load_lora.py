@@ -3,7 +3,7 @@
 
 The reference is the same layer with ordinary experts whose matrices are W + s B A, multiplied out
 here; their gradients determine those of the adapters: dB = s dW A^T and dA = s B^T dW. Files in the
-shape of ordinary experts are refused.
+shape of ordinary experts are refused, and so are files of tensors that the layer does not have.
 
 ctest: timeout=120
 """
@@ -122,6 +122,10 @@ def refused():
     result, _ = run(2, "swiglu", "lora")
     words = f"w1.npy is [{F}, {H}]"
     check(result.code == 2 and words in result.err, "a frozen base", result.code, result.err)
+    for kind, idle in (("relu", "w3"), ("identity", "w1")):
+        result, _ = run(2, kind, "merged")
+        words = f"{idle}.npy is there, but a layer with model.expert_type = {kind}"
+        check(result.code == 2 and words in result.err, kind, result.code, result.err)
 
 
 make_folders()
