@@ -169,15 +169,27 @@ static float read_scale(moe_payload_format f, const unsigned char *from) {
     return scale;
 }
 
+/* Several groups at a time: the sizes of one need not wait for the division of another. */
 static void fp8_encode(moe_payload_format f, const real *x, int64_t n, unsigned char *row) {
-    for (int64_t g = 0; g < num_groups(n); g++) {
-        const real *group = x + g * MOE_FP8_GROUP;
-        int size = (int)size_of_group(n, g);
-        float factor = write_scale(f, float_of(largest(group, size)), row + n + g * scale_bytes(f));
-        if (factor > 0) {
-            fp8_codes(group, size, factor, row + g * MOE_FP8_GROUP);
-        } else {
-            fp8_codes_of_nan(group, size, row + g * MOE_FP8_GROUP);
+    enum { AT_A_TIME = 8 };
+    float factor[AT_A_TIME];
+    const int64_t groups = num_groups(n);
+    for (int64_t first = 0; first < groups; first += AT_A_TIME) {
+        const int64_t end = first + AT_A_TIME < groups ? first + AT_A_TIME : groups;
+        for (int64_t g = first; g < end; g++) {
+            factor[g - first] = float_of(largest(x + g * MOE_FP8_GROUP, (int)size_of_group(n, g)));
+        }
+        for (int64_t g = first; g < end; g++) {
+            factor[g - first] = write_scale(f, factor[g - first], row + n + g * scale_bytes(f));
+        }
+        for (int64_t g = first; g < end; g++) {
+            const real *group = x + g * MOE_FP8_GROUP;
+            unsigned char *code = row + g * MOE_FP8_GROUP;
+            if (factor[g - first] > 0) {
+                fp8_codes(group, (int)size_of_group(n, g), factor[g - first], code);
+            } else {
+                fp8_codes_of_nan(group, (int)size_of_group(n, g), code);
+            }
         }
     }
 }
