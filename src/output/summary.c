@@ -140,7 +140,7 @@ static json_t *losses_object(const double values[MOE_NUM_LOSSES], int count) {
 static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOSSES]) {
     double alpha[MOE_NUM_LOSSES];
     json_t *o = json_object();
-    moe_balance_alphas(&c->balance, c->model.num_layers, alpha);
+    moe_balance_alphas(&c->balance, moe_config_moe_layers(c), alpha);
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         if (alpha[i] != 0) {
             moe_json_put(o, moe_loss_names[i], moe_json_number(loss[i]));
@@ -321,6 +321,9 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     moe_json_put(o, "num_tokens", json_integer(step->num_tokens));
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_summary_put_training(o, c, step);
+    }
+    if (moe_config_generates(c)) {
+        moe_json_put(o, "generate", moe_summary_pass(c, step));
     }
     moe_json_put(o, "loss", with_alpha);
     moe_json_put(o, "loss_raw", raw_losses(step, f.raw));
@@ -540,7 +543,7 @@ json_t *moe_summary_run(const moe_config *c,
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_json_put(o, "training", moe_summary_training(c, last, history, facts));
     }
-    if (moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0) {
+    if (moe_balance_alpha_all_layers(&c->balance, moe_config_moe_layers(c)) > 0) {
         put_of_all_layers(trained, last, last->all_layers.loss);
     }
     moe_json_put(trained, "total", moe_json_number(f.total));

@@ -29,8 +29,11 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c);
 typedef struct moe_memory_given {
     int64_t num_tokens;  /* of all devices; unknown: devices x tokens_per_device */
     int64_t num_counted; /* of these, tokens that are routed; unknown: all */
-    double choices;      /* mean number of experts of a token in a recorded routing */
+    double choices;      /* mean number of experts of a token that is routed, in a recording */
     bool backward;       /* a layer from model.load runs backward too */
+    int64_t places;      /* run.mode = generate: tokens of a sequence in the cache */
+    int64_t num_sequences;
+    const int64_t *boundary; /* [num_sequences + 1] of data.boundaries; NULL: equal sequences */
 } moe_memory_given;
 
 /* Local. The estimate of resident memory for the fullest rank under a balanced load. Training keeps

@@ -296,3 +296,23 @@ void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *ou
     }
     omp_set_num_threads(out->threads);
 }
+
+int moe_topology_cores(void) {
+    hwloc_topology_t machine;
+    int cores = 0, only, quota = 0;
+    bool made = hwloc_topology_init(&machine) == 0;
+    if (made && hwloc_topology_load(machine) == 0) {
+        hwloc_bitmap_t set = hwloc_bitmap_alloc();
+        bool own = hwloc_topology_is_thissystem(machine);
+        bool known = own && hwloc_get_cpubind(machine, set, HWLOC_CPUBIND_PROCESS) == 0;
+        cores = count_objects(machine, core_type(machine),
+                              known ? set : hwloc_topology_get_allowed_cpuset(machine), &only);
+        quota = own ? moe_core_quota() : 0;
+        hwloc_bitmap_free(set);
+    }
+    if (made) {
+        hwloc_topology_destroy(machine);
+    }
+    cores = quota > 0 && quota < cores ? quota : cores;
+    return cores > 0 ? cores : 1;
+}

@@ -45,6 +45,9 @@ moe_reach moe_topology_reach(const moe_topology *t, int ranks);
  * of the cores that the job was given, never beyond them. */
 void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *out);
 
+/* Local. The cores that this process may run on, of a described machine all: at least 1. */
+int moe_topology_cores(void);
+
 /* The following are in host_limits.c. */
 
 /* Local. The bytes that a process on this host may still take, of its memory and of the cgroup's

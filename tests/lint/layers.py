@@ -14,7 +14,7 @@ from pathlib import Path
 # and of the folders before it. ARCHITECTURE.md has the same table with a sentence on each.
 FOLDERS = (
     "base config world placement data router balance capacity exchange experts attention measure"
-    " model tally train predict output explain library run"
+    " model tally train generate predict output explain library run"
 ).split()
 # What decides and computes only: no MPI, no files, no output. Rank and size are arguments.
 PURE = {

@@ -74,6 +74,8 @@ static const char *const settings[] = {
     TEXT "model.attention=mla model.num_heads=2 model.q_lora_rank=8 data.sequence_length=64",
     TEXT "model.attention=mha model.num_heads=2 data.sequence_length=256 train.recompute=yes",
     TEXT "capacity.policy=device capacity.capacity_factor=1 balance.scope=sequence",
+    TRAIN "model.num_layers=3 model.first_dense_layers=1",
+    TRAIN "model.num_layers=3 model.first_dense_layers=2 train.recompute=yes",
 };
 
 typedef model_fixture fixture;
