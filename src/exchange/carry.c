@@ -86,6 +86,10 @@ static void reserve(moe_exchange *e, const moe_cargo *c, moe_landing *l) {
     int rank = e->comm->rank, ranks = e->comm->size;
     int64_t own = flows[c->flow].whole ? 0 : c->arriving[rank + 1] - c->arriving[rank];
     moe_host *h = e->host;
+    if (!h && c->into) {
+        l->rows = c->into;
+        return;
+    }
     if (!h) {
         moe_landing_memory(l, (c->arriving[ranks] - own) * c->bytes, c->what);
         return;
@@ -106,6 +110,19 @@ void moe_landing_free(moe_landing *l) {
 
 /* --- rows --- */
 
+/* Where another core holds the lines of a row in its cache, the processor's own instruction for
+ * copies writes them a third faster than stores of vectors do, as it need not read them first. */
+static void copy_row(char *to, const char *from, int64_t bytes) {
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+    enum { LONG_BYTES = 512 };
+    if (bytes >= LONG_BYTES) {
+        __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(bytes) : : "memory");
+        return;
+    }
+#endif
+    memcpy(to, from, (size_t)bytes);
+}
+
 /* Writes rows begin .. end - 1 of the cargo to `to`, one behind the other; the threads of the team
  * share them. */
 static void write_rows(const moe_cargo *c, int64_t begin, int64_t end, char *to) {
@@ -116,7 +133,7 @@ static void write_rows(const moe_cargo *c, int64_t begin, int64_t end, char *to)
         if (c->encoded) {
             moe_payload_encode(c->format, (const real *)(const void *)from, c->hidden, row);
         } else {
-            memcpy(row, from, (size_t)c->bytes);
+            copy_row(row, from, c->bytes);
         }
     }
 }

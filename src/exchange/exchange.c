@@ -323,9 +323,10 @@ void moe_exchange_bring_pairs(moe_exchange *e,
                                                        .stride = sizeof(real),
                                                        .bytes = sizeof(real),
                                                        .most = e->most_rows,
+                                                       .into = (char *)returned,
                                                        .what = "numbers of pairs"},
                                           &e->pairs);
-    if (plan->num_pairs > 0) {
+    if (plan->num_pairs > 0 && back != (const char *)returned) {
         memcpy(returned, back, (size_t)plan->num_pairs * sizeof(real));
     }
 }

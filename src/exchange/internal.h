@@ -30,7 +30,8 @@ typedef struct moe_cargo {
     moe_payload_format format;
     int64_t hidden;
     int64_t most;     /* no rank has or gets more rows, which all ranks know */
-    const char *what; /* names the memory where they land */
+    char *into;       /* where they land if not in a window; NULL: in memory of the landing */
+    const char *what; /* names that memory */
 } moe_cargo;
 
 /* Collective. Returns where the rows have landed: l->rows. */

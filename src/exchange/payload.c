@@ -93,21 +93,33 @@ MOE_CLONES static uint32_t largest(const real *x, int n) {
     return most;
 }
 
-/* Below 2^-6, where codes are multiples of 2^-9, a sum with 2^14 rounds to them; above, the
- * mantissa is rounded as an integer, and a carry goes into the exponent. */
+/* |x * factor| <= 448. A float 2^(e + 20) has 2^(e - 3) as its last place, which is the step of the
+ * codes of numbers with exponent e >= -6, and below 2^-6 that of all: the sum with it rounds to
+ * nearest even, and its last bits count the steps. A carry goes into the exponent. The codes become
+ * bytes in a loop of their own: otherwise the compiler narrows every term by itself. */
 MOE_CLONES static void fp8_codes(const real *restrict x,
                                  int n,
                                  float factor,
                                  unsigned char *restrict code) {
+    uint32_t word[MOE_FP8_GROUP];
     for (int i = 0; i < n; i++) {
         uint32_t bits = bits_of((float)x[i] * factor), size = bits & 0x7fffffffu;
-        uint32_t most = bits_of(448.0f);
-        uint32_t clamped = size < most ? size : most;
-        uint32_t normal = ((clamped + 0x7ffffu + ((clamped >> 20) & 1u)) >> 20) - (120u << 3);
-        uint32_t small = bits_of(float_of(clamped) + 16384.0f) - bits_of(16384.0f);
-        uint32_t rounded = clamped < bits_of(0x1p-6f) ? small : normal;
-        uint32_t finite = size > 0x7f800000u ? 0x7fu : rounded;
-        code[i] = (unsigned char)(finite | (bits >> 31 << 7));
+        uint32_t exponent = bits & 0x7f800000u, least = 121u << 23;
+        exponent = exponent > least ? exponent : least;
+        uint32_t step = exponent + (20u << 23);
+        uint32_t steps = bits_of(float_of(size) + float_of(step)) - step;
+        word[i] = (steps + ((exponent - least) >> 20)) | (bits >> 24 & 0x80u);
+    }
+    for (int i = 0; i < n; i++) {
+        code[i] = (unsigned char)word[i];
+    }
+}
+
+/* A group with NaN or Inf: every NaN and Inf, and 0 for the others, which the scale makes NaN. */
+static void fp8_codes_of_nan(const real *x, int n, unsigned char *code) {
+    for (int i = 0; i < n; i++) {
+        uint32_t bits = bits_of((float)x[i] * 0.0f);
+        code[i] = (unsigned char)((isfinite((float)x[i]) ? 0u : 0x7fu) | (bits >> 31 << 7));
     }
 }
 
@@ -115,13 +127,17 @@ MOE_CLONES static void fp8_values(const unsigned char *restrict code,
                                   int n,
                                   float scale,
                                   real *restrict x) {
+    uint32_t word[MOE_FP8_GROUP]; /* widened first: all that follows is of the width of floats */
     for (int i = 0; i < n; i++) {
-        uint32_t size = code[i] & 0x7fu;
+        word[i] = code[i];
+    }
+    for (int i = 0; i < n; i++) {
+        uint32_t size = word[i] & 0x7fu;
         float normal = float_of((size << 20) + (120u << 23));
         float small = float_of((size << 20) + (121u << 23)) - 0x1p-6f;
         uint32_t value = bits_of(size < 8 ? small : normal);
         value = size == 0x7fu ? 0x7fc00000u : value;
-        x[i] = (real)(float_of(value | (uint32_t)(code[i] >> 7) << 31) * scale);
+        x[i] = (real)(float_of(value | (word[i] & 0x80u) << 24) * scale);
     }
 }
 
@@ -153,12 +169,28 @@ static float read_scale(moe_payload_format f, const unsigned char *from) {
     return scale;
 }
 
+/* Several groups at a time: the sizes of one need not wait for the division of another. */
 static void fp8_encode(moe_payload_format f, const real *x, int64_t n, unsigned char *row) {
-    for (int64_t g = 0; g < num_groups(n); g++) {
-        const real *group = x + g * MOE_FP8_GROUP;
-        int size = (int)size_of_group(n, g);
-        float factor = write_scale(f, float_of(largest(group, size)), row + n + g * scale_bytes(f));
-        fp8_codes(group, size, factor, row + g * MOE_FP8_GROUP);
+    enum { AT_A_TIME = 8 };
+    float factor[AT_A_TIME];
+    const int64_t groups = num_groups(n);
+    for (int64_t first = 0; first < groups; first += AT_A_TIME) {
+        const int64_t end = first + AT_A_TIME < groups ? first + AT_A_TIME : groups;
+        for (int64_t g = first; g < end; g++) {
+            factor[g - first] = float_of(largest(x + g * MOE_FP8_GROUP, (int)size_of_group(n, g)));
+        }
+        for (int64_t g = first; g < end; g++) {
+            factor[g - first] = write_scale(f, factor[g - first], row + n + g * scale_bytes(f));
+        }
+        for (int64_t g = first; g < end; g++) {
+            const real *group = x + g * MOE_FP8_GROUP;
+            unsigned char *code = row + g * MOE_FP8_GROUP;
+            if (factor[g - first] > 0) {
+                fp8_codes(group, (int)size_of_group(n, g), factor[g - first], code);
+            } else {
+                fp8_codes_of_nan(group, (int)size_of_group(n, g), code);
+            }
+        }
     }
 }
 

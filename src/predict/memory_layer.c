@@ -405,9 +405,10 @@ int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
     return add(bytes, bytes / 4);
 }
 
-/* A window has a quarter more than it needs, and all of it is touched. */
+/* A window has a quarter more than it needs, and all of it is touched. In training numbers of pairs
+ * pass through one. */
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {
-    const int64_t pairs = s->train ? mul3(s->copies, s->sent, REAL) : 0;
+    const int64_t pairs = s->train && moe_memory_shares(c) ? mul3(s->copies, s->sent, REAL) : 0;
     return add(add(exchange_of_layers(c, s), add(pairs, moe_memory_windows(c, s) / 5)),
                fp32_step(c, s));
 }
