@@ -21,6 +21,8 @@ FORMULAS = {
     "p99": ("p99", "99th percentile"),
 }
 
+PASSES = ("prefill", "decode")  # of a run that generates
+
 # --- key figures ---
 
 
@@ -276,6 +278,35 @@ def dense_text(folder):
     )
 
 
+def generation_text(folder):
+    """A decode step beside prefill, of a run that generates."""
+    found = (folder.summary or {}).get("generate")
+    if not found:
+        return ""
+
+    def both(path, text):
+        return " and ".join(text(number(at(found, f"{name}.{path}"))) for name in PASSES)
+
+    def figure(value):
+        return "-" if value is None else real_text(value, 2)
+
+    def size(value):
+        return "-" if value is None else bytes_text(value)
+
+    return (
+        f"{count_text(number(found.get('new_bytes')))} bytes of each of"
+        f" {count_text(number(found.get('sequences')))} sequences; prefill and a decode step:"
+        f" {both('tokens_per_device', figure)} tokens of a device,"
+        f" {both('active_experts', figure)} experts with a token,"
+        f" {both('rows_per_expert', figure)} rows of such an expert,"
+        f" {both('rows_per_token', figure)} rows sent for a token and layer,"
+        f" {both('bytes_by_level.same_node', size)} inside nodes and"
+        f" {both('bytes_by_level.across_nodes', size)} across; an exchange on [cluster]:"
+        f" {both('exchange.latency_us', figure)} µs latency,"
+        f" {both('exchange.transfer_us', figure)} µs transfer"
+    )
+
+
 def facts(folder):
     """What ran, on what: [(name, text)]."""
     get, summary = folder.get, folder.summary or {}
@@ -309,6 +340,7 @@ def facts(folder):
             ),
         ),
         ("attention", attention_text(folder)),
+        ("generated", generation_text(folder)),
         ("router", router_text(folder)),
         (
             "devices",

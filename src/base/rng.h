@@ -48,6 +48,7 @@ enum moe_rng_stream {
     MOE_RNG_DENSE_W1,
     MOE_RNG_DENSE_W2,
     MOE_RNG_DENSE_W3,
+    MOE_RNG_NEXT_BYTE,
     MOE_RNG_ATTENTION = 64, /* and one for each of its tensors: attention/shape.h */
     MOE_RNG_TEST = 1000
 };

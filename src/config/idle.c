@@ -10,8 +10,12 @@
 static bool drops_nothing(const moe_config *c) {
     return c->capacity.policy == MOE_CAPACITY_NONE;
 }
+/* What generates has the keys of the run that was trained. */
 static bool trains_not(const moe_config *c) {
-    return c->run.mode != MOE_MODE_TRAIN;
+    return c->run.mode == MOE_MODE_FORWARD;
+}
+static bool generates_not(const moe_config *c) {
+    return !moe_config_generates(c);
 }
 static bool trains(const moe_config *c) {
     return c->run.mode == MOE_MODE_TRAIN;
@@ -133,6 +137,8 @@ static const struct {
           MOE_KEY(balance, begin_step),
           MOE_KEY(balance, ramp_steps)),
      false, MOE_KEY(run, mode), trains_not},
+    {KEYS(MOE_KEY(run, steps)), false, MOE_KEY(run, mode), moe_config_generates},
+    {KEYS(MOE_KEY(generate, run)), true, MOE_KEY(run, mode), generates_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
     {KEYS(MOE_KEY(exchange, node_sum)), false, MOE_KEY(exchange, mode), sends_to_devices},
     {KEYS(MOE_KEY(exchange, fp8_scale)), false, MOE_KEY(exchange, payload), sends_no_fp8},

@@ -147,7 +147,7 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
     *in = (moe_input){0};
     MOE_ASSERT(c->cluster.devices > 0 && c->cluster.devices % comm->size == 0);
     const source *from = &sources[c->data.source];
-    if (from->read) {
+    if (from->read && !moe_config_generates(c)) { /* what generates reads prompts instead */
         from->read(comm, c, in, st);
     }
     if (st->code == MOE_OK && c->data.boundaries[0]) {

@@ -5,11 +5,15 @@
  *
  * src/attention computes it, device by device; here are its parameters in the table, its memory
  * over the layers and its times. With model.attention = none there are no layers here, and the
- * input of a layer is x_l. A layer is an MoE layer here, or one of the first, dense ones. */
+ * input of a layer is x_l. A layer is an MoE layer here, or one of the first, dense ones.
+ *
+ * A decoder remembers its tokens: after moe_attention_layers_remember, forward also fills the
+ * cache, and with `decodes` it takes one token of each sequence and attends to the cache. */
 #ifndef MOESIM_MODEL_ATTENTION_LAYERS_H
 #define MOESIM_MODEL_ATTENTION_LAYERS_H
 
 #include "attention/attention.h"
+#include "attention/decode.h"
 #include "model/context.h"
 #include "model/parameters.h"
 
@@ -26,6 +30,11 @@ typedef struct moe_attention_layers {
     real **sum; /* [num_layers] arrays [T,H]: input of the layer; one and the same array where
                    inputs are not kept */
 
+    /* for generating */
+    moe_attention_cache cache; /* of the sequences that are continued */
+    moe_attention_decode_work decode_work;
+    bool decodes; /* the batch is one new token of each of them */
+
     /* for backward */
     moe_parameters *parameters;          /* not owned */
     int (*index)[MOE_ATTENTION_TENSORS]; /* [num_layers] in the table; -1: none */
@@ -37,6 +46,10 @@ void moe_attention_layers_init(moe_attention_layers *a,
                                const moe_context *context,
                                bool keep_inputs);
 void moe_attention_layers_free(moe_attention_layers *a);
+
+/* Local. From now on forward keeps what it computes of the batch's sequences, up to `places` tokens
+ * of each. Without attention there is nothing to keep. */
+void moe_attention_layers_remember(moe_attention_layers *a, int64_t places);
 
 /* Local. Adds layer l's parameters to the table as "layer<l>.attention.<tensor>". */
 void moe_attention_layers_register(moe_attention_layers *a, int32_t l, moe_parameters *parameters);

@@ -172,5 +172,5 @@ moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context) {
                       .step = context->trains ? context->draw : context->step,
                       .layer = layer->index,
                       .training = context->trains,
-                      .evaluating = run->mode == MOE_MODE_TRAIN && !context->trains};
+                      .evaluating = run->mode != MOE_MODE_FORWARD && !context->trains};
 }

@@ -251,6 +251,7 @@ void moe_layer_forward(const moe_layer *layer,
                    moe_activations_sent(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
     a->buffers.bf16 = context->bf16;
+    a->exchange.host = context->host;
     a->exchange.dispatched = context->dispatched;
     a->exchange.combined = context->combined;
     a->exchange.node_sum = c->exchange.node_sum;

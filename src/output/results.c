@@ -297,6 +297,9 @@ int moe_results_step(const moe_comm *comm,
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_training_history_add(&r->training_history, step);
     }
+    if (moe_config_generates(c)) {
+        moe_generation_add(&r->generation, step);
+    }
     return moe_comm_agree(comm, st);
 }
 
@@ -368,6 +371,9 @@ static void write_summary(const moe_results *r,
     json_t *object =
         moe_summary_run(c, last, topologies, ranks, &r->times, &r->training_history, &r->facts);
     moe_json_put(object, "over_steps", moe_over_steps_json(&r->over_steps, last->num_layers));
+    if (moe_config_generates(c)) {
+        moe_summary_put_generation(object, c, &r->generation);
+    }
     char *text = moe_json_indented(object);
     path_of(r, MOE_RESULT_SUMMARY, path);
     moe_file_write(path, text, st);

@@ -322,6 +322,9 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_summary_put_training(o, c, step);
     }
+    if (moe_config_generates(c)) {
+        moe_json_put(o, "generate", moe_summary_pass(c, step));
+    }
     moe_json_put(o, "loss", with_alpha);
     moe_json_put(o, "loss_raw", raw_losses(step, f.raw));
     moe_json_put(o, "volume", volumes_object(c, f.volume));
@@ -445,6 +448,17 @@ static bool is_first_of_host(const moe_topology *t, int rank) {
     return true;
 }
 
+/* Between ranks of a host, and between hosts; null where there are none. */
+static json_t *transport_object(const moe_config *c, const moe_topology *t, int ranks) {
+    const moe_reach reach = moe_topology_reach(t, ranks);
+    const bool shared = c->exchange.transport != MOE_TRANSPORT_ALLTOALLV;
+    json_t *o = json_object();
+    moe_json_put(o, "inside_host",
+                 reach.inside ? json_string(shared ? "shared" : "alltoallv") : json_null());
+    moe_json_put(o, "between_hosts", reach.between ? json_string("alltoallv") : json_null());
+    return o;
+}
+
 static json_t *machine_object(const moe_config *c, const moe_topology *t, int ranks) {
     json_t *o = json_object();
     json_t *hosts = json_array();
@@ -457,6 +471,7 @@ static json_t *machine_object(const moe_config *c, const moe_topology *t, int ra
     }
     moe_json_put(o, "hosts", hosts);
     moe_json_put(o, "ranks", list);
+    moe_json_put(o, "transport", transport_object(c, t, ranks));
     return o;
 }
 

@@ -124,6 +124,20 @@ static int check_step(const moe_restart *r, const moe_checkpoint *from, moe_stat
     return MOE_OK;
 }
 
+static int check_biases(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
+    for (int32_t l = 0; l < moe_config_moe_layers(r->config); l++) {
+        for (int32_t e = 0; r->layers[l].bias && e < r->config->model.num_experts; e++) {
+            if (!isfinite(r->layers[l].bias[e])) {
+                return moe_fail(st, MOE_USER,
+                                "the checkpoint '%s' is damaged: the bias of expert %d in layer %d "
+                                "is not finite",
+                                from->path, e, l);
+            }
+        }
+    }
+    return MOE_OK;
+}
+
 /* Everything but the parameters, whose values a step looks at itself. */
 static int check_state(const moe_restart *r,
                        const moe_checkpoint *from,
@@ -135,15 +149,8 @@ static int check_state(const moe_restart *r,
                         "%s was made with another text than %s is now (their checksums differ)",
                         from->path, r->config->data.path);
     }
-    for (int32_t l = 0; l < moe_config_moe_layers(r->config); l++) {
-        for (int32_t e = 0; r->layers[l].bias && e < r->config->model.num_experts; e++) {
-            if (!isfinite(r->layers[l].bias[e])) {
-                return moe_fail(st, MOE_USER,
-                                "the checkpoint '%s' is damaged: the bias of expert %d in layer %d "
-                                "is not finite",
-                                from->path, e, l);
-            }
-        }
+    if (check_biases(r, from, st) != MOE_OK) {
+        return st->code;
     }
     return moe_results_check_history(r->results, from->step, from->path, st);
 }
@@ -179,4 +186,16 @@ int moe_restart_read(const moe_restart *r,
     }
     state_free(&s);
     return st->code;
+}
+
+int moe_restart_read_model(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
+    moe_layer_state layers =
+        moe_layer_state_of(r->layers, moe_config_moe_layers(r->config), r->config);
+    if (read_placement(r, from, st) == MOE_OK &&
+        moe_checkpoint_read_model(r->comm, from->path, r->parameters, layers.blob, layers.num,
+                                  st) == MOE_OK) {
+        check_biases(r, from, st);
+    }
+    moe_layer_state_free(&layers);
+    return moe_comm_agree(r->comm, st);
 }
