@@ -159,6 +159,22 @@ static int32_t devices_per_host(const moe_config *c) {
     return h->unequal || h->mixed ? 0 : c->cluster.devices / h->count;
 }
 
+/* The dense layers of a preset give way: to a model with no more layers than these, and to a
+ * recording or a folder of weights, which have none. */
+static void derive_dense(moe_config *c, bool has_none) {
+    moe_model_config *m = &c->model;
+    if (!c->given[MOE_KEY(model, first_dense_layers)]) {
+        const int32_t most = has_none ? 0 : m->num_layers - 1;
+        m->first_dense_layers = m->first_dense_layers < most ? m->first_dense_layers : most;
+    }
+    if (m->first_dense_layers > 0 && m->intermediate_size == 0) {
+        const int64_t width =
+            m->moe_intermediate_size * ((int64_t)c->router.top_k + (int64_t)m->num_shared_experts);
+        const int32_t most = (int32_t)moe_keys[MOE_KEY(model, intermediate_size)].max;
+        m->intermediate_size = width < most ? (int32_t)width : most;
+    }
+}
+
 /* Replaces zeros and keys that were not given by what they stand for. */
 static void derive_defaults(moe_config *c) {
     const bool loaded = c->model.load[0] != '\0';
@@ -216,6 +232,7 @@ static void derive_defaults(moe_config *c) {
     }
     derive_drop(c);
     derive_method(c);
+    derive_dense(c, recorded || loaded);
 }
 
 /* M of f'' (docs/method.md section 2). */

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "config/cluster_file.h"
 #include "config/config.h"
+#include "config/value.h"
 #include "output/results.h"
 #include "run/calibrate.h"
 #include "run/dialects.h"
@@ -162,6 +163,36 @@ static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
     return st->code;
 }
 
+/* Collective. Generates with the model of the last checkpoint in `folder`: with the configuration
+ * `given`, which is resolved, or where that is NULL with that of the checkpoint. */
+static int generate(const moe_comm *comm,
+                    const moe_options *o,
+                    const char *folder,
+                    moe_config *given,
+                    moe_status *st) {
+    moe_checkpoint found = {0};
+    moe_config config;
+    moe_run_options options = o->run;
+    char word[512] = "";
+    if (moe_checkpoint_find(comm, folder, &found, word, st)) {
+        return st->code;
+    }
+    if (!given && moe_checkpoint_config(&found, &config, st) == MOE_OK &&
+        moe_value_override(&config, MOE_KEY(generate, run), folder, st) == MOE_OK) {
+        complete_config(comm, o, &config, st);
+    }
+    if (st->code == MOE_OK) {
+        moe_checkpoint_same_run(given ? given : &config, found.config_text, st);
+    }
+    if (st->code == MOE_OK) {
+        options.model = &found;
+        options.word = word;
+        moe_run(comm, given ? given : &config, &options, st);
+    }
+    moe_checkpoint_free(&found);
+    return st->code;
+}
+
 /* Local. Whether the command line asks about moesim itself. */
 static bool is_about(const moe_options *o) {
     return o->help || o->version || o->keys;
@@ -245,7 +276,7 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
         return moe_export_checkpoint(comm, &o->parameters, &o->run, st);
     }
     if (o->resume) {
-        return resume(comm, o, st);
+        return o->generates ? generate(comm, o, o->resume, NULL, st) : resume(comm, o, st);
     }
     if (load_config(comm, o, &config, st) != MOE_OK) {
         return st->code;
@@ -255,6 +286,15 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     }
     if (o->placements) {
         return moe_placements(comm, &config, &o->run, st);
+    }
+    if (moe_config_generates(&config)) {
+        if (o->export_parameters) {
+            return moe_fail(st, MOE_USER,
+                            "run.mode = generate has the parameters of %s: moesim "
+                            "--export-parameters writes those of that folder",
+                            config.generate.run);
+        }
+        return generate(comm, o, config.generate.run, &config, st);
     }
     if (o->export_parameters) {
         return moe_export_start(comm, &config, &o->parameters, &o->run, st);

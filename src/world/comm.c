@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "world/window.h"
 
 enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
 
@@ -69,7 +70,7 @@ static void find_hosts(moe_comm *comm) {
     MPI_Comm_size(host, &comm->local_size);
     int first = comm->local_rank == 0, start = comm->rank;
     MPI_Bcast(&start, 1, MPI_INT, 0, host);
-    MPI_Comm_free(&host);
+    comm->host = moe_host_new(comm, host);
     MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
     int odd[2] = {comm->local_size * comm->num_hosts != comm->size,
                   comm->rank != start + comm->local_rank};
@@ -381,6 +382,8 @@ void moe_comm_alltoallv(const moe_comm *comm,
 }
 
 void moe_comm_finalize(moe_comm *comm) {
+    moe_host_free(comm->host);
+    comm->host = NULL;
     comm->comm = MPI_COMM_NULL;
     free(comm->many);
     comm->many = NULL;

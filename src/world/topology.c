@@ -201,6 +201,18 @@ static void settle(hwloc_topology_t machine,
     hwloc_bitmap_free(slice);
 }
 
+/* Ranks of a host need not stand side by side. */
+moe_reach moe_topology_reach(const moe_topology *t, int ranks) {
+    moe_reach reach = {false, false};
+    for (int q = 1; q < ranks; q++) {
+        reach.between = reach.between || strcmp(t[0].host, t[q].host) != 0;
+        for (int p = 0; p < q && !reach.inside; p++) {
+            reach.inside = strcmp(t[p].host, t[q].host) == 0;
+        }
+    }
+    return reach;
+}
+
 /* --- what it is like --- */
 
 static int64_t cache_bytes(hwloc_topology_t machine,
