@@ -44,6 +44,16 @@ static void print_price(const moe_screen *s, const moe_config *c, const moe_pred
     }
 }
 
+/* The rate of a device is that of one format; how much faster bf16 products of a host are is not
+ * among the constants of a cluster. */
+static void print_unknown(const moe_screen *s, const moe_config *c) {
+    if (c->model.compute == MOE_COMPUTE_BF16) {
+        moe_screen_wrapped(s, 2, "",
+                           "Predicted at cluster.device_tflops: what model.compute = bf16 changes "
+                           "on this cluster is not known.");
+    }
+}
+
 static void print_shortly(const moe_screen *s,
                           const moe_config *c,
                           const moe_step_metrics *m,
@@ -55,6 +65,7 @@ static void print_shortly(const moe_screen *s,
                        m->devices, m->devices == 1 ? "" : "s", cluster_name(c),
                        moe_format_glued(moe_format_seconds(step)).s,
                        moe_format_glued(moe_format_seconds(balanced)).s, p->bottleneck);
+    print_unknown(s, c);
     print_price(s, c, p);
 }
 
@@ -69,5 +80,6 @@ void moe_terminal_predicted(const moe_screen *s, const moe_config *c, const moe_
     print_phases(s, c, &p);
     moe_screen_wrapped(s, 2, "", "%s. Perfect balance would save %.1f\t%% of the step.",
                        p.bottleneck, step > 0 ? 100 * (1 - balanced / step) : 0);
+    print_unknown(s, c);
     print_price(s, c, &p);
 }

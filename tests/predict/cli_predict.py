@@ -128,6 +128,17 @@ def check_attention():
     check(time["attention_us"] > 0 and without["attention_us"] == 0, f"{time} {without}")
 
 
+def check_compute():
+    """What bf16 products are worth is not among a cluster's constants, which is said."""
+    said = "what model.compute = bf16 changes on this cluster is not known"
+    for compute in ("fp32", "bf16"):
+        options = sets({"model.compute": compute})
+        for full in ((), ("--full",)):
+            done = moesim(1, QUICKSTART, *SMALL, *options, *full, "--force", "--out", "compute")
+            there = said in " ".join(done.out.split())
+            check(done.code == 0 and there == (compute == "bf16"), f"{compute}: {done.out}")
+
+
 def check_refused():
     refused("cluster.intra_gbps = 0: allowed", *sets({"cluster.intra_gbps": 0}))
     refused("nowhere.ini cannot be read", *sets({"cluster.file": "nowhere.ini"}))
@@ -160,6 +171,7 @@ check_model()
 check_placements()
 check_training()
 check_attention()
+check_compute()
 check_refused()
 check_verify()
 verdict()
