@@ -98,7 +98,7 @@ static void set_up(decode_bench *b, const moe_comm *comm, const char *settings) 
     moe_batch_layout(&b->batch, PROMPT, PROMPT, 1, 0, 1);
     moe_context_init(&b->context, comm, &b->c, &b->batch, &b->input, &b->scratch);
     moe_stack_init(&b->stack, &b->context, 1, false);
-    moe_step_metrics_init(&b->metrics, b->c.model.num_layers, b->c.model.num_experts, 1);
+    moe_step_metrics_init(&b->metrics, moe_config_moe_layers(&b->c), b->c.model.num_experts, 1);
     moe_generator_init(&b->g, &b->stack, &b->batch, &prompts, NEW);
     b->step = 0;
     run_moesim(b); /* prefill */
