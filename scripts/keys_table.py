@@ -9,7 +9,9 @@ import subprocess
 from dataclasses import dataclass, field
 
 HEAD = re.compile(r"^  ([a-z_]+)\.([a-z_0-9]+) =\s*(.*)$")
-ALLOWED = re.compile(r"^(.*?)\s*\(((?:a whole number|a number|one of|yes or no|a path)\b.*)\)$")
+ALLOWED = re.compile(
+    r"^(.*?)\s*\(((?:a whole number|a number|one of|yes or no|a path|a text)\b.*)\)$"
+)
 ALONE = re.compile(r"^      \((one of .*)\)$")
 RANGE = re.compile(r"^(a whole number|a number) from (\S+) to (\S+)$")
 

@@ -167,7 +167,7 @@ def _choose_windows(bench, options):
             )
     else:
         bench.num_steps = min(MOST_STEPS, max(STEPS, int(config["run.steps"])))
-        layers = int(config["model.num_layers"])
+        layers = int(config["model.num_layers"]) - int(config["model.first_dense_layers"])
         tokens = int(config["data.tokens_per_device"]) * bench.devices
         each = tokens * int(config["router.top_k"]) * bench.num_steps
         bench.layers = min(layers, max(2, most // each))

@@ -95,7 +95,11 @@ class Bench:
     def replay(self, group):
         """Settings of the tokens and steps for groups of so many devices."""
         if not self.recording:
-            return {"run.steps": str(self.num_steps), "model.num_layers": str(self.layers)}
+            return {
+                "run.steps": str(self.num_steps),
+                "model.num_layers": str(self.layers),
+                "model.first_dense_layers": "0",
+            }
         if group not in self.replayed:
             folder = os.path.join(self.folder, f"group{group}")
             os.makedirs(folder, exist_ok=True)

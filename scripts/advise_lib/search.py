@@ -63,7 +63,9 @@ def widths(config):
 
 
 def layers_of(config):
-    return int(config["cluster.model_layers"]) or int(config["model.num_layers"])
+    """MoE layers: dense ones have no experts to place."""
+    moe = int(config["model.num_layers"]) - int(config["model.first_dense_layers"])
+    return int(config["cluster.model_layers"]) or moe
 
 
 def experts_of(config):

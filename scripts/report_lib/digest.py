@@ -354,6 +354,7 @@ def digest(folder, room):
         "devices": folder.devices,
         "experts": folder.num_experts,
         "layers": folder.num_layers,
+        "dense": whole(folder.get("model", "first_dense_layers")),
         "per_node": per_node,
         "block": folder.get("placement", "policy", "block") == "block",
         "mode": folder.get("run", "mode", "forward"),

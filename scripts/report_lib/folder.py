@@ -266,10 +266,14 @@ class Folder:
         experts = len(numbers(first.get("counts_per_expert")))
         devices = len(numbers(first.get("counts_per_device")))
         return (
-            len(self.layers) or self._size("model", "num_layers", contents.MOST_LAYERS),
+            len(self.layers) or self._moe_layers(),
             experts or self._size("model", "num_experts", contents.MOST_EXPERTS),
             devices or self._size("cluster", "devices", contents.MOST_DEVICES),
         )
+
+    def _moe_layers(self):
+        dense = self._size("model", "first_dense_layers", contents.MOST_LAYERS)
+        return max(0, self._size("model", "num_layers", contents.MOST_LAYERS) - dense)
 
     def _size(self, section, key, most):
         """A size of the configuration, 0 where it does not say or is out of range."""

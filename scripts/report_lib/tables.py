@@ -21,6 +21,8 @@ FORMULAS = {
     "p99": ("p99", "99th percentile"),
 }
 
+PASSES = ("prefill", "decode")  # of a run that generates
+
 # --- key figures ---
 
 
@@ -291,6 +293,44 @@ def attention_text(folder):
     )
 
 
+def dense_text(folder):
+    """The layers in front of the MoE layers."""
+    layers = whole(folder.get("model", "first_dense_layers"))
+    width = folder.get("model", "intermediate_size", "?")
+    return f"{layers} dense layer{'s' if layers != 1 else ''} of width {width}, then " * (
+        layers > 0
+    )
+
+
+def generation_text(folder):
+    """A decode step beside prefill, of a run that generates."""
+    found = (folder.summary or {}).get("generate")
+    if not found:
+        return ""
+
+    def both(path, text):
+        return " and ".join(text(number(at(found, f"{name}.{path}"))) for name in PASSES)
+
+    def figure(value):
+        return "-" if value is None else real_text(value, 2)
+
+    def size(value):
+        return "-" if value is None else bytes_text(value)
+
+    return (
+        f"{count_text(number(found.get('new_bytes')))} bytes of each of"
+        f" {count_text(number(found.get('sequences')))} sequences; prefill and a decode step:"
+        f" {both('tokens_per_device', figure)} tokens of a device,"
+        f" {both('active_experts', figure)} experts with a token,"
+        f" {both('rows_per_expert', figure)} rows of such an expert,"
+        f" {both('rows_per_token', figure)} rows sent for a token and layer,"
+        f" {both('bytes_by_level.same_node', size)} inside nodes and"
+        f" {both('bytes_by_level.across_nodes', size)} across; an exchange on [cluster]:"
+        f" {both('exchange.latency_us', figure)} µs latency,"
+        f" {both('exchange.transfer_us', figure)} µs transfer"
+    )
+
+
 def facts(folder):
     """What ran, on what: [(name, text)]."""
     get, summary = folder.get, folder.summary or {}
@@ -316,13 +356,15 @@ def facts(folder):
         (
             "model",
             (
-                f"{folder.num_layers} MoE layer{'s' if folder.num_layers != 1 else ''}, hidden size"
+                f"{dense_text(folder)}{folder.num_layers} MoE"
+                f" layer{'s' if folder.num_layers != 1 else ''}, hidden size"
                 f" {get('model', 'hidden_size', '?')}, experts: {experts},"
                 f" {get('model', 'expert_type', '?')}, width"
                 f" {get('model', 'moe_intermediate_size', '?')}"
             ),
         ),
         ("attention", attention_text(folder)),
+        ("generated", generation_text(folder)),
         ("router", router_text(folder)),
         (
             "devices",

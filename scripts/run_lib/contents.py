@@ -107,6 +107,7 @@ SUMMARY = fields(
         elements_by_kind=free(count),
         gqa_groups=count,
     ),
+    generate=tree(real, 3),
     training=fields(
         unigram_entropy=real,
         task_loss=fields(mean_last_20=real),

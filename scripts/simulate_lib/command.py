@@ -20,8 +20,9 @@ from simulate_lib import simgrid
 NAME = "simulate"
 MOST_DEVICES = 2048  # with more, the matrix of a run is written sparse
 AGREES = 0.10
-# Messages under way on a device: the more, the closer to all at once, and the longer it takes.
-WINDOWS = ((32, 64), (64, 32), (256, 8), (MOST_DEVICES, 4))
+# Up to so many devices: messages under way on one of them, and how precise a replay is. The more
+# messages, the closer to all at once, and the longer it takes.
+WINDOWS = ((64, 128, 1e-6), (256, 32, 2e-3), (MOST_DEVICES, 16, 5e-3))
 HELP = """\
 Runs a configuration with its devices folded onto a few ranks, and replays what
 they sent each other in the last step with SimGrid, on a cluster of N nodes of G
@@ -134,25 +135,39 @@ def _exchanges(folder, summary):
     return found
 
 
+def _busiest(options, pairs, intra, inter):
+    """Seconds of the link with the most to carry, and the messages of the device with the most."""
+    devices, gpus = options.devices, options.gpus
+    seconds, messages = [0.0] * (4 * devices), [0] * devices
+    for (s, d), size in pairs.items():
+        across = s // gpus != d // gpus
+        time = size / (inter if across else intra)
+        seconds[4 * s + across] += time
+        seconds[4 * d + 2 + across] += time
+        messages[s] += 1
+        messages[d] += 1
+    return max(seconds), max(messages)
+
+
 def _simulate(options, summary, scratch):
     """{phase: seconds}, sums over layers, without latency; and the messages under way."""
     config = summary["config"]["cluster"]
     share = 1e9 * config["link_efficiency"]
-    window = next(number for most, number in WINDOWS if options.devices <= most)
-    simgrid.write_platform(
-        os.path.join(scratch, "platform.xml"),
-        options.nodes,
-        options.gpus,
-        config["intra_gbps"] * share,
-        config["inter_gbps"] * share,
-    )
+    rates = config["intra_gbps"] * share, config["inter_gbps"] * share
+    window, precise = next(row[1:] for row in WINDOWS if options.devices <= row[0])
+    platform = os.path.join(scratch, "platform.xml")
+    simgrid.write_platform(platform, options.nodes, options.gpus, *rates)
     simgrid.write_hosts(os.path.join(scratch, "hosts"), options.devices)
 
     def one(exchange):
         layer, phase, pairs = exchange
+        if not pairs:
+            return 0.0
         path = os.path.join(scratch, f"layer{layer}.{phase}")
         simgrid.write_actions(path, options.devices, options.gpus, pairs, window)
-        return simgrid.replay(scratch, options.devices, path) if pairs else 0.0
+        busiest, messages = _busiest(options, pairs, *rates)
+        precision = simgrid.moment(busiest, messages, window, precise)
+        return simgrid.replay(scratch, options.devices, path, precision)
 
     exchanges = _exchanges(options.out, summary)
     with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -2,6 +2,16 @@
 
 A device has four links: to and from its node, and to and from other nodes. Between these nothing is
 short. Latency is left out here: with many messages under way it passes once, while the links work.
+
+What a replay costs is sharing the links anew whenever a message ends, which is work for every
+message under way. Three things keep it affordable with a thousand devices:
+
+ - Messages that end within a moment of each other end together (surf/precision), which bounds how
+   often links are shared. See `moment`.
+ - The link between the nodes is one that is shared and endless. SimGrid looks at every message on a
+   link that is not shared (FATPIPE) for every message that it gives a rate.
+ - The actions of the devices stand in the file by turns: what one device reads past, SimGrid keeps
+   in memory until it is the turn of its device.
 """
 import os
 import re
@@ -12,19 +22,19 @@ from command_line import Refused
 
 PACKAGE = "libsimgrid-dev"
 DONE = re.compile(r"Simulation time ([0-9.e+-]+)")
-# surf/precision is the shortest time that is told apart, in seconds.
 OPTIONS = (
     "--cfg=smpi/simulate-computation:no",
     "--cfg=smpi/host-speed:1Gf",
     "--cfg=network/model:CM02",
     "--cfg=network/TCP-gamma:0",
     "--cfg=network/crosstraffic:0",  # acknowledgements take no share of the way back
-    "--cfg=surf/precision:1e-9",
+    "--cfg=smpi/send-is-detached-thresh:0",  # short messages too count as under way
     "--log=root.thresh:warning",
     "--log=smpi_replay.thresh:info",
 )
 ENDLESS = 1e18  # bytes a second of what is never short
-SLOWER = 1000  # than the cluster, since SimGrid prints whole microseconds
+SLOWER = 10**6  # than the cluster, since SimGrid prints whole microseconds
+SHORTEST = 1e-9  # seconds that are told apart at least
 
 
 class Failed(Exception):
@@ -41,7 +51,7 @@ def program():
 
 def write_platform(path, nodes, gpus, intra, inter):
     """A cluster; rates in bytes a second of a device and direction."""
-    endless = f'bandwidth="{ENDLESS:g}Bps" latency="0s" sharing_policy="FATPIPE"'
+    endless = f'bandwidth="{ENDLESS:g}Bps" latency="0s"'
     lines = [
         '<?xml version="1.0"?>',
         '<!DOCTYPE platform SYSTEM "https://simgrid.org/simgrid.dtd">',
@@ -113,17 +123,31 @@ def write_actions(path, devices, gpus, pairs, window):
     """
     messages = _by_device(devices, gpus, pairs)
     with open(path, "w", encoding="ascii") as file:
-        for device in range(devices):
-            file.write(f"{device} init\n")
-            mine = messages[device]
-            for place, (_, verb, peer, size) in enumerate(mine):
-                if place >= window:
-                    _, before, other, _ = mine[place - window]
-                    ends = (device, other) if before == "isend" else (other, device)
-                    file.write(f"{device} wait {ends[0]} {ends[1]} 0\n")
-                file.write(f"{device} {verb} {peer} 0 {size} 6\n")
-            file.write(f"{device} waitall\n" if mine else "")
-            file.write(f"{device} finalize\n")
+        file.writelines(f"{device} init\n" for device in range(devices))
+        for place in range(max(map(len, messages), default=0)):
+            for device, mine in enumerate(messages):
+                if place < len(mine):
+                    file.write(_post(device, mine, place, window))
+        file.writelines(f"{device} waitall\n" for device in range(devices) if messages[device])
+        file.writelines(f"{device} finalize\n" for device in range(devices))
+
+
+def _post(device, mine, place, window):
+    """The lines that post a message, once the one `window` places before is done."""
+    wait = ""
+    if place >= window:
+        _, before, other, _ = mine[place - window]
+        ends = (device, other) if before == "isend" else (other, device)
+        wait = f"{device} wait {ends[0]} {ends[1]} 0\n"
+    _, verb, peer, size = mine[place]
+    return f"{wait}{device} {verb} {peer} 0 {size} 6\n"
+
+
+def moment(seconds, messages, window, share):
+    """How long is a moment, in seconds: what a device gains by it with all its messages, `window` at
+    a time, is about the given share of the `seconds` that they take together.
+    """
+    return share * seconds * window / max(messages, window)
 
 
 def _by_device(devices, gpus, pairs):
@@ -138,16 +162,18 @@ def _by_device(devices, gpus, pairs):
     return found
 
 
-def replay(folder, devices, actions):
-    """Seconds of the actions of one file, on platform.xml and hosts of the folder. SimGrid may end
-    with status 0 after a deadlock or an abort: only the line with the time counts.
+def replay(folder, devices, actions, precision=0):
+    """Seconds of the actions of one file, on platform.xml and hosts of the folder, where `precision`
+    seconds need not be told apart. SimGrid may end with status 0 after a deadlock or an abort: only
+    the line with the time counts.
     """
     names = actions + ".list"
     with open(names, "w", encoding="utf-8") as file:
         file.write(actions + "\n")
     done = subprocess.run(
         [program(), "-np", str(devices), "-platform", os.path.join(folder, "platform.xml")]
-        + ["-hostfile", os.path.join(folder, "hosts"), *OPTIONS, "-replay", names],
+        + ["-hostfile", os.path.join(folder, "hosts"), *OPTIONS]
+        + [f"--cfg=surf/precision:{max(precision * SLOWER, SHORTEST):.3g}", "-replay", names],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -61,7 +61,7 @@ def all_devices(options, in_file):
 
 
 def default_ranks(devices):
-    """As scripts/run: 8, or the largest number up to 8 that divides every number of devices."""
+    """On any machine the same: 8, or the largest number up to 8 that divides every number of devices."""
     common = math.gcd(*devices)
     return next(ranks for ranks in range(MOST_RANKS, 0, -1) if common % ranks == 0)
 

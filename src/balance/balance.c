@@ -246,12 +246,17 @@ static double device_share(const moe_balance *b, device_sums sum) {
     return b->device_p == MOE_DEVICE_P_MEAN ? (double)sum.experts : 1.0;
 }
 
-/* The losses that are sums over experts. */
+/* The losses that are sums over experts. An expert that nobody chose adds 0 to each, and there are
+ * many such where a cell has fewer selections than experts. */
 static void expert_losses(const moe_stats *s,
                           int64_t *cell,
                           moe_loss_totals t,
                           double loss[MOE_NUM_LOSSES]) {
+    const int64_t *counts = moe_stats_counts(s, cell), *first = moe_stats_first(s, cell);
     for (int32_t i = 0; i < s->num_experts; i++) {
+        if (counts[i] == 0 && first[i] == 0) {
+            continue;
+        }
         double mean = score_sum(s, cell, i) / t.tokens;
         for (int l = 0; l < MOE_NUM_LOSSES; l++) {
             if (moe_loss_rows[l].kind == MOE_LOSS_OVER_EXPERTS) {

@@ -4,6 +4,7 @@
 #include "balance/scopes.h"
 
 #include <math.h>
+#include <omp.h>
 #include <string.h>
 
 #include "base/exact.h"
@@ -38,26 +39,67 @@ static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
 
 /* --- cells --- */
 
+enum {
+    MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1, /* exact sums of the losses, and how many
+                                                          were added */
+    PARALLEL_WORDS = 1 << 16 /* fewer words of cells are quicker read by one thread */
+};
+
 /* Cells of the same shape. */
 static void reserve_like(const moe_stats *like, moe_stats *s, int64_t cells) {
     moe_stats_reserve_slots(s, like->num_experts, like->devices, like->slots, cells);
 }
 
-static void add_segments(moe_scopes *s, const moe_batch *b, const moe_stats *segments) {
-    int64_t sequences =
-        b->num_segments ? b->segment[b->num_segments - 1].sequence - b->segment[0].sequence + 1 : 0;
-    s->first_sequence = b->num_segments ? b->segment[0].sequence : 0;
-    reserve_like(segments, &s->sequence, sequences);
-    reserve_like(segments, &s->device, b->num_local_devices);
-    reserve_like(segments, &s->global, 1);
-    for (int64_t i = 0; i < b->num_segments; i++) {
-        const int64_t *cell = moe_stats_cell(segments, i);
-        moe_stats_add(segments,
-                      moe_stats_cell(&s->sequence, b->segment[i].sequence - s->first_sequence),
-                      cell);
-        moe_stats_add(segments, moe_stats_cell(&s->device, b->segment[i].device - b->first_device),
-                      cell);
+/* Adds each segment to the cell that `place` gives for it, of `cells` new ones. */
+static void add_segments(const moe_batch *b,
+                         const moe_stats *segments,
+                         int64_t (*place)(const moe_batch *b, int64_t segment),
+                         int64_t cells,
+                         moe_stats *sum) {
+    reserve_like(segments, sum, cells);
+#pragma omp parallel if (b->num_segments * segments->words > PARALLEL_WORDS)
+    {
+        const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+        const int64_t begin = cells * thread / threads, end = cells * (thread + 1) / threads;
+        for (int64_t i = 0; i < b->num_segments; i++) {
+            int64_t at = place(b, i);
+            if (at >= begin && at < end) {
+                moe_stats_add(sum, moe_stats_cell(sum, at), moe_stats_cell(segments, i));
+            }
+        }
     }
+}
+
+/* The place of a segment among the sequences of this rank, and among its devices. */
+static int64_t place_by_sequence(const moe_batch *b, int64_t i) {
+    return b->segment[i].sequence - b->segment[0].sequence;
+}
+
+static int64_t place_by_device(const moe_batch *b, int64_t i) {
+    return b->segment[i].device - b->first_device;
+}
+
+/* Whether no sequence is cut by the end of a device, so that each segment is a sequence. */
+static bool segments_are_sequences(const moe_batch *b) {
+    bool same = cut_sequences(b, 1, NULL) == 0;
+    for (int64_t i = 0; same && i < b->num_segments; i++) {
+        same = place_by_sequence(b, i) == i;
+    }
+    return same;
+}
+
+/* The cells of the sequences, of the devices, and of the batch. Segments that are sequences lend
+ * their cells: there can be as many as devices x experts, too many to copy without need. */
+static void use_segments(moe_scopes *s, const moe_batch *b, const moe_stats *segments) {
+    s->first_sequence = b->num_segments ? b->segment[0].sequence : 0;
+    if (segments_are_sequences(b)) {
+        moe_stats_borrow(&s->sequence, segments);
+    } else {
+        int64_t sequences = b->num_segments > 0 ? place_by_sequence(b, b->num_segments - 1) + 1 : 0;
+        add_segments(b, segments, place_by_sequence, sequences, &s->sequence);
+    }
+    add_segments(b, segments, place_by_device, b->num_local_devices, &s->device);
+    reserve_like(segments, &s->global, 1);
 }
 
 static void use_sent_rows(moe_scopes *s, const moe_batch *b, const moe_sent_rows *sent_rows) {
@@ -68,10 +110,6 @@ static void use_sent_rows(moe_scopes *s, const moe_batch *b, const moe_sent_rows
 }
 
 /* --- losses --- */
-
-enum {
-    MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1
-}; /* exact sums of the losses, and how many were added */
 
 static void add_losses(const moe_balance *balance,
                        const moe_placement *placement,
@@ -109,29 +147,59 @@ bool moe_scopes_owns(const moe_batch *b, int64_t sequence) {
     return first >= b->first_token && first < b->first_token + b->num_tokens;
 }
 
+/* Adds the losses of cells begin to end - 1. The sums are exact, so that threads may add them in
+ * any order. */
+static void add_losses_of_cells(const moe_balance *balance,
+                                const moe_placement *placement,
+                                const moe_stats *stats,
+                                int64_t begin,
+                                int64_t end,
+                                int64_t sum[MEAN_WORDS]) {
+#pragma omp parallel if ((end - begin) * stats->words > PARALLEL_WORDS)
+    {
+        int64_t part[MEAN_WORDS] = {0};
+#pragma omp for schedule(static) nowait
+        for (int64_t i = begin; i < end; i++) {
+            add_losses(balance, placement, stats, moe_stats_cell(stats, i), part);
+        }
+#pragma omp critical
+        for (int w = 0; w < MEAN_WORDS; w++) {
+            sum[w] += part[w];
+        }
+    }
+}
+
+/* Whether another rank counts a sequence, or all do once it is complete. */
+static bool counted_elsewhere(const moe_scopes *s,
+                              const moe_batch *b,
+                              int64_t num_shared,
+                              int64_t sequence) {
+    bool found = !moe_scopes_owns(b, sequence);
+    for (int64_t i = 0; !found && i < num_shared; i++) {
+        found = s->list[i] == sequence;
+    }
+    return found;
+}
+
 /* This rank's sums of the losses of its devices, and of the sequences that begin on it. Those in
- * s->list [num_shared], ascending, are left out: they are not complete yet. */
+ * s->list [num_shared] are left out: they are not complete yet. A sequence that other ranks hold
+ * too is the first or the last one here. */
 static void sum_losses(const moe_scopes *s,
                        const moe_balance *balance,
                        const moe_placement *placement,
                        const moe_batch *b,
                        int64_t num_shared,
                        int64_t sum[2][MEAN_WORDS]) {
-    for (int64_t i = 0, next = 0; i < s->sequence.num_cells; i++) {
-        int64_t sequence = s->first_sequence + i;
-        while (next < num_shared && s->list[next] < sequence) {
-            next++;
-        }
-        if ((next < num_shared && s->list[next] == sequence) || !moe_scopes_owns(b, sequence)) {
-            continue;
-        }
-        add_losses(balance, placement, &s->sequence, moe_stats_cell(&s->sequence, i),
-                   sum[MOE_SCOPE_SEQUENCE]);
+    int64_t begin = 0, end = s->sequence.num_cells;
+    while (begin < end && counted_elsewhere(s, b, num_shared, s->first_sequence + begin)) {
+        begin++;
     }
-    for (int64_t j = 0; j < s->device.num_cells; j++) {
-        add_losses(balance, placement, &s->device, moe_stats_cell(&s->device, j),
-                   sum[MOE_SCOPE_DEVICE]);
+    while (begin < end && counted_elsewhere(s, b, num_shared, s->first_sequence + end - 1)) {
+        end--;
     }
+    add_losses_of_cells(balance, placement, &s->sequence, begin, end, sum[MOE_SCOPE_SEQUENCE]);
+    add_losses_of_cells(balance, placement, &s->device, 0, s->device.num_cells,
+                        sum[MOE_SCOPE_DEVICE]);
 }
 
 /* --- over all ranks --- */
@@ -208,7 +276,7 @@ void moe_scopes_count(moe_scopes *s,
                       const moe_stats *segments,
                       const moe_sent_rows *sent_rows) {
     int64_t sum[2][MEAN_WORDS] = {{0}};
-    add_segments(s, batch, segments);
+    use_segments(s, batch, segments);
     if (sent_rows) {
         use_sent_rows(s, batch, sent_rows);
     }

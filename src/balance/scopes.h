@@ -25,7 +25,9 @@ typedef struct moe_scopes {
     double ideal[MOE_NUM_LOSSES];                /* at perfect balance (global) */
     int64_t population[MOE_NUM_SCOPES];          /* sequences and devices with a counted token; 1 */
     int64_t first_sequence;                      /* of this rank */
-    moe_stats sequence, device, global; /* cells: local sequences (complete), local devices, one */
+    moe_stats sequence, device, global; /* cells: local sequences (complete), local devices, one;
+                                           those of sequences are the segments' own where no
+                                           sequence lies on several devices */
     moe_stats shared; /* the vector of the sum over ranks: the global cell, those of sequences that
                          several ranks hold, sums of losses */
     int64_t num_shared, *list; /* those sequences: how many, and their ids */
@@ -42,8 +44,9 @@ typedef struct moe_sent_rows {
 } moe_sent_rows;
 
 /* Local. Counts the share of this rank. segments: one cell per segment of the batch
- * (moe_router_route). sent_rows, if not NULL: the rows serve as the distinct tokens of scopes
- * device and global (the caller has asserted that they are equal). */
+ * (moe_router_route); they must stay as long as the scopes are read, because a sequence that
+ * lies on one device has no other cell. sent_rows, if not NULL: the rows serve as the distinct
+ * tokens of scopes device and global (the caller has asserted that they are equal). */
 void moe_scopes_count(moe_scopes *s,
                       const moe_balance *balance,
                       const moe_placement *placement,

@@ -14,9 +14,9 @@ enum { LINE = 64, HUGE = 1 << 21 }; /* bytes of a huge page */
 
 static _Atomic int64_t live_bytes, peak_bytes, num_allocations;
 
-static void moe_alloc_account(int64_t bytes) {
+void moe_alloc_note(int64_t bytes) {
     int64_t live = atomic_fetch_add(&live_bytes, bytes) + bytes;
-    atomic_fetch_add(&num_allocations, 1);
+    atomic_fetch_add(&num_allocations, bytes > 0);
     int64_t peak = atomic_load(&peak_bytes);
     while (live > peak && !atomic_compare_exchange_weak(&peak_bytes, &peak, live)) {}
 }
@@ -53,7 +53,7 @@ void *moe_alloc(int64_t count, size_t size, const char *what) {
         moe_out_of_memory(what, (unsigned long long)bytes);
     }
     memcpy(block, &bytes, sizeof bytes);
-    moe_alloc_account(bytes);
+    moe_alloc_note(bytes);
     return block + LINE;
 }
 
@@ -97,7 +97,7 @@ void moe_free(void *pointer) {
     if (!pointer) {
         return;
     }
-    atomic_fetch_sub(&live_bytes, moe_alloc_bytes(pointer));
+    moe_alloc_note(-moe_alloc_bytes(pointer));
     free((char *)pointer - LINE);
 }
 

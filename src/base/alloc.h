@@ -41,6 +41,10 @@ void moe_reserve_varying(void *pointer_to_pointer,
                          const char *what);
 void moe_free(void *pointer);
 
+/* Local. Counts memory that somebody else has allocated (bytes > 0) or freed (bytes < 0) among the
+ * following. */
+void moe_alloc_note(int64_t bytes);
+
 /* Local. The most bytes that the functions above ever held at one time, the bytes that they hold
  * now, and how often they have allocated. */
 int64_t moe_alloc_peak_bytes(void);

@@ -56,6 +56,12 @@ MOE_CLONES void moe_exact_add01(int64_t *restrict hi,
     }
 }
 
+/* Sums below 8 fit 64 bits, which every processor converts by itself. Both ways round once. */
 double moe_exact_value01(int64_t hi, int64_t lo) {
+    int64_t sum;
+    if (!__builtin_mul_overflow(hi, (int64_t)1 << 30, &sum) &&
+        !__builtin_add_overflow(sum, lo, &sum)) {
+        return (double)sum * 0x1p-60;
+    }
     return (double)((__int128)hi * ((int64_t)1 << 30) + lo) * 0x1p-60;
 }

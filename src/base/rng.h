@@ -45,6 +45,10 @@ enum moe_rng_stream {
     MOE_RNG_LORA_B2,
     MOE_RNG_LORA_B3,
     MOE_RNG_HASH_ROUTER,
+    MOE_RNG_DENSE_W1,
+    MOE_RNG_DENSE_W2,
+    MOE_RNG_DENSE_W3,
+    MOE_RNG_NEXT_BYTE,
     MOE_RNG_ATTENTION = 64, /* and one for each of its tensors: attention/shape.h */
     MOE_RNG_TEST = 1000
 };

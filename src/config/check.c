@@ -18,9 +18,7 @@ static const struct {
     const char *available; /* the values that exist, separated by blanks */
     const char *feature;   /* what the other values stand for */
 } not_yet[] = {
-    {MOE_KEY(run, mode), "forward train", "generating"},
     {MOE_KEY(exchange, chunks), "1", "exchange in chunks"},
-    {MOE_KEY(exchange, transport), "alltoallv", "a transport other than alltoallv"},
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
 };
 
@@ -61,6 +59,16 @@ int moe_check_available(const moe_config *c, moe_status *st) {
 
 /* --- devices and groups --- */
 
+/* Hosts that are no nodes of equal size with neighbouring devices. */
+static int refuse_hosts(const moe_config *c, moe_status *st) {
+    return moe_refuse_key(
+        c, MOE_KEY(cluster, devices_per_node), st,
+        "each host would be a node, and %s: %s, or give the number of devices of a node",
+        c->hosts.unequal ? "these hosts have different numbers of ranks"
+                         : "the ranks of a host do not follow each other",
+        c->hosts.unequal ? "start as many on each" : "map ranks by slot and not by node");
+}
+
 static int check_devices(const moe_config *c, moe_status *st) {
     const int32_t n = c->model.num_experts, devices = c->cluster.devices;
     const enum moe_key_id k_experts = MOE_KEY(model, num_experts),
@@ -68,6 +76,9 @@ static int check_devices(const moe_config *c, moe_status *st) {
     if (devices % c->ranks != 0) {
         return moe_refuse_key(c, k_devices, st,
                               "it has to be a multiple of the number of ranks (here %d)", c->ranks);
+    }
+    if (c->cluster.devices_per_node == 0) {
+        return refuse_hosts(c, st);
     }
     if (devices % c->cluster.devices_per_node != 0) {
         return moe_refuse_key(c, MOE_KEY(cluster, devices_per_node), st,
@@ -436,6 +447,49 @@ static int check_data(const moe_config *c, moe_status *st) {
     return MOE_OK;
 }
 
+/* A checkpoint to begin with, the model of a text, and nothing that looks at later tokens. */
+static int check_generate(const moe_config *c, moe_status *st) {
+    const enum moe_key_id mode = MOE_KEY(run, mode);
+    if (!moe_config_generates(c)) {
+        return MOE_OK;
+    }
+    if (c->generate.run[0] == '\0') {
+        return moe_refuse_key(c, mode, st,
+                              "it continues a prompt with a trained model: moesim --resume RUN "
+                              "--set run.mode=generate, or generate.run, names the run whose "
+                              "checkpoint is read");
+    }
+    if (c->data.source != MOE_SOURCE_TEXT) {
+        return moe_refuse_pair(c, mode, MOE_KEY(data, source),
+                               "only a model of text has a next byte: a run with source = text",
+                               st);
+    }
+    if (c->router.method == MOE_METHOD_EXPERT_CHOICE) {
+        return moe_refuse_pair(c, mode, MOE_KEY(router, method),
+                               "experts would choose among tokens that are not there yet", st);
+    }
+    if (c->capacity.policy != MOE_CAPACITY_NONE) {
+        return moe_refuse_pair(c, mode, MOE_KEY(capacity, policy),
+                               "what is dropped would depend on the other sequences: "
+                               "--set capacity.policy=none",
+                               st);
+    }
+    if (c->output.tensors) {
+        return moe_refuse_pair(c, mode, MOE_KEY(output, tensors),
+                               "y.npy is that of a forward run: --set output.tensors=no", st);
+    }
+    if (c->generate.prompt[0] != '\0' && c->generate.prompts[0] != '\0') {
+        return moe_refuse_pair(c, MOE_KEY(generate, prompt), MOE_KEY(generate, prompts),
+                               "one of the two says what is continued", st);
+    }
+    if (c->generate.prompt[0] == '\0' && c->generate.prompts[0] == '\0') {
+        return moe_refuse_key(c, mode, st,
+                              "the prompt is empty: generate.prompt needs at least one byte to "
+                              "continue, or generate.prompts a file of them");
+    }
+    return MOE_OK;
+}
+
 /* A key of [capacity] that needs another value of the key `other` when `broken` is true. */
 typedef struct capacity_rule {
     bool broken;
@@ -491,7 +545,7 @@ int moe_check_combinations(const moe_config *c, moe_status *st) {
     if (check_devices(c, st) != MOE_OK) {
         return st->code;
     }
-    if (check_placement(c, st) != MOE_OK) {
+    if (moe_check_layers(c, st) != MOE_OK || check_placement(c, st) != MOE_OK) {
         return st->code;
     }
     if (moe_config_has_loads_only(c)) {
@@ -506,7 +560,7 @@ int moe_check_combinations(const moe_config *c, moe_status *st) {
     }
     if (check_router(c, st) != MOE_OK || check_group_limit(c, st) != MOE_OK ||
         check_data(c, st) != MOE_OK || moe_check_attention(c, st) != MOE_OK ||
-        check_capacity(c, st) != MOE_OK) {
+        check_capacity(c, st) != MOE_OK || check_generate(c, st) != MOE_OK) {
         return st->code;
     }
     return check_sizes(c, st);

@@ -11,6 +11,9 @@ int moe_check_available(const moe_config *c, moe_status *st);
 /* Local. Refuses combinations without a meaning, once everything is derived. */
 int moe_check_combinations(const moe_config *c, moe_status *st);
 
+/* Local. Refuses dense layers that leave no other, or stand beside a recording; check_layers.c. */
+int moe_check_layers(const moe_config *c, moe_status *st);
+
 /* Local. Refuses what attention does not go with; check_attention.c. */
 int moe_check_attention(const moe_config *c, moe_status *st);
 

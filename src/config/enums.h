@@ -89,7 +89,7 @@ enum moe_rounding {
 /* --- [exchange] --- */
 
 enum moe_exchange_mode { MOE_EXCHANGE_SELECTION, MOE_EXCHANGE_TOKEN, MOE_EXCHANGE_TWO_LEVEL };
-enum moe_transport { MOE_TRANSPORT_ALLTOALLV, MOE_TRANSPORT_SHARED };
+enum moe_transport { MOE_TRANSPORT_ALLTOALLV, MOE_TRANSPORT_SHARED, MOE_TRANSPORT_AUTO };
 enum moe_algorithm { MOE_ALGORITHM_MPI, MOE_ALGORITHM_WINDOWED };
 /* exchange.payload, and exchange.combine_payload without MOE_PAYLOAD_FP8. */
 enum moe_payload { MOE_PAYLOAD_FP32, MOE_PAYLOAD_BF16, MOE_PAYLOAD_FP8 };

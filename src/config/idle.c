@@ -10,8 +10,12 @@
 static bool drops_nothing(const moe_config *c) {
     return c->capacity.policy == MOE_CAPACITY_NONE;
 }
+/* What generates has the keys of the run that was trained. */
 static bool trains_not(const moe_config *c) {
-    return c->run.mode != MOE_MODE_TRAIN;
+    return c->run.mode == MOE_MODE_FORWARD;
+}
+static bool generates_not(const moe_config *c) {
+    return !moe_config_generates(c);
 }
 static bool trains(const moe_config *c) {
     return c->run.mode == MOE_MODE_TRAIN;
@@ -98,6 +102,9 @@ static bool is_mla(const moe_config *c) {
 static bool turns_nothing(const moe_config *c) {
     return c->model.attention != MOE_ATTENTION_NONE && c->model.rope_dim == 0;
 }
+static bool has_no_dense_layer(const moe_config *c) {
+    return c->model.first_dense_layers == 0;
+}
 static bool rebalances_not(const moe_config *c) {
     return c->placement.rebalance_every == 0;
 }
@@ -127,6 +134,8 @@ static const struct {
           MOE_KEY(balance, begin_step),
           MOE_KEY(balance, ramp_steps)),
      false, MOE_KEY(run, mode), trains_not},
+    {KEYS(MOE_KEY(run, steps)), false, MOE_KEY(run, mode), moe_config_generates},
+    {KEYS(MOE_KEY(generate, run)), true, MOE_KEY(run, mode), generates_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},
     {KEYS(MOE_KEY(exchange, node_sum)), false, MOE_KEY(exchange, mode), sends_to_devices},
     {KEYS(MOE_KEY(exchange, fp8_scale)), false, MOE_KEY(exchange, payload), sends_no_fp8},
@@ -146,6 +155,8 @@ static const struct {
     {KEYS(MOE_KEY(model, num_kv_heads)), false, MOE_KEY(model, attention), is_mla},
     {KEYS(MOE_KEY(model, rope_theta), MOE_KEY(model, rope_order)), false, MOE_KEY(model, rope_dim),
      turns_nothing},
+    {KEYS(MOE_KEY(model, intermediate_size)), false, MOE_KEY(model, first_dense_layers),
+     has_no_dense_layer},
     {KEYS(MOE_KEY(model, compute)), false, MOE_KEY(model, expert_type), multiplies_nothing},
     {KEYS(MOE_KEY(model, residual)), false, MOE_KEY(model, num_layers), is_one_layer},
     {KEYS(MOE_KEY(router, score_func)), false, MOE_KEY(data, scores), has_no_scores},

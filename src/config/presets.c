@@ -58,7 +58,7 @@ const moe_preset moe_presets[] = {
      "Weights as in its public code: normalised or scaled, never both. Device-level dropping at "
      "factor 1.0, 10 % of the sequences exempt.\n"
      "With model.attention = mla: 128 heads of 128 + 64, c_KV of 512, low-rank queries of 1536; 60 "
-     "layers. YaRN is left out."},
+     "layers, the first one dense. YaRN is left out."},
     {"deepseek_v2_lite",
      SETTINGS(SET(model, num_experts, 64), SET(model, num_shared_experts, 2), SET(router, top_k, 6),
               SET(router, score_func, softmax), SET(router, group_limit, none),
@@ -69,7 +69,8 @@ const moe_preset moe_presets[] = {
               SET(model, kv_lora_rank, 512), SET(model, q_lora_rank, 0)),
      "DeepSeek-V2-Lite (arXiv 2405.04434): 64 routed + 2 shared experts, top 6, alpha 0.001; "
      "hidden 2048, expert width 1408, one device.\n"
-     "With model.attention = mla: 16 heads of 128 + 64, c_KV of 512; 27 layers."},
+     "With model.attention = mla: 16 heads of 128 + 64, c_KV of 512; 27 layers, the first one "
+     "dense."},
     {"deepseek_v3",
      SETTINGS(SET(model, num_experts, 256), SET(model, num_shared_experts, 1),
               SET(router, top_k, 8), SET(router, score_func, sigmoid),
@@ -87,10 +88,11 @@ const moe_preset moe_presets[] = {
      "The balancing bias starts at router.bias_file (or 0) and moves by 0.001 after each training "
      "step.\n"
      "With model.attention = mla: 128 heads of 128 + 64, c_KV of 512, low-rank queries of 1536; 61 "
-     "layers."},
+     "layers, the first 3 dense."},
     {"deepseek_v2_mini",
      SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 2), SET(model, moe_intermediate_size, 32),
+              SET(model, num_layers, 3), SET(model, first_dense_layers, 1),
               SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
               SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
               SET(router, top_k, 4), SET(router, score_func, softmax),
@@ -101,13 +103,14 @@ const moe_preset moe_presets[] = {
               SET(balance, alpha_comm, 0.02), SET(balance, scope, sequence),
               SET(capacity, policy, device), SET(capacity, capacity_factor, 1),
               SET(capacity, exempt_sequences, 0.1)),
-     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: its blocks of "
-     "latent attention and MoE, its router, losses\n"
+     "A small DeepSeek-V2 that trains on text (configs/deepseek_v2_mini.ini), ours: three blocks "
+     "of latent attention and MoE, its router, losses\n"
      "and dropping, with 32 routed + 2 shared experts, top 4 on at most 3 of 8 devices; hidden "
-     "128, 4 heads of 32 + 16, c_KV of 64."},
+     "128, 4 heads of 32 + 16, c_KV of 64; the first layer is dense."},
     {"deepseek_v3_mini",
      SETTINGS(SET(model, hidden_size, 128), SET(model, num_experts, 32),
               SET(model, num_shared_experts, 1), SET(model, moe_intermediate_size, 32),
+              SET(model, num_layers, 3), SET(model, first_dense_layers, 1),
               SET(model, attention, mla), SET(model, num_heads, 4), SET(model, head_dim, 32),
               SET(model, rope_dim, 16), SET(model, kv_lora_rank, 64), SET(model, q_lora_rank, 96),
               SET(router, top_k, 4), SET(router, score_func, sigmoid),

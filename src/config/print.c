@@ -114,6 +114,9 @@ static void print_key(enum moe_key_id k, FILE *out) {
     if (key->type == MOE_TYPE_PATH) {
         snprintf(allowed, sizeof allowed, "a path");
     }
+    if (key->type == MOE_TYPE_TEXT) {
+        snprintf(allowed, sizeof allowed, "a text");
+    }
     const int length = snprintf(head, sizeof head, "  %s = %s", key->full, key->default_text);
     const bool fits = length + 4 + strlen(allowed) <= 80;
     fprintf(out, "%s%s(%s)\n      %s\n", head, fits ? "  " : "\n      ", allowed, key->sentence);

@@ -1,5 +1,6 @@
 /* resolve.c: makes a configuration complete for a number of ranks. The order is: preset, what does
  * not exist yet, segmentation, zeros that become numbers, combinations, comm_limit. */
+#include <stdio.h>
 #include <string.h>
 
 #include "config/check.h"
@@ -149,6 +150,31 @@ static void derive_attention(moe_config *c) {
     }
 }
 
+/* The devices of a host; 0 where the hosts cannot be nodes, which is refused. */
+static int32_t devices_per_host(const moe_config *c) {
+    const moe_config_hosts *h = &c->hosts;
+    if (h->count <= 1) {
+        return c->cluster.devices;
+    }
+    return h->unequal || h->mixed ? 0 : c->cluster.devices / h->count;
+}
+
+/* The dense layers of a preset give way: to a model with no more layers than these, and to a
+ * recording or a folder of weights, which have none. */
+static void derive_dense(moe_config *c, bool has_none) {
+    moe_model_config *m = &c->model;
+    if (!c->given[MOE_KEY(model, first_dense_layers)]) {
+        const int32_t most = has_none ? 0 : m->num_layers - 1;
+        m->first_dense_layers = m->first_dense_layers < most ? m->first_dense_layers : most;
+    }
+    if (m->first_dense_layers > 0 && m->intermediate_size == 0) {
+        const int64_t width =
+            m->moe_intermediate_size * ((int64_t)c->router.top_k + (int64_t)m->num_shared_experts);
+        const int32_t most = (int32_t)moe_keys[MOE_KEY(model, intermediate_size)].max;
+        m->intermediate_size = width < most ? (int32_t)width : most;
+    }
+}
+
 /* Replaces zeros and keys that were not given by what they stand for. */
 static void derive_defaults(moe_config *c) {
     const bool loaded = c->model.load[0] != '\0';
@@ -160,8 +186,11 @@ static void derive_defaults(moe_config *c) {
     const enum moe_key_id per_node = MOE_KEY(cluster, devices_per_node);
     const bool part_of_node =
         c->place[per_node] == MOE_PLACE_CLUSTER && c->cluster.devices_per_node > c->cluster.devices;
-    if (c->cluster.devices_per_node == 0 || part_of_node) {
+    if (part_of_node) {
         c->cluster.devices_per_node = c->cluster.devices;
+    }
+    if (c->cluster.devices_per_node == 0) {
+        c->cluster.devices_per_node = devices_per_host(c);
     }
     if (c->router.num_groups == 0) {
         /* experts that do not divide among the devices, which redundant ones fill up, are no groups
@@ -203,6 +232,7 @@ static void derive_defaults(moe_config *c) {
     }
     derive_drop(c);
     derive_method(c);
+    derive_dense(c, recorded || loaded);
 }
 
 /* M of f'' (docs/method.md section 2). */
@@ -247,13 +277,7 @@ bool moe_config_weights_over_chosen(const moe_config *c) {
     return false;
 }
 
-int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {
-    MOE_ASSERT(ranks >= 1 && c->ranks == 0);
-    apply_preset(c);
-    c->top_k_is_recorded = moe_config_recorded(c) && !c->given[MOE_KEY(router, top_k)];
-    if (moe_check_available(c, st) != MOE_OK || derive_segmentation(c, st) != MOE_OK) {
-        return st->code;
-    }
+static int complete(moe_config *c, int32_t ranks, moe_status *st) {
     c->ranks = ranks;
     derive_defaults(c);
     if (moe_check_combinations(c, st) != MOE_OK) {
@@ -261,6 +285,73 @@ int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {
     }
     c->comm_limit = moe_config_has_loads_only(c) ? 0 : comm_limit(c);
     return MOE_OK;
+}
+
+/* --- too few devices --- */
+
+/* Whether what was asked for is accepted on this number of devices. */
+static bool fits(const moe_config *asked, int32_t devices, int32_t ranks) {
+    moe_config c = *asked;
+    moe_status st = {0};
+    c.cluster.devices = devices;
+    return complete(&c, ranks, &st) == MOE_OK;
+}
+
+/* How many more devices make the configuration one that is accepted: 8, as scripts/run has them, or
+ * else the fewest, on these ranks if there are any; 0 where none up to 64 do. */
+static int32_t fitting_devices(const moe_config *asked, int32_t ranks) {
+    const int32_t usual = 8, most = 64;
+    if (ranks < usual && fits(asked, usual, ranks)) {
+        return usual;
+    }
+    for (int32_t devices = 2 * ranks; devices <= most; devices += ranks) {
+        if (fits(asked, devices, ranks)) {
+            return devices;
+        }
+    }
+    if (ranks < usual && fits(asked, usual, usual)) {
+        return usual;
+    }
+    for (int32_t devices = ranks + 1; devices <= most; devices++) {
+        if (fits(asked, devices, devices)) {
+            return devices;
+        }
+    }
+    return 0;
+}
+
+/* Where cluster.devices = 0 makes every rank a device, and another number of devices would be
+ * accepted, the refusal goes on to say so. */
+static void advise_devices(const moe_config *asked, int32_t ranks, moe_status *st) {
+    const int32_t devices = asked->cluster.devices == 0 ? fitting_devices(asked, ranks) : 0;
+    const size_t length = strlen(st->message);
+    if (devices == 0) {
+        return;
+    }
+    char set[64] = "";
+    if (devices % ranks == 0) {
+        snprintf(set, sizeof set, "add --set cluster.devices=%d, or ", devices);
+    }
+    snprintf(st->message + length, sizeof st->message - length,
+             "; there is one device for each of %d rank%s here (cluster.devices = 0): %sstart %d "
+             "ranks (mpirun -np %d)",
+             ranks, ranks == 1 ? "" : "s", set, devices, devices);
+}
+
+/* --- the whole --- */
+
+int moe_config_resolve(moe_config *c, int32_t ranks, moe_status *st) {
+    MOE_ASSERT(ranks >= 1 && c->ranks == 0);
+    apply_preset(c);
+    c->top_k_is_recorded = moe_config_recorded(c) && !c->given[MOE_KEY(router, top_k)];
+    if (moe_check_available(c, st) != MOE_OK || derive_segmentation(c, st) != MOE_OK) {
+        return st->code;
+    }
+    const moe_config asked = *c;
+    if (complete(c, ranks, st) != MOE_OK) {
+        advise_devices(&asked, ranks, st);
+    }
+    return st->code;
 }
 
 int moe_config_recorded_top_k(moe_config *c, int32_t k, moe_status *st) {

@@ -24,8 +24,10 @@ typedef struct moe_run_config { /* [run] */
     enum moe_gemm_library gemm;
 } moe_run_config;
 
-typedef struct moe_model_config { /* [model] */
-    int32_t num_layers;
+typedef struct moe_model_config {  /* [model] */
+    int32_t num_layers;            /* all of them */
+    int32_t first_dense_layers;    /* of these, the first, which have no experts */
+    int32_t intermediate_size;     /* width of their FFN; 0 where there are none */
     int32_t hidden_size;           /* H */
     int32_t num_experts;           /* N, without the shared experts */
     int32_t num_shared_experts;    /* N_s */
@@ -199,6 +201,15 @@ typedef struct moe_train_config { /* [train] */
     bool specialization;
 } moe_train_config;
 
+typedef struct moe_generate_config { /* [generate] */
+    char run[MOE_PATH_MAX];
+    char prompt[MOE_PATH_MAX]; /* with its escapes */
+    char prompts[MOE_PATH_MAX];
+    int64_t max_new_tokens;
+    double temperature;
+    int32_t sequences_per_device;
+} moe_generate_config;
+
 typedef struct moe_output_config { /* [output] */
     bool routing;
     bool tensors;
@@ -216,6 +227,12 @@ enum {
     MOE_PLACE_CLUSTER = -3 /* the file cluster.file */
 };
 
+typedef struct moe_config_hosts {
+    int32_t count; /* 0: one */
+    bool unequal;  /* they have different numbers of ranks */
+    bool mixed;    /* the ranks of a host do not follow each other */
+} moe_config_hosts;
+
 typedef struct moe_config {
     char name[MOE_NAME_MAX]; /* of the file, without its folder and .ini */
     moe_run_config run;
@@ -228,6 +245,7 @@ typedef struct moe_config {
     moe_placement_config placement;
     moe_data_config data;
     moe_train_config train;
+    moe_generate_config generate;
     moe_output_config output;
 
     char file[MOE_PATH_MAX];     /* the file's name as given to moe_config_parse, for messages */
@@ -236,6 +254,10 @@ typedef struct moe_config {
 
     bool compares_placements; /* set before resolving by --placements, which can do what a run
                                  cannot do yet: see moe_check_available */
+
+    /* Set before resolving: the hosts that the ranks are on, which are the nodes where
+     * cluster.devices_per_node = 0. Without them all ranks are on one host. */
+    moe_config_hosts hosts;
 
     /* The rest is derived by moe_config_resolve and has no key. */
     int32_t ranks;           /* 0 until resolved */
@@ -249,9 +271,19 @@ typedef struct moe_config {
     } segmented;
 } moe_config;
 
+/* Local. Layers with experts: what results, placements and recordings call layers. */
+static inline int32_t moe_config_moe_layers(const moe_config *c) {
+    return c->model.num_layers - c->model.first_dense_layers;
+}
+
 /* Local. True when the routing is recorded (data.source = routing) and not computed. */
 static inline bool moe_config_recorded(const moe_config *c) {
     return c->data.source == MOE_SOURCE_ROUTING;
+}
+
+/* Local. True when prompts are continued. */
+static inline bool moe_config_generates(const moe_config *c) {
+    return c->run.mode == MOE_MODE_GENERATE;
 }
 
 /* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which

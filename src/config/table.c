@@ -29,6 +29,7 @@ const moe_key moe_keys[MOE_NUM_KEYS] = {
 #define IS_ENUM(field) \
     (sizeof(field) == sizeof(int) && _Generic((field), int32_t: 0, float: 0, default: 1))
 #define IS_PATH(field) (sizeof(field) == MOE_PATH_MAX)
+#define IS_TEXT(field) (sizeof(field) == MOE_PATH_MAX)
 #define IS_PRESET(field) (sizeof(field) == MOE_NAME_MAX)
 #define MOE_KEY_ROW(section, key, type, ...)                  \
     _Static_assert(IS_##type(((moe_config *)0)->section.key), \

@@ -15,6 +15,7 @@ enum moe_key_type {
     MOE_TYPE_BOOL,
     MOE_TYPE_ENUM,
     MOE_TYPE_PATH,
+    MOE_TYPE_TEXT, /* stored like a path; what it may say is the reader's to check */
     MOE_TYPE_PRESET
 };
 

@@ -122,6 +122,7 @@ static bool parse_value(moe_config *c, enum moe_key_id k, const char *text) {
     case MOE_TYPE_ENUM:
         return parse_enum(k, text, out);
     case MOE_TYPE_PATH:
+    case MOE_TYPE_TEXT:
         return parse_path(text, out);
     case MOE_TYPE_PRESET:
         return parse_preset(text, out);
@@ -163,6 +164,7 @@ void moe_value_format(const moe_config *c, enum moe_key_id k, char text[MOE_VALU
         snprintf(text, MOE_VALUE_TEXT_MAX, "%s", moe_table_enum_name(k, *(const int *)in));
         break;
     case MOE_TYPE_PATH:
+    case MOE_TYPE_TEXT:
     case MOE_TYPE_PRESET:
         snprintf(text, MOE_VALUE_TEXT_MAX, "%s", (const char *)in);
         break;
@@ -205,6 +207,12 @@ void moe_value_allowed(enum moe_key_id k, char *text, size_t capacity) {
     case MOE_TYPE_PATH:
         snprintf(text, capacity,
                  "a path of at most %d characters without ' ;', ' #' and control characters",
+                 MOE_PATH_MAX - 1);
+        break;
+    case MOE_TYPE_TEXT:
+        snprintf(text, capacity,
+                 "a text of at most %d bytes without ' ;', ' #' and control characters (\\n is a "
+                 "line end, \\s a blank)",
                  MOE_PATH_MAX - 1);
         break;
     case MOE_TYPE_PRESET:

@@ -53,7 +53,7 @@ static void load_bias(const moe_config *c, double *bias, moe_status *st) {
         moe_fail(st, inner.code, "router.bias_file = %s", inner.message);
         return;
     }
-    int32_t n = c->model.num_experts, layers = c->model.num_layers;
+    int32_t n = c->model.num_experts, layers = moe_config_moe_layers(c);
     bool for_all = h.num_dims == 1 && h.shape[0] == n;
     bool for_each = h.num_dims == 2 && h.shape[0] == layers && h.shape[1] == n;
     if ((!for_all && !for_each) || !moe_dtype_is_float(h.dtype)) {
@@ -78,7 +78,7 @@ static void load_bias(const moe_config *c, double *bias, moe_status *st) {
 }
 
 static int read_bias(const moe_comm *comm, const moe_config *c, moe_input *in, moe_status *st) {
-    int64_t count = (int64_t)c->model.num_layers * c->model.num_experts;
+    int64_t count = (int64_t)moe_config_moe_layers(c) * c->model.num_experts;
     in->bias = moe_alloc(count, sizeof *in->bias, "bias");
     if (comm->rank == 0) {
         load_bias(c, in->bias, st);
@@ -147,7 +147,7 @@ int moe_input_read(const moe_comm *comm, moe_config *c, moe_input *in, moe_statu
     *in = (moe_input){0};
     MOE_ASSERT(c->cluster.devices > 0 && c->cluster.devices % comm->size == 0);
     const source *from = &sources[c->data.source];
-    if (from->read) {
+    if (from->read && !moe_config_generates(c)) { /* what generates reads prompts instead */
         from->read(comm, c, in, st);
     }
     if (st->code == MOE_OK && c->data.boundaries[0]) {

@@ -18,7 +18,7 @@ static int check_shape(const moe_config *c, const moe_npy_header *h, moe_status 
     }
     const bool one = h->num_dims == 1 && h->shape[0] == slots;
     const bool each =
-        h->num_dims == 2 && h->shape[0] == c->model.num_layers && h->shape[1] == slots;
+        h->num_dims == 2 && h->shape[0] == moe_config_moe_layers(c) && h->shape[1] == slots;
     if (one || each) {
         return MOE_OK;
     }
@@ -28,7 +28,7 @@ static int check_shape(const moe_config *c, const moe_npy_header *h, moe_status 
              (long long)(h->num_dims > 0 ? h->shape[h->num_dims - 1] : 1),
              (long long)(h->num_dims > 1 ? h->count / h->shape[h->num_dims - 1] : 1),
              (long long)slots, c->model.num_experts, c->placement.redundant_experts,
-             c->model.num_layers);
+             moe_config_moe_layers(c));
     return refuse(c, st, why);
 }
 
@@ -70,7 +70,7 @@ static int read_file(const moe_config *c, int32_t *expert_at, moe_status *st) {
     if (moe_npy_read(c->placement.file, &h, &data, &inner) != MOE_OK) {
         moe_fail(st, inner.code, "placement.file: %s", inner.message);
     } else if (check_shape(c, &h, st) == MOE_OK) {
-        for (int32_t l = 0; l < c->model.num_layers && st->code == MOE_OK; l++) {
+        for (int32_t l = 0; l < moe_config_moe_layers(c) && st->code == MOE_OK; l++) {
             for (int64_t s = 0; s < slots; s++) {
                 const int64_t id = moe_npy_i64(&h, data, (h.num_dims == 1 ? 0 : l * slots) + s);
                 expert_at[l * slots + s] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
@@ -87,7 +87,7 @@ int moe_input_read_placement(const moe_comm *comm,
                              moe_input *in,
                              moe_status *st) {
     const int64_t count =
-        (int64_t)c->model.num_layers * moe_config_slots_per_device(c) * c->cluster.devices;
+        (int64_t)moe_config_moe_layers(c) * moe_config_slots_per_device(c) * c->cluster.devices;
     in->expert_at = moe_alloc(count, sizeof *in->expert_at, "placement");
     if (comm->rank == 0) {
         read_file(c, in->expert_at, st);

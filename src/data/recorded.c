@@ -23,7 +23,7 @@ static moe_token_array token_rows(const moe_config *c,
                              .kind = kind,
                              .columns = columns,
                              .tokens = tokens,
-                             .layers = c->model.num_layers};
+                             .layers = moe_config_moe_layers(c)};
 }
 
 /* Index of the first number of the row of a plane (a layer of a step) and a local token. */

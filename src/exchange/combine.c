@@ -89,57 +89,59 @@ void moe_returned_sum(moe_exchange *e,
 
 /* --- bringing results back --- */
 
-static void reserve_returned(moe_exchange *e, int64_t count) {
-    moe_reserve_varying(&e->outgoing, &e->outgoing_capacity, count * e->inbox.hidden, sizeof(real),
-                        "returned rows");
-}
-
 /* Results for the own rank stand among the others: they are read there. */
-static moe_returned bring_whole(moe_exchange *e,
-                                const int64_t *back,
-                                const int64_t *here,
-                                const real *results) {
-    int64_t h = e->inbox.hidden;
-    int rank = e->comm->rank, ranks = e->comm->size;
-    moe_exchange_layout l = moe_exchange_layout_vectors(e, here, back);
-    reserve_returned(e, here[ranks] - (here[rank + 1] - here[rank]));
-    moe_comm_alltoallv(e->comm, (moe_blocks){(void *)(uintptr_t)results, l.recv_count, back},
-                       (moe_blocks){e->outgoing, l.send_count, l.send_offset},
-                       moe_payload_bytes(e->combined, h), e->most_rows);
-    return (moe_returned){e->outgoing, results + back[rank] * h, here[rank], here[rank + 1], h};
+static moe_returned bring_whole(moe_exchange *e, const moe_cargo *cargo) {
+    int rank = e->comm->rank;
+    const char *back = moe_exchange_carry(e, cargo, &e->returned);
+    return (moe_returned){
+        .back = (const real *)(const void *)back,
+        .own = (const real *)(const void *)(cargo->from + cargo->begin[rank] * cargo->stride),
+        .own_begin = cargo->arriving[rank],
+        .own_end = cargo->arriving[rank + 1],
+        .hidden = cargo->hidden};
 }
 
 /* The same in a narrow payload: all results become bytes, and bytes numbers again, those of the own
  * rank too. */
-static moe_returned bring_rounded(moe_exchange *e,
-                                  const int64_t *back,
-                                  const int64_t *here,
-                                  const real *results) {
-    moe_payload_format f = e->combined;
+static moe_returned bring_rounded(moe_exchange *e, moe_cargo *cargo) {
+    moe_payload_format f = cargo->format;
     int rank = e->comm->rank, ranks = e->comm->size;
-    int64_t h = e->inbox.hidden, bytes = moe_payload_bytes(f, h);
-    int64_t begin = here[rank], end = here[rank + 1], others = here[ranks] - (end - begin);
-    moe_reserve_varying(&e->coded, &e->coded_capacity, back[ranks] * bytes, 1, "rows to return");
-    moe_reserve_varying(&e->arriving, &e->arriving_capacity, others * bytes, 1, "returned rows");
-    reserve_returned(e, here[ranks]);
-    moe_payload_encode_all(f, results, back[ranks], h, e->coded);
-    moe_exchange_layout l = moe_exchange_layout_vectors(e, here, back);
-    moe_comm_alltoallv(e->comm, (moe_blocks){e->coded, l.recv_count, back},
-                       (moe_blocks){e->arriving, l.send_count, l.send_offset}, bytes, e->most_rows);
-    moe_payload_decode_all(f, e->arriving, begin, h, e->outgoing);
-    moe_payload_decode_all(f, e->coded + back[rank] * bytes, end - begin, h,
-                           e->outgoing + begin * h);
-    moe_payload_decode_all(f, e->arriving + begin * bytes, others - begin, h,
-                           e->outgoing + end * h);
-    return (moe_returned){.back = e->outgoing, .hidden = h};
+    const int64_t *here = cargo->arriving;
+    int64_t h = cargo->hidden, begin = here[rank], end = here[rank + 1];
+    int64_t others = here[ranks] - (end - begin);
+    cargo->encoded = true;
+    cargo->bytes = moe_payload_bytes(f, h);
+    const char *back = moe_exchange_carry(e, cargo, &e->arriving);
+    real *numbers = (real *)(void *)moe_landing_memory(
+        &e->returned, here[ranks] * h * (int64_t)sizeof(real), "returned rows");
+    moe_reserve_varying(&e->coded, &e->coded_capacity, (end - begin) * cargo->bytes, 1,
+                        "rows that stay");
+    moe_payload_encode_all(
+        f, (const real *)(const void *)(cargo->from + cargo->begin[rank] * cargo->stride),
+        end - begin, h, e->coded);
+    moe_payload_decode_all(f, back, begin, h, numbers);
+    moe_payload_decode_all(f, e->coded, end - begin, h, numbers + begin * h);
+    moe_payload_decode_all(f, back + begin * cargo->bytes, others - begin, h, numbers + end * h);
+    return (moe_returned){.back = numbers, .hidden = h};
 }
 
 moe_returned moe_exchange_bring(moe_exchange *e,
+                                enum moe_flow flow,
                                 const int64_t *back,
                                 const int64_t *here,
                                 const real *results) {
-    return moe_payload_rounds(e->combined) ? bring_rounded(e, back, here, results)
-                                           : bring_whole(e, back, here, results);
+    int64_t h = e->inbox.hidden, bytes = h * (int64_t)sizeof(real);
+    moe_cargo cargo = {.flow = flow,
+                       .begin = back,
+                       .arriving = here,
+                       .from = (const char *)results,
+                       .stride = bytes,
+                       .bytes = bytes,
+                       .format = e->combined,
+                       .hidden = h,
+                       .most = e->most_rows,
+                       .what = "returned rows"};
+    return moe_payload_rounds(e->combined) ? bring_rounded(e, &cargo) : bring_whole(e, &cargo);
 }
 
 void moe_exchange_combine(moe_exchange *e,
@@ -153,7 +155,7 @@ void moe_exchange_combine(moe_exchange *e,
     if (moe_row_format_hops(plan->mode) > 1) {
         b = moe_relay_bring(e, plan, results, devices_per_node, &order);
     } else {
-        b = moe_exchange_bring(e, e->inbox.rank_row, plan->rank_row, results);
+        b = moe_exchange_bring(e, MOE_FLOW_RESULTS, e->inbox.rank_row, plan->rank_row, results);
     }
     moe_returned_sum(e, &order, &b, devices_per_node, y);
 }

@@ -1,7 +1,7 @@
-/* exchange.c: dispatch over MPI_Alltoallv; combine.c is the way back.
+/* exchange.c: dispatch; combine.c is the way back, and carry.c carries both.
  *
- * Metadata are one stream of int32 words per destination (row_format.h). One Alltoallv carries
- * them, one more the vectors. The advantage is that a row's vector stays contiguous and aligned,
+ * Metadata are one stream of int32 words per destination (row_format.h). They are carried at once,
+ * and then the vectors. The advantage is that a row's vector stays contiguous and aligned,
  * and that the receiver can group rows by expert before the vectors arrive; the price is one more
  * message per pair of ranks than in a fused format. Rows of the own rank never enter a buffer: on
  * one rank nothing is packed at all. */
@@ -31,8 +31,10 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
         MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
         MOE_ARRAY(in->source_count, plan->hop > 0 ? plan->devices + 1 : 0),
-        MOE_ARRAY(e->sizes, 4 * (int64_t)plan->ranks),
+        MOE_ARRAY(e->counts, e->host ? 0 : 2 * (int64_t)plan->ranks),
         MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
+        MOE_ARRAY(e->word_begin, plan->ranks + 1),
+        MOE_ARRAY(e->word_arriving, plan->ranks + 1),
         MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
     };
     moe_block_reserve(&e->fixed, table, MOE_ARRAYS(table), "exchange");
@@ -59,59 +61,60 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->pair_position, grouped),
         MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
         MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
-        MOE_ARRAY(e->words_in, moe_row_format_words(format, rows, pairs)),
     };
     moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
 }
 
-/* --- layouts --- */
-
-moe_exchange_layout moe_exchange_layout_of(const moe_exchange *e) {
-    int64_t ranks = e->comm->size;
-    return (moe_exchange_layout){e->layout, e->layout + ranks, e->layout + 2 * ranks,
-                                 e->layout + 3 * ranks};
-}
-
-void moe_exchange_layout_set_offsets(const moe_exchange_layout *l, int ranks) {
-    int64_t out = 0, arriving = 0;
-    for (int q = 0; q < ranks; q++) {
-        l->send_offset[q] = out;
-        l->recv_offset[q] = arriving;
-        out += l->send_count[q];
-        arriving += l->recv_count[q];
-    }
-}
-
-moe_exchange_layout moe_exchange_layout_vectors(const moe_exchange *e,
-                                                const int64_t *send,
-                                                const int64_t *recv) {
-    moe_exchange_layout l = moe_exchange_layout_of(e);
-    for (int q = 0; q < e->comm->size; q++) {
-        bool own = q == e->comm->rank;
-        l.send_count[q] = own ? 0 : send[q + 1] - send[q];
-        l.recv_count[q] = own ? 0 : recv[q + 1] - recv[q];
-    }
-    moe_exchange_layout_set_offsets(&l, e->comm->size);
-    return l;
-}
-
 /* --- sizes --- */
+
+/* Between hosts by MPI_Alltoall. The ranks of a host read what the others have published. */
+static void exchange_counts(moe_exchange *e) {
+    int ranks = e->comm->size;
+    moe_counts *arriving = e->counts + ranks;
+    moe_host *h = e->host;
+    if (!h || h->size < ranks) {
+        moe_comm_alltoall(e->comm, e->counts, arriving, (int64_t)sizeof *arriving);
+    }
+    if (!h) {
+        return;
+    }
+    moe_window_barrier(&e->published, h);
+    for (int p = 0; p < h->size; p++) {
+        arriving[h->id[p]] = ((moe_counts *)(void *)e->published.piece[p])[e->comm->rank];
+    }
+}
+
+/* Memory where all ranks of the host can read this one's counts. */
+static void publish_counts(moe_exchange *e) {
+    moe_host *h = e->host;
+    for (int p = 0; p < h->size; p++) {
+        h->bytes[p] = 2 * e->comm->size * (int64_t)sizeof *e->counts;
+    }
+    moe_window_reserve(&e->published, h, h->bytes, "counts of rows");
+    e->counts = (moe_counts *)(void *)e->published.piece[h->rank];
+}
 
 /* Every rank tells every other how many rows and pairs it has for it. Which devices they are from
  * and for is known from the metadata: a row names its token and its experts. */
 static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
-    for (int32_t q = 0; q < plan->ranks; q++) {
-        e->sizes[2 * q] = plan->rank_row[q + 1] - plan->rank_row[q];
-        e->sizes[2 * q + 1] = plan->rank_pair[q + 1] - plan->rank_pair[q];
+    if (e->host) {
+        publish_counts(e);
     }
-    moe_comm_alltoall(e->comm, e->sizes, arriving, 2 * (int64_t)sizeof(int64_t));
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        e->counts[q] = (moe_counts){plan->rank_row[q + 1] - plan->rank_row[q],
+                                    plan->rank_pair[q + 1] - plan->rank_pair[q],
+                                    plan->row_part ? plan->row_part[plan->rank_row[q + 1]] -
+                                                         plan->row_part[plan->rank_row[q]]
+                                                   : 0};
+    }
+    exchange_counts(e);
+    const moe_counts *arriving = e->counts + plan->ranks;
     in->num_rows = in->num_pairs = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
         in->rank_row[q] = in->num_rows;
-        in->num_rows += arriving[2 * q];
-        in->num_pairs += arriving[2 * q + 1];
+        in->num_rows += arriving[q].rows;
+        in->num_pairs += arriving[q].pairs;
     }
     in->rank_row[plan->ranks] = in->num_rows;
 }
@@ -139,26 +142,39 @@ static const int32_t *write_words(const moe_plan *plan, const moe_inbox *before,
     return word;
 }
 
+/* Where the words for and from each rank begin. */
+static void lay_out_words(moe_exchange *e, const moe_plan *plan) {
+    const moe_counts *out = e->counts, *arriving = out + plan->ranks;
+    e->word_begin[0] = e->word_arriving[0] = 0;
+    for (int q = 0; q < plan->ranks; q++) {
+        e->word_begin[q + 1] =
+            e->word_begin[q] + moe_row_format_words(plan->format, out[q].rows, out[q].pairs);
+        e->word_arriving[q + 1] =
+            e->word_arriving[q] +
+            moe_row_format_words(plan->format, arriving[q].rows, arriving[q].pairs);
+    }
+}
+
 static void exchange_metadata(moe_exchange *e,
                               const moe_plan *plan,
                               const moe_placement *placement,
                               const moe_inbox *before) {
-    const moe_inbox *in = &e->inbox;
-    const moe_row_format *format = plan->format;
-    const int64_t *arriving = e->sizes + 2 * (int64_t)plan->ranks;
-    moe_exchange_layout l = moe_exchange_layout_of(e);
-    for (int q = 0; q < plan->ranks; q++) {
-        l.send_count[q] = moe_row_format_words(format, plan->rank_row[q + 1] - plan->rank_row[q],
-                                               plan->rank_pair[q + 1] - plan->rank_pair[q]);
-        l.recv_count[q] = moe_row_format_words(format, arriving[2 * q], arriving[2 * q + 1]);
-    }
-    moe_exchange_layout_set_offsets(&l, plan->ranks);
+    lay_out_words(e, plan);
     const int32_t *end = write_words(plan, before, e->words_out);
-    MOE_ASSERT(end == e->words_out + moe_row_format_words(format, plan->num_rows, plan->num_pairs));
-    moe_comm_alltoallv(e->comm, (moe_blocks){e->words_out, l.send_count, l.send_offset},
-                       (moe_blocks){e->words_in, l.recv_count, l.recv_offset}, sizeof(int32_t),
-                       moe_row_format_words(format, e->most_rows, e->most_rows));
-    moe_inbox_read(e, plan, placement, moe_row_format_words(format, in->num_rows, in->num_pairs));
+    MOE_ASSERT(end == e->words_out + e->word_begin[plan->ranks]);
+    const char *arrived = moe_exchange_carry(
+        e,
+        &(moe_cargo){.flow = MOE_FLOW_WORDS,
+                     .begin = e->word_begin,
+                     .arriving = e->word_arriving,
+                     .from = (const char *)e->words_out,
+                     .stride = sizeof(int32_t),
+                     .bytes = sizeof(int32_t),
+                     .most = moe_row_format_words(plan->format, e->most_rows, e->most_rows),
+                     .what = "metadata of rows"},
+        &e->words);
+    moe_inbox_read(e, plan, placement, (const int32_t *)(const void *)arrived,
+                   e->word_arriving[plan->ranks]);
 }
 
 void moe_exchange_announce(moe_exchange *e,
@@ -171,6 +187,7 @@ void moe_exchange_announce(moe_exchange *e,
     moe_inbox *in = &e->inbox;
     e->comm = comm;
     e->most_rows = most_pairs_global;
+    e->format = plan->format;
     in->devices = plan->devices;
     in->num_local = plan->num_local;
     in->slots = placement->slots_per_device;
@@ -184,51 +201,23 @@ void moe_exchange_announce(moe_exchange *e,
 
 /* --- vectors --- */
 
-/* Copies the vectors of the rows for other ranks, `bytes` long, from `tokens` into `outgoing`. */
-static void pack(const moe_exchange *e, const moe_plan *plan, const char *tokens, int64_t bytes) {
-    int64_t own_begin = plan->rank_row[e->comm->rank];
-    int64_t own_end = plan->rank_row[e->comm->rank + 1];
-    int64_t own = own_end - own_begin;
-    char *to = (char *)e->outgoing;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < plan->num_rows - own; i++) {
-        int64_t r = i < own_begin ? i : i + own;
-        memcpy(to + i * bytes, tokens + plan->row_token[r] * bytes, (size_t)bytes);
-    }
-}
-
-/* Copies the vectors of the rows of the own rank to their places among all rows of the inbox. */
-static void keep_own(const moe_exchange *e,
-                     const moe_plan *plan,
-                     const char *tokens,
-                     int64_t bytes,
-                     char *to) {
-    int64_t begin = plan->rank_row[e->comm->rank], end = plan->rank_row[e->comm->rank + 1];
-    char *own = to + e->inbox.rank_row[e->comm->rank] * bytes;
-#pragma omp parallel for schedule(static)
-    for (int64_t r = begin; r < end; r++) {
-        memcpy(own + (r - begin) * bytes, tokens + plan->row_token[r] * bytes, (size_t)bytes);
-    }
-}
-
-void moe_exchange_move(moe_exchange *e,
-                       const moe_plan *plan,
-                       const char *tokens,
-                       int64_t bytes,
-                       char *to,
-                       bool whole) {
-    const moe_inbox *in = &e->inbox;
-    int64_t own = plan->rank_row[e->comm->rank + 1] - plan->rank_row[e->comm->rank];
-    moe_reserve_varying(&e->outgoing, &e->outgoing_capacity, (plan->num_rows - own) * in->hidden,
-                        sizeof(real), "rows to send");
-    pack(e, plan, tokens, bytes);
-    if (whole) {
-        keep_own(e, plan, tokens, bytes, to);
-    }
-    moe_exchange_layout l = moe_exchange_layout_vectors(e, plan->rank_row, in->rank_row);
-    moe_comm_alltoallv(e->comm, (moe_blocks){e->outgoing, l.send_count, l.send_offset},
-                       (moe_blocks){to, l.recv_count, whole ? in->rank_row : l.recv_offset}, bytes,
-                       e->most_rows);
+char *moe_exchange_move(moe_exchange *e,
+                        const moe_plan *plan,
+                        const char *tokens,
+                        int64_t bytes,
+                        moe_landing *l,
+                        bool whole) {
+    return moe_exchange_carry(e,
+                              &(moe_cargo){.flow = whole ? MOE_FLOW_RELAYED : MOE_FLOW_VECTORS,
+                                           .begin = plan->rank_row,
+                                           .arriving = e->inbox.rank_row,
+                                           .from = tokens,
+                                           .index = plan->row_token,
+                                           .stride = bytes,
+                                           .bytes = bytes,
+                                           .most = e->most_rows,
+                                           .what = "received rows"},
+                              l);
 }
 
 /* x [T,H] in the format of the wire: itself, or encoded in e->coded. */
@@ -275,15 +264,16 @@ static void send_rows(moe_exchange *e,
     } else {
         rows->local = moe_inbox_rows_decoded(rows, f, tokens, plan->num_tokens, in->hidden, false);
     }
-    moe_reserve_varying(&rows->remote, &rows->capacity, arriving * in->hidden, sizeof(real),
-                        "received rows");
     if (!moe_payload_rounds(f)) {
-        moe_exchange_move(e, plan, tokens, bytes, (char *)rows->remote, false);
+        rows->remote = (const real *)(const void *)moe_exchange_move(e, plan, tokens, bytes,
+                                                                     &rows->landing, false);
         return;
     }
-    moe_reserve_varying(&e->arriving, &e->arriving_capacity, arriving * bytes, 1, "received rows");
-    moe_exchange_move(e, plan, tokens, bytes, e->arriving, false);
-    moe_payload_decode_all(f, e->arriving, arriving, in->hidden, rows->remote);
+    const char *arrived = moe_exchange_move(e, plan, tokens, bytes, &e->arriving, false);
+    real *decoded = (real *)(void *)moe_landing_memory(
+        &rows->landing, arriving * in->hidden * (int64_t)sizeof(real), "received rows");
+    moe_payload_decode_all(f, arrived, arriving, in->hidden, decoded);
+    rows->remote = decoded;
 }
 
 void moe_exchange_dispatch(moe_exchange *e,
@@ -320,23 +310,24 @@ void moe_exchange_bring_pairs(moe_exchange *e,
                               const moe_plan *plan,
                               const real *values,
                               real *returned) {
-    const moe_comm *comm = e->comm;
     const moe_inbox *in = &e->inbox;
-    moe_exchange_layout l = moe_exchange_layout_of(e);
-    for (int q = 0; q < comm->size; q++) {
-        l.send_offset[q] = in->row_pair[in->rank_row[q]];
-        l.send_count[q] = in->row_pair[in->rank_row[q + 1]] - l.send_offset[q];
-        l.recv_count[q] = plan->rank_pair[q + 1] - plan->rank_pair[q];
+    int64_t *begin = e->word_begin; /* the metadata have arrived */
+    for (int q = 0; q <= plan->ranks; q++) {
+        begin[q] = in->row_pair[in->rank_row[q]];
     }
-    int64_t own = l.send_count[comm->rank];
-    if (own) {
-        memcpy(returned + plan->rank_pair[comm->rank], values + l.send_offset[comm->rank],
-               (size_t)own * sizeof(real));
+    const char *back = moe_exchange_carry(e,
+                                          &(moe_cargo){.flow = MOE_FLOW_PAIRS,
+                                                       .begin = begin,
+                                                       .arriving = plan->rank_pair,
+                                                       .from = (const char *)values,
+                                                       .stride = sizeof(real),
+                                                       .bytes = sizeof(real),
+                                                       .most = e->most_rows,
+                                                       .what = "numbers of pairs"},
+                                          &e->pairs);
+    if (plan->num_pairs > 0) {
+        memcpy(returned, back, (size_t)plan->num_pairs * sizeof(real));
     }
-    l.send_count[comm->rank] = l.recv_count[comm->rank] = 0;
-    moe_comm_alltoallv(comm, (moe_blocks){(void *)(uintptr_t)values, l.send_count, l.send_offset},
-                       (moe_blocks){returned, l.recv_count, plan->rank_pair}, sizeof(real),
-                       e->most_rows);
 }
 
 void moe_exchange_return_pairs(moe_exchange *e,
@@ -354,12 +345,14 @@ void moe_exchange_free(moe_exchange *e) {
     moe_relay_free(e->relay);
     moe_block_free(&e->fixed);
     moe_block_free(&e->arrived);
-    moe_free(e->outgoing);
+    moe_landing *const landings[] = {&e->words,    &e->pairs,           &e->returned,
+                                     &e->arriving, &e->inbox.x.landing, &e->inbox.dy.landing};
+    for (size_t i = 0; i < sizeof landings / sizeof landings[0]; i++) {
+        moe_landing_free(landings[i]);
+    }
+    moe_window_free(&e->published);
     moe_free(e->coded);
-    moe_free(e->arriving);
-    moe_free(e->inbox.x.remote);
     moe_free(e->inbox.x.rounded);
-    moe_free(e->inbox.dy.remote);
     moe_free(e->inbox.dy.rounded);
     *e = (moe_exchange){0};
 }

@@ -1,5 +1,5 @@
-/* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv. docs/method.md
- * section 4.
+/* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv, or inside a host through
+ * shared memory (carry.c). docs/method.md section 4.
  *
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
  * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and
@@ -24,15 +24,30 @@
 #include "exchange/payload.h"
 #include "exchange/plan.h"
 #include "world/comm.h"
+#include "world/window.h"
+
+/* Where rows land. Zeroed at first. */
+typedef struct moe_landing {
+    char *rows;       /* what is in use: `memory`, or this rank's piece of the window */
+    char *memory;     /* of this rank alone; owned */
+    int64_t capacity; /* of memory, in bytes */
+    moe_window window;
+    int64_t barriers; /* of the host, when what landed last had landed */
+} moe_landing;
+
+/* What a rank has for another one, or gets from it. */
+typedef struct moe_counts {
+    int64_t rows, pairs, parts;
+} moe_counts;
 
 /* One vector for each row of the inbox: rows from other ranks stand in `remote`, rows of the own
  * rank are read from its own tokens. */
 typedef struct moe_inbox_rows {
-    const real *local; /* [T,H]: the caller's, or `rounded`; of a second hop [rows of the first,H]
-                        */
-    real *remote;      /* [num_rows - own rows, H] */
-    int64_t capacity;  /* of remote, in numbers */
-    real *rounded;     /* [T,H] as a narrow payload left it */
+    const real *local;   /* [T,H]: the caller's, or `rounded`; of a second hop [rows of the first,H]
+                          */
+    const real *remote;  /* [num_rows - own rows, H]: the landing's */
+    moe_landing landing; /* of vectors that are not rounded; else memory of what was decoded */
+    real *rounded;       /* [T,H] as a narrow payload left it */
     int64_t rounded_capacity;
 } moe_inbox_rows;
 
@@ -72,6 +87,8 @@ typedef struct moe_inbox {
 /* Zeroed before the first dispatch; its memory is used again from step to step. */
 typedef struct moe_exchange {
     const moe_comm *comm;
+    moe_host *host; /* the ranks to which rows go through shared memory; NULL: MPI_Alltoallv carries
+                       all. Set by the caller before the dispatch */
     moe_payload_format dispatched, combined; /* of x; of results, dy and dx. Set by the caller
                                                 before the dispatch; zeroed, all is fp32 */
     bool node_sum;   /* likewise, of mode two_level: nodes add up what their devices return */
@@ -79,21 +96,23 @@ typedef struct moe_exchange {
     struct moe_relay *relay; /* the first hop of two; made by the first dispatch that has one */
     int64_t most_rows;       /* T_global * K: no rank holds more rows, which all ranks know */
 
-    int64_t *sizes;  /* [2][ranks][2] rows and pairs for and from each rank */
-    int64_t *layout; /* [4][ranks] counts and offsets of one Alltoallv */
-    real *sums;      /* [threads][2,H] sums of combine */
-    int threads;     /* as many as there were at the dispatch */
+    moe_counts *counts;                  /* [2][ranks] for and from each rank */
+    moe_window published;                /* the same of each rank of the host */
+    const moe_row_format *format;        /* of the plan's rows */
+    int64_t *layout;                     /* [4][ranks] counts and offsets of one Alltoallv */
+    int64_t *word_begin, *word_arriving; /* [ranks + 1] metadata for and from each rank */
+    real *sums;                          /* [threads][2,H] sums of combine */
+    int threads;                         /* as many as there were at the dispatch */
     moe_block fixed; /* memory of these, and of the inbox's arrays by device, rank and slot */
 
-    int32_t *words_out, *words_in; /* metadata */
-    moe_block arrived;             /* memory of these, and of the inbox's arrays by row and pair */
-
-    real *outgoing; /* [rows for other ranks, H] packed for dispatch; later what combine brought
-                       (of a narrow payload for all rows of the plan) */
-    int64_t outgoing_capacity; /* in numbers */
-
-    char *coded, *arriving; /* narrow payloads: tokens or results as bytes; rows from others */
-    int64_t coded_capacity, arriving_capacity;
+    int32_t *words_out;       /* metadata */
+    moe_block arrived;        /* memory of it, and of the inbox's arrays by row and pair */
+    moe_landing words, pairs; /* metadata; numbers of pairs that came back */
+    moe_landing returned;     /* [rows for other ranks, H] what combine brought (of a narrow payload
+                                 for all rows of the plan) */
+    moe_landing arriving;     /* narrow payloads: rows from other ranks, as bytes */
+    char *coded;              /* narrow payloads: tokens, or results for the own rank, as bytes */
+    int64_t coded_capacity;   /* in bytes */
 } moe_exchange;
 
 /* Two hops: what the second one starts from. Zeroed at first, like the exchange that owns it. */

@@ -133,10 +133,10 @@ static void read_row(moe_inbox *in, reading *at) {
 void moe_inbox_read(moe_exchange *e,
                     const moe_plan *plan,
                     const moe_placement *placement,
+                    const int32_t *word,
                     int64_t num_words) {
     moe_inbox *in = &e->inbox;
-    reading at = {
-        .plan = plan, .placement = placement, .word = e->words_in, .end = e->words_in + num_words};
+    reading at = {.plan = plan, .placement = placement, .word = word, .end = word + num_words};
     in->num_cells = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
         begin_rank(&at, q);

@@ -1,26 +1,48 @@
-/* internal.h: what the files of the exchange share: the counts and offsets of one Alltoallv, one
- * hop there and back, and the inbox. */
+/* internal.h: what the files of the exchange share: how rows are carried, one hop there and back,
+ * and the inbox. */
 #ifndef MOESIM_EXCHANGE_INTERNAL_H
 #define MOESIM_EXCHANGE_INTERNAL_H
 
 #include "exchange/exchange.h"
 
-/* In units of the Alltoallv's rows; each use is over before the next begins. */
-typedef struct moe_exchange_layout {
-    int64_t *send_count, *send_offset, *recv_count, *recv_offset; /* [ranks] */
-} moe_exchange_layout;
+/* --- carry.c --- */
 
-/* Local. The arrays, which the exchange owns. */
-moe_exchange_layout moe_exchange_layout_of(const moe_exchange *e);
+/* What is carried. */
+enum moe_flow {
+    MOE_FLOW_WORDS,   /* metadata */
+    MOE_FLOW_VECTORS, /* of the plan's rows; those for the own rank stay where they are */
+    MOE_FLOW_RELAYED, /* the same, those for the own rank too */
+    MOE_FLOW_RESULTS, /* one for each row, back; those for the own rank stay where they are */
+    MOE_FLOW_PARTS,   /* one for each part of a row, likewise */
+    MOE_FLOW_PAIRS    /* a number for each pair, back */
+};
 
-/* Local. Puts blocks one behind the other. */
-void moe_exchange_layout_set_offsets(const moe_exchange_layout *l, int ranks);
+/* Rows on their way: those for rank q are begin[q] .. begin[q + 1] - 1, and those from it take the
+ * places arriving[q] .. arriving[q + 1] - 1, which move up where the own rank's stay away. */
+typedef struct moe_cargo {
+    enum moe_flow flow;
+    const int64_t *begin, *arriving; /* [ranks + 1] */
+    const char *from;     /* row i is number i of these, or number index[i], `stride` bytes each */
+    const int32_t *index; /* or NULL: then they stand without gaps unless they are encoded */
+    int64_t stride;
+    int64_t bytes; /* of a row on its way */
+    bool encoded;  /* `from` are numbers [hidden], which become bytes of the format on the way */
+    moe_payload_format format;
+    int64_t hidden;
+    int64_t most;     /* no rank has or gets more rows, which all ranks know */
+    const char *what; /* names the memory where they land */
+} moe_cargo;
 
-/* Local. Rows for and from each other rank, from the first ones [ranks + 1]; none for the own. Send
- * offsets and receive offsets leave out the own rank's block. */
-moe_exchange_layout moe_exchange_layout_vectors(const moe_exchange *e,
-                                                const int64_t *send,
-                                                const int64_t *recv);
+/* Collective. Returns where the rows have landed: l->rows. */
+char *moe_exchange_carry(moe_exchange *e, const moe_cargo *cargo, moe_landing *l);
+
+/* Local. Whether rank q shares memory with this one, and rows go there through it. */
+bool moe_exchange_is_near(const moe_exchange *e, int q);
+
+/* Local. Memory for this rank alone; l->rows. */
+char *moe_landing_memory(moe_landing *l, int64_t bytes, const char *what);
+/* Collective among the ranks of the host, where windows were used. */
+void moe_landing_free(moe_landing *l);
 
 /* --- exchange.c: one hop there --- */
 
@@ -35,13 +57,13 @@ void moe_exchange_announce(moe_exchange *e,
                            const moe_inbox *before);
 
 /* Collective. Sends the vectors of the plan's rows, `bytes` long, which are copied from `tokens`,
- * to `to`: those from other ranks without gaps, or with `whole` all rows of the inbox. */
-void moe_exchange_move(moe_exchange *e,
-                       const moe_plan *plan,
-                       const char *tokens,
-                       int64_t bytes,
-                       char *to,
-                       bool whole);
+ * to `l`: those from other ranks without gaps, or with `whole` all rows of the inbox. */
+char *moe_exchange_move(moe_exchange *e,
+                        const moe_plan *plan,
+                        const char *tokens,
+                        int64_t bytes,
+                        moe_landing *l,
+                        bool whole);
 
 /* Collective. One number of each pair of the inbox becomes returned [plan pairs]. */
 void moe_exchange_bring_pairs(moe_exchange *e,
@@ -61,9 +83,11 @@ typedef struct moe_returned {
 /* Local. The vector of result i. */
 const real *moe_returned_row(const moe_returned *b, int64_t i);
 
-/* Collective. results go back: those for rank q, of which this rank has its share, are back[q] ..
- * back[q + 1] - 1, and those that come back from it take the places here[q] .. here[q + 1] - 1. */
+/* Collective. results go back, or parts: those for rank q, of which this rank has its share, are
+ * back[q] .. back[q + 1] - 1, and those that come back from it take the places here[q] ..
+ * here[q + 1] - 1. */
 moe_returned moe_exchange_bring(moe_exchange *e,
+                                enum moe_flow flow,
                                 const int64_t *back,
                                 const int64_t *here,
                                 const real *results);
@@ -89,6 +113,7 @@ void moe_returned_sum(moe_exchange *e,
 void moe_inbox_read(moe_exchange *e,
                     const moe_plan *plan,
                     const moe_placement *placement,
+                    const int32_t *word,
                     int64_t num_words);
 /* count rows of format f as numbers: themselves, or decoded in rows->rounded. varies: the count
  * changes from step to step. */

@@ -55,6 +55,7 @@ void moe_relay_announce(moe_exchange *e,
     }
     moe_relay *relay = e->relay;
     const moe_inbox *in = &relay->first.inbox;
+    relay->first.host = e->host;
     relay->first.dispatched = e->dispatched;
     relay->first.combined = e->combined;
     moe_exchange_announce(&relay->first, comm, plan, placement, hidden, most_pairs_global, NULL);
@@ -81,18 +82,9 @@ const char *moe_relay_move(moe_exchange *e,
     moe_exchange *first = &e->relay->first;
     moe_inbox_rows *arrived = gradient ? &first->inbox.dy : &first->inbox.x;
     int64_t count = first->inbox.num_rows, h = first->inbox.hidden;
-    int64_t bytes = moe_payload_bytes(f, h);
-    char *to;
-    if (moe_payload_rounds(f)) {
-        moe_reserve_varying(&first->arriving, &first->arriving_capacity, count * bytes, 1,
-                            "relayed rows");
-        to = first->arriving;
-    } else {
-        moe_reserve_varying(&arrived->remote, &arrived->capacity, count * h, sizeof(real),
-                            "relayed rows");
-        to = (char *)arrived->remote;
-    }
-    moe_exchange_move(first, plan, tokens, bytes, to, true);
+    const char *to =
+        moe_exchange_move(first, plan, tokens, moe_payload_bytes(f, h),
+                          moe_payload_rounds(f) ? &first->arriving : &arrived->landing, true);
     rows->local = moe_inbox_rows_decoded(rows, f, to, count, h, true);
     return to;
 }
@@ -111,8 +103,8 @@ static moe_returned bring_sums(moe_exchange *e,
     moe_reserve_varying(&relay->returned, &relay->returned_capacity, second->num_tokens * b->hidden,
                         sizeof(real), "sums of a node");
     moe_returned_sum(e, &order, b, devices_per_node, relay->returned);
-    return moe_exchange_bring(&relay->first, relay->first.inbox.rank_row, plan->rank_row,
-                              relay->returned);
+    return moe_exchange_bring(&relay->first, MOE_FLOW_RESULTS, relay->first.inbox.rank_row,
+                              plan->rank_row, relay->returned);
 }
 
 /* What came back for each arrived row, one vector behind the other: the row's parts. */
@@ -131,7 +123,7 @@ static moe_returned bring_parts(moe_exchange *e, const moe_plan *plan, const moe
         back[q] = second->token_row_offset[relay->first.inbox.rank_row[q]];
         here[q] = plan->row_part[plan->rank_row[q]];
     }
-    return moe_exchange_bring(&relay->first, back, here, relay->returned);
+    return moe_exchange_bring(&relay->first, MOE_FLOW_PARTS, back, here, relay->returned);
 }
 
 moe_returned moe_relay_bring(moe_exchange *e,
@@ -139,7 +131,8 @@ moe_returned moe_relay_bring(moe_exchange *e,
                              const real *results,
                              int32_t devices_per_node,
                              moe_sum_order *order) {
-    moe_returned b = moe_exchange_bring(e, e->inbox.rank_row, e->relay->plan.rank_row, results);
+    moe_returned b = moe_exchange_bring(e, MOE_FLOW_RESULTS, e->inbox.rank_row,
+                                        e->relay->plan.rank_row, results);
     MOE_ASSERT(devices_per_node == plan->devices_per_node);
     if (e->node_sum) {
         return bring_sums(e, plan, &b, devices_per_node);

@@ -27,6 +27,13 @@ const moe_ffn_type *moe_ffn_type_of(enum moe_expert_type type) {
 
 /* --- weights --- */
 
+/* Of W1, W2 and W3. */
+static const uint32_t streams[][3] = {
+    [MOE_FFN_ROUTED] = {MOE_RNG_EXPERT_W1, MOE_RNG_EXPERT_W2, MOE_RNG_EXPERT_W3},
+    [MOE_FFN_SHARED] = {MOE_RNG_SHARED_W1, MOE_RNG_SHARED_W2, MOE_RNG_SHARED_W3},
+    [MOE_FFN_DENSE] = {MOE_RNG_DENSE_W1, MOE_RNG_DENSE_W2, MOE_RNG_DENSE_W3},
+};
+
 /* `count` matrices [rows, columns], each normal with variance 1 / columns and keyed by (layer, id),
  * or all zero. */
 static real *keyed_matrices(const moe_ffn_shape *s,
@@ -77,13 +84,11 @@ void moe_ffn_init(moe_ffn *f, const moe_ffn_shape *s) {
         init_lora(f, s);
         return;
     }
-    f->w1 = keyed_matrices(s, s->count, s->width, s->hidden,
-                           s->shared ? MOE_RNG_SHARED_W1 : MOE_RNG_EXPERT_W1, false);
-    f->w2 = keyed_matrices(s, s->count, s->hidden, s->width,
-                           s->shared ? MOE_RNG_SHARED_W2 : MOE_RNG_EXPERT_W2, false);
+    const uint32_t *stream = streams[s->kind];
+    f->w1 = keyed_matrices(s, s->count, s->width, s->hidden, stream[0], false);
+    f->w2 = keyed_matrices(s, s->count, s->hidden, s->width, stream[1], false);
     if (type->matrices == 3) {
-        f->w3 = keyed_matrices(s, s->count, s->width, s->hidden,
-                               s->shared ? MOE_RNG_SHARED_W3 : MOE_RNG_EXPERT_W3, false);
+        f->w3 = keyed_matrices(s, s->count, s->width, s->hidden, stream[2], false);
     }
 }
 

@@ -55,13 +55,17 @@ typedef struct moe_ffn_gradient {
     bool replace; /* what is there is overwritten; else gradients are added to it */
 } moe_ffn_gradient;
 
+/* What an FFN is for: each kind has random numbers of its own. A dense one stands in a layer
+ * without experts (model.first_dense_layers). */
+enum moe_ffn_kind { MOE_FFN_ROUTED, MOE_FFN_SHARED, MOE_FFN_DENSE };
+
 /* What shapes and keys the weights of `count` FFNs. */
 typedef struct moe_ffn_shape {
     enum moe_expert_type type;
     int64_t count, hidden, width, rank;
     double lora_alpha;
     bool zero_b; /* lora: B is 0, as where training starts; else it is random, as after training */
-    bool shared; /* a shared expert: keyed apart from the routed ones */
+    enum moe_ffn_kind kind;
     int64_t seed;
     int32_t layer;
     const int32_t *id; /* [count] expert ids */

@@ -366,7 +366,7 @@ static void note_micro_batch(moe_derivation *d,
                              const moe_derive_job *job,
                              const moe_layer_metrics *metrics,
                              int32_t first) {
-    int32_t of = job->config->train.accumulate, layers = job->config->model.num_layers;
+    int32_t of = job->config->train.accumulate, layers = moe_config_moe_layers(job->config);
     if (job->config->run.mode != MOE_MODE_TRAIN || of == 1) {
         return;
     }

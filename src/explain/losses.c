@@ -170,8 +170,9 @@ void moe_explain_all_layers(const moe_watched *w) {
     one.alpha_all_layers = 1;
     moe_balance_add_all_layers(&one, &all->global, cell, 1, a);
     double share = moe_scores_dot(a, e->normalized, e->num_experts) / divisor;
-    e->loss[one.form] = (moe_explained_loss){all->loss[w->context->config->balance.scope][one.form],
-                                             share, alpha, w->context->config->model.num_layers};
+    e->loss[one.form] =
+        (moe_explained_loss){all->loss[w->context->config->balance.scope][one.form], share, alpha,
+                             moe_config_moe_layers(w->context->config)};
     for (int64_t i = 0; i < n; i++) {
         a[i] *= alpha * e->divisor / divisor;
     }

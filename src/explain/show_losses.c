@@ -282,7 +282,7 @@ void moe_explain_show_gradients(const moe_screen *s,
     int32_t most = l->num_choices + OTHERS < MOST_ROWS ? l->num_choices + OTHERS : MOST_ROWS;
     int column[MOST_COLUMNS];
     double left_out =
-        l->has_task ? 0 : moe_balance_alpha_all_layers(&c->balance, c->model.num_layers);
+        l->has_task ? 0 : moe_balance_alpha_all_layers(&c->balance, moe_config_moe_layers(c));
     fputc('\n', s->out);
     if (left_out != 0) {
         moe_screen_wrapped(s, 2, "",

@@ -165,6 +165,9 @@ void moesim_layer_free(moesim_layer *l) {
 static int resolve(moesim_layer *l, moe_status *st) {
     moe_config *c = &l->config;
     *c = l->settings;
+    if (c->cluster.devices == 0) {
+        c->cluster.devices = 1; /* there are no ranks that refusals could speak of */
+    }
     if (moe_layer_describe(l, c, st) != MOE_OK || moe_config_resolve(c, 1, st) != MOE_OK) {
         return st->code;
     }

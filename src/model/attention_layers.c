@@ -47,11 +47,23 @@ void moe_attention_layers_free(moe_attention_layers *a) {
         moe_attention_activations_free(&a->activations[i]);
     }
     moe_attention_work_free(&a->work);
+    moe_attention_cache_free(&a->cache);
+    moe_attention_decode_work_free(&a->decode_work);
     moe_free(a->layer);
     moe_free(a->activations);
     moe_free(a->sum);
     moe_free(a->index);
     *a = (moe_attention_layers){0};
+}
+
+void moe_attention_layers_remember(moe_attention_layers *a, int64_t places) {
+    if (a->num_layers == 0) {
+        return;
+    }
+    moe_attention_cache_init(&a->cache, &a->shape, a->num_layers, a->context->batch->num_segments,
+                             places);
+    moe_attention_work_free(&a->work);
+    moe_attention_work_init(&a->work, &a->shape, places);
 }
 
 void moe_attention_layers_register(moe_attention_layers *a, int32_t l, moe_parameters *parameters) {
@@ -89,6 +101,20 @@ static void add_span(const moe_attention_layers *a,
     moe_timeline_add(a->context->timeline, kind, l, begin, moe_comm_time(), NULL);
 }
 
+/* y = the attention of layer l, without the residual. */
+static void attend(moe_attention_layers *a, int32_t l, const real *x, real *y) {
+    const moe_batch *batch = a->context->batch;
+    if (a->decodes) {
+        moe_attention_decode(&a->shape, &a->layer[l], &a->work.rotary, &a->cache, l, x,
+                             &a->decode_work, y);
+        return;
+    }
+    moe_attention_forward(&a->shape, &a->layer[l], batch, x, activations_of(a, l), &a->work, y);
+    if (a->cache.num_layers > 0) {
+        moe_attention_cache_fill(&a->cache, &a->shape, l, batch, activations_of(a, l), &a->work);
+    }
+}
+
 const real *moe_attention_layers_forward(moe_attention_layers *a, int32_t l, const real *x) {
     if (a->num_layers == 0) {
         return x;
@@ -96,7 +122,7 @@ const real *moe_attention_layers_forward(moe_attention_layers *a, int32_t l, con
     const moe_batch *batch = a->context->batch;
     const double begin = moe_comm_time();
     real *sum = a->sum[l];
-    moe_attention_forward(&a->shape, &a->layer[l], batch, x, activations_of(a, l), &a->work, sum);
+    attend(a, l, x, sum);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < batch->num_tokens * a->shape.hidden; i++) {
         sum[i] += x[i];

@@ -7,8 +7,9 @@
 static void init_placements(moe_context *context) {
     const moe_config *c = context->config;
     const int32_t slots = moe_config_slots_per_device(c);
-    context->placements = moe_alloc(c->model.num_layers, sizeof *context->placements, "placements");
-    for (int32_t l = 0; l < c->model.num_layers; l++) {
+    context->placements =
+        moe_alloc(moe_config_moe_layers(c), sizeof *context->placements, "placements");
+    for (int32_t l = 0; l < moe_config_moe_layers(c); l++) {
         moe_placement *p = &context->placements[l];
         moe_placement_init(p, c->model.num_experts, c->cluster.devices, slots,
                            c->cluster.devices_per_node);
@@ -24,7 +25,7 @@ static void init_placements(moe_context *context) {
 }
 
 void moe_context_free(moe_context *context) {
-    for (int32_t l = 0; context->placements && l < context->config->model.num_layers; l++) {
+    for (int32_t l = 0; context->placements && l < moe_config_moe_layers(context->config); l++) {
         moe_placement_free(&context->placements[l]);
     }
     moe_free(context->placements);
@@ -41,6 +42,8 @@ void moe_context_init(moe_context *context,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
     context->bf16 = c->model.compute == MOE_COMPUTE_BF16;
+    const bool shared = c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && comm->local_size > 1;
+    context->host = shared ? comm->host : NULL;
     context->dispatched = moe_payload_of_dispatch(c);
     context->combined = moe_payload_of_combine(c);
     init_placements(context);
@@ -48,7 +51,7 @@ void moe_context_init(moe_context *context,
     moe_router_init(&context->router, &c->router, &c->balance, c->model.num_experts,
                     c->cluster.devices, input->bias);
     batch->scratch = context->router.scratch = scratch;
-    moe_balance_init(&context->balance, &c->balance, c->model.num_layers, c->comm_limit);
+    moe_balance_init(&context->balance, &c->balance, moe_config_moe_layers(c), c->comm_limit);
     context->balance.has_logits = !moe_config_recorded(c);
     context->balance.has_scores = !moe_config_recorded(c) || c->data.scores[0];
     moe_capacity_init(&context->capacity, &c->capacity, c->model.num_experts, c->cluster.devices,

@@ -37,6 +37,7 @@ typedef struct moe_context {
     bool bf16;    /* experts compute in bf16 */
     moe_payload_format dispatched; /* of x on its way to the experts */
     moe_payload_format combined;   /* of results, dy and dx */
+    struct moe_host *host;         /* ranks that rows reach through shared memory, or NULL */
     bool trains;                   /* a gradient will be taken: noise and expert dropout act */
     bool keep; /* the layers keep what backward needs (pre-activations of the experts) */
 } moe_context;

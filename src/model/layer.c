@@ -23,7 +23,10 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     const moe_config *c = context->config;
     const moe_placement *p = &context->placements[index];
     int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
-    *layer = (moe_layer){.index = index, .placement = p, .router = context->router};
+    *layer = (moe_layer){.index = index,
+                         .depth = c->model.first_dense_layers + index,
+                         .placement = p,
+                         .router = context->router};
     const double *bias =
         context->input->bias ? context->input->bias + (int64_t)index * c->model.num_experts : NULL;
     layer->router.bias = bias;
@@ -62,7 +65,7 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     if (c->model.num_shared_experts == 0) {
         return;
     }
-    shape.shared = true;
+    shape.kind = MOE_FFN_SHARED;
     shape.count = 1;
     shape.width = f * c->model.num_shared_experts;
     shape.id = NULL;
@@ -104,19 +107,19 @@ static int add_replicated(moe_parameters *all,
 
 /* A matrix [rows, columns] of each local expert. */
 static int add_experts(moe_parameters *all,
-                       int32_t layer,
+                       const moe_layer *layer,
                        const char *what,
                        int64_t rows,
                        int64_t columns,
-                       const moe_ffn *f,
                        const moe_context *context,
                        real *value) {
     char name[64];
-    const moe_placement *p = &context->placements[layer];
+    const moe_ffn *f = &layer->experts;
+    const moe_placement *p = layer->placement;
     if (!value) {
         return -1;
     }
-    snprintf(name, sizeof name, "layer%d.experts.%s", layer, what);
+    snprintf(name, sizeof name, "layer%d.experts.%s", layer->depth, what);
     const int64_t first = (int64_t)context->batch->first_device * p->slots_per_device;
     int index = moe_parameters_add_experts(all, name, f->count, p->num_experts, rows * columns,
                                            p->expert_at + first, value);
@@ -134,7 +137,7 @@ void moe_layer_expert_indices(const moe_layer_indices *i, int index[MOE_EXPERT_T
 moe_layer_indices moe_layer_register(const moe_layer *layer,
                                      const moe_context *context,
                                      moe_parameters *all) {
-    int32_t i = layer->index;
+    int32_t i = layer->depth;
     const moe_ffn *e = &layer->experts;
     int64_t h = e->hidden;
     int64_t f = e->width;
@@ -146,15 +149,15 @@ moe_layer_indices moe_layer_register(const moe_layer *layer,
         .gate = add_replicated(all, i, "gate", true, n, h, layer->gate),
         .gate_noise = add_replicated(all, i, "gate_noise", true, n, h, layer->gate_noise),
         .norm = add_replicated(all, i, "norm", false, h, 0, layer->norm),
-        .w1 = add_experts(all, i, "w1", f, h, e, context, frozen ? NULL : e->w1),
-        .w2 = add_experts(all, i, "w2", h, f, e, context, frozen ? NULL : e->w2),
-        .w3 = add_experts(all, i, "w3", f, h, e, context, frozen ? NULL : e->w3),
-        .a1 = add_experts(all, i, "a1", r, h, e, context, e->a1),
-        .a2 = add_experts(all, i, "a2", r, f, e, context, e->a2),
-        .a3 = add_experts(all, i, "a3", r, h, e, context, e->a3),
-        .b1 = add_experts(all, i, "b1", f, r, e, context, e->b1),
-        .b2 = add_experts(all, i, "b2", h, r, e, context, e->b2),
-        .b3 = add_experts(all, i, "b3", f, r, e, context, e->b3),
+        .w1 = add_experts(all, layer, "w1", f, h, context, frozen ? NULL : e->w1),
+        .w2 = add_experts(all, layer, "w2", h, f, context, frozen ? NULL : e->w2),
+        .w3 = add_experts(all, layer, "w3", f, h, context, frozen ? NULL : e->w3),
+        .a1 = add_experts(all, layer, "a1", r, h, context, e->a1),
+        .a2 = add_experts(all, layer, "a2", r, f, context, e->a2),
+        .a3 = add_experts(all, layer, "a3", r, h, context, e->a3),
+        .b1 = add_experts(all, layer, "b1", f, r, context, e->b1),
+        .b2 = add_experts(all, layer, "b2", h, r, context, e->b2),
+        .b3 = add_experts(all, layer, "b3", f, r, context, e->b3),
         .shared_w1 = add_replicated(all, i, "shared.w1", true, shared, h, layer->shared.w1),
         .shared_w2 = add_replicated(all, i, "shared.w2", true, h, shared, layer->shared.w2),
         .shared_w3 = add_replicated(all, i, "shared.w3", true, shared, h, layer->shared.w3),
@@ -169,5 +172,5 @@ moe_draw moe_layer_draw(const moe_layer *layer, const moe_context *context) {
                       .step = context->trains ? context->draw : context->step,
                       .layer = layer->index,
                       .training = context->trains,
-                      .evaluating = run->mode == MOE_MODE_TRAIN && !context->trains};
+                      .evaluating = run->mode != MOE_MODE_FORWARD && !context->trains};
 }

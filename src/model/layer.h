@@ -27,7 +27,8 @@
 
 /* The parameters of one layer on this rank. */
 typedef struct moe_layer {
-    int32_t index;
+    int32_t index;    /* among the MoE layers */
+    int32_t depth;    /* among all layers of the model, of which the first may be dense */
     real *gate;       /* [N,H] the same on every rank; NULL when logits or routing are recorded */
     real *gate_noise; /* [N,H] W_noise of router.noise_form = softplus, 0 at first, or NULL */
     real *norm;       /* [H] weights of the RMSNorm, or NULL */
@@ -97,11 +98,12 @@ typedef struct moe_backward {
 
 /* --- layer.c: parameters --- */
 
-/* Local. Keyed random parameters of layer `index`. Owner: the caller, moe_layer_free. */
+/* Local. Keyed random parameters of MoE layer `index`. Owner: the caller, moe_layer_free. */
 void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index);
 void moe_layer_free(moe_layer *layer);
 
-/* Local. Adds the layer's parameters to the table as "layer<i>.gate", ".norm", ".experts.w1", ...,
+/* Local. Adds the layer's parameters to the table as "layer<depth>.gate", ".norm", ".experts.w1",
+ * ...,
  * ".shared.w1", ... */
 moe_layer_indices moe_layer_register(const moe_layer *layer,
                                      const moe_context *context,

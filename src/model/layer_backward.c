@@ -277,7 +277,7 @@ static void backward_volume(const moe_config *c, moe_layer_metrics *metrics) {
 /* Adds the span from *begin until now to the timeline, and begins the next one. */
 static void span(const pass *p, enum moe_span_kind kind, const moe_span_rows *rows, double *begin) {
     double now = moe_comm_time();
-    moe_timeline_add(p->context->timeline, kind, p->layer->index, *begin, now, rows);
+    moe_timeline_add(p->context->timeline, kind, p->layer->depth, *begin, now, rows);
     *begin = now;
 }
 
@@ -302,7 +302,7 @@ void moe_layer_backward(const moe_layer *layer,
     moe_span_rows rows = moe_activations_rows(a);
     double start = moe_comm_time(), begin = start;
     int64_t whole =
-        moe_timeline_begin(context->timeline, (int)MOE_PHASE_BACKWARD, layer->index, start);
+        moe_timeline_begin(context->timeline, (int)MOE_PHASE_BACKWARD, layer->depth, start);
     reserve(&p);
     moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy); /* the transpose of combine */
     span(&p, MOE_SPAN_DISPATCH_BACKWARD, &rows, &begin);

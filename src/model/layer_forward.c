@@ -83,7 +83,7 @@ static void noise_forward(const moe_layer *layer,
 
 /* The first local token of the layer in this step, in arrays [steps][layers][T,..]. */
 static int64_t recorded_tokens(const moe_layer *layer, const moe_context *context) {
-    const int64_t layers = context->config->model.num_layers;
+    const int64_t layers = moe_config_moe_layers(context->config);
     return (context->input->step * layers + layer->index) * context->batch->num_tokens;
 }
 
@@ -240,7 +240,7 @@ void moe_layer_forward(const moe_layer *layer,
     const moe_config *c = context->config;
     const moe_batch *b = context->batch;
     moe_draw draw = moe_layer_draw(layer, context);
-    stopwatch watch = {context->timeline, metrics, layer->index, moe_comm_time()};
+    stopwatch watch = {context->timeline, metrics, layer->depth, moe_comm_time()};
     moe_activations_reserve(a, layer, context, &draw);
     norm_forward(layer, context, x, a);
     gate_forward(layer, &draw, context, a);
@@ -251,6 +251,7 @@ void moe_layer_forward(const moe_layer *layer,
                    moe_activations_sent(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
     a->buffers.bf16 = context->bf16;
+    a->exchange.host = context->host;
     a->exchange.dispatched = context->dispatched;
     a->exchange.combined = context->combined;
     a->exchange.node_sum = c->exchange.node_sum;

@@ -46,7 +46,7 @@ static void add_to_all_layers(const moe_layer *layer,
         return;
     }
     moe_scopes_add_layer(all, &a->scopes, layer->index == 0);
-    if (layer->index + 1 < context->config->model.num_layers) {
+    if (layer->index + 1 < moe_config_moe_layers(context->config)) {
         return;
     }
     moe_scopes_finish(all, context->comm, &context->balance, layer->placement, context->batch);

@@ -28,8 +28,10 @@ static int append(moe_parameters *all, moe_parameter p, const char *name) {
     MOE_ASSERT(strlen(name) < sizeof p.name);
     make_room(all);
     memcpy(p.name, name, strlen(name) + 1);
-    p.gradient = moe_alloc_zero(p.count * p.size, sizeof(real), "gradients");
-    if (!p.expert) {
+    if (!all->values_only) {
+        p.gradient = moe_alloc_zero(p.count * p.size, sizeof(real), "gradients");
+    }
+    if (!all->values_only && !p.expert) {
         p.partial = moe_alloc_zero(all->num_local_devices * p.size, sizeof(real), "gradients");
     }
     all->p[all->num] = p;

@@ -41,7 +41,8 @@ typedef struct moe_parameters {
     moe_parameter *p; /* [num], room for [capacity] */
     int num, capacity;
     int32_t devices, num_local_devices;
-    int worst_rank; /* where moe_parameters_gradient_norm found *worst */
+    bool values_only; /* no gradients are kept: the caller sets it before the first tensor */
+    int worst_rank;   /* where moe_parameters_gradient_norm found *worst */
 
     /* working memory of the reduction and the norm, from the first step on */
     moe_device_tree *tree;

@@ -22,7 +22,7 @@ void moe_serving_reset(const moe_context *context) {
     if (!context->serving || !context->serving->plans) {
         return;
     }
-    for (int32_t l = 0; l < context->config->model.num_layers; l++) {
+    for (int32_t l = 0; l < moe_config_moe_layers(context->config); l++) {
         put_home(&context->placements[l], context->serving->expert_at);
     }
 }
@@ -46,7 +46,7 @@ moe_serving *moe_serving_make(const moe_context *context) {
     s->expert_at = moe_alloc(slots, sizeof *s->expert_at, what);
     s->walk.place = moe_alloc(n, sizeof *s->walk.place, what);
     s->walk.left = moe_alloc(n, sizeof *s->walk.left, what);
-    for (int32_t l = 0; l < c->model.num_layers; l++) {
+    for (int32_t l = 0; l < moe_config_moe_layers(c); l++) {
         moe_split_init(&context->placements[l]);
         if (s->plans) {
             put_home(&context->placements[l], s->expert_at);

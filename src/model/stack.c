@@ -9,8 +9,9 @@
 static void allocate_inputs(moe_stack *s, bool keep_inputs) {
     const moe_context *context = s->context;
     int64_t size = context->batch->num_tokens * context->config->model.hidden_size;
-    s->x = moe_alloc(s->num_layers + 1, sizeof *s->x, "inputs of the layers");
-    for (int32_t l = 0; l <= s->num_layers; l++) {
+    const int32_t depth = moe_stack_depth(s);
+    s->x = moe_alloc(depth + 1, sizeof *s->x, "inputs of the layers");
+    for (int32_t l = 0; l <= depth; l++) {
         bool own = l == 0 || keep_inputs;
         s->x[l] = own ? moe_alloc(size, sizeof(real), "inputs of the layers") : s->x[0];
     }
@@ -19,8 +20,9 @@ static void allocate_inputs(moe_stack *s, bool keep_inputs) {
 
 void moe_stack_init(moe_stack *s, moe_context *context, int32_t num_activations, bool keep_inputs) {
     *s = (moe_stack){.context = context,
-                     .num_layers = context->config->model.num_layers,
+                     .num_layers = moe_config_moe_layers(context->config),
                      .num_activations = num_activations};
+    moe_dense_layers_init(&s->dense, context, keep_inputs);
     s->layer = moe_alloc(s->num_layers, sizeof *s->layer, "layers");
     for (int32_t l = 0; l < s->num_layers; l++) {
         moe_layer_init(&s->layer[l], context, l);
@@ -33,8 +35,12 @@ void moe_stack_init(moe_stack *s, moe_context *context, int32_t num_activations,
 void moe_stack_register(moe_stack *s, moe_parameters *parameters) {
     s->parameters = parameters;
     s->indices = moe_alloc(s->num_layers, sizeof *s->indices, "table of parameters");
-    for (int32_t l = 0; l < s->num_layers; l++) {
+    for (int32_t l = 0; l < s->dense.num_layers; l++) {
         moe_attention_layers_register(&s->attention, l, parameters);
+        moe_dense_layers_register(&s->dense, l, parameters);
+    }
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_attention_layers_register(&s->attention, s->layer[l].depth, parameters);
         s->indices[l] = moe_layer_register(&s->layer[l], s->context, parameters);
     }
 }
@@ -46,7 +52,7 @@ void moe_stack_free(moe_stack *s) {
     for (int32_t i = 0; i < s->num_activations; i++) {
         moe_activations_free(&s->activations[i]);
     }
-    for (int32_t l = s->num_layers; s->x && l >= 0; l--) {
+    for (int32_t l = moe_stack_depth(s); s->x && l >= 0; l--) {
         if (l == 0 || s->x[l] != s->x[0]) {
             moe_free(s->x[l]);
         }
@@ -58,6 +64,7 @@ void moe_stack_free(moe_stack *s) {
     moe_free(s->indices);
     moe_backward_free(&s->backward);
     moe_attention_layers_free(&s->attention);
+    moe_dense_layers_free(&s->dense);
     *s = (moe_stack){0};
 }
 
@@ -75,14 +82,28 @@ static void add_residual(const moe_stack *s, const real *y, const real *residual
     }
 }
 
+/* The dense layers, which nobody observes. */
+static void dense_forward(moe_stack *s) {
+    moe_timeline *timeline = s->context->timeline;
+    for (int32_t l = 0; l < s->dense.num_layers; l++) {
+        int64_t span = moe_timeline_begin(timeline, MOE_SPAN_LAYER, l, moe_comm_time());
+        const real *x = moe_attention_layers_forward(&s->attention, l, s->x[l]);
+        moe_dense_layers_forward(&s->dense, l, x, s->y);
+        add_residual(s, s->y, x, s->x[l + 1]);
+        moe_timeline_end(timeline, span, moe_comm_time());
+    }
+}
+
 int moe_stack_forward(moe_stack *s,
                       const moe_observer *observer,
                       moe_step_metrics *metrics,
                       moe_status *st) {
     moe_timeline *timeline = s->context->timeline;
+    dense_forward(s);
     for (int32_t l = 0; l < s->num_layers; l++) {
-        int64_t span = moe_timeline_begin(timeline, MOE_SPAN_LAYER, l, moe_comm_time());
-        const real *x = moe_attention_layers_forward(&s->attention, l, s->x[l]);
+        const int32_t depth = s->layer[l].depth;
+        int64_t span = moe_timeline_begin(timeline, MOE_SPAN_LAYER, depth, moe_comm_time());
+        const real *x = moe_attention_layers_forward(&s->attention, depth, s->x[depth]);
         moe_layer_forward(&s->layer[l], s->context, x, s->y, moe_stack_activations(s, l),
                           &metrics->layer[l]);
         if (observer && observer->after_layer &&
@@ -91,7 +112,7 @@ int moe_stack_forward(moe_stack *s,
             return st->code;
         }
         moe_layer_losses(&s->layer[l], s->context, moe_stack_activations(s, l), &metrics->layer[l]);
-        add_residual(s, s->y, x, s->x[l + 1]);
+        add_residual(s, s->y, x, s->x[depth + 1]);
         moe_timeline_end(timeline, span, moe_comm_time());
     }
     return MOE_OK;
@@ -114,6 +135,12 @@ void moe_stack_backward(moe_stack *s,
         }
         moe_serving_return(s->context, &s->layer[l], &s->indices[l], s->parameters,
                            &metrics->layer[l].fetch);
+        add_residual(s, s->y, gradient, gradient);
+        moe_attention_layers_backward(&s->attention, s->layer[l].depth, s->x[s->layer[l].depth],
+                                      gradient);
+    }
+    for (int32_t l = s->dense.num_layers - 1; l >= 0; l--) {
+        moe_dense_layers_backward(&s->dense, l, gradient, s->y);
         add_residual(s, s->y, gradient, gradient);
         moe_attention_layers_backward(&s->attention, l, s->x[l], gradient);
     }
@@ -140,10 +167,12 @@ void moe_stack_evaluate(moe_stack *s, moe_stack_run_layer *run, void *self) {
             context->batch->scratch, context->batch->devices, sizeof(int64_t), "evaluation")};
     context->keep = false;
     context->timeline = NULL; /* the caller records one span for all of it */
+    dense_forward(s);
     for (int32_t l = 0; l < s->num_layers; l++) {
-        const real *x = moe_attention_layers_forward(&s->attention, l, s->x[l]);
+        const int32_t depth = s->layer[l].depth;
+        const real *x = moe_attention_layers_forward(&s->attention, depth, s->x[depth]);
         (run ? run : run_layer)(run ? self : s, l, x, s->y, moe_stack_activations(s, l), &unused);
-        add_residual(s, s->y, x, s->x[l + 1]);
+        add_residual(s, s->y, x, s->x[depth + 1]);
     }
     moe_serving_reset(context);
     context->keep = keep;

@@ -6,6 +6,8 @@
  *
  * where y_l is the output of layer l (norm, gate, dispatch, experts, combine, shared experts), and
  * the second term is the residual, left out with model.residual = no (docs/method.md section 5).
+ * The first layers may be dense ones (dense_layers.h): norm and FFN. Everything else here that is
+ * called a layer, and whatever an observer sees, is an MoE layer; l counts these alone.
  * Forward runs and training go through one loop forward and one backward; evaluation has a forward
  * loop of its own, which measures nothing. Whoever wants to see what a layer did (tally,
  * explanation, result files) is an observer; an observer changes nothing. */
@@ -18,20 +20,22 @@
 #include "base/status.h"
 #include "measure/metrics.h"
 #include "model/attention_layers.h"
+#include "model/dense_layers.h"
 #include "model/layer.h"
 #include "model/parameters.h"
 
 typedef struct moe_stack {
-    moe_context *context; /* what the layers share; not owned */
-    int32_t num_layers;
+    moe_context *context;           /* what the layers share; not owned */
+    moe_dense_layers dense;         /* the first layers of the model */
+    int32_t num_layers;             /* MoE layers, which follow */
     moe_layer *layer;               /* [num_layers] */
-    moe_attention_layers attention; /* in front of each of them, if the model has attention */
+    moe_attention_layers attention; /* in front of each of both, if the model has attention */
 
     /* of the last forward pass */
     int32_t num_activations;
     moe_activations *activations; /* [num_activations]; see moe_stack_activations */
-    real **x; /* [num_layers + 1] arrays [T,H]: the input of each layer, then the last output; one
-                 and the same array where inputs are not kept */
+    real **x; /* [depth + 1] arrays [T,H]: the input of each layer of either kind, then the last
+                 output; one and the same array where inputs are not kept */
     real *y;  /* [T,H] output of the last layer that ran; in backward the gradient of its input */
 
     /* for backward */
@@ -70,12 +74,17 @@ static inline moe_activations *moe_stack_activations(const moe_stack *s, int32_t
     return &s->activations[l % s->num_activations];
 }
 
+/* Local. Layers of both kinds. */
+static inline int32_t moe_stack_depth(const moe_stack *s) {
+    return s->dense.num_layers + s->num_layers;
+}
+
 /* Local. Input and output [T,H] of the whole stack: x_0, which the caller fills, and x_L. */
 static inline real *moe_stack_input(const moe_stack *s) {
     return s->x[0];
 }
 static inline real *moe_stack_output(const moe_stack *s) {
-    return s->x[s->num_layers];
+    return s->x[moe_stack_depth(s)];
 }
 
 /* Collective. The forward pass from moe_stack_input to moe_stack_output; fills metrics->layer but

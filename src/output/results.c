@@ -297,6 +297,9 @@ int moe_results_step(const moe_comm *comm,
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_training_history_add(&r->training_history, step);
     }
+    if (moe_config_generates(c)) {
+        moe_generation_add(&r->generation, step);
+    }
     return moe_comm_agree(comm, st);
 }
 
@@ -305,13 +308,13 @@ void moe_results_history(const moe_comm *comm,
                          const moe_config *c,
                          int64_t step,
                          moe_blob blobs[MOE_RESULTS_BLOBS]) {
-    int64_t count = step * c->model.num_layers * c->model.num_experts;
+    int64_t count = step * moe_config_moe_layers(c) * c->model.num_experts;
     if (comm->rank == 0 && count > r->expert_load_capacity) {
         MOE_ASSERT(r->times.steps == 0);
         moe_reserve(&r->expert_load, &r->expert_load_capacity, count, sizeof *r->expert_load,
                     "expert loads of all steps");
     }
-    int32_t layers = c->model.num_layers, devices = c->cluster.devices;
+    int32_t layers = moe_config_moe_layers(c), devices = c->cluster.devices;
     int64_t stride, matrices = moe_matrix_history_kept(layers, devices, step, &stride) * layers *
                                devices * devices;
     if (comm->rank == 0) {
@@ -368,6 +371,9 @@ static void write_summary(const moe_results *r,
     json_t *object =
         moe_summary_run(c, last, topologies, ranks, &r->times, &r->training_history, &r->facts);
     moe_json_put(object, "over_steps", moe_over_steps_json(&r->over_steps, last->num_layers));
+    if (moe_config_generates(c)) {
+        moe_summary_put_generation(object, c, &r->generation);
+    }
     char *text = moe_json_indented(object);
     path_of(r, MOE_RESULT_SUMMARY, path);
     moe_file_write(path, text, st);

@@ -29,6 +29,7 @@ typedef struct moe_results {
     moe_over_steps over_steps;             /* set by moe_results_close, on rank 0 */
     moe_training_history training_history; /* the same on every rank */
     moe_training_facts facts;              /* set by the caller before moe_results_close */
+    moe_generation_metrics generation;     /* of a run that generates; the caller says what of */
     int64_t *expert_load;                  /* [steps][layers][N] on rank 0 */
     int64_t expert_load_capacity;
     moe_matrix_history matrix_history; /* of some steps, on rank 0 */

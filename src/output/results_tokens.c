@@ -57,7 +57,8 @@ int moe_results_routing(const moe_comm *comm,
                         const moe_batch *batch,
                         const moe_routing *routing,
                         moe_status *st) {
-    int64_t shape[3] = {c->model.num_layers, batch->num_tokens_global, moe_config_most_experts(c)},
+    int64_t shape[3] = {moe_config_moe_layers(c), batch->num_tokens_global,
+                        moe_config_most_experts(c)},
             words = batch->num_tokens * shape[2];
     int32_t *idx = moe_alloc(shape[0] * words, sizeof *idx, "topk_idx");
     float *weight = moe_alloc(shape[0] * words, sizeof *weight, "topk_weight");

@@ -8,16 +8,18 @@
 #include <stdio.h>
 
 #include "base/status.h"
+#include "output/generated_text.h"
 
 typedef struct moe_screen {
     FILE *out;
     bool color, terminal, quiet;
-    bool full;          /* the ending tells everything; otherwise what one wants to know first */
-    bool utf8;          /* block characters can be shown; ASCII otherwise */
-    int width;          /* text is broken at this column */
-    int columns;        /* of the terminal; INT_MAX when there is none */
-    int64_t steps_seen; /* calls of moe_terminal_step so far */
-    double drawn;       /* when the line of the progress was drawn last; 0: never */
+    bool full;            /* the ending tells everything; otherwise what one wants to know first */
+    bool utf8;            /* block characters can be shown; ASCII otherwise */
+    int width;            /* text is broken at this column */
+    int columns;          /* of the terminal; INT_MAX when there is none */
+    int64_t steps_seen;   /* calls of moe_terminal_step so far */
+    double drawn;         /* when the line of the progress was drawn last; 0: never */
+    moe_text_stream text; /* that is being generated */
 } moe_screen;
 
 /* Local. Looks at the stream (isatty), at NO_COLOR, TERM and COLUMNS, at the locale's character

@@ -140,7 +140,7 @@ static json_t *losses_object(const double values[MOE_NUM_LOSSES], int count) {
 static json_t *trained_losses(const moe_config *c, const double loss[MOE_NUM_LOSSES]) {
     double alpha[MOE_NUM_LOSSES];
     json_t *o = json_object();
-    moe_balance_alphas(&c->balance, c->model.num_layers, alpha);
+    moe_balance_alphas(&c->balance, moe_config_moe_layers(c), alpha);
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
         if (alpha[i] != 0) {
             moe_json_put(o, moe_loss_names[i], moe_json_number(loss[i]));
@@ -322,6 +322,9 @@ json_t *moe_summary_step(const moe_config *c, const moe_step_metrics *step) {
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_summary_put_training(o, c, step);
     }
+    if (moe_config_generates(c)) {
+        moe_json_put(o, "generate", moe_summary_pass(c, step));
+    }
     moe_json_put(o, "loss", with_alpha);
     moe_json_put(o, "loss_raw", raw_losses(step, f.raw));
     moe_json_put(o, "volume", volumes_object(c, f.volume));
@@ -445,6 +448,17 @@ static bool is_first_of_host(const moe_topology *t, int rank) {
     return true;
 }
 
+/* Between ranks of a host, and between hosts; null where there are none. */
+static json_t *transport_object(const moe_config *c, const moe_topology *t, int ranks) {
+    const moe_reach reach = moe_topology_reach(t, ranks);
+    const bool shared = c->exchange.transport != MOE_TRANSPORT_ALLTOALLV;
+    json_t *o = json_object();
+    moe_json_put(o, "inside_host",
+                 reach.inside ? json_string(shared ? "shared" : "alltoallv") : json_null());
+    moe_json_put(o, "between_hosts", reach.between ? json_string("alltoallv") : json_null());
+    return o;
+}
+
 static json_t *machine_object(const moe_config *c, const moe_topology *t, int ranks) {
     json_t *o = json_object();
     json_t *hosts = json_array();
@@ -457,6 +471,7 @@ static json_t *machine_object(const moe_config *c, const moe_topology *t, int ra
     }
     moe_json_put(o, "hosts", hosts);
     moe_json_put(o, "ranks", list);
+    moe_json_put(o, "transport", transport_object(c, t, ranks));
     return o;
 }
 
@@ -528,7 +543,7 @@ json_t *moe_summary_run(const moe_config *c,
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_json_put(o, "training", moe_summary_training(c, last, history, facts));
     }
-    if (moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0) {
+    if (moe_balance_alpha_all_layers(&c->balance, moe_config_moe_layers(c)) > 0) {
         put_of_all_layers(trained, last, last->all_layers.loss);
     }
     moe_json_put(trained, "total", moe_json_number(f.total));

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "config/config.h"
+#include "measure/generation.h"
 #include "measure/metrics.h"
 #include "output/training_history.h"
 #include "world/topology.h"
@@ -32,5 +33,10 @@ json_t *moe_summary_run(const moe_config *c,
                         const moe_run_times *times,
                         const moe_training_history *history,
                         const moe_training_facts *facts);
+
+/* Local. Adds to the summary what only a run that generates has: `generate`, and times. */
+void moe_summary_put_generation(json_t *summary,
+                                const moe_config *c,
+                                const moe_generation_metrics *g);
 
 #endif

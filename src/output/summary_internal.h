@@ -30,4 +30,9 @@ json_t *moe_summary_capacity(const moe_config *c,
                              const moe_step_metrics *m,
                              const moe_layer_metrics *l);
 
+/* --- summary_generation.c --- */
+
+/* Local. The object `generate` of a step of a run that generates. */
+json_t *moe_summary_pass(const moe_config *c, const moe_step_metrics *step);
+
 #endif

@@ -8,6 +8,7 @@
 
 #include "config/config.h"
 #include "data/input.h"
+#include "measure/generation.h"
 #include "measure/metrics.h"
 #include "output/screen.h"
 #include "output/training_history.h"
@@ -68,5 +69,18 @@ void moe_terminal_end(const moe_screen *s,
                       const moe_step_metrics *last,
                       const char *folder,
                       double seconds);
+
+/* The text of a sequence that is being generated: its bytes from `from` on; 0 for the prompt and
+ * the first new byte. */
+void moe_terminal_generated(moe_screen *s, const uint8_t *text, int64_t length, int64_t from);
+/* The ending of a run that generates: the other sequences, decode beside prefill, self-checks and
+ * where the results are. */
+void moe_terminal_generation(moe_screen *s,
+                             const moe_config *c,
+                             const moe_generation_metrics *g,
+                             const moe_generated_texts *all,
+                             const moe_step_metrics *last,
+                             const char *folder,
+                             double seconds);
 
 #endif

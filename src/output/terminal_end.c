@@ -45,6 +45,14 @@ static void print_checks(const moe_screen *s, const moe_config *c, const moe_ste
     }
 }
 
+void moe_terminal_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *m) {
+    if (s->full || !moe_step_metrics_all_passed(m)) {
+        print_checks(s, c, m);
+    } else {
+        count_checks(s, m);
+    }
+}
+
 static void print_time(const moe_screen *s,
                        const moe_config *c,
                        const moe_step_metrics *m,
@@ -71,7 +79,7 @@ static void print_time(const moe_screen *s,
 /* Whether a run has the file without being asked for it, or because of its timeline. */
 static bool is_there(int file, const moe_config *c) {
     int64_t stride;
-    int32_t layers = c->model.num_layers, devices = c->cluster.devices;
+    int32_t layers = moe_config_moe_layers(c), devices = c->cluster.devices;
     switch (file) {
     case MOE_RESULT_COMM_MATRIX:
     case MOE_RESULT_COMM_MATRIX_SPARSE:
@@ -114,11 +122,7 @@ void moe_terminal_end(const moe_screen *s,
     moe_terminal_volume(s, c, last, &f);
     moe_terminal_capacity(s, c, last, &f);
     moe_terminal_load(s, c, last);
-    if (s->full || !moe_step_metrics_all_passed(last)) {
-        print_checks(s, c, last);
-    } else {
-        count_checks(s, last);
-    }
+    moe_terminal_checks(s, c, last);
     moe_terminal_rebalance(s, c, last);
     if (s->full) {
         print_time(s, c, last, &f, seconds);

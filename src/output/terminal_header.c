@@ -16,20 +16,25 @@ enum { LABEL = 11, MOST_PLACES = 8 };
 /* --- what runs --- */
 
 static void print_model(const moe_screen *s, const moe_config *c) {
-    char shared[48] = "";
+    char shared[48] = "", dense[96] = "";
     if (c->model.num_shared_experts > 0) {
         snprintf(shared, sizeof shared, " and %d shared", c->model.num_shared_experts);
     }
+    if (c->model.first_dense_layers > 0) {
+        snprintf(dense, sizeof dense, "%d dense layer%s of width %d, then ",
+                 c->model.first_dense_layers, c->model.first_dense_layers == 1 ? "" : "s",
+                 c->model.intermediate_size);
+    }
     moe_screen_wrapped(s, LABEL, "model",
-                       "%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s%s",
-                       c->model.num_layers, c->model.num_layers == 1 ? "" : "s",
+                       "%s%d layer%s of %d routed%s experts, hidden size %d, expert width %d, %s%s",
+                       dense, moe_config_moe_layers(c), moe_config_moe_layers(c) == 1 ? "" : "s",
                        c->model.num_experts, shared, c->model.hidden_size,
                        c->model.moe_intermediate_size,
                        moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type),
                        c->model.compute == MOE_COMPUTE_BF16 ? " in bf16" : "");
 }
 
-/* What stands in front of every MoE layer, and what a decoder would remember of a token. */
+/* What stands in front of every layer, and what a decoder would remember of a token. */
 static void print_attention(const moe_screen *s, const moe_config *c) {
     const moe_model_config *m = &c->model;
     char widths[96], cache[256];
@@ -124,7 +129,7 @@ static void print_form(const moe_config *c, char *text, size_t size) {
     }
     snprintf(text, size, " (%s%s)",
              moe_config_enum_name(MOE_KEY(balance, aux_form), c->balance.aux_form),
-             c->balance.aux_layers == MOE_LAYERS_ALL && c->model.num_layers > 1
+             c->balance.aux_layers == MOE_LAYERS_ALL && moe_config_moe_layers(c) > 1
                  ? ", of all layers together"
                  : "");
 }
@@ -160,7 +165,22 @@ static void write_scales(const moe_config *c, char *text, size_t size) {
     }
 }
 
-static void print_exchange(const moe_screen *s, const moe_config *c) {
+/* Said where another transport than MPI_Alltoallv was asked for. */
+static const char *transport_used(const moe_config *c, const moe_topology *t, int ranks) {
+    const moe_reach reach = moe_topology_reach(t, ranks);
+    if (c->exchange.transport == MOE_TRANSPORT_ALLTOALLV) {
+        return "";
+    }
+    return !reach.inside && !reach.between ? ", nothing travels: one rank"
+           : !reach.inside                 ? ", by MPI_Alltoallv: no host has two ranks"
+           : reach.between ? ", through shared memory inside a host, by MPI_Alltoallv between hosts"
+                           : ", through shared memory";
+}
+
+static void print_exchange(const moe_screen *s,
+                           const moe_config *c,
+                           const moe_topology *t,
+                           int ranks) {
     static const char *const rows[] = {
         [MOE_EXCHANGE_SELECTION] = ": one row per token and expert",
         [MOE_EXCHANGE_TOKEN] = ": one row per token and device",
@@ -172,13 +192,32 @@ static void print_exchange(const moe_screen *s, const moe_config *c) {
         snprintf(back, sizeof back, ", back %s",
                  payload_name(MOE_KEY(exchange, combine_payload), c->exchange.combine_payload));
     }
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s",
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s%s",
                        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
                        rows[c->exchange.mode], parts ? ", back per device" : "",
-                       payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back);
+                       payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back,
+                       transport_used(c, t, ranks));
+}
+
+/* What is continued, and how. */
+static void print_generation(const moe_screen *s, const moe_config *c) {
+    char how[64] = "the most probable byte";
+    const int n = c->generate.sequences_per_device;
+    if (c->generate.temperature > 0) {
+        snprintf(how, sizeof how, "drawn at temperature %g", c->generate.temperature);
+    }
+    moe_screen_wrapped(s, LABEL, "generate",
+                       "%s new bytes of each sequence, %s; %d sequence%s on "
+                       "each device, a cache for %s tokens",
+                       moe_format_count(c->generate.max_new_tokens).s, how, n, n == 1 ? "" : "s",
+                       moe_format_count(c->data.sequence_length).s);
 }
 
 static void print_data(const moe_screen *s, const moe_config *c) {
+    if (moe_config_generates(c)) {
+        print_generation(s, c);
+        return;
+    }
     const char *source = moe_config_enum_name(MOE_KEY(data, source), c->data.source);
     bool made = c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
     if (!made) {
@@ -413,6 +452,28 @@ static void warn_slow_bf16(const moe_screen *s, const moe_config *c) {
     }
 }
 
+/* A node, of devices that would share fast links, whose devices are on two hosts. */
+static void warn_spread_node(const moe_screen *s,
+                             const moe_config *c,
+                             const moe_topology *t,
+                             int ranks) {
+    const int32_t per_rank = c->cluster.devices / ranks, per_node = c->cluster.devices_per_node;
+    char text[320];
+    for (int32_t first = 0; per_node > 0 && first + per_node <= c->cluster.devices;
+         first += per_node) {
+        const moe_topology *a = &t[first / per_rank], *b = &t[(first + per_node - 1) / per_rank];
+        if (same_host(a, b)) {
+            continue;
+        }
+        snprintf(text, sizeof text,
+                 "cluster.devices_per_node = %d puts devices of %s and of %s on one node: times "
+                 "inside a node are those of the network",
+                 per_node, a->host, b->host);
+        moe_terminal_warn(s, text);
+        return;
+    }
+}
+
 static void print_warnings(const moe_screen *s,
                            const moe_config *c,
                            const moe_topology *t,
@@ -432,6 +493,7 @@ static void print_warnings(const moe_screen *s,
         moe_terminal_warn(s, text);
         break;
     }
+    warn_spread_node(s, c, t, ranks);
     warn_slow_gemm(s, t, ranks);
     warn_slow_bf16(s, c);
     warn_idle(s, c);
@@ -457,7 +519,7 @@ void moe_terminal_header(const moe_screen *s,
     print_attention(s, c);
     print_router(s, c);
     print_balance(s, c);
-    print_exchange(s, c);
+    print_exchange(s, c, topologies, ranks);
     print_data(s, c);
     print_cluster(s, c, ranks);
     print_hosts(s, topologies, ranks);

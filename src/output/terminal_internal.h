@@ -42,6 +42,9 @@ void moe_terminal_load(const moe_screen *s, const moe_config *c, const moe_step_
 /* --- terminal_predicted.c: how long the last step would take on the cluster of [cluster] --- */
 void moe_terminal_predicted(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
 
+/* --- terminal_end.c: the self-checks, counted or all of them --- */
+void moe_terminal_checks(const moe_screen *s, const moe_config *c, const moe_step_metrics *m);
+
 /* --- terminal_shared.c --- */
 
 /* Whether the task is to predict a text. */

@@ -41,7 +41,7 @@ static void print_table(const moe_screen *s,
     const double factor =
         c->run.mode == MOE_MODE_TRAIN ? moe_balance_alpha_factor(&c->balance, m->step) : 1;
     double alpha[MOE_NUM_LOSSES];
-    moe_balance_alphas(&c->balance, c->model.num_layers, alpha);
+    moe_balance_alphas(&c->balance, moe_config_moe_layers(c), alpha);
     moe_screen_row(s, &loss_table, "  %-15s %10s %12s %10s %10s %14s\n", "", "raw", "at balance",
                    "ratio", "alpha", "alpha x raw");
     for (int i = 0; i < MOE_NUM_LOSSES; i++) {
@@ -52,7 +52,7 @@ static void print_table(const moe_screen *s,
         }
         if (over_layers) {
             print_loss(s, "  all layers", true, m->all_layers.raw, m->all_layers.ideal,
-                       factor * moe_balance_alpha_all_layers(&c->balance, c->model.num_layers),
+                       factor * moe_balance_alpha_all_layers(&c->balance, moe_config_moe_layers(c)),
                        m->all_layers.loss);
         }
     }

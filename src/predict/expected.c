@@ -6,11 +6,12 @@
 #include "base/alloc.h"
 #include "base/rng.h"
 #include "capacity/capacity.h"
+#include "predict/internal.h"
 #include "router/scores.h"
 
 /* --- experts of a token --- */
 
-enum { SAMPLES = 64, MOST_EXPERTS = 1 << 12 };
+enum { SAMPLES = 64, MOST_EXPERTS = 1 << 12, FEW_SEQUENCES = 256, FEW_STEPS = 8 };
 
 /* The share of the second of two scores, of which the larger one is s1. */
 static double second_share(const moe_config *c, double z1, double z2) {
@@ -50,6 +51,19 @@ static double top_p_choices(const moe_config *c, real *z, int32_t n) {
     return count;
 }
 
+/* Whether the number of a token's experts depends on its logits. */
+static bool depends_on_logits(const moe_config *c) {
+    const bool random_second =
+        c->router.method == MOE_METHOD_GSHARD && c->router.second_choice == MOE_SECOND_RANDOM;
+    return c->data.source != MOE_SOURCE_ROUTING &&
+           (c->router.method == MOE_METHOD_TOP_P || random_second);
+}
+
+/* Changes z. */
+static double choices_of_token(const moe_config *c, real *z, int32_t n) {
+    return c->router.method == MOE_METHOD_TOP_P ? top_p_choices(c, z, n) : gshard_choices(c, z, n);
+}
+
 /* The mean over tokens whose logits are normal numbers with the deviation router.gate_scale, which
  * is what untrained gates give. */
 static double sampled_choices(const moe_config *c) {
@@ -59,27 +73,53 @@ static double sampled_choices(const moe_config *c) {
     for (int i = 0; i < SAMPLES; i++) {
         moe_rng_normal((moe_rng){(uint64_t)c->run.seed, MOE_RNG_GATE}, UINT64_MAX, (uint64_t)i,
                        c->router.gate_scale, z, n);
-        sum +=
-            c->router.method == MOE_METHOD_TOP_P ? top_p_choices(c, z, n) : gshard_choices(c, z, n);
+        sum += choices_of_token(c, z, n);
     }
     moe_free(z);
     return sum / SAMPLES;
 }
 
+double moe_expected_recorded_choices(const moe_config *c,
+                                     const void *logits,
+                                     bool is_double,
+                                     int64_t rows) {
+    const int32_t n = c->model.num_experts;
+    const int64_t samples = min64(rows, SAMPLES);
+    if (!depends_on_logits(c) || rows == 0) {
+        return 0;
+    }
+    real *z = moe_alloc(n, sizeof *z, "logits of a sample");
+    double sum = 0;
+    for (int64_t i = 0; i < samples; i++) {
+        const int64_t first = i * (rows / samples) * n;
+        for (int32_t e = 0; e < n; e++) {
+            z[e] = (real)(is_double ? ((const double *)logits)[first + e]
+                                    : ((const float *)logits)[first + e]);
+        }
+        sum += choices_of_token(c, z, n);
+    }
+    moe_free(z);
+    return sum / (double)samples;
+}
+
+/* Experts that are not dropped in a step (router/noise.c). */
+static int32_t experts_left(const moe_config *c) {
+    const int32_t n = c->model.num_experts;
+    const int32_t dropped = (int32_t)floor(c->router.expert_dropout * n + 0.5);
+    return c->run.mode != MOE_MODE_TRAIN || dropped == 0 ? n : n - dropped > 0 ? n - dropped : 1;
+}
+
 double moe_expected_choices(const moe_config *c, int64_t device_tokens) {
     const double n = c->model.num_experts, t = (double)device_tokens, k = c->router.top_k;
-    const bool random_second =
-        c->router.method == MOE_METHOD_GSHARD && c->router.second_choice == MOE_SECOND_RANDOM;
-    if (c->data.source != MOE_SOURCE_ROUTING &&
-        (c->router.method == MOE_METHOD_TOP_P || random_second)) {
-        return sampled_choices(c);
+    if (depends_on_logits(c)) {
+        return fmin(sampled_choices(c), experts_left(c));
     }
     if (moe_config_recorded(c) || c->router.method != MOE_METHOD_EXPERT_CHOICE || t == 0) {
-        return k;
+        return moe_config_recorded(c) ? k : fmin(k, experts_left(c));
     }
     double each = floor((2 * t * k + n) / (2 * n));
     each = each < 1 ? 1 : each > t ? t : each;
-    return each * n / t;
+    return each * experts_left(c) / t;
 }
 
 /* --- devices of a token --- */
@@ -99,8 +139,23 @@ static double reach(const moe_config *c, double k, double targets) {
     return c->comm_limit > 0 && mean > c->comm_limit ? c->comm_limit : mean;
 }
 
+/* The share of the experts that stand on a token's own device, replicas too. */
+static double share_at_home(const moe_config *c) {
+    const double n = c->model.num_experts, redundant = c->placement.redundant_experts;
+    return fmin(1, (n + (c->compares_placements ? 0 : redundant)) / c->cluster.devices / n);
+}
+
+/* A token is served at home where its own device has the expert, and by any other device where it
+ * has not. */
+double moe_expected_away(const moe_config *c, double k) {
+    const double devices = c->cluster.devices, home = share_at_home(c);
+    return home < 1 ? fmin(reach(c, k * (1 - home), devices), devices - 1) : 0;
+}
+
 double moe_expected_reach(const moe_config *c, double k) {
-    return reach(c, k, c->cluster.devices);
+    const bool replicas = !c->compares_placements && c->placement.redundant_experts > 0;
+    return replicas ? 1 - pow(1 - share_at_home(c), k) + moe_expected_away(c, k)
+                    : reach(c, k, c->cluster.devices);
 }
 
 double moe_expected_nodes(const moe_config *c, double k) {
@@ -131,22 +186,83 @@ static double kept_of_poisson(double mean, double most) {
     return (sum + most * (1 - below)) / mean;
 }
 
-double moe_expected_kept(const moe_config *c, int64_t tokens, double k) {
+/* Of the selections of a pool of tokens with k experts each. */
+static double kept_of_pool(const moe_config *c,
+                           const moe_capacity *capacity,
+                           int64_t pool,
+                           double k) {
+    const double targets = moe_capacity_targets(capacity), n = c->model.num_experts;
+    const double used = targets == n ? experts_left(c) : targets;
+    const double selections = (double)pool * k, mean = selections / used;
+    const double most = (double)moe_capacity_pairs(capacity, pool, (int64_t)selections);
+    return capacity->overflow == MOE_OVERFLOW_NEXT_CHOICE ? fmin(1, most * targets / selections)
+                                                          : kept_of_poisson(mean, most);
+}
+
+/* Of the selections of sequences, each of which is a pool of its own. */
+static double kept_of_sequences(const moe_config *c,
+                                const moe_capacity *capacity,
+                                const moe_sequences *sequences,
+                                int64_t tokens,
+                                double k) {
+    double kept = 0;
+    if (!sequences->boundary) {
+        return kept_of_pool(c, capacity, sequences->length, k);
+    }
+    for (int64_t q = 0; q < sequences->num; q++) {
+        const int64_t length = sequences->boundary[q + 1] - sequences->boundary[q];
+        kept += (double)length * kept_of_pool(c, capacity, length, k);
+    }
+    return kept / (double)tokens;
+}
+
+/* The share of the tokens whose sequences are exempt (capacity.c), the largest of some steps: of
+ * few sequences a long one counts. */
+static double exempt_share(const moe_config *c, const moe_sequences *s, int64_t tokens) {
+    const double exact = c->capacity.exempt_sequences;
+    const int64_t wanted = (int64_t)floor(exact * (double)s->num + 0.5);
+    int64_t most = 0;
+    if (s->num > FEW_SEQUENCES) {
+        return exact;
+    }
+    uint64_t *hash = moe_alloc(s->num, sizeof *hash, "exempt sequences");
+    for (int64_t step = 0; step < min64(c->run.steps, FEW_STEPS); step++) {
+        int64_t exempt = 0;
+        for (int64_t q = 0; q < s->num; q++) {
+            hash[q] = moe_rng_bits((moe_rng){(uint64_t)c->run.seed, MOE_RNG_EXEMPT}, (uint64_t)step,
+                                   (uint64_t)q, 0);
+        }
+        for (int64_t q = 0; q < s->num; q++) {
+            int64_t before = 0;
+            for (int64_t other = 0; other < s->num; other++) {
+                before += hash[other] < hash[q];
+            }
+            const int64_t end =
+                s->boundary ? s->boundary[q + 1] - s->boundary[q] : tokens - q * s->length;
+            exempt += before < wanted ? (s->boundary ? end : min64(s->length, end)) : 0;
+        }
+        most = max64(most, exempt);
+    }
+    moe_free(hash);
+    return (double)most / (double)tokens;
+}
+
+double moe_expected_kept(const moe_config *c,
+                         const moe_sequences *sequences,
+                         int64_t tokens,
+                         double k) {
     moe_capacity capacity;
     moe_capacity_init(&capacity, &c->capacity, c->model.num_experts, c->cluster.devices,
                       c->router.top_k, 0);
-    int64_t pool = tokens, length = c->data.sequence_length;
     if (capacity.policy == MOE_CAPACITY_NONE || tokens == 0) {
         return 1;
     }
     if (capacity.policy == MOE_CAPACITY_SEQUENCE) {
-        pool = length > 0 && length < tokens ? length : tokens;
-    } else if (capacity.scope == MOE_CAPACITY_PER_DEVICE) {
-        pool = tokens / c->cluster.devices;
+        return kept_of_sequences(c, &capacity, sequences, tokens, k);
     }
-    const double selections = (double)pool * k, mean = selections / moe_capacity_targets(&capacity);
-    const double most = (double)moe_capacity_pairs(&capacity, pool, (int64_t)selections);
-    double kept = capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE ? fmin(1, most / mean)
-                                                                : kept_of_poisson(mean, most);
-    return capacity.exempt_sequences + (1 - capacity.exempt_sequences) * kept;
+    const bool global = capacity.scope != MOE_CAPACITY_PER_DEVICE;
+    const double kept =
+        kept_of_pool(c, &capacity, global ? tokens : tokens / c->cluster.devices, k);
+    const double exempt = capacity.exempt_sequences > 0 ? exempt_share(c, sequences, tokens) : 0;
+    return exempt + (1 - exempt) * kept;
 }

@@ -42,14 +42,18 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
     bool keep; /* backward needs the pre-activations of the experts */
     int64_t ranks, local_devices, tokens;
     int64_t device_tokens; /* of the fullest device */
+    int64_t sequences;     /* of the batch */
+    bool whole;            /* no sequence lies on several devices */
     int64_t most;          /* experts that one token may have, for which there is room */
     int64_t selections;    /* that are expected */
     int64_t sent;          /* of these, after dropping */
     int64_t rows;          /* of dispatch that are expected, of the last hop */
     int64_t first;         /* of the first of two hops; 0 with one */
-    int64_t remote;        /* of these, for other ranks: the share 1 - 1/ranks */
-    int64_t copies;        /* how many layers have their activations at the same time */
+    int64_t first_ranks;   /* ranks among which the first of two hops spreads its rows */
+    int64_t remote; /* of rows, for other ranks, with two hops those of the node: 1 - 1/ranks */
+    int64_t copies; /* how many layers have their activations at the same time */
     int64_t threads;
+    int64_t places;   /* of a sequence in the cache; 0: nothing is generated */
     int64_t matrices; /* of an expert */
     int64_t slots;    /* experts of this rank */
     int64_t hidden;   /* pre-activations of an expert for one row: F, or 2 F where there is w3 */
@@ -57,6 +61,9 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
 
 /* Local. The smallest whole number that is not below x, saturated. */
 int64_t moe_memory_whole(double x);
+
+/* Local. Whether there is a gate; where not, logits or a routing were recorded. */
+bool moe_memory_has_gate(const moe_config *c);
 
 /* Local. Whether the gate learns the scale of its noise. */
 bool moe_memory_learns_noise(const moe_config *c);
@@ -71,6 +78,11 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s);
  * and of plans, inboxes and what travels. */
 int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s);
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s);
+
+/* Local. Whether rows travel through shared memory; the bytes of this rank's pieces of windows,
+ * which are of the exchange. */
+bool moe_memory_shares(const moe_config *c);
+int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s);
 
 /* Local. Bytes of the attention of all layers (memory_attention.c); they are of the activations. */
 int64_t moe_memory_attention(const moe_config *c, const moe_memory_sizes *s);

@@ -32,13 +32,24 @@ static int64_t matrices(enum moe_expert_type type) {
 }
 
 int32_t moe_memory_kept_layers(const moe_config *c) {
-    const bool gradient =
-        c->output.tensors && moe_balance_alpha_all_layers(&c->balance, c->model.num_layers) > 0;
-    return c->run.mode == MOE_MODE_TRAIN || gradient ? c->model.num_layers : 1;
+    const bool gradient = c->output.tensors &&
+                          moe_balance_alpha_all_layers(&c->balance, moe_config_moe_layers(c)) > 0;
+    return c->run.mode == MOE_MODE_TRAIN || gradient ? moe_config_moe_layers(c) : 1;
 }
 
 int64_t moe_memory_whole(double x) {
     return x < 0x1p62 ? (int64_t)ceil(x) : INT64_MAX;
+}
+
+static moe_sequences sequences_of(const moe_config *c,
+                                  const moe_memory_given *given,
+                                  int64_t tokens) {
+    const int64_t length = c->data.sequence_length;
+    if (given->boundary) {
+        return (moe_sequences){.num = given->num_sequences, .boundary = given->boundary};
+    }
+    return (moe_sequences){.num = length > 0 ? div_up(tokens, length) : 1,
+                           .length = length > 0 ? min64(length, tokens) : tokens};
 }
 
 static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *given) {
@@ -57,6 +68,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
                           .threads = c->run.threads > 0 ? c->run.threads : 1,
                           .slots = div_up(c->model.num_experts, ranks)};
     s.backward = s.train || given->backward;
+    s.places = given->places;
     s.keep = s.train ? !c->train.recompute : c->model.load[0] != '\0' && c->output.tensors;
     s.tokens = num_tokens_global > 0 ? min64(mul(per_device, s.local_devices), num_tokens_global)
                                      : mul(per_device, s.local_devices);
@@ -67,7 +79,11 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     const double routed = given->num_counted > 0 && all > 0 ? (double)given->num_counted / all : 1;
     const double k = fmin(routed, 1) *
                      (given->choices > 0 ? given->choices : moe_expected_choices(c, per_device));
-    const double sent = k * moe_expected_kept(c, mul(per_device, devices), k);
+    const int64_t in_batch = num_tokens_global > 0 ? num_tokens_global : mul(per_device, devices);
+    const moe_sequences sequences = sequences_of(c, given, in_batch);
+    const double sent = k * moe_expected_kept(c, &sequences, in_batch, k);
+    s.sequences = sequences.num;
+    s.whole = sequences.length > 0 && in_batch % mul(devices, sequences.length) == 0;
     s.selections = moe_memory_whole((double)s.tokens * k);
     s.sent = moe_memory_whole((double)s.tokens * sent);
     s.rows = c->exchange.mode == MOE_EXCHANGE_SELECTION
@@ -76,7 +92,13 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     s.first = c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL
                   ? moe_memory_whole((double)s.tokens * moe_expected_nodes(c, sent))
                   : 0;
-    s.remote = s.rows - s.rows / ranks;
+    const int64_t nodes = max64(1, devices / max64(1, c->cluster.devices_per_node));
+    const int64_t ranks_of_node = max64(1, ranks / nodes);
+    s.first_ranks = min64(nodes, ranks);
+    s.remote = s.rows - s.rows / (s.first > 0 ? ranks_of_node : ranks);
+    if (s.first == 0 && s.local_devices == 1) { /* replicas keep rows at home */
+        s.remote = min64(s.remote, moe_memory_whole((double)s.tokens * moe_expected_away(c, sent)));
+    }
     s.matrices = matrices(c->model.expert_type);
     s.hidden = mul(s.matrices > 0 ? s.matrices - 1 : 0, c->model.moe_intermediate_size);
     return s;
@@ -98,20 +120,31 @@ static int64_t parameters_of_expert(const moe_config *c) {
                 add(c->model.hidden_size, c->model.moe_intermediate_size));
 }
 
+/* A dense layer has a norm [H], the matrices of its FFN and the attention in front. */
+static int64_t parameters_of_dense_layer(const moe_config *c, int64_t norm) {
+    const int64_t ffn =
+        mul3(matrices(c->model.expert_type), c->model.hidden_size, c->model.intermediate_size);
+    return add(add(norm, ffn), moe_attention_parameters(c));
+}
+
 /* The frozen base of LoRA experts stands on every rank. */
 static int64_t frozen_parameters(const moe_config *c) {
-    return c->model.expert_type == MOE_EXPERT_LORA ? mul(c->model.num_layers, parameters_of_ffn(c))
-                                                   : 0;
+    return c->model.expert_type == MOE_EXPERT_LORA
+               ? mul(moe_config_moe_layers(c), parameters_of_ffn(c))
+               : 0;
+}
+
+bool moe_memory_has_gate(const moe_config *c) {
+    return c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
 }
 
 bool moe_memory_learns_noise(const moe_config *c) {
-    return c->router.noise_form == MOE_NOISE_SOFTPLUS &&
-           (c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT);
+    return c->router.noise_form == MOE_NOISE_SOFTPLUS && moe_memory_has_gate(c);
 }
 
-/* Each layer has the routed experts, the gate [N,H] (and as much for the scale of its noise where
- * that is learned), the norm [H], every shared expert and the attention in front. A language model
- * also has an embedding [context,256,H], a norm [H] and a head [256,H]. */
+/* Each MoE layer has the routed experts, the gate [N,H] (and as much for the scale of its noise
+ * where that is learned), the norm [H], every shared expert and the attention in front. A language
+ * model also has an embedding [context,256,H], a norm [H] and a head [256,H]. */
 moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t h = c->model.hidden_size;
     const int64_t expert = parameters_of_expert(c);
@@ -120,9 +153,12 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
     const int64_t layer =
         add(add(add(gate, norm), mul(c->model.num_shared_experts, parameters_of_ffn(c))),
             moe_attention_parameters(c));
-    moe_parameter_counts count = {.expert = mul3(c->model.num_layers, c->model.num_experts, expert),
-                                  .replicated = mul(c->model.num_layers, layer)};
-    if (c->run.mode == MOE_MODE_TRAIN && c->data.source == MOE_SOURCE_TEXT) {
+    moe_parameter_counts count = {.expert =
+                                      mul3(moe_config_moe_layers(c), c->model.num_experts, expert),
+                                  .replicated = mul(moe_config_moe_layers(c), layer)};
+    count.replicated =
+        add(count.replicated, mul(c->model.first_dense_layers, parameters_of_dense_layer(c, norm)));
+    if (c->run.mode != MOE_MODE_FORWARD && c->data.source == MOE_SOURCE_TEXT) {
         count.replicated =
             add(count.replicated, add(mul3(BYTE_VALUES, c->train.context + 1, h), h));
     }
@@ -133,7 +169,7 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c) {
 int64_t moe_memory_local_parameters(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t slots =
         add(c->model.num_experts, c->compares_placements ? 0 : c->placement.redundant_experts);
-    const int64_t experts = mul(c->model.num_layers, div_up(slots, s->ranks));
+    const int64_t experts = mul(moe_config_moe_layers(c), div_up(slots, s->ranks));
     return add(mul(experts, parameters_of_expert(c)), moe_memory_parameters(c).replicated);
 }
 
@@ -147,7 +183,7 @@ static int64_t gradients(const moe_config *c, const moe_memory_sizes *s) {
     if (s->ranks > 1) {
         reals = add(reals, mul(s->local_devices + 1, piece));
     }
-    return s->train ? mul(reals, sizeof(real)) : 0;
+    return s->backward ? mul(reals, sizeof(real)) : 0;
 }
 
 /* AdamW keeps the means of the gradient and of its square. */
@@ -164,26 +200,30 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s) 
 }
 
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
- * sequence, local device and the batch, and those of the sum over ranks; once more for all layers
- * put together (aux_form = mixtral). The metrics of a layer are three vectors [N], five [D] and
- * two words for each cell of the matrix [D,D] that is not 0. A step of several micro-batches has
- * metrics of its own beside those of the micro-batch. */
-static int64_t statistics(const moe_config *c, const moe_memory_sizes *s, int64_t num_sequences) {
+ * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
+ * more for all layers put together (aux_form = mixtral). The metrics of a layer are three vectors
+ * [N], five [D] and two words for each cell of the matrix [D,D] that is not 0. A step of several
+ * micro-batches has metrics of its own beside those of the micro-batch. */
+static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
+    const int64_t num_sequences = s->sequences;
     const int64_t ranks = s->ranks, share = div_up(num_sequences, ranks);
-    const int64_t cut = min64(s->local_devices, num_sequences);
+    const int64_t cut = s->whole ? 0 : min64(s->local_devices, num_sequences);
     const int64_t segments = num_sequences <= 1 ? s->local_devices : add(share, cut);
     const int64_t sequences = num_sequences <= 1 ? 1 : share;
     const int64_t shared = ranks > 1 ? min64(ranks - 1, num_sequences) : 0;
-    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), d + MOE_STAT_HEAD);
-    const int64_t of_scopes = add(add(sequences, s->local_devices), 1);
+    const int64_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
+    const int64_t slots = redundant > 0 ? add(n, redundant) : 0;
+    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), add(slots, d + MOE_STAT_HEAD));
+    const int64_t of_scopes = add(add(s->whole ? 0 : sequences, s->local_devices), 1);
     const int64_t cells = add(add(segments, of_scopes), shared + 2);
-    const int64_t all = moe_balance_has_all_layers(&c->balance) ? of_scopes : 0;
+    const int64_t all =
+        moe_balance_has_all_layers(&c->balance) ? add(add(sequences, s->local_devices), 1) : 0;
     const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(2, moe_memory_matrix_cells(c, s))));
     const int64_t steps = s->train && c->train.accumulate > 1 ? 2 : 1;
     const int64_t segment_bytes = mul(segments, sizeof(moe_segment));
     return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), all), words),
-                                      mul3(steps, c->model.num_layers, metrics)),
+                                      mul3(steps, moe_config_moe_layers(c), metrics)),
                                   WORD));
 }
 
@@ -191,7 +231,7 @@ static int64_t statistics(const moe_config *c, const moe_memory_sizes *s, int64_
 
 static int64_t program(const moe_config *c, const moe_memory_sizes *s) {
     const bool gemm =
-        c->run.gemm != MOE_GEMM_REFERENCE && (s->hidden > 0 || !moe_config_recorded(c));
+        c->run.gemm != MOE_GEMM_REFERENCE && (s->hidden > 0 || moe_memory_has_gate(c));
     return add(PROGRAM_BYTES, add(gemm ? GEMM_BYTES : 0, mul(s->threads - 1, THREAD_BYTES)));
 }
 
@@ -201,22 +241,16 @@ static int64_t uneven(int64_t bytes) {
     return add(bytes, bytes / 12);
 }
 
-static int64_t sequences_of(const moe_config *c, int64_t tokens) {
-    return c->data.sequence_length > 0 ? div_up(tokens, c->data.sequence_length) : 1;
-}
-
 moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *given) {
     const moe_memory_sizes s = sizes_of(c, given);
-    const int64_t tokens = given->num_tokens > 0
-                               ? given->num_tokens
-                               : mul(c->data.tokens_per_device, max64(c->cluster.devices, 1));
     moe_memory m = {
         .weights = mul(add(moe_memory_local_parameters(c, &s), frozen_parameters(c)), sizeof(real)),
         .gradients = gradients(c, &s),
         .optimizer = optimizer(c, &s),
         .activations = uneven(moe_memory_activations(c, &s)),
         .exchange = add(uneven(moe_memory_exchange(c, &s)), moe_memory_staging(c, &s)),
-        .statistics = add(statistics(c, &s, sequences_of(c, tokens)), moe_memory_loads(c)),
+        .windows = moe_memory_windows(c, &s),
+        .statistics = add(statistics(c, &s), moe_memory_loads(c)),
         .input = moe_memory_input(c, s.tokens),
         .program = program(c, &s),
         .histories = moe_memory_histories(c)};

@@ -10,6 +10,7 @@ typedef struct moe_memory {
     int64_t gradients; /* training: also the partial gradients of each local device */
     int64_t optimizer; /* training: the state of the optimizer */
     int64_t activations, exchange, statistics, input;
+    int64_t windows;   /* of the exchange: in the host's folder for shared memory */
     int64_t program;   /* pages of libraries, beyond those of a bare MPI program */
     int64_t total;     /* of these */
     int64_t histories; /* on rank 0 beside the total: the loads and matrices of all steps */
@@ -28,8 +29,11 @@ moe_parameter_counts moe_memory_parameters(const moe_config *c);
 typedef struct moe_memory_given {
     int64_t num_tokens;  /* of all devices; unknown: devices x tokens_per_device */
     int64_t num_counted; /* of these, tokens that are routed; unknown: all */
-    double choices;      /* mean number of experts of a token in a recorded routing */
+    double choices;      /* mean number of experts of a token that is routed, in a recording */
     bool backward;       /* a layer from model.load runs backward too */
+    int64_t places;      /* run.mode = generate: tokens of a sequence in the cache */
+    int64_t num_sequences;
+    const int64_t *boundary; /* [num_sequences + 1] of data.boundaries; NULL: equal sequences */
 } moe_memory_given;
 
 /* Local. The estimate of resident memory for the fullest rank under a balanced load. Training keeps

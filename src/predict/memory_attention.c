@@ -22,6 +22,15 @@ static int64_t reals_of_work(const moe_attention_shape *a, bool train) {
     return add(add(q, add(kv, a->rope)), train ? gradients : 0);
 }
 
+/* What a decoder keeps of its sequences (attention/cache.h), and a score of each place and head. */
+static int64_t reals_of_cache(const moe_config *c,
+                              const moe_memory_sizes *s,
+                              const moe_attention_shape *a) {
+    const int64_t sequences = mul(s->local_devices, c->generate.sequences_per_device);
+    const int64_t row = a->latent ? a->kv_rank + a->rope : mul(a->kv_heads, a->key + a->value);
+    return mul(mul(sequences, s->places), add(mul(c->model.num_layers, row), a->heads));
+}
+
 /* Every layer keeps its own activations in training, unless train.recompute is set, and the input
  * of its MoE layer. Each thread has two tiles, or a tile and its output. */
 int64_t moe_memory_attention(const moe_config *c, const moe_memory_sizes *s) {
@@ -35,5 +44,5 @@ int64_t moe_memory_attention(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t tiles = mul(s->threads, add(2 * tile, mul(MOE_FLASH_TILE, a.value)));
     const int64_t of_token =
         add(add(mul(kept, reals_of_layer(&a)), mul(layers, a.hidden)), reals_of_work(&a, s->train));
-    return mul(add(mul(s->tokens, of_token), tiles), REAL);
+    return mul(add(add(mul(s->tokens, of_token), tiles), reals_of_cache(c, s, &a)), REAL);
 }

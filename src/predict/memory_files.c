@@ -10,7 +10,7 @@
 /* Of each step recorded logits [L,T,N] (counted as double), or routing [L,T,K] with weights and
  * scores [L,T,N], and a byte of mask for each token; the text; and the biases [L,N]. */
 int64_t moe_memory_input(const moe_config *c, int64_t tokens) {
-    const int64_t n = c->model.num_experts, layers = c->model.num_layers;
+    const int64_t n = c->model.num_experts, layers = moe_config_moe_layers(c);
     const int64_t rows = mul3(c->run.steps, layers, tokens);
     const int64_t scores = mul3(rows, n, DOUBLE);
     const int64_t bias = c->router.bias_file[0] ? mul3(layers, n, DOUBLE) : 0;
@@ -31,14 +31,14 @@ int64_t moe_memory_input(const moe_config *c, int64_t tokens) {
  * (its reserve is not touched); and the device matrices of some steps (matrix_history.h), which
  * double. */
 int64_t moe_memory_histories(const moe_config *c) {
-    const double words = (double)c->model.num_layers * c->model.num_experts;
+    const double words = (double)moe_config_moe_layers(c) * c->model.num_experts;
     const double steps = (double)c->run.steps;
     double room = 0, before = 0;
     for (double needed = 1; needed <= steps; needed = room + 1) {
         before = room;
         room = needed > 16 ? floor(1.5 * needed) : 16;
     }
-    const double cells = (double)c->model.num_layers * c->cluster.devices * c->cluster.devices;
+    const double cells = (double)moe_config_moe_layers(c) * c->cluster.devices * c->cluster.devices;
     const double fit = fmin(fmin(steps, 32), floor((16 << 20) / (WORD * cells)));
     const double matrices_bytes = 1.5 * cells * WORD * (fit > 0 ? exp2(ceil(log2(fit))) : 0);
     return moe_memory_whole(fmax(steps, 2 * before) * words * WORD + matrices_bytes);

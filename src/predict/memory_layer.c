@@ -7,7 +7,10 @@
 #include "predict/internal.h"
 #include "predict/memory.h"
 
-enum { CALL_ROWS = 1024 }; /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
+enum {
+    CALL_ROWS = 1024, /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
+    HUGE_PAGE = 1 << 21
+};
 
 /* --- one layer's activations --- */
 
@@ -63,8 +66,7 @@ static bool keeps_clean(const moe_config *c) {
 static int64_t of_tokens(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
     const int64_t shared = mul(c->model.num_shared_experts, c->model.moe_intermediate_size);
-    const bool gate = c->data.source == MOE_SOURCE_SYNTHETIC || s->text;
-    int64_t reals = gate ? n : 0;
+    int64_t reals = moe_memory_has_gate(c) ? n : 0;
     if (c->model.norm != MOE_NORM_NONE) {
         reals = add(reals, h);
     }
@@ -111,6 +113,23 @@ static int64_t streams(const moe_config *c, const moe_memory_sizes *s) {
     return mul(mul3(copies, s->tokens, c->model.hidden_size), REAL);
 }
 
+/* A dense layer keeps the normed x [T,H] with its norms, and the pre-activations where backward
+ * reads them; in a forward run the layers share them (dense_layers.c). Beside it the working memory
+ * of its products. */
+static int64_t dense_layers(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t h = c->model.hidden_size, width = c->model.intermediate_size;
+    const int64_t kept = s->train ? c->model.first_dense_layers : 1;
+    const bool norm = c->model.norm != MOE_NORM_NONE;
+    if (c->model.first_dense_layers == 0) {
+        return 0;
+    }
+    const int64_t inner = mul(s->keep && s->matrices > 0 ? s->matrices - 1 : 0, width);
+    const int64_t of_token = add(mul(add(norm ? h : 0, inner), REAL), norm ? (int64_t)DOUBLE : 0);
+    const int64_t scratch = add(scratch_of(s, s->device_tokens, h, width, 0),
+                                codes_of(c, s->device_tokens, h, width, 0));
+    return add(mul3(kept, s->tokens, of_token), mul3(s->backward ? 1 : s->threads, scratch, REAL));
+}
+
 /* What backward works with (layer_backward.c). */
 static int64_t backward(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
@@ -131,8 +150,9 @@ static int64_t task(const moe_config *c, const moe_memory_sizes *s) {
         return 0;
     }
     if (!s->text) {
-        const int64_t load =
-            c->train.specialization ? mul3(c->model.num_layers, c->model.num_experts, WORD) : 0;
+        const int64_t load = c->train.specialization
+                                 ? mul3(moe_config_moe_layers(c), c->model.num_experts, WORD)
+                                 : 0;
         return add(mul(s->tokens, add(INT, mul(h, REAL))),
                    mul(c->data.num_topics, add(mul3(2, h, REAL), load)));
     }
@@ -145,7 +165,7 @@ static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     if (c->output.routing) {
         const int64_t server =
             c->capacity.policy == MOE_CAPACITY_NONE ? 0 : mul(s->selections, INT);
-        bytes = mul(c->model.num_layers,
+        bytes = mul(moe_config_moe_layers(c),
                     add(add(routing(s->tokens, s->most), server),
                         mul3(s->tokens, s->most, 2 * INT + (int64_t)sizeof(float) + 1)));
     }
@@ -231,7 +251,7 @@ static int64_t working(const moe_config *c, const moe_memory_sizes *s) {
 
 int64_t moe_memory_activations(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t layers = mul(s->copies, activations_of_layer(c, s));
-    const int64_t ends = add(task(c, s), moe_memory_attention(c, s));
+    const int64_t ends = add(add(task(c, s), dense_layers(c, s)), moe_memory_attention(c, s));
     return add(add(add(streams(c, s), layers), add(backward(c, s), ends)),
                add(written(c, s), working(c, s)));
 }
@@ -243,22 +263,34 @@ static int64_t wire_bytes(const moe_config *c, moe_payload_format f) {
     return moe_payload_rounds(f) ? moe_payload_bytes(f, c->model.hidden_size) : 0;
 }
 
+/* A buffer whose size varies with the load has a quarter in reserve. One of two huge pages or more
+ * begins at such a page (base/alloc.c), and is resident up to the end of the last that is used. */
+static int64_t touched(int64_t bytes) {
+    const int64_t huge = (add(bytes, bytes / 4)) / HUGE_PAGE * HUGE_PAGE;
+    return huge >= 2 * HUGE_PAGE && bytes <= huge ? mul(div_up(bytes, HUGE_PAGE), HUGE_PAGE)
+                                                  : bytes;
+}
+
+/* Vectors [H] in a buffer of their own. */
+static int64_t of_vectors(const moe_config *c, int64_t rows) {
+    return touched(mul3(rows, c->model.hidden_size, REAL));
+}
+
 /* The vectors of a layer (exchange.c, combine.c): packed for and received from other ranks, in
  * training x and dy. A payload that rounds what comes back needs all of it as numbers. Of every
- * payload that rounds, the tokens or the results stand there as bytes, and so do the rows from
- * other ranks; and the tokens as numbers again, x and in training dy. */
+ * payload that rounds, the tokens, or the results that stay, stand there as bytes, and so do the
+ * rows from other ranks; and the tokens as numbers again, x and in training dy. */
 static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
     const int64_t packed = back > 0 ? s->rows : s->remote;
-    const int64_t received = mul(s->train ? 2 : 1, s->remote);
-    const int64_t rounded =
-        mul((out > 0) + (s->train && back > 0), s->first > 0 ? s->first : s->tokens);
-    const int64_t numbers = add(add(packed, received), rounded);
+    const int64_t rounded = (out > 0) + (s->backward && back > 0);
+    const int64_t decoded = s->first > 0 ? s->first : s->tokens;
     const int64_t coded =
-        max64(mul(s->tokens, s->train ? max64(out, back) : out), mul(s->rows, back));
-    return add(mul3(numbers, c->model.hidden_size, REAL),
-               add(coded, mul(s->remote, max64(out, back))));
+        max64(mul(s->tokens, s->backward ? max64(out, back) : out), mul(s->rows - s->remote, back));
+    return add(add(of_vectors(c, packed), mul(s->backward ? 2 : 1, of_vectors(c, s->remote))),
+               add(mul(rounded, of_vectors(c, decoded)),
+                   add(touched(coded), touched(mul(s->remote, max64(out, back))))));
 }
 
 /* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
@@ -268,8 +300,9 @@ static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
         return 0;
     }
     const int64_t d = c->cluster.devices, n = c->model.num_experts;
-    const int64_t counts = mul(
-        c->model.num_layers, add(add(mul(2, moe_memory_matrix_cells(c, s)), mul(5, d)), mul(3, n)));
+    const int64_t counts =
+        mul(moe_config_moe_layers(c),
+            add(add(mul(2, moe_memory_matrix_cells(c, s)), mul(5, d)), mul(3, n)));
     const int64_t y = mul(s->tokens, c->model.hidden_size);
     return add(mul(add(y, s->train ? moe_memory_local_parameters(c, s) : 0), REAL),
                mul(counts, WORD));
@@ -291,14 +324,13 @@ static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
     const int64_t returned = c->exchange.node_sum ? s->first : s->rows;
-    const int64_t remote = returned - returned / s->ranks;
-    const int64_t arrived = (out == 0) + (s->train && back == 0);
-    const int64_t numbers =
-        add(mul(arrived, s->first), add(returned, back > 0 ? returned : remote));
-    const int64_t bytes =
-        add(mul(returned, back),
-            max64(mul(s->first, s->train ? max64(out, back) : out), mul(remote, back)));
-    return add(mul3(numbers, c->model.hidden_size, REAL), bytes);
+    const int64_t remote = returned - returned / s->first_ranks;
+    const int64_t arrived = (out == 0) + (s->backward && back == 0);
+    const int64_t coded =
+        max64(mul(s->first, s->backward ? max64(out, back) : out), mul(remote, back));
+    return add(add(mul(arrived, of_vectors(c, s->first)), of_vectors(c, returned)),
+               add(of_vectors(c, back > 0 ? returned : remote),
+                   add(touched(mul(returned - remote, back)), touched(coded))));
 }
 
 /* What a first hop adds (relay.c): its vectors; its lists with the parts of rows; in the lists of
@@ -306,7 +338,7 @@ static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
 static int64_t relay(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t of_row = bytes_of_row(2) + 2 * INT + 4 * WORD;
     const int64_t of_part = 2 * INT + 4 * WORD;
-    const int64_t of_pair = bytes_of_pair() - 2 * WORD + (s->train ? 2 * REAL : 0);
+    const int64_t of_pair = bytes_of_pair() - 2 * WORD + (s->backward ? 2 * REAL : 0);
     if (s->first == 0) {
         return 0;
     }
@@ -328,6 +360,54 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
     return mul(s->copies, add(add(vectors(c, s), lists), add(fixed, relay(c, s))));
 }
 
+/* --- windows --- */
+
+bool moe_memory_shares(const moe_config *c) {
+    return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
+}
+
+/* What lands at this rank in one hop: metadata, vectors (in training x and dy) or their bytes, what
+ * comes back, and in training numbers of pairs. arriving and returned are counts of vectors. */
+static int64_t landings(const moe_config *c,
+                        const moe_memory_sizes *s,
+                        int64_t rows,
+                        int64_t arriving,
+                        int64_t returned) {
+    const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
+    const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
+    const int64_t numbers =
+        add(mul((out == 0) + (s->train && back == 0), arriving), mul(back == 0, returned));
+    const int64_t bytes =
+        max64(mul(arriving, s->train ? max64(out, back) : out), mul(returned, back));
+    const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, s->sent));
+    return add(add(mul3(numbers, c->model.hidden_size, REAL), bytes),
+               add(mul(words, INT), s->train ? mul(s->sent, REAL) : 0));
+}
+
+/* Of rows that come from devices of the same node, those of other ranks. */
+static int64_t from_node(const moe_config *c, const moe_memory_sizes *s, int64_t rows) {
+    const int64_t per_node = max64(c->cluster.devices_per_node, 1);
+    return rows - rows / per_node * min64(s->local_devices, per_node);
+}
+
+int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
+    if (!moe_memory_shares(c)) {
+        return 0;
+    }
+    const bool relayed = s->first > 0;
+    const int64_t remote = relayed ? from_node(c, s, s->rows) : s->remote;
+    int64_t bytes = landings(c, s, s->rows, remote, remote);
+    if (relayed) {
+        const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
+        bytes = add(bytes, landings(c, s, s->first, s->first, parts - parts / s->ranks));
+    }
+    bytes = mul(s->copies, bytes);
+    return add(bytes, bytes / 4);
+}
+
+/* A window has a quarter more than it needs, and all of it is touched. */
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {
-    return add(exchange_of_layers(c, s), fp32_step(c, s));
+    const int64_t pairs = s->train ? mul3(s->copies, s->sent, REAL) : 0;
+    return add(add(exchange_of_layers(c, s), add(pairs, moe_memory_windows(c, s) / 5)),
+               fp32_step(c, s));
 }

@@ -15,6 +15,9 @@ void moe_stats_reserve_slots(moe_stats *s,
             total;
     MOE_ASSERT(num_experts > 0 && devices > 0 && num_cells >= 0 &&
                !__builtin_mul_overflow(words, num_cells, &total));
+    if (s->borrowed) {
+        *s = (moe_stats){0};
+    }
     moe_reserve(&s->cell, &s->capacity, total, sizeof *s->cell, "statistics");
     s->num_experts = num_experts;
     s->devices = devices;
@@ -30,8 +33,16 @@ void moe_stats_reserve(moe_stats *s, int32_t num_experts, int32_t devices, int64
     moe_stats_reserve_slots(s, num_experts, devices, 0, num_cells);
 }
 
+void moe_stats_borrow(moe_stats *s, const moe_stats *owner) {
+    moe_stats_free(s);
+    *s = *owner;
+    s->borrowed = true;
+}
+
 void moe_stats_free(moe_stats *s) {
-    moe_free(s->cell);
+    if (!s->borrowed) {
+        moe_free(s->cell);
+    }
     *s = (moe_stats){0};
 }
 

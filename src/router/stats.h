@@ -18,6 +18,7 @@
 #ifndef MOESIM_ROUTER_STATS_H
 #define MOESIM_ROUTER_STATS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct moe_stats {
@@ -27,6 +28,7 @@ typedef struct moe_stats {
     int64_t num_cells;
     int64_t *cell;    /* [num_cells][words] */
     int64_t capacity; /* words allocated */
+    bool borrowed;    /* the cells belong to another moe_stats */
 } moe_stats;
 
 enum { /* places of the words before the first array; their number; words for each expert */
@@ -45,6 +47,9 @@ void moe_stats_reserve_slots(moe_stats *s,
                              int32_t devices,
                              int32_t slots,
                              int64_t num_cells);
+/* Local. The cells of `owner` under another name, without a copy, until either of the two is
+ * reserved anew or freed. What s held of its own is freed. */
+void moe_stats_borrow(moe_stats *s, const moe_stats *owner);
 void moe_stats_free(moe_stats *s);
 /* Local. Cell i, and the parts of a cell. */
 static inline int64_t *moe_stats_cell(const moe_stats *s, int64_t i) {

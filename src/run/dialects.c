@@ -83,6 +83,7 @@ static moe_config quick(const moe_config *resolved) {
     c.run.mode = MOE_MODE_FORWARD;
     c.run.steps = 1;
     c.model.num_layers = 1;
+    c.model.first_dense_layers = 0;
     c.model.expert_type = MOE_EXPERT_IDENTITY;
     c.model.compute = MOE_COMPUTE_FP32;
     c.model.num_shared_experts = 0;
@@ -238,6 +239,13 @@ static int refuse(const moe_config *c, moe_status *st) {
                         "model.attention = %s: --dialects compares routers on the tokens "
                         "themselves, without attention in front: model.attention = none",
                         moe_config_enum_name(MOE_KEY(model, attention), (int)c->model.attention));
+    }
+    if (c->model.first_dense_layers > 0 &&
+        moe_config_given(c, MOE_KEY(model, first_dense_layers))) {
+        return moe_fail(st, MOE_USER,
+                        "model.first_dense_layers = %d: --dialects compares routers on the tokens "
+                        "themselves, without layers in front: first_dense_layers = 0",
+                        c->model.first_dense_layers);
     }
     if (c->model.load[0]) {
         return moe_fail(st, MOE_USER,

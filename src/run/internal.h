@@ -2,7 +2,9 @@
 #ifndef MOESIM_RUN_INTERNAL_H
 #define MOESIM_RUN_INTERNAL_H
 
+#include "data/prompts.h"
 #include "explain/explain.h"
+#include "generate/generator.h"
 #include "model/stack.h"
 #include "output/results.h"
 #include "output/terminal.h"
@@ -32,6 +34,8 @@ typedef struct moe_run_state {
     moe_scopes all_layers;
     moe_stack stack;
     moe_training training; /* run.mode = train only */
+    moe_prompts prompts;   /* run.mode = generate only, as is the next */
+    moe_generator generator;
     moe_rebalance rebalance;
 
     /* what looks on, and what it saw */
@@ -66,6 +70,24 @@ moe_restart moe_run_restart(moe_run_state *r);
 
 /* Local. Frees everything that moe_run_prepare and the steps made. */
 void moe_run_free(moe_run_state *r);
+
+/* --- generate.c --- */
+
+/* Collective. Reads the prompts, and settles how many bytes are added: generate.max_new_tokens, and
+ * with it run.steps. MOE_USER, agreed by all ranks, where a sequence has no room for them. */
+int moe_run_read_prompts(moe_run_state *r, moe_status *st);
+
+/* Local, pure. The tokens of prefill, padding included. */
+int64_t moe_run_prompt_tokens(const moe_run_state *r);
+
+/* Collective. Makes what generates, and reads the checkpoint of options->model into the model. */
+int moe_run_load_model(moe_run_state *r, moe_status *st);
+
+/* Collective. Step 0 is prefill; every later one decodes a token of each sequence. */
+int moe_run_generate_step(moe_run_state *r, int64_t step, moe_status *st);
+
+/* Collective. Writes generated.txt and shows what is told at the end. */
+void moe_run_generated(moe_run_state *r, double seconds, moe_status *writing);
 
 /* --- observe.c --- */
 

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "config/cluster_file.h"
 #include "config/config.h"
+#include "config/value.h"
 #include "output/results.h"
 #include "run/calibrate.h"
 #include "run/dialects.h"
@@ -19,6 +20,7 @@
 #include "run/run.h"
 #include "run/verify.h"
 #include "world/comm.h"
+#include "world/topology.h"
 
 /* --- configurations --- */
 
@@ -73,6 +75,9 @@ static int complete_config(const moe_comm *comm,
                            const moe_options *o,
                            moe_config *c,
                            moe_status *st) {
+    c->hosts = (moe_config_hosts){.count = comm->num_hosts,
+                                  .unequal = !comm->hosts_are_equal,
+                                  .mixed = !comm->hosts_are_in_turn};
     if (set_all(o, c, st) == MOE_OK && moe_cluster_file_is_needed(c)) {
         int64_t length = 0;
         char *bytes = share_file(comm, c->cluster.file, &length, st);
@@ -158,14 +163,49 @@ static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
     return st->code;
 }
 
+/* Collective. Generates with the model of the last checkpoint in `folder`: with the configuration
+ * `given`, which is resolved, or where that is NULL with that of the checkpoint. */
+static int generate(const moe_comm *comm,
+                    const moe_options *o,
+                    const char *folder,
+                    moe_config *given,
+                    moe_status *st) {
+    moe_checkpoint found = {0};
+    moe_config config;
+    moe_run_options options = o->run;
+    char word[512] = "";
+    if (moe_checkpoint_find(comm, folder, &found, word, st)) {
+        return st->code;
+    }
+    if (!given && moe_checkpoint_config(&found, &config, st) == MOE_OK &&
+        moe_value_override(&config, MOE_KEY(generate, run), folder, st) == MOE_OK) {
+        complete_config(comm, o, &config, st);
+    }
+    if (st->code == MOE_OK) {
+        moe_checkpoint_same_run(given ? given : &config, found.config_text, st);
+    }
+    if (st->code == MOE_OK) {
+        options.model = &found;
+        options.word = word;
+        moe_run(comm, given ? given : &config, &options, st);
+    }
+    moe_checkpoint_free(&found);
+    return st->code;
+}
+
 /* Local. Whether the command line asks about moesim itself. */
 static bool is_about(const moe_options *o) {
     return o->help || o->version || o->keys;
 }
 
-/* The largest number of ranks up to 8 that divides the devices: each rank then has as many. */
+/* The largest number of ranks up to the number of cores that divides the devices: each rank then
+ * has as many. Where a device is what each rank is, 8. */
 static int32_t ranks_for(int32_t devices) {
-    int32_t ranks = 8;
+    const int32_t usual = 8;
+    if (devices == 0) {
+        return usual;
+    }
+    int32_t ranks = moe_topology_cores();
     while (devices % ranks != 0) {
         ranks--;
     }
@@ -236,7 +276,7 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
         return moe_export_checkpoint(comm, &o->parameters, &o->run, st);
     }
     if (o->resume) {
-        return resume(comm, o, st);
+        return o->generates ? generate(comm, o, o->resume, NULL, st) : resume(comm, o, st);
     }
     if (load_config(comm, o, &config, st) != MOE_OK) {
         return st->code;
@@ -246,6 +286,15 @@ static int act(const moe_comm *comm, const moe_options *o, moe_status *st) {
     }
     if (o->placements) {
         return moe_placements(comm, &config, &o->run, st);
+    }
+    if (moe_config_generates(&config)) {
+        if (o->export_parameters) {
+            return moe_fail(st, MOE_USER,
+                            "run.mode = generate has the parameters of %s: moesim "
+                            "--export-parameters writes those of that folder",
+                            config.generate.run);
+        }
+        return generate(comm, o, config.generate.run, &config, st);
     }
     if (o->export_parameters) {
         return moe_export_start(comm, &config, &o->parameters, &o->run, st);

@@ -17,7 +17,7 @@ typedef struct tensor_name {
 
 static tensor_name tensor_of_layer(const moe_run_state *r, const char *base, int32_t l) {
     tensor_name name;
-    if (r->config->model.num_layers == 1) {
+    if (moe_config_moe_layers(r->config) == 1) {
         snprintf(name.s, sizeof name.s, "%s", base);
     } else {
         snprintf(name.s, sizeof name.s, "%s_layer%d", base, l);

@@ -252,11 +252,23 @@ static int complete_export(moe_options *o, moe_status *st) {
     return MOE_OK;
 }
 
+/* Whether --set asks for generating. What is wrong with the words is said where they are taken. */
+static bool asks_to_generate(const moe_options *o) {
+    moe_config c;
+    moe_config_defaults(&c);
+    for (int i = 0; i < o->sets.count; i++) {
+        moe_status ignored = {0};
+        moe_config_set(&c, o->sets.assignment[i], &ignored);
+    }
+    return moe_config_generates(&c);
+}
+
 static int check_together(const moe_options *o, moe_status *st) {
     if (check_last_step(o, st) != MOE_OK) {
         return st->code;
     }
-    if (o->resume && (o->config || o->run.out || (o->run.force && !o->export_parameters))) {
+    const bool in_folder = !o->export_parameters && !o->generates;
+    if (o->resume && (o->config || (o->run.out && !o->generates) || (o->run.force && in_folder))) {
         return moe_fail(st, MOE_USER,
                         "--resume %s takes its configuration and folder from that run: a CONFIG, "
                         "--out and --force do not go with it",
@@ -297,6 +309,9 @@ int moe_options_parse(int argc, char **argv, moe_options *o, moe_status *st) {
     }
     if (st->code == MOE_OK && o->explain) {
         parse_token(o, st);
+    }
+    if (st->code == MOE_OK) {
+        o->generates = asks_to_generate(o);
     }
     if (st->code == MOE_OK && check_together(o, st) == MOE_OK) {
         complete_export(o, st);

@@ -24,6 +24,7 @@ typedef struct moe_options {
     moe_run_options run;
     moe_export_options parameters; /* of --export-parameters, where that is not NULL */
     bool help, version, keys, verify, dialects, placements, ranks;
+    bool generates;      /* --set run.mode=generate: --resume names the model */
     bool verify_predict; /* the word behind --verify; `verify` is then off */
 } moe_options;
 

@@ -143,7 +143,7 @@ static int open_run(moe_step_source *s, moe_status *st) {
         moe_input_check(&s->input, c, num_tokens(s), st) || check_memory(s, st)) {
         return st->code;
     }
-    s->layers = c->model.num_layers;
+    s->layers = moe_config_moe_layers(c);
     s->has_tokens = true;
     s->halves = c->run.steps == 1 && c->placement.fit == 0 && c->placement.score == 0;
     s->steps = s->halves ? 2 : c->run.steps;

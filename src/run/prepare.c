@@ -6,8 +6,10 @@
 #include "base/alloc.h"
 #include "base/gemm.h"
 #include "output/format.h"
+#include "predict/expected.h"
 #include "run/internal.h"
 #include "run/restart.h"
+#include "world/window.h"
 
 /* --- the machine --- */
 
@@ -27,30 +29,61 @@ static int64_t num_tokens(const moe_run_state *r) {
     if (r->model_files.num_tokens) {
         return r->model_files.num_tokens;
     }
+    if (moe_config_generates(r->config)) {
+        return moe_run_prompt_tokens(r);
+    }
     if (r->input.num_tokens_global) {
         return r->input.num_tokens_global;
     }
     return (int64_t)r->config->cluster.devices * r->config->data.tokens_per_device;
 }
 
-/* The mean number of experts of a token in the recorded routing of this rank. */
-static double recorded_choices(const moe_run_state *r) {
+/* The mean number of experts of a token that is routed, in the recording of this rank. Padding that
+ * is dropped has none in a routing. */
+static double recorded_choices(const moe_run_state *r, const moe_memory_given *g) {
     const moe_input *in = &r->input;
+    if (in->logits) {
+        const size_t size = in->logits_dtype == MOE_F64 ? sizeof(double) : sizeof(float);
+        return moe_expected_recorded_choices(r->config, in->logits, in->logits_dtype == MOE_F64,
+                                             moe_alloc_bytes(in->logits) / (int64_t)size /
+                                                 r->config->model.num_experts);
+    }
+    if (!in->routing) {
+        return 0;
+    }
     int64_t tokens = moe_alloc_bytes(in->routing) / in->routing_k / (int64_t)sizeof *in->routing;
     int64_t chosen = 0;
     for (int64_t i = 0; i < tokens * in->routing_k; i++) {
         chosen += in->routing[i] >= 0;
     }
-    return (double)chosen / (double)tokens;
+    return (double)chosen / (double)tokens * (double)g->num_tokens / (double)g->num_counted;
 }
 
 static moe_memory_given given(const moe_run_state *r) {
     moe_memory_given g = {.num_tokens = num_tokens(r), .backward = r->model_files.dy != NULL};
-    g.num_counted = moe_input_routed(&r->input, r->config, g.num_tokens);
-    if (r->input.routing) {
-        g.choices = recorded_choices(r);
+    if (moe_config_generates(r->config)) {
+        g.places = r->prompts.longest + r->config->generate.max_new_tokens - 1;
     }
+    g.num_sequences = r->input.num_sequences;
+    g.boundary = r->input.boundary;
+    g.num_counted = moe_input_routed(&r->input, r->config, g.num_tokens);
+    g.choices = recorded_choices(r, &g);
     return g;
+}
+
+/* The windows of the ranks of a host stand in one folder, which may be small (in containers). */
+static void check_windows(const moe_run_state *r, moe_status *st) {
+    const int64_t room = moe_window_room(), ranks = r->comm->local_size,
+                  windows = r->memory.windows;
+    if (ranks > 1 && room >= 0 && windows > room / ranks) {
+        moe_fail(st, MOE_USER,
+                 "exchange.transport = %s needs about %s of shared memory on each of %d ranks of "
+                 "this host, and %s has %s left: enlarge it (docker run --shm-size), or set "
+                 "exchange.transport = alltoallv",
+                 moe_config_enum_name(MOE_KEY(exchange, transport), r->config->exchange.transport),
+                 moe_format_bytes(windows).s, (int)ranks, moe_window_folder(),
+                 moe_format_bytes(room).s);
+    }
 }
 
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
@@ -71,15 +104,18 @@ static int check_memory(moe_run_state *r, moe_status *st) {
             st, MOE_USER,
             "this run needs about %s on this host, where %s are available: %s on each of %d "
             "rank%s (weights %s, gradients %s, optimiser %s, activations %s, exchange %s), and "
-            "%s for the loads of all steps on rank 0; lower model.num_experts, "
-            "model.hidden_size, model.moe_intermediate_size, data.tokens_per_device, "
-            "data.num_topics or run.steps",
+            "%s for the loads of all steps on rank 0; lower %s",
             moe_format_bytes(needed).s, moe_format_bytes(available).s, moe_format_bytes(m->total).s,
             r->comm->local_size, r->comm->local_size == 1 ? "" : "s",
             moe_format_bytes(m->weights).s, moe_format_bytes(m->gradients).s,
             moe_format_bytes(m->optimizer).s, moe_format_bytes(m->activations).s,
-            moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s);
+            moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s,
+            moe_config_generates(r->config)
+                ? "generate.sequences_per_device, data.sequence_length or generate.max_new_tokens"
+                : "model.num_experts, model.hidden_size, model.moe_intermediate_size, "
+                  "data.tokens_per_device, data.num_topics or run.steps");
     }
+    check_windows(r, st);
     return moe_comm_agree(r->comm, st);
 }
 
@@ -88,7 +124,12 @@ static int check_memory(moe_run_state *r, moe_status *st) {
 static void make_context(moe_run_state *r) {
     const moe_config *c = r->config;
     int64_t tokens = num_tokens(r);
-    moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
+    if (moe_config_generates(c)) {
+        moe_batch_layout(&r->batch, tokens, r->prompts.longest, c->cluster.devices, r->comm->rank,
+                         r->comm->size);
+    } else {
+        moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
+    }
     moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
     r->context.timeline = c->output.timeline ? &r->timeline : NULL;
     if (moe_balance_has_all_layers(&c->balance)) {
@@ -99,11 +140,11 @@ static void make_context(moe_run_state *r) {
 /* Forward only, a layer's activations are used again by the next layer where nothing needs them
  * later; training keeps all of them, and every layer's input. */
 static int make_model(moe_run_state *r, moe_status *st) {
-    const moe_model_config *model = &r->config->model;
+    const int32_t layers = moe_config_moe_layers(r->config);
     moe_stack_init(&r->stack, &r->context, moe_memory_kept_layers(r->config), moe_run_trains(r));
-    moe_step_metrics_init(&r->metrics, model->num_layers, model->num_experts,
+    moe_step_metrics_init(&r->metrics, layers, r->config->model.num_experts,
                           r->config->cluster.devices);
-    r->routing = moe_alloc_zero(model->num_layers, sizeof *r->routing, "routing");
+    r->routing = moe_alloc_zero(layers, sizeof *r->routing, "routing");
     r->observer = moe_run_observer(r);
     if (r->model_files.x && moe_model_files_weights(&r->context, &r->stack.layer[0], st)) {
         return st->code;
@@ -115,12 +156,19 @@ static int make_model(moe_run_state *r, moe_status *st) {
         r->context.keep = r->model_files.dy != NULL;
     }
     moe_rebalance_init(&r->rebalance, &r->stack, moe_run_trains(r) ? &r->training : NULL);
-    return MOE_OK;
+    return moe_config_generates(r->config) ? moe_run_load_model(r, st) : MOE_OK;
 }
 
 /* --explain, --explain-step */
 static int prepare_explainer(moe_run_state *r, moe_status *st) {
     int64_t token = r->options->explain_token, tokens = num_tokens(r);
+    if (moe_config_generates(r->config) &&
+        (r->options->explains_token || r->options->explains_step)) {
+        return moe_fail(st, MOE_USER,
+                        "%s looks at a step of a forward or training run, and run.mode = generate "
+                        "has none: leave it out",
+                        r->options->explains_token ? "--explain" : "--explain-step");
+    }
     if (r->options->explains_token && token >= tokens) {
         return moe_fail(st, MOE_USER,
                         "--explain %lld: there is no such token, a step has %lld (0 to %lld)",
@@ -129,7 +177,7 @@ static int prepare_explainer(moe_run_state *r, moe_status *st) {
     r->explainer.token = r->options->explains_token;
     r->explainer.step = r->options->explains_step;
     if (r->explainer.token) {
-        moe_explanation_init(&r->explainer.explanation, token, r->config->model.num_layers);
+        moe_explanation_init(&r->explainer.explanation, token, moe_config_moe_layers(r->config));
     }
     return MOE_OK;
 }
@@ -161,6 +209,10 @@ static void show_header(const moe_run_state *r) {
     if (moe_run_trains(r)) {
         moe_terminal_training(&r->screen, r->config, &r->results.facts, &r->memory);
     }
+    if (o->model && !o->quiet) {
+        printf("\n%s%sthe model of %s, after %lld steps of training\n", o->word,
+               o->word[0] ? "\n" : "", o->model->path, (long long)o->model->step);
+    }
     if (o->resume && !o->quiet) {
         printf("\n%s%sgoing on after %lld of %lld steps, from %s\n", o->word,
                o->word[0] ? "\n" : "", (long long)o->resume->step, (long long)r->config->run.steps,
@@ -174,6 +226,9 @@ static void show_header(const moe_run_state *r) {
 static int read_and_check(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
     if (moe_input_read(r->comm, r->config, &r->input, st)) {
+        return st->code;
+    }
+    if (moe_config_generates(c) && moe_run_read_prompts(r, st)) {
         return st->code;
     }
     if (c->model.load[0] && moe_model_files_read(r->comm, c, &r->model_files, st)) {
@@ -213,6 +268,12 @@ int moe_run_prepare(moe_run_state *r, moe_status *st) {
         r->results.facts =
             moe_training_facts_of(c, r->input.text, r->input.text_length, r->input.num_domains);
     }
+    if (moe_config_generates(c)) {
+        r->results.generation = (moe_generation_metrics){.sequences = r->batch.num_sequences,
+                                                         .prompt_bytes = r->batch.num_routed,
+                                                         .new_bytes = c->generate.max_new_tokens,
+                                                         .places = r->generator.room - 1};
+    }
     r->screen = moe_screen_of(stdout, r->options->quiet);
     r->screen.full = r->options->full;
     if (r->comm->rank == 0) {
@@ -232,6 +293,8 @@ void moe_run_free(moe_run_state *r) {
     moe_timeline_free(&r->timeline);
     moe_rebalance_free(&r->rebalance);
     moe_training_free(&r->training);
+    moe_generator_free(&r->generator);
+    moe_prompts_free(&r->prompts);
     moe_payload_error_free(&r->fp32);
     moe_stack_free(&r->stack);
     moe_scopes_free(&r->all_layers);

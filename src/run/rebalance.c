@@ -26,7 +26,7 @@ void moe_rebalance_init(moe_rebalance *r, moe_stack *stack, moe_training *traini
     r->balancer = moe_balancer_find(
         moe_config_enum_name(MOE_KEY(placement, policy), (int)c->placement.policy));
     MOE_ASSERT(r->balancer);
-    r->layers = c->model.num_layers;
+    r->layers = moe_config_moe_layers(c);
     r->experts = c->model.num_experts;
     r->slots = moe_placement_slots(&stack->context->placements[0]);
     r->every = c->placement.rebalance_every;

@@ -10,7 +10,7 @@ enum { OF_LAYER = 4 };
 
 /* Appends what a layer has, if it has that. */
 static void add_of_layer(moe_layer_state *s,
-                         int32_t layer,
+                         int32_t depth,
                          const char *what,
                          void *data,
                          int64_t bytes,
@@ -19,7 +19,7 @@ static void add_of_layer(moe_layer_state *s,
     if (!data) {
         return;
     }
-    snprintf(name, sizeof s->name[0], "layer%d.%s", layer, what);
+    snprintf(name, sizeof s->name[0], "layer%d.%s", depth, what);
     s->blob[s->num] = moe_blob_of(name, data, bytes);
     s->blob[s->num++].columns = columns;
 }
@@ -31,12 +31,12 @@ moe_layer_state moe_layer_state_of(const moe_layer *layers, int32_t num, const m
     for (int32_t l = 0; l < num; l++) {
         const moe_ffn *f = &layers[l].experts;
         const int64_t bytes = f->width * f->hidden * (int64_t)sizeof(real);
-        add_of_layer(&s, l, "bias", layers[l].bias, c->model.num_experts * (int64_t)sizeof(double),
-                     0);
+        add_of_layer(&s, layers[l].depth, "bias", layers[l].bias,
+                     c->model.num_experts * (int64_t)sizeof(double), 0);
         if (moe_ffn_type_of(f->type)->adapters) {
-            add_of_layer(&s, l, "experts.base.w1", f->w1, bytes, f->hidden);
-            add_of_layer(&s, l, "experts.base.w2", f->w2, bytes, f->width);
-            add_of_layer(&s, l, "experts.base.w3", f->w3, bytes, f->hidden);
+            add_of_layer(&s, layers[l].depth, "experts.base.w1", f->w1, bytes, f->hidden);
+            add_of_layer(&s, layers[l].depth, "experts.base.w2", f->w2, bytes, f->width);
+            add_of_layer(&s, layers[l].depth, "experts.base.w3", f->w3, bytes, f->hidden);
         }
     }
     return s;
@@ -59,7 +59,7 @@ typedef struct state {
 static state state_of(const moe_restart *r, int64_t step) {
     const moe_input *in = r->input;
     state s = {.text = in->text ? moe_checksum(in->text, in->text_length) : 0};
-    s.layers = moe_layer_state_of(r->layers, r->config->model.num_layers, r->config);
+    s.layers = moe_layer_state_of(r->layers, moe_config_moe_layers(r->config), r->config);
     s.blob = moe_alloc(MOE_RESULTS_BLOBS + MOE_REBALANCE_BLOBS + s.layers.num + 1, sizeof *s.blob,
                        "checkpoint");
     moe_results_history(r->comm, r->results, r->config, step, s.blob);
@@ -106,7 +106,7 @@ int moe_restart_write_final(const moe_restart *r, moe_status *st) {
 /* Every step left a load of each expert in the file, so that a number of steps that asks for more
  * than the file has is refused before memory is taken for it. */
 static int check_step(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
-    int64_t bytes = (int64_t)sizeof(int64_t) * r->config->model.num_layers;
+    int64_t bytes = (int64_t)sizeof(int64_t) * moe_config_moe_layers(r->config);
     if (from->step > r->config->run.steps ||
         __builtin_mul_overflow(bytes, r->config->model.num_experts, &bytes) ||
         __builtin_mul_overflow(bytes, from->step, &bytes) || bytes > from->bytes) {
@@ -124,6 +124,20 @@ static int check_step(const moe_restart *r, const moe_checkpoint *from, moe_stat
     return MOE_OK;
 }
 
+static int check_biases(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
+    for (int32_t l = 0; l < moe_config_moe_layers(r->config); l++) {
+        for (int32_t e = 0; r->layers[l].bias && e < r->config->model.num_experts; e++) {
+            if (!isfinite(r->layers[l].bias[e])) {
+                return moe_fail(st, MOE_USER,
+                                "the checkpoint '%s' is damaged: the bias of expert %d in layer %d "
+                                "is not finite",
+                                from->path, e, l);
+            }
+        }
+    }
+    return MOE_OK;
+}
+
 /* Everything but the parameters, whose values a step looks at itself. */
 static int check_state(const moe_restart *r,
                        const moe_checkpoint *from,
@@ -135,15 +149,8 @@ static int check_state(const moe_restart *r,
                         "%s was made with another text than %s is now (their checksums differ)",
                         from->path, r->config->data.path);
     }
-    for (int32_t l = 0; l < r->config->model.num_layers; l++) {
-        for (int32_t e = 0; r->layers[l].bias && e < r->config->model.num_experts; e++) {
-            if (!isfinite(r->layers[l].bias[e])) {
-                return moe_fail(st, MOE_USER,
-                                "the checkpoint '%s' is damaged: the bias of expert %d in layer %d "
-                                "is not finite",
-                                from->path, e, l);
-            }
-        }
+    if (check_biases(r, from, st) != MOE_OK) {
+        return st->code;
     }
     return moe_results_check_history(r->results, from->step, from->path, st);
 }
@@ -179,4 +186,16 @@ int moe_restart_read(const moe_restart *r,
     }
     state_free(&s);
     return st->code;
+}
+
+int moe_restart_read_model(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
+    moe_layer_state layers =
+        moe_layer_state_of(r->layers, moe_config_moe_layers(r->config), r->config);
+    if (read_placement(r, from, st) == MOE_OK &&
+        moe_checkpoint_read_model(r->comm, from->path, r->parameters, layers.blob, layers.num,
+                                  st) == MOE_OK) {
+        check_biases(r, from, st);
+    }
+    moe_layer_state_free(&layers);
+    return moe_comm_agree(r->comm, st);
 }

@@ -47,4 +47,9 @@ int moe_restart_read(const moe_restart *r,
                      const char *folder,
                      moe_status *st);
 
+/* Collective. Only the model of the checkpoint: where its experts are, the parameters, and what the
+ * layers have beside them. Results and input are not looked at. Fails with MOE_USER when it is
+ * another model. */
+int moe_restart_read_model(const moe_restart *r, const moe_checkpoint *from, moe_status *st);
+
 #endif

@@ -107,6 +107,14 @@ static int train_step(moe_run_state *r, int64_t step, moe_status *st) {
     return MOE_OK;
 }
 
+typedef int make_step(moe_run_state *r, int64_t step, moe_status *st);
+
+static make_step *step_of(const moe_run_state *r) {
+    return moe_run_trains(r)                 ? train_step
+           : moe_config_generates(r->config) ? moe_run_generate_step
+                                             : forward_step;
+}
+
 /* Slowest rank's times. */
 static void agree_times(moe_run_state *r, double seconds) {
     int32_t layers = r->metrics.num_layers;
@@ -156,7 +164,7 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     }
     moe_timeline_start(&r->timeline, r->comm->size);
     int64_t whole = moe_timeline_begin(r->context.timeline, MOE_SPAN_STEP, -1, begin);
-    (moe_run_trains(r) ? train_step : forward_step)(r, step, &result);
+    step_of(r)(r, step, &result);
     moe_timeline_end(r->context.timeline, whole, moe_comm_time());
     if (result.code && result.code != MOE_RUN_FAILED) {
         return moe_fail(st, result.code, "%s", result.message);
@@ -166,7 +174,10 @@ static int run_step(moe_run_state *r, int64_t step, moe_status *st) {
     if (moe_results_step(r->comm, &r->results, r->config, &r->metrics, st)) {
         return st->code;
     }
-    if (r->comm->rank == 0) {
+    if (r->comm->rank == 0 && moe_config_generates(r->config)) {
+        const moe_generator *g = &r->generator;
+        moe_terminal_generated(&r->screen, g->text, g->length[0], step == 0 ? 0 : g->length[0] - 1);
+    } else if (r->comm->rank == 0) {
         moe_terminal_step(&r->screen, r->config, &r->metrics);
         moe_terminal_progress(&r->screen, step + 1, r->config->run.steps,
                               moe_comm_time() - r->start);
@@ -233,7 +244,7 @@ static void close_results(moe_run_state *r, double seconds, bool passed, moe_sta
 /* Collective. Everything that is written after the last step. */
 static void write_end(moe_run_state *r, double seconds, moe_status *writing, moe_status *st) {
     if (r->config->output.routing && st->code == MOE_OK) {
-        moe_results_routing(r->comm, &r->results, r->config, &r->batch, r->routing, writing);
+        moe_results_routing(r->comm, &r->results, r->config, r->context.batch, r->routing, writing);
     }
     if (moe_run_trains(r) && r->config->train.specialization && st->code == MOE_OK &&
         writing->code == MOE_OK) {
@@ -259,8 +270,12 @@ static int finish(moe_run_state *r, moe_status *st) {
     moe_comm_max_f64(r->comm, &seconds, 1); /* as the steps' times: of the slowest rank */
     r->context.timeline = NULL;             /* the steps are over */
     write_end(r, seconds, &writing, st);
+    if (moe_config_generates(r->config)) {
+        moe_run_generated(r, seconds, &writing);
+        return writing.code ? moe_fail(st, writing.code, "%s", writing.message) : st->code;
+    }
     if (r->comm->rank == 0 && !moe_run_trains(r) && writing.code == MOE_OK) {
-        moe_over_steps_show(&r->screen, &r->results.over_steps, r->config->model.num_layers);
+        moe_over_steps_show(&r->screen, &r->results.over_steps, moe_config_moe_layers(r->config));
     }
     if (r->comm->rank == 0 && moe_run_trains(r)) {
         moe_terminal_outcome(&r->screen, r->config, &r->results.training_history,
@@ -289,7 +304,7 @@ static void run_steps(moe_run_state *r, moe_status *st) {
             moe_restart restart = moe_run_restart(r);
             moe_restart_write(&restart, step, st);
         }
-        if (st->code == MOE_OK) {
+        if (st->code == MOE_OK && !moe_config_generates(r->config)) {
             rebalance(r, step, st);
         }
         if (st->code == MOE_OK) {
@@ -304,14 +319,20 @@ static void run_steps(moe_run_state *r, moe_status *st) {
 /* --check: what a run needs, as comments below the configuration, so that it can still be run. */
 static void print_needs(const moe_run_state *r) {
     const moe_memory *m = &r->memory;
+    char windows[64] = "";
+    if (m->windows > 0) {
+        snprintf(windows, sizeof windows, ";     (of the exchange, shared memory %lld)\n",
+                 (long long)m->windows);
+    }
     printf("\n; memory needed, in bytes (estimated)\n"
            ";   on each rank: %lld\n;     weights %lld, gradients %lld, optimiser %lld, "
            "activations %lld,\n;     exchange %lld, statistics %lld, input %lld, program %lld\n"
+           "%s"
            ";   besides on rank 0, loads and matrices of all steps: %lld\n"
            ";   on all %d ranks: %lld\n",
            (long long)m->total, (long long)m->weights, (long long)m->gradients,
            (long long)m->optimizer, (long long)m->activations, (long long)m->exchange,
-           (long long)m->statistics, (long long)m->input, (long long)m->program,
+           (long long)m->statistics, (long long)m->input, (long long)m->program, windows,
            (long long)m->histories, r->comm->size,
            (long long)moe_memory_of_ranks(m, r->comm->size));
 }

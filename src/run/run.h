@@ -21,6 +21,7 @@ typedef struct moe_run_options {
     bool model_only; /* the model is made and no folder of results: for moe_export_start */
 
     const moe_checkpoint *resume; /* go on from here, in folder `out`; NULL: a new run */
+    const moe_checkpoint *model;  /* run.mode = generate: whose parameters are used */
     const char *word;             /* what is to be said about damaged checkpoints, "" = nothing */
 } moe_run_options;
 

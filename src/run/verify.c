@@ -107,7 +107,7 @@ static void make_world(world *w, int rank, int ranks, double spread, const moe_s
                      ranks);
     moe_placement_block(&w->placement, n, d);
     moe_router_init(&w->router, &w->c.router, &w->c.balance, n, d, NULL);
-    moe_balance_init(&w->balance, &w->c.balance, w->c.model.num_layers, w->c.comm_limit);
+    moe_balance_init(&w->balance, &w->c.balance, moe_config_moe_layers(&w->c), w->c.comm_limit);
     fill_logits(w, spread);
     moe_stats_reserve(&w->segments, n, d, w->batch.num_segments);
     moe_stats_reserve(&w->cell, n, d, 1);

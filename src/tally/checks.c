@@ -361,6 +361,14 @@ static bool all_is_finite(const evidence *e) {
     return e->scalar[MOE_TALLY_NOT_FINITE] == 0 && isfinite(e->metrics->output_rms) && total;
 }
 
+/* What makes values leave the range of numbers although the program is right. */
+static const char *why_values_grow(const moe_config *c) {
+    if (c->model.norm == MOE_NORM_NONE) {
+        return "; model.norm = none lets values grow: norm = rmsnorm";
+    }
+    return c->run.mode == MOE_MODE_TRAIN ? "; a smaller train.learning_rate may help" : "";
+}
+
 static int say_finite(const evidence *e, detail *d) {
     if (e->scalar[MOE_TALLY_NOT_FINITE] == 0 && !total_is_defined(e)) {
         return snprintf(d->text, sizeof d->text,
@@ -375,9 +383,9 @@ static int say_finite(const evidence *e, detail *d) {
     }
     return snprintf(d->text, sizeof d->text,
                     "layer %d: NaN, Inf or huge values in the logits or the output of %lld "
-                    "tokens, first on rank %lld",
+                    "tokens, first on rank %lld%s",
                     e->layer->index, (long long)e->scalar[MOE_TALLY_NOT_FINITE],
-                    (long long)e->first_bad_rank);
+                    (long long)e->first_bad_rank, why_values_grow(e->context->config));
 }
 
 static const struct {

@@ -387,6 +387,7 @@ int moe_tally_after_layer(void *self,
     double start = moe_comm_time();
     (void)self, (void)st;
     moe_tally_layer(&s->layer[l], s->context, moe_stack_activations(s, l), s->y, metrics);
-    moe_timeline_add(s->context->timeline, MOE_SPAN_TALLY, l, start, moe_comm_time(), NULL);
+    moe_timeline_add(s->context->timeline, MOE_SPAN_TALLY, s->layer[l].depth, start,
+                     moe_comm_time(), NULL);
     return MOE_OK;
 }

@@ -241,21 +241,40 @@ static void read_held(const char *path,
     moe_free(blocks);
 }
 
+static int read_sections(const moe_comm *comm,
+                         const char *path,
+                         bool whole,
+                         moe_parameters *all,
+                         moe_blob *blobs,
+                         int num_blobs,
+                         moe_status *st) {
+    moe_checkpoint_table here, file;
+    moe_checkpoint_table_make(&here, all, blobs, num_blobs);
+    if (moe_checkpoint_file_load(comm, path, &file, st) == MOE_OK &&
+        moe_checkpoint_table_compare(&here, &file, whole, path, st) == MOE_OK) {
+        read_held(path, &here, &file, st);
+    }
+    moe_checkpoint_table_free(&here);
+    moe_checkpoint_table_free(&file);
+    return moe_comm_agree(comm, st);
+}
+
 int moe_checkpoint_read(const moe_comm *comm,
                         const char *path,
                         moe_parameters *all,
                         moe_blob *blobs,
                         int num_blobs,
                         moe_status *st) {
-    moe_checkpoint_table here, file;
-    moe_checkpoint_table_make(&here, all, blobs, num_blobs);
-    if (moe_checkpoint_file_load(comm, path, &file, st) == MOE_OK &&
-        moe_checkpoint_table_compare(&here, &file, path, st) == MOE_OK) {
-        read_held(path, &here, &file, st);
-    }
-    moe_checkpoint_table_free(&here);
-    moe_checkpoint_table_free(&file);
-    return moe_comm_agree(comm, st);
+    return read_sections(comm, path, true, all, blobs, num_blobs, st);
+}
+
+int moe_checkpoint_read_model(const moe_comm *comm,
+                              const char *path,
+                              moe_parameters *all,
+                              moe_blob *blobs,
+                              int num_blobs,
+                              moe_status *st) {
+    return read_sections(comm, path, false, all, blobs, num_blobs, st);
 }
 
 int moe_checkpoint_read_blob(const moe_comm *comm,

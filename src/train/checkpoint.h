@@ -49,4 +49,13 @@ int moe_checkpoint_read(const moe_comm *comm,
                         int num_blobs,
                         moe_status *st);
 
+/* Collective. The same for whoever only wants the model: the values of all parameters, and the
+ * blobs that are named. What else the file holds is left alone. */
+int moe_checkpoint_read_model(const moe_comm *comm,
+                              const char *path,
+                              moe_parameters *all,
+                              moe_blob *blobs,
+                              int num_blobs,
+                              moe_status *st);
+
 #endif

@@ -10,6 +10,7 @@
 
 #include "base/alloc.h"
 #include "config/hint.h"
+#include "config/table.h"
 #include "config/value.h"
 #include "train/checkpoint_file.h"
 
@@ -170,13 +171,41 @@ static const enum moe_key_id may_differ[] = {MOE_KEY(run, steps),
                                              MOE_KEY(output, timeline),
                                              MOE_KEY(output, every)};
 
-static bool is_free(enum moe_key_id key) {
-    for (size_t i = 0; i < sizeof may_differ / sizeof may_differ[0]; i++) {
-        if (may_differ[i] == key) {
+/* Keys that a run that generates is free in beside those: what only training reads, how the
+ * sequences are laid out, and where and how their rows travel. The seed draws the bytes; where it
+ * also chooses experts it has to stay. */
+static const enum moe_key_id may_differ_generating[] = {MOE_KEY(run, mode),
+                                                        MOE_KEY(run, gemm),
+                                                        MOE_KEY(capacity, policy),
+                                                        MOE_KEY(data, path),
+                                                        MOE_KEY(data, sequence_length),
+                                                        MOE_KEY(data, tokens_per_device)};
+static const enum moe_key_id sections_generating[] = {
+    MOE_KEY(balance, scope), MOE_KEY(exchange, mode), MOE_KEY(cluster, devices),
+    MOE_KEY(placement, policy), MOE_KEY(generate, run)};
+
+static bool is_listed(const enum moe_key_id *list, size_t num, enum moe_key_id key) {
+    for (size_t i = 0; i < num; i++) {
+        if (list[i] == key) {
             return true;
         }
     }
     return false;
+}
+
+#define LISTED(list, key) is_listed(list, sizeof(list) / sizeof(list)[0], key)
+
+static bool is_free(const moe_config *now, enum moe_key_id key) {
+    if (LISTED(may_differ, key) || !moe_config_generates(now)) {
+        return LISTED(may_differ, key);
+    }
+    for (size_t i = 0; i < sizeof sections_generating / sizeof sections_generating[0]; i++) {
+        if (moe_table_same_section(sections_generating[i], key)) {
+            return true;
+        }
+    }
+    return LISTED(may_differ_generating, key) ||
+           (key == MOE_KEY(run, seed) && !moe_config_ignores_scores(now));
 }
 
 static int compare_key(const moe_config *now,
@@ -227,9 +256,10 @@ int moe_checkpoint_same_run(const moe_config *now, const char *config_text, moe_
         return st->code;
     }
     for (enum moe_key_id k = 0; k < MOE_NUM_KEYS && st->code == MOE_OK; k++) {
-        if (!is_free(k)) {
+        if (!is_free(now, k)) {
             compare_key(now, &then, k, st);
         }
     }
-    return st->code == MOE_OK ? compare_steps(now, &then, st) : st->code;
+    return st->code == MOE_OK && !moe_config_generates(now) ? compare_steps(now, &then, st)
+                                                            : st->code;
 }

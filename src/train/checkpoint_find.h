@@ -36,7 +36,8 @@ int moe_checkpoint_config(const moe_checkpoint *found, moe_config *c, moe_status
  * configuration? Refuses (MOE_USER, the first difference with both values) whatever changes
  * results. run.steps may rise, but not under the cosine schedule, which ends at run.steps.
  * run.threads, output.*, checkpoint_every, save_final, validation_every, specialization, the way
- * rows travel and the figures of the cluster's links are free. */
+ * rows travel and the figures of the cluster's links are free; for a run that generates, whatever
+ * the model's function does not depend on. */
 int moe_checkpoint_same_run(const moe_config *now, const char *config_text, moe_status *st);
 
 #endif

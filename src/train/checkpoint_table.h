@@ -79,9 +79,12 @@ int moe_checkpoint_table_parse(moe_checkpoint_table *t,
                                int64_t file_bytes,
                                moe_status *why);
 
-/* Local. MOE_USER and the first difference when the file's table is not the one expected here. */
+/* Local. MOE_USER and the first difference when the file's table is not the one expected here. With
+ * whole = false only the values of the parameters have to be the same ones: the file may hold
+ * further state, the optimiser's for example. */
 int moe_checkpoint_table_compare(const moe_checkpoint_table *here,
                                  const moe_checkpoint_table *file,
+                                 bool whole,
                                  const char *path,
                                  moe_status *st);
 

@@ -14,8 +14,9 @@ void moe_payload_error_free(moe_payload_error *r) {
 }
 
 bool moe_payload_error_happens(const moe_config *c) {
-    return c->model.compute != MOE_COMPUTE_FP32 || moe_payload_rounds(moe_payload_of_dispatch(c)) ||
-           moe_payload_rounds(moe_payload_of_combine(c));
+    return !moe_config_generates(c) && (c->model.compute != MOE_COMPUTE_FP32 ||
+                                        moe_payload_rounds(moe_payload_of_dispatch(c)) ||
+                                        moe_payload_rounds(moe_payload_of_combine(c)));
 }
 
 void moe_payload_error_suspend(moe_context *context, bool suspended) {

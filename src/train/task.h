@@ -92,4 +92,14 @@ void moe_task_input_backward(moe_task *task,
                              moe_parameters *all);
 void moe_task_free(moe_task *task);
 
+/* --- text, for generating --- */
+
+/* Local. x [H] = the input of the byte *last, which has `place` bytes of its sequence in front of
+ * it. */
+void moe_task_embed(const moe_task *task, const uint8_t *last, int64_t place, real *x);
+/* Local. z [rows,256] = the logits of the byte behind each of the hidden states h [rows,H]; normed
+ * [rows,H] is written over. Each row is computed by itself: its bits do not depend on the others.
+ * OpenMP. */
+void moe_task_logits(const moe_task *task, const real *h, int64_t rows, real *normed, real *z);
+
 #endif

@@ -16,6 +16,7 @@
 #include "base/gemm.h"
 #include "base/norm.h"
 #include "base/rng.h"
+#include "base/sums.h"
 #include "router/scores.h"
 #include "train/task_internal.h"
 
@@ -67,30 +68,41 @@ static int32_t bytes_seen(const moe_task *task, const moe_batch *b, int64_t t) {
     return place + 1 < task->context ? (int32_t)place + 1 : task->context;
 }
 
-/* Row of the table for the byte j places before local token t. */
-static int64_t table_row(const moe_task *task, int64_t t, int32_t j) {
-    return (int64_t)j * V + task->corpus.bytes[task->position[t] - j];
+/* Row of the table for the byte j places before the byte *last. */
+static int64_t table_row(const uint8_t *last, int32_t j) {
+    return (int64_t)j * V + last[-j];
+}
+
+/* The byte of local token t in the text. */
+static const uint8_t *byte_of(const moe_task *task, int64_t t) {
+    return task->corpus.bytes + task->position[t];
+}
+
+static void embed(const moe_task *task, const uint8_t *last, int32_t seen, real *x) {
+    int64_t h = task->hidden;
+    real scale = (real)(1 / sqrt(task->context));
+    for (int64_t i = 0; i < h; i++) {
+        x[i] = 0;
+    }
+    for (int32_t j = 0; j < seen; j++) {
+        const real *row = task->table + table_row(last, j) * h;
+        for (int64_t i = 0; i < h; i++) {
+            x[i] += row[i] * scale;
+        }
+    }
+}
+
+void moe_task_embed(const moe_task *task, const uint8_t *last, int64_t place, real *x) {
+    embed(task, last, place + 1 < task->context ? (int32_t)place + 1 : task->context, x);
 }
 
 static void input(moe_task *task, moe_batch *b, int64_t draw, enum moe_split split, real *x0) {
-    int64_t h = task->hidden;
-    real scale = (real)(1 / sqrt(task->context));
     MOE_ASSERT(task->corpus.length > b->sequence_length);
     moe_window_draw(&task->corpus, task->config->run.seed, draw, split, b, task->position,
                     task->next, task->domain);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < b->num_tokens; t++) {
-        real *x = x0 + t * h;
-        int32_t seen = bytes_seen(task, b, t);
-        for (int64_t i = 0; i < h; i++) {
-            x[i] = 0;
-        }
-        for (int32_t j = 0; j < seen; j++) {
-            const real *row = task->table + table_row(task, t, j) * h;
-            for (int64_t i = 0; i < h; i++) {
-                x[i] += row[i] * scale;
-            }
-        }
+        embed(task, byte_of(task, t), bytes_seen(task, b, t), x0 + t * task->hidden);
     }
 }
 
@@ -107,7 +119,7 @@ static void table_gradient(const moe_task *task,
         if (j >= bytes_seen(task, b, t)) {
             continue;
         }
-        real *row = partial + table_row(task, t, j) * h;
+        real *row = partial + table_row(byte_of(task, t), j) * h;
         for (int64_t i = 0; i < h; i++) {
             row[i] += dx0[t * h + i] * scale;
         }
@@ -128,6 +140,18 @@ static void input_backward(moe_task *task,
 }
 
 /* --- head --- */
+
+void moe_task_logits(const moe_task *task, const real *h, int64_t rows, real *normed, real *z) {
+    int64_t width = task->hidden;
+    moe_rmsnorm(h, task->head_norm, rows, width, normed, NULL);
+#pragma omp parallel for schedule(static)
+    for (int64_t v = 0; v < V; v++) {
+        for (int64_t t = 0; t < rows; t++) {
+            z[t * V + v] =
+                (real)moe_sum_of_products(task->head + v * width, normed + t * width, width);
+        }
+    }
+}
 
 /* Nats of one token; z [V] becomes its gradient times `scale`. */
 static double cross_entropy(real *z, uint8_t next, double scale) {

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "world/window.h"
 
 enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
 
@@ -20,19 +21,33 @@ static long environment_number(const char *name) {
     return text ? strtol(text, NULL, 10) : 0;
 }
 
+/* How many ranks share this host, and whether all do, as far as what started them says so in the
+ * environment: mpirun, or srun without mpirun, whose numbers of tasks are "4(x2),3". A rank that
+ * was started by neither and has no PMIx to ask for others is alone. */
+static long ranks_on_host(bool *all) {
+    const long local = environment_number("OMPI_COMM_WORLD_LOCAL_SIZE"),
+               world = environment_number("OMPI_COMM_WORLD_SIZE");
+    if (world == 0 && getenv("PMIX_RANK")) {
+        *all = environment_number("SLURM_STEP_NUM_NODES") == 1;
+        return environment_number("SLURM_STEP_TASKS_PER_NODE");
+    }
+    *all = local == world;
+    return local;
+}
+
 /* Open MPI reads these in MPI_Init. Ranks that share cores must yield: with declared slots mpirun
  * does not see the oversubscription, and an iteration takes about 1000 times as long. On one host
  * nothing but shared memory is needed, which starts faster. No file pointer is shared here, and the
  * `sm` kind of them, which is made for every file all the same, has a buffer that the name of a
  * file in a long path overflows (4.1.4). */
 static void set_open_mpi_parameters(void) {
-    long local = environment_number("OMPI_COMM_WORLD_LOCAL_SIZE"),
-         world = environment_number("OMPI_COMM_WORLD_SIZE");
+    bool one_host;
+    long local = ranks_on_host(&one_host);
     setenv("OMPI_MCA_sharedfp", "individual", 0);
     if (local > sysconf(_SC_NPROCESSORS_ONLN)) {
         setenv("OMPI_MCA_mpi_yield_when_idle", "1", 1);
     }
-    if (local == world && !getenv("OMPI_MCA_pml") && !getenv("OMPI_MCA_btl")) {
+    if (one_host && !getenv("OMPI_MCA_pml") && !getenv("OMPI_MCA_btl")) {
 #if defined(OMPI_MAJOR_VERSION) && OMPI_MAJOR_VERSION >= 5
         setenv("OMPI_MCA_btl", "self,sm", 1);
 #else
@@ -45,6 +60,23 @@ static void set_open_mpi_parameters(void) {
 void moe_comm_abort(int code) {
     MPI_Abort(MPI_COMM_WORLD, code);
     _exit(code);
+}
+
+/* Collective. Which ranks share this rank's host, and how the ranks are dealt out to the hosts. */
+static void find_hosts(moe_comm *comm) {
+    MPI_Comm host;
+    MPI_Comm_split_type(comm->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+    MPI_Comm_rank(host, &comm->local_rank);
+    MPI_Comm_size(host, &comm->local_size);
+    int first = comm->local_rank == 0, start = comm->rank;
+    MPI_Bcast(&start, 1, MPI_INT, 0, host);
+    comm->host = moe_host_new(comm, host);
+    MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
+    int odd[2] = {comm->local_size * comm->num_hosts != comm->size,
+                  comm->rank != start + comm->local_rank};
+    MPI_Allreduce(MPI_IN_PLACE, odd, 2, MPI_INT, MPI_MAX, comm->comm);
+    comm->hosts_are_equal = odd[0] == 0;
+    comm->hosts_are_in_turn = odd[1] == 0;
 }
 
 void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
@@ -60,13 +92,7 @@ void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     if (comm->size > FEW_RANKS && !comm->many) {
         moe_out_of_memory("counts of MPI calls", 4 * sizeof *comm->many * (unsigned)comm->size);
     }
-    MPI_Comm host;
-    MPI_Comm_split_type(comm->comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
-    MPI_Comm_rank(host, &comm->local_rank);
-    MPI_Comm_size(host, &comm->local_size);
-    MPI_Comm_free(&host);
-    int first = comm->local_rank == 0;
-    MPI_Allreduce(&first, &comm->num_hosts, 1, MPI_INT, MPI_SUM, comm->comm);
+    find_hosts(comm);
 }
 
 /* Not MPI_Wtime, which may count from another moment in each process. */
@@ -356,6 +382,8 @@ void moe_comm_alltoallv(const moe_comm *comm,
 }
 
 void moe_comm_finalize(moe_comm *comm) {
+    moe_host_free(comm->host);
+    comm->host = NULL;
     comm->comm = MPI_COMM_NULL;
     free(comm->many);
     comm->many = NULL;

@@ -20,6 +20,9 @@ typedef struct moe_comm {
     int rank, size;
     int local_rank, local_size; /* among the ranks of this host */
     int num_hosts;
+    bool hosts_are_equal;   /* each host has as many ranks */
+    bool hosts_are_in_turn; /* the ranks of a host follow each other */
+    struct moe_host *host;  /* the ranks that share this one's memory (window.h). Owned */
     int64_t max_count; /* the largest count given to one MPI call: INT_MAX, or less in tests, which
                           force several rounds with it */
     int *many; /* [4 * size] counts and offsets of an MPI call where there are many ranks. Owned */

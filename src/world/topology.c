@@ -201,6 +201,18 @@ static void settle(hwloc_topology_t machine,
     hwloc_bitmap_free(slice);
 }
 
+/* Ranks of a host need not stand side by side. */
+moe_reach moe_topology_reach(const moe_topology *t, int ranks) {
+    moe_reach reach = {false, false};
+    for (int q = 1; q < ranks; q++) {
+        reach.between = reach.between || strcmp(t[0].host, t[q].host) != 0;
+        for (int p = 0; p < q && !reach.inside; p++) {
+            reach.inside = strcmp(t[p].host, t[q].host) == 0;
+        }
+    }
+    return reach;
+}
+
 /* --- what it is like --- */
 
 static int64_t cache_bytes(hwloc_topology_t machine,
@@ -283,4 +295,24 @@ void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *ou
         hwloc_topology_destroy(machine);
     }
     omp_set_num_threads(out->threads);
+}
+
+int moe_topology_cores(void) {
+    hwloc_topology_t machine;
+    int cores = 0, only, quota = 0;
+    bool made = hwloc_topology_init(&machine) == 0;
+    if (made && hwloc_topology_load(machine) == 0) {
+        hwloc_bitmap_t set = hwloc_bitmap_alloc();
+        bool own = hwloc_topology_is_thissystem(machine);
+        bool known = own && hwloc_get_cpubind(machine, set, HWLOC_CPUBIND_PROCESS) == 0;
+        cores = count_objects(machine, core_type(machine),
+                              known ? set : hwloc_topology_get_allowed_cpuset(machine), &only);
+        quota = own ? moe_core_quota() : 0;
+        hwloc_bitmap_free(set);
+    }
+    if (made) {
+        hwloc_topology_destroy(machine);
+    }
+    cores = quota > 0 && quota < cores ? quota : cores;
+    return cores > 0 ? cores : 1;
 }

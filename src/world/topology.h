@@ -33,10 +33,20 @@ typedef struct moe_topology {
  * else max(1, cores / local_size), and one more on the first cores % local_size ranks. */
 int moe_topology_share(int cores, int local_rank, int local_size, int asked);
 
+/* Between which ranks rows travel. */
+typedef struct moe_reach {
+    bool inside, between; /* there are ranks of one host; of several hosts */
+} moe_reach;
+/* Local. From the topologies of all ranks. */
+moe_reach moe_topology_reach(const moe_topology *t, int ranks);
+
 /* Collective. Looks at the machine and decides the number of threads (omp_set_num_threads). Where
  * this rank is bound to fewer cores than it has threads, the binding is widened to its fair share
  * of the cores that the job was given, never beyond them. */
 void moe_topology_init(const moe_comm *comm, int threads_asked, moe_topology *out);
+
+/* Local. The cores that this process may run on, of a described machine all: at least 1. */
+int moe_topology_cores(void);
 
 /* The following are in host_limits.c. */
 

@@ -1,7 +1,8 @@
 /* unit_attention.c: attention beside a naive one in double that writes every pair of tokens down:
  * the output, and by central differences of the naive one the gradient of every parameter and of
- * the input; what must hold of rotary positions and of latent attention of full rank; that bits do
- * not depend on ranks and threads; and that no matrix of all pairs of tokens is kept.
+ * the input; one token at a time against a cache, beside the same naive one; what must hold of
+ * rotary positions and of latent attention of full rank; that bits do not depend on ranks and
+ * threads; and that no matrix of all pairs of tokens is kept.
  *
  * ctest: f64 timeout=120 */
 #include <complex.h>
@@ -10,6 +11,7 @@
 #include <string.h>
 
 #include "attention/attention.h"
+#include "attention/decode.h"
 #include "attention/flash.h"
 #include "base/gemm.h"
 #include "base/rng.h"
@@ -326,6 +328,60 @@ static void check_naive(const char *settings) {
     unmake(&m);
 }
 
+/* --- one token at a time --- */
+
+/* The rows that a cache takes from a forward pass are those that decoding leaves in it. */
+static void check_cache(made *m, const char *settings, const moe_attention_cache *decoded) {
+    moe_attention_cache filled;
+    double off = 0;
+    moe_attention_cache_init(&filled, &m->s, 1, decoded->sequences, decoded->places);
+    moe_attention_cache_fill(&filled, &m->s, 0, &m->b, &m->p, &m->w);
+    const int64_t n = decoded->sequences * decoded->places * decoded->width;
+    for (int64_t i = 0; i < n; i++) {
+        off = fmax(off, fabs((double)filled.rows[0][i] - (double)decoded->rows[0][i]));
+    }
+    CHECK_MSG(off <= TIGHT * rms(filled.rows[0], n), "%s: the cache is off by %g", settings, off);
+    moe_attention_cache_free(&filled);
+}
+
+/* Every token decoded after those before it, with absorbed projections, beside the naive attention
+ * that makes all keys and values. */
+static void check_decode(const char *settings) {
+    made m;
+    make(&m, settings, 0, 1);
+    moe_attention_forward(&m.s, &m.a, &m.b, m.x, &m.p, &m.w, m.y);
+    naive n = naive_make(&m);
+    naive_forward(&n);
+    const int64_t h = m.s.hidden, length = m.b.sequence_length, sequences = m.b.num_segments;
+    const double scale = rms(m.y, m.b.num_tokens * h);
+    double off = 0;
+    moe_attention_cache cache;
+    moe_attention_decode_work work = {.u = NULL};
+    moe_attention_cache_init(&cache, &m.s, 1, sequences, length);
+    real *x = moe_alloc(sequences * h, sizeof *x, "test");
+    real *y = moe_alloc(sequences * h, sizeof *y, "test");
+    for (int64_t place = 0; place < length; place++) {
+        const int64_t before = moe_alloc_count();
+        for (int64_t q = 0; q < sequences; q++) {
+            memcpy(x + q * h, m.x + (q * length + place) * h, (size_t)h * sizeof *x);
+            cache.place[q] = place;
+        }
+        moe_attention_decode(&m.s, &m.a, &m.w.rotary, &cache, 0, x, &work, y);
+        for (int64_t i = 0; i < sequences * h; i++) {
+            off = fmax(off, fabs((double)y[i] - n.y[(i / h * length + place) * h + i % h]));
+        }
+        CHECK(place == 0 || moe_alloc_count() == before);
+    }
+    CHECK_MSG(off <= TIGHT * scale, "%s: decoding is off by %g of %g", settings, off, scale);
+    check_cache(&m, settings, &cache);
+    moe_attention_cache_free(&cache);
+    moe_attention_decode_work_free(&work);
+    moe_free(x);
+    moe_free(y);
+    naive_free(&n);
+    unmake(&m);
+}
+
 /* --- what must hold --- */
 
 static double largest_gap(const real *a, const real *b, int64_t n) {
@@ -528,6 +584,7 @@ int main(void) {
     for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++) {
         RUN(check_naive, settings[i]);
         RUN(check_bits, settings[i]);
+        RUN(check_decode, settings[i]);
     }
     RUN(check_orders, settings[1]);
     RUN(check_orders, settings[5]);

@@ -124,7 +124,7 @@ static void test_lines(void) {
         "folder/test.ini:3: hello: this is neither a [section], nor key = value, nor a comment");
     expect_parse("[ruotr]\n", "folder/test.ini:1: [ruotr]: there is no such section, allowed are "
                               "run, model, router, balance, capacity, exchange, "
-                              "cluster, placement, data, train, output");
+                              "cluster, placement, data, train, generate, output");
     expect_parse("[ruoter]\n",
                  "folder/test.ini:1: [ruoter]: there is no such section, did you mean [router]?");
     expect_parse(
@@ -206,7 +206,8 @@ static void test_set(void) {
 static void test_combinations(void) {
     expect_resolve("", 7,
                    "default: model.num_experts = 64: model.num_experts has to be a multiple of "
-                   "cluster.devices (here 64 and 7)");
+                   "cluster.devices (here 64 and 7); there is one device for each of 7 ranks here "
+                   "(cluster.devices = 0): start 8 ranks (mpirun -np 8)");
     expect_resolve(
         "cluster.devices=4", 3,
         "--set: cluster.devices = 4: it has to be a multiple of the number of ranks (here 3)");
@@ -222,7 +223,9 @@ static void test_combinations(void) {
                    "(here 6 and 4)");
     expect_resolve("router.group_limit=max router.topk_group=9", 8,
                    "--set: router.topk_group = 9: at most router.num_groups = 8 is allowed (0 = "
-                   "all; each device is a group)");
+                   "all; each device is a group); there is one device for each of 8 ranks here "
+                   "(cluster.devices = 0): add --set cluster.devices=16, or start 16 ranks (mpirun "
+                   "-np 16)");
     expect_resolve("router.group_limit=max router.topk_group=1 router.top_k=9", 8,
                    "--set: router.top_k = 9: router.top_k experts have to fit in router.topk_group "
                    "groups (here 9 in 1 of 8 experts each)");
@@ -260,10 +263,10 @@ static void test_combinations(void) {
 
 static void test_not_yet(void) {
     expect_resolve(
-        "run.mode=generate", 1,
-        "--set: run.mode = generate: generating is not available yet, allowed is forward train");
-    static const char *const later[] = {"run.mode=generate", "exchange.chunks=2",
-                                        "exchange.transport=shared", "exchange.algorithm=windowed"};
+        "exchange.chunks=2", 1,
+        "--set: exchange.chunks = 2: exchange in chunks is not available yet, allowed is "
+        "1");
+    static const char *const later[] = {"exchange.chunks=2", "exchange.algorithm=windowed"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         moe_config c;
         moe_status st;
@@ -417,6 +420,89 @@ static void test_derived(void) {
     CHECK(st.code == MOE_OK && c.run.steps == 5);
 }
 
+/* Where each rank is a device, what is refused for the number of devices says what to add; and what
+ * it says is accepted. */
+static void test_too_few_devices(void) {
+    static const struct {
+        const char *assignments;
+        int ranks, devices; /* devices 0: no number of them helps */
+        bool same_ranks;    /* as many ranks can have them */
+    } cases[] = {
+        {"router.group_limit=max router.topk_group=3", 1, 8, true},
+        {"router.group_limit=max router.topk_group=3", 2, 8, true},
+        {"router.group_limit=max router.topk_group=3", 3, 8, false},
+        {"router.group_limit=max router.topk_group=3 model.num_experts=60", 2, 4, true},
+        {"router.group_limit=max router.topk_group=3 model.num_experts=7 router.top_k=2", 2, 7,
+         false},
+        {"router.group_limit=max router.topk_group=9", 2, 16, true},
+        {"cluster.devices_per_node=4", 2, 8, true},
+        {"cluster.devices_per_node=16", 8, 16, true},
+        {"model.num_experts=50", 4, 5, false},
+        {"placement.redundant_experts=3 model.num_experts=61 cluster.devices_per_node=8", 4, 8,
+         true},
+        {"router.group_limit=max router.topk_group=3 cluster.devices=2", 2, 0, true},
+        {"router.top_k=65", 2, 0, true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        moe_config c;
+        moe_status st;
+        char words[128] = "", assignments[256];
+        const int32_t devices = cases[i].devices;
+        resolve(&c, "", cases[i].assignments, cases[i].ranks, &st);
+        CHECK_MSG(st.code == MOE_USER, "%s", cases[i].assignments);
+        const char *at = strstr(st.message, "; there is one device for each of ");
+        CHECK_MSG((at != NULL) == (devices > 0), "%s: %s", cases[i].assignments, st.message);
+        if (devices == 0) {
+            continue;
+        }
+        if (cases[i].same_ranks) {
+            snprintf(words, sizeof words, "add --set cluster.devices=%d, or ", devices);
+        }
+        snprintf(words + strlen(words), sizeof words - strlen(words),
+                 "start %d ranks (mpirun -np %d)", devices, devices);
+        CHECK_MSG(at && strstr(at, words), "%s\n got: %s\nwant: %s", cases[i].assignments,
+                  st.message, words);
+        snprintf(assignments, sizeof assignments, "%s cluster.devices=%d", cases[i].assignments,
+                 devices);
+        resolve(&c, "", assignments, cases[i].same_ranks ? cases[i].ranks : devices, &st);
+        CHECK_MSG(st.code == MOE_OK, "%s: %s", assignments, st.message);
+    }
+}
+
+/* cluster.devices_per_node = 0 makes each host a node; what was found is printed, so that the same
+ * text means the same on one host. */
+static void test_hosts(int ranks, int count, int devices, int per_node) {
+    moe_config c, again;
+    moe_status st = {0};
+    char assignment[64];
+    moe_config_defaults(&c);
+    snprintf(assignment, sizeof assignment, "cluster.devices=%d", devices);
+    moe_config_set(&c, assignment, &st);
+    c.hosts.count = count;
+    moe_config_resolve(&c, ranks, &st);
+    CHECK_MSG(st.code == MOE_OK, "%s", st.message);
+    CHECK_EQ(c.cluster.devices_per_node, per_node);
+    char *text = print(&c);
+    parse(&again, text, &st);
+    moe_config_resolve(&again, 1, &st);
+    CHECK_EQ(again.cluster.devices, devices > 0 ? devices : ranks);
+    CHECK_EQ(again.cluster.devices_per_node, per_node);
+    free(text);
+}
+
+static void test_odd_hosts(moe_config_hosts hosts, const char *given, const char *message) {
+    moe_config c;
+    moe_status st = {0};
+    moe_config_defaults(&c);
+    if (given) {
+        moe_config_set(&c, given, &st);
+    }
+    c.hosts = hosts;
+    moe_config_resolve(&c, 4, &st);
+    CHECK_MSG(strcmp(st.message, message) == 0, "\n got: %s\nwant: %s", st.message, message);
+    CHECK(st.code == (message[0] != '\0' ? MOE_USER : MOE_OK));
+}
+
 static void test_segmentation(void) {
     moe_config c;
     moe_status st;
@@ -509,7 +595,9 @@ static void test_deepseek(void) {
     free(text);
     expect_resolve("router.preset=deepseek_v2", 2,
                    "preset deepseek_v2: router.topk_group = 3: at most router.num_groups = 2 is "
-                   "allowed (0 = all; each device is a group)");
+                   "allowed (0 = all; each device is a group); there is one device for each of 2 "
+                   "ranks here (cluster.devices = 0): add --set "
+                   "cluster.devices=8, or start 8 ranks (mpirun -np 8)");
     expect_resolve("router.preset=deepsek_v4", 2,
                    "--set: router.preset = deepsek_v4: allowed is nothing or one of "
                    "deepseek_moe_2b, deepseek_moe_16b, deepseek_moe_145b, "
@@ -607,6 +695,21 @@ int main(void) {
     RUN(test_bytes);
     RUN(test_set);
     RUN(test_combinations);
+    RUN(test_too_few_devices);
+    RUN(test_hosts, 4, 1, 0, 4);
+    RUN(test_hosts, 4, 2, 0, 2);
+    RUN(test_hosts, 4, 2, 64, 32);
+    RUN(test_hosts, 8, 8, 16, 2);
+    RUN(test_odd_hosts, (moe_config_hosts){.count = 2, .unequal = true}, NULL,
+        "default: cluster.devices_per_node = 0: each host would be a node, and these hosts have "
+        "different numbers of ranks: start as many on each, or give the number of devices of a "
+        "node");
+    RUN(test_odd_hosts, (moe_config_hosts){.count = 2, .mixed = true}, NULL,
+        "default: cluster.devices_per_node = 0: each host would be a node, and the ranks of a host "
+        "do not follow each other: map ranks by slot and not by node, or give the number of "
+        "devices of a node");
+    RUN(test_odd_hosts, (moe_config_hosts){.count = 2, .unequal = true, .mixed = true},
+        "cluster.devices_per_node=2", "");
     RUN(test_not_yet);
     RUN(test_attention);
     RUN(test_attention_widths);

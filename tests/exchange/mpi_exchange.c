@@ -2,16 +2,20 @@
  * bit for bit. Every rank computes the reference from keyed global data: what its tokens must get
  * back, and what must lie in its inbox. All exchange modes and payloads (whose conversions
  * unit_payload.c checks), devices folded onto ranks, several nodes, ranks without tokens, scattered
- * experts, and counts beyond what one MPI call takes.
+ * experts, and counts beyond what one MPI call takes. All of it by MPI_Alltoallv, through shared
+ * memory, and with ranks that pretend to be on two hosts: through memory inside, by Alltoallv
+ * between.
  *
  * ctest: f64 timeout=120 */
 #include <string.h>
+#include <unistd.h>
 
 #include "base/rng.h"
 #include "check.h"
 #include "exchange/exchange.h"
 #include "exchange/plan.h"
 #include "world/comm.h"
+#include "world/window.h"
 
 static const struct {
     enum moe_exchange_mode mode;
@@ -507,11 +511,13 @@ static void check_mode(problem *p,
     check_way(p, comm, m, most_pairs, here);
 }
 
-static void check_problem(problem *p, moe_comm comm, machine *here) {
+/* How rows travel: the ranks that share memory. */
+static void check_problem(problem *p, moe_comm comm, moe_host *host, machine *here) {
     static const int64_t max_counts[] = {INT64_C(0x7fffffff), 5};
     for (int c = 0; c <= NUM_PAYLOADS; c++) { /* the first payload with both counts */
         const int payload = c == 0 ? 0 : c - 1;
         comm.max_count = max_counts[c % 2];
+        here->exchange.host = host;
         p->dispatched = payloads[payload].dispatched;
         p->combined = payloads[payload].combined;
         for (int m = 0; m < NUM_MODES; m++) {
@@ -528,6 +534,52 @@ static void check_beyond_int(problem *p, const moe_comm *comm, machine *here) {
     }
 }
 
+/* Ranks do not wait for each other between exchanges here: rank 0 is slow where it reads what
+ * landed, so that a row which comes too early would be seen. */
+static void check_late_reader(const moe_comm *comm, moe_host *host, machine *here) {
+    problem p = {.seed = 77,
+                 .tokens = 40,
+                 .hidden = 16,
+                 .devices = comm->size,
+                 .experts = 2 * comm->size,
+                 .k = 2,
+                 .mode = MOE_EXCHANGE_TOKEN,
+                 .per_node = 1};
+    moe_batch batch;
+    moe_placement placement;
+    moe_batch_layout(&batch, p.tokens, 0, p.devices, comm->rank, comm->size);
+    make_placement(&p, &placement);
+    make_routing(&p, &batch, &here->routing);
+    moe_plan_build(&here->plan, p.mode, &batch, &placement, comm->size, &here->routing);
+    moe_exchange *e = &here->exchange;
+    e->host = host;
+    e->dispatched = e->combined = (moe_payload_format){MOE_PAYLOAD_FP32, 0};
+    real *x = moe_alloc(batch.num_tokens * p.hidden + 1, sizeof *x, "test");
+    for (int round = 1; round <= 6; round++) {
+        for (int64_t i = 0; i < batch.num_tokens * p.hidden; i++) {
+            x[i] = (real)round;
+        }
+        moe_exchange_dispatch(e, comm, &here->plan, &placement, x, p.hidden, p.tokens * p.k);
+        for (int again = 0; again < 2; again++) {
+            const bool gradient = again == 1;
+            if (gradient) {
+                moe_exchange_dispatch_gradient(e, &here->plan, x);
+            }
+            usleep(comm->rank == 0 ? 2000 : 0);
+            int64_t wrong = 0;
+            for (int64_t r = 0; r < e->inbox.num_rows; r++) {
+                const real *row =
+                    moe_inbox_vector(&e->inbox, gradient ? &e->inbox.dy : &e->inbox.x, r);
+                wrong += row[0] != (real)round || row[p.hidden - 1] != (real)round;
+            }
+            CHECK_EQ(wrong, 0);
+        }
+    }
+    moe_free(x);
+    moe_placement_free(&placement);
+    moe_batch_free(&batch);
+}
+
 static void free_machine(machine *m) {
     moe_plan_free(&m->plan);
     moe_exchange_free(&m->exchange);
@@ -539,7 +591,12 @@ int main(int argc, char **argv) {
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
     int32_t least = comm.size == 3 ? 6 : 8;
-    machine together = {0};
+    MPI_Comm half;
+    MPI_Comm_split(comm.comm, comm.rank >= (comm.size + 1) / 2, comm.rank, &half);
+    moe_host *two_hosts = moe_host_new(&comm, half);
+    moe_host *const hosts[] = {NULL, comm.host, two_hosts};
+    enum { NUM_HOSTS = sizeof hosts / sizeof hosts[0] };
+    machine together[NUM_HOSTS] = {0};
     for (uint64_t seed = 1; seed <= 9; seed++) {
         int32_t devices = seed % 3 == 0 ? 2 * comm.size : seed % 3 == 1 ? least : comm.size;
         static const int64_t tokens[] = {61, 1, 3, 0, 24, 40, 7, 90, 5};
@@ -554,15 +611,21 @@ int main(int argc, char **argv) {
         if (p.k > p.experts) {
             p.k = p.experts;
         }
-        machine alone = {0};
-        RUN(check_problem, &p, comm, &alone);
-        RUN(check_problem, &p, comm, &together);
-        if (seed == 8) {
-            RUN(check_beyond_int, &p, &comm, &together);
+        for (int h = 0; h < NUM_HOSTS; h++) {
+            machine alone = {0};
+            RUN(check_problem, &p, comm, hosts[h], &alone);
+            RUN(check_problem, &p, comm, hosts[h], &together[h]);
+            if (seed == 8) {
+                RUN(check_beyond_int, &p, &comm, &together[h]);
+            }
+            free_machine(&alone);
         }
-        free_machine(&alone);
     }
-    free_machine(&together);
+    for (int h = 0; h < NUM_HOSTS; h++) {
+        RUN(check_late_reader, &comm, hosts[h], &together[h]);
+        free_machine(&together[h]);
+    }
+    moe_host_free(two_hosts);
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;

@@ -14,7 +14,7 @@ from pathlib import Path
 # and of the folders before it. ARCHITECTURE.md has the same table with a sentence on each.
 FOLDERS = (
     "base config world placement data router balance capacity exchange experts attention measure"
-    " model tally train predict output explain library run"
+    " model tally train generate predict output explain library run"
 ).split()
 # What decides and computes only: no MPI, no files, no output. Rank and size are arguments.
 PURE = {
@@ -33,7 +33,7 @@ PURE = {
 }
 
 # What may speak MPI, and the files that may end the process.
-SPEAKS_MPI = {"world/comm", "world/comm_file", "world/topology", "exchange/exchange", "run/main"}
+SPEAKS_MPI = {"world/comm", "world/comm_file", "world/window", "world/topology", "run/main"}
 MAY_EXIT = {"run/main", "base/status", "base/parent", "world/comm"}
 INTEGER_SUMS = re.compile(
     r"\bMPI_(INT|LONG|INT64_T|UINT64_T|INT32_T|UNSIGNED_LONG|LONG_LONG|COUNT|OFFSET)\b"

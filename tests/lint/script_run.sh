@@ -75,6 +75,8 @@ ranks() {
     [ "$got" = "$wanted" ] || fail "moesim --ranks $*: wanted $wanted, got $got"
 }
 
+# the largest divisor of the devices up to the cores of a machine that hwloc describes
+export HWLOC_SYNTHETIC='package:1 core:8 pu:2'
 ranks 8 "$tree/configs/quickstart.ini"
 ranks 6 twelve.ini
 ranks 7 seven.ini
@@ -82,6 +84,11 @@ ranks 5 "else where/twen ty.ini"
 ranks 8 --set cluster.devices=64 seven.ini
 ranks 1 seven.ini --set cluster.devices=11
 ranks 8 --set cluster.devices=0 seven.ini
+HWLOC_SYNTHETIC='package:2 core:12 pu:1' ranks 16 --set cluster.devices=64 seven.ini
+HWLOC_SYNTHETIC='package:2 core:12 pu:1' ranks 12 twelve.ini
+HWLOC_SYNTHETIC='package:1 core:2 pu:1' ranks 2 twelve.ini
+HWLOC_SYNTHETIC='package:1 core:2 pu:1' ranks 1 seven.ini
+HWLOC_SYNTHETIC='package:1 core:2 pu:1' ranks 8 "$tree/configs/quickstart.ini"
 ranks 6 --check --quiet --out x twelve.ini
 ranks 8 --verify
 ranks "moesim: many.ini:2: $many" many.ini

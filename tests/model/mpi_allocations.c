@@ -47,7 +47,9 @@ static const char *const settings[] = {
     COMMON "capacity.policy=sequence capacity.capacity_factor=1",
     COMMON "placement.redundant_experts=8",
     COMMON "exchange.mode=two_level exchange.node_sum=no exchange.payload=fp8",
+    COMMON "exchange.transport=shared",
     TRAIN,
+    TRAIN "exchange.transport=auto exchange.mode=two_level exchange.payload=fp8",
     TRAIN "placement.redundant_experts=8 placement.policy=round_robin",
     TRAIN "exchange.mode=two_level exchange.combine_payload=bf16",
     TRAIN "exchange.mode=selection train.accumulate=2 train.optimizer=sgd model.expert_type=lora "
@@ -72,6 +74,8 @@ static const char *const settings[] = {
     TEXT "model.attention=mla model.num_heads=2 model.q_lora_rank=8 data.sequence_length=64",
     TEXT "model.attention=mha model.num_heads=2 data.sequence_length=256 train.recompute=yes",
     TEXT "capacity.policy=device capacity.capacity_factor=1 balance.scope=sequence",
+    TRAIN "model.num_layers=3 model.first_dense_layers=1",
+    TRAIN "model.num_layers=3 model.first_dense_layers=2 train.recompute=yes",
 };
 
 typedef model_fixture fixture;

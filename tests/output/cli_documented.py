@@ -7,7 +7,7 @@ import math
 import os
 import re
 
-from _moesim import GOLDEN, SOURCE, TEMPORARY, check, run, save, verdict
+from _moesim import GOLDEN, SOURCE, TEMPORARY, check, moesim, run, save, verdict
 
 BASE = {
     "run.steps": 2,
@@ -151,6 +151,13 @@ RUNS = {
         {"placement.redundant_experts": 8, "cluster.devices_per_node": 2},
         ("--placements",),
     ),
+}
+
+# What continues a prompt with the model of the run "text".
+GENERATE = {
+    "run.mode": "generate",
+    "generate.prompt": "the quick",
+    "generate.max_new_tokens": "3",
 }
 
 # A layer whose weights, input and upstream gradient come from files, with the files' shapes.
@@ -322,6 +329,9 @@ def main():
         run(name, 2, {**BASE, **changes}, *options) for name, (changes, options) in RUNS.items()
     ]
     folders.append(run("loaded", 1, LOADED))
+    sets = [word for pair in GENERATE.items() for word in ("--set", "=".join(pair))]
+    moesim(2, "--resume", "text", *sets, "--out", "generated")
+    folders.append(os.path.join(TEMPORARY, "generated"))
     write_adapters()
     folders.append(run("adapters", 1, ADAPTERS))
     seen_files, seen = {"report.html"}, {heading: set() for heading in fields}  # scripts/report's

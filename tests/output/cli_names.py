@@ -93,11 +93,22 @@ def check_run(label, settings, trains, missing_spans, *others):
 
 of_training = set(names.SPANS[names.SPANS.index("head and loss") :]) | {"backward"}
 check_run(
-    "forward", FORWARD, False, of_training | {"attention"}, "served_idx.npy", "y.npy", "logits.npy"
+    "forward",
+    FORWARD,
+    False,
+    of_training | {"attention", "dense"},
+    "served_idx.npy",
+    "y.npy",
+    "logits.npy",
 )
 check_run(
     "train",
-    {**TRAINING, "model.attention": "mha"},
+    {
+        **TRAINING,
+        "model.attention": "mha",
+        "model.num_layers": 3,
+        "model.first_dense_layers": 1,
+    },
     True,
     {"validation"},
     "specialization.json",

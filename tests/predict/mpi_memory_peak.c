@@ -48,6 +48,12 @@ static const char *const settings[] = {
     COMMON "model.num_layers=2 model.num_experts=8 model.hidden_size=64 "
            "model.moe_intermediate_size=16 data.tokens_per_device=512 model.attention=mla "
            "model.num_heads=8",
+    TRAIN "model.num_layers=4 model.first_dense_layers=3 model.intermediate_size=384 "
+          "model.num_experts=8 model.hidden_size=64 model.moe_intermediate_size=16 "
+          "data.tokens_per_device=256",
+    COMMON "model.num_layers=4 model.first_dense_layers=3 model.intermediate_size=384 "
+           "model.num_experts=8 model.hidden_size=64 model.moe_intermediate_size=16 "
+           "data.tokens_per_device=512",
     COMMON "model.num_layers=4 model.num_experts=16 model.hidden_size=128 "
            "model.moe_intermediate_size=64 data.tokens_per_device=256",
     COMMON "model.num_experts=64 model.hidden_size=128 model.moe_intermediate_size=128 "

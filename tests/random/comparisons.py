@@ -38,6 +38,8 @@ MODE_KEYS = RUN_KEYS | {
     "bytes_saved",
     "counted",
 }
+# A run validates after its last step; one that went on from there keeps that validation.
+EXTENDED_KEYS = RUN_KEYS | {"validation_loss", "validation_bits_per_byte"}
 TIMES = ("timeline.json", "report.html")
 DOUBLE_BOUND = 2e-3  # of losses in float and in double, relative to the larger of 1 and the loss
 
@@ -368,7 +370,9 @@ def compare_fewer_steps(bench):
     found = bench.same_end("fewer steps", bench.base(), first)
     if found or first.code == 2:
         return found
-    return resume(bench, bench.base(), first, "resume", ["--set", f"run.steps={steps}"])
+    every = case.number("train.validation_every", table)
+    keys = EXTENDED_KEYS if every > 0 and before % every != 0 else RUN_KEYS
+    return resume(bench, bench.base(), first, "resume", ["--set", f"run.steps={steps}"], keys)
 
 
 def compare_lost_checkpoint(bench):
@@ -419,13 +423,13 @@ def compare_killed(bench):
     return resume(bench, whole, killed, "resume after SIGKILL", [])
 
 
-def resume(bench, whole, first, comparison, more):
+def resume(bench, whole, first, comparison, more, keys=RUN_KEYS):
     name = os.path.basename(first.folder)
     ranks = bench.draw.choice([r for r in bench.divisors if r <= 4])
     second = bench.run(ranks, "--quiet", "--resume", name, *more)
     second.folder = first.folder
     second.command = f"{first.command}\n    {second.command}"
-    return bench.same_results(comparison, whole, second)
+    return bench.same_results(comparison, whole, second, keys)
 
 
 COMPARISONS = {

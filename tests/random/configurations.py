@@ -9,11 +9,14 @@ a value that may not go with the others: it is refused, or it runs.
 import random
 
 # Values of these keys are refused as long as the program lacks what they stand for, or because
-# only --placements reads them. They are drawn among the rare values only.
+# only --placements reads them, or do nothing without a checkpoint to generate with. They are
+# drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    exchange.chunks exchange.transport exchange.algorithm
+    exchange.chunks exchange.algorithm
     placement.load placement.fit placement.score
+    generate.run generate.prompt generate.prompts generate.max_new_tokens generate.temperature
+    generate.sequences_per_device
     """.split()
 )
 # What a size may be at most where a rare value is drawn: the test is to stay quick.
@@ -146,6 +149,9 @@ class Drawing:
             self.maybe(0.5, "model.lora_alpha", 0, 1, 2.5, 16)
         self.maybe(0.2, "model.residual", "yes", "no")
         self.maybe(0.2, "model.norm", "none", "rmsnorm")
+        if self.get("model.norm") == "none" and self.get("model.num_layers") != "1":
+            if float(self.get("model.lora_alpha")) > 1:
+                self.put("model.lora_alpha", 1)  # values would grow beyond a float's range
         nodes = [d for d in range(1, devices + 1) if devices % d == 0]
         self.maybe(0.4, "cluster.devices_per_node", *nodes)
         self.routed, self.parts, self.shared = routed, parts, shared or 0
@@ -182,7 +188,12 @@ class Drawing:
             self.top_k, given = 1, self.preset_has("router.top_k") or self.chance(0.5)
         elif self.method == "gshard":
             self.top_k, given = 2, self.preset_has("router.top_k") or self.chance(0.5)
-        elif self.method == "top_p" and not self.preset_has("router.top_k") and self.parts == 1:
+        elif (
+            self.method == "top_p"
+            and self.source != "routing"
+            and not self.preset_has("router.top_k")
+            and self.parts == 1
+        ):
             self.top_k, given = self.random.randint(1, self.routed), self.chance(0.5)
             if not given:
                 self.top_k = None
@@ -218,6 +229,14 @@ class Drawing:
                 self.case.extra["tokens"] = self.random.randint(1, 40)
                 self.case.extra["gradient"] = self.chance(0.7)
                 self.put("output.tensors", "yes")
+
+    def draw_dense(self):
+        """Dense layers stand in front of MoE layers and need vectors."""
+        layers = int(self.get("model.num_layers"))
+        if self.recorded or layers == 1:
+            return
+        self.maybe(0.4, "model.first_dense_layers", *range(layers))
+        self.maybe(0.5, "model.intermediate_size", 1, 5, 40)
 
     def draw_attention(self):
         """Attention has vectors, a residual stream and whole sequences on every device."""
@@ -324,7 +343,9 @@ class Drawing:
         limit = "none" if free or self.chance(0.5) else self.one_of(*limits)
         most = self.one_of(*fits) if fits else groups
         chosen = self.top_k or most * size
-        if limit == "quota" and chosen % most or limit == "topk_sum" and chosen < most:
+        if limit == "quota" and (chosen % most or self.method == "top_p"):
+            limit = "max"
+        if limit == "topk_sum" and chosen < most:
             limit = "max"
         if limit == "top2_sum" and size < 2:
             limit = "max"
@@ -493,14 +514,17 @@ class Drawing:
             return
         for _ in range(self.one_of(1, 1, 2)):
             name = self.one_of(*self.table.keys)
-            if name not in ("cluster.devices", "run.steps", "data.tokens_per_device"):
+            # beta2 = 0 divides by the gradient of one step, and training diverges
+            costly = ("cluster.devices", "run.steps", "data.tokens_per_device")
+            if name not in (*costly, "train.beta2"):
                 self.put(name, self.any_value(self.table.keys[name]))
 
 
 # Keys that a rule above draws or leaves alone: threads are a comparison of their own.
 KNOWN_KEYS = """
+    model.first_dense_layers model.intermediate_size
     model.attention model.num_heads model.num_kv_heads model.head_dim model.rope_dim
-    model.kv_lora_rank model.q_lora_rank train.beta2
+    model.kv_lora_rank model.q_lora_rank model.residual train.beta2
     run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
     model.num_experts model.num_shared_experts model.moe_intermediate_size model.expert_type
     model.lora_rank model.expert_segmentation router.preset router.method router.score_func
@@ -528,6 +552,7 @@ def draw(seed, table):
     d.draw_sizes()
     d.draw_data()
     d.draw_attention()
+    d.draw_dense()
     d.draw_router()
     d.draw_groups()
     d.draw_noise()

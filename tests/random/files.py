@@ -25,7 +25,8 @@ class Files:
     def __init__(self, case, table, folder):
         self.case, self.table, self.folder = case, table, folder
         self.tokens = case.extra.get("tokens", 1)
-        self.layers = case.number("model.num_layers", table)
+        dense = case.number("model.first_dense_layers", table)
+        self.layers = max(1, case.number("model.num_layers", table) - dense)
         self.steps = case.extra.get("steps", 1)
         self.experts = case.num_experts(table)
 

@@ -45,7 +45,7 @@ def simulate(*words, **more):
 # --- times that are known ---
 
 
-def replayed(nodes, gpus, pairs, window):
+def replayed(nodes, gpus, pairs, window, precise=1e-6):
     folder = os.path.join(m.TEMPORARY, "replay")
     os.makedirs(folder, exist_ok=True)
     devices = nodes * gpus
@@ -53,7 +53,10 @@ def replayed(nodes, gpus, pairs, window):
     simgrid.write_hosts(os.path.join(folder, "hosts"), devices)
     actions = os.path.join(folder, "actions")
     simgrid.write_actions(actions, devices, gpus, pairs, window)
-    return simgrid.replay(folder, devices, actions)
+    bound = busiest(gpus, devices, pairs)
+    return simgrid.replay(
+        folder, devices, actions, simgrid.moment(bound, 2 * devices, window, precise)
+    )
 
 
 def busiest(gpus, devices, pairs):
@@ -90,6 +93,11 @@ def test_known():
     for window in (4, 16):
         found, bound = replayed(8, 1, every, window), busiest(1, 8, every)
         check(bound * (1 - 1e-6) <= found <= 1.02 * bound, f"all to all: {found} s, {bound}")
+    uneven = {(s, d): (1 + (s * 7 + d * 3) % 5) * million for s, d in every}
+    exact = replayed(4, 2, uneven, 16, 0)
+    for precise in (1e-6, 2e-3, 5e-3):
+        found = replayed(4, 2, uneven, 16, precise)
+        check(exact * (1 - precise) <= found <= exact * (1 + 1e-6), f"{precise}: {found}, {exact}")
     more = {pair: size * 2 for pair, size in every.items()}
     close("twice the bytes", replayed(8, 1, more, 16), 2 * replayed(8, 1, every, 16))
 

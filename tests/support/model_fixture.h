@@ -38,7 +38,7 @@ static inline void model_fixture_make(model_fixture *f, const moe_comm *comm, in
         f->context.all_layers = &f->all_layers;
     }
     moe_stack_init(&f->stack, &f->context, moe_memory_kept_layers(c), model_fixture_trains(f));
-    moe_step_metrics_init(&f->metrics, c->model.num_layers, c->model.num_experts,
+    moe_step_metrics_init(&f->metrics, moe_config_moe_layers(c), c->model.num_experts,
                           c->cluster.devices);
     f->tally = (moe_observer){.after_layer = moe_tally_after_layer};
     if (model_fixture_trains(f)) {

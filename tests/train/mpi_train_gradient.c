@@ -47,7 +47,7 @@ static double objective(fixture *f, int64_t *selection) {
     CHECK_MSG(model_fixture_train(f, 7, &st) == MOE_OK, "%s", st.message);
     double sum = f->metrics.task_loss + f->metrics.all_layers.loss;
     *selection = 0;
-    for (int32_t l = 0; l < f->c.model.num_layers; l++) {
+    for (int32_t l = 0; l < moe_config_moe_layers(&f->c); l++) {
         const moe_routing *r = &f->stack.activations[l].routing;
         sum += f->metrics.layer[l].total;
         for (int64_t i = 0; i < r->num_selections; i++) {
@@ -172,6 +172,11 @@ int main(int argc, char **argv) {
         "model.q_lora_rank=4 data.sequence_length=5 balance.alpha_device=0.1",
         "model.attention=mla model.num_heads=2 model.rope_dim=2 model.kv_lora_rank=5 "
         "data.sequence_length=5 train.recompute=yes",
+        "model.num_layers=3 model.first_dense_layers=2 balance.alpha_expert=0.1",
+        "model.num_layers=3 model.first_dense_layers=1 model.intermediate_size=5 model.norm=none "
+        "model.expert_type=gelu train.recompute=yes balance.alpha_device=0.1",
+        "model.num_layers=2 model.first_dense_layers=1 model.attention=mla model.num_heads=2 "
+        "model.rope_dim=2 model.kv_lora_rank=5 data.sequence_length=5 router.noise=0.3",
     };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);

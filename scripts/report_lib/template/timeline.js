@@ -12,11 +12,14 @@ const FORWARD_OF = {
   "shared backward": "shared",
   "input backward": "input",
   "attention backward": "attention",
+  "dense backward": "dense",
 };
 const PHASE_NAMES = ["gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance"];
+const COLOUR_OF = {dense: "shared"}; // an FFN for all tokens too
 const OTHER_SHAPES = {
   tally: "",
   attention: "-",
+  dense: ".",
   input: ".",
   "head and loss": "x",
   "sum of gradients": "+",
@@ -26,7 +29,7 @@ const OTHER_SHAPES = {
 
 function timelineMarker(kind, edge) {
   const forward = FORWARD_OF[kind] ?? kind,
-    phase = PHASE_NAMES.indexOf(forward),
+    phase = PHASE_NAMES.indexOf(COLOUR_OF[forward] ?? forward),
     shape = forward !== kind ? "/" : (OTHER_SHAPES[kind] ?? "");
   return {
     color: phase >= 0 ? series(phase) : colour("soft"),
@@ -58,11 +61,11 @@ function spanText(timeline, span) {
 
 const ofWholeStep = () => state.layer < 0 || RUN.layers <= 1;
 
-/* Of the chosen layer, or all; of fewer ranks where there would be too many bars. */
+/* Of the chosen MoE layer, in front of which there may be dense ones, or all; of fewer ranks where there would be too many bars. */
 function shownSpans(timeline) {
   const chosen = ofWholeStep()
       ? timeline.spans
-      : timeline.spans.filter((span) => span[2] === state.layer),
+      : timeline.spans.filter((span) => span[2] === state.layer + RUN.dense),
     every = Math.ceil(chosen.length / MOST_BARS);
   return every > 1 ? chosen.filter((span) => span[0] % every === 0) : chosen;
 }

@@ -1,0 +1,166 @@
+"""ctest: timeout=240
+Rows through shared memory (exchange.transport): the same results, reports and trained parameters as
+by MPI_Alltoallv, in every mode and payload, forward and in training, folded too, and where the
+smallest messages of MPI are large ones to it. A folder for shared memory that is too small is named
+in one sentence.
+"""
+import os
+import shutil
+import subprocess
+
+from _moesim import (
+    MOESIM,
+    MPIRUN,
+    TEMPORARY,
+    check,
+    config,
+    environment,
+    metrics,
+    moesim,
+    run,
+    same_bytes,
+    summary,
+    verdict,
+)
+
+BASE = {
+    "run.steps": 2,
+    "run.threads": 1,
+    "model.num_layers": 2,
+    "model.hidden_size": 136,
+    "model.num_experts": 16,
+    "model.num_shared_experts": 1,
+    "model.moe_intermediate_size": 12,
+    "router.top_k": 3,
+    "balance.alpha_expert": 0.003,
+    "cluster.devices": 8,
+    "cluster.devices_per_node": 4,
+    "data.tokens_per_device": 23,
+}
+MODES = {
+    "token": {},
+    "selection": {"exchange.mode": "selection"},
+    "two_level": {"exchange.mode": "two_level"},
+    "parts": {"exchange.mode": "two_level", "exchange.node_sum": "no"},
+}
+PAYLOADS = {
+    "fp32": {},
+    "bf16": {"exchange.payload": "bf16", "exchange.combine_payload": "bf16"},
+    "fp8": {"exchange.payload": "fp8"},
+}
+FORWARD = {"output.tensors": "yes"}
+TRAIN = {"run.mode": "train", "train.save_final": "yes", "train.accumulate": 2}
+SMALL_MESSAGES = {"OMPI_MCA_btl_vader_eager_limit": "64", "OMPI_MCA_btl_vader_fbox_size": "256"}
+
+
+def without(value, keys):
+    if isinstance(value, dict):
+        return {k: without(v, keys) for k, v in value.items() if k not in keys}
+    return [without(v, keys) for v in value] if isinstance(value, list) else value
+
+
+def told(folder):
+    whole = without(summary(folder), {"time", "machine", "ranks", "transport"})
+    whole["config"].pop("name")
+    return whole, without(metrics(folder), {"time"})
+
+
+def arrays(folder):
+    return sorted(
+        os.path.relpath(os.path.join(at, name), folder)
+        for at, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(".npy")
+    )
+
+
+def compare(first, second, label):
+    check(told(first) == told(second), f"{label}: summary.json or metrics.jsonl differ")
+    check(all(p is not False for p in summary(second)["checks"].values()), f"{label}: self-checks")
+    names = arrays(first)
+    check(names == arrays(second) and len(names) > 0, f"{label}: other files")
+    for name in names:
+        check(same_bytes(f"{first}/{name}", f"{second}/{name}"), f"{label}: {name} differs")
+
+
+def check_results():
+    for way, settings in (("forward", FORWARD), ("train", TRAIN)):
+        for mode, of_mode in MODES.items():
+            for payload, of_payload in PAYLOADS.items():
+                label = f"{way}-{mode}-{payload}"
+                every = {**BASE, **settings, **of_mode, **of_payload}
+                first = run(label, 2, every)
+                # a few ranks in turn: all of them with all would take minutes
+                index = len(label) % 3
+                for ranks in ((4,), (8,), (2,))[index]:
+                    shared = run(
+                        f"{label}-shared", ranks, {**every, "exchange.transport": "shared"}
+                    )
+                    if first and shared:
+                        compare(first, shared, f"{label}, np {ranks}")
+
+
+def check_small_messages():
+    for mode in ("token", "two_level"):
+        every = {**BASE, **FORWARD, **MODES[mode]}
+        first = run(f"small-{mode}", 2, every)
+        for transport in ("alltoallv", "auto"):
+            sets = {**every, "exchange.transport": transport}
+            small = run(f"small-{mode}-{transport}", 2, sets, **SMALL_MESSAGES)
+            if first and small:
+                compare(first, small, f"small messages, {mode}, {transport}")
+
+
+def check_told():
+    for ranks, said, inside in (
+        (2, "through shared memory", "shared"),
+        (1, "nothing travels: one rank", None),
+    ):
+        folder = os.path.join(TEMPORARY, f"told-{ranks}")
+        path = config(f"told-{ranks}", {**BASE, "exchange.transport": "auto"})
+        done = moesim(ranks, path, "--out", folder)
+        check(done.code == 0 and said in " ".join(done.out.split()), f"np {ranks}: header")
+        used = summary(folder)["machine"]["transport"]
+        check(used == {"inside_host": inside, "between_hosts": None}, f"np {ranks}: {used}")
+
+
+def check_room():
+    """A /dev/shm of 2 MiB, where mounts are allowed. MPI itself takes others' memory there."""
+    own = ["unshare", "-rm"]
+    mount = "mount -t tmpfs -o size=2m tmpfs /dev/shm"
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*own, "sh", "-c", mount], check=False, capture_output=True).returncode
+    ):
+        print("no mounts are allowed here: a small /dev/shm is not tested")
+        return
+    path = config(
+        "room",
+        {
+            **BASE,
+            "model.hidden_size": 1024,
+            "exchange.transport": "shared",
+            "data.tokens_per_device": 512,
+        },
+    )
+    words = [*MPIRUN, "2", MOESIM, path, "--out", os.path.join(TEMPORARY, "room")]
+    done = subprocess.run(
+        [*own, "sh", "-c", f'{mount} && exec "$@"', "sh", *words],
+        env=environment(OMPI_MCA_btl_vader_backing_directory=TEMPORARY),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    check(done.returncode == 2, f"a small /dev/shm: status {done.returncode}")
+    lines = done.stderr.strip().splitlines()
+    check(
+        len(lines) == 1 and "/dev/shm has" in lines[0] and "alltoallv" in lines[0],
+        f"a small /dev/shm: {lines}",
+    )
+
+
+check_results()
+check_small_messages()
+check_told()
+check_room()
+verdict()
