@@ -95,6 +95,7 @@ static double value_of(const moe_derive_job *job, int64_t *cell, int loss, term 
     case MOE_LOSS_ENTROPY_Z:
         return -moe_exact_value(cell + MOE_STAT_ENTROPY) / tokens / s->num_experts;
     default:
+        MOE_ASSERT(moe_loss_rows[loss].kind == MOE_LOSS_VARIATION);
         moe_balance_variation(job->balance, s, cell, (enum moe_loss)loss, &mean, &variance);
         if (loss == MOE_LOSS_USAGE_VARIANCE) {
             mean = (double)total(moe_stats_counts(s, cell), s->num_experts);
