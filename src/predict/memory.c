@@ -96,8 +96,9 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     const int64_t ranks_of_node = max64(1, ranks / nodes);
     s.first_ranks = min64(nodes, ranks);
     s.remote = s.rows - s.rows / (s.first > 0 ? ranks_of_node : ranks);
-    const bool by_device = c->exchange.mode == MOE_EXCHANGE_TOKEN;
-    if (by_device && s.local_devices == 1) { /* replicas keep rows at home */
+    const bool replicas = !c->compares_placements && c->placement.redundant_experts > 0;
+    if (replicas && s.local_devices == 1 && c->exchange.mode == MOE_EXCHANGE_TOKEN) {
+        /* replicas keep rows at home */
         s.remote = min64(s.remote, moe_memory_whole((double)s.tokens * moe_expected_away(c, sent)));
     }
     s.matrices = matrices(c->model.expert_type);
