@@ -20,7 +20,7 @@ SMALL = {
 }
 draw = random.Random(5)
 ROUTING = save(
-    "routing.npy", "<i4", (16, 3), [e for _ in range(16) for e in draw.sample(range(8), 3)]
+    "routing.npy", "<i4", (48, 3), [e for _ in range(48) for e in draw.sample(range(8), 3)]
 )
 RECORDED = {"data.source": "routing", "data.path": ROUTING, "capacity.min_capacity": 1}
 
