@@ -5,7 +5,7 @@ set(MOESIM_LIBRARY_SOURCES "")
 # scripts/playground compiles the same list, without the balancers.
 foreach(source IN ITEMS base/alloc base/bf16 base/block base/exact base/rng base/scratch base/sparse base/status base/sums config/* placement/*
     data/batch data/keyed data/synthetic router/* balance/* capacity/* exchange/payload exchange/plan exchange/row_format experts/activation experts/ffn
-    measure/imbalance measure/metrics predict/cost predict/cost_attention predict/prediction attention/shape library/*)
+    measure/imbalance measure/metrics predict/cost predict/cost_attention predict/prediction predict/bottleneck attention/shape library/*)
   file(GLOB files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${source}.c)
   list(APPEND MOESIM_LIBRARY_SOURCES ${files})
 endforeach()

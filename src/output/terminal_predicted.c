@@ -11,6 +11,7 @@ static const moe_table table = {52, {{40, 10}}};
 /* Phases that the run has. */
 static bool is_shown(const moe_config *c, int phase) {
     return phase == MOE_PREDICTED_ATTENTION  ? c->model.attention != MOE_ATTENTION_NONE
+           : phase == MOE_PREDICTED_DENSE    ? c->model.first_dense_layers > 0
            : phase == MOE_PREDICTED_BACKWARD ? c->run.mode == MOE_MODE_TRAIN
                                              : true;
 }

@@ -5,39 +5,15 @@
 #include "predict/prediction.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "exchange/row_format.h"
 #include "experts/ffn.h"
-#include "predict/cost.h"
+#include "predict/predictor.h"
 
 const char *const moe_predicted_names[MOE_NUM_PREDICTED] = {
-    "attention", "gate", "dispatch", "expert", "combine", "allreduce", "backward", "step"};
-
-/* What one device does in a layer. */
-typedef struct device_load {
-    moe_cost_traffic rows;
-    double arrived;    /* rows, those of its own tokens included */
-    double selections; /* that its experts serve */
-    double active;     /* experts that serve any */
-    double products;   /* seconds of their products */
-} device_load;
-
-typedef struct predictor {
-    const moe_config *config;
-    moe_cluster cluster;
-    moe_cost_expert expert;
-    double weights;             /* numbers of an expert */
-    double out_bytes, in_bytes; /* of a row to the experts and back */
-    double micro_batches;
-    double tokens;      /* of a device and micro-batch */
-    device_load *load;  /* [D] of a layer */
-    device_load *total; /* [D] sum over layers, without times */
-    double fixed;       /* seconds of an exchange that no byte costs */
-    double across_back; /* rows of combine across nodes for each of dispatch */
-} predictor;
+    "attention", "dense", "gate", "dispatch", "expert", "combine", "allreduce", "backward", "step"};
 
 /* --- the model --- */
 
@@ -81,9 +57,9 @@ static double row_bytes(const moe_config *c, const moe_cost_expert *e, bool back
                                              moe_config_most_experts(c), back);
 }
 
-static void open_predictor(predictor *p, const moe_config *c, int64_t num_tokens) {
+static void open_predictor(moe_predictor *p, const moe_config *c, int64_t num_tokens) {
     const int32_t devices = c->cluster.devices;
-    *p = (predictor){.config = c, .cluster = moe_cluster_of(c), .expert = expert_of(c)};
+    *p = (moe_predictor){.config = c, .cluster = moe_cluster_of(c), .expert = expert_of(c)};
     p->weights = weights_of(c, &p->expert);
     p->out_bytes = row_bytes(c, &p->expert, false);
     p->in_bytes = row_bytes(c, &p->expert, true);
@@ -94,14 +70,14 @@ static void open_predictor(predictor *p, const moe_config *c, int64_t num_tokens
     p->fixed = c->exchange.chunks * (p->cluster.exchange_seconds + moe_cost_latency(&p->cluster));
 }
 
-static void close_predictor(predictor *p) {
+static void close_predictor(moe_predictor *p) {
     moe_free(p->load);
     moe_free(p->total);
 }
 
 /* --- the load of the devices in a layer --- */
 
-static void count_rows(predictor *p, const moe_layer_counts *l) {
+static void count_rows(moe_predictor *p, const moe_layer_counts *l) {
     const int32_t per_node = p->cluster.devices_per_node;
     const double arriving = l->arriving > 0 ? l->arriving : 1;
     p->across_back = l->across_back > 0 ? l->across_back : 1;
@@ -120,10 +96,10 @@ static void count_rows(predictor *p, const moe_layer_counts *l) {
     }
 }
 
-static void count_selections(predictor *p, const moe_layer_counts *l) {
+static void count_selections(moe_predictor *p, const moe_layer_counts *l) {
     const int32_t per_device = l->slots / p->cluster.devices;
     for (int32_t i = 0; i < l->slots; i++) {
-        device_load *load = &p->load[i / per_device];
+        moe_device_load *load = &p->load[i / per_device];
         const double rows = (double)l->served[i] / p->micro_batches;
         load->selections += rows;
         load->active += rows > 0;
@@ -132,7 +108,7 @@ static void count_selections(predictor *p, const moe_layer_counts *l) {
 }
 
 /* Adds `share` of a load, without its products. */
-static void add_load(device_load *sum, const device_load *l, double share) {
+static void add_load(moe_device_load *sum, const moe_device_load *l, double share) {
     sum->rows.intra_sent += share * l->rows.intra_sent;
     sum->rows.intra_received += share * l->rows.intra_received;
     sum->rows.inter_sent += share * l->rows.inter_sent;
@@ -144,9 +120,9 @@ static void add_load(device_load *sum, const device_load *l, double share) {
 
 /* The load of every device if all had the same: the time of a product rises linearly from some
  * number of rows on, so that equal experts take the least time. */
-static device_load even_load(const predictor *p) {
+static moe_device_load even_load(const moe_predictor *p) {
     const int32_t devices = p->cluster.devices;
-    device_load mean = {0};
+    moe_device_load mean = {0};
     for (int32_t d = 0; d < devices; d++) {
         add_load(&mean, &p->load[d], 1.0 / devices);
     }
@@ -159,14 +135,14 @@ static device_load even_load(const predictor *p) {
 
 /* --- the time of a layer --- */
 
-static double experts_seconds(const predictor *p, const device_load *l, double passes) {
+static double experts_seconds(const moe_predictor *p, const moe_device_load *l, double passes) {
     const double shared = p->config->model.num_shared_experts *
                           moe_cost_product(&p->cluster, p->tokens, p->weights, p->expert.in_bytes);
     const double bytes = moe_cost_expert_pass(&p->expert, l->arrived, l->selections);
     return moe_cost_experts(&p->cluster, passes * (l->products + shared), passes * bytes);
 }
 
-static moe_cost_traffic reversed(const predictor *p, const moe_cost_traffic *t) {
+static moe_cost_traffic reversed(const moe_predictor *p, const moe_cost_traffic *t) {
     return (moe_cost_traffic){.intra_sent = t->intra_received,
                               .intra_received = t->intra_sent,
                               .inter_sent = p->across_back * t->inter_received,
@@ -181,8 +157,8 @@ typedef struct pass_times {
 } pass_times;
 
 /* passes: how often the products of forward are computed. */
-static pass_times pass_of(const predictor *p,
-                          const device_load *load,
+static pass_times pass_of(const moe_predictor *p,
+                          const moe_device_load *load,
                           int32_t devices,
                           double out_bytes,
                           double passes) {
@@ -208,7 +184,7 @@ static double overlapped(const pass_times *t, int32_t chunks) {
 }
 
 /* The logits of a device's tokens: a product, and reading them once; and what becomes of them. */
-static double gate_seconds(const predictor *p) {
+static double gate_seconds(const moe_predictor *p) {
     const double weights = p->expert.hidden * p->config->model.num_experts,
                  bytes = p->expert.out_bytes;
     return moe_cost_product(&p->cluster, p->tokens, weights, bytes) +
@@ -217,7 +193,7 @@ static double gate_seconds(const predictor *p) {
 }
 
 /* Numbers of attention are as wide as those that come back from the experts. */
-static moe_cost_attention attention_of(const predictor *p) {
+static moe_cost_attention attention_of(const moe_predictor *p) {
     const moe_config *c = p->config;
     return (moe_cost_attention){.shape = moe_attention_shape_of(c),
                                 .wider = p->expert.hidden / c->model.hidden_size,
@@ -226,28 +202,68 @@ static moe_cost_attention attention_of(const predictor *p) {
                                 .number_bytes = p->expert.out_bytes};
 }
 
-static void add_layer(const predictor *p,
+/* Seconds of what a device does with its own tokens, there and in training back. */
+typedef struct two_ways {
+    double forward, backward;
+} two_ways;
+
+static two_ways attention_seconds(const moe_predictor *p) {
+    const moe_config *c = p->config;
+    const moe_cost_attention a = attention_of(p);
+    if (c->model.attention == MOE_ATTENTION_NONE) {
+        return (two_ways){0};
+    }
+    return (two_ways){moe_cost_attention_forward(&p->cluster, &a),
+                      moe_cost_attention_backward(&p->cluster, &a, c->train.recompute)};
+}
+
+/* The FFN of a dense layer is an expert that every token of the device goes to. Its width grows as
+ * that of the experts does. Backward has two products for each of forward, and with
+ * train.recompute forward once more. */
+static two_ways dense_seconds(const moe_predictor *p) {
+    const moe_config *c = p->config;
+    moe_cost_expert e = p->expert;
+    e.intermediate *= (double)c->model.intermediate_size / c->model.moe_intermediate_size;
+    const double weights = e.matrices * e.hidden * e.intermediate;
+    const double products = moe_cost_product(&p->cluster, p->tokens, weights, e.in_bytes),
+                 bytes = moe_cost_expert_pass(&e, p->tokens, p->tokens),
+                 forward = moe_cost_experts(&p->cluster, products, bytes);
+    return (two_ways){forward, moe_cost_experts(&p->cluster, 2 * products, 2 * bytes) +
+                                   (c->train.recompute ? forward : 0)};
+}
+
+/* Adds the dense layers to the phases of the MoE layers. */
+static void add_dense_layers(const moe_predictor *p, double seconds[MOE_NUM_PREDICTED]) {
+    const double times = p->config->model.first_dense_layers * p->micro_batches;
+    if (times == 0) {
+        return;
+    }
+    const two_ways attention = attention_seconds(p), dense = dense_seconds(p);
+    const bool trains = p->config->run.mode == MOE_MODE_TRAIN;
+    const double backward = trains ? attention.backward + dense.backward : 0;
+    seconds[MOE_PREDICTED_ATTENTION] += times * attention.forward;
+    seconds[MOE_PREDICTED_DENSE] += times * dense.forward;
+    seconds[MOE_PREDICTED_BACKWARD] += times * backward;
+    seconds[MOE_PREDICTED_STEP] += times * (attention.forward + dense.forward + backward);
+}
+
+static void add_layer(const moe_predictor *p,
                       const moe_layer_counts *l,
-                      const device_load *load,
+                      const moe_device_load *load,
                       int32_t devices,
                       double seconds[MOE_NUM_PREDICTED]) {
     const int32_t chunks = p->config->exchange.chunks;
-    const bool attends = p->config->model.attention != MOE_ATTENTION_NONE;
-    const moe_cost_attention shape = attention_of(p);
     const double gate = gate_seconds(p);
-    const double attention = attends ? moe_cost_attention_forward(&p->cluster, &shape) : 0;
+    const two_ways attention = attention_seconds(p);
     const double reduce = moe_cost_allreduce(
         &p->cluster, (double)l->allreduce_bytes / p->cluster.devices / p->micro_batches);
     const pass_times forward = pass_of(p, load, devices, p->out_bytes, 1);
     double backward = 0;
     if (p->config->run.mode == MOE_MODE_TRAIN) {
         const pass_times way = pass_of(p, load, devices, p->in_bytes, 2);
-        backward = 2 * gate + overlapped(&way, chunks);
-        backward +=
-            attends ? moe_cost_attention_backward(&p->cluster, &shape, p->config->train.recompute)
-                    : 0;
+        backward = 2 * gate + overlapped(&way, chunks) + attention.backward;
     }
-    seconds[MOE_PREDICTED_ATTENTION] += p->micro_batches * attention;
+    seconds[MOE_PREDICTED_ATTENTION] += p->micro_batches * attention.forward;
     seconds[MOE_PREDICTED_GATE] += p->micro_batches * gate;
     seconds[MOE_PREDICTED_DISPATCH] += p->micro_batches * forward.dispatch;
     seconds[MOE_PREDICTED_EXPERT] += p->micro_batches * forward.expert;
@@ -255,118 +271,30 @@ static void add_layer(const predictor *p,
     seconds[MOE_PREDICTED_ALLREDUCE] += p->micro_batches * reduce;
     seconds[MOE_PREDICTED_BACKWARD] += p->micro_batches * backward;
     seconds[MOE_PREDICTED_STEP] +=
-        p->micro_batches * (attention + gate + overlapped(&forward, chunks) + reduce + backward);
-}
-
-/* --- the bottleneck in words --- */
-
-/* The device with the most of one load, and how many times the mean that is. */
-typedef struct busiest {
-    int32_t device;
-    double most, times;
-} busiest;
-
-static busiest busiest_of(const predictor *p, size_t member) {
-    const int32_t devices = p->cluster.devices;
-    busiest b = {0};
-    double sum = 0;
-    for (int32_t d = 0; d < devices; d++) {
-        const double x = *(const double *)((const char *)&p->total[d] + member);
-        sum += x;
-        if (x > b.most) {
-            b.most = x;
-            b.device = d;
-        }
-    }
-    b.times = sum > 0 ? b.most * devices / sum : 1;
-    return b;
-}
-
-/* The link that takes the longest in an exchange. A combine sends what the dispatch received. */
-static void describe_exchange(const predictor *p,
-                              enum moe_predicted_phase phase,
-                              char *text,
-                              size_t n) {
-    const bool back = phase == MOE_PREDICTED_COMBINE;
-    const struct {
-        size_t member;
-        double rate;
-        const char *does, *where;
-    } links[] = {
-        {offsetof(device_load, rows.inter_sent), p->cluster.inter_rate, back ? "receives" : "sends",
-         " across nodes"},
-        {offsetof(device_load, rows.inter_received), p->cluster.inter_rate,
-         back ? "sends" : "receives", " across nodes"},
-        {offsetof(device_load, rows.intra_sent), p->cluster.intra_rate, back ? "receives" : "sends",
-         " inside its node"},
-        {offsetof(device_load, rows.intra_received), p->cluster.intra_rate,
-         back ? "sends" : "receives", " inside its node"},
-    };
-    busiest worst = {0};
-    int link = 0;
-    double longest = 0;
-    for (int i = 0; i < 4; i++) {
-        const busiest b = busiest_of(p, links[i].member);
-        if (b.most / links[i].rate > longest) {
-            longest = b.most / links[i].rate;
-            worst = b;
-            link = i;
-        }
-    }
-    snprintf(text, n, "device %d %s %.1fx the mean%s", worst.device, links[link].does, worst.times,
-             links[link].where);
-}
-
-/* Why the experts take as long as they do: launching, reading weights, or the busiest device. */
-static void describe_experts(const predictor *p,
-                             double seconds,
-                             int32_t layers,
-                             char *text,
-                             size_t n) {
-    const busiest b = busiest_of(p, offsetof(device_load, selections));
-    const double read = p->total[b.device].active * p->weights * p->expert.in_bytes /
-                        p->cluster.memory_rate * p->micro_batches;
-    if (layers * p->micro_batches * p->cluster.launch_seconds > 0.8 * seconds) {
-        snprintf(text, n, "launching the kernels is most of it, which no balance changes");
-    } else if (read > 0.5 * seconds) {
-        snprintf(text, n, "reading the weights is most of it, which no balance of tokens changes");
-    } else {
-        snprintf(text, n, "device %d serves %.1fx the mean of selections", b.device, b.times);
-    }
-}
-
-static void describe(const predictor *p, int32_t layers, moe_prediction *out) {
-    enum moe_predicted_phase longest = MOE_PREDICTED_GATE;
-    char why[160] = "work on a device's own tokens";
-    for (int i = 0; i < MOE_PREDICTED_STEP; i++) {
-        longest = out->seconds[i] > out->seconds[longest] ? (enum moe_predicted_phase)i : longest;
-    }
-    const double seconds = out->seconds[longest];
-    const bool exchange = longest == MOE_PREDICTED_DISPATCH || longest == MOE_PREDICTED_COMBINE;
-    if (exchange && p->fixed * layers * p->micro_batches > 0.5 * seconds) {
-        snprintf(why, sizeof why, "latency is most of it, which no balance changes");
-    } else if (exchange) {
-        describe_exchange(p, longest, why, sizeof why);
-    } else if (longest == MOE_PREDICTED_EXPERT || longest == MOE_PREDICTED_BACKWARD) {
-        describe_experts(p, out->seconds[MOE_PREDICTED_EXPERT], layers, why, sizeof why);
-    } else if (longest == MOE_PREDICTED_ALLREDUCE) {
-        snprintf(why, sizeof why, "sums over all devices, which no balance changes");
-    }
-    const double step = out->seconds[MOE_PREDICTED_STEP];
-    snprintf(out->bottleneck, sizeof out->bottleneck, "%s is %.0f %% of the step: %s",
-             moe_predicted_names[longest], step > 0 ? 100 * seconds / step : 0, why);
+        p->micro_batches *
+        (attention.forward + gate + overlapped(&forward, chunks) + reduce + backward);
 }
 
 /* --- together --- */
 
 /* The sum of the gradients of what every device has, whose bytes are those of the step's widths:
- * vectors of the hidden size, but for the matrices of attention. */
-static double gradient_seconds(const predictor *p, int32_t layers, int64_t gradient_bytes) {
-    const double wider = p->expert.hidden / p->config->model.hidden_size;
+ * vectors of the hidden size, but for the matrices of attention and of the dense layers. */
+static double gradient_seconds(const moe_predictor *p, int32_t layers, int64_t gradient_bytes) {
+    const moe_model_config *m = &p->config->model;
+    const double wider = p->expert.hidden / m->hidden_size;
+    const double dense = p->expert.matrices * m->hidden_size * m->intermediate_size,
+                 numbers = (double)moe_attention_parameters(p->config) *
+                               (layers + m->first_dense_layers) +
+                           dense * m->first_dense_layers;
     const double all = (double)gradient_bytes / p->cluster.devices,
-                 own = (double)moe_attention_parameters(p->config) * layers * sizeof(real),
-                 matrices = fmin(all, own);
+                 matrices = fmin(all, numbers * sizeof(real));
     return moe_cost_allreduce(&p->cluster, (all - matrices) * wider + matrices * wider * wider);
+}
+
+/* The MoE layers of the model that is meant for each of the run. */
+static double layers_for_each(const moe_config *c, int32_t num_layers) {
+    const int32_t wish = c->cluster.model_layers, most = wish - c->model.first_dense_layers;
+    return wish > 0 ? (double)(most > 1 ? most : 1) / num_layers : 1;
 }
 
 /* From the layers of the run to those of the model that is meant. */
@@ -384,9 +312,10 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
                                         int64_t num_tokens,
                                         int64_t gradient_bytes) {
     const int32_t devices = c->cluster.devices;
-    predictor p;
+    moe_predictor p;
     moe_prediction out = {.price_per_token = NAN};
     open_predictor(&p, c, num_tokens);
+    p.num_layers = num_layers;
     out.out_bytes = p.out_bytes;
     out.in_bytes = p.in_bytes;
     out.exchange_seconds = p.fixed;
@@ -394,7 +323,7 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
         memset(p.load, 0, (size_t)devices * sizeof *p.load);
         count_rows(&p, &layer[l]);
         count_selections(&p, &layer[l]);
-        const device_load even = even_load(&p);
+        const moe_device_load even = even_load(&p);
         add_layer(&p, &layer[l], p.load, devices, out.seconds);
         add_layer(&p, &layer[l], &even, 1, out.balanced);
         for (int32_t d = 0; d < devices; d++) {
@@ -405,11 +334,13 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
             out.bytes += (p.across_back - 1) * rows->inter_sent * p.in_bytes * p.micro_batches;
         }
     }
-    describe(&p, num_layers, &out);
-    const double layers = or_else(c->cluster.model_layers, num_layers) / num_layers,
+    const double layers = layers_for_each(c, num_layers),
                  gradients = gradient_seconds(&p, num_layers, gradient_bytes);
     conclude(out.seconds, layers, gradients);
     conclude(out.balanced, layers, gradients);
+    add_dense_layers(&p, out.seconds);
+    add_dense_layers(&p, out.balanced);
+    moe_predictor_describe(&p, layers * num_layers, &out);
     out.bytes *= layers;
     if (p.cluster.device_price > 0 && num_tokens > 0) {
         out.price_per_token =

@@ -17,7 +17,8 @@
  *
  * The backward pass sends the rows of the combine and of the dispatch the other way, in the format
  * of the way back, and has twice the products. Attention, shared experts and the gate work on a
- * device's own tokens. With cluster.model_hidden_size all widths of attention grow as the hidden
+ * device's own tokens, and so do the model.first_dense_layers, which take attention and the
+ * products of their FFN. With cluster.model_hidden_size all widths of attention grow as the hidden
  * size does; more heads or wider ones come to the same. */
 #ifndef MOESIM_PREDICT_PREDICTION_H
 #define MOESIM_PREDICT_PREDICTION_H
@@ -28,7 +29,8 @@
 
 /* The phases that a time is predicted of, with their keys in JSON. */
 enum moe_predicted_phase {
-    MOE_PREDICTED_ATTENTION, /* 0 without model.attention */
+    MOE_PREDICTED_ATTENTION, /* 0 without model.attention; of the dense layers too */
+    MOE_PREDICTED_DENSE,     /* the FFN of the first_dense_layers */
     MOE_PREDICTED_GATE,
     MOE_PREDICTED_DISPATCH,
     MOE_PREDICTED_EXPERT,
@@ -41,7 +43,7 @@ enum moe_predicted_phase {
 extern const char *const moe_predicted_names[MOE_NUM_PREDICTED];
 
 typedef struct moe_prediction {
-    double seconds[MOE_NUM_PREDICTED];  /* sums over layers */
+    double seconds[MOE_NUM_PREDICTED];  /* sums over layers, also the dense ones */
     double balanced[MOE_NUM_PREDICTED]; /* the same rows and selections spread evenly over the
                                            devices and over as many experts: never above seconds */
     double bytes;                       /* payload that leaves its device in the dispatches and
@@ -63,9 +65,10 @@ typedef struct moe_layer_counts {
     double across_back; /* rows that combine brings back across nodes for each that dispatch sent */
 } moe_layer_counts;
 
-/* Local. The time of a step with these layers, for the widths and layers of
- * cluster.model_hidden_size and its neighbours. gradient_bytes: payload of the sum of replicated
- * gradients, summed over devices. It looks at each entry of the matrices once. */
+/* Local. The time of a step with these MoE layers, for the widths and layers of
+ * cluster.model_hidden_size and its neighbours; cluster.model_layers counts the dense ones too.
+ * gradient_bytes: payload of the sum of replicated gradients, summed over devices. It looks at each
+ * entry of the matrices once. */
 moe_prediction moe_prediction_of_counts(const moe_config *c,
                                         const moe_layer_counts *layer,
                                         int32_t num_layers,

@@ -259,6 +259,44 @@ static void test_wide_attention(bool latent) {
     moe_step_metrics_free(&m);
 }
 
+/* --- dense layers --- */
+
+/* Two dense layers in front: an FFN of three matrices for all tokens of a device, with attention.
+ */
+static void test_dense_layers(void) {
+    moe_config c;
+    moe_step_metrics m;
+    make(&c, &m, 4);
+    attend(&c, true, 1);
+    const moe_prediction without = moe_prediction_of(&c, &m);
+    CHECK(without.seconds[MOE_PREDICTED_DENSE] == 0);
+    c.model.first_dense_layers = 2;
+    c.model.intermediate_size = 1000;
+    const moe_prediction with = moe_prediction_of(&c, &m);
+    const moe_cluster_config *k = &c.cluster;
+    const double flops = k->device_tflops * 1e6 * k->efficiency;
+    const double memory = k->memory_gbps * 1e3 * k->memory_efficiency;
+    const double tokens = TOKENS / (double)DEVICES, weights = 3.0 * 512 * 1000;
+    const double numbers = tokens * 2 * 512 + tokens * (512 + 2 * 2 * 1000 + 1000 + 2 * 512);
+    const double work =
+        fmax(2 * weights * (tokens + k->gemm_half_rows) / flops, 4 * weights / memory) +
+        4 * numbers / memory;
+    const double dense = 2 * cbrt(pow(k->launch_us, 3) + pow(work, 3));
+    CHECK_NEAR(1e6 * with.seconds[MOE_PREDICTED_DENSE], dense, 1e-12);
+    CHECK(with.balanced[MOE_PREDICTED_DENSE] == with.seconds[MOE_PREDICTED_DENSE]);
+    CHECK_NEAR(1e6 * with.seconds[MOE_PREDICTED_ATTENTION], (LAYERS + 2) * attention_us(&c, true),
+               1e-12);
+    CHECK_NEAR(1e6 * with.seconds[MOE_PREDICTED_STEP],
+               1e6 * without.seconds[MOE_PREDICTED_STEP] + dense + 2 * attention_us(&c, true),
+               1e-12);
+    c.cluster.model_layers = 10 * LAYERS + 2; /* of which two are dense */
+    CHECK_NEAR(moe_prediction_of(&c, &m).seconds[MOE_PREDICTED_STEP],
+               10 * without.seconds[MOE_PREDICTED_STEP] + with.seconds[MOE_PREDICTED_STEP] -
+                   without.seconds[MOE_PREDICTED_STEP],
+               1e-12);
+    moe_step_metrics_free(&m);
+}
+
 /* The sentence names what is slow. */
 static void test_bottleneck(void) {
     moe_config c;
@@ -333,6 +371,7 @@ int main(void) {
         RUN(test_attention, latent);
         RUN(test_wide_attention, latent);
     }
+    RUN(test_dense_layers, );
     RUN(test_bottleneck, );
     RUN(test_placed, );
     return check_verdict();
