@@ -163,6 +163,20 @@ static int resume(const moe_comm *comm, const moe_options *o, moe_status *st) {
     return st->code;
 }
 
+/* Local. The configuration of a checkpoint as a run that generates takes it. A capacity is one of
+ * training: what is dropped would depend on the other sequences, and DeepSeek-V2 leaves inference
+ * free to drop nothing (arXiv 2405.04434, section 2.1.4). --set comes after this. */
+static int config_to_generate(const moe_checkpoint *found,
+                              const char *folder,
+                              moe_config *config,
+                              moe_status *st) {
+    if (moe_checkpoint_config(found, config, st) == MOE_OK &&
+        moe_value_override(config, MOE_KEY(generate, run), folder, st) == MOE_OK) {
+        moe_value_override(config, MOE_KEY(capacity, policy), "none", st);
+    }
+    return st->code;
+}
+
 /* Collective. Generates with the model of the last checkpoint in `folder`: with the configuration
  * `given`, which is resolved, or where that is NULL with that of the checkpoint. */
 static int generate(const moe_comm *comm,
@@ -177,8 +191,7 @@ static int generate(const moe_comm *comm,
     if (moe_checkpoint_find(comm, folder, &found, word, st)) {
         return st->code;
     }
-    if (!given && moe_checkpoint_config(&found, &config, st) == MOE_OK &&
-        moe_value_override(&config, MOE_KEY(generate, run), folder, st) == MOE_OK) {
+    if (!given && config_to_generate(&found, folder, &config, st) == MOE_OK) {
         complete_config(comm, o, &config, st);
     }
     if (st->code == MOE_OK) {

@@ -148,6 +148,9 @@ def main():
         ("none", {"model.attention": "none", "train.context": 6}),
     ):
         check_same(kind, run(kind, 2, {**TRAIN, **changes}))
+    dropping = {**TRAIN, "run.steps": 2, "capacity.policy": "device"}
+    generated("capacity", 2, run("dropping", 2, dropping))
+    check(summary("capacity")["config"]["capacity"]["policy"] == "none", "a capacity stays")
     forward = run("forward", 2, {**TRAIN, "run.mode": "forward", "train.save_final": "no"})
     os.remove(TRAIN["data.path"])
     check(generated("no-text", 2, model)[0] == text, "without the text of the training")

@@ -137,12 +137,15 @@ static void check_npy(const moe_comm *comm) {
  * what messages take. */
 static void check_clock(moe_comm comm) {
     CHECK(moe_comm_clock_offset(&comm) == 0);
-    double before = moe_comm_time();
     comm.num_hosts = 2;
-    double offset = moe_comm_clock_offset(&comm), took = moe_comm_time() - before;
-    CHECK_MSG(fabs(offset) <= took / 2, "offset %g s, measured in %g s", offset, took);
-    CHECK(comm.rank != 0 || offset == 0);
-    CHECK(comm.rank == 0 || comm.size == 1 || offset != 0);
+    bool measured = false;
+    for (int i = 0; i < 20; i++) { /* one alone may well come out as 0 */
+        double before = moe_comm_time();
+        double offset = moe_comm_clock_offset(&comm), took = moe_comm_time() - before;
+        CHECK_MSG(fabs(offset) <= took / 2, "offset %g s, measured in %g s", offset, took);
+        measured = measured || offset != 0;
+    }
+    CHECK(measured == (comm.rank != 0));
 }
 
 int main(int argc, char **argv) {
