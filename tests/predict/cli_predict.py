@@ -8,7 +8,7 @@ import os
 
 from _moesim import QUICKSTART, SOURCE, check, metrics, moesim, near, sets, summary, verdict
 
-PHASES = "attention gate dispatch expert combine allreduce backward step".split()
+PHASES = "attention dense gate dispatch expert combine allreduce backward step".split()
 SMALL = sets({"data.tokens_per_device": 16, "run.steps": 1, "cluster.devices": 8})
 H200 = os.path.join(SOURCE, "configs/clusters/h200.ini")
 GOOD = "[cluster]\nintra_gbps = 100\ninter_gbps = 20\ndevice_tflops = 50\nmemory_gbps = 900\n"

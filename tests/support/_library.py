@@ -82,7 +82,7 @@ def same_as_run(check, folder, summary, routing, what):
             check(near, what, name, losses[name], value)
     predicted = summary["time"]["predicted"]
     for name, found in zip(
-        ("attention", "gate", "dispatch", "expert", "combine"), routing.predicted_us
+        ("attention", "dense", "gate", "dispatch", "expert", "combine"), routing.predicted_us
     ):
         value = predicted[f"{name}_us"]
         check(abs(found - value) <= 1e-9 * abs(value), what, f"predicted {name}", found, value)
