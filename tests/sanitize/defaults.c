@@ -18,12 +18,13 @@ const char *__lsan_default_options(void) {
 }
 
 /* Allocations that the libraries below moesim keep until the process ends (Open MPI 4.1, PMIx,
- * hwloc, libevent). */
+ * hwloc, libevent), and what the sanitizer itself allocates to find a thread's stack, which it may
+ * still hold where a thread of the BLAS starts as the program ends. */
 const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) {
     return "leak:libmpi.so\nleak:libopen-rte.so\nleak:libopen-pal.so\nleak:mca_\nleak:"
            "libpmix\nleak:libevent\nleak:libhwloc\nleak:"
-           "libltdl\nleak:libdl\n";
+           "libltdl\nleak:libdl\nleak:GetThreadStackTopAndBottom\n";
 }
 
 /* Open MPI unloads its plugins at the end of a run, and LeakSanitizer then no longer knows whose
