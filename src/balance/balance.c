@@ -303,13 +303,14 @@ static void count_losses(const moe_balance *b,
                          double loss[MOE_NUM_LOSSES]) {
     moe_balance counts = {.load_form = MOE_LOAD_SELECTIONS};
     double selections = t.selections > 0 ? t.selections : 1;
-    loss[MOE_LOSS_USAGE_VARIANCE] =
-        variation_of(load, &counts, s, cell).variance / (selections * selections);
+    const variation of_counts = variation_of(load, &counts, s, cell);
+    loss[MOE_LOSS_USAGE_VARIANCE] = of_counts.variance / (selections * selections);
     if (moe_balance_defined(b, MOE_LOSS_IMPORTANCE)) {
         loss[MOE_LOSS_IMPORTANCE] = squared_variation(variation_of(importance, b, s, cell));
     }
     if (moe_balance_defined(b, MOE_LOSS_LOAD)) {
-        loss[MOE_LOSS_LOAD] = squared_variation(variation_of(load, b, s, cell));
+        bool same = b->load_form == MOE_LOAD_SELECTIONS;
+        loss[MOE_LOSS_LOAD] = squared_variation(same ? of_counts : variation_of(load, b, s, cell));
     }
 }
 
