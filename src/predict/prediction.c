@@ -202,25 +202,20 @@ static moe_cost_attention attention_of(const moe_predictor *p) {
                                 .number_bytes = p->expert.out_bytes};
 }
 
-/* Seconds of what a device does with its own tokens, there and in training back. */
-typedef struct two_ways {
-    double forward, backward;
-} two_ways;
-
-static two_ways attention_seconds(const moe_predictor *p) {
+static moe_two_ways attention_seconds(const moe_predictor *p) {
     const moe_config *c = p->config;
     const moe_cost_attention a = attention_of(p);
     if (c->model.attention == MOE_ATTENTION_NONE) {
-        return (two_ways){0};
+        return (moe_two_ways){0};
     }
-    return (two_ways){moe_cost_attention_forward(&p->cluster, &a),
-                      moe_cost_attention_backward(&p->cluster, &a, c->train.recompute)};
+    return (moe_two_ways){moe_cost_attention_forward(&p->cluster, &a),
+                          moe_cost_attention_backward(&p->cluster, &a, c->train.recompute)};
 }
 
 /* The FFN of a dense layer is an expert that every token of the device goes to. Its width grows as
  * that of the experts does. Backward has two products for each of forward, and with
  * train.recompute forward once more. */
-static two_ways dense_seconds(const moe_predictor *p) {
+static moe_two_ways dense_seconds(const moe_predictor *p) {
     const moe_config *c = p->config;
     moe_cost_expert e = p->expert;
     e.intermediate *= (double)c->model.intermediate_size / c->model.moe_intermediate_size;
@@ -228,8 +223,8 @@ static two_ways dense_seconds(const moe_predictor *p) {
     const double products = moe_cost_product(&p->cluster, p->tokens, weights, e.in_bytes),
                  bytes = moe_cost_expert_pass(&e, p->tokens, p->tokens),
                  forward = moe_cost_experts(&p->cluster, products, bytes);
-    return (two_ways){forward, moe_cost_experts(&p->cluster, 2 * products, 2 * bytes) +
-                                   (c->train.recompute ? forward : 0)};
+    return (moe_two_ways){forward, moe_cost_experts(&p->cluster, 2 * products, 2 * bytes) +
+                                       (c->train.recompute ? forward : 0)};
 }
 
 /* Adds the dense layers to the phases of the MoE layers. */
@@ -238,7 +233,7 @@ static void add_dense_layers(const moe_predictor *p, double seconds[MOE_NUM_PRED
     if (times == 0) {
         return;
     }
-    const two_ways attention = attention_seconds(p), dense = dense_seconds(p);
+    const moe_two_ways attention = p->attention, dense = dense_seconds(p);
     const bool trains = p->config->run.mode == MOE_MODE_TRAIN;
     const double backward = trains ? attention.backward + dense.backward : 0;
     seconds[MOE_PREDICTED_ATTENTION] += times * attention.forward;
@@ -253,8 +248,8 @@ static void add_layer(const moe_predictor *p,
                       int32_t devices,
                       double seconds[MOE_NUM_PREDICTED]) {
     const int32_t chunks = p->config->exchange.chunks;
-    const double gate = gate_seconds(p);
-    const two_ways attention = attention_seconds(p);
+    const double gate = p->gate;
+    const moe_two_ways attention = p->attention;
     const double reduce = moe_cost_allreduce(
         &p->cluster, (double)l->allreduce_bytes / p->cluster.devices / p->micro_batches);
     const pass_times forward = pass_of(p, load, devices, p->out_bytes, 1);
@@ -316,6 +311,8 @@ moe_prediction moe_prediction_of_counts(const moe_config *c,
     moe_prediction out = {.price_per_token = NAN};
     open_predictor(&p, c, num_tokens);
     p.num_layers = num_layers;
+    p.attention = attention_seconds(&p);
+    p.gate = gate_seconds(&p);
     out.out_bytes = p.out_bytes;
     out.in_bytes = p.in_bytes;
     out.exchange_seconds = p.fixed;

@@ -15,6 +15,11 @@ typedef struct moe_device_load {
     double products;   /* seconds of their products */
 } moe_device_load;
 
+/* Seconds of what a device does with its own tokens, there and in training back. */
+typedef struct moe_two_ways {
+    double forward, backward;
+} moe_two_ways;
+
 typedef struct moe_predictor {
     const moe_config *config;
     moe_cluster cluster;
@@ -24,6 +29,8 @@ typedef struct moe_predictor {
     double out_bytes, in_bytes; /* of a row to the experts and back */
     double micro_batches;
     double tokens;          /* of a device and micro-batch */
+    moe_two_ways attention; /* of a layer and micro-batch, and its gate: the same in each */
+    double gate;
     moe_device_load *load;  /* [D] of a layer */
     moe_device_load *total; /* [D] sum over layers, without times */
     double fixed;           /* seconds of an exchange that no byte costs */
