@@ -72,14 +72,10 @@ bool moe_exchange_has_far(const moe_exchange *e) {
     return (e->host ? e->host->size : 1) < e->comm->size;
 }
 
-/* Counts and offsets of the rows for and from ranks that are far; packed: they stand one behind the
- * other where they are sent from; whole: they have places among all that arrive. Returns how many
+/* Counts and offsets of the rows for and from ranks that are far: one behind the other, but where
+ * they stand in their order already, or have places among all that arrive. Returns how many
  * are sent, and in *arrive how many arrive. */
-static int64_t lay_out(const moe_exchange *e,
-                       const moe_cargo *c,
-                       bool packed,
-                       bool whole,
-                       int64_t *arrive) {
+static int64_t lay_out(const moe_exchange *e, const moe_cargo *c, int64_t *arrive) {
     int ranks = e->comm->size;
     int64_t *send = e->layout, *from = send + ranks, *recv = from + ranks, *to = recv + ranks;
     int64_t sent = 0;
@@ -88,8 +84,8 @@ static int64_t lay_out(const moe_exchange *e,
         bool travels = moe_exchange_is_far(e, q);
         send[q] = travels ? c->begin[q + 1] - c->begin[q] : 0;
         recv[q] = travels ? c->arriving[q + 1] - c->arriving[q] : 0;
-        from[q] = packed ? sent : c->begin[q];
-        to[q] = whole ? c->arriving[q] : *arrive;
+        from[q] = c->index ? sent : c->begin[q];
+        to[q] = c->into ? c->arriving[q] : *arrive;
         sent += send[q];
         *arrive += recv[q];
     }
@@ -111,7 +107,7 @@ const char *moe_exchange_carry(moe_exchange *e, const moe_cargo *c, moe_landing 
     if (!moe_exchange_has_far(e)) {
         return NULL;
     }
-    int64_t sent = lay_out(e, c, c->index, !l, &arrive);
+    int64_t sent = lay_out(e, c, &arrive);
     const char *from = c->from;
     char *to = !l ? c->into : moe_landing_memory(l, arrive * c->bytes, c->what);
     if (c->index) {

@@ -203,15 +203,14 @@ static const char *lay_out_tokens(moe_exchange *e,
                                   const real *x,
                                   moe_inbox_rows *rows) {
     int64_t h = e->inbox.hidden, tokens = plan->num_tokens, bytes = moe_payload_bytes(f, h);
-    const bool shown = e->host && moe_row_format_hops(plan->mode) == 1;
-    char *to = shown ? moe_near_tokens(e, plan, bytes, rows) : NULL;
+    char *to = e->host ? moe_near_tokens(e, plan, bytes, rows) : NULL;
     if (!moe_payload_rounds(f)) {
-        if (shown) {
+        if (e->host) {
             moe_copy_rows((const char *)x, tokens, bytes, to);
         }
-        return shown ? to : (const char *)x;
+        return e->host ? to : (const char *)x;
     }
-    if (!shown) {
+    if (!e->host) {
         moe_reserve_varying(&e->coded, &e->coded_capacity, tokens * bytes, 1, "rows to send");
         to = e->coded;
     }
@@ -261,14 +260,16 @@ static void decode_rows(moe_inbox_rows *rows,
     }
 }
 
-/* Rows from other ranks become numbers in the landing. */
-static void decode_others(moe_exchange *e, moe_payload_format f, moe_inbox_rows *rows) {
+/* Rows become numbers in the landing, but those of own tokens, which were decoded with them. */
+static void decode_all(moe_exchange *e, moe_payload_format f, bool own, moe_inbox_rows *rows) {
     const moe_inbox *in = &e->inbox;
-    int64_t h = in->hidden, others = in->num_rows - (in->own_end - in->own_begin);
+    const int64_t h = in->hidden, begin = own ? in->own_begin : in->num_rows,
+                  end = own ? in->own_end : in->num_rows;
     real *to = (real *)(void *)moe_landing_memory(
-        &rows->landing, others * h * (int64_t)sizeof(real), "received rows");
-    decode_rows(rows, f, 0, in->own_begin, h, to);
-    decode_rows(rows, f, in->own_end, in->num_rows, h, to + in->own_begin * h);
+        &rows->landing, (in->num_rows - (end - begin)) * h * (int64_t)sizeof(real),
+        "received rows");
+    decode_rows(rows, f, 0, begin, h, to);
+    decode_rows(rows, f, end, in->num_rows, h, to + begin * h);
 }
 
 const real *moe_inbox_rows_decoded(moe_inbox_rows *rows,
@@ -304,42 +305,43 @@ const char *moe_exchange_move(moe_exchange *e,
                               l);
 }
 
-/* From tokens, which the host sees already, to the rows of the inbox. plan: of the last hop, whose
- * tokens are `tokens`; numbers: the same as experts see them. */
-static void receive_rows(moe_exchange *e,
-                         const moe_plan *plan,
-                         moe_payload_format f,
-                         const char *tokens,
-                         const real *numbers,
-                         moe_inbox_rows *rows) {
-    const int64_t bytes = moe_payload_bytes(f, e->inbox.hidden);
-    const char *landed = moe_exchange_move(
-        e, plan, tokens, bytes, moe_payload_rounds(f) ? &e->arriving : &rows->landing, NULL);
-    find_own(&e->inbox, rows, numbers);
-    find_far(e, rows, landed, bytes);
-    if (e->host) {
-        moe_near_find(e, plan, bytes, rows);
-    }
-    if (moe_payload_rounds(f)) {
-        decode_others(e, f, rows);
-    }
-}
-
 /* The own tokens as experts see them: the caller's, or as a narrow payload left them; of a second
- * hop the rows that arrived in the first. */
+ * hop the rows that arrived in the first, or NULL where the host has shown them. */
 static const real *numbers_of(const moe_exchange *e,
-                              const moe_plan *plan,
+                              const moe_plan *last,
                               moe_payload_format f,
                               const char *tokens,
                               const real *x,
                               moe_inbox_rows *rows) {
-    const bool relayed = moe_row_format_hops(plan->mode) > 1;
-    if (!relayed && !moe_payload_rounds(f)) {
-        return x;
+    const bool relayed = last->hop > 0;
+    if (relayed ? e->host != NULL : !moe_payload_rounds(f)) {
+        return relayed ? NULL : x;
     }
-    return moe_inbox_rows_decoded(rows, f, tokens,
-                                  relayed ? e->relay->first.inbox.num_rows : plan->num_tokens,
-                                  e->inbox.hidden, relayed);
+    return moe_inbox_rows_decoded(rows, f, tokens, last->num_tokens, e->inbox.hidden, relayed);
+}
+
+/* From tokens x, which the host sees already, to the rows of the inbox. last: the plan of the last
+ * hop, whose tokens travel as `tokens`. */
+static void receive_rows(moe_exchange *e,
+                         const moe_plan *last,
+                         moe_payload_format f,
+                         const char *tokens,
+                         const real *x,
+                         moe_inbox_rows *rows) {
+    const int64_t bytes = moe_payload_bytes(f, e->inbox.hidden);
+    const char *landed = moe_exchange_move(
+        e, last, tokens, bytes, moe_payload_rounds(f) ? &e->arriving : &rows->landing, NULL);
+    const real *own = numbers_of(e, last, f, tokens, x, rows);
+    find_far(e, rows, landed, bytes);
+    if (e->host) {
+        moe_near_find(e, last, bytes, rows);
+    }
+    if (own) {
+        find_own(&e->inbox, rows, own);
+    }
+    if (moe_payload_rounds(f)) {
+        decode_all(e, f, own != NULL, rows);
+    }
 }
 
 /* The barrier of the metadata has shown them, too. */
@@ -382,9 +384,12 @@ void moe_exchange_dispatch(moe_exchange *e,
         before = &e->relay->first.inbox;
     }
     moe_exchange_announce(e, comm, last, placement, hidden, most_pairs_global, before);
-    show_tokens(e, before ? &e->relay->first.inbox.x : rows);
+    show_tokens(e, rows);
+    if (before) {
+        show_tokens(e, &e->relay->first.inbox.x);
+    }
     begin_inbox(e, last, placement);
-    receive_rows(e, last, f, tokens, numbers_of(e, plan, f, tokens, x, rows), rows);
+    receive_rows(e, last, f, tokens, x, rows);
 }
 
 void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy) {
@@ -392,16 +397,20 @@ void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const
     const moe_payload_format f = e->combined;
     const char *tokens = lay_out_tokens(e, plan, f, dy, rows);
     const moe_plan *last = plan;
-    moe_inbox_rows *shown = rows;
     if (moe_row_format_hops(plan->mode) > 1) {
+        if (e->host && moe_exchange_has_far(e)) {
+            moe_shown_end(&rows->tokens, e->host);
+        }
         tokens = moe_relay_move(e, plan, tokens, f, true);
         last = &e->relay->plan;
-        shown = &e->relay->first.inbox.dy;
     }
     if (e->host) {
-        moe_shown_end(&shown->tokens, e->host);
+        moe_shown_end(&rows->tokens, e->host);
     }
-    receive_rows(e, last, f, tokens, numbers_of(e, plan, f, tokens, dy, rows), rows);
+    if (last != plan) {
+        show_tokens(e, &e->relay->first.inbox.dy);
+    }
+    receive_rows(e, last, f, tokens, dy, rows);
 }
 
 /* --- numbers of pairs --- */

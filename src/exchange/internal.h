@@ -62,15 +62,18 @@ void moe_near_announce(moe_exchange *e, const moe_plan *plan, const moe_inbox *b
 /* Where this rank's tokens [T] are to be written, `bytes` each, before the next barrier. */
 char *moe_near_tokens(moe_exchange *e, const moe_plan *plan, int64_t bytes, moe_inbox_rows *rows);
 
-/* Local. Where the rows stand that come from other ranks of the host: rows->row. */
+/* Local. Where the rows stand that come from the host, but in a first hop from this rank:
+ * rows->row. */
 void moe_near_find(const moe_exchange *e,
                    const moe_plan *plan,
                    int64_t bytes,
                    moe_inbox_rows *rows);
 
-/* Writes rows to the ranks of the host, this one too, in the order of their inboxes. They are there
- * after the next barrier. Returns this rank's piece. */
-char *moe_near_push(moe_exchange *e, const moe_cargo *c, moe_inbox_rows *rows);
+/* Where the rows of a first hop land that come from other hosts, in their places among all. */
+char *moe_near_landing(moe_exchange *e, int64_t bytes, moe_inbox_rows *rows);
+/* Local. Copies the rows of a first hop that come from the host to their places there. rows: whose
+ * tokens they are. */
+void moe_near_copy(const moe_exchange *e, int64_t bytes, const moe_inbox_rows *rows, char *to);
 
 /* Where this rank's results for all others are to be written, in their order. */
 char *moe_near_results(moe_exchange *e, enum moe_unit unit, int64_t bytes, moe_shown *s);
@@ -177,7 +180,8 @@ void moe_relay_announce(moe_exchange *e,
                         int64_t most_pairs_global);
 
 /* Collective. Brings tokens [T], in format f, to the rows that arrive in the first hop, and returns
- * those. The host sees them after its next barrier. gradient: they are dy. */
+ * those; of a host, what another host needs of them, which the host sees after its next barrier.
+ * gradient: they are dy. */
 const char *moe_relay_move(moe_exchange *e,
                            const moe_plan *plan,
                            const char *tokens,

@@ -55,7 +55,8 @@ void moe_shown_free(moe_shown *s) {
 /* --- counts and metadata --- */
 
 /* What a rank writes on the board: behind this its counts [2][ranks], for and from each rank; its
- * metadata; and in a second hop which of the rows that arrived in the first one each row is. */
+ * metadata; and in a second hop over several hosts which of the rows that arrived in the first one
+ * each row is. */
 typedef struct board {
     int64_t bytes; /* of all that */
 } board;
@@ -90,8 +91,8 @@ static int64_t words_in(const moe_exchange *e, const moe_counts *c) {
 static void write_board(moe_exchange *e, const moe_plan *plan, const moe_inbox *before) {
     int rank = e->comm->rank;
     int64_t words = moe_row_format_words(plan->format, plan->num_rows, plan->num_pairs);
-    int64_t bytes =
-        head_bytes(e) + (words + (before ? plan->num_rows : 0)) * (int64_t)sizeof(int32_t);
+    int64_t indices = before && moe_exchange_has_far(e) ? plan->num_rows : 0;
+    int64_t bytes = head_bytes(e) + (words + indices) * (int64_t)sizeof(int32_t);
     board_of(e, rank)->bytes = bytes;
     memcpy(counts_of(e, rank), e->counts, 2 * (size_t)e->comm->size * sizeof *e->counts);
     if (bytes > e->board.window.capacity[e->host->rank]) {
@@ -99,8 +100,8 @@ static void write_board(moe_exchange *e, const moe_plan *plan, const moe_inbox *
     }
     int32_t *to = words_of(e, rank);
     moe_exchange_write_words(plan, before, to);
-    if (before && plan->num_rows > 0) {
-        memcpy(to + words, plan->row_token, (size_t)plan->num_rows * sizeof *to);
+    if (indices > 0) {
+        memcpy(to + words, plan->row_token, (size_t)indices * sizeof *to);
     }
 }
 
@@ -194,23 +195,49 @@ char *moe_near_tokens(moe_exchange *e, const moe_plan *plan, int64_t bytes, moe_
     return moe_shown_begin(&rows->tokens, h, h->bytes, "tokens of a host");
 }
 
+/* The token of row r of the inbox where its rank shows it; that rank is one of the host. */
+static const real *shown_token(const moe_exchange *e,
+                               const moe_inbox_rows *rows,
+                               int q,
+                               int64_t r,
+                               int64_t bytes) {
+    return (const real *)(const void *)(rows->tokens.window.piece[e->host->place[q]] +
+                                        e->inbox.row_token[r] * bytes);
+}
+
+/* The first hop of rows of the host needs no copy: they are read where their tokens stand. Those
+ * that came from another host stand where they landed. */
+static void find_relayed(const moe_exchange *e,
+                         int q,
+                         int64_t bytes,
+                         const moe_inbox_rows *landed,
+                         moe_inbox_rows *rows) {
+    const moe_inbox *in = &e->inbox;
+    const int32_t *index = moe_exchange_has_far(e) ? index_from(e, q) : NULL;
+    for (int64_t r = in->rank_row[q]; r < in->rank_row[q + 1]; r++) {
+        const int source = in->row_source[r] / in->num_local;
+        rows->row[r] =
+            moe_exchange_is_far(e, source)
+                ? (const real *)(const void *)(landed->tokens.window.piece[e->host->place[q]] +
+                                               index[r - in->rank_row[q]] * bytes)
+                : shown_token(e, rows, source, r, bytes);
+    }
+}
+
 void moe_near_find(const moe_exchange *e,
                    const moe_plan *plan,
                    int64_t bytes,
                    moe_inbox_rows *rows) {
     const moe_inbox *in = &e->inbox;
-    const moe_inbox_rows *shown = rows;
-    if (plan->hop > 0) {
-        const moe_inbox *first = &e->relay->first.inbox;
-        shown = rows == &in->dy ? &first->dy : &first->x;
-    }
     for (int p = 0; p < e->host->size; p++) {
-        int q = e->host->id[p];
-        const char *tokens = shown->tokens.window.piece[p];
-        const int32_t *index = plan->hop > 0 ? index_from(e, q) : in->row_token + in->rank_row[q];
+        const int q = e->host->id[p];
+        if (plan->hop > 0) {
+            const moe_inbox *first = &e->relay->first.inbox;
+            find_relayed(e, q, bytes, rows == &in->dy ? &first->dy : &first->x, rows);
+            continue;
+        }
         for (int64_t r = in->rank_row[q]; q != e->comm->rank && r < in->rank_row[q + 1]; r++) {
-            rows->row[r] =
-                (const real *)(const void *)(tokens + index[r - in->rank_row[q]] * bytes);
+            rows->row[r] = shown_token(e, rows, q, r, bytes);
         }
     }
 }
@@ -228,18 +255,19 @@ static int64_t rows_below(const moe_exchange *e, enum moe_unit unit, int p) {
     return count_of(&e->landing[e->host->size + p], unit);
 }
 
-/* Beginning with the next rank, so that not all write to the same one at a time. */
-char *moe_near_push(moe_exchange *e, const moe_cargo *c, moe_inbox_rows *rows) {
-    moe_host *h = e->host;
-    count_landing(e, MOE_UNIT_ROW, c->bytes);
-    moe_shown_begin(&rows->tokens, h, h->bytes, "rows on their way");
-#pragma omp parallel
-    for (int i = 0; i < h->size; i++) {
-        int p = (h->rank + i) % h->size, q = h->id[p];
-        moe_cargo_write(c, c->begin[q], c->begin[q + 1],
-                        rows->tokens.window.piece[p] + rows_below(e, MOE_UNIT_ROW, p) * c->bytes);
+char *moe_near_landing(moe_exchange *e, int64_t bytes, moe_inbox_rows *rows) {
+    count_landing(e, MOE_UNIT_ROW, bytes);
+    return moe_shown_begin(&rows->tokens, e->host, e->host->bytes, "rows on their way");
+}
+
+void moe_near_copy(const moe_exchange *e, int64_t bytes, const moe_inbox_rows *rows, char *to) {
+    const moe_inbox *in = &e->inbox;
+    for (int p = 0; p < e->host->size; p++) {
+        const int q = e->host->id[p];
+        for (int64_t r = in->rank_row[q]; r < in->rank_row[q + 1]; r++) {
+            memcpy(to + r * bytes, shown_token(e, rows, q, r, bytes), (size_t)bytes);
+        }
     }
-    return rows->tokens.window.piece[h->rank];
 }
 
 /* --- results --- */

@@ -73,27 +73,55 @@ void moe_relay_announce(moe_exchange *e,
                                               .pair_weight = in->pair_weight});
 }
 
+/* Whether rows go on to another host. */
+static bool leaves_host(const moe_exchange *e, const moe_plan *second) {
+    for (int q = 0; q < second->ranks; q++) {
+        if (moe_exchange_is_far(e, q) && second->rank_row[q + 1] > second->rank_row[q]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Rows of the own host stay where they are, unless they go on to another one. */
+static char *move_by_host(moe_exchange *e, int64_t bytes, bool gradient) {
+    moe_exchange *first = &e->relay->first;
+    if (!moe_exchange_has_far(e)) {
+        return NULL;
+    }
+    char *to = moe_near_landing(first, bytes, gradient ? &first->inbox.dy : &first->inbox.x);
+    if (leaves_host(e, &e->relay->plan)) {
+        moe_near_copy(first, bytes, gradient ? &e->inbox.dy : &e->inbox.x, to);
+    }
+    return to;
+}
+
+/* Rows that stay on their rank are copied to the others. */
+static char *move_alone(moe_exchange *e,
+                        const moe_plan *plan,
+                        const char *tokens,
+                        int64_t bytes,
+                        bool gradient) {
+    moe_inbox *in = &e->relay->first.inbox;
+    const int rank = e->comm->rank;
+    char *to = moe_landing_memory(gradient ? &in->dy.landing : &in->x.landing, in->num_rows * bytes,
+                                  "rows on their way");
+    const moe_cargo own = {.from = tokens, .index = plan->row_token, .bytes = bytes};
+#pragma omp parallel
+    moe_cargo_write(&own, plan->rank_row[rank], plan->rank_row[rank + 1],
+                    to + in->rank_row[rank] * bytes);
+    return to;
+}
+
 const char *moe_relay_move(moe_exchange *e,
                            const moe_plan *plan,
                            const char *tokens,
                            moe_payload_format f,
                            bool gradient) {
-    moe_exchange *first = &e->relay->first;
-    const moe_inbox *in = &first->inbox;
-    const int64_t bytes = moe_payload_bytes(f, in->hidden);
-    const int rank = e->comm->rank;
-    moe_inbox_rows *arrived = gradient ? &first->inbox.dy : &first->inbox.x;
-    const moe_cargo own = {
-        .begin = plan->rank_row, .from = tokens, .index = plan->row_token, .bytes = bytes};
+    const int64_t bytes = moe_payload_bytes(f, e->inbox.hidden);
     char *to =
-        e->host ? moe_near_push(first, &own, arrived)
-                : moe_landing_memory(&arrived->landing, in->num_rows * bytes, "rows on their way");
-    if (!e->host) {
-#pragma omp parallel
-        moe_cargo_write(&own, plan->rank_row[rank], plan->rank_row[rank + 1],
-                        to + in->rank_row[rank] * bytes);
-    }
-    moe_exchange_move(first, plan, tokens, bytes, NULL, to);
+        e->host ? move_by_host(e, bytes, gradient) : move_alone(e, plan, tokens, bytes, gradient);
+    moe_exchange_move(&e->relay->first, plan, tokens, bytes, NULL, to);
     return to;
 }
 
