@@ -1,5 +1,5 @@
-/* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv, or inside a host through
- * shared memory (carry.c). docs/method.md section 4.
+/* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv (carry.c), or inside a
+ * host through shared memory (near.c). docs/method.md section 4.
  *
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
  * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and

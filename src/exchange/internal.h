@@ -109,6 +109,8 @@ const char *moe_exchange_move(moe_exchange *e,
                               moe_landing *l,
                               char *whole);
 
+/* --- pairs.c --- */
+
 /* Collective. One number of each pair of the inbox becomes returned [plan pairs]. */
 void moe_exchange_bring_pairs(moe_exchange *e,
                               const moe_plan *plan,
