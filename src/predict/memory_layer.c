@@ -5,6 +5,7 @@
 #include "base/sparse.h"
 #include "capacity/cut.h"
 #include "exchange/payload.h"
+#include "measure/matrix_size.h"
 #include "predict/internal.h"
 #include "predict/memory.h"
 
@@ -173,7 +174,8 @@ static int64_t task(const moe_config *c, const moe_memory_sizes *s) {
     return mul(s->tokens, add(mul(add(h, BYTE_VALUES), REAL), DOUBLE + WORD + 2 * INT));
 }
 
-/* What is copied to be written at the end, or layer by layer: the choices, and dlogits. */
+/* What is copied to be written at the end, or layer by layer: the choices, dlogits, and this rank's
+ * matrices of devices, where they are written as arrays. */
 static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     int64_t bytes = 0;
     if (c->output.routing) {
@@ -185,6 +187,10 @@ static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     }
     if (c->output.tensors && !s->train && !moe_config_recorded(c)) {
         bytes = add(bytes, mul3(s->tokens, c->model.num_experts, DOUBLE));
+    }
+    if (c->cluster.devices <= MOE_MATRIX_DEVICES) {
+        const int64_t matrices = div_up(moe_config_moe_layers(c), s->ranks);
+        bytes = add(bytes, mul3(matrices, mul(c->cluster.devices, c->cluster.devices), WORD));
     }
     return bytes;
 }
