@@ -101,12 +101,12 @@ def check_results():
 
 
 def check_small_messages():
-    for mode in ("token", "two_level"):
-        every = {**BASE, **FORWARD, **MODES[mode]}
+    for index, mode in enumerate(MODES):
+        every = {**BASE, **FORWARD, **MODES[mode], **list(PAYLOADS.values())[index % 3]}
         first = run(f"small-{mode}", 2, every)
         for transport in ("alltoallv", "auto"):
             sets = {**every, "exchange.transport": transport}
-            small = run(f"small-{mode}-{transport}", 2, sets, **SMALL_MESSAGES)
+            small = run(f"small-{mode}-{transport}", 2 + index % 2 * 2, sets, **SMALL_MESSAGES)
             if first and small:
                 compare(first, small, f"small messages, {mode}, {transport}")
 
