@@ -124,6 +124,19 @@ def check_told():
         check(used == {"inside_host": inside, "between_hosts": None}, f"np {ranks}: {used}")
 
 
+def check_last_group():
+    """H = 136 is no multiple of 128: the last group of fp8 has 8 values and a scale of its own."""
+    folder = os.path.join(TEMPORARY, "last-group")
+    path = config("last-group", {**BASE, "exchange.payload": "fp8"})
+    done = moesim(2, path, "--out", folder)
+    said = "fp8 (fp32 scale per 128 values, the last of 8)"
+    check(done.code == 0 and said in " ".join(done.out.split()), "the last group: header")
+    levels = summary(folder)["volume"]["dispatch"]["by_level"].values()
+    for level in levels:
+        check(level["bytes"] == level["rows"] * (136 + 2 * 4), f"the last group: {level}")
+    check(sum(level["rows"] for level in levels) > 0, "the last group: no rows")
+
+
 def in_small_folder(size, transport, folder, sets):
     """Two ranks with a /dev/shm of that size, where mounts are allowed; else None. MPI itself takes
     others' memory there."""
@@ -178,5 +191,6 @@ def check_room():
 check_results()
 check_small_messages()
 check_told()
+check_last_group()
 check_room()
 verdict()
