@@ -29,7 +29,8 @@ run() {
     case $1 in *+shared) transport=shared ;; esac
     shift 2
     if ! $MPIRUN "$np" "$@" "$MOESIM" --quiet --force --out "$out" "${sets[@]}" \
-        --set "exchange.mode=$mode" --set "exchange.transport=$transport" "$MOESIM_SOURCE_DIR/configs/quickstart.ini" > "$work/log" 2>&1
+        --set "exchange.mode=$mode" --set "exchange.transport=$transport" \
+        "$MOESIM_SOURCE_DIR/configs/quickstart.ini" > "$work/log" 2>&1
     then
         cat "$work/log"
         exit 1

@@ -261,15 +261,25 @@ void moe_payload_decode(moe_payload_format f, const void *row, int64_t n, real *
     formats[f.type].decode(f, row, n, x);
 }
 
+/* Rows of bf16 have nothing between them: where they are short, several are converted as one. */
+static int64_t rows_at_a_time(moe_payload_format f, int64_t n) {
+    enum { NUMBERS = 4096 };
+    return f.type == MOE_PAYLOAD_BF16 && n > 0 && n < NUMBERS ? NUMBERS / n : 1;
+}
+
+static int64_t least(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
 void moe_payload_encode_all(moe_payload_format f,
                             const real *x,
                             int64_t count,
                             int64_t n,
                             char *rows) {
-    int64_t bytes = moe_payload_bytes(f, n);
+    const int64_t bytes = moe_payload_bytes(f, n), step = rows_at_a_time(f, n);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        moe_payload_encode(f, x + i * n, n, rows + i * bytes);
+    for (int64_t i = 0; i < count; i += step) {
+        moe_payload_encode(f, x + i * n, least(step, count - i) * n, rows + i * bytes);
     }
 }
 
@@ -278,9 +288,9 @@ void moe_payload_decode_all(moe_payload_format f,
                             int64_t count,
                             int64_t n,
                             real *x) {
-    int64_t bytes = moe_payload_bytes(f, n);
+    const int64_t bytes = moe_payload_bytes(f, n), step = rows_at_a_time(f, n);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        moe_payload_decode(f, rows + i * bytes, n, x + i * n);
+    for (int64_t i = 0; i < count; i += step) {
+        moe_payload_decode(f, rows + i * bytes, least(step, count - i) * n, x + i * n);
     }
 }
