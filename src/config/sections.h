@@ -285,6 +285,12 @@ static inline bool moe_config_recorded(const moe_config *c) {
 static inline bool moe_config_generates(const moe_config *c) {
     return c->run.mode == MOE_MODE_GENERATE;
 }
+/* Local. Whether ranks of a host send rows through shared memory. Chunks need messages that travel
+ * by themselves, which `auto` knows. */
+static inline bool moe_config_shares_memory(const moe_config *c) {
+    return c->exchange.transport == MOE_TRANSPORT_SHARED ||
+           (c->exchange.transport == MOE_TRANSPORT_AUTO && c->exchange.chunks == 1);
+}
 
 /* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which
  * --placements asks the balancers about and no run of its own needs. */

@@ -11,6 +11,11 @@
 /* --- sums --- */
 
 const real *moe_returned_row(const moe_returned *b, int64_t i) {
+    if (b->place) {
+        int64_t place = b->place[i];
+        return place < b->others ? b->back + place * b->hidden
+                                 : b->own + (place - b->others) * b->hidden;
+    }
     if (i >= b->own_begin && i < b->own_end) {
         return b->own + (i - b->own_begin) * b->hidden;
     }
@@ -154,6 +159,8 @@ void moe_exchange_combine(moe_exchange *e,
     moe_returned b;
     if (moe_row_format_hops(plan->mode) > 1) {
         b = moe_relay_bring(e, plan, results, devices_per_node, &order);
+    } else if (e->inbox.chunks > 1) {
+        b = moe_chunks_bring(e, plan, results);
     } else {
         b = moe_exchange_bring(e, MOE_FLOW_RESULTS, e->inbox.rank_row, plan->rank_row, results);
     }

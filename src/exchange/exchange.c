@@ -27,17 +27,31 @@ int64_t moe_exchange_pair_metadata_bytes(void) {
 /* Arrays whose sizes depend on the ranks, devices, experts and threads only. */
 static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
+    const bool chunked = in->chunks > 1;
+    const int64_t slots = (int64_t)in->num_local * in->slots, ranks = plan->ranks,
+                  begins = chunked ? in->chunks * ranks + 1 : 0,
+                  owns = chunked ? in->chunks + 1 : 0;
     const moe_block_array table[] = {
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
-        MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
+        MOE_ARRAY(in->slot_offset, chunked ? slots + 1 : 0),
+        MOE_ARRAY(in->group_offset, slots * in->chunks + 2),
         MOE_ARRAY(in->source_count, plan->hop > 0 ? plan->devices + 1 : 0),
         MOE_ARRAY(e->counts, e->host ? 0 : 2 * (int64_t)plan->ranks),
         MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->word_begin, plan->ranks + 1),
         MOE_ARRAY(e->word_arriving, plan->ranks + 1),
         MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
+        MOE_ARRAY(in->order.begin, begins),
+        MOE_ARRAY(in->order.own, owns),
+        MOE_ARRAY(e->sent.begin, begins),
+        MOE_ARRAY(e->sent.own, owns),
+        MOE_ARRAY(e->air.flight, chunked ? MOE_NUM_WAYS * (int64_t)in->chunks : 0),
+        MOE_ARRAY(e->air.counts, chunked ? MOE_NUM_WAYS * 4 * ranks : 0),
     };
     moe_block_reserve(&e->fixed, table, MOE_ARRAYS(table), "exchange");
+    if (!chunked) {
+        in->slot_offset = in->group_offset;
+    }
 }
 
 /* Arrays whose sizes depend on what is sent and what arrives. */
@@ -46,7 +60,8 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     const moe_row_format *format = plan->format;
     const int hops = moe_row_format_hops(plan->mode);
     int64_t rows = in->num_rows, pairs = in->num_pairs, grouped = plan->hop + 1 == hops ? pairs : 0,
-            all_cells = (int64_t)plan->devices * plan->num_local;
+            all_cells = (int64_t)plan->devices * plan->num_local,
+            chunked = in->chunks > 1 ? rows : 0, sent = in->chunks > 1 ? plan->num_rows : 0;
     const moe_block_array table[] = {
         MOE_ARRAY(in->row_device, rows),
         MOE_ARRAY(in->row_token, rows),
@@ -60,6 +75,12 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->slot_pair, grouped),
         MOE_ARRAY(in->pair_position, grouped),
         MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
+        MOE_ARRAY(in->order.chunk, chunked),
+        MOE_ARRAY(in->order.row, chunked),
+        MOE_ARRAY(in->order.place, chunked),
+        MOE_ARRAY(e->sent.chunk, sent),
+        MOE_ARRAY(e->sent.row, sent),
+        MOE_ARRAY(e->sent.place, sent),
         MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
     };
     moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
@@ -192,6 +213,7 @@ void moe_exchange_announce(moe_exchange *e,
     in->num_local = plan->num_local;
     in->slots = placement->slots_per_device;
     in->hidden = hidden;
+    in->chunks = e->chunks > 1 ? e->chunks : 1;
     e->threads = omp_get_max_threads();
     reserve_fixed(e, plan);
     exchange_sizes(e, plan);
@@ -264,6 +286,10 @@ static void send_rows(moe_exchange *e,
     } else {
         rows->local = moe_inbox_rows_decoded(rows, f, tokens, plan->num_tokens, in->hidden, false);
     }
+    if (in->chunks > 1) {
+        moe_chunks_dispatch(e, plan, tokens, f, rows);
+        return;
+    }
     if (!moe_payload_rounds(f)) {
         rows->remote = (const real *)(const void *)moe_exchange_move(e, plan, tokens, bytes,
                                                                      &rows->landing, false);
@@ -291,6 +317,9 @@ void moe_exchange_dispatch(moe_exchange *e,
     }
     moe_exchange_announce(e, comm, last, placement, hidden, most_pairs_global,
                           last == plan ? NULL : &e->relay->first.inbox);
+    if (in->chunks > 1) {
+        moe_chunks_order(e, plan);
+    }
     moe_inbox_group(in, placement, plan->first_device);
     in->local_token = last->row_token + last->rank_row[comm->rank];
     in->own_begin = in->rank_row[comm->rank];
@@ -347,7 +376,8 @@ void moe_exchange_free(moe_exchange *e) {
     moe_block_free(&e->fixed);
     moe_block_free(&e->arrived);
     moe_landing *const landings[] = {&e->words,    &e->pairs,           &e->returned,
-                                     &e->arriving, &e->inbox.x.landing, &e->inbox.dy.landing};
+                                     &e->arriving, &e->inbox.x.landing, &e->inbox.dy.landing,
+                                     &e->sending,  &e->returning,       &e->brought};
     for (size_t i = 0; i < sizeof landings / sizeof landings[0]; i++) {
         moe_landing_free(landings[i]);
     }
