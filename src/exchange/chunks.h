@@ -48,7 +48,7 @@ typedef struct moe_overlap {
 
 /* What is on its way. Zeroed at first. */
 typedef struct moe_air {
-    MPI_Request request[MOE_NUM_WAYS];
+    moe_comm_request request[MOE_NUM_WAYS];
     bool under_way[MOE_NUM_WAYS];
     int32_t chunk[MOE_NUM_WAYS]; /* the one that is on its way, or was the last */
     double since;                /* from when on anything has been under way */

@@ -397,7 +397,7 @@ void moe_comm_alltoallv_begin(const moe_comm *comm,
                               int64_t row_bytes,
                               int64_t most_rows,
                               int *counts,
-                              MPI_Request *request) {
+                              moe_comm_request *request) {
     MPI_Datatype type = row_type(row_bytes);
     int n = comm->size;
     *request = MPI_REQUEST_NULL;
@@ -410,13 +410,13 @@ void moe_comm_alltoallv_begin(const moe_comm *comm,
                    type, comm->comm, request);
 }
 
-bool moe_comm_is_done(MPI_Request *request) {
+bool moe_comm_is_done(moe_comm_request *request) {
     int done;
     MPI_Test(request, &done, MPI_STATUS_IGNORE);
     return done != 0;
 }
 
-void moe_comm_wait(MPI_Request *request) {
+void moe_comm_wait(moe_comm_request *request) {
     MPI_Wait(request, MPI_STATUS_IGNORE);
 }
 
