@@ -220,7 +220,10 @@ void moe_chunks_dispatch(moe_exchange *e,
     if (moe_payload_rounds(f)) {
         moe_landing_memory(&e->arriving, arriving * bytes, "received rows");
     }
-    rows->remote = (const real *)(const void *)rows->landing.rows;
+    const real *landing = (const real *)(const void *)rows->landing.rows;
+    for (int64_t i = 0; i < arriving; i++) {
+        rows->row[in->order.row[i]] = landing + i * in->hidden;
+    }
     dispatch_chunk(e, plan, 0);
 }
 
@@ -246,84 +249,55 @@ void moe_exchange_receive(moe_exchange *e, const moe_plan *plan, int32_t chunk) 
 
 /* --- back --- */
 
-/* Rows that begin .. begin + count - 1 of a narrow payload are, as numbers, from number `to` on. */
-static void decode_back(moe_exchange *e,
-                        const char *coded,
-                        int64_t begin,
-                        int64_t to,
-                        int64_t count) {
-    const int64_t h = e->inbox.hidden, bytes = moe_payload_bytes(e->combined, h);
-    moe_payload_decode_all(e->combined, coded + begin * bytes, count, h,
-                           (real *)(void *)e->returned.rows + to * h);
-}
-
-/* Waits for the chunk on its way back, and makes numbers of it. */
-static void await_back(moe_exchange *e, int32_t chunk) {
-    const int64_t begin = moe_chunk_begin(&e->sent, chunk);
-    await(e, MOE_WAY_BACK);
-    if (moe_payload_rounds(e->combined)) {
-        decode_back(e, e->brought.rows, begin, begin, moe_chunk_begin(&e->sent, chunk + 1) - begin);
-    }
+static int64_t bytes_of_result(const moe_exchange *e) {
+    return moe_payload_bytes(e->combined, e->inbox.hidden);
 }
 
 /* Memory for all that comes back. */
-static void reserve_back(moe_exchange *e, const moe_plan *plan) {
-    const int64_t h = e->inbox.hidden, bytes = moe_payload_bytes(e->combined, h);
-    const bool rounds = moe_payload_rounds(e->combined);
-    moe_landing_memory(&e->returned,
-                       (rounds ? plan->num_rows : e->sent.own[0]) * h * (int64_t)sizeof(real),
-                       "returned rows");
-    if (rounds) {
+static void reserve_back(moe_exchange *e) {
+    const int64_t bytes = bytes_of_result(e);
+    moe_landing_memory(&e->returned, e->sent.own[0] * bytes, "returned rows");
+    if (moe_payload_rounds(e->combined)) {
         moe_landing_memory(&e->returning, e->inbox.num_rows * bytes, "rows to return");
-        moe_landing_memory(&e->brought, e->sent.own[0] * bytes, "returned rows");
     }
 }
 
-/* Results of a narrow payload become bytes; those of the own rank numbers again. */
-static void encode_back(moe_exchange *e, int32_t chunk, const real *results) {
-    const int64_t h = e->inbox.hidden, bytes = moe_payload_bytes(e->combined, h);
-    const moe_chunk_order *o = &e->inbox.order;
-    const int64_t begin = moe_chunk_begin(o, chunk), end = moe_chunk_begin(o, chunk + 1),
-                  *own = o->own + chunk;
+/* Results begin .. end - 1 of a narrow payload become bytes. */
+static void encode_results(moe_exchange *e, const real *results, int64_t begin, int64_t end) {
+    const int64_t h = e->inbox.hidden;
     moe_payload_encode_all(e->combined, results + begin * h, end - begin, h,
-                           e->returning.rows + begin * bytes);
-    moe_payload_encode_all(e->combined, results + own[0] * h, own[1] - own[0], h,
-                           e->returning.rows + own[0] * bytes);
-    decode_back(e, e->returning.rows, own[0], e->sent.own[chunk], own[1] - own[0]);
+                           e->returning.rows + begin * bytes_of_result(e));
 }
 
-void moe_exchange_return(moe_exchange *e,
-                         const moe_plan *plan,
-                         int32_t chunk,
-                         const real *results) {
-    const int64_t bytes = moe_payload_bytes(e->combined, e->inbox.hidden);
+void moe_exchange_return(moe_exchange *e, int32_t chunk, const real *results) {
+    const moe_chunk_order *o = &e->inbox.order;
     if (e->inbox.chunks == 1) {
         return;
     }
     if (chunk == 0) {
-        reserve_back(e, plan);
-    } else {
-        await_back(e, chunk - 1);
+        reserve_back(e);
     }
+    await(e, MOE_WAY_BACK);
+    const char *from = (const char *)results;
     if (moe_payload_rounds(e->combined)) {
-        encode_back(e, chunk, results);
-        take_off(e, MOE_WAY_BACK, chunk, e->returning.rows, e->brought.rows, bytes);
-    } else {
-        take_off(e, MOE_WAY_BACK, chunk, (const char *)results, e->returned.rows, bytes);
+        encode_results(e, results, moe_chunk_begin(o, chunk), moe_chunk_begin(o, chunk + 1));
+        encode_results(e, results, o->own[chunk], o->own[chunk + 1]);
+        from = e->returning.rows;
     }
+    take_off(e, MOE_WAY_BACK, chunk, from, e->returned.rows, bytes_of_result(e));
 }
 
 moe_returned moe_chunks_bring(moe_exchange *e, const moe_plan *plan, const real *results) {
-    const int64_t h = e->inbox.hidden;
-    const real *back = (const real *)(const void *)e->returned.rows;
-    await_back(e, e->inbox.chunks - 1);
-    return (moe_returned){.back = back,
-                          .own = moe_payload_rounds(e->combined)
-                                     ? back + e->sent.own[0] * h
-                                     : results + e->inbox.order.own[0] * h,
-                          .own_begin = plan->rank_row[e->comm->rank],
-                          .own_end = plan->rank_row[e->comm->rank + 1],
-                          .hidden = h,
-                          .place = e->sent.place,
-                          .others = e->sent.own[0]};
+    const int64_t bytes = bytes_of_result(e), others = e->sent.own[0],
+                  own_begin = e->inbox.order.own[0];
+    const char *own = moe_payload_rounds(e->combined) ? e->returning.rows : (const char *)results;
+    await(e, MOE_WAY_BACK);
+    moe_reserve_varying(&e->back, &e->back_capacity, plan->num_rows, sizeof *e->back,
+                        "returned rows");
+    for (int64_t i = 0; i < plan->num_rows; i++) {
+        const int64_t place = e->sent.place[i];
+        e->back[i] = place < others ? e->returned.rows + place * bytes
+                                    : own + (own_begin + place - others) * bytes;
+    }
+    return (moe_returned){.row = e->back, .format = e->combined, .hidden = e->inbox.hidden};
 }

@@ -112,7 +112,7 @@ static void order_dg(const pass *p) {
 /* What the experts of a chunk made travels; after the last one it is added up. */
 static void dispatch_backward(const pass *p, int32_t chunk) {
     moe_activations *a = p->a;
-    moe_exchange_return(&a->exchange, &a->plan, chunk, a->buffers.results);
+    moe_exchange_return(&a->exchange, chunk, a->buffers.results);
     if (chunk + 1 < a->exchange.inbox.chunks) {
         return;
     }

@@ -258,7 +258,7 @@ static void routed_forward(const moe_layer *layer,
         phase_with(watch, MOE_PHASE_DISPATCH, &rows);
         moe_experts_forward(&layer->experts, &e->inbox, chunk, &a->buffers, context->keep, &pause);
         phase_with(watch, MOE_PHASE_EXPERT, &rows);
-        moe_exchange_return(e, &a->plan, chunk, a->buffers.results);
+        moe_exchange_return(e, chunk, a->buffers.results);
         if (chunk + 1 == e->inbox.chunks) {
             moe_exchange_combine(e, &a->plan, a->buffers.results, c->cluster.devices_per_node, y);
         }
