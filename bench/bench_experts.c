@@ -21,9 +21,11 @@ typedef struct experts_bench {
 static void run_moesim(void *argument) {
     experts_bench *b = argument;
     const moe_inbox *in = &b->layer.activations.exchange.inbox;
-    moe_experts_forward(&b->layer.layer.experts, in, &b->buffers, b->backward);
+    moe_experts_forward(&b->layer.layer.experts, in, 0, &b->buffers, b->backward,
+                        &(moe_experts_pause){0});
     if (b->backward) {
-        moe_experts_backward(&b->layer.layer.experts, &b->gradient, in, &b->buffers, true);
+        moe_experts_backward(&b->layer.layer.experts, &b->gradient, in, 0, &b->buffers, true,
+                             &(moe_experts_pause){0});
     }
 }
 

@@ -333,6 +333,18 @@ def ideals_of(folder):
     return {name: mean for name, mean in {**means, **of_all}.items() if mean is not None}
 
 
+def overlap_of(folder):
+    """What an exchange in chunks hid behind the experts: of all ranks, the least and the most of any;
+    None with one chunk, or where nothing travelled.
+    """
+    share = number(at(folder.summary, "time.overlap.hidden_share"))
+    ranks = at(folder.summary, "time.overlap.ranks") or []
+    shares = [number(rank.get("hidden_share")) for rank in ranks]
+    if share is None or not shares or None in shares:
+        return None
+    return {"share": share, "least": min(shares), "most": max(shares)}
+
+
 def digest(folder, room):
     """All of a run that charts draw."""
     per_node = whole(folder.get("cluster", "devices_per_node")) or folder.devices
@@ -371,6 +383,7 @@ def digest(folder, room):
         "levels": levels,
         "specialization": specialization_of(folder, room),
         "timeline": timeline.digest(folder.timeline, room),
+        "overlap": overlap_of(folder),
         "explain": explain.digest(folder.explanation),
         "step_mean": number(at(folder.summary, "time.measured.step_mean")),
         "num_steps": whole(at(folder.summary, "steps")),

@@ -96,6 +96,10 @@ SUMMARY = fields(
         predicted=_figures,
         balanced=_figures,
         exchange=_figures,
+        overlap=fields(
+            hidden_share=real,
+            ranks=each(fields(hidden_share=real), MOST_DEVICES, instead={}),
+        ),
         simulated=free(scalar),
         bottleneck=text(240),
         price_per_million_tokens=real,
@@ -249,13 +253,14 @@ SPAN = fields(
     dur=_microseconds,
     tid=_thread,
     args=fields(
-        optional=("step", "layer", "rows", "selections", "rows_sent", "rows_received"),
+        optional=("step", "layer", "rows", "selections", "rows_sent", "rows_received", "chunk"),
         step=_step,
         layer=whole(-1, MOST_LAYERS),
         rows=count,
         selections=count,
         rows_sent=count,
         rows_received=count,
+        chunk=count,
     ),
 )
 THREAD = fields(tid=_thread, args=fields(name=text(200)))

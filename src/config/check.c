@@ -18,7 +18,6 @@ static const struct {
     const char *available; /* the values that exist, separated by blanks */
     const char *feature;   /* what the other values stand for */
 } not_yet[] = {
-    {MOE_KEY(exchange, chunks), "1", "exchange in chunks"},
     {MOE_KEY(exchange, algorithm), "mpi", "an algorithm other than mpi"},
 };
 
@@ -560,8 +559,9 @@ int moe_check_combinations(const moe_config *c, moe_status *st) {
     }
     if (check_router(c, st) != MOE_OK || check_group_limit(c, st) != MOE_OK ||
         check_data(c, st) != MOE_OK || moe_check_attention(c, st) != MOE_OK ||
-        check_capacity(c, st) != MOE_OK || check_generate(c, st) != MOE_OK) {
+        check_capacity(c, st) != MOE_OK || check_generate(c, st) != MOE_OK ||
+        check_sizes(c, st) != MOE_OK) {
         return st->code;
     }
-    return check_sizes(c, st);
+    return moe_check_exchange(c, st);
 }

@@ -14,6 +14,13 @@ int moe_check_combinations(const moe_config *c, moe_status *st);
 /* Local. Refuses dense layers that leave no other, or stand beside a recording; check_layers.c. */
 int moe_check_layers(const moe_config *c, moe_status *st);
 
+/* Local. Refuses what an exchange in chunks does not go with; check_exchange.c. */
+int moe_check_exchange(const moe_config *c, moe_status *st);
+
+/* Local. Refuses more chunks than the device with the fewest of all num_tokens has tokens:
+ * moe_check_exchange cannot know that where the tokens stand in a file. */
+int moe_check_chunk_tokens(const moe_config *c, int64_t num_tokens, moe_status *st);
+
 /* Local. Refuses what attention does not go with; check_attention.c. */
 int moe_check_attention(const moe_config *c, moe_status *st);
 

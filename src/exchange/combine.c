@@ -184,6 +184,8 @@ void moe_exchange_combine(moe_exchange *e,
     moe_returned b;
     if (moe_row_format_hops(plan->mode) > 1) {
         b = moe_relay_bring(e, plan, results, devices_per_node, &order);
+    } else if (e->inbox.chunks > 1) {
+        b = moe_chunks_bring(e, plan, results);
     } else {
         b = moe_exchange_bring(e, MOE_UNIT_ROW, e->inbox.rank_row, plan->rank_row, results);
     }

@@ -27,9 +27,14 @@ int64_t moe_exchange_pair_metadata_bytes(void) {
 /* Arrays whose sizes depend on the ranks, devices, experts and threads only. */
 static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
+    const bool chunked = in->chunks > 1;
+    const int64_t slots = (int64_t)in->num_local * in->slots, ranks = plan->ranks,
+                  begins = chunked ? in->chunks * ranks + 1 : 0,
+                  owns = chunked ? in->chunks + 1 : 0;
     const moe_block_array table[] = {
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
-        MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
+        MOE_ARRAY(in->slot_offset, chunked ? slots + 1 : 0),
+        MOE_ARRAY(in->group_offset, slots * in->chunks + 2),
         MOE_ARRAY(in->source_count, plan->hop > 0 ? plan->devices + 1 : 0),
         MOE_ARRAY(e->counts, 2 * (int64_t)plan->ranks),
         MOE_ARRAY(e->landing, e->host ? 2 * (int64_t)e->host->size : 0),
@@ -38,8 +43,17 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(e->word_arriving, plan->ranks + 1),
         MOE_ARRAY(e->word_from, plan->ranks),
         MOE_ARRAY(e->sums, e->threads * 3 * in->hidden),
+        MOE_ARRAY(in->order.begin, begins),
+        MOE_ARRAY(in->order.own, owns),
+        MOE_ARRAY(e->sent.begin, begins),
+        MOE_ARRAY(e->sent.own, owns),
+        MOE_ARRAY(e->air.flight, chunked ? MOE_NUM_WAYS * (int64_t)in->chunks : 0),
+        MOE_ARRAY(e->air.counts, chunked ? MOE_NUM_WAYS * 4 * ranks : 0),
     };
     moe_block_reserve(&e->fixed, table, MOE_ARRAYS(table), "exchange");
+    if (!chunked) {
+        in->slot_offset = in->group_offset;
+    }
 }
 
 /* Arrays whose sizes depend on what is sent and what arrives. */
@@ -47,7 +61,8 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
     const int hops = moe_row_format_hops(plan->mode);
     int64_t rows = in->num_rows, pairs = in->num_pairs, last = plan->hop + 1 == hops,
-            all_cells = (int64_t)plan->devices * plan->num_local;
+            all_cells = (int64_t)plan->devices * plan->num_local,
+            chunked = in->chunks > 1 ? rows : 0, sent = in->chunks > 1 ? plan->num_rows : 0;
     const moe_block_array table[] = {
         MOE_ARRAY(in->row_device, rows),
         MOE_ARRAY(in->row_token, rows),
@@ -63,6 +78,12 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->x.row, last * rows),
         MOE_ARRAY(in->dy.row, last * rows),
         MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
+        MOE_ARRAY(in->order.chunk, chunked),
+        MOE_ARRAY(in->order.row, chunked),
+        MOE_ARRAY(in->order.place, chunked),
+        MOE_ARRAY(e->sent.chunk, sent),
+        MOE_ARRAY(e->sent.row, sent),
+        MOE_ARRAY(e->sent.place, sent),
     };
     moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
 }
@@ -181,6 +202,7 @@ void moe_exchange_announce(moe_exchange *e,
     in->num_local = plan->num_local;
     in->slots = placement->slots_per_device;
     in->hidden = hidden;
+    in->chunks = e->chunks > 1 ? e->chunks : 1;
     e->threads = omp_get_max_threads();
     reserve_fixed(e, plan);
     exchange_sizes(e, plan);
@@ -329,6 +351,11 @@ static void receive_rows(moe_exchange *e,
                          const real *x,
                          moe_inbox_rows *rows) {
     const int64_t bytes = moe_payload_bytes(f, e->inbox.hidden);
+    if (e->inbox.chunks > 1) {
+        moe_chunks_dispatch(e, last, tokens, f, rows);
+        find_own(&e->inbox, rows, numbers_of(e, last, f, tokens, x, rows));
+        return;
+    }
     const char *landed = moe_exchange_move(
         e, last, tokens, bytes, moe_payload_rounds(f) ? &e->arriving : &rows->landing, NULL);
     const real *own = numbers_of(e, last, f, tokens, x, rows);
@@ -355,6 +382,9 @@ static void show_tokens(const moe_exchange *e, moe_inbox_rows *rows) {
 static void begin_inbox(moe_exchange *e, const moe_plan *last, const moe_placement *placement) {
     moe_inbox *in = &e->inbox;
     const int rank = e->comm->rank;
+    if (in->chunks > 1) {
+        moe_chunks_order(e, last);
+    }
     moe_inbox_group(in, placement, last->first_device);
     in->local_token = last->row_token + last->rank_row[rank];
     in->own_begin = in->rank_row[rank];
@@ -429,7 +459,8 @@ void moe_exchange_free(moe_exchange *e) {
     for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) {
         moe_shown_free(shown[i]);
     }
-    moe_landing *const landings[] = {&e->words_out, &e->words, &e->returned, &e->arriving};
+    moe_landing *const landings[] = {&e->words_out, &e->words,   &e->returned,
+                                     &e->arriving,  &e->sending, &e->returning};
     for (size_t i = 0; i < sizeof landings / sizeof landings[0]; i++) {
         moe_landing_free(landings[i]);
     }

@@ -11,6 +11,9 @@
  * equal shape meet here: the rows that this rank sends (the plan's) and those that it receives (the
  * inbox's).
  *
+ * With several chunks (chunks.h) a pass is dispatch, and for each chunk receive, the experts and
+ * return; then combine. With one, dispatch and combine do all, and the two between do nothing.
+ *
  * In mode `two_level` a second exchange follows the first (relay.c): the rows that arrived at this
  * rank's devices are its tokens, and its inbox is the one that the experts look at. */
 #ifndef MOESIM_EXCHANGE_EXCHANGE_H
@@ -21,6 +24,7 @@
 #include "base/alloc.h"
 #include "base/block.h"
 #include "base/sparse.h"
+#include "exchange/chunks.h"
 #include "exchange/payload.h"
 #include "exchange/plan.h"
 #include "world/comm.h"
@@ -76,10 +80,14 @@ typedef struct moe_inbox {
     int64_t num_cells;      /* device pairs from which rows arrived */
     moe_sparse_cell *cell;  /* [num_cells] (sending device, destination device, rows), global ids */
     int64_t *source_count;  /* scratch [D + 1] of a second hop */
-    int64_t *slot_offset;   /* [num_local * slots + 1] pairs grouped by (local device, slot):
-                               the rows of an expert's GEMMs */
-    int64_t *slot_pair;     /* [num_pairs] pair ids in that order; within a slot they are in the
-                               order of (source device, token). NULL in the first of two hops */
+    int32_t chunks;         /* 1 or more */
+    moe_chunk_order order;  /* of the rows by chunk, where there are several */
+    int64_t *slot_offset;   /* [num_local * slots + 1] pairs grouped by (local device, slot) */
+    int64_t *group_offset;  /* [num_local * slots * chunks + 1] and by chunk within a slot: the rows
+                               of an expert's GEMMs. With one chunk it is slot_offset */
+    int64_t *slot_pair;     /* [num_pairs] pair ids in that order; within a slot and chunk they are
+                               in the order of (source device, token). NULL in the first of two
+                               hops */
     int64_t *pair_position; /* [num_pairs] the inverse of slot_pair */
     const int32_t *local_token; /* [own rows] local token ids of the rows from the own rank; in a
                                    second hop the rows of the first one */
@@ -98,6 +106,7 @@ typedef struct moe_exchange {
     moe_payload_format dispatched, combined; /* of x; of results, dy and dx. Set by the caller
                                                 before the dispatch; zeroed, all is fp32 */
     bool node_sum;   /* likewise, of mode two_level: nodes add up what their devices return */
+    int32_t chunks;  /* likewise; 0 stands for 1, which two hops and shared memory need */
     moe_inbox inbox; /* of the only hop, or of the second */
     struct moe_relay *relay; /* the first hop of two; made by the first dispatch that has one */
     int64_t most_rows;       /* T_global * K: no rank holds more rows, which all ranks know */
@@ -125,6 +134,15 @@ typedef struct moe_exchange {
     int64_t back_capacity;
     char *coded;            /* narrow payloads: tokens or results as bytes, without a host */
     int64_t coded_capacity; /* in bytes */
+
+    /* with several chunks */
+    moe_chunk_order sent; /* of the plan's rows */
+    moe_air air;
+    const char *tokens;          /* what goes to the experts: [T] in the format of the wire, */
+    moe_payload_format outgoing; /* which is this one, */
+    moe_inbox_rows *going_to;    /* and where it arrives */
+    moe_landing sending;   /* vectors for other ranks by chunk: [rows for other ranks], as bytes */
+    moe_landing returning; /* narrow payloads: the results of the inbox's rows, as bytes */
 } moe_exchange;
 
 /* Two hops: what the second one starts from. Zeroed at first, like the exchange that owns it. */
@@ -175,10 +193,26 @@ static inline const real *moe_inbox_row(const moe_inbox *in, int64_t r) {
     return in->x.row[r];
 }
 
-/* Collective. results [inbox rows, H] is what the experts return for each row, weighted and summed
- * inside the device. y [T,H] becomes the sum over nodes of the sum over a node's devices of the sum
- * over a device's experts, each in ascending order. With two hops devices_per_node is the
- * placement's. */
+/* Local. Where the result of row r of the inbox stands among all: by chunk, where there are
+ * several. */
+static inline int64_t moe_inbox_result(const moe_inbox *in, int64_t r) {
+    return in->order.place ? in->order.place[r] : r;
+}
+
+/* Collective. Returns when the vectors of a chunk have arrived, and sends the next one off. */
+void moe_exchange_receive(moe_exchange *e, const moe_plan *plan, int32_t chunk);
+/* Collective. Sends the results of a chunk off; results is that of combine. */
+void moe_exchange_return(moe_exchange *e, int32_t chunk, const real *results);
+/* Local. A chunk of the last pass on one of its ways; there are several chunks. */
+const moe_flight *moe_exchange_flight(const moe_exchange *e, enum moe_way way, int32_t chunk);
+/* Local. Lets MPI work on what is under way, by the thread that speaks to it: between products of
+ * experts. */
+void moe_exchange_progress(moe_exchange *e);
+
+/* Collective. results [inbox rows, H] is what the experts return for each row (at
+ * moe_inbox_result), weighted and summed inside the device. y [T,H] becomes the sum over nodes of
+ * the sum over a node's devices of the sum over a device's experts, each in ascending order. With
+ * two hops devices_per_node is the placement's. */
 void moe_exchange_combine(moe_exchange *e,
                           const moe_plan *plan,
                           const real *results,

@@ -174,37 +174,49 @@ static void sort_by_source(moe_inbox *in, int64_t *cursor) {
     }
 }
 
-/* Counts the pairs of each slot in count[slot + 1]. */
-static void count_slots(const moe_inbox *in,
+/* The group of pair p: its slot, and the chunk of its row. */
+static int64_t group_of(const moe_inbox *in,
                         const moe_placement *placement,
                         int32_t first_device,
-                        int64_t *count) {
+                        int64_t p) {
+    int64_t slot = local_slot(in, placement, first_device, p);
+    return in->chunks == 1 ? slot : slot * in->chunks + in->order.chunk[in->pair_row[p]];
+}
+
+/* Counts the pairs of each group in count[group + 1]. */
+static void count_groups(const moe_inbox *in,
+                         const moe_placement *placement,
+                         int32_t first_device,
+                         int64_t *count) {
     for (int64_t p = 0; p < in->num_pairs; p++) {
-        count[local_slot(in, placement, first_device, p) + 1]++;
+        count[group_of(in, placement, first_device, p) + 1]++;
     }
 }
 
-/* The counting sort is stable, so that the rows of a slot stay in the order of (source device,
+/* The counting sort is stable, so that the rows of a group stay in the order of (source device,
  * token). */
 void moe_inbox_group(moe_inbox *in, const moe_placement *placement, int32_t first_device) {
-    int64_t slots = (int64_t)in->num_local * in->slots;
-    memset(in->slot_offset, 0, (size_t)(slots + 2) * sizeof(int64_t));
+    int64_t slots = (int64_t)in->num_local * in->slots, groups = slots * in->chunks;
+    memset(in->group_offset, 0, (size_t)(groups + 2) * sizeof(int64_t));
     if (in->source_row) {
         sort_by_source(in, in->source_count);
     }
-    /* cursor[s + 1] counts the pairs of slot s; then cursor[s] is the next free place of s, and in
-     * the end the end of s, which is slot_offset[s + 1] */
-    int64_t *cursor = in->slot_offset + 1;
-    count_slots(in, placement, first_device, cursor);
-    for (int64_t s = 0; s < slots; s++) {
-        cursor[s + 1] += cursor[s];
+    /* cursor[g + 1] counts the pairs of group g; then cursor[g] is the next free place of g, and in
+     * the end the end of g, which is group_offset[g + 1] */
+    int64_t *cursor = in->group_offset + 1;
+    count_groups(in, placement, first_device, cursor);
+    for (int64_t g = 0; g < groups; g++) {
+        cursor[g + 1] += cursor[g];
     }
     for (int64_t i = 0; i < in->num_rows; i++) {
         int64_t r = in->source_row ? in->source_row[i] : i;
         for (int64_t p = in->row_pair[r]; p < in->row_pair[r + 1]; p++) {
-            int64_t at = cursor[local_slot(in, placement, first_device, p)]++;
+            int64_t at = cursor[group_of(in, placement, first_device, p)]++;
             in->slot_pair[at] = p;
             in->pair_position[p] = at;
         }
+    }
+    for (int64_t s = 0; s <= slots && in->chunks > 1; s++) {
+        in->slot_offset[s] = in->group_offset[s * in->chunks];
     }
 }

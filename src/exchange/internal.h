@@ -156,6 +156,19 @@ void moe_returned_sum(moe_exchange *e,
                       int32_t devices_per_node,
                       real *sum);
 
+/* --- chunks.c --- */
+
+/* Local. The orders of both sides, once the metadata have arrived. */
+void moe_chunks_order(moe_exchange *e, const moe_plan *plan);
+/* Collective. Sends the first chunk of tokens [T] in format f off, to `rows`. */
+void moe_chunks_dispatch(moe_exchange *e,
+                         const moe_plan *plan,
+                         const char *tokens,
+                         moe_payload_format f,
+                         moe_inbox_rows *rows);
+/* Collective. Waits for the last chunk of the results. */
+moe_returned moe_chunks_bring(moe_exchange *e, const moe_plan *plan, const real *results);
+
 /* --- inbox.c; all local --- */
 
 /* Reads the words that arrived into the rows and pairs of the inbox. */

@@ -1,7 +1,7 @@
-/* experts.c: each expert gathers its rows, runs its GEMMs in calls of MOE_GEMM_ROWS rows, and
- * writes its outputs side by side; a second pass adds up, for each row, its experts in ascending
- * order. Threads take whole experts, the one with the most rows first: which thread does what
- * changes no bit. */
+/* experts.c: chunk by chunk, each expert gathers its rows, runs its GEMMs in calls of MOE_GEMM_ROWS
+ * rows, and writes its outputs side by side; a second pass adds up, for each row, its experts in
+ * ascending order. Threads take whole experts, the one with the most rows first: which thread does
+ * what changes no bit. */
 #include "experts/experts.h"
 
 #include <math.h>
@@ -111,12 +111,25 @@ static int fuller_first(const void *a, const void *b) {
     return (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-/* Fills b->order. Returns the number of rows that scratch is made for: the most of any slot, or
- * twice the mean where that is more, so that an ordinary change of the load needs no larger one. */
-static int64_t order_slots(const moe_inbox *in, moe_expert_buffers *b) {
+/* Pairs of a slot in a chunk, as they are grouped: begin .. end - 1. */
+typedef struct group {
+    int64_t slot, begin, end;
+    int32_t chunk;
+} group;
+
+static group group_of(const moe_inbox *in, int64_t slot, int32_t chunk) {
+    const int64_t *offset = in->group_offset + slot * in->chunks + chunk;
+    return (group){slot, offset[0], offset[1], chunk};
+}
+
+/* Fills b->order with the loads of a chunk. Returns the number of rows that scratch is made for:
+ * the most of any slot, or twice the mean where that is more, so that an ordinary change of the
+ * load needs no larger one. */
+static int64_t order_slots(const moe_inbox *in, int32_t chunk, moe_expert_buffers *b) {
     int64_t slots = (int64_t)in->num_local * in->slots;
     for (int64_t s = 0; s < slots; s++) {
-        b->order[s] = (moe_slot_load){in->slot_offset[s + 1] - in->slot_offset[s], s};
+        const group of = group_of(in, s, chunk);
+        b->order[s] = (moe_slot_load){of.end - of.begin, s};
     }
     qsort(b->order, (size_t)slots, sizeof *b->order, fuller_first);
     int64_t usual = 2 * (in->num_pairs / slots + 1);
@@ -152,21 +165,29 @@ static void gather(const moe_inbox *in,
     }
 }
 
-/* Runs one expert over all its rows. */
-static void forward_slot(const moe_ffn *f,
-                         const moe_inbox *in,
-                         int64_t slot,
-                         moe_expert_buffers *b,
-                         bool keep,
-                         real *scratch) {
-    int64_t end = in->slot_offset[slot + 1];
-    for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
-        int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+/* MPI is spoken to by the first thread only. */
+static void pause_between(const moe_experts_pause *pause) {
+    if (pause->call && omp_get_thread_num() == 0) {
+        pause->call(pause->self);
+    }
+}
+
+/* Runs one expert over its rows of a chunk. */
+static void forward_group(const moe_ffn *f,
+                          const moe_inbox *in,
+                          const group *of,
+                          moe_expert_buffers *b,
+                          bool keep,
+                          const moe_experts_pause *pause,
+                          real *scratch) {
+    for (int64_t begin = of->begin; begin < of->end; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * f->width;
         real *h = scratch + n * f->hidden;
         gather(in, &in->x, begin, n, scratch);
-        moe_ffn_forward(f, slot, n, scratch, h + 2 * n * f->width, keep ? b->h1 + at : h,
+        moe_ffn_forward(f, of->slot, n, scratch, h + 2 * n * f->width, keep ? b->h1 + at : h,
                         keep && f->w3 ? b->h3 + at : h + n * f->width, h,
                         b->out + begin * f->hidden);
+        pause_between(pause);
     }
 }
 
@@ -177,21 +198,24 @@ MOE_CLONES static void scale(real *x, real by, int64_t n) {
 }
 
 /* One expert backward: dg = <dy, out>, then weight * dy through the FFN; dx overwrites out. The
- * first call writes the gradients where they are to be replaced, the next ones add. */
-static void backward_slot(const moe_ffn *f,
-                          const moe_ffn_gradient *g,
-                          const moe_inbox *in,
-                          int64_t slot,
-                          moe_expert_buffers *b,
-                          bool kept,
-                          real *scratch) {
-    int64_t end = in->slot_offset[slot + 1], hidden = f->hidden;
+ * first call that an expert makes in any chunk writes the gradients where they are to be replaced,
+ * the next ones add. */
+static void backward_group(const moe_ffn *f,
+                           const moe_ffn_gradient *g,
+                           const moe_inbox *in,
+                           const group *of,
+                           moe_expert_buffers *b,
+                           bool kept,
+                           const moe_experts_pause *pause,
+                           real *scratch) {
+    int64_t hidden = f->hidden, slot = of->slot;
     moe_ffn_gradient into = *g;
-    if (g->replace && in->slot_offset[slot] == end) {
+    if (g->replace && of->chunk == 0 && in->slot_offset[slot] == in->slot_offset[slot + 1]) {
         moe_ffn_clear_gradient(f, g, slot);
     }
-    for (int64_t begin = in->slot_offset[slot]; begin < end; begin += MOE_GEMM_ROWS) {
-        int64_t n = min64(end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+    for (int64_t begin = of->begin; begin < of->end; begin += MOE_GEMM_ROWS) {
+        int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        into.replace = g->replace && begin == in->slot_offset[slot];
         real *x = scratch;
         real *dy = x + n * hidden;
         real *again = dy + n * hidden;
@@ -210,7 +234,7 @@ static void backward_slot(const moe_ffn *f,
         }
         moe_ffn_backward(f, &into, slot, n, x, kept ? b->h1 + at : again,
                          kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
-        into.replace = false;
+        pause_between(pause);
     }
 }
 
@@ -236,8 +260,11 @@ MOE_CLONES static void scale_add(real *restrict result,
 
 /* The result of row r is the sum over its pairs, which are in ascending order of experts, of weight
  * * out. Not weighted: the weight is 1, because backward has weighted dy already. */
-static void sum_row(const moe_inbox *in, const moe_expert_buffers *b, int64_t r, bool weighted) {
-    real *result = b->results + r * in->hidden;
+static void sum_row(const moe_inbox *in,
+                    const moe_expert_buffers *b,
+                    int64_t r,
+                    bool weighted,
+                    real *result) {
     int64_t p = in->row_pair[r];
     scale_to(result, b->out + in->pair_position[p] * in->hidden, weighted ? in->pair_weight[p] : 1,
              in->hidden);
@@ -247,40 +274,70 @@ static void sum_row(const moe_inbox *in, const moe_expert_buffers *b, int64_t r,
     }
 }
 
-static void sum_rows(const moe_inbox *in, const moe_expert_buffers *b, bool weighted) {
+/* The results begin .. end - 1. */
+static void sum_rows(const moe_inbox *in,
+                     const moe_expert_buffers *b,
+                     int64_t begin,
+                     int64_t end,
+                     bool weighted) {
 #pragma omp parallel for schedule(static)
-    for (int64_t r = 0; r < in->num_rows; r++) {
-        sum_row(in, b, r, weighted);
+    for (int64_t i = begin; i < end; i++) {
+        sum_row(in, b, in->order.row ? in->order.row[i] : i, weighted, b->results + i * in->hidden);
     }
 }
 
-void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
+/* The results of a chunk: those for other ranks, and those for the own one. */
+static void sum_chunk(const moe_inbox *in,
+                      const moe_expert_buffers *b,
+                      int32_t chunk,
+                      bool weighted) {
+    const moe_chunk_order *o = &in->order;
+    if (in->chunks == 1) {
+        sum_rows(in, b, 0, in->num_rows, weighted);
+        return;
+    }
+    sum_rows(in, b, moe_chunk_begin(o, chunk), moe_chunk_begin(o, chunk + 1), weighted);
+    sum_rows(in, b, o->own[chunk], o->own[chunk + 1], weighted);
+}
+
+void moe_experts_forward(const moe_ffn *f,
+                         const moe_inbox *in,
+                         int32_t chunk,
+                         moe_expert_buffers *b,
+                         bool keep,
+                         const moe_experts_pause *pause) {
     int64_t slots = (int64_t)in->num_local * in->slots;
-    reserve(f, in, b, keep);
-    const scratch_layout layout = reserve_scratch(f, order_slots(in, b), false, b);
+    if (chunk == 0) {
+        reserve(f, in, b, keep);
+    }
+    const scratch_layout layout = reserve_scratch(f, order_slots(in, chunk, b), false, b);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t s = 0; s < slots; s++) {
         real *scratch;
         const moe_ffn mine = of_thread(f, b, layout, &scratch);
-        forward_slot(&mine, in, b->order[s].slot, b, keep, scratch);
+        const group of = group_of(in, b->order[s].slot, chunk);
+        forward_group(&mine, in, &of, b, keep, pause, scratch);
     }
-    sum_rows(in, b, true);
+    sum_chunk(in, b, chunk, true);
 }
 
 void moe_experts_backward(const moe_ffn *f,
                           const moe_ffn_gradient *g,
                           const moe_inbox *in,
+                          int32_t chunk,
                           moe_expert_buffers *b,
-                          bool kept) {
+                          bool kept,
+                          const moe_experts_pause *pause) {
     int64_t slots = (int64_t)in->num_local * in->slots;
-    const scratch_layout layout = reserve_scratch(f, order_slots(in, b), true, b);
+    const scratch_layout layout = reserve_scratch(f, order_slots(in, chunk, b), true, b);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t s = 0; s < slots; s++) {
         real *scratch;
         const moe_ffn mine = of_thread(f, b, layout, &scratch);
-        backward_slot(&mine, g, in, b->order[s].slot, b, kept, scratch);
+        const group of = group_of(in, b->order[s].slot, chunk);
+        backward_group(&mine, g, in, &of, b, kept, pause, scratch);
     }
-    sum_rows(in, b, false);
+    sum_chunk(in, b, chunk, false);
 }
 
 void moe_expert_buffers_free(moe_expert_buffers *b) {

@@ -22,8 +22,8 @@ typedef struct moe_expert_buffers {
                              and the same for the backward pass that follows */
     real *out;            /* [num_pairs,H] outputs, grouped; backward overwrites them with the
                              pairs' dx */
-    real *results;        /* [num_rows,H] what goes back, in the order of the inbox: the sum over a
-                             row's experts of weight * output (backward: of dx) */
+    real *results;        /* [num_rows,H] what goes back, at moe_inbox_result: the sum over a row's
+                             experts of weight * output (backward: of dx) */
     real *h1, *h3;        /* [num_pairs,F] pre-activations, grouped; kept for backward only */
     real *dg;             /* [num_pairs] gradients of the combine weights, in the inbox's order */
     moe_slot_load *order; /* [num_local * slots] slots, the one with the most rows first */
@@ -59,19 +59,34 @@ void moe_experts_shared_backward(const moe_ffn *f,
                                  moe_expert_buffers *b,
                                  real *dx);
 
-/* Local. Runs the local experts over the inbox: b->results. FFN number local device * slots + slot
- * is the expert in that slot. keep: the pre-activations stay for a backward. */
-void moe_experts_forward(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep);
+/* What the first thread calls between two products, while other vectors travel. Zeroed: nothing. */
+typedef struct moe_experts_pause {
+    void (*call)(void *self);
+    void *self;
+} moe_experts_pause;
 
-/* Local. After moe_exchange_dispatch_gradient: adds the experts' gradients into g, or with
- * g->replace sets them, to 0 where an expert has no row; b->dg = <dy, FFN(u)> of every pair;
- * b->results = dx of every row, the sum over its experts in ascending order. kept: what forward was
- * told; where it is false, the pre-activations are computed again. */
+/* Local. Runs the local experts over a chunk of the inbox, whose vectors have arrived: b->results
+ * of its rows. FFN number local device * slots + slot is the expert in that slot. keep: the
+ * pre-activations stay for a backward. Chunk 0 comes first. */
+void moe_experts_forward(const moe_ffn *f,
+                         const moe_inbox *in,
+                         int32_t chunk,
+                         moe_expert_buffers *b,
+                         bool keep,
+                         const moe_experts_pause *pause);
+
+/* Local. The same backward, after moe_exchange_dispatch_gradient: adds the experts' gradients into
+ * g, or with g->replace sets them, to 0 where an expert has no row; b->dg = <dy, FFN(u)> of the
+ * pairs; b->results = dx of the rows, the sum over their experts in ascending order. kept: what
+ * forward was told; where it is false, the pre-activations are computed again. An expert's
+ * gradients are added up chunk after chunk. */
 void moe_experts_backward(const moe_ffn *f,
                           const moe_ffn_gradient *g,
                           const moe_inbox *in,
+                          int32_t chunk,
                           moe_expert_buffers *b,
-                          bool kept);
+                          bool kept,
+                          const moe_experts_pause *pause);
 void moe_expert_buffers_free(moe_expert_buffers *b);
 
 #endif

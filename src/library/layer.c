@@ -181,6 +181,12 @@ static int resolve(moesim_layer *l, moe_status *st) {
         return moe_fail(st, MOE_USER,
                         "exchange.mode = two_level: the library plans one hop, token or selection");
     }
+    if (c->exchange.chunks > 1) {
+        return moe_fail(st, MOE_USER,
+                        "exchange.chunks = %d: the library sends nothing, and has nothing to cut "
+                        "into chunks",
+                        c->exchange.chunks);
+    }
     if (moe_layer_has(l, MOE_ARRAY_ROUTING)) {
         moe_config_recorded_top_k(c, (int32_t)l->array[MOE_ARRAY_ROUTING].shape[1], st);
     }

@@ -308,6 +308,8 @@ static void join_layer(moe_layer_metrics *to,
     for (int i = 0; i < MOE_NUM_PHASES; i++) {
         to->phase_seconds[i] += from->phase_seconds[i];
     }
+    to->overlap.in_flight += from->overlap.in_flight;
+    to->overlap.waited += from->overlap.waited;
 }
 
 void moe_fetch_metrics_add(moe_fetch_metrics *sum, const moe_fetch_metrics *one) {

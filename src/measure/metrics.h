@@ -12,6 +12,7 @@
 #include "base/sparse.h"
 #include "base/status.h"
 #include "config/config.h"
+#include "exchange/chunks.h"
 #include "exchange/row_format.h"
 
 /* --- names: see names.def --- */
@@ -139,6 +140,7 @@ typedef struct moe_layer_metrics {
     int64_t allreduce_bytes;              /* payload given to MPI_Allreduce, summed over devices */
     double output_rms;                    /* of y, from exact sums */
     double phase_seconds[MOE_NUM_PHASES]; /* of the slowest rank */
+    moe_overlap overlap; /* of this rank, where the batch is exchanged in several chunks */
 } moe_layer_metrics;
 
 /* --- the metrics of a step --- */

@@ -12,7 +12,8 @@
 
 /* What a span shows: one of the phases 0 .. MOE_NUM_PHASES - 1, or one of these. MOE_SPAN_LAYER is
  * the forward pass of a layer with its phases, tally and residual; MOE_SPAN_TALLY is counting and
- * self-checks. From MOE_SPAN_LOSS on, spans exist in training only; MOE_SPAN_LOSS itself is the
+ * self-checks. A flight is a chunk of the exchange on its way, while the rank did other things.
+ * From MOE_SPAN_LOSS on, spans exist in training only; MOE_SPAN_LOSS itself is the
  * head, the loss of the task and its gradient. */
 enum moe_span_kind {
     MOE_SPAN_LAST_PHASE = MOE_NUM_PHASES - 1,
@@ -22,10 +23,19 @@ enum moe_span_kind {
 };
 extern const char *const moe_span_names[MOE_NUM_SPAN_KINDS];
 
+/* Local. Whether spans of the kind lie beside the rank's own; 1: on the way there, 2: back. */
+static inline int moe_span_flight(int kind) {
+    return kind == MOE_SPAN_FLIGHT_DISPATCH || kind == MOE_SPAN_FLIGHT_DISPATCH_BACKWARD ? 1
+           : kind == MOE_SPAN_FLIGHT_COMBINE || kind == MOE_SPAN_FLIGHT_COMBINE_BACKWARD ? 2
+                                                                                         : 0;
+}
+
 typedef struct moe_span_rows { /* the vectors that one rank moved in one layer */
     int64_t sent, received;    /* those to and from itself included */
     int64_t own;               /* those from the rank to itself */
     int64_t selections;        /* token-expert pairs that the rank's experts computed */
+    int32_t chunk;             /* of a flight: the chunk that travelled; sent and received are
+                                  without the rank's own rows */
 } moe_span_rows;
 
 typedef struct moe_span {

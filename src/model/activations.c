@@ -52,8 +52,72 @@ const int32_t *moe_activations_servers(const moe_activations *a) {
     return a->drop.on && a->drop.moves && !a->drop.reweighted ? a->drop.server : NULL;
 }
 
-moe_span_rows moe_activations_rows(const moe_activations *a) {
+/* Rows of a chunk: of other ranks, and of the own one. */
+static int64_t rows_of_chunk(const moe_chunk_order *o, int32_t chunk) {
+    return moe_chunk_begin(o, chunk + 1) - moe_chunk_begin(o, chunk) + o->own[chunk + 1] -
+           o->own[chunk];
+}
+
+moe_span_rows moe_activations_rows(const moe_activations *a, int32_t chunk) {
     const moe_inbox *in = &a->exchange.inbox;
-    return (moe_span_rows){a->plan.num_rows, in->num_rows, in->own_end - in->own_begin,
-                           in->num_pairs};
+    const moe_chunk_order *o = &in->order;
+    if (in->chunks == 1) {
+        return (moe_span_rows){.sent = a->plan.num_rows,
+                               .received = in->num_rows,
+                               .own = in->own_end - in->own_begin,
+                               .selections = in->num_pairs};
+    }
+    moe_span_rows rows = {.sent = rows_of_chunk(&a->exchange.sent, chunk),
+                          .received = rows_of_chunk(o, chunk),
+                          .own = o->own[chunk + 1] - o->own[chunk],
+                          .chunk = chunk};
+    for (int64_t s = 0; s < (int64_t)in->num_local * in->slots; s++) {
+        const int64_t *offset = in->group_offset + s * in->chunks + chunk;
+        rows.selections += offset[1] - offset[0];
+    }
+    return rows;
+}
+
+/* --- what was on its way --- */
+
+static void let_exchange_work(void *exchange) {
+    moe_exchange_progress(exchange);
+}
+
+moe_experts_pause moe_activations_pause(moe_activations *a) {
+    return (moe_experts_pause){a->exchange.inbox.chunks > 1 ? let_exchange_work : NULL,
+                               &a->exchange};
+}
+
+static void add_flight(const moe_activations *a,
+                       const moe_context *context,
+                       enum moe_span_kind kind,
+                       int32_t depth,
+                       enum moe_way way,
+                       int32_t chunk) {
+    const moe_flight *f = moe_exchange_flight(&a->exchange, way, chunk);
+    const moe_span_rows rows = {.sent = f->sent, .received = f->received, .chunk = chunk};
+    moe_timeline_add(context->timeline, (int)kind, depth, f->begin, f->end, &rows);
+}
+
+void moe_activations_flights(const moe_activations *a,
+                             const moe_context *context,
+                             int32_t depth,
+                             bool backward,
+                             moe_layer_metrics *metrics) {
+    const moe_overlap *seconds = &a->exchange.air.seconds;
+    const enum moe_span_kind there = backward ? MOE_SPAN_FLIGHT_DISPATCH_BACKWARD
+                                              : MOE_SPAN_FLIGHT_DISPATCH,
+                             back = backward ? MOE_SPAN_FLIGHT_COMBINE_BACKWARD
+                                             : MOE_SPAN_FLIGHT_COMBINE;
+    const int32_t chunks = a->exchange.inbox.chunks;
+    if (chunks == 1 || context->comm->size == 1) {
+        return;
+    }
+    metrics->overlap.in_flight += seconds->in_flight;
+    metrics->overlap.waited += seconds->waited;
+    for (int32_t j = 0; j < chunks; j++) {
+        add_flight(a, context, there, depth, MOE_WAY_THERE, j);
+        add_flight(a, context, back, depth, MOE_WAY_BACK, j);
+    }
 }

@@ -207,7 +207,19 @@ void moe_activations_rows_before_dropping(const moe_layer *layer,
                                           int32_t j,
                                           int64_t *tokens);
 
-/* Local. Rows and pairs of this rank in the plan and the exchange, for the timeline. */
-moe_span_rows moe_activations_rows(const moe_activations *a);
+/* Local. Rows and pairs of a chunk, of this rank, in the plan and the exchange: for the timeline.
+ */
+moe_span_rows moe_activations_rows(const moe_activations *a, int32_t chunk);
+
+/* Local. A pass of the exchange is over: adds to the layer's overlap, and in the timeline of when
+ * each chunk was on its way. */
+void moe_activations_flights(const moe_activations *a,
+                             const moe_context *context,
+                             int32_t depth,
+                             bool backward,
+                             moe_layer_metrics *metrics);
+
+/* What lets the exchange work while experts compute. */
+moe_experts_pause moe_activations_pause(moe_activations *a);
 
 #endif

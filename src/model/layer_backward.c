@@ -76,7 +76,7 @@ static real *gradient_of(const pass *p, int index, bool *replace) {
     return index < 0 ? NULL : moe_parameters_expert_gradient(p->all, index, replace);
 }
 
-static void experts_backward(const pass *p) {
+static void experts_backward(const pass *p, int32_t chunk) {
     const moe_layer_indices *s = p->indices;
     bool replace = false;
     moe_ffn_gradient g = {.w1 = gradient_of(p, s->w1, &replace),
@@ -89,8 +89,9 @@ static void experts_backward(const pass *p) {
                           .b3 = gradient_of(p, s->b3, &replace),
                           .b2 = gradient_of(p, s->b2, &replace)};
     g.replace = replace;
-    moe_experts_backward(&p->layer->experts, &g, &p->a->exchange.inbox, &p->a->buffers,
-                         p->context->keep);
+    const moe_experts_pause pause = moe_activations_pause(p->a);
+    moe_experts_backward(&p->layer->experts, &g, &p->a->exchange.inbox, chunk, &p->a->buffers,
+                         p->context->keep, &pause);
 }
 
 /* dg in the order of the routing whose weights were made from the scores: 0 where a pair was
@@ -108,8 +109,13 @@ static void order_dg(const pass *p) {
     }
 }
 
-static void dispatch_backward(const pass *p) {
+/* What the experts of a chunk made travels; after the last one it is added up. */
+static void dispatch_backward(const pass *p, int32_t chunk) {
     moe_activations *a = p->a;
+    moe_exchange_return(&a->exchange, chunk, a->buffers.results);
+    if (chunk + 1 < a->exchange.inbox.chunks) {
+        return;
+    }
     moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results,
                          p->context->config->cluster.devices_per_node, p->b->du);
     moe_exchange_return_pairs(&a->exchange, &a->plan, a->buffers.dg, p->b->dg_by_pair);
@@ -281,6 +287,21 @@ static void span(const pass *p, enum moe_span_kind kind, const moe_span_rows *ro
     *begin = now;
 }
 
+/* The transposes of combine, experts and dispatch, chunk by chunk. */
+static void routed_backward(const pass *p, const real *dy, double *begin) {
+    moe_exchange *e = &p->a->exchange;
+    moe_exchange_dispatch_gradient(e, &p->a->plan, dy);
+    for (int32_t chunk = 0; chunk < e->inbox.chunks; chunk++) {
+        const moe_span_rows rows = moe_activations_rows(p->a, chunk);
+        moe_exchange_receive(e, &p->a->plan, chunk);
+        span(p, MOE_SPAN_DISPATCH_BACKWARD, &rows, begin);
+        experts_backward(p, chunk);
+        span(p, MOE_SPAN_EXPERT_BACKWARD, &rows, begin);
+        dispatch_backward(p, chunk);
+        span(p, MOE_SPAN_COMBINE_BACKWARD, &rows, begin);
+    }
+}
+
 void moe_layer_backward(const moe_layer *layer,
                         const moe_layer_indices *indices,
                         const moe_context *context,
@@ -299,17 +320,11 @@ void moe_layer_backward(const moe_layer *layer,
                     .draw = moe_layer_draw(layer, context),
                     .hidden = context->config->model.hidden_size,
                     .num_experts = context->router.num_experts};
-    moe_span_rows rows = moe_activations_rows(a);
     double start = moe_comm_time(), begin = start;
     int64_t whole =
         moe_timeline_begin(context->timeline, (int)MOE_PHASE_BACKWARD, layer->depth, start);
     reserve(&p);
-    moe_exchange_dispatch_gradient(&a->exchange, &a->plan, dy); /* the transpose of combine */
-    span(&p, MOE_SPAN_DISPATCH_BACKWARD, &rows, &begin);
-    experts_backward(&p);
-    span(&p, MOE_SPAN_EXPERT_BACKWARD, &rows, &begin);
-    dispatch_backward(&p);
-    span(&p, MOE_SPAN_COMBINE_BACKWARD, &rows, &begin);
+    routed_backward(&p, dy, &begin);
     router_backward(&p);
     gate_backward(&p);
     span(&p, MOE_SPAN_ROUTER_BACKWARD, NULL, &begin);
@@ -319,5 +334,6 @@ void moe_layer_backward(const moe_layer *layer,
     backward_volume(context->config, metrics);
     span(&p, MOE_SPAN_SHARED_BACKWARD, NULL, &begin);
     moe_timeline_end(context->timeline, whole, begin);
+    moe_activations_flights(a, context, layer->depth, true, metrics);
     metrics->phase_seconds[MOE_PHASE_BACKWARD] = begin - start;
 }

@@ -166,19 +166,19 @@ typedef struct stopwatch {
     double time; /* when the last phase ended */
 } stopwatch;
 
-static void phase_until(stopwatch *w,
-                        enum moe_phase which,
-                        double end,
-                        const moe_activations *rows) {
-    moe_span_rows moved = rows ? moe_activations_rows(rows) : (moe_span_rows){0};
-    w->metrics->phase_seconds[which] = end - w->time;
-    moe_timeline_add(w->timeline, which, w->layer, w->time, end, &moved);
+static void phase_until(stopwatch *w, enum moe_phase which, double end, const moe_span_rows *rows) {
+    w->metrics->phase_seconds[which] += end - w->time;
+    moe_timeline_add(w->timeline, which, w->layer, w->time, end, rows);
     w->time = end;
 }
 
-/* The time since the last phase was this one's. rows: NULL where the phase moves none. */
-static void phase(stopwatch *w, enum moe_phase which, const moe_activations *rows) {
+/* The time since the last phase was this one's, as may have been times before. rows: NULL where the
+ * phase moves none. */
+static void phase_with(stopwatch *w, enum moe_phase which, const moe_span_rows *rows) {
     phase_until(w, which, moe_comm_time(), rows);
+}
+static void phase(stopwatch *w, enum moe_phase which) {
+    phase_with(w, which, NULL);
 }
 
 /* Gate, router and losses at a time. The threads are in one or the other at any moment: each phase
@@ -197,6 +197,39 @@ static void by_device_forward(const moe_layer *layer,
     phase_until(w, MOE_PHASE_BALANCE, begin + whole, NULL);
 }
 
+/* Dispatch, experts, combine: y [T,H]. Chunk after chunk, the experts compute while the next
+ * vectors, and the last results, travel. */
+static void routed_forward(const moe_layer *layer,
+                           const moe_context *context,
+                           moe_activations *a,
+                           real *y,
+                           stopwatch *watch) {
+    const moe_config *c = context->config;
+    moe_exchange *e = &a->exchange;
+    e->host = context->host;
+    e->dispatched = context->dispatched;
+    e->combined = context->combined;
+    e->node_sum = c->exchange.node_sum;
+    e->chunks = c->exchange.chunks;
+    a->buffers.bf16 = context->bf16;
+    moe_exchange_dispatch(e, context->comm, &a->plan, layer->placement, a->x, c->model.hidden_size,
+                          context->batch->num_tokens_global * moe_config_most_experts(c));
+    const moe_experts_pause pause = moe_activations_pause(a);
+    for (int32_t chunk = 0; chunk < e->inbox.chunks; chunk++) {
+        const moe_span_rows rows = moe_activations_rows(a, chunk);
+        moe_exchange_receive(e, &a->plan, chunk);
+        phase_with(watch, MOE_PHASE_DISPATCH, &rows);
+        moe_experts_forward(&layer->experts, &e->inbox, chunk, &a->buffers, context->keep, &pause);
+        phase_with(watch, MOE_PHASE_EXPERT, &rows);
+        moe_exchange_return(e, chunk, a->buffers.results);
+        if (chunk + 1 == e->inbox.chunks) {
+            moe_exchange_combine(e, &a->plan, a->buffers.results, c->cluster.devices_per_node, y);
+        }
+        phase_with(watch, MOE_PHASE_COMBINE, &rows);
+    }
+    moe_activations_flights(a, context, layer->depth, false, watch->metrics);
+}
+
 void moe_layer_forward(const moe_layer *layer,
                        const moe_context *context,
                        const real *x,
@@ -206,6 +239,7 @@ void moe_layer_forward(const moe_layer *layer,
     const moe_config *c = context->config;
     const moe_batch *b = context->batch;
     moe_draw draw = moe_layer_draw(layer, context);
+    memset(metrics->phase_seconds, 0, sizeof metrics->phase_seconds);
     stopwatch watch = {context->timeline, metrics, layer->depth, moe_comm_time()};
     moe_activations_reserve(a, layer, context, &draw);
     norm_forward(layer, context, x, a);
@@ -216,30 +250,18 @@ void moe_layer_forward(const moe_layer *layer,
         by_device_forward(layer, &draw, context, a, &watch);
     } else {
         gate_forward(layer, &draw, context, a);
-        phase(&watch, MOE_PHASE_GATE, NULL);
+        phase(&watch, MOE_PHASE_GATE);
         router_forward(layer, &draw, context, a, metrics);
-        phase(&watch, MOE_PHASE_ROUTE, NULL);
+        phase(&watch, MOE_PHASE_ROUTE);
     }
     moe_plan_build(&a->plan, c->exchange.mode, b, layer->placement, context->comm->size,
                    moe_activations_sent(a));
-    phase(&watch, MOE_PHASE_PLAN, NULL);
-    a->buffers.bf16 = context->bf16;
-    a->exchange.host = context->host;
-    a->exchange.dispatched = context->dispatched;
-    a->exchange.combined = context->combined;
-    a->exchange.node_sum = c->exchange.node_sum;
-    moe_exchange_dispatch(&a->exchange, context->comm, &a->plan, layer->placement, a->x,
-                          c->model.hidden_size, b->num_tokens_global * moe_config_most_experts(c));
-    phase(&watch, MOE_PHASE_DISPATCH, a);
-    moe_experts_forward(&layer->experts, &a->exchange.inbox, &a->buffers, context->keep);
-    phase(&watch, MOE_PHASE_EXPERT, a);
-    moe_exchange_combine(&a->exchange, &a->plan, a->buffers.results, c->cluster.devices_per_node,
-                         y);
-    phase(&watch, MOE_PHASE_COMBINE, a);
+    phase(&watch, MOE_PHASE_PLAN);
+    routed_forward(layer, context, a, y, &watch);
     shared_forward(layer, context, a, y);
-    phase(&watch, MOE_PHASE_SHARED, NULL);
+    phase(&watch, MOE_PHASE_SHARED);
     if (!a->by_device.on) {
         moe_layer_losses_count(layer, context, a);
-        phase(&watch, MOE_PHASE_BALANCE, NULL);
+        phase(&watch, MOE_PHASE_BALANCE);
     }
 }

@@ -294,6 +294,7 @@ int moe_results_step(const moe_comm *comm,
         moe_matrix_history_add(&r->matrix_history, step, r->times.steps);
     }
     add_times(&r->times, step);
+    moe_overlap_add(&r->overlap, step);
     if (c->run.mode == MOE_MODE_TRAIN) {
         moe_training_history_add(&r->training_history, step);
     }
@@ -370,6 +371,10 @@ static void write_summary(const moe_results *r,
     char path[MOE_RESULTS_PATH_MAX];
     json_t *object =
         moe_summary_run(c, last, topologies, ranks, &r->times, &r->training_history, &r->facts);
+    json_t *overlap = moe_overlap_json(c, r->overlaps, ranks);
+    if (overlap) {
+        moe_json_put(json_object_get(object, "time"), "overlap", overlap);
+    }
     moe_json_put(object, "over_steps", moe_over_steps_json(&r->over_steps, last->num_layers));
     if (moe_config_generates(c)) {
         moe_summary_put_generation(object, c, &r->generation);
@@ -396,6 +401,7 @@ int moe_results_close(const moe_comm *comm,
                       double seconds,
                       moe_status *st) {
     r->times.seconds = seconds;
+    r->overlaps = moe_overlap_gather(comm, &r->overlap);
     if (comm->rank == 0) {
         close_metrics(r, st);
     }
@@ -427,6 +433,8 @@ void moe_results_free(moe_results *r) {
         fclose(r->metrics);
     }
     r->metrics = NULL;
+    moe_free(r->overlaps);
+    r->overlaps = NULL;
     moe_free(r->expert_load);
     r->expert_load = NULL;
     r->expert_load_capacity = 0;

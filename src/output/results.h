@@ -14,6 +14,7 @@
 #include "measure/metrics.h"
 #include "output/matrix_history.h"
 #include "output/over_steps.h"
+#include "output/overlap.h"
 #include "output/summary.h"
 #include "output/training_history.h"
 #include "router/routing.h"
@@ -27,6 +28,8 @@ typedef struct moe_results {
     moe_run_times times;                   /* of the steps written so far */
     moe_peak device_peak;                  /* of the steps of a forward run */
     moe_over_steps over_steps;             /* set by moe_results_close, on rank 0 */
+    moe_overlap overlap;                   /* of this rank, since the program began */
+    moe_overlap *overlaps;                 /* [ranks] set by moe_results_close */
     moe_training_history training_history; /* the same on every rank */
     moe_training_facts facts;              /* set by the caller before moe_results_close */
     moe_generation_metrics generation;     /* of a run that generates; the caller says what of */

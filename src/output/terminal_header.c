@@ -175,7 +175,8 @@ static const char *transport_used(const moe_config *c, const moe_topology *t, in
            : c->no_room_to_share
                ? ", by MPI_Alltoallv: a folder for shared memory (/dev/shm) has not "
                  "twice the room that is needed"
-           : !reach.inside ? ", by MPI_Alltoallv: no host has two ranks"
+           : !moe_config_shares_memory(c) ? ", by MPI_Alltoallv, which chunks need"
+           : !reach.inside                ? ", by MPI_Alltoallv: no host has two ranks"
            : reach.between ? ", through shared memory inside a host, by MPI_Alltoallv between hosts"
                            : ", through shared memory";
 }
@@ -189,17 +190,20 @@ static void print_exchange(const moe_screen *s,
         [MOE_EXCHANGE_TOKEN] = ": one row per token and device",
         [MOE_EXCHANGE_TWO_LEVEL] = ": one row per token and node, then per device inside it"};
     const bool parts = c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL && !c->exchange.node_sum;
-    char scales[64], back[32] = "";
+    char scales[64], back[32] = "", chunks[32] = "";
     write_scales(c, scales, sizeof scales);
+    if (c->exchange.chunks > 1) {
+        snprintf(chunks, sizeof chunks, ", in %d chunks", c->exchange.chunks);
+    }
     if (c->exchange.combine_payload != c->exchange.payload) {
         snprintf(back, sizeof back, ", back %s",
                  payload_name(MOE_KEY(exchange, combine_payload), c->exchange.combine_payload));
     }
-    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s%s",
+    moe_screen_wrapped(s, LABEL, "exchange", "mode %s%s%s, payload %s%s%s%s%s",
                        moe_config_enum_name(MOE_KEY(exchange, mode), c->exchange.mode),
                        rows[c->exchange.mode], parts ? ", back per device" : "",
                        payload_name(MOE_KEY(exchange, payload), c->exchange.payload), scales, back,
-                       transport_used(c, t, ranks));
+                       chunks, transport_used(c, t, ranks));
 }
 
 /* What is continued, and how. */

@@ -80,11 +80,17 @@ static int process_of(const moe_topology *topologies, int rank) {
     return first + 1;
 }
 
-static void print_name(FILE *out, const char *kind, int process, int rank, const char *name) {
+/* The thread of a rank, or of its chunks on their way there (1) or back (2), which lie beside what
+ * it does. */
+static int thread_of(const moe_config *c, int rank, int flight) {
+    return (c->exchange.chunks > 1 ? 3 : 1) * rank + flight + 1;
+}
+
+static void print_name(FILE *out, const char *kind, int process, int thread, const char *name) {
     json_t *string = json_string(name);
     char *quoted = json_dumps(string ? string : json_null(), JSON_ENCODE_ANY);
     fprintf(out, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"args\":{\"name\":%s}},\n",
-            process, rank + 1, kind, quoted ? quoted : "\"\"");
+            process, thread, kind, quoted ? quoted : "\"\"");
     free(quoted);
     json_decref(string);
 }
@@ -94,11 +100,13 @@ static void print_names(FILE *out,
                         const moe_topology *topologies,
                         int rank,
                         int ranks) {
+    static const char *const ways[] = {"on the way to the experts", "on the way back"};
     char name[128];
-    int devices = c->cluster.devices / ranks, process = process_of(topologies, rank);
+    int devices = c->cluster.devices / ranks, process = process_of(topologies, rank),
+        thread = thread_of(c, rank, 0);
     snprintf(name, sizeof name, "host %s", topologies[rank].host);
     if (process == rank + 1) {
-        print_name(out, "process_name", process, rank, name);
+        print_name(out, "process_name", process, thread, name);
     }
     if (devices == 1) {
         snprintf(name, sizeof name, "rank %d: device %d", rank, rank);
@@ -106,12 +114,16 @@ static void print_names(FILE *out,
         snprintf(name, sizeof name, "rank %d: devices %d-%d", rank, rank * devices,
                  (rank + 1) * devices - 1);
     }
-    print_name(out, "thread_name", process, rank, name);
+    print_name(out, "thread_name", process, thread, name);
+    for (int flight = 1; flight <= 2 && c->exchange.chunks > 1 && ranks > 1; flight++) {
+        snprintf(name, sizeof name, "rank %d: %s", rank, ways[flight - 1]);
+        print_name(out, "thread_name", process, thread_of(c, rank, flight), name);
+    }
 }
 
 /* What the span moved or computed. A combine goes the other way: it sends what the dispatch
  * received. */
-static void print_rows(FILE *out, const moe_span *s) {
+static void print_rows(FILE *out, const moe_span *s, bool chunked) {
     const moe_span_rows *r = &s->rows;
     bool back = s->kind == MOE_PHASE_COMBINE || s->kind == MOE_SPAN_COMBINE_BACKWARD;
     if (s->kind == MOE_PHASE_EXPERT || s->kind == MOE_SPAN_EXPERT_BACKWARD) {
@@ -121,10 +133,19 @@ static void print_rows(FILE *out, const moe_span *s) {
         fprintf(out, ",\"rows_sent\":%lld,\"rows_received\":%lld,\"rows_own\":%lld",
                 (long long)(back ? r->received : r->sent),
                 (long long)(back ? r->sent : r->received), (long long)r->own);
+    } else if (moe_span_flight(s->kind) > 0) {
+        fprintf(out, ",\"rows_sent\":%lld,\"rows_received\":%lld", (long long)r->sent,
+                (long long)r->received);
+    } else {
+        return;
+    }
+    if (chunked) {
+        fprintf(out, ",\"chunk\":%d", r->chunk);
     }
 }
 
 typedef struct rank_line { /* what all spans of a rank share */
+    const moe_config *config;
     int process, rank, devices;
     int64_t step;
     double origin;
@@ -136,8 +157,8 @@ static void print_span(FILE *out, const moe_span *s, const rank_line *on) {
     long long begin = llround((s->begin - on->origin) * 1e9),
               end = llround((s->end - on->origin) * 1e9);
     fprintf(out, "{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"name\":\"%s",
-            on->process, on->rank + 1, (double)begin / 1e3, (double)(end - begin) / 1e3,
-            moe_span_names[s->kind]);
+            on->process, thread_of(on->config, on->rank, moe_span_flight(s->kind)),
+            (double)begin / 1e3, (double)(end - begin) / 1e3, moe_span_names[s->kind]);
     if (s->kind == MOE_SPAN_LAYER) {
         fprintf(out, " %d", s->layer);
     }
@@ -149,7 +170,7 @@ static void print_span(FILE *out, const moe_span *s, const rank_line *on) {
     if (s->kind == MOE_SPAN_STEP) {
         fprintf(out, ",\"first_device\":%d,\"devices\":%d", on->rank * on->devices, on->devices);
     }
-    print_rows(out, s);
+    print_rows(out, s, on->config->exchange.chunks > 1);
     fputs("}}", out);
 }
 
@@ -169,7 +190,7 @@ static void print_events(FILE *out,
         print_names(out, c, topologies, q, ranks);
     }
     for (int q = 0; q < ranks; q++) {
-        rank_line on = {process_of(topologies, q), q, c->cluster.devices / ranks, step, origin};
+        rank_line on = {c, process_of(topologies, q), q, c->cluster.devices / ranks, step, origin};
         for (int64_t i = g->offset[q]; i < g->offset[q] + g->count[q]; i++) {
             print_span(out, &g->span[i], &on);
             fputs(i + 1 < g->total ? ",\n" : "\n", out);

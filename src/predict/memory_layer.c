@@ -323,6 +323,24 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
         add(decoded, add(touched(coded), touched(mul(s->remote, arriving)))));
 }
 
+/* What an exchange in several chunks adds (chunks.c): vectors for other ranks, packed apart from
+ * what comes back meanwhile; of a payload that rounds, what goes back as bytes; and the orders of
+ * both sides. */
+static int64_t of_chunks(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t whole = mul(c->model.hidden_size, REAL);
+    const int64_t out = moe_payload_bytes(moe_payload_of_dispatch(c), c->model.hidden_size);
+    const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
+    if (c->exchange.chunks == 1) {
+        return 0;
+    }
+    const int64_t sending = s->backward ? max64(out, back > 0 ? back : whole) : out;
+    const int64_t apart = mul(s->rows, back);
+    const int64_t groups =
+        mul3(s->local_devices, moe_config_slots_per_device(c), c->exchange.chunks);
+    return add(add(touched(mul(s->remote, sending)), touched(apart)),
+               add(mul(s->rows, 2 * (INT + 2 * WORD)), mul(groups, WORD)));
+}
+
 /* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
 static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
     if (c->model.compute == MOE_COMPUTE_FP32 && !moe_payload_rounds(moe_payload_of_dispatch(c)) &&
@@ -390,7 +408,8 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
     const int64_t fixed =
         add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
             add(mul(s->tokens, WORD), mul3(3 * s->threads, h, REAL)));
-    return mul(s->copies, add(add(vectors(c, s), lists), add(fixed, relay(c, s))));
+    return mul(s->copies,
+               add(add(vectors(c, s), lists), add(fixed, add(relay(c, s), of_chunks(c, s)))));
 }
 
 /* --- windows --- */

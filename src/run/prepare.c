@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "base/gemm.h"
+#include "config/check.h"
 #include "output/format.h"
 #include "predict/expected.h"
 #include "run/internal.h"
@@ -275,6 +276,9 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
     }
     if (moe_run_trains(r)) {
         moe_task_check(c, &r->input, st);
+    }
+    if (st->code == MOE_OK) {
+        moe_check_chunk_tokens(c, num_tokens(r), st);
     }
     if (st->code == MOE_OK && moe_input_check(&r->input, c, num_tokens(r), st) == MOE_OK) {
         moe_capacity_check(c, moe_input_routed(&r->input, c, num_tokens(r)),

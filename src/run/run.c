@@ -284,6 +284,9 @@ static int finish(moe_run_state *r, moe_status *st) {
     if (r->comm->rank == 0 && passed) {
         show_explanations(r);
     }
+    if (r->comm->rank == 0 && r->results.overlaps) {
+        moe_overlap_show(&r->screen, r->config, r->results.overlaps, r->comm->size);
+    }
     if (r->comm->rank == 0) {
         moe_terminal_end(&r->screen, r->config, &r->metrics, r->results.folder, seconds);
     }

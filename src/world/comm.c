@@ -284,16 +284,26 @@ static MPI_Datatype row_type(int64_t row_bytes) {
     return row_types[num_row_types++].type;
 }
 
+/* Counts and offsets of both sides as MPI takes them: ints [4 * size]. */
+static void narrow_blocks(const moe_comm *comm,
+                          moe_blocks send,
+                          moe_blocks recv,
+                          int64_t limit,
+                          int *ints) {
+    int n = comm->size;
+    narrow_all(send.count, ints, n, limit);
+    narrow_all(send.offset, ints + n, n, limit);
+    narrow_all(recv.count, ints + 2 * n, n, limit);
+    narrow_all(recv.offset, ints + 3 * n, n, limit);
+}
+
 static void alltoallv_once(const moe_comm *comm,
                            moe_blocks send,
                            moe_blocks recv,
                            MPI_Datatype type,
                            int64_t limit) {
     int n = comm->size, few[4 * FEW_RANKS], *ints = ints_for(comm, few);
-    narrow_all(send.count, ints, n, limit);
-    narrow_all(send.offset, ints + n, n, limit);
-    narrow_all(recv.count, ints + 2 * n, n, limit);
-    narrow_all(recv.offset, ints + 3 * n, n, limit);
+    narrow_blocks(comm, send, recv, limit, ints);
     MPI_Alltoallv(send.rows, ints, ints + n, type, recv.rows, ints + 2 * n, ints + 3 * n, type,
                   comm->comm);
 }
@@ -379,6 +389,35 @@ void moe_comm_alltoallv(const moe_comm *comm,
     } else {
         alltoallv_in_rounds(comm, send, recv, row_bytes, type);
     }
+}
+
+void moe_comm_alltoallv_begin(const moe_comm *comm,
+                              moe_blocks send,
+                              moe_blocks recv,
+                              int64_t row_bytes,
+                              int64_t most_rows,
+                              int *counts,
+                              moe_comm_request *request) {
+    MPI_Datatype type = row_type(row_bytes);
+    int n = comm->size;
+    *request = MPI_REQUEST_NULL;
+    if (most_rows > comm->max_count) {
+        alltoallv_in_rounds(comm, send, recv, row_bytes, type);
+        return;
+    }
+    narrow_blocks(comm, send, recv, comm->max_count, counts);
+    MPI_Ialltoallv(send.rows, counts, counts + n, type, recv.rows, counts + 2 * n, counts + 3 * n,
+                   type, comm->comm, request);
+}
+
+bool moe_comm_is_done(moe_comm_request *request) {
+    int done;
+    MPI_Test(request, &done, MPI_STATUS_IGNORE);
+    return done != 0;
+}
+
+void moe_comm_wait(moe_comm_request *request) {
+    MPI_Wait(request, MPI_STATUS_IGNORE);
 }
 
 void moe_comm_finalize(moe_comm *comm) {

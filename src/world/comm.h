@@ -5,6 +5,7 @@
 
 #ifdef MOE_WITHOUT_MPI
 typedef int MPI_Comm; /* libmoesim: one rank, which says nothing to anybody (library/alone.c) */
+typedef int MPI_Request;
 #else
 #include <mpi.h>
 #endif
@@ -78,6 +79,22 @@ void moe_comm_alltoallv(const moe_comm *comm,
                         moe_blocks recv,
                         int64_t row_bytes,
                         int64_t most_rows);
+
+typedef MPI_Request moe_comm_request; /* a call that goes on after it has returned */
+/* Collective. Begins what moe_comm_alltoallv does (MPI_Ialltoallv). Rows, `counts` [4 * size],
+ * which it fills, and the memory that receives stay as they are until the request is done. Where
+ * most_rows passes max_count, the rounds are over when it returns, and so is the request. */
+void moe_comm_alltoallv_begin(const moe_comm *comm,
+                              moe_blocks send,
+                              moe_blocks recv,
+                              int64_t row_bytes,
+                              int64_t most_rows,
+                              int *counts,
+                              moe_comm_request *request);
+/* Local. Lets MPI work; whether the request is done. */
+bool moe_comm_is_done(moe_comm_request *request);
+/* Collective among all ranks that take part. Returns when the request is done. */
+void moe_comm_wait(moe_comm_request *request);
 
 /* Local. Seconds of a clock that only runs forward and that the ranks of a host share. Only
  * differences have a meaning. */

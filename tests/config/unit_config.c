@@ -262,16 +262,34 @@ static void test_combinations(void) {
 }
 
 static void test_not_yet(void) {
-    expect_resolve(
-        "exchange.chunks=2", 1,
-        "--set: exchange.chunks = 2: exchange in chunks is not available yet, allowed is "
-        "1");
-    static const char *const later[] = {"exchange.chunks=2", "exchange.algorithm=windowed"};
+    static const char *const later[] = {"exchange.algorithm=windowed"};
     for (size_t i = 0; i < sizeof later / sizeof later[0]; i++) {
         moe_config c;
         moe_status st;
         CHECK_MSG(strstr(resolve(&c, "", later[i], 8, &st), "not available yet") != NULL, "%s: %s",
                   later[i], st.message);
+    }
+}
+
+static void test_chunks(void) {
+    static const char *const good[] = {"exchange.chunks=4 data.tokens_per_device=4",
+                                       "exchange.chunks=4 exchange.transport=auto",
+                                       "exchange.chunks=4 exchange.mode=selection"};
+    expect_resolve("exchange.chunks=5 data.tokens_per_device=4", 1,
+                   "--set: exchange.chunks = 5: there is nothing to put into some of the chunks: "
+                   "the tokens of a device are 4, and chunks may be at most that");
+    expect_resolve("exchange.chunks=2 exchange.mode=two_level", 1,
+                   "--set: exchange.chunks = 2: it does not go with exchange.mode = two_level: its "
+                   "second hop begins when the whole first one has arrived: mode = token or "
+                   "selection, or chunks = 1");
+    expect_resolve("exchange.chunks=2 exchange.transport=shared", 1,
+                   "--set: exchange.chunks = 2: it does not go with exchange.transport = shared: a "
+                   "rank writes to shared memory itself and has nothing to compute behind: "
+                   "transport = alltoallv or auto, or chunks = 1");
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        moe_config c;
+        moe_status st;
+        CHECK_STR(resolve(&c, "", good[i], 1, &st), "");
     }
 }
 
@@ -711,6 +729,7 @@ int main(void) {
     RUN(test_odd_hosts, (moe_config_hosts){.count = 2, .unequal = true, .mixed = true},
         "cluster.devices_per_node=2", "");
     RUN(test_not_yet);
+    RUN(test_chunks);
     RUN(test_attention);
     RUN(test_attention_widths);
     RUN(test_capacity);

@@ -4,7 +4,7 @@
  * unit_payload.c checks), devices folded onto ranks, several nodes, ranks without tokens, scattered
  * experts, and counts beyond what one MPI call takes. All of it by MPI_Alltoallv, through shared
  * memory, and with ranks that pretend to be on two hosts: through memory inside, by Alltoallv
- * between.
+ * between. And in chunks: who travels in which, what each of them brings, and how long it took.
  *
  * ctest: f64 timeout=120 */
 #include <string.h>
@@ -48,6 +48,7 @@ typedef struct problem { /* everything is a function of these numbers */
     int32_t per_node; /* devices of a node */
     bool node_sum;
     moe_payload_format dispatched, combined;
+    int32_t chunks;
 } problem;
 
 /* The vector after its way in a format. */
@@ -220,7 +221,7 @@ static real *stand_in(const moe_inbox *in) {
             for (int64_t q = first + 1; q < in->row_pair[r + 1]; q++) {
                 sum += contribution(in->pair_weight[q], in->pair_expert[q], x[i]);
             }
-            results[r * in->hidden + i] = sum;
+            results[moe_inbox_result(in, r) * in->hidden + i] = sum;
         }
     }
     return results;
@@ -359,8 +360,19 @@ static void check_inbox(const problem *p,
               (long long)w.wrong_x);
 }
 
-/* Pairs by expert: all of them, once, and in the order of global tokens, which is that of (source
- * device, token). */
+/* The chunk of global token g: the i-th of the T tokens of its device is in chunk i c / T. */
+static int32_t chunk_of(const problem *p, int64_t g) {
+    int32_t d = 0;
+    while (moe_batch_token_begin(p->tokens, p->devices, d + 1) <= g) {
+        d++;
+    }
+    int64_t begin = moe_batch_token_begin(p->tokens, p->devices, d),
+            end = moe_batch_token_begin(p->tokens, p->devices, d + 1);
+    return (int32_t)((g - begin) * p->chunks / (end - begin));
+}
+
+/* Pairs by expert and chunk: all of them, once, and in the order of global tokens, which is that of
+ * (source device, token). */
 static void check_groups(const problem *p,
                          const moe_comm *comm,
                          const moe_placement *placement,
@@ -371,10 +383,14 @@ static void check_groups(const problem *p,
     for (int64_t s = 0; s < slots; s++) {
         int32_t e = placement->expert_at[(int64_t)comm->rank * slots + s];
         int64_t at = in->slot_offset[s];
-        for (int64_t g = 0; g < p->tokens; g++) {
+        for (int64_t i = 0; i < p->tokens * p->chunks; i++) {
+            const int64_t g = i % p->tokens, chunk = i / p->tokens;
             int32_t expert[MAX_K], count = choose(p, g, expert);
+            if (g == 0) {
+                wrong += in->group_offset[s * p->chunks + chunk] != at;
+            }
             for (int32_t c = 0; c < count; c++) {
-                if (expert[c] != e) {
+                if (expert[c] != e || chunk_of(p, g) != chunk) {
                     continue;
                 }
                 int64_t pair = at < in->slot_offset[s + 1] ? in->slot_pair[at] : -1;
@@ -447,6 +463,49 @@ static void check_y(const problem *p,
               (long long)wrong, (long long)(batch->num_tokens * p->hidden));
 }
 
+/* The rows that cross ranks, chunk by chunk: those of the tokens of the chunk, and all of them in
+ * the end. */
+static void check_flights(const problem *p,
+                          const moe_comm *comm,
+                          const moe_batch *batch,
+                          enum moe_way way,
+                          const machine *here) {
+    const moe_exchange *e = &here->exchange;
+    const moe_plan *plan = &here->plan;
+    int64_t expected[8] = {0}, sent = 0, received = 0;
+    for (int64_t r = 0; r < plan->num_rows; r++) {
+        if (plan->row_device[r] / plan->num_local != comm->rank) {
+            expected[chunk_of(p, batch->first_token + plan->row_token[r])]++;
+        }
+    }
+    for (int32_t j = 0; j < p->chunks; j++) {
+        const moe_flight *f = moe_exchange_flight(e, way, j);
+        CHECK_EQ(way == MOE_WAY_THERE ? f->sent : f->received, expected[j]);
+        CHECK(f->begin <= f->end);
+        sent += f->sent;
+        received += f->received;
+    }
+    const int64_t own = plan->rank_row[comm->rank + 1] - plan->rank_row[comm->rank],
+                  out = plan->num_rows - own, in = e->inbox.num_rows - own;
+    CHECK_EQ(sent, way == MOE_WAY_THERE ? out : in);
+    CHECK_EQ(received, way == MOE_WAY_THERE ? in : out);
+}
+
+/* Nothing is waited for that is not on its way. */
+static void check_overlap(const moe_comm *comm, const moe_overlap *o) {
+    CHECK(o->waited >= 0);
+    CHECK(o->waited <= o->in_flight * (1 + 1e-9));
+    CHECK((o->in_flight > 0) == (comm->size > 1));
+}
+
+/* All chunks of what is sent to the experts arrive. */
+static void receive_all(const problem *p, machine *here) {
+    for (int32_t j = 0; j < p->chunks; j++) {
+        moe_exchange_receive(&here->exchange, &here->plan, j);
+        moe_exchange_progress(&here->exchange);
+    }
+}
+
 static void check_way(const problem *p,
                       const moe_comm *comm,
                       int m,
@@ -468,12 +527,15 @@ static void check_way(const problem *p,
     here->exchange.dispatched = p->dispatched;
     here->exchange.combined = p->combined;
     here->exchange.node_sum = p->node_sum;
+    here->exchange.chunks = p->chunks;
     if (p->mode == MOE_EXCHANGE_TWO_LEVEL) {
         check_first_hop(p, &placement, &batch, &here->plan);
     }
     moe_exchange_dispatch(&here->exchange, comm, &here->plan, &placement, x, p->hidden, most_pairs);
+    receive_all(p, here);
     check_inbox(p, comm, &placement, false, &here->exchange.inbox);
     moe_exchange_dispatch_gradient(&here->exchange, &here->plan, x);
+    receive_all(p, here);
     check_inbox(p, comm, &placement, true, &here->exchange.inbox);
     check_groups(p, comm, &placement, &here->exchange.inbox);
     real *results = stand_in(&here->exchange.inbox);
@@ -483,8 +545,17 @@ static void check_way(const problem *p,
         if (y) {
             memset(y, 0x7f, (size_t)(batch.num_tokens * p->hidden) * sizeof *y);
         }
+        for (int32_t j = 0; j < p->chunks; j++) {
+            moe_exchange_return(&here->exchange, j, results);
+            moe_exchange_progress(&here->exchange);
+        }
         moe_exchange_combine(&here->exchange, &here->plan, results, per_node, y);
         check_y(p, &placement, &batch, per_node, y, modes[m].name);
+    }
+    if (p->chunks > 1) {
+        check_flights(p, comm, &batch, MOE_WAY_THERE, here);
+        check_flights(p, comm, &batch, MOE_WAY_BACK, here);
+        check_overlap(comm, &here->exchange.air.seconds);
     }
     moe_free(x);
     moe_free(y);
@@ -526,6 +597,23 @@ static void check_problem(problem *p, moe_comm comm, moe_host *host, machine *he
     }
 }
 
+/* In chunks, of which some are empty, by MPI_Ialltoallv or in rounds. */
+static void check_chunks(problem *p, moe_comm comm, machine *here) {
+    static const int32_t chunks[] = {2, 3, 7};
+    for (int c = 0; c <= NUM_PAYLOADS; c++) {
+        comm.max_count = c == NUM_PAYLOADS ? 5 : INT64_C(0x7fffffff);
+        p->chunks = chunks[(c + (int)p->seed) % 3];
+        p->dispatched = payloads[c % NUM_PAYLOADS].dispatched;
+        p->combined = payloads[c % NUM_PAYLOADS].combined;
+        for (int m = 0; m < NUM_MODES; m++) {
+            if (modes[m].mode != MOE_EXCHANGE_TWO_LEVEL) {
+                check_mode(p, &comm, m, 1 + c + (int)p->seed, p->tokens * p->k, here);
+            }
+        }
+    }
+    p->chunks = 1;
+}
+
 /* More pairs in the global batch than an int counts: all ranks take the way of several rounds,
  * whatever one rank holds. */
 static void check_beyond_int(problem *p, const moe_comm *comm, machine *here) {
@@ -544,7 +632,8 @@ static void check_late_reader(const moe_comm *comm, moe_host *host, machine *her
                  .experts = 2 * comm->size,
                  .k = 2,
                  .mode = MOE_EXCHANGE_TOKEN,
-                 .per_node = 1};
+                 .per_node = 1,
+                 .chunks = 1};
     moe_batch batch;
     moe_placement placement;
     moe_batch_layout(&batch, p.tokens, 0, p.devices, comm->rank, comm->size);
@@ -553,6 +642,7 @@ static void check_late_reader(const moe_comm *comm, moe_host *host, machine *her
     moe_plan_build(&here->plan, p.mode, &batch, &placement, comm->size, &here->routing);
     moe_exchange *e = &here->exchange;
     e->host = host;
+    e->chunks = 1;
     e->dispatched = e->combined = (moe_payload_format){MOE_PAYLOAD_FP32, 0};
     real *x = moe_alloc(batch.num_tokens * p.hidden + 1, sizeof *x, "test");
     for (int round = 1; round <= 6; round++) {
@@ -606,7 +696,8 @@ int main(int argc, char **argv) {
                      .experts = devices * (int32_t)(1 + seed % 4),
                      .k = (int32_t)(1 + seed % MAX_K),
                      .scattered = seed % 2 == 0,
-                     .crowded = seed == 5};
+                     .crowded = seed == 5,
+                     .chunks = 1};
         if (p.k > p.experts) {
             p.k = p.experts;
         }
@@ -614,6 +705,9 @@ int main(int argc, char **argv) {
             machine alone = {0};
             RUN(check_problem, &p, comm, hosts[h], &alone);
             RUN(check_problem, &p, comm, hosts[h], &together[h]);
+            if (hosts[h] == NULL) {
+                RUN(check_chunks, &p, comm, &together[h]);
+            }
             if (seed == 8) {
                 RUN(check_beyond_int, &p, &comm, &together[h]);
             }

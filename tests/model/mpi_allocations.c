@@ -48,8 +48,10 @@ static const char *const settings[] = {
     COMMON "placement.redundant_experts=8",
     COMMON "exchange.mode=two_level exchange.node_sum=no exchange.payload=fp8",
     COMMON "exchange.transport=shared",
+    COMMON "exchange.chunks=4",
     TRAIN,
     TRAIN "exchange.transport=auto exchange.mode=two_level exchange.payload=fp8",
+    TRAIN "exchange.chunks=3 exchange.payload=fp8 exchange.combine_payload=bf16",
     TRAIN "placement.redundant_experts=8 placement.policy=round_robin",
     TRAIN "exchange.mode=two_level exchange.combine_payload=bf16",
     TRAIN "exchange.mode=selection train.accumulate=2 train.optimizer=sgd model.expert_type=lora "

@@ -1,6 +1,7 @@
 /* mpi_layer.c: a whole layer. Against a naive serial layer in double (plain loops, the oracle's
  * routing and losses); bit for bit the same when its devices are folded onto one rank, with 1 and 2
- * threads and in every exchange mode; and against golden layers of the public reference code.
+ * threads and in every exchange mode, with the same number of chunks; and against golden layers of
+ * the public reference code.
  *
  * ctest: f64 gemm timeout=120 */
 #include <limits.h>
@@ -269,7 +270,7 @@ static const char *const cases[] = {
 };
 static const char *const mode_names[] = {"selection", "token", "two_level",
                                          "two_level exchange.node_sum=no"};
-enum { NUM_MODES = sizeof mode_names / sizeof mode_names[0] };
+enum { NUM_MODES = sizeof mode_names / sizeof mode_names[0], NUM_ONE_HOP = 2 };
 
 static void check_same_bits(const layer_run *folded, const layer_run *mine, const char *settings) {
     int64_t h = mine->m.c.model.hidden_size;
@@ -287,17 +288,19 @@ static void check_same_bits(const layer_run *folded, const layer_run *mine, cons
               "losses, %s", settings);
 }
 
-static void check_case(const moe_comm *comm, const char *chosen, bool look_closely) {
+static void check_case(const moe_comm *comm, const char *chosen, int chunks, bool look_closely) {
     layer_run folded, mine;
     moe_comm self = comm_self();
     char settings[1024];
-    for (int mode = 0; mode < NUM_MODES; mode++) {
+    const int modes = chunks > 1 ? NUM_ONE_HOP : NUM_MODES;
+    for (int mode = 0; mode < modes; mode++) {
         snprintf(settings, sizeof settings,
                  "model.num_experts=48 model.hidden_size=20 model.moe_intermediate_size=12 "
                  "data.tokens_per_device=9 data.sequence_length=13 "
                  "data.topic_strength=0.7 router.gate_scale=1.5 cluster.devices=%d "
-                 "cluster.devices_per_node=%d exchange.mode=%s %s",
-                 comm->size == 3 ? 6 : 8, comm->size == 3 ? 3 : 4, mode_names[mode], chosen);
+                 "cluster.devices_per_node=%d exchange.mode=%s exchange.chunks=%d %s",
+                 comm->size == 3 ? 6 : 8, comm->size == 3 ? 3 : 4, mode_names[mode], chunks,
+                 chosen);
         if (mode == 0) {
             set_up(&folded, &self, settings, 0);
             forward(&folded, 1);
@@ -441,8 +444,11 @@ int main(int argc, char **argv) {
     moe_comm_init(&comm, &argc, &argv);
     moe_gemm_init();
     for (int i = 0; i < (int)(sizeof cases / sizeof cases[0]); i++) {
-        check_case(&comm, cases[i], i % comm.size == comm.rank); /* the naive layer is slow: the
-                                                                    ranks share the cases */
+        const bool mine = i % comm.size == comm.rank; /* the naive layer is slow: the ranks share
+                                                         the cases */
+        static const int chunks[] = {2, 3, 7};
+        check_case(&comm, cases[i], 1, mine);
+        check_case(&comm, cases[i], chunks[i % 3], mine);
     }
     for (int i = 0; i < (int)(sizeof golden_cases / sizeof golden_cases[0]); i++) {
         RUN(check_golden, &golden_cases[i],

@@ -237,6 +237,9 @@ int main(int argc, char **argv) {
         "exchange.mode=two_level cluster.devices_per_node=2 capacity.policy=expert "
         "router.norm_topk_prob=yes",
         "exchange.mode=two_level exchange.node_sum=no cluster.devices_per_node=2",
+        "exchange.chunks=2 model.num_shared_experts=1 router.group_limit=max router.topk_group=2",
+        "exchange.chunks=3 exchange.mode=selection train.recompute=yes",
+        "exchange.chunks=5 model.expert_type=lora model.lora_rank=2 capacity.policy=expert",
         "model.expert_type=lora model.lora_rank=2 model.lora_alpha=3",
         "model.expert_type=lora model.lora_rank=3 train.recompute=yes model.num_shared_experts=1",
         "router.num_groups=8 router.topk_group=3 router.group_limit=topk_sum",

@@ -35,7 +35,10 @@ RUNS = {
         },
         (),
     ),
-    "rounded": ({**TRAIN, "model.compute": "bf16", "run.gemm": "reference"}, ()),
+    "rounded": (
+        {**TRAIN, "model.compute": "bf16", "run.gemm": "reference", "exchange.chunks": 2},
+        (),
+    ),
     "narrow": (
         {
             **TRAIN,

@@ -22,6 +22,7 @@ SMALL = {
     "cluster.devices": 4,
     "data.tokens_per_device": 32,
     "data.sequence_length": 16,
+    "exchange.chunks": 2,
     "output.timeline": "yes",
     "output.routing": "yes",
     "output.tensors": "yes",

@@ -68,6 +68,12 @@ static const char *const settings[] = {
            "model.moe_intermediate_size=16 data.tokens_per_device=256 router.top_k=4 "
            "exchange.mode=two_level exchange.node_sum=no cluster.devices_per_node=2 "
            "exchange.payload=fp8 exchange.combine_payload=bf16",
+    TRAIN "model.num_layers=2 model.num_experts=16 model.hidden_size=128 "
+          "model.moe_intermediate_size=32 data.tokens_per_device=256 router.top_k=4 "
+          "exchange.chunks=4",
+    COMMON "model.num_layers=2 model.num_experts=16 model.hidden_size=128 "
+           "model.moe_intermediate_size=16 data.tokens_per_device=256 router.top_k=4 "
+           "exchange.chunks=3 exchange.payload=fp8 exchange.combine_payload=bf16",
 };
 enum { SHAPES = sizeof settings / sizeof settings[0] };
 

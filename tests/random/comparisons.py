@@ -244,7 +244,10 @@ def compare_mode(bench):
     if bench.case.get("exchange.combine_payload", bench.table) != "fp32":
         return None  # a row's sum is rounded in one mode, its terms in the other
     mode = bench.case.get("exchange.mode", bench.table)
-    others = [name for name in ("selection", "token", "two_level") if name != mode]
+    names = ["selection", "token"]
+    if bench.case.number("exchange.chunks", bench.table) == 1:
+        names.append("two_level")
+    others = [name for name in names if name != mode]
     another = bench.draw.choice(others)
     other = bench.run_into(bench.ranks, sets=["run.threads=1", f"exchange.mode={another}"])
     return bench.same_results("mode", bench.base(), other, MODE_KEYS)

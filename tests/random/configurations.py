@@ -13,7 +13,7 @@ import random
 # drawn among the rare values only.
 UNAVAILABLE = set(
     """
-    exchange.chunks exchange.algorithm
+    exchange.algorithm
     placement.load placement.fit placement.score
     generate.run generate.prompt generate.prompts generate.max_new_tokens generate.temperature
     generate.sequences_per_device
@@ -475,10 +475,21 @@ class Drawing:
         self.maybe(0.2, "train.specialization", "yes", "no")
         self.maybe(0.3, "train.recompute", "yes", "no")
 
+    def draw_chunks(self):
+        tokens = self.case.number("data.tokens_per_device", self.table)
+        if self.get("exchange.mode") == "two_level":
+            return
+        self.maybe(0.4, "exchange.chunks", *(c for c in (1, 2, 3, 7, 24) if c <= tokens))
+        if self.case.number("exchange.chunks", self.table) > 1:
+            self.maybe(0.1, "exchange.transport", "auto", "alltoallv")
+            return
+        self.maybe(0.2, "exchange.transport", "auto", "shared")
+
     def draw_output(self):
         self.maybe(0.5, "exchange.mode", "token", "selection", "two_level", "two_level")
         if self.get("exchange.mode") == "two_level":
             self.maybe(0.5, "exchange.node_sum", "yes", "no")
+        self.draw_chunks()
         self.maybe(0.1, "model.compute", "bf16")
         self.maybe(0.3, "exchange.payload", "bf16", "fp8")
         if self.get("exchange.payload") == "fp8":
@@ -540,6 +551,7 @@ KNOWN_KEYS = """
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices
     cluster.devices_per_node placement.policy placement.redundant_experts
     placement.rebalance_every placement.window placement.hysteresis
+    exchange.chunks exchange.transport
     data.source data.tokens_per_device data.sequence_length
     data.mask data.padding data.boundaries router.bias_file data.num_topics data.drift
     train.learning_rate train.accumulate train.context train.validation_every

@@ -14,6 +14,13 @@ const FORWARD_OF = {
   "attention backward": "attention",
   "dense backward": "dense",
 };
+// a chunk on its way, on lines of its own below the rank's
+const FLIGHTS = {
+  "dispatch in flight": "dispatch",
+  "combine in flight": "combine",
+  "dispatch dy in flight": "dispatch",
+  "combine dx in flight": "combine",
+};
 const PHASE_NAMES = ["gate", "route", "plan", "dispatch", "expert", "combine", "shared", "balance"];
 const COLOUR_OF = {dense: "shared"}; // an FFN for all tokens too
 const OTHER_SHAPES = {
@@ -28,9 +35,9 @@ const OTHER_SHAPES = {
 };
 
 function timelineMarker(kind, edge) {
-  const forward = FORWARD_OF[kind] ?? kind,
+  const forward = FORWARD_OF[kind] ?? FLIGHTS[kind] ?? kind,
     phase = PHASE_NAMES.indexOf(COLOUR_OF[forward] ?? forward),
-    shape = forward !== kind ? "/" : (OTHER_SHAPES[kind] ?? "");
+    shape = kind in FLIGHTS ? "." : forward !== kind ? "/" : (OTHER_SHAPES[kind] ?? "");
   return {
     color: phase >= 0 ? series(phase) : colour("soft"),
     pattern: {
