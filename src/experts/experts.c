@@ -129,19 +129,21 @@ static void reserve(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b
     const moe_block_array table[] = {
         MOE_ARRAY(b->order, (int64_t)in->num_local * in->slots),
         MOE_ARRAY(b->out, in->num_pairs * in->hidden),
-        MOE_ARRAY(b->results, in->num_rows * in->hidden),
+        MOE_ARRAY(b->results, in->results ? 0 : in->num_rows * in->hidden),
         MOE_ARRAY(b->h1, kept),
         MOE_ARRAY(b->h3, f->w3 ? kept : 0),
         MOE_ARRAY(b->dg, in->num_pairs),
     };
     moe_block_reserve_varying(&b->block, table, MOE_ARRAYS(table), "buffers of the experts");
+    if (in->results) {
+        b->results = in->results;
+    }
 }
 
 /* Gathers x of pairs begin .. begin + n - 1, as they are grouped, into `to` [n,H]. */
 static void gather(const moe_inbox *in, int64_t begin, int64_t n, real *to) {
     for (int64_t i = 0; i < n; i++) {
-        memcpy(to + i * in->hidden,
-               moe_inbox_vector(in, &in->x, in->pair_row[in->slot_pair[begin + i]]),
+        memcpy(to + i * in->hidden, moe_inbox_row(in, in->pair_row[in->slot_pair[begin + i]]),
                (size_t)in->hidden * sizeof(real));
     }
 }
@@ -184,7 +186,7 @@ static void weigh(const moe_inbox *in,
                   real *weighted) {
     for (int64_t i = 0; i < n; i++) {
         const int64_t p = in->slot_pair[begin + i], at = i * in->hidden;
-        const real *dy = moe_inbox_vector(in, &in->dy, in->pair_row[p]);
+        const real *dy = in->dy.row[in->pair_row[p]];
         dg[p] = (real)moe_sum_of_products(dy, out + at, in->hidden);
         scale_to(weighted + at, dy, in->pair_weight[p], in->hidden);
     }
