@@ -9,8 +9,10 @@ A framework runs one process per device, with one thread each, and exchanges not
 its favour: a process routes its own T tokens among all N experts and computes their T K rows with
 N / D experts of its own (expert e of the routing is computed by its expert e mod N / D), so that
 the products have the shapes they have in moesim. A training step is: the mean of squared errors,
-the gradients of experts and gate, and AdamW. Losses for balance, statistics and the gradient of
-the input are left out, again to the framework's favour; the line of the router counts f and P.
+the gradients of experts, gate and input, and AdamW. The gradient of the input belongs to it: the
+layer stands in a model, and moesim's own norm in front of it needs that gradient. Losses for
+balance and statistics are left out, again to the framework's favour; the line of the router counts
+f and P.
 """
 
 import ctypes
@@ -113,16 +115,22 @@ class Numpy:
         dy = (y - self.target) * np.float32(2 / y.size)
         dweight = np.einsum("tkh,th->tk", by_token, dy)
         dout = dy[token] * weight.ravel()[order][:, None]
+        drows = np.empty_like(rows)
         for i, (part, a, b, gate, h) in enumerate(kept):
             np.matmul(dout[part].T, h, out=g["w2"][i])
             dh = dout[part] @ p["w2"][i]
             da, db = dh * b * gate * (1 + a * (1 - gate)), dh * a * gate
             np.matmul(da.T, rows[part], out=g["w1"][i])
             np.matmul(db.T, rows[part], out=g["w3"][i])
+            np.matmul(da, p["w1"][i], out=drows[part])
+            drows[part] += db @ p["w3"][i]
         dscores = np.zeros_like(scores)
         np.put_along_axis(dscores, expert, dweight, 1)
         dlogits = scores * (dscores - (dscores * scores).sum(1, keepdims=True))
         np.matmul(dlogits.T, self.x, out=g["gate"])
+        dx = np.empty_like(drows)
+        dx[order] = drows
+        self.dx = dx.reshape(s.tokens, s.top_k, s.hidden).sum(1) + dlogits @ p["gate"]
         self.adamw()
 
     def adamw(self):
@@ -164,7 +172,7 @@ class Torch:
         def parameter(*size):
             return torch.nn.Parameter(torch.randn(*size) / size[-1] ** 0.5)
 
-        self.x = torch.randn(shape.tokens, shape.hidden)
+        self.x = torch.randn(shape.tokens, shape.hidden, requires_grad=True)
         self.target = torch.randn(shape.tokens, shape.hidden)
         self.logits = torch.randn(shape.tokens, shape.experts)
         self.gate = parameter(shape.experts, shape.hidden)
@@ -218,6 +226,7 @@ class Torch:
 
     def train(self):
         self.optimizer.zero_grad(set_to_none=True)
+        self.x.grad = None
         ((self.layer() - self.target) ** 2).mean().backward()
         self.optimizer.step()
 

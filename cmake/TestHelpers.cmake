@@ -3,7 +3,8 @@
 #   ctest: [f64] [gemm] [serial] [np=1,2,8] [timeout=SECONDS] [labels=long,slow]
 #
 #   f64      also built with real = double; the second test has the suffix -f64
-#   gemm     run.gemm = auto is also tried with each library alone (MOESIM_GEMM), at two ranks, in single precision
+#   gemm     run.gemm = auto is also tried with each library alone (MOESIM_GEMM), in single precision, at two ranks where
+#            there are ranks
 #   serial   never beside another test (measurements)
 #   np       numbers of ranks of an mpi_*.c program (default 1,2,3,4,8)
 #   timeout  seconds for one run (default 60), multiplied in instrumented builds

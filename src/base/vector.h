@@ -18,4 +18,17 @@
 #define MOE_PART static inline
 #endif
 
+/* Four doubles side by side. A comparison of two such vectors keeps each lane's, so a largest value
+ * is found four at a time; compilers make no vectors of that by themselves, as NaN and -0 would
+ * depend on the order. */
+typedef double moe_double4 __attribute__((vector_size(32), aligned(sizeof(double)), may_alias));
+
+/* kept = the larger of kept and x [4], lane by lane; kept where they are equal or not numbers. */
+static inline void moe_double4_larger(moe_double4 *kept, const double *x) {
+    typedef long long mask __attribute__((vector_size(32)));
+    const moe_double4 other = *(const moe_double4 *)x;
+    const mask is_larger = other > *kept;
+    *kept = (moe_double4)(((mask)other & is_larger) | ((mask)*kept & ~is_larger));
+}
+
 #endif

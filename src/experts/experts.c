@@ -153,14 +153,10 @@ static void reserve(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b
     }
 }
 
-/* Gathers the vectors of pairs begin .. begin + n - 1, as they are grouped, into `to` [n,H]. */
-static void gather(const moe_inbox *in,
-                   const moe_inbox_rows *rows,
-                   int64_t begin,
-                   int64_t n,
-                   real *to) {
+/* Gathers x of pairs begin .. begin + n - 1, as they are grouped, into `to` [n,H]. */
+static void gather(const moe_inbox *in, int64_t begin, int64_t n, real *to) {
     for (int64_t i = 0; i < n; i++) {
-        memcpy(to + i * in->hidden, rows->row[in->pair_row[in->slot_pair[begin + i]]],
+        memcpy(to + i * in->hidden, moe_inbox_row(in, in->pair_row[in->slot_pair[begin + i]]),
                (size_t)in->hidden * sizeof(real));
     }
 }
@@ -183,7 +179,7 @@ static void forward_group(const moe_ffn *f,
     for (int64_t begin = of->begin; begin < of->end; begin += MOE_GEMM_ROWS) {
         int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * f->width;
         real *h = scratch + n * f->hidden;
-        gather(in, &in->x, begin, n, scratch);
+        gather(in, begin, n, scratch);
         moe_ffn_forward(f, of->slot, n, scratch, h + 2 * n * f->width, keep ? b->h1 + at : h,
                         keep && f->w3 ? b->h3 + at : h + n * f->width, h,
                         b->out + begin * f->hidden);
@@ -191,9 +187,29 @@ static void forward_group(const moe_ffn *f,
     }
 }
 
-MOE_CLONES static void scale(real *x, real by, int64_t n) {
+/* result[i] = weight * out[i] */
+MOE_CLONES static void scale_to(real *restrict result,
+                                const real *restrict out,
+                                real weight,
+                                int64_t n) {
     for (int64_t i = 0; i < n; i++) {
-        x[i] *= by;
+        result[i] = weight * out[i];
+    }
+}
+
+/* Of pairs begin .. begin + n - 1, as they are grouped: dg = <dy, out>, and weighted [n,H] = weight
+ * * dy. */
+static void weigh(const moe_inbox *in,
+                  int64_t begin,
+                  int64_t n,
+                  const real *out,
+                  real *dg,
+                  real *weighted) {
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t p = in->slot_pair[begin + i], at = i * in->hidden;
+        const real *dy = in->dy.row[in->pair_row[p]];
+        dg[p] = (real)moe_sum_of_products(dy, out + at, in->hidden);
+        scale_to(weighted + at, dy, in->pair_weight[p], in->hidden);
     }
 }
 
@@ -221,13 +237,8 @@ static void backward_group(const moe_ffn *f,
         real *again = dy + n * hidden;
         real *work = again + 2 * n * f->width;
         real *out = b->out + begin * hidden;
-        gather(in, &in->x, begin, n, x);
-        gather(in, &in->dy, begin, n, dy);
-        for (int64_t i = 0; i < n; i++) {
-            int64_t p = in->slot_pair[begin + i];
-            b->dg[p] = (real)moe_sum_of_products(dy + i * hidden, out + i * hidden, hidden);
-            scale(dy + i * hidden, in->pair_weight[p], hidden);
-        }
+        gather(in, begin, n, x);
+        weigh(in, begin, n, out, b->dg, dy);
         if (!kept) {
             moe_ffn_pre_activations(f, slot, n, x, work + 3 * n * f->width, again,
                                     again + n * f->width);
@@ -235,16 +246,6 @@ static void backward_group(const moe_ffn *f,
         moe_ffn_backward(f, &into, slot, n, x, kept ? b->h1 + at : again,
                          kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
         pause_between(pause);
-    }
-}
-
-/* result[i] = weight * out[i] */
-MOE_CLONES static void scale_to(real *restrict result,
-                                const real *restrict out,
-                                real weight,
-                                int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        result[i] = weight * out[i];
     }
 }
 

@@ -7,6 +7,7 @@
 #include "base/gemm.h"
 #include "base/rng.h"
 #include "base/status.h"
+#include "base/transpose.h"
 
 /* --- types --- */
 
@@ -100,12 +101,48 @@ void moe_ffn_free(moe_ffn *f) {
     *f = (moe_ffn){0};
 }
 
+/* --- turning --- */
+
+/* `count` matrices [rows, columns] become [columns, rows]. */
+static void turn(real *matrices, int64_t count, int64_t rows, int64_t columns) {
+    const int64_t size = rows * columns;
+    if (!matrices || count == 0 || size == 0) {
+        return;
+    }
+#pragma omp parallel
+    {
+        real *copy = moe_alloc(size, sizeof *copy, "a matrix to be turned");
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < count; i++) {
+            memcpy(copy, matrices + i * size, (size_t)size * sizeof *copy);
+            moe_transpose(copy, rows, columns, matrices + i * size);
+        }
+        moe_free(copy);
+    }
+}
+
+void moe_ffn_turn(moe_ffn *f) {
+    const int64_t h = f->hidden, w = f->width, r = f->rank, matrices = r ? 1 : f->count;
+    MOE_ASSERT(!f->turned);
+    turn(f->w1, matrices, w, h);
+    turn(f->w3, matrices, w, h);
+    turn(f->w2, matrices, h, w);
+    turn(f->a1, f->count, r, h);
+    turn(f->a3, f->count, r, h);
+    turn(f->a2, f->count, r, w);
+    turn(f->b1, f->count, w, r);
+    turn(f->b3, f->count, w, r);
+    turn(f->b2, f->count, h, r);
+    f->turned = true;
+}
+
 /* --- one linear map --- */
 
 /* y = W x (+ s B A x), and where the gradients go: NULL where a matrix is frozen or absent. */
 typedef struct linear {
     int64_t in, out, rank;
     real scale;
+    bool turned;
     const real *w, *a, *b;
     real *dw, *da, *db;
     real keep;       /* 1: gradients are added to what is there; 0: they replace it */
@@ -126,6 +163,7 @@ static linear linear_of(const moe_ffn *f, const moe_ffn_gradient *g, int which, 
                 .out = which == 2 ? f->hidden : f->width,
                 .rank = f->rank,
                 .scale = f->lora_scale,
+                .turned = f->turned,
                 .codes = f->codes};
     l.w = block(w[m], f->rank ? 0 : i, l.in * l.out);
     l.a = block(a[m], i, l.rank * l.in);
@@ -185,19 +223,31 @@ static void multiply(const linear *l,
     }
 }
 
+/* y [rows,out] = x [rows,in] W^T + beta y, of a matrix that stands as the map's do. */
+static void apply(const linear *l,
+                  int64_t rows,
+                  int64_t out,
+                  int64_t in,
+                  const real *x,
+                  const real *w,
+                  real beta,
+                  real *y) {
+    multiply(l, l->turned ? MOE_GEMM_NN : MOE_GEMM_NT, rows, out, in, x, w, beta, y);
+}
+
 /* low [rows,r] = s x A^T */
 static void project(const linear *l, int64_t rows, const real *x, real *low) {
-    multiply(l, MOE_GEMM_NT, rows, l->rank, l->in, x, l->a, 0, low);
+    apply(l, rows, l->rank, l->in, x, l->a, 0, low);
     scale(low, l->scale, rows * l->rank);
 }
 
 static void linear_forward(const linear *l, int64_t rows, const real *x, real *low, real *y) {
-    multiply(l, MOE_GEMM_NT, rows, l->out, l->in, x, l->w, 0, y);
+    apply(l, rows, l->out, l->in, x, l->w, 0, y);
     if (!l->rank) {
         return;
     }
     project(l, rows, x, low);
-    multiply(l, MOE_GEMM_NT, rows, l->out, l->rank, low, l->b, 1, y);
+    apply(l, rows, l->out, l->rank, low, l->b, 1, y);
 }
 
 /* dW += dy^T x, dx = beta dx + dy W; with adapters also dB += dy^T (s x A^T), e = s dy B, dA += e^T
@@ -286,6 +336,7 @@ void moe_ffn_backward(const moe_ffn *f,
                       real *dx) {
     int64_t n = rows * f->width;
     const moe_ffn_type *type = moe_ffn_type_of(f->type);
+    MOE_ASSERT(!f->turned);
     if (type->matrices == 0) {
         memmove(dx, dy, (size_t)(rows * f->hidden) * sizeof(real));
         return;

@@ -68,6 +68,16 @@ void moe_stack_free(moe_stack *s) {
     *s = (moe_stack){0};
 }
 
+void moe_stack_turn_weights(moe_stack *s) {
+    for (int32_t l = 0; l < s->dense.num_layers; l++) {
+        moe_ffn_turn(&s->dense.layer[l].ffn);
+    }
+    for (int32_t l = 0; l < s->num_layers; l++) {
+        moe_ffn_turn(&s->layer[l].experts);
+        moe_ffn_turn(&s->layer[l].shared);
+    }
+}
+
 /* --- forward --- */
 
 /* out = y + residual. The residual is added last (docs/method.md section 5), in forward and in

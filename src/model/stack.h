@@ -66,6 +66,10 @@ typedef struct moe_observer {
 void moe_stack_init(moe_stack *s, moe_context *context, int32_t num_activations, bool keep_inputs);
 void moe_stack_free(moe_stack *s);
 
+/* Local. Stores the weights of all FFNs for forward passes alone (moe_ffn_turn), where they stay as
+ * they are. */
+void moe_stack_turn_weights(moe_stack *s);
+
 /* Local. Adds the parameters of all layers to the table, and makes moe_stack_backward possible. */
 void moe_stack_register(moe_stack *s, moe_parameters *parameters);
 

@@ -255,6 +255,16 @@ static int64_t uneven(int64_t bytes) {
     return add(bytes, bytes / 12);
 }
 
+/* What a thread needs to turn the largest matrix of a forward run round (moe_ffn_turn), before
+ * anything of a step is there. */
+static int64_t turning(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t dense = c->model.first_dense_layers > 0 ? c->model.intermediate_size : 0;
+    const int64_t f = c->model.moe_intermediate_size;
+    const int64_t width = max64(mul(f, max64(1, c->model.num_shared_experts)), dense);
+    const bool turns = !s->backward && c->model.expert_type != MOE_EXPERT_IDENTITY;
+    return turns ? mul(mul3(s->threads, width, c->model.hidden_size), sizeof(real)) : 0;
+}
+
 moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *given) {
     const moe_memory_sizes s = sizes_of(c, given);
     moe_memory m = {
@@ -269,8 +279,8 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
         .program = program(c, &s),
         .histories = moe_memory_histories(c)};
     const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));
-    m.total = add(add(trained, m.activations),
-                  add(add(m.exchange, m.statistics), add(m.input, m.program)));
+    const int64_t of_steps = add(m.activations, add(m.exchange, m.statistics));
+    m.total = add(add(trained, max64(of_steps, turning(c, &s))), add(m.input, m.program));
     return m;
 }
 

@@ -62,6 +62,7 @@ typedef struct job {
     const moe_draw *draw;
     const moe_method *method;
     moe_router plain; /* the router of aux_selection = unlimited: no bias, no groups */
+    bool softmax;     /* the scores are a softmax without temperature */
     bool count_plain; /* the statistics count plain's selection */
     const moe_batch *batch;
     const uint8_t *routed; /* moe_batch_routed */
@@ -81,6 +82,7 @@ typedef struct worker {
     double *z, *s, *weight; /* [N] */
     double *quiet, *clean;  /* [N] scores and logits without noise */
     double *load;           /* [N] smooth load */
+    moe_softmax_sums sums;  /* of the scores, where they are a softmax */
     int32_t *plain_expert;  /* [top_k] */
     int64_t *cell;          /* private cell */
     int64_t bad;            /* smallest bad token, or INT64_MAX */
@@ -120,11 +122,21 @@ static void worker_free(worker *w, const job *j) {
 
 /* --- one token --- */
 
-static double entropy(const moe_router *r, const worker *w) {
-    if (moe_score_function_of(r)->sums_to_one && moe_router_logit_divisor(r) == 1) {
-        return moe_scores_softmax_entropy(w->z, w->s, r->num_experts);
+/* Fills w->s; returns the logarithm of the sum of exponentials. */
+static double fill_scores(const job *j, worker *w) {
+    double lse;
+    if (j->softmax) {
+        w->sums = moe_scores_softmax(w->z, w->s, j->router->num_experts);
+        return w->sums.most + log(w->sums.sum);
     }
-    return moe_scores_entropy(w->s, r->num_experts);
+    moe_scores_fill(j->router, w->z, w->s, &lse);
+    return lse;
+}
+
+static double entropy(const job *j, const worker *w) {
+    const int32_t n = j->router->num_experts;
+    return j->softmax ? moe_scores_softmax_entropy(w->z, w->s, n, w->sums)
+                      : moe_scores_entropy(w->s, n);
 }
 
 /* Tutel takes importance and load of the scores without noise, and only the threshold with it. */
@@ -183,7 +195,7 @@ static void count_token(const job *j,
     moe_count_choices(&w->count, t, home, expert, chosen, cell);
     moe_scores_normalize(r, w->s, w->s);
     if (lse > -INFINITY) {
-        moe_exact_add(cell + MOE_STAT_ENTROPY, entropy(r, w));
+        moe_exact_add(cell + MOE_STAT_ENTROPY, entropy(j, w));
     }
     moe_count_scores(&w->count, w->s, cell);
     if (r->importance_of == MOE_IMPORTANCE_SCORES) {
@@ -212,14 +224,14 @@ static int32_t choose(const job *j, worker *w, int64_t t, int32_t home, int flag
 static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_t *cell) {
     const moe_router *r = j->router;
     int64_t at = t * moe_method_most(r);
-    double lse;
+    double lse = 0;
     j->routing->row_offset[t + 1] = 0;
     if (j->routed && !j->routed[t]) {
         return;
     }
     int flags = moe_scores_read_logits(j->logits, t, r->num_experts, w->z);
     if (!(flags & MOE_ROW_BAD)) {
-        moe_scores_fill(r, w->z, w->s, &lse);
+        lse = fill_scores(j, w);
     }
     if (flags & MOE_ROW_BAD || (lse > -INFINITY && fabs(lse) >= MOE_LOGIT_LIMIT)) {
         w->bad = t < w->bad ? t : w->bad;
@@ -322,6 +334,7 @@ void moe_router_route(const moe_router *r,
     job j = {.router = r,
              .draw = draw,
              .method = moe_method_of(r),
+             .softmax = moe_score_function_of(r)->sums_to_one && moe_router_logit_divisor(r) == 1,
              .batch = batch,
              .routed = moe_batch_routed(batch),
              .placement = placement,

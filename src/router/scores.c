@@ -146,23 +146,25 @@ MOE_CLONES double moe_scores_dot(const double *a, const double *b, int32_t n) {
 }
 
 MOE_CLONES static double maximum(const double *z, int32_t n) {
-    double lane[LANES];
+    moe_double4 a = {-INFINITY, -INFINITY, -INFINITY, -INFINITY}, b = a, c = a, d = a;
+    double most = -INFINITY;
     int32_t i = 0;
-    for (int32_t l = 0; l < LANES; l++) {
-        lane[l] = -INFINITY;
-    }
-    for (; i + LANES <= n; i += LANES) {
-        for (int32_t l = 0; l < LANES; l++) {
-            lane[l] = z[i + l] > lane[l] ? z[i + l] : lane[l];
-        }
+    for (; i + 16 <= n; i += 16) { /* four chains: a comparison waits for the one before it */
+        moe_double4_larger(&a, z + i);
+        moe_double4_larger(&b, z + i + 4);
+        moe_double4_larger(&c, z + i + 8);
+        moe_double4_larger(&d, z + i + 12);
     }
     for (; i < n; i++) {
-        lane[0] = z[i] > lane[0] ? z[i] : lane[0];
+        most = z[i] > most ? z[i] : most;
     }
-    for (int32_t l = 1; l < LANES; l++) {
-        lane[0] = lane[l] > lane[0] ? lane[l] : lane[0];
+    moe_double4_larger(&a, (const double *)&b);
+    moe_double4_larger(&c, (const double *)&d);
+    moe_double4_larger(&a, (const double *)&c);
+    for (int l = 0; l < 4; l++) {
+        most = a[l] > most ? a[l] : most;
     }
-    return lane[0];
+    return most;
 }
 
 MOE_CLONES static void scale(double *x, double factor, int32_t n) {
@@ -173,28 +175,33 @@ MOE_CLONES static void scale(double *x, double factor, int32_t n) {
 
 /* --- logits --- */
 
-MOE_CLONES static int row_flags(const double *z, int32_t n) {
-    int64_t disabled = 0, bad = 0;
-    for (int32_t i = 0; i < n; i++) {
-        disabled |= z[i] == -INFINITY;
-        bad |= !(z[i] < INFINITY);
-    }
+static int flags_of(bool disabled, bool bad) {
     return (disabled ? MOE_ROW_DISABLED : 0) | (bad ? MOE_ROW_BAD : 0);
 }
 
-MOE_CLONES static void widen(const float *from, double *to, int32_t n) {
+MOE_CLONES static int read_doubles(const double *restrict from, double *restrict to, int32_t n) {
+    int64_t disabled = 0, bad = 0;
     for (int32_t i = 0; i < n; i++) {
         to[i] = from[i];
+        disabled |= from[i] == -INFINITY;
+        bad |= !(from[i] < INFINITY);
     }
+    return flags_of(disabled, bad);
+}
+
+MOE_CLONES static int read_floats(const float *restrict from, double *restrict to, int32_t n) {
+    int32_t disabled = 0, bad = 0;
+    for (int32_t i = 0; i < n; i++) {
+        to[i] = from[i];
+        disabled |= from[i] == -INFINITY;
+        bad |= !(from[i] < INFINITY);
+    }
+    return flags_of(disabled, bad);
 }
 
 int moe_scores_read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
-    if (logits.f32) {
-        widen(logits.f32 + t * n, z, n);
-    } else {
-        memcpy(z, logits.f64 + t * n, (size_t)n * sizeof *z);
-    }
-    return row_flags(z, n);
+    return logits.f32 ? read_floats(logits.f32 + t * n, z, n)
+                      : read_doubles(logits.f64 + t * n, z, n);
 }
 
 /* --- softmax and entropy --- */
@@ -213,21 +220,16 @@ MOE_CLONES double moe_scores_lse(const double *z, int32_t n) {
 }
 
 /* s_i = exp(z_i - max) / sum_j exp(z_j - max). The largest term is 1, so sum >= 1 and s <= 1. */
-static void softmax(const double *z, double *s, int32_t n, double *lse) {
-    double m = maximum(z, n);
-    if (m == -INFINITY) {
+moe_softmax_sums moe_scores_softmax(const double *z, double *s, int32_t n) {
+    moe_softmax_sums found = {maximum(z, n), 1};
+    if (found.most == -INFINITY) {
         memset(s, 0, (size_t)n * sizeof *s);
-        if (lse) {
-            *lse = m;
-        }
-        return;
+        return found;
     }
-    moe_scores_exp(z, m, s, n);
-    double sum = moe_scores_sum(s, n);
-    scale(s, 1.0 / sum, n);
-    if (lse) {
-        *lse = m + log(sum);
-    }
+    moe_scores_exp(z, found.most, s, n);
+    found.sum = moe_scores_sum(s, n);
+    scale(s, 1.0 / found.sum, n);
+    return found;
 }
 
 /* s = softmax(z / divisor): a temperature. */
@@ -288,17 +290,20 @@ MOE_CLONES double moe_scores_entropy(const double *p, int32_t n) {
     return lanes_total(lane);
 }
 
-MOE_CLONES double moe_scores_softmax_entropy(const double *z, const double *s, int32_t n) {
-    double lane[LANES] = {0}, term[CHUNK], most = maximum(z, n);
+MOE_CLONES double moe_scores_softmax_entropy(const double *z,
+                                             const double *s,
+                                             int32_t n,
+                                             moe_softmax_sums sums) {
+    double lane[LANES] = {0}, term[CHUNK];
     for (int32_t begin = 0; begin < n; begin += CHUNK) {
         int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
         for (int32_t i = 0; i < count; i++) {
-            double product = s[begin + i] * (most - z[begin + i]);
+            double product = s[begin + i] * (sums.most - z[begin + i]);
             term[i] = s[begin + i] > 0 ? product : 0;
         }
         add_lanes(lane, term, count);
     }
-    return lanes_total(lane) - log(maximum(s, n));
+    return lanes_total(lane) - log(1.0 / sums.sum);
 }
 
 /* --- sigmoid and sqrtsoftplus --- */
@@ -383,7 +388,10 @@ static void sqrtsoftplus_derivative(const double *z, const double *s, double *d,
 /* A temperature on the logits: lse stays that of the logits themselves. */
 static void fill_softmax(const double *z, double divisor, double *s, int32_t n, double *lse) {
     if (divisor == 1) {
-        softmax(z, s, n, lse);
+        const moe_softmax_sums sums = moe_scores_softmax(z, s, n);
+        if (lse) {
+            *lse = sums.most + log(sums.sum);
+        }
         return;
     }
     if (lse) {

@@ -46,6 +46,14 @@ static inline const moe_score_function *moe_score_function_of(const moe_router *
  * all disabled has scores 0 and lse = -inf. */
 void moe_scores_fill(const moe_router *r, const double *z, double *s, double *lse);
 
+typedef struct moe_softmax_sums {
+    double most; /* the largest logit m; -inf: all experts are disabled */
+    double sum;  /* sum_i exp(z_i - m); lse = m + log(sum), and the largest score is 1 / sum */
+} moe_softmax_sums;
+
+/* Local. What moe_scores_fill does for a softmax without temperature, and what it found. */
+moe_softmax_sums moe_scores_softmax(const double *z, double *s, int32_t n);
+
 /* Local. normalized [N] = s / sum(s), or s itself where it sums to 1: what P and the losses are
  * made of. May be in place. */
 void moe_scores_normalize(const moe_router *r, const double *s, double *normalized);
@@ -78,7 +86,10 @@ void moe_scores_exp(const double *x, double shift, double *y, int32_t n);
 double moe_scores_entropy(const double *p, int32_t n);
 
 /* Local. The same for s = softmax(z) [n], with one logarithm: sum_i s_i (m - z_i) - log s_m, m the
- * largest logit, which must not be -inf. */
-double moe_scores_softmax_entropy(const double *z, const double *s, int32_t n);
+ * largest logit, which must not be -inf. sums is what moe_scores_softmax returned. */
+double moe_scores_softmax_entropy(const double *z,
+                                  const double *s,
+                                  int32_t n,
+                                  moe_softmax_sums sums);
 
 #endif

@@ -46,6 +46,15 @@ static double block_maximum(const double *x) {
     return moe_tournament_larger(moe_tournament_larger(a, c), moe_tournament_larger(b, d));
 }
 
+/* The same, where none of the numbers was stored just before: a vector cannot be loaded while one
+ * of its elements is on its way to memory. */
+static inline double block_maximum_settled(const double *x) {
+    moe_double4 m = *(const moe_double4 *)x;
+    moe_double4_larger(&m, x + 4);
+    return moe_tournament_larger(moe_tournament_larger(m[0], m[2]),
+                                 moe_tournament_larger(m[1], m[3]));
+}
+
 /* to = a + b */
 MOE_CLONES static void sum_of(double *restrict to,
                               const double *restrict a,
@@ -56,10 +65,10 @@ MOE_CLONES static void sum_of(double *restrict to,
     }
 }
 
-void moe_tournament_fill(moe_tournament *b,
-                         const double *from,
-                         const double *add,
-                         const double *disabled) {
+MOE_CLONES void moe_tournament_fill(moe_tournament *b,
+                                    const double *from,
+                                    const double *add,
+                                    const double *disabled) {
     int32_t n = b->group_size, stride = b->group_blocks * MOE_TOURNAMENT_BLOCK;
     for (int32_t g = 0; g < b->groups; g++) {
         double *to = b->score + g * stride;
@@ -75,7 +84,7 @@ void moe_tournament_fill(moe_tournament *b,
         }
     }
     for (int32_t i = 0; i < b->groups * b->group_blocks; i++) {
-        b->maximum[i] = block_maximum(b->score + i * MOE_TOURNAMENT_BLOCK);
+        b->maximum[i] = block_maximum_settled(b->score + i * MOE_TOURNAMENT_BLOCK);
     }
 }
 

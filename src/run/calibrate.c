@@ -264,6 +264,7 @@ static void make_model(model *m, const moe_comm *comm, const moe_setting *settin
                      comm->size, comm->rank, comm->size);
     moe_context_init(&m->context, comm, c, &m->batch, &m->input, &m->scratch);
     moe_stack_init(&m->stack, &m->context, 1, false);
+    moe_stack_turn_weights(&m->stack);
     moe_step_metrics_init(&m->metrics, moe_config_moe_layers(c), c->model.num_experts, comm->size);
     m->tally = (moe_observer){.after_layer = moe_tally_after_layer};
 }

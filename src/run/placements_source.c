@@ -150,6 +150,7 @@ static int open_run(moe_step_source *s, moe_status *st) {
     moe_input_layout(&s->input, c, s->comm, num_tokens(s), &s->batch);
     moe_context_init(&s->context, s->comm, c, &s->batch, &s->input, &s->scratch);
     moe_stack_init(&s->stack, &s->context, moe_memory_kept_layers(c), false);
+    moe_stack_turn_weights(&s->stack);
     moe_step_metrics_init(&s->metrics, s->layers, c->model.num_experts, c->cluster.devices);
     make_room(s);
     return MOE_OK;

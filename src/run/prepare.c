@@ -196,7 +196,13 @@ static int make_model(moe_run_state *r, moe_status *st) {
         r->context.keep = r->model_files.dy != NULL;
     }
     moe_rebalance_init(&r->rebalance, &r->stack, moe_run_trains(r) ? &r->training : NULL);
-    return moe_config_generates(r->config) ? moe_run_load_model(r, st) : MOE_OK;
+    if (moe_config_generates(r->config) && moe_run_load_model(r, st)) {
+        return st->code;
+    }
+    if (!moe_run_trains(r) && !r->model_files.dy && !r->options->model_only) {
+        moe_stack_turn_weights(&r->stack);
+    }
+    return MOE_OK;
 }
 
 /* --explain, --explain-step */

@@ -4,7 +4,7 @@
  * rotary positions and of latent attention of full rank; that bits do not depend on ranks and
  * threads; and that no matrix of all pairs of tokens is kept.
  *
- * ctest: f64 timeout=120 */
+ * ctest: f64 gemm timeout=120 */
 #include <complex.h>
 #include <math.h>
 #include <omp.h>

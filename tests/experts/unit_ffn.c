@@ -1,6 +1,7 @@
 /* unit_ffn.c: the table of expert types has a row for every value of model.expert_type, under its
  * name, and the matrices that moe_ffn_init makes; an FFN in bf16 rounds both factors of each
- * product, forward and backward, and nothing else.
+ * product, forward and backward, and nothing else; turning an FFN puts each element of its
+ * matrices where it belongs, and its forward pass is that of the same FFN as it was.
  *
  * ctest: f64 */
 #include <string.h>
@@ -168,6 +169,50 @@ static void test_bf16(enum moe_expert_type type) {
     moe_ffn_free(&f);
 }
 
+/* --- turned --- */
+
+enum { TURNED = 3, WIDE = 37, DEEP = 20 }; /* FFNs, and sizes that are no multiples of a tile */
+
+/* W [count,rows,columns] against the turned one, element by element. */
+static void compare_turned(const real *w, const real *turned, int count, int rows, int columns) {
+    for (int i = 0; w && i < count * rows * columns; i++) {
+        const int matrix = i / (rows * columns), row = i / columns % rows, column = i % columns;
+        CHECK_EQ(turned[(matrix * columns + column) * rows + row] == w[i], 1);
+    }
+}
+
+static void test_turned(enum moe_expert_type type) {
+    const int32_t id[TURNED] = {4, 0, 9};
+    const moe_ffn_shape shape = {.type = type,
+                                 .count = TURNED,
+                                 .hidden = DEEP,
+                                 .width = WIDE,
+                                 .rank = R,
+                                 .lora_alpha = 2,
+                                 .id = id};
+    moe_ffn f, g;
+    moe_ffn_init(&f, &shape);
+    moe_ffn_init(&g, &shape);
+    moe_ffn_turn(&g);
+    const int base = f.rank ? 1 : TURNED;
+    compare_turned(f.w1, g.w1, base, WIDE, DEEP);
+    compare_turned(f.w3, g.w3, base, WIDE, DEEP);
+    compare_turned(f.w2, g.w2, base, DEEP, WIDE);
+    compare_turned(f.a1, g.a1, TURNED, R, DEEP);
+    compare_turned(f.a2, g.a2, TURNED, R, WIDE);
+    compare_turned(f.b3, g.b3, TURNED, WIDE, R);
+    compare_turned(f.b2, g.b2, TURNED, DEEP, R);
+    real x[ROWS * DEEP], low[ROWS * R], h1[ROWS * WIDE], h3[ROWS * WIDE], y[2][ROWS * DEEP];
+    moe_rng_normal((moe_rng){5, MOE_RNG_TEST}, 0, 0, 1, x, ROWS * DEEP);
+    for (int i = 0; i < TURNED; i++) {
+        moe_ffn_forward(&f, i, ROWS, x, low, h1, h3, h1, y[0]);
+        moe_ffn_forward(&g, i, ROWS, x, low, h1, h3, h1, y[1]);
+        compare(y[1], y[0], ROWS * DEEP, "y");
+    }
+    moe_ffn_free(&f);
+    moe_ffn_free(&g);
+}
+
 int main(void) {
     for (int type = MOE_EXPERT_SWIGLU; type <= MOE_EXPERT_IDENTITY; type++) {
         RUN(test_type, type);
@@ -176,6 +221,13 @@ int main(void) {
     CHECK_EQ(moe_gemm_choose(MOE_GEMM_REFERENCE, &st), MOE_OK);
     for (int type = MOE_EXPERT_SWIGLU; type < MOE_EXPERT_IDENTITY; type++) {
         RUN(test_bf16, type);
+    }
+    for (int library = MOE_GEMM_AUTO; library <= MOE_GEMM_REFERENCE; library++) {
+        moe_status missing = {0};
+        bool there = moe_gemm_choose((enum moe_gemm_library)library, &missing) == MOE_OK;
+        for (int type = MOE_EXPERT_SWIGLU; there && type <= MOE_EXPERT_IDENTITY; type++) {
+            RUN(test_turned, type);
+        }
     }
     CHECK_EQ(moe_alloc_live_bytes(), 0);
     return check_verdict();

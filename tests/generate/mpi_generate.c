@@ -2,7 +2,7 @@
  * one token after the other, logits and bytes, is what a forward pass over the whole text says; it
  * is the same bits on any number of ranks; and a decode step allocates nothing.
  *
- * ctest: f64 timeout=120 */
+ * ctest: f64 gemm timeout=120 */
 #include <limits.h>
 #include <math.h>
 #include <omp.h>

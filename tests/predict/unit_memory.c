@@ -76,6 +76,22 @@ static void test_many_devices(void) {
     CHECK_MSG(bytes[1] < 800 << 20, "%lld bytes", (long long)bytes[1]);
 }
 
+/* Where the experts are large and the tokens few, turning the matrices of a forward run takes more
+ * than its steps do; training turns none. */
+static void test_turning(void) {
+#define LARGE                                                                                \
+    "[model]\nhidden_size = 4096\nnum_experts = 2\nmoe_intermediate_size = 2048\n[router]\n" \
+    "top_k = 1\n[cluster]\ndevices = 1\n[data]\ntokens_per_device = 1\n[run]\nthreads = 3\n"
+    const moe_memory m = estimate(LARGE, 1, 0);
+    const int64_t matrix = 4096 * 2048 * (int64_t)sizeof(real);
+    CHECK(m.activations + m.exchange + m.statistics < matrix);
+    CHECK_EQ(m.total, m.weights + 3 * matrix + m.input + m.program);
+    const moe_memory trains = estimate(LARGE "mode = train\n", 1, 0);
+    CHECK_EQ(trains.total, trains.weights + trains.gradients + trains.optimizer +
+                               trains.activations + trains.exchange + trains.statistics +
+                               trains.input + trains.program);
+}
+
 static void test_growth(void) {
     const moe_memory one = estimate(SMALL, 2, 0);
     const moe_memory given = estimate(SMALL, 2, 40);
@@ -201,6 +217,7 @@ static void test_saturation(void) {
 
 int main(void) {
     RUN(test_by_hand);
+    RUN(test_turning);
     RUN(test_growth);
     RUN(test_many_devices);
     RUN(test_training);

@@ -7,7 +7,7 @@
  * are averages over more tokens before they are multiplied, and mean(f) mean(P) is not mean(f P).
  * The test shows both. With balance.global_batch = step it holds in scope `global` too.
  *
- * ctest: f64 np=1,2,4 timeout=120 */
+ * ctest: f64 gemm np=1,2,4 timeout=120 */
 #include <math.h>
 #include <string.h>
 
