@@ -233,7 +233,8 @@ static void use_sums(moe_scopes *s,
                      const moe_placement *placement,
                      int64_t sum[2][MEAN_WORDS]) {
     memcpy(sum, moe_scopes_loss_sums(s), 2 * MEAN_WORDS * sizeof(int64_t));
-    memcpy(s->global.cell, s->shared.cell, (size_t)s->global.words * sizeof(int64_t));
+    memcpy(s->global.cell, s->whole ? s->whole : moe_scopes_micro_batch(s),
+           (size_t)s->global.words * sizeof(int64_t));
     copy_shared(s, s->list, s->num_shared, true);
     for (int64_t i = 0; i < s->num_shared; i++) {
         moe_scopes_add_losses(balance, placement, &s->shared, moe_stats_cell(&s->shared, i + 1),
@@ -318,6 +319,21 @@ void moe_scopes_reduce(moe_scopes *s,
     moe_scopes_complete(s, balance, placement, batch);
 }
 
+/* --- the whole step --- */
+
+int64_t *moe_scopes_micro_batch(const moe_scopes *s) {
+    return moe_stats_cell(&s->shared, 0);
+}
+
+void moe_scopes_add_global(const moe_scopes *s, const moe_comm *comm, int64_t *whole) {
+    moe_comm_sum_i64(comm, moe_scopes_micro_batch(s), s->shared.words);
+    moe_stats_add(&s->shared, whole, moe_scopes_micro_batch(s));
+}
+
+int64_t moe_scopes_tokens(const moe_scopes *s) {
+    return s->global.cell[MOE_STAT_TOKENS] / (s->whole ? s->micro_batches : 1);
+}
+
 /* --- all layers --- */
 
 static void add_cells(moe_stats *sum, const moe_stats *layer, bool first) {
@@ -332,6 +348,8 @@ static void add_cells(moe_stats *sum, const moe_stats *layer, bool first) {
 
 void moe_scopes_add_layer(moe_scopes *sum, const moe_scopes *layer, bool first) {
     sum->first_sequence = layer->first_sequence;
+    sum->whole = layer->whole;
+    sum->micro_batches = layer->micro_batches;
     add_cells(&sum->sequence, &layer->sequence, first);
     add_cells(&sum->device, &layer->device, first);
     add_cells(&sum->global, &layer->global, first);
@@ -360,7 +378,8 @@ int64_t *moe_scopes_cell(const moe_scopes *s,
                     : scope == MOE_SCOPE_DEVICE
                         ? moe_stats_cell(&s->device, segment->device - batch->first_device)
                         : s->global.cell;
-    *divisor = (double)cell[MOE_STAT_TOKENS] * (double)s->population[scope];
+    int64_t tokens = scope == MOE_SCOPE_GLOBAL ? moe_scopes_tokens(s) : cell[MOE_STAT_TOKENS];
+    *divisor = (double)tokens * (double)s->population[scope];
     return cell;
 }
 

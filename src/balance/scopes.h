@@ -5,7 +5,8 @@
  *             sequence that spans devices is completed first
  *   device    per DEVICE (a rank may host several), then the plain mean over the devices that hold
  *             a counted token
- *   global    counts and score sums of all devices, then one product
+ *   global    counts and score sums of all devices, then one product; of the tokens of this
+ *             micro-batch, or of the whole step where these have been summed before (whole)
  *
  * Sums over ranks are integer sums and the means are exact sums, so that the results do not depend
  * on the number of ranks. */
@@ -33,6 +34,9 @@ typedef struct moe_scopes {
                          several ranks hold, sums of losses */
     int64_t num_shared, *list; /* those sequences: how many, and their ids */
     int64_t list_room;
+    const int64_t *whole; /* the global cell of all micro-batches of the step, which takes the place
+                             of this micro-batch's; NULL: it does not. Not owned */
+    int32_t micro_batches;   /* of the step, where there is such a cell */
     moe_stats cut;     /* cells of the sequences that several parts of a rank hold (below), */
     int64_t *cut_list; /* and their ids */
     int64_t cut_room;
@@ -123,8 +127,18 @@ void moe_scopes_finish(moe_scopes *sum,
                        const moe_placement *placement,
                        const moe_batch *batch);
 
+/* Collective. Adds the global cell of this micro-batch to `whole`, after moe_scopes_count in a pass
+ * that makes no losses. */
+void moe_scopes_add_global(const moe_scopes *s, const moe_comm *comm, int64_t *whole);
+
+/* Local. The global cell of this micro-batch alone. */
+int64_t *moe_scopes_micro_batch(const moe_scopes *s);
+/* Local. Counted tokens of a micro-batch: all of a step have the same number. */
+int64_t moe_scopes_tokens(const moe_scopes *s);
+
 /* Local. The cell that holds segment i of the batch in a scope. *divisor = what its gradient is
- * divided by: the tokens of the cell times the population of the scope. */
+ * divided by: the tokens of the cell times the population of the scope; of a cell of the whole
+ * step the tokens of one micro-batch, since gradients are averaged over the micro-batches. */
 int64_t *moe_scopes_cell(const moe_scopes *s,
                          enum moe_scope scope,
                          const moe_batch *batch,

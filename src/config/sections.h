@@ -91,6 +91,7 @@ typedef struct moe_balance_config { /* [balance] */
     enum moe_importance_of importance_of;
     enum moe_load_form load_form;
     enum moe_scope scope;
+    enum moe_global_batch global_batch;
     enum moe_comm_count comm_count;
     bool comm_count_local;
     enum moe_device_p device_p;

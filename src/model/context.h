@@ -30,7 +30,9 @@ typedef struct moe_context {
                                     the placements alone do */
     moe_scopes *all_layers; /* the tokens of all layers put together (moe_balance_has_all_layers),
                                finished by the forward pass of the last layer; or NULL */
-    moe_timeline *timeline; /* of the step; NULL: not recorded */
+    const moe_stats *whole_step; /* [num_layers] cells: the tokens of all micro-batches of the step,
+                                    which the global scope is made of; NULL: of the micro-batch's */
+    moe_timeline *timeline;      /* of the step; NULL: not recorded */
 
     int64_t step; /* keys what is drawn anew in every step */
     int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */

@@ -212,7 +212,8 @@ static int64_t cells_by_device(const moe_memory_sizes *s, int64_t segments) {
 
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
  * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
- * more for all layers put together (aux_form = mixtral). The metrics of a layer are three vectors
+ * more for all layers put together (aux_form = mixtral), and one of each layer for the whole step
+ * (global_batch = step). The metrics of a layer are three vectors
  * [N], five [D] and two words for each cell of the matrix [D,D] that is not 0. A step of several
  * micro-batches has metrics of its own beside those of the micro-batch. */
 static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
@@ -231,10 +232,11 @@ static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t cells = add(kept, shared + 2);
     const int64_t all =
         moe_balance_has_all_layers(&c->balance) ? add(add(sequences, s->local_devices), 1) : 0;
+    const int64_t step = c->balance.global_batch == MOE_GLOBAL_STEP ? moe_config_moe_layers(c) : 0;
     const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(2, moe_memory_matrix_cells(c, s))));
     const int64_t steps = s->train && c->train.accumulate > 1 ? 2 : 1;
     const int64_t segment_bytes = mul(segments, sizeof(moe_segment));
-    return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), all), words),
+    return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), add(all, step)), words),
                                       mul3(steps, moe_config_moe_layers(c), metrics)),
                                   WORD));
 }
