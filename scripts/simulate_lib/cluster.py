@@ -4,7 +4,7 @@ import tempfile
 
 from simulate_lib import simgrid
 
-MOST_DEVICES = 2048  # with more, the matrix of a run is written sparse
+MOST_DEVICES = 2048  # a replay of more takes too long
 # Up to so many devices: messages under way on one of them, and how precise a replay is. The more
 # messages, the closer to all at once, and the longer it takes.
 WINDOWS = ((64, 128, 1e-6), (256, 32, 2e-3), (MOST_DEVICES, 16, 5e-3))

@@ -12,7 +12,7 @@ import time
 import launch
 from advise_lib import runs
 from command_line import Parser, Refused, say
-from export_lib import traffic
+from export_lib import matrix
 from run_lib import safe_files
 from run_lib.record import at
 from simulate_lib import cluster, online, simgrid
@@ -133,13 +133,13 @@ def _run(options, program, environment, sets):
 
 def _exchanges(folder, summary):
     """[(layer, phase, {(source, destination): bytes})] of the run's last step."""
-    layers, devices, rows = traffic.matrix_of(folder)
+    sent = matrix.read(folder)
     sizes = at(summary, "time.exchange.dispatch_row_bytes"), at(
         summary, "time.exchange.combine_row_bytes"
     )
-    found, square = [], devices * devices
-    for layer in range(layers):
-        counts = list(traffic.nonzero(rows[layer * square : (layer + 1) * square], devices))
+    found = []
+    for layer in range(len(sent.layers)):
+        counts = sent.between(layer)
         there = {(s, d): round(count * sizes[0]) for s, d, count in counts}
         back = {(d, s): round(count * sizes[1]) for s, d, count in counts}
         found += [(layer, "dispatch", there), (layer, "combine", back)]
@@ -230,7 +230,7 @@ def _main(options):
         raise Refused(launch.NOT_FOUND)
     _run(options, program, environment, sets)
     path = os.path.join(options.out, "summary.json")
-    summary = safe_files.read_json(path, traffic.MOST_BYTES)
+    summary = safe_files.read_json(path, matrix.MOST_BYTES)
     begin, more = time.monotonic(), {}
     with tempfile.TemporaryDirectory(prefix="moesim-simulate-") as scratch:
         where = cluster.Cluster(options, summary["config"]["cluster"], scratch)

@@ -12,7 +12,7 @@ import subprocess
 import launch
 from advise_lib import runs
 from command_line import Refused
-from export_lib import traffic
+from export_lib import matrix
 from run_lib import safe_files
 from run_lib.record import at
 from simulate_lib import simgrid
@@ -86,11 +86,12 @@ def _timeless(value):
 
 def messages(folder, summary):
     """[(phase, {(source, destination): bytes})] of the last step, as the program sends them."""
-    layers, devices, rows = traffic.matrix_of(folder)
+    sent = matrix.read(folder)
+    devices = sent.devices
     sizes = {(s, d): SIZES for s in range(devices) for d in range(devices) if s != d}
-    found, square = [], devices * devices
-    for layer in range(layers):
-        counts = list(traffic.nonzero(rows[layer * square : (layer + 1) * square], devices))
+    found = []
+    for layer in range(len(sent.layers)):
+        counts = sent.between(layer)
         volume = summary["layers"][layer]["volume"]
         for phase in ("dispatch", "combine"):
             there, ways = at(volume, f"{phase}.rows"), phase == "dispatch"
@@ -132,6 +133,6 @@ def check_same(folded, online):
     if figures(folded) != figures(online):
         raise simgrid.Failed(f"the figures of {online} are not those of {folded}")
     names = [os.path.join(folder, "comm_matrix.npy") for folder in (folded, online)]
-    first, second = (safe_files.read_bytes(name, traffic.MOST_BYTES) for name in names)
+    first, second = (safe_files.read_bytes(name, matrix.MOST_BYTES) for name in names)
     if first != second:
         raise simgrid.Failed(f"{names[1]} is not {names[0]}")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 from _moesim import SOURCE, check, load, run, summary, verdict
+from _sparse_file import NAME, csr, write
 
 SCRIPT = os.path.join(SOURCE, "scripts/export-traffic")
 D, LAYERS = 8, 2
@@ -196,6 +197,44 @@ def check_refused(folder):
         refused("summary.json", "damaged", "--format", "csv", "-o", "o")
 
 
+def content_of(folder):
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        with open(os.path.join(folder, name), "rb") as file:
+            found[name] = file.read()
+    return found
+
+
+def check_list(folder):
+    """With very many devices the pairs are a list: the same traffic; and what is damaged in it."""
+    shutil.copytree(folder, "list", ignore=shutil.ignore_patterns("traffic-*"))
+    arrays = csr(load("list/comm_matrix.npy"))
+    os.remove("list/comm_matrix.npy")
+    write("list", arrays)
+    for kind in ("csv", "smpi", "chakra"):
+        done = export("list", kind)
+        check(done.returncode == 0, done.stderr)
+        check(
+            content_of(f"list/traffic-{kind}")
+            == content_of(os.path.join(folder, f"traffic-{kind}")),
+            f"{kind} of a list is not that of the array",
+        )
+    for spoiled in (
+        {"indices": [99] + arrays["indices"][1:]},
+        {"data": [-1] + arrays["data"][1:]},
+        {"data": arrays["data"][1:]},
+        {"indptr": [0, 5, 1] + arrays["indptr"][3:]},
+        {"shape": [0, 0]},
+    ):
+        write("list", {**arrays, **spoiled})
+        refused(NAME, "list", "--format", "csv", "-o", "o")
+    with open(os.path.join("list", NAME), "r+b") as file:
+        file.truncate(300)
+    refused(f"{NAME} is damaged", "list", "--format", "csv", "-o", "o")
+    os.remove(os.path.join("list", NAME))
+    refused("neither comm_matrix.npy nor", "list", "--format", "csv", "-o", "o")
+
+
 forward = [(layer, phase) for layer in range(LAYERS) for phase in ("dispatch", "combine")]
 backward = [
     (layer, phase)
@@ -206,4 +245,5 @@ made = check_formats("forward", {}, forward)
 check_formats("train", {"run.mode": "train"}, forward + backward)
 run("again", 2, {**SMALL, "data.tokens_per_device": 13})
 check_refused(made)
+check_list(made)
 verdict()

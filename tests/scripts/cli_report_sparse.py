@@ -1,18 +1,16 @@
 """scripts/report shows comm_matrix_sparse.npz as it shows comm_matrix.npy, and says what is damaged
 in it. The archive is written here by Python's zipfile.
 """
-import array
 import os
-import struct
 import zipfile
 
-from _moesim import TEMPORARY, check, header_of, load, verdict
+from _moesim import TEMPORARY, check, load, verdict
 from _report import Page, made_run, report
+from _sparse_file import NAME, csr, write
 
 LIBRARY = os.path.join(TEMPORARY, "stand-in.js")
 with open(LIBRARY, "w") as file:
     file.write("var Plotly = {react() {}};\n")
-NAME = "comm_matrix_sparse.npz"
 
 
 def page_of(label, folder):
@@ -23,33 +21,6 @@ def page_of(label, folder):
         f"{label}: status {done.returncode}: {done.stdout}{done.stderr}",
     )
     return Page(target) if good else None
-
-
-def csr(matrix):
-    """The arrays of [layers, D, D] as one [layers * D, D]."""
-    data, indices, indptr = [], [], [0]
-    for row in matrix.rows():
-        data += [count for count in row if count]
-        indices += [to for to, count in enumerate(row) if count]
-        indptr.append(len(data))
-    layers, devices, _ = matrix.shape
-    return {
-        "data": data,
-        "indices": indices,
-        "indptr": indptr,
-        "shape": [layers * devices, devices],
-    }
-
-
-def write(folder, arrays, method=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(os.path.join(folder, NAME), "w", method) as archive:
-        for name, numbers in arrays.items():
-            content = header_of("<i8", (len(numbers),)) + array.array("q", numbers).tobytes()
-            archive.writestr(f"{name}.npy", content)
-        text = b"{'descr': '|S3', 'fortran_order': False, 'shape': (), }\n"
-        archive.writestr(
-            "format.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + b"csr"
-        )
 
 
 def sparse_run(name):
