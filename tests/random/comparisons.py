@@ -38,6 +38,8 @@ MODE_KEYS = RUN_KEYS | {
     "bytes_saved",
     "counted",
 }
+# What carries rows is told with the settings and the machine.
+TRANSPORT_KEYS = RUN_KEYS | {"transport"}
 # A run validates after its last step; one that went on from there keeps that validation.
 EXTENDED_KEYS = RUN_KEYS | {"validation_loss", "validation_bits_per_byte"}
 TIMES = ("timeline.json", "report.html")
@@ -253,6 +255,15 @@ def compare_mode(bench):
     return bench.same_results("mode", bench.base(), other, MODE_KEYS)
 
 
+def compare_transport(bench):
+    """Rows through shared memory, or by MPI_Alltoallv where the case has that itself."""
+    shared = bench.case.get("exchange.transport", bench.table) != "alltoallv"
+    sets = ["run.threads=1", f"exchange.transport={'alltoallv' if shared else 'shared'}"]
+    ranks = bench.ranks if bench.ranks > 1 else max(r for r in bench.divisors if r <= 4)
+    other = bench.run_into(ranks, sets=sets)
+    return bench.same_results("transport", bench.base(), other, TRANSPORT_KEYS)
+
+
 def compare_own_devices(bench):
     """cluster.devices = 0 with a rank for each device."""
     other = bench.run_into(bench.case.devices(), sets=["run.threads=1", "cluster.devices=0"])
@@ -441,6 +452,7 @@ COMPARISONS = {
     "ranks": compare_ranks,
     "threads": compare_threads,
     "mode": compare_mode,
+    "transport": compare_transport,
     "own devices": compare_own_devices,
     "again": compare_again,
     "echo": compare_echo,
@@ -460,6 +472,9 @@ def applicable(bench):
     names = [n for n in COMPARISONS if n not in RESUMES]
     if len(bench.divisors) == 1:
         names.remove("ranks")
+        names.remove("transport")
+    if str(bench.case.get("exchange.chunks", bench.table)) != "1" and "transport" in names:
+        names.remove("transport")  # chunks need MPI
     if bench.case.devices() > 4:
         names.remove("own devices")
     if may_resume(bench.case, bench.table):
