@@ -11,6 +11,8 @@
 #include "run/restart.h"
 #include "world/window.h"
 
+enum { MANY_CELLS = 1 << 20 }; /* devices of a rank x experts, 72 bytes for each */
+
 /* --- the machine --- */
 
 static void gather_topologies(moe_run_state *r) {
@@ -38,6 +40,22 @@ static int64_t num_tokens(const moe_run_state *r) {
     return (int64_t)r->config->cluster.devices * r->config->data.tokens_per_device;
 }
 
+/* Whether logits and cells are forgotten device by device (model/by_device.h): there are many, and
+ * nobody looks at them once the losses of a layer are known. */
+static bool goes_by_device(const moe_run_state *r) {
+    const moe_config *c = r->config;
+    const int64_t devices = c->cluster.devices / r->comm->size;
+    const bool many = devices >= 64 && devices * c->model.num_experts >= MANY_CELLS;
+    const bool looked_at = c->run.mode != MOE_MODE_FORWARD || c->output.tensors ||
+                           c->model.load[0] || r->options->explains_token ||
+                           r->options->explains_step || moe_balance_has_all_layers(&c->balance) ||
+                           moe_config_splits_batches(c) ||
+                           c->router.method == MOE_METHOD_EXPERT_CHOICE ||
+                           (c->capacity.policy != MOE_CAPACITY_NONE &&
+                            c->capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE);
+    return many && !looked_at;
+}
+
 /* The mean number of experts of a token that is routed, in the recording of this rank. Padding that
  * is dropped has none in a routing. */
 static double recorded_choices(const moe_run_state *r, const moe_memory_given *g) {
@@ -60,7 +78,9 @@ static double recorded_choices(const moe_run_state *r, const moe_memory_given *g
 }
 
 static moe_memory_given given(const moe_run_state *r) {
-    moe_memory_given g = {.num_tokens = num_tokens(r), .backward = r->model_files.dy != NULL};
+    moe_memory_given g = {.num_tokens = num_tokens(r),
+                          .backward = r->model_files.dy != NULL,
+                          .by_device = goes_by_device(r)};
     if (moe_config_generates(r->config)) {
         g.places = r->prompts.longest + r->config->generate.max_new_tokens - 1;
     }
@@ -149,6 +169,7 @@ static void make_context(moe_run_state *r) {
         moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
     }
     moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
+    r->context.by_device = goes_by_device(r);
     r->context.timeline = c->output.timeline ? &r->timeline : NULL;
     if (moe_balance_has_all_layers(&c->balance)) {
         r->context.all_layers = &r->all_layers;
