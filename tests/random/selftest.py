@@ -80,6 +80,11 @@ FAULTS = {
         "mode",
         "mode: summary.json differs",
     ),
+    "transport": (
+        RUN + f"[[ $* == *exchange.transport* ]] && first && {CHANGE} $out/summary.json\n" + END,
+        "transport",
+        "transport: summary.json differs",
+    ),
     "an echo that is refused": (
         'set -o pipefail\nif [[ $* != *--check* ]]; then exec "$program" "$@"; fi\n'
         '"$program" "$@" | sed "s/^seed/sede/"\n',
