@@ -396,7 +396,7 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
 /* --- windows --- */
 
 bool moe_memory_shares(const moe_config *c) {
-    return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
+    return moe_config_shares_memory(c) && c->ranks > 1;
 }
 
 /* What the host sees of this rank in one hop: metadata, vectors that it has (in training x and dy),

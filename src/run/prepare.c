@@ -91,18 +91,35 @@ static moe_memory_given given(const moe_run_state *r) {
     return g;
 }
 
-/* The windows of the ranks of a host stand in one folder, which may be small (in containers). */
+/* Whether the windows of the ranks of this host, `times` as large as they are expected, fail to fit
+ * into the folder in which they stand, which may be small (in containers). */
+static bool lacks_room(const moe_run_state *r, int times, bool known) {
+    const int64_t room = moe_window_room(), ranks = r->comm->local_size;
+    return ranks > 1 && (room < 0 ? !known : r->memory.windows > room / ranks / times);
+}
+
 static void check_windows(const moe_run_state *r, moe_status *st) {
-    const int64_t room = moe_window_room(), ranks = r->comm->local_size,
-                  windows = r->memory.windows;
-    if (ranks > 1 && room >= 0 && windows > room / ranks) {
+    if (lacks_room(r, 1, true)) {
         moe_fail(st, MOE_USER,
                  "exchange.transport = %s needs about %s of shared memory on each of %d ranks of "
                  "this host, and %s has %s left: enlarge it (docker run --shm-size), or set "
                  "exchange.transport = alltoallv",
                  moe_config_enum_name(MOE_KEY(exchange, transport), r->config->exchange.transport),
-                 moe_format_bytes(windows).s, (int)ranks, moe_window_folder(),
-                 moe_format_bytes(room).s);
+                 moe_format_bytes(r->memory.windows).s, r->comm->local_size, moe_window_folder(),
+                 moe_format_bytes(moe_window_room()).s);
+    }
+}
+
+/* Collective. `auto` shares memory only where every host has room for twice the windows of an even
+ * load: nobody asked for what may fail. */
+static void decide_transport(moe_run_state *r, const moe_memory_given *known) {
+    moe_config *c = r->config;
+    if (c->exchange.transport != MOE_TRANSPORT_AUTO) {
+        return;
+    }
+    c->no_room_to_share = moe_comm_lowest_rank(r->comm, lacks_room(r, 2, false)) >= 0;
+    if (c->no_room_to_share) {
+        r->memory = moe_memory_estimate(c, known);
     }
 }
 
@@ -112,6 +129,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
     moe_memory *m = &r->memory;
     const moe_memory_given known = given(r);
     *m = moe_memory_estimate(r->config, &known);
+    decide_transport(r, &known);
     if (r->config->data.source != MOE_SOURCE_SYNTHETIC || r->config->model.load[0]) {
         int64_t read = moe_alloc_live_bytes(); /* the files are there already: no estimate */
         m->total = m->total == INT64_MAX ? m->total : m->total - m->input + read;

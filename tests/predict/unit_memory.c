@@ -34,10 +34,11 @@ static void test_by_hand(void) {
     const int64_t vectors = 8 * ((24 * 8 + 2 * 4) + (3 * 8 + 3 * 4 * 4));
     const int64_t matrix = 8 * 4 * 4;
     const int64_t activations = streams + layer + matrix + topics + topics / 8 + vectors;
-    const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 2 * 2 * 4;
+    /* where x, dy and the result of a row stand are three pointers */
+    const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 3 * 8 + 2 * 2 * 4;
     const int64_t of_pair = (4 + r + 2 * 8) + (4 + r + 3 * 8) + 2 * (4 + r);
     const int64_t exchange =
-        r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + 10 * 8 * 2 * 4 + 8 * t + 2 * r * 16;
+        r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + 10 * 8 * 2 * 4 + 8 * t + 3 * r * 16;
     CHECK_EQ(m.activations, activations + activations / 12);
     CHECK(m.gradients == 0 && m.optimizer == 0);
     CHECK_EQ(m.exchange, exchange + exchange / 12);
