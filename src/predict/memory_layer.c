@@ -45,7 +45,7 @@ static int64_t expert_scratch(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     const int64_t rank = c->model.expert_type == MOE_EXPERT_LORA ? c->model.lora_rank : 0;
     const int64_t shared = c->model.num_shared_experts;
-    const int64_t rows = s->sent / s->slots + 1;
+    const int64_t rows = s->of_slot;
     const int64_t one = add(scratch_of(s, rows, h, f, rank), codes_of(c, rows, h, f, rank));
     const int64_t wide = shared > 0 ? add(scratch_of(s, s->device_tokens, h, mul(shared, f), 0),
                                           codes_of(c, s->device_tokens, h, mul(shared, f), 0))
@@ -86,7 +86,7 @@ static int64_t of_tokens(const moe_config *c, const moe_memory_sizes *s) {
 static int64_t of_experts(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t of_pair = add(h, add(s->keep ? s->hidden : 0, 1));
-    return add(mul(add(mul(s->sent, of_pair), mul(s->rows, h)), REAL), expert_scratch(c, s));
+    return add(mul(add(mul(s->in_pairs, of_pair), mul(s->in_rows, h)), REAL), expert_scratch(c, s));
 }
 
 /* A capacity keeps of each selection whether it is kept, its place, its server and its way back,
@@ -288,9 +288,10 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t decoded = s->first > 0 ? s->first : s->tokens;
     const int64_t coded =
         max64(mul(s->tokens, s->backward ? max64(out, back) : out), mul(s->rows - s->remote, back));
-    return add(add(of_vectors(c, packed), mul(s->backward ? 2 : 1, of_vectors(c, s->remote))),
-               add(mul(rounded, of_vectors(c, decoded)),
-                   add(touched(coded), touched(mul(s->remote, max64(out, back))))));
+    return add(
+        add(of_vectors(c, packed), mul(s->backward ? 2 : 1, of_vectors(c, s->in_remote))),
+        add(mul(rounded, of_vectors(c, decoded)),
+            add(touched(coded), touched(mul(max64(s->remote, s->in_remote), max64(out, back))))));
 }
 
 /* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
@@ -366,11 +367,13 @@ bool moe_memory_shares(const moe_config *c) {
     return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
 }
 
-/* What lands at this rank in one hop: metadata, vectors (in training x and dy) or their bytes, what
- * comes back, and in training numbers of pairs. arriving and returned are counts of vectors. */
+/* What lands at this rank in one hop: metadata of rows and pairs, vectors (in training x and dy) or
+ * their bytes, what comes back, and in training numbers of pairs. arriving and returned are counts
+ * of vectors. */
 static int64_t landings(const moe_config *c,
                         const moe_memory_sizes *s,
                         int64_t rows,
+                        int64_t pairs,
                         int64_t arriving,
                         int64_t returned) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
@@ -379,27 +382,19 @@ static int64_t landings(const moe_config *c,
         add(mul((out == 0) + (s->train && back == 0), arriving), mul(back == 0, returned));
     const int64_t bytes =
         max64(mul(arriving, s->train ? max64(out, back) : out), mul(returned, back));
-    const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, s->sent));
+    const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, pairs));
     return add(add(mul3(numbers, c->model.hidden_size, REAL), bytes),
                add(mul(words, INT), s->train ? mul(s->sent, REAL) : 0));
-}
-
-/* Of rows that come from devices of the same node, those of other ranks. */
-static int64_t from_node(const moe_config *c, const moe_memory_sizes *s, int64_t rows) {
-    const int64_t per_node = max64(c->cluster.devices_per_node, 1);
-    return rows - rows / per_node * min64(s->local_devices, per_node);
 }
 
 int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
     if (!moe_memory_shares(c)) {
         return 0;
     }
-    const bool relayed = s->first > 0;
-    const int64_t remote = relayed ? from_node(c, s, s->rows) : s->remote;
-    int64_t bytes = landings(c, s, s->rows, remote, remote);
-    if (relayed) {
+    int64_t bytes = landings(c, s, s->in_rows, s->in_pairs, s->in_remote, s->remote);
+    if (s->first > 0) {
         const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
-        bytes = add(bytes, landings(c, s, s->first, s->first, parts - parts / s->ranks));
+        bytes = add(bytes, landings(c, s, s->first, s->sent, s->first, parts - parts / s->ranks));
     }
     bytes = mul(s->copies, bytes);
     return add(bytes, bytes / 4);

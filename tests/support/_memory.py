@@ -22,7 +22,7 @@ MIB = 1 << 20
 # Within -5 and +15 %, or 6 MiB: pages of libraries differ from run to run by some MiB.
 LEAST, MOST, SLACK = 0.95, 1.15, 6 * MIB
 NEEDED = re.compile(
-    r";   on each rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
+    r";   on the fullest rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
 )
 PEAK = os.path.join(TEMPORARY, "peak.py")
 BARE = os.path.join(TEMPORARY, "bare_mpi")
