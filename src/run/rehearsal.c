@@ -18,6 +18,7 @@ enum {
     MOST_RECORDED = 1 << 22, /* of a recording, in all layers of a step */
     MOST_PRODUCTS = 1 << 30, /* of all gates, for all tokens */
     MOST_WEIGHTS = 1 << 24,  /* of all gates */
+    MOST_CELLS = 1 << 20,    /* of statistics: devices of a rank x experts x layers, of all draws */
     LEAST_OF_EXPERT = 16     /* selections for which the rounding of a capacity says little */
 };
 
@@ -134,11 +135,16 @@ static void leave_out_capacity(rehearsal *r, const moe_config *whole) {
     c->capacity.policy = MOE_CAPACITY_NONE;
 }
 
+/* Cells of statistics of a draw, which take the time where many devices are folded onto a rank. */
+static double cells_of(const moe_config *c) {
+    return (double)c->cluster.devices / c->ranks * c->model.num_experts * c->model.num_layers;
+}
+
 /* Whether this can be rehearsed in the room that there is. */
 static bool is_possible(const moe_config *c, int64_t tokens, int64_t room) {
     const moe_memory_given given = {.num_tokens = tokens};
     moe_status st = {0};
-    if (moe_config_generates(c) || c->model.num_layers < 1) {
+    if (moe_config_generates(c) || c->model.num_layers < 1 || cells_of(c) > MOST_CELLS) {
         return false;
     }
     const double products = (double)tokens * c->model.num_experts * c->model.hidden_size;
@@ -291,9 +297,10 @@ static int look_ahead(rehearsal *r, moe_status *st) {
 
 /* Collective. */
 static int run_draws(rehearsal *r, moe_status *st) {
+    const double most = fmin(MOST_DRAWS, ceil(MOST_CELLS / cells_of(&r->config)));
     const int64_t draws = r->config.run.steps * draws_of_step(&r->config);
     look_ahead(r, st);
-    for (int64_t i = 0; i < draws && i < MOST_DRAWS && st->code == MOE_OK; i++) {
+    for (int64_t i = 0; i < draws && (double)i < most && st->code == MOE_OK; i++) {
         run_draw(r, i, trains(&r->config), st);
     }
     return st->code;

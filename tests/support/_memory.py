@@ -19,12 +19,13 @@ from files import write_files  # noqa: E402
 from keys import read_table  # noqa: E402
 
 MIB = 1 << 20
-# Within -5 and +15 %, or 6 MiB: pages of libraries differ from run to run by some MiB.
-LEAST, MOST, SLACK = 0.95, 1.15, 6 * MIB
+# Within -5 and +15 %, or 3 MiB: pages of libraries differ from run to run by so much.
+LEAST, MOST, SLACK = 0.95, 1.15, 3 * MIB
 NEEDED = re.compile(
     r";   on the fullest rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
 )
 PEAK = os.path.join(TEMPORARY, "peak.py")
+WINDOWS = re.compile(r"shared memory (\d+)")
 BARE = os.path.join(TEMPORARY, "bare_mpi")
 
 with open(PEAK, "w", encoding="ascii") as file:
@@ -63,12 +64,12 @@ def peaks(ranks, folder, *words):
 bare = {}
 
 
-def compare(folder, ranks, case, label, least=LEAST):
-    """Prints and checks estimate and peak of a configuration; None where it is refused."""
-    if ranks not in bare:
-        bare[ranks] = max(peaks(ranks, ".", BARE)[1])
+def estimate(folder, ranks, words):
+    """Bytes of the fullest rank, and how much a rank writes into the windows of others; or None.
+    Of a window a fifth is reserve, and what a rank writes is as much as lands at it.
+    """
     done = subprocess.run(
-        [*MPIRUN, str(ranks), _moesim.MOESIM, "--check", case],
+        [*MPIRUN, str(ranks), _moesim.MOESIM, "--check", *words],
         cwd=os.path.join(TEMPORARY, folder),
         env=environment(),
         capture_output=True,
@@ -78,14 +79,26 @@ def compare(folder, ranks, case, label, least=LEAST):
     needed = NEEDED.search(done.stdout)
     if not needed:
         return None
-    said = sum(map(int, needed.groups()))
-    if said > 800 * MIB:
+    windows = WINDOWS.search(done.stdout)
+    return sum(map(int, needed.groups())), int(windows[1]) * 4 / 5 if windows else 0
+
+
+def compare(folder, ranks, words, label):
+    """Prints and checks estimate and peak of a configuration; None where it is refused. Pages of
+    windows count in the peak of every rank that touched them, and in the estimate of their owner.
+    """
+    words = [words] if isinstance(words, str) else words
+    if ranks not in bare:
+        bare[ranks] = max(peaks(ranks, ".", BARE)[1])
+    found = estimate(folder, ranks, words)
+    if not found or found[0] > 800 * MIB:
         return None
-    done, found = peaks(ranks, folder, _moesim.MOESIM, "--quiet", "--force", "--out", "out", case)
+    said, elsewhere = found
+    done, found = peaks(ranks, folder, _moesim.MOESIM, "--quiet", "--force", "--out", "out", *words)
     if not found:
         return None
-    took = max(found) - bare[ranks]
-    close = least * took <= said <= MOST * took or abs(said - took) <= SLACK
+    took = max(found) - bare[ranks] - elsewhere
+    close = LEAST * took <= said <= MOST * took or abs(said - took) <= SLACK
     print(f"{label}, np {ranks}: {said / MIB:.1f} said, {took / MIB:.1f} taken", flush=True)
     return close
 
