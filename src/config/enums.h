@@ -77,6 +77,7 @@ enum moe_capacity_policy {
 };
 enum moe_drop_order { MOE_DROP_PROBS, MOE_DROP_POSITION, MOE_DROP_SCORES, MOE_DROP_BATCH_PRIORITY };
 enum moe_overflow { MOE_OVERFLOW_DROP, MOE_OVERFLOW_NEXT_CHOICE };
+enum moe_global_batch { MOE_GLOBAL_MICRO_BATCH, MOE_GLOBAL_STEP };
 enum moe_capacity_scope { MOE_CAPACITY_GLOBAL, MOE_CAPACITY_PER_DEVICE };
 enum moe_rounding {
     MOE_ROUNDING_CEIL,

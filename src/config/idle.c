@@ -87,6 +87,12 @@ static bool moves_no_bias(const moe_config *c) {
 static bool is_sgd(const moe_config *c) {
     return trains(c) && c->train.optimizer == MOE_OPTIMIZER_SGD;
 }
+static bool is_not_global(const moe_config *c) {
+    return c->balance.scope != MOE_SCOPE_GLOBAL;
+}
+static bool is_one_micro_batch(const moe_config *c) {
+    return trains(c) && c->train.accumulate == 1;
+}
 static bool validates_never(const moe_config *c) {
     return trains(c) && c->train.validation_every == 0;
 }
@@ -132,8 +138,11 @@ static const struct {
           MOE_KEY(router, bias_update),
           MOE_KEY(router, bias_centered),
           MOE_KEY(balance, begin_step),
-          MOE_KEY(balance, ramp_steps)),
+          MOE_KEY(balance, ramp_steps),
+          MOE_KEY(balance, global_batch)),
      false, MOE_KEY(run, mode), trains_not},
+    {KEYS(MOE_KEY(balance, global_batch)), false, MOE_KEY(balance, scope), is_not_global},
+    {KEYS(MOE_KEY(balance, global_batch)), false, MOE_KEY(train, accumulate), is_one_micro_batch},
     {KEYS(MOE_KEY(run, steps)), false, MOE_KEY(run, mode), moe_config_generates},
     {KEYS(MOE_KEY(generate, run)), true, MOE_KEY(run, mode), generates_not},
     {KEYS(MOE_KEY(output, tensors)), false, MOE_KEY(run, mode), trains},

@@ -253,7 +253,7 @@ static void fill_shape(const moe_watched *w) {
     e->has_scores = w->context->balance.has_scores;
     e->counted = !b->counted || b->counted[w->local];
     e->lse = e->score_sum = e->gradient_norm = NAN;
-    e->counted_tokens = w->a->scopes.global.cell[MOE_STAT_TOKENS];
+    e->counted_tokens = moe_scopes_tokens(&w->a->scopes);
     moe_explained_reserve(e);
 }
 

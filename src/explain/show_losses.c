@@ -85,12 +85,16 @@ static bool is_shown(const moe_explained_layer *l, int loss) {
 void moe_explain_show_losses(const moe_screen *s,
                              const moe_config *c,
                              const moe_explained_layer *l) {
+    char of[40] = "";
     fputc('\n', s->out);
+    if (c->balance.global_batch == MOE_GLOBAL_STEP) {
+        snprintf(of, sizeof of, ", on the mean over %d micro-batches", c->train.accumulate);
+    }
     moe_screen_wrapped(s, 2, "",
                        "its share of the losses (scope %s): the shares of all %s counted tokens "
-                       "add up to the batch's value",
+                       "add up to the batch's value%s",
                        moe_config_enum_name(MOE_KEY(balance, scope), c->balance.scope),
-                       moe_format_glued(moe_format_count(l->counted_tokens)).s);
+                       moe_format_glued(moe_format_count(l->counted_tokens)).s, of);
     moe_screen_row(s, &share_table, "  %-15s %11s %11s %10s %6s %8s %11s\n", "", "batch", "share",
                    "share x T", "ratio", "alpha", "alpha share");
     for (int loss = 0; loss < MOE_NUM_LOSSES; loss++) {

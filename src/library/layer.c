@@ -50,6 +50,7 @@ static const struct {
     {"router.bias_file", "the array bias takes its place"},
     {"balance.begin_step", "it acts in training only"},
     {"balance.ramp_steps", "it acts in training only"},
+    {"balance.global_batch", "it acts in training only"},
     {"balance.aux_layers", "a layer is one layer"},
     {"placement.load", "moesim_place takes loads"},
     {"placement.file", "the array expert_at takes its place"},

@@ -30,7 +30,9 @@ typedef struct moe_context {
                                     the placements alone do */
     moe_scopes *all_layers; /* the tokens of all layers put together (moe_balance_has_all_layers),
                                finished by the forward pass of the last layer; or NULL */
-    moe_timeline *timeline; /* of the step; NULL: not recorded */
+    const moe_stats *whole_step; /* [num_layers] cells: the tokens of all micro-batches of the step,
+                                    which the global scope is made of; NULL: of the micro-batch's */
+    moe_timeline *timeline;      /* of the step; NULL: not recorded */
 
     int64_t step; /* keys what is drawn anew in every step */
     int64_t draw; /* of a training step's micro-batch: keys noise and expert dropout */
@@ -39,7 +41,9 @@ typedef struct moe_context {
     moe_payload_format combined;   /* of results, dy and dx */
     struct moe_host *host;         /* ranks that rows reach through shared memory, or NULL */
     bool trains;                   /* a gradient will be taken: noise and expert dropout act */
-    bool keep; /* the layers keep what backward needs (pre-activations of the experts) */
+    bool keep;      /* the layers keep what backward needs (pre-activations of the experts) */
+    bool by_device; /* forward only: logits and cells are forgotten device by device
+                       (by_device.h) */
 } moe_context;
 
 /* Local. Placements, router with the input's bias, losses and capacity, from a resolved

@@ -70,7 +70,8 @@ static void fill_metrics(const moe_context *context,
         metrics->total += metrics->loss[i];
     }
     metrics->allreduce_bytes = a->scopes.allreduce_bytes;
-    const int64_t *tokens = moe_stats_device_tokens(&a->scopes.global, a->scopes.global.cell);
+    const int64_t *tokens =
+        moe_stats_device_tokens(&a->scopes.global, moe_scopes_micro_batch(&a->scopes));
     memcpy(metrics->distinct_tokens_per_device, tokens,
            (size_t)context->batch->devices * sizeof *tokens);
 }
@@ -90,6 +91,9 @@ void moe_layer_losses_complete(const moe_layer *layer,
                                moe_layer_metrics *metrics) {
     MOE_ASSERT(a->losses_counted);
     a->losses_counted = false;
+    a->scopes.whole =
+        context->whole_step ? moe_stats_cell(context->whole_step, layer->index) : NULL;
+    a->scopes.micro_batches = context->config->train.accumulate;
     moe_scopes_complete(&a->scopes, &context->balance, layer->placement, context->batch);
     fill_metrics(context, a, metrics);
     add_to_all_layers(layer, context, a, metrics);
@@ -145,7 +149,7 @@ void moe_layer_dlogits(const moe_layer *layer,
     int64_t n = context->router.num_experts;
     double *coefficient = moe_scratch_take(b->scratch, MOE_COEFFICIENTS * n, sizeof *coefficient,
                                            "loss coefficients");
-    int64_t counted = a->scopes.global.cell[MOE_STAT_TOKENS];
+    int64_t counted = moe_scopes_tokens(&a->scopes);
     bool load = context->balance.alpha[MOE_LOSS_LOAD] != 0 &&
                 context->balance.load_form == MOE_LOAD_SHAZEER;
     const moe_noisy *noisy =

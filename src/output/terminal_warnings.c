@@ -55,12 +55,13 @@ static void warn_training(const moe_screen *s, const moe_config *c) {
                      : ", and no balance loss does either");
         moe_terminal_warn(s, text);
     }
-    if (c->balance.scope == MOE_SCOPE_GLOBAL && c->train.accumulate > 1 &&
-        trains_balance(&c->balance)) {
-        snprintf(text, sizeof text,
-                 "balance.scope = global is the tokens of one micro-batch, not those of all %d "
-                 "micro-batches of a step (train.accumulate)",
-                 c->train.accumulate);
+    if (c->balance.scope == MOE_SCOPE_GLOBAL && c->balance.global_batch != MOE_GLOBAL_STEP &&
+        c->train.accumulate > 1 && trains_balance(&c->balance)) {
+        snprintf(
+            text, sizeof text,
+            "balance.scope = global is the tokens of one micro-batch, not those of all %d "
+            "micro-batches of a step (train.accumulate); balance.global_batch = step takes those",
+            c->train.accumulate);
         moe_terminal_warn(s, text);
     }
 }

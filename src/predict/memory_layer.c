@@ -2,8 +2,10 @@
  * The symbols are those of memory.c. */
 #include "balance/balance.h"
 #include "base/alloc.h"
+#include "base/sparse.h"
 #include "capacity/cut.h"
 #include "exchange/payload.h"
+#include "measure/matrix_size.h"
 #include "predict/internal.h"
 #include "predict/memory.h"
 
@@ -66,7 +68,7 @@ static bool keeps_clean(const moe_config *c) {
 static int64_t of_tokens(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
     const int64_t shared = mul(c->model.num_shared_experts, c->model.moe_intermediate_size);
-    int64_t reals = moe_memory_has_gate(c) ? n : 0;
+    int64_t reals = moe_memory_has_gate(c) && !s->by_device ? n : 0;
     if (c->model.norm != MOE_NORM_NONE) {
         reals = add(reals, h);
     }
@@ -99,8 +101,21 @@ static int64_t of_capacity(const moe_config *c, const moe_memory_sizes *s) {
     return add(mul(s->selections, WORD + 2 * INT + 1), routing(s->tokens, most));
 }
 
+/* Where devices are routed one by one (by_device.c): the logits and the routing of a device for
+ * each thread, and the devices that each token reaches. */
+static int64_t of_devices(const moe_config *c, const moe_memory_sizes *s) {
+    if (!s->by_device) {
+        return 0;
+    }
+    const int64_t reals = moe_memory_has_gate(c) ? c->model.num_experts : 0;
+    const int64_t worker =
+        add(mul3(s->device_tokens, reals, REAL), routing(s->device_tokens, s->most));
+    return add(mul(s->threads, worker),
+               add(mul3(s->tokens, s->most, sizeof(moe_sparse_cell)), mul(s->local_devices, WORD)));
+}
+
 static int64_t activations_of_layer(const moe_config *c, const moe_memory_sizes *s) {
-    return add(add(routing(s->tokens, s->most), of_tokens(c, s)),
+    return add(add(routing(s->tokens, s->most), add(of_tokens(c, s), of_devices(c, s))),
                add(of_experts(c, s), of_capacity(c, s)));
 }
 
@@ -159,7 +174,8 @@ static int64_t task(const moe_config *c, const moe_memory_sizes *s) {
     return mul(s->tokens, add(mul(add(h, BYTE_VALUES), REAL), DOUBLE + WORD + 2 * INT));
 }
 
-/* What is copied to be written at the end, or layer by layer: the choices, and dlogits. */
+/* What is copied to be written at the end, or layer by layer: the choices, dlogits, and this rank's
+ * matrices of devices, where they are written as arrays. */
 static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     int64_t bytes = 0;
     if (c->output.routing) {
@@ -171,6 +187,10 @@ static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     }
     if (c->output.tensors && !s->train && !moe_config_recorded(c)) {
         bytes = add(bytes, mul3(s->tokens, c->model.num_experts, DOUBLE));
+    }
+    if (c->cluster.devices <= MOE_MATRIX_DEVICES) {
+        const int64_t matrices = div_up(moe_config_moe_layers(c), s->ranks);
+        bytes = add(bytes, mul3(matrices, mul(c->cluster.devices, c->cluster.devices), WORD));
     }
     return bytes;
 }
@@ -276,22 +296,31 @@ static int64_t of_vectors(const moe_config *c, int64_t rows) {
     return touched(mul3(rows, c->model.hidden_size, REAL));
 }
 
-/* The vectors of a layer (exchange.c, combine.c): packed for and received from other ranks, in
- * training x and dy. A payload that rounds what comes back needs all of it as numbers. Of every
- * payload that rounds, the tokens, or the results that stay, stand there as bytes, and so do the
- * rows from other ranks; and the tokens as numbers again, x and in training dy. */
+/* Bytes of a vector [H] on the wire, rounded or not. */
+static int64_t carried(const moe_config *c, int64_t wire) {
+    return wire > 0 ? wire : mul(c->model.hidden_size, REAL);
+}
+
+/* The vectors of a layer (exchange.c, combine.c): received from other ranks, in training x and dy;
+ * and what is packed for them, where results land later. Of a payload that rounds, the tokens or
+ * the results stand there as bytes, and so do the rows from other ranks; and the tokens as numbers
+ * again, x and in training dy. Through shared memory nothing is packed, nothing lands and bytes
+ * stand in windows: what is left are numbers that were bytes. */
 static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
-    const int64_t packed = back > 0 ? s->rows : s->remote;
+    const int64_t most = max64(carried(c, out), carried(c, back));
     const int64_t rounded = (out > 0) + (s->backward && back > 0);
-    const int64_t decoded = s->first > 0 ? s->first : s->tokens;
-    const int64_t coded =
-        max64(mul(s->tokens, s->backward ? max64(out, back) : out), mul(s->rows - s->remote, back));
+    const int64_t decoded = mul(rounded, of_vectors(c, s->first > 0 ? s->first : s->tokens));
+    const int64_t arriving = s->backward ? max64(out, back) : out;
+    const int64_t coded = max64(mul(s->tokens, arriving), mul(s->rows, back));
+    if (moe_memory_shares(c)) {
+        return s->first > 0 ? mul(rounded, of_vectors(c, s->in_rows))
+                            : add(decoded, mul(rounded, of_vectors(c, s->in_remote)));
+    }
     return add(
-        add(of_vectors(c, packed), mul(s->backward ? 2 : 1, of_vectors(c, s->in_remote))),
-        add(mul(rounded, of_vectors(c, decoded)),
-            add(touched(coded), touched(mul(max64(s->remote, s->in_remote), max64(out, back))))));
+        add(touched(mul(s->remote, most)), mul(s->backward ? 2 : 1, of_vectors(c, s->in_remote))),
+        add(decoded, add(touched(coded), touched(mul(s->in_remote, arriving)))));
 }
 
 /* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
@@ -311,27 +340,30 @@ static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
 
 /* The bytes of a row, and of a pair, in the lists of a plan and of an inbox, and as metadata. */
 static int64_t bytes_of_row(int64_t head_words) {
-    return (2 * INT + 2 * WORD) + (2 * INT + WORD) + 2 * head_words * INT;
+    return (2 * INT + 2 * WORD) + (2 * INT + 4 * WORD) + 2 * head_words * INT;
 }
 static int64_t bytes_of_pair(void) {
     const int64_t pair_words = 1 + REAL / INT;
     return (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
 }
 
-/* The vectors of a first hop (relay.c): all rows that arrived stand in memory, as numbers (in
- * training x and dy) or as bytes; beside them what was packed for other ranks, what goes back, and
- * in a payload that rounds the same as bytes and what came back as numbers. */
+/* The vectors of a first hop (relay.c): all rows that arrived stand in memory, in training x and
+ * dy, as they travelled; beside them what was packed for other ranks, where results land later, and
+ * what goes back, in a payload that rounds also as bytes. Through shared memory only the last are
+ * not in windows, as numbers. */
 static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
     const int64_t returned = c->exchange.node_sum ? s->first : s->rows;
     const int64_t remote = returned - returned / s->first_ranks;
-    const int64_t arrived = (out == 0) + (s->backward && back == 0);
-    const int64_t coded =
-        max64(mul(s->first, s->backward ? max64(out, back) : out), mul(remote, back));
-    return add(add(mul(arrived, of_vectors(c, s->first)), of_vectors(c, returned)),
-               add(of_vectors(c, back > 0 ? returned : remote),
-                   add(touched(mul(returned - remote, back)), touched(coded))));
+    const int64_t arrived = add(touched(mul(s->first, carried(c, out))),
+                                s->backward ? touched(mul(s->first, carried(c, back))) : 0);
+    if (moe_memory_shares(c)) {
+        return back > 0 ? of_vectors(c, returned) : 0;
+    }
+    return add(add(arrived, of_vectors(c, returned)),
+               add(touched(mul(remote, max64(carried(c, out), carried(c, back)))),
+                   touched(mul(returned, back))));
 }
 
 /* What a first hop adds (relay.c): its vectors; its lists with the parts of rows; in the lists of
@@ -357,53 +389,55 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
         add(mul(s->rows, bytes_of_row(head_words)), mul(s->sent, bytes_of_pair()));
     const int64_t fixed =
         add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
-            add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
+            add(mul(s->tokens, WORD), mul3(3 * s->threads, h, REAL)));
     return mul(s->copies, add(add(vectors(c, s), lists), add(fixed, relay(c, s))));
 }
 
 /* --- windows --- */
 
 bool moe_memory_shares(const moe_config *c) {
-    return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
+    return moe_config_shares_memory(c) && c->ranks > 1;
 }
 
-/* What lands at this rank in one hop: metadata of rows and pairs, vectors (in training x and dy) or
- * their bytes, what comes back, and in training numbers of pairs. arriving and returned are counts
- * of vectors. */
-static int64_t landings(const moe_config *c,
-                        const moe_memory_sizes *s,
-                        int64_t rows,
-                        int64_t pairs,
-                        int64_t arriving,
-                        int64_t returned) {
-    const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
-    const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
-    const int64_t numbers =
-        add(mul((out == 0) + (s->train && back == 0), arriving), mul(back == 0, returned));
-    const int64_t bytes =
-        max64(mul(arriving, s->train ? max64(out, back) : out), mul(returned, back));
-    const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, pairs));
-    return add(add(mul3(numbers, c->model.hidden_size, REAL), bytes),
+/* What the host sees of this rank in one hop: metadata, vectors that it has (in training x and dy),
+ * what it returns, and in training numbers of pairs. */
+static int64_t shown(const moe_config *c,
+                     const moe_memory_sizes *s,
+                     int64_t rows,
+                     int64_t vectors,
+                     int64_t returned) {
+    const int64_t out = carried(c, wire_bytes(c, moe_payload_of_dispatch(c)));
+    const int64_t back = carried(c, wire_bytes(c, moe_payload_of_combine(c)));
+    const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, s->sent));
+    return add(add(mul(vectors, out + (s->train ? back : 0)), mul(returned, back)),
                add(mul(words, INT), s->train ? mul(s->sent, REAL) : 0));
+}
+
+/* One of each: the results of the experts stand in a window in place of memory of the rank. */
+static int64_t windows_of_layer(const moe_config *c, const moe_memory_sizes *s) {
+    if (s->first == 0) {
+        return shown(c, s, s->rows, s->tokens, s->in_rows);
+    }
+    const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
+    return add(shown(c, s, s->first, s->tokens, parts),
+               add(shown(c, s, s->rows, 0, s->in_rows), mul(INT, s->rows)));
 }
 
 int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
     if (!moe_memory_shares(c)) {
         return 0;
     }
-    int64_t bytes = landings(c, s, s->in_rows, s->in_pairs, s->in_remote, s->remote);
-    if (s->first > 0) {
-        const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
-        bytes = add(bytes, landings(c, s, s->first, s->sent, s->first, parts - parts / s->ranks));
-    }
-    bytes = mul(s->copies, bytes);
+    const int64_t bytes = mul(s->copies, windows_of_layer(c, s));
     return add(bytes, bytes / 4);
 }
 
-/* A window has a quarter more than it needs, and all of it is touched. In training numbers of pairs
- * pass through one. */
+/* A window has a quarter more than it needs, and all of it is touched. Metadata were counted with
+ * the lists, and results with the experts. */
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {
-    const int64_t pairs = s->train && moe_memory_shares(c) ? mul3(s->copies, s->sent, REAL) : 0;
-    return add(add(exchange_of_layers(c, s), add(pairs, moe_memory_windows(c, s) / 5)),
-               fp32_step(c, s));
+    const int64_t results = moe_payload_rounds(moe_payload_of_combine(c))
+                                ? 0
+                                : mul3(mul(s->copies, s->in_rows), c->model.hidden_size, REAL);
+    const int64_t windows = moe_memory_windows(c, s);
+    return add(add(exchange_of_layers(c, s), fp32_step(c, s)),
+               windows > results ? windows - results : windows);
 }

@@ -61,6 +61,7 @@ void moe_training_free(moe_training *t) {
     }
     moe_free(t->replicas);
     moe_free(t->gradient);
+    moe_stats_free(&t->whole);
     moe_free(t->sums);
     moe_step_metrics_free(&t->micro);
     moe_task_free(&t->task);
@@ -123,6 +124,50 @@ static int run_micro_batch(moe_training *t,
     return st->code;
 }
 
+/* --- what the micro-batches of a step count together --- */
+
+static void add_to_whole(void *self,
+                         int32_t l,
+                         const real *x,
+                         real *y,
+                         moe_activations *a,
+                         moe_layer_metrics *metrics) {
+    moe_training *t = self;
+    const moe_stack *s = t->stack;
+    moe_layer_forward(&s->layer[l], s->context, x, y, a, metrics);
+    if (l == 0 && t->whole.num_cells == 0) {
+        moe_stats_reserve_slots(&t->whole, a->segments.num_experts, a->segments.devices,
+                                a->segments.slots, s->num_layers);
+    }
+    moe_scopes_add_global(&a->scopes, s->context->comm, moe_stats_cell(&t->whole, l));
+    a->losses_counted = false;
+}
+
+/* Collective. A forward pass of every micro-batch, with the random numbers of the training itself:
+ * the parameters stay the same during a step, so that its routing is known before the first
+ * gradient is taken. */
+static void count_whole_step(moe_training *t, int64_t step) {
+    moe_context *context = t->stack->context;
+    const moe_config *c = context->config;
+    double start = moe_comm_time();
+    t->whole.num_cells = 0;
+    context->trains = true;
+    for (int32_t i = 0; i < c->train.accumulate; i++) {
+        context->draw = step * c->train.accumulate + i;
+        moe_task_input(&t->task, t->batch, context->draw, MOE_SPLIT_TRAIN,
+                       moe_stack_input(t->stack));
+        moe_stack_evaluate(t->stack, add_to_whole, t);
+    }
+    context->trains = false;
+    context->whole_step = &t->whole;
+    moe_timeline_add(context->timeline, MOE_SPAN_STATISTICS, -1, start, moe_comm_time(), NULL);
+}
+
+static bool counts_whole_step(const moe_config *c) {
+    return c->balance.scope == MOE_SCOPE_GLOBAL && c->balance.global_batch == MOE_GLOBAL_STEP &&
+           c->train.accumulate > 1;
+}
+
 /* --- between the steps --- */
 
 static void set_alpha(moe_training *t, int64_t step) {
@@ -150,6 +195,9 @@ static int run_micro_batches(moe_training *t,
                              moe_step_metrics *metrics,
                              moe_status *st) {
     int32_t count = t->stack->context->config->train.accumulate;
+    if (counts_whole_step(t->stack->context->config)) {
+        count_whole_step(t, step);
+    }
     t->bad_here = false;
     memset(step_losses(t), 0, (size_t)num_loss_words(t) * sizeof(int64_t));
     for (int32_t i = 0; i < count && moe_step_metrics_all_passed(metrics); i++) {

@@ -2,8 +2,8 @@
  *
  * Training is expert parallel and data parallel at once: the gradients of experts stay on their
  * device, the gradients of everything else are added up over the devices. One step consists of
- * train.accumulate micro-batches, each with its own balance losses, and of one update from the mean
- * gradient of
+ * train.accumulate micro-batches, each with its own balance losses (in scope global with
+ * balance.global_batch = step those of the step), and of one update from the mean gradient of
  *
  *   total = task loss
  *         + sum over layers of (alpha_1 L_expert + alpha_2 L_device + alpha_3 L_comm + z_loss L_z)
@@ -37,6 +37,7 @@ typedef struct moe_training {
     double alpha[MOE_NUM_LOSSES]; /* configured coefficients; those of the context are these times
                                      the schedule of balance.begin_step and ramp_steps */
     double alpha_all_layers;
+    moe_stats whole; /* [layers] of all micro-batches of a step (balance.global_batch = step) */
 } moe_training;
 
 /* Local. Registers the parameters of the stack and of the task, and allocates what training needs.

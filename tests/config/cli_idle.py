@@ -89,6 +89,17 @@ IDLE = (
     ),
     (TRAIN, {"train.validation_batches": 2}, "train.validation_every = 0"),
     (
+        {**TRAIN, "train.accumulate": 2},
+        {"balance.global_batch": "step"},
+        "balance.scope = sequence",
+    ),
+    (
+        {**TRAIN, "balance.scope": "global"},
+        {"balance.global_batch": "step"},
+        "train.accumulate = 1",
+    ),
+    ({"balance.scope": "global"}, {"balance.global_batch": "step"}, "run.mode = forward"),
+    (
         TRAIN,
         {"train.context": 3, "train.validation_share": 0.3},
         "data.source = synthetic",
@@ -96,6 +107,12 @@ IDLE = (
 )
 # The same keys where they act.
 ACTS = (
+    {
+        **TRAIN,
+        "train.accumulate": 2,
+        "balance.scope": "global",
+        "balance.global_batch": "step",
+    },
     {"model.expert_type": "lora", "model.lora_alpha": 3, "model.lora_rank": 2},
     {"model.num_layers": 2, "model.residual": "no"},
     {"router.group_limit": "max", "router.num_groups": 4, "router.topk_group": 1},

@@ -63,6 +63,8 @@ static const char *const settings[] = {
     "router.noise=0.1 router.noise_form=softplus router.jitter=0.05 router.jitter_experts=yes "
     "balance.load_loss=0.01 balance.load_form=shazeer",
     TRAIN "balance.aux_form=mixtral balance.aux_layers=all balance.scope=global",
+    TRAIN
+    "train.accumulate=3 balance.scope=global balance.global_batch=step balance.alpha_expert=0.01",
     TRAIN "router.method=sinkhorn router.sinkhorn_tolerance=0.01",
     TRAIN "router.method=top_p router.top_p=0.4 router.top_k=4",
     TRAIN "router.method=gshard router.top_k=2 router.second_choice=random",

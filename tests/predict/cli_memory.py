@@ -82,15 +82,15 @@ KNOWN = {
             "data.tokens_per_device": 4096,
         },
     ),
-    "shared": (
-        4,
+    "many devices": (  # logits and cells of all of them would be 700 MiB
+        1,
         {
-            "exchange.transport": "shared",
-            "model.num_experts": 32,
-            "model.hidden_size": 256,
-            "model.moe_intermediate_size": 64,
-            "router.top_k": 4,
-            "data.tokens_per_device": 2048,
+            "cluster.devices": 2048,
+            "model.num_experts": 2048,
+            "model.hidden_size": 16,
+            "model.moe_intermediate_size": 8,
+            "data.tokens_per_device": 8,
+            "data.sequence_length": 8,
         },
     ),
 }

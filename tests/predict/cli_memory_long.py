@@ -46,7 +46,6 @@ FEATURES = {
     "selection": (2, {**FORWARD, "exchange.mode": "selection"}),
     "two_level": (4, {**FORWARD, **NODES}),
     "two_level, trained": (4, {**TRAIN, **NODES}),
-    "shared, trained": (2, {**TRAIN, "exchange.transport": "shared"}),
     "replicas": (4, {**FORWARD, **REPLICAS}),
     "replicas, trained": (4, {**TRAIN, **REPLICAS}),
     "eplb": (

@@ -467,6 +467,8 @@ class Drawing:
         self.maybe(0.3, "train.weight_decay", 0.01, 0.1)
         self.maybe(0.3, "train.clip_norm", 0.01, 1)
         self.maybe(0.3, "train.accumulate", 1, 2, 3)
+        if self.get("balance.scope") == "global" and self.get("train.accumulate") in (2, 3):
+            self.maybe(0.5, "balance.global_batch", "step")
         self.maybe(0.3, "train.context", 1, 2, 5)
         self.maybe(0.3, "train.validation_every", 1, 2)
         self.maybe(0.3, "train.validation_batches", 1, 2)
@@ -532,6 +534,7 @@ KNOWN_KEYS = """
     router.second_choice router.temperature router.bias_update_rate router.noise
     router.noise_form router.sinkhorn_iterations router.routed_scaling_factor router.gate_scale
     balance.z_loss balance.load_form balance.load_loss balance.aux_layers balance.comm_count_local
+    balance.global_batch
     capacity.policy
     capacity.expert_capacity capacity.exempt_sequences capacity.capacity_scope capacity.drop
     capacity.overflow capacity.renormalize capacity.pad_to_capacity cluster.devices

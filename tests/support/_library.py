@@ -28,6 +28,7 @@ NOT_OF_A_LAYER = (
     "balance.aux_layers",
     "balance.begin_step",
     "balance.ramp_steps",
+    "balance.global_batch",
     "model.residual",
     "model.norm",
 )

@@ -25,7 +25,6 @@ NEEDED = re.compile(
     r";   on the fullest rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
 )
 PEAK = os.path.join(TEMPORARY, "peak.py")
-WINDOWS = re.compile(r"shared memory (\d+)")
 BARE = os.path.join(TEMPORARY, "bare_mpi")
 
 with open(PEAK, "w", encoding="ascii") as file:
@@ -65,9 +64,7 @@ bare = {}
 
 
 def estimate(folder, ranks, words):
-    """Bytes of the fullest rank, and how much a rank writes into the windows of others; or None.
-    Of a window a fifth is reserve, and what a rank writes is as much as lands at it.
-    """
+    """Bytes of the fullest rank; None where the configuration is refused."""
     done = subprocess.run(
         [*MPIRUN, str(ranks), _moesim.MOESIM, "--check", *words],
         cwd=os.path.join(TEMPORARY, folder),
@@ -77,27 +74,21 @@ def estimate(folder, ranks, words):
         check=False,
     )
     needed = NEEDED.search(done.stdout)
-    if not needed:
-        return None
-    windows = WINDOWS.search(done.stdout)
-    return sum(map(int, needed.groups())), int(windows[1]) * 4 / 5 if windows else 0
+    return sum(map(int, needed.groups())) if needed else None
 
 
 def compare(folder, ranks, words, label):
-    """Prints and checks estimate and peak of a configuration; None where it is refused. Pages of
-    windows count in the peak of every rank that touched them, and in the estimate of their owner.
-    """
+    """Prints and checks estimate and peak of a configuration; None where it is refused."""
     words = [words] if isinstance(words, str) else words
     if ranks not in bare:
         bare[ranks] = max(peaks(ranks, ".", BARE)[1])
-    found = estimate(folder, ranks, words)
-    if not found or found[0] > 800 * MIB:
+    said = estimate(folder, ranks, words)
+    if not said or said > 800 * MIB:
         return None
-    said, elsewhere = found
     done, found = peaks(ranks, folder, _moesim.MOESIM, "--quiet", "--force", "--out", "out", *words)
     if not found:
         return None
-    took = max(found) - bare[ranks] - elsewhere
+    took = max(found) - bare[ranks]
     close = LEAST * took <= said <= MOST * took or abs(said - took) <= SLACK
     print(f"{label}, np {ranks}: {said / MIB:.1f} said, {took / MIB:.1f} taken", flush=True)
     return close

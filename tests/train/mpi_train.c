@@ -5,7 +5,7 @@
  * where every loss is a plain mean over tokens or over whole sequences: the task, the z-loss, and
  * balance losses in scope `sequence`. In the scopes `device` and `global` it is not: there f and P
  * are averages over more tokens before they are multiplied, and mean(f) mean(P) is not mean(f P).
- * The test shows both.
+ * The test shows both. With balance.global_batch = step it holds in scope `global` too.
  *
  * ctest: f64 np=1,2,4 timeout=120 */
 #include <math.h>
@@ -15,6 +15,7 @@
 #include "base/rng.h"
 #include "check.h"
 #include "model_fixture.h"
+#include "reference.h"
 #include "train/specialization.h"
 #include "train/train.h"
 #include "world/comm.h"
@@ -148,6 +149,7 @@ typedef struct piece {
     moe_activations a;
     moe_backward work;
     moe_step_metrics metrics;
+    moe_stats whole; /* of both sequences, where they are to be counted together */
 } piece;
 
 /* Vectors of sequences first .. first + count - 1 of every device, of two in all; mean over tokens,
@@ -164,15 +166,34 @@ static void fill(const piece *p, int first, int count, uint64_t key, double scal
     }
 }
 
+/* Counts the first sequences of all devices and the second ones together. */
+static void count_both(piece *p, const moe_comm *comm, real *x, real *y) {
+    for (int first = 0; first < 2; first++) {
+        fill(p, first, 1, 1, 1, x);
+        moe_layer_forward(&p->layer, &p->context, x, y, &p->a, &p->metrics.layer[0]);
+        if (first == 0) {
+            moe_stats_reserve(&p->whole, p->c.model.num_experts, 4, 1);
+        }
+        moe_scopes_add_global(&p->a.scopes, comm, p->whole.cell);
+    }
+    p->context.whole_step = &p->whole;
+}
+
 /* Gradients of `count` sequences a device, from `first` on. Owner: the caller. */
-static real *gradients(const moe_comm *comm, const char *scope, int first, int count, int64_t *n) {
+static real *gradients(const moe_comm *comm,
+                       const char *scope,
+                       bool whole_step,
+                       int first,
+                       int count,
+                       int64_t *n) {
     piece p = {.input = {0}};
-    char settings[256];
+    char settings[512];
     snprintf(settings, sizeof settings,
              "balance.scope=%s balance.alpha_expert=0.3 balance.alpha_device=0.2 "
-             "balance.alpha_comm=0.1 balance.z_loss=0.01 "
-             "model.num_shared_experts=1 data.tokens_per_device=%d",
-             scope, 16 * count);
+             "balance.alpha_comm=0.1 balance.z_loss=0.01 balance.importance_loss=%g "
+             "model.num_shared_experts=1 data.tokens_per_device=%d train.accumulate=%d%s",
+             scope, whole_step ? 0.2 : 0, 16 * count, 3 - count,
+             whole_step && count == 1 ? " balance.global_batch=step" : "");
     settings_resolve(&p.c, common, settings, comm->size);
     moe_batch_layout(&p.batch, 4 * 16 * count, 16, 4, comm->rank, comm->size);
     moe_context_init(&p.context, comm, &p.c, &p.batch, &p.input, NULL);
@@ -185,6 +206,9 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
     real *x = moe_alloc(3 * elements, sizeof *x, "test");
     real *dy = x + elements;
     real *y = dy + elements;
+    if (whole_step && count == 1) {
+        count_both(&p, comm, x, y);
+    }
     fill(&p, first, count, 1, 1, x);
     fill(&p, first, count, 2, 1.0 / count, dy);
     moe_parameters_clear_gradients(&p.all);
@@ -200,6 +224,7 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
     moe_activations_free(&p.a);
     moe_parameters_free(&p.all);
     moe_backward_free(&p.work);
+    moe_stats_free(&p.whole);
     moe_step_metrics_free(&p.metrics);
     moe_context_free(&p.context);
     moe_batch_free(&p.batch);
@@ -209,13 +234,17 @@ static real *gradients(const moe_comm *comm, const char *scope, int first, int c
 static void check_twice_the_size(const moe_comm *comm) {
     static const struct {
         const char *scope;
-        bool holds;
-    } scopes[] = {{"sequence", true}, {"device", false}, {"global", false}};
-    for (int i = 0; i < 3; i++) {
+        bool whole_step, holds;
+    } scopes[] = {{"sequence", false, true},
+                  {"device", false, false},
+                  {"global", false, false},
+                  {"global", true, true}};
+    for (int i = 0; i < 4; i++) {
         int64_t n;
-        real *first = gradients(comm, scopes[i].scope, 0, 1, &n);
-        real *second = gradients(comm, scopes[i].scope, 1, 1, &n);
-        real *both = gradients(comm, scopes[i].scope, 0, 2, &n);
+        bool step = scopes[i].whole_step;
+        real *first = gradients(comm, scopes[i].scope, step, 0, 1, &n);
+        real *second = gradients(comm, scopes[i].scope, step, 1, 1, &n);
+        real *both = gradients(comm, scopes[i].scope, step, 0, 2, &n);
         double distance = gap(first, second, both, n);
         moe_comm_max_f64(comm, &distance, 1);
         if (scopes[i].holds) {
@@ -229,6 +258,86 @@ static void check_twice_the_size(const moe_comm *comm) {
         moe_free(second);
         moe_free(both);
     }
+}
+
+/* --- the losses of a step of three micro-batches as those of their tokens put together --- */
+
+enum { MICRO_BATCHES = 3 };
+
+typedef struct recorder { /* of the only layer, in every micro-batch */
+    int64_t micro_batch;
+    double *z;       /* [3,T,N] logits of the tokens of this rank, -Inf elsewhere */
+    double *dlogits; /* [3,T,N] likewise */
+} recorder;
+
+static int record(void *self,
+                  const moe_stack *s,
+                  int32_t l,
+                  moe_step_metrics *metrics,
+                  moe_status *st) {
+    recorder *r = self;
+    const moe_batch *b = s->context->batch;
+    const moe_activations *a = moe_stack_activations(s, l);
+    const int64_t n = s->context->router.num_experts;
+    const int64_t at = (r->micro_batch++ * b->num_tokens_global + b->first_token) * n;
+    moe_tally_after_layer(NULL, s, l, metrics, st);
+    for (int64_t i = 0; i < b->num_tokens * n; i++) {
+        r->z[at + i] = a->gate_logits[i];
+    }
+    moe_layer_dlogits(&s->layer[l], s->context, a, r->dlogits + at, NULL);
+    return MOE_OK;
+}
+
+/* Against the naive reference, which is given the tokens of the whole step as one batch. */
+static void check_whole_step(const moe_comm *comm) {
+    fixture f;
+    moe_status st = {0};
+    set_up(&f, comm,
+           "balance.scope=global balance.global_batch=step train.accumulate=3 "
+           "balance.alpha_expert=0.3 balance.alpha_device=0.2 balance.alpha_comm=0.1 "
+           "balance.z_loss=0.01 router.norm_topk_prob=yes");
+    const int64_t tokens = f.batch.num_tokens_global, all = MICRO_BATCHES * tokens;
+    const int64_t n = f.c.model.num_experts;
+    double *z = moe_alloc(3 * all * n, sizeof *z, "test"), *dlogits = z + all * n;
+    double *wanted = dlogits + all * n, loss[MOE_NUM_LOSSES];
+    int32_t *home = moe_alloc_zero(2 * all, sizeof *home, "test");
+    recorder r = {0, z, dlogits};
+    moe_observer observer = {.self = &r, .after_layer = record};
+    for (int64_t i = 0; i < all * n; i++) {
+        z[i] = dlogits[i] = -INFINITY;
+        wanted[i] = 0;
+    }
+    for (int64_t t = 0; t < all; t++) {
+        home[t] = (int32_t)(t % tokens / f.c.data.tokens_per_device);
+    }
+    f.training.observer = &observer;
+    CHECK_MSG(model_fixture_train(&f, 2, &st) == MOE_OK, "%s", st.message);
+    moe_comm_max_f64(comm, z, 2 * all * n);
+    ref_batch b = {.router = &f.context.router,
+                   .devices = f.c.cluster.devices,
+                   .device = f.context.placements[0].device,
+                   .num_tokens = all,
+                   .z = z,
+                   .home = home,
+                   .scope = home + all,
+                   .num_scopes = 1,
+                   .comm_limit = f.context.balance.comm_limit};
+    ref_counts *counts = ref_count(&b);
+    ref_losses(&b, counts, loss);
+    for (int i = 0; i < MOE_NUM_LOSSES; i++) {
+        CHECK_NEAR(f.metrics.layer[0].loss_by_scope[MOE_SCOPE_GLOBAL][i], loss[i], 1e-11);
+    }
+    ref_dlogits(&b, counts, f.training.alpha, wanted);
+    for (int64_t i = 0; i < all * n; i++) {
+        CHECK_MSG(fabs(dlogits[i] - MICRO_BATCHES * wanted[i]) <= 1e-13, "%lld: %g, not %g",
+                  (long long)i, dlogits[i], MICRO_BATCHES * wanted[i]);
+    }
+    CHECK(moe_step_metrics_all_passed(&f.metrics));
+    CHECK_EQ(r.micro_batch, MICRO_BATCHES);
+    ref_counts_free(counts, 1);
+    moe_free(home);
+    moe_free(z);
+    model_fixture_free(&f);
 }
 
 /* --- bias --- */
@@ -365,6 +474,7 @@ int main(int argc, char **argv) {
     moe_gemm_init();
     RUN(check_accumulate, &comm);
     RUN(check_twice_the_size, &comm);
+    RUN(check_whole_step, &comm);
     for (int i = 0; i < 4; i++) {
         RUN(check_bias, &comm, i & 1, i & 2);
     }

@@ -50,8 +50,11 @@ static double objective(fixture *f, int64_t *selection) {
     for (int32_t l = 0; l < moe_config_moe_layers(&f->c); l++) {
         const moe_routing *r = &f->stack.activations[l].routing;
         sum += f->metrics.layer[l].total;
-        for (int64_t i = 0; i < r->num_selections; i++) {
+        for (int64_t i = 0; i < r->num_selections; i++) { /* of the last micro-batch */
             *selection = (*selection * 31 + r->expert[i]) % 1000003;
+        }
+        for (int32_t i = 0; i < f->c.model.num_experts; i++) { /* of all of them */
+            *selection = (*selection * 31 + f->metrics.layer[l].counts_per_expert[i]) % 1000003;
         }
     }
     moe_comm_sum_i64(f->context.comm, selection, 1);
@@ -177,6 +180,15 @@ int main(int argc, char **argv) {
         "model.expert_type=gelu train.recompute=yes balance.alpha_device=0.1",
         "model.num_layers=2 model.first_dense_layers=1 model.attention=mla model.num_heads=2 "
         "model.rope_dim=2 model.kv_lora_rank=5 data.sequence_length=5 router.noise=0.3",
+        "train.accumulate=2 balance.scope=global balance.alpha_expert=0.3 balance.alpha_device=0.2",
+        "train.accumulate=3 balance.scope=global balance.global_batch=step "
+        "balance.alpha_expert=0.3 balance.alpha_device=0.2 balance.alpha_comm=0.1 "
+        "balance.z_loss=0.01 router.score_func=sigmoid",
+        "train.accumulate=2 balance.scope=global balance.global_batch=step router.noise=0.3 "
+        "balance.load_form=shazeer balance.load_loss=0.2 balance.importance_loss=0.1",
+        "train.accumulate=2 balance.scope=global balance.global_batch=step "
+        "balance.alpha_expert=0.3 balance.aux_form=mixtral balance.aux_layers=all "
+        "router.jitter=0.2 router.expert_dropout=0.2",
     };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);
