@@ -25,7 +25,7 @@ void moe_terminal_header(const moe_screen *s,
                          const moe_config *c,
                          const moe_topology *topologies,
                          int ranks,
-                         int64_t memory_bytes_per_rank,
+                         const moe_memory *memory,
                          int64_t memory_available);
 /* The header's lines on training, right after it: task, optimiser, parameters, and what the memory
  * is for. */

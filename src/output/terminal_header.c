@@ -384,9 +384,10 @@ static void print_gemm(const moe_screen *s, const moe_topology *t) {
  * in what is piped. */
 static void print_memory(const moe_screen *s,
                          int ranks,
-                         int64_t bytes_per_rank,
+                         const moe_memory *memory,
                          int64_t available) {
-    char left[80] = "";
+    const int64_t all = moe_memory_of_ranks(memory, ranks), mean = all / ranks;
+    char left[80] = "", most[80] = "";
     if (s->terminal) {
         snprintf(left, sizeof left, "; what is available is unknown");
     }
@@ -394,9 +395,13 @@ static void print_memory(const moe_screen *s,
         snprintf(left, sizeof left, "; %s available on this host",
                  moe_format_glued(moe_format_bytes(available)).s);
     }
-    moe_screen_wrapped(s, LABEL, "memory", "about %s on each rank, %s in all%s",
-                       moe_format_glued(moe_format_bytes(bytes_per_rank)).s,
-                       moe_format_glued(moe_format_bytes(bytes_per_rank * ranks)).s, left);
+    if (memory->total - mean > mean / 20) {
+        snprintf(most, sizeof most, ", %s on the fullest",
+                 moe_format_glued(moe_format_bytes(memory->total)).s);
+    }
+    moe_screen_wrapped(s, LABEL, "memory", "about %s on %s rank%s, %s in all%s",
+                       moe_format_glued(moe_format_bytes(mean)).s, most[0] ? "a" : "each", most,
+                       moe_format_glued(moe_format_bytes(all)).s, left);
 }
 
 /* Warns once for each cause: "capacity.drop, capacity.capacity_factor have no effect:
@@ -515,7 +520,7 @@ void moe_terminal_header(const moe_screen *s,
                          const moe_config *c,
                          const moe_topology *topologies,
                          int ranks,
-                         int64_t memory_bytes_per_rank,
+                         const moe_memory *memory,
                          int64_t memory_available) {
     if (s->quiet) {
         return;
@@ -531,7 +536,7 @@ void moe_terminal_header(const moe_screen *s,
     print_cluster(s, c, ranks);
     print_hosts(s, topologies, ranks);
     print_gemm(s, &topologies[0]);
-    print_memory(s, ranks, memory_bytes_per_rank, memory_available);
+    print_memory(s, ranks, memory, memory_available);
     print_warnings(s, c, topologies, ranks);
     fflush(s->out);
 }

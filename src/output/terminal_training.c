@@ -59,7 +59,7 @@ static void print_memory(const moe_screen *s, const moe_config *c, const moe_mem
             (size_t)snprintf(text + length, sizeof text - length, "%s%s %s", i ? ", " : "",
                              part[i].what, moe_format_glued(moe_format_bytes(part[i].bytes)).s);
     }
-    moe_screen_wrapped(s, LABEL, "", "on each rank: %s%s", text,
+    moe_screen_wrapped(s, LABEL, "", "fullest rank: %s%s", text,
                        c->train.recompute ? "; the experts' hidden vectors are computed again"
                                           : "");
 }

@@ -45,14 +45,18 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
     int64_t device_tokens; /* of the fullest device */
     int64_t sequences;     /* of the batch */
     bool whole;            /* no sequence lies on several devices */
+    int64_t common_begins; /* of a sequence and of a device of this rank */
     int64_t most;          /* experts that one token may have, for which there is room */
     int64_t selections;    /* that are expected */
     int64_t sent;          /* of these, after dropping */
     int64_t rows;          /* of dispatch that are expected, of the last hop */
     int64_t first;         /* of the first of two hops; 0 with one */
     int64_t first_ranks;   /* ranks among which the first of two hops spreads its rows */
-    int64_t remote; /* of rows, for other ranks, with two hops those of the node: 1 - 1/ranks */
-    int64_t copies; /* how many layers have their activations at the same time */
+    int64_t remote;   /* of rows, for other ranks, with two hops those of the node: 1 - 1/ranks */
+    int64_t in_pairs; /* selections that the experts of this rank serve */
+    int64_t in_rows, in_remote; /* rows that arrive in the last hop; of these, from other ranks */
+    int64_t of_slot;            /* selections of the fullest expert */
+    int64_t copies;             /* how many layers have their activations at the same time */
     int64_t threads;
     int64_t places;   /* of a sequence in the cache; 0: nothing is generated */
     int64_t matrices; /* of an expert */

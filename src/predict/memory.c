@@ -10,20 +10,24 @@
 #include "predict/memory.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "attention/shape.h"
 #include "balance/balance.h"
 #include "base/alloc.h"
+#include "base/gemm.h"
 #include "data/batch.h"
-#include "experts/ffn.h"
+#include "experts/experts.h"
 #include "predict/expected.h"
 #include "predict/internal.h"
 #include "router/stats.h"
 
 enum {
-    PROGRAM_BYTES = 8 << 20, /* libraries and their tables */
-    GEMM_BYTES = 4 << 20,    /* of the libraries for products of matrices */
-    THREAD_BYTES = 1 << 20,
+    PROGRAM_BYTES = 8 << 20,  /* pages of the program, a BLAS and MPI, their tables and stacks */
+    ONEDNN_BYTES = 6 << 20,   /* of oneDNN, with the code that it makes for the shapes it meets */
+    BF16_BYTES = 2 << 20,     /* of it, where it computes products in bf16 alone */
+    ONEDNN_PRODUCT = 1 << 19, /* multiplications that are worth its call (base/gemm.c) */
+    GATE_ROWS = 256,          /* of a product of a gate or a head (model/layer_forward.c) */
     TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
 };
 
@@ -52,6 +56,39 @@ static moe_sequences sequences_of(const moe_config *c,
                            .length = length > 0 ? min64(length, tokens) : tokens};
 }
 
+/* How often, in so many tokens, a sequence and a device begin with the same one. */
+static int64_t common_begins(int64_t length, int64_t of_device, int64_t tokens) {
+    int64_t a = max64(length, 1), b = max64(of_device, 1);
+    while (b != 0) { /* the greatest common divisor */
+        const int64_t rest = a % b;
+        a = b;
+        b = rest;
+    }
+    return length > 0 ? max64(1, tokens / mul(length / a, of_device)) : 1;
+}
+
+/* Under an even load, as much arrives as is sent. */
+static void balance(moe_memory_sizes *s) {
+    s->in_pairs = s->sent;
+    s->in_rows = s->rows;
+    s->in_remote = s->remote;
+    s->of_slot = s->sent / s->slots + 1;
+}
+
+/* What was seen of a sample. */
+static void take_load(moe_memory_sizes *s, const moe_memory_load *load) {
+    const double tokens = (double)s->tokens;
+    s->selections = moe_memory_whole(tokens * load->selections);
+    s->sent = moe_memory_whole(tokens * load->sent);
+    s->rows = moe_memory_whole(tokens * load->rows);
+    s->remote = moe_memory_whole(tokens * load->remote);
+    s->first = moe_memory_whole(tokens * load->first);
+    s->in_pairs = moe_memory_whole(tokens * load->in_pairs);
+    s->in_rows = moe_memory_whole(tokens * load->in_rows);
+    s->in_remote = moe_memory_whole(tokens * load->in_remote);
+    s->of_slot = moe_memory_whole(tokens * load->of_slot);
+}
+
 static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *given) {
     const int64_t num_tokens_global = given->num_tokens;
     const int64_t devices = c->cluster.devices > 0 ? c->cluster.devices : 1,
@@ -70,7 +107,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     s.backward = s.train || given->backward;
     s.places = given->places;
     s.by_device = given->by_device;
-    s.keep = s.train ? !c->train.recompute : c->model.load[0] != '\0' && c->output.tensors;
+    s.keep = s.train ? !c->train.recompute : given->backward;
     s.tokens = num_tokens_global > 0 ? min64(mul(per_device, s.local_devices), num_tokens_global)
                                      : mul(per_device, s.local_devices);
     if (num_tokens_global > 0 && ranks == 1) {
@@ -85,6 +122,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     const double sent = k * moe_expected_kept(c, &sequences, in_batch, k);
     s.sequences = sequences.num;
     s.whole = sequences.length > 0 && in_batch % mul(devices, sequences.length) == 0;
+    s.common_begins = common_begins(sequences.length, s.device_tokens, s.tokens);
     s.selections = moe_memory_whole((double)s.tokens * k);
     s.sent = moe_memory_whole((double)s.tokens * sent);
     s.rows = c->exchange.mode == MOE_EXCHANGE_SELECTION
@@ -101,6 +139,10 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     if (replicas && s.local_devices == 1 && c->exchange.mode == MOE_EXCHANGE_TOKEN) {
         /* replicas keep rows at home */
         s.remote = min64(s.remote, moe_memory_whole((double)s.tokens * moe_expected_away(c, sent)));
+    }
+    balance(&s);
+    if (given->load) {
+        take_load(&s, given->load);
     }
     s.matrices = matrices(c->model.expert_type);
     s.hidden = mul(s.matrices > 0 ? s.matrices - 1 : 0, c->model.moe_intermediate_size);
@@ -210,7 +252,8 @@ static int64_t cells_by_device(const moe_memory_sizes *s, int64_t segments) {
     return add(mul(s->threads, add(of_device, s->whole ? 2 : 6)), 1);
 }
 
-/* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
+/* A cell of counts and exact sums for each segment (the part of a sequence on a device, which
+ * begins with one of them or with both), for each
  * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
  * more for all layers put together (aux_form = mixtral), and one of each layer for the whole step
  * (global_batch = step). The metrics of a layer are three vectors
@@ -220,8 +263,7 @@ static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t n = c->model.num_experts, d = c->cluster.devices;
     const int64_t num_sequences = s->sequences;
     const int64_t ranks = s->ranks, share = div_up(num_sequences, ranks);
-    const int64_t cut = s->whole ? 0 : min64(s->local_devices, num_sequences);
-    const int64_t segments = num_sequences <= 1 ? s->local_devices : add(share, cut);
+    const int64_t segments = add(share, s->local_devices) - s->common_begins;
     const int64_t sequences = num_sequences <= 1 ? 1 : share;
     const int64_t shared = ranks > 1 ? min64(ranks - 1, num_sequences) : 0;
     const int64_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
@@ -243,10 +285,31 @@ static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
 
 /* --- together --- */
 
+/* Multiplications of the largest product. */
+static int64_t largest_product(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
+    const int64_t rows = min64(s->device_tokens, MOE_GEMM_ROWS);
+    const int64_t narrow = s->backward ? s->device_tokens : min64(s->device_tokens, GATE_ROWS);
+    const int64_t shared = mul(c->model.num_shared_experts, f);
+    const int64_t wide = max64(shared, c->model.intermediate_size);
+    int64_t most = mul3(min64(s->of_slot, MOE_GEMM_ROWS), s->matrices > 0 ? h : 0, f);
+    most = max64(most, mul3(rows, s->matrices > 0 ? h : 0, wide));
+    most = max64(most, moe_memory_has_gate(c) ? mul3(narrow, h, c->model.num_experts) : 0);
+    most =
+        max64(most, s->text && c->run.mode != MOE_MODE_FORWARD ? mul3(narrow, h, BYTE_VALUES) : 0);
+    return max64(most, c->model.attention == MOE_ATTENTION_NONE ? 0 : mul3(rows, h, h));
+}
+
+/* Of the products of a run, the small ones go elsewhere, unless one library computes them all. */
+static bool uses_onednn(const moe_config *c, const moe_memory_sizes *s) {
+    moe_gemm_kernels of[2];
+    const bool all = moe_gemm_kernels_of(of) == 1;
+    return !strcmp(of[0].library, "oneDNN") && (all || largest_product(c, s) >= ONEDNN_PRODUCT);
+}
+
 static int64_t program(const moe_config *c, const moe_memory_sizes *s) {
-    const bool gemm =
-        c->run.gemm != MOE_GEMM_REFERENCE && (s->hidden > 0 || moe_memory_has_gate(c));
-    return add(PROGRAM_BYTES, add(gemm ? GEMM_BYTES : 0, mul(s->threads - 1, THREAD_BYTES)));
+    const bool narrow = c->model.compute == MOE_COMPUTE_BF16;
+    return PROGRAM_BYTES + (uses_onednn(c, s) ? ONEDNN_BYTES : narrow ? BF16_BYTES : 0);
 }
 
 /* The load is never quite even, and the last page of a buffer, a huge one where the buffer is
@@ -281,9 +344,10 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
     const int64_t trained = add(m.weights, add(m.gradients, m.optimizer));
     const int64_t of_steps = add(m.activations, add(m.exchange, m.statistics));
     m.total = add(add(trained, max64(of_steps, turning(c, &s))), add(m.input, m.program));
+    m.mean = m.total;
     return m;
 }
 
 int64_t moe_memory_of_ranks(const moe_memory *m, int ranks) {
-    return add(mul(m->total, ranks), m->histories);
+    return add(mul(m->mean, ranks), m->histories);
 }

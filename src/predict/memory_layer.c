@@ -47,7 +47,7 @@ static int64_t expert_scratch(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     const int64_t rank = c->model.expert_type == MOE_EXPERT_LORA ? c->model.lora_rank : 0;
     const int64_t shared = c->model.num_shared_experts;
-    const int64_t rows = s->sent / s->slots + 1;
+    const int64_t rows = s->of_slot;
     const int64_t one = add(scratch_of(s, rows, h, f, rank), codes_of(c, rows, h, f, rank));
     const int64_t wide = shared > 0 ? add(scratch_of(s, s->device_tokens, h, mul(shared, f), 0),
                                           codes_of(c, s->device_tokens, h, mul(shared, f), 0))
@@ -88,7 +88,7 @@ static int64_t of_tokens(const moe_config *c, const moe_memory_sizes *s) {
 static int64_t of_experts(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size;
     const int64_t of_pair = add(h, add(s->keep ? s->hidden : 0, 1));
-    return add(mul(add(mul(s->sent, of_pair), mul(s->rows, h)), REAL), expert_scratch(c, s));
+    return add(mul(add(mul(s->in_pairs, of_pair), mul(s->in_rows, h)), REAL), expert_scratch(c, s));
 }
 
 /* A capacity keeps of each selection whether it is kept, its place, its server and its way back,
@@ -315,12 +315,12 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t arriving = s->backward ? max64(out, back) : out;
     const int64_t coded = max64(mul(s->tokens, arriving), mul(s->rows, back));
     if (moe_memory_shares(c)) {
-        return s->first > 0 ? mul(rounded, of_vectors(c, s->rows))
-                            : add(decoded, mul(rounded, of_vectors(c, s->remote)));
+        return s->first > 0 ? mul(rounded, of_vectors(c, s->in_rows))
+                            : add(decoded, mul(rounded, of_vectors(c, s->in_remote)));
     }
     return add(
-        add(touched(mul(s->remote, most)), mul(s->backward ? 2 : 1, of_vectors(c, s->remote))),
-        add(decoded, add(touched(coded), touched(mul(s->remote, arriving)))));
+        add(touched(mul(s->remote, most)), mul(s->backward ? 2 : 1, of_vectors(c, s->in_remote))),
+        add(decoded, add(touched(coded), touched(mul(s->in_remote, arriving)))));
 }
 
 /* What an exchange in several chunks adds (chunks.c): vectors for other ranks, packed apart from
@@ -435,11 +435,11 @@ static int64_t shown(const moe_config *c,
 /* One of each: the results of the experts stand in a window in place of memory of the rank. */
 static int64_t windows_of_layer(const moe_config *c, const moe_memory_sizes *s) {
     if (s->first == 0) {
-        return shown(c, s, s->rows, s->tokens, s->rows);
+        return shown(c, s, s->rows, s->tokens, s->in_rows);
     }
     const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
     return add(shown(c, s, s->first, s->tokens, parts),
-               add(shown(c, s, s->rows, 0, s->rows), mul(INT, s->rows)));
+               add(shown(c, s, s->rows, 0, s->in_rows), mul(INT, s->rows)));
 }
 
 int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
@@ -455,7 +455,7 @@ int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t results = moe_payload_rounds(moe_payload_of_combine(c))
                                 ? 0
-                                : mul3(mul(s->copies, s->rows), c->model.hidden_size, REAL);
+                                : mul3(mul(s->copies, s->in_rows), c->model.hidden_size, REAL);
     const int64_t windows = moe_memory_windows(c, s);
     return add(add(exchange_of_layers(c, s), fp32_step(c, s)),
                windows > results ? windows - results : windows);

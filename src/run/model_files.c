@@ -199,6 +199,12 @@ static int load_tensor(const moe_context *context, const tensor *t, moe_status *
     return st->code;
 }
 
+int moe_model_files_gate(const moe_context *context, moe_layer *layer, moe_status *st) {
+    tensor table[MOST_TENSORS];
+    list_tensors(layer, &(moe_layer_indices){0}, context->config->model.num_experts, table);
+    return load_tensor(context, &table[0], st);
+}
+
 /* A file that nothing reads would be ignored in silence. */
 static int refuse_idle_file(const moe_config *c, const char *name, moe_status *st) {
     const char *type = moe_config_enum_name(MOE_KEY(model, expert_type), c->model.expert_type);

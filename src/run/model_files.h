@@ -28,6 +28,9 @@ void moe_model_files_free(moe_model_files *in);
  * MOE_USER, agreed by all ranks. */
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st);
 
+/* Collective. Replaces the weights of the gate alone. Fails likewise. */
+int moe_model_files_gate(const moe_context *context, moe_layer *layer, moe_status *st);
+
 /* Collective. Runs the layer backward from dy and writes the gradients' files. `a` is what the
  * forward pass left, with context->keep set. */
 int moe_model_files_backward(const moe_context *context,

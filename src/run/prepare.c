@@ -9,6 +9,7 @@
 #include "output/format.h"
 #include "predict/expected.h"
 #include "run/internal.h"
+#include "run/rehearsal.h"
 #include "run/restart.h"
 #include "world/window.h"
 
@@ -111,30 +112,67 @@ static void check_windows(const moe_run_state *r, moe_status *st) {
     }
 }
 
-/* Collective. `auto` shares memory only where every host has room for twice the windows of an even
- * load: nobody asked for what may fail. */
-static void decide_transport(moe_run_state *r, const moe_memory_given *known) {
+/* The fullest rank, and the mean over ranks, of what a rehearsal saw. */
+static moe_memory of_loads(const moe_run_state *r,
+                           const moe_memory_given *known,
+                           const moe_memory_load *load) {
+    moe_memory_given given = *known;
+    moe_memory fullest = {.total = -1};
+    double sum = 0;
+    for (int q = 0; q < r->comm->size; q++) {
+        given.load = &load[q];
+        const moe_memory m = moe_memory_estimate(r->config, &given);
+        sum += (double)m.total / r->comm->size;
+        fullest = m.total > fullest.total ? m : fullest;
+    }
+    fullest.mean = sum < 0x1p62 ? (int64_t)sum : INT64_MAX;
+    return fullest;
+}
+
+/* What the run needs, under the load that a rehearsal sees, or under an even one. */
+static moe_memory estimate(moe_run_state *r, int64_t available) {
+    const moe_memory_given known = given(r);
+    const int64_t room = available < 0 ? INT64_MAX : available / r->comm->local_size / 2;
+    moe_memory_load *load = moe_alloc(r->comm->size, sizeof *load, "loads of the ranks");
+    const moe_memory m =
+        moe_rehearse(r->comm, r->config, &r->input, &r->model_files, num_tokens(r), room, load)
+            ? of_loads(r, &known, load)
+            : moe_memory_estimate(r->config, &known);
+    moe_free(load);
+    return m;
+}
+
+/* Collective. `auto` shares memory only where every host has room for twice the windows of the
+ * load that is expected: nobody asked for what may fail. */
+static void decide_transport(moe_run_state *r, int64_t available) {
     moe_config *c = r->config;
     if (c->exchange.transport != MOE_TRANSPORT_AUTO) {
         return;
     }
     c->no_room_to_share = moe_comm_lowest_rank(r->comm, lacks_room(r, 2, false)) >= 0;
     if (c->no_room_to_share) {
-        r->memory = moe_memory_estimate(c, known);
+        r->memory = estimate(r, available);
     }
+}
+
+/* The files that were read are there already: no estimate. */
+static void count_files(moe_memory *m, int64_t read) {
+    if (m->total < INT64_MAX) {
+        m->total += read - m->input;
+        m->mean += read - m->input;
+    }
+    m->input = read;
 }
 
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(moe_run_state *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
+    const int64_t read = moe_alloc_live_bytes();
     moe_memory *m = &r->memory;
-    const moe_memory_given known = given(r);
-    *m = moe_memory_estimate(r->config, &known);
-    decide_transport(r, &known);
+    *m = estimate(r, available);
+    decide_transport(r, available);
     if (r->config->data.source != MOE_SOURCE_SYNTHETIC || r->config->model.load[0]) {
-        int64_t read = moe_alloc_live_bytes(); /* the files are there already: no estimate */
-        m->total = m->total == INT64_MAX ? m->total : m->total - m->input + read;
-        m->input = read;
+        count_files(m, read);
         available = available < 0 ? available : available + read * r->comm->local_size;
     }
     needed = moe_memory_of_ranks(m, r->comm->local_size);
@@ -144,7 +182,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
             "this run needs about %s on this host, where %s are available: %s on each of %d "
             "rank%s (weights %s, gradients %s, optimiser %s, activations %s, exchange %s), and "
             "%s for the loads of all steps on rank 0; lower %s",
-            moe_format_bytes(needed).s, moe_format_bytes(available).s, moe_format_bytes(m->total).s,
+            moe_format_bytes(needed).s, moe_format_bytes(available).s, moe_format_bytes(m->mean).s,
             r->comm->local_size, r->comm->local_size == 1 ? "" : "s",
             moe_format_bytes(m->weights).s, moe_format_bytes(m->gradients).s,
             moe_format_bytes(m->optimizer).s, moe_format_bytes(m->activations).s,
@@ -248,8 +286,7 @@ static int open_results(moe_run_state *r, moe_status *st) {
 
 static void show_header(const moe_run_state *r) {
     const moe_run_options *o = r->options;
-    const int64_t mean = moe_memory_of_ranks(&r->memory, r->comm->size) / r->comm->size;
-    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, mean,
+    moe_terminal_header(&r->screen, r->config, r->topologies, r->comm->size, &r->memory,
                         moe_memory_available());
     moe_terminal_warnings(&r->screen, r->config, &r->input);
     if (moe_run_trains(r)) {

@@ -328,7 +328,7 @@ static void print_needs(const moe_run_state *r) {
                  (long long)m->windows);
     }
     printf("\n; memory needed, in bytes (estimated)\n"
-           ";   on each rank: %lld\n;     weights %lld, gradients %lld, optimiser %lld, "
+           ";   on the fullest rank: %lld\n;     weights %lld, gradients %lld, optimiser %lld, "
            "activations %lld,\n;     exchange %lld, statistics %lld, input %lld, program %lld\n"
            "%s"
            ";   besides on rank 0, loads and matrices of all steps: %lld\n"

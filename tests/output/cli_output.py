@@ -325,7 +325,7 @@ def check_width():
 
 TIME = re.compile(r" *(\d+ min \d\d s|[\d.]+ m?s)\b")
 HEADER_OF_RANKS = re.compile(
-    r"^((devices|machine|memory|warning) | {11}on each rank:).*\n( {11}.*\n)*", re.M
+    r"^((devices|machine|memory|warning) | {11}fullest rank:).*\n( {11}.*\n)*", re.M
 )  # say how many ranks there are
 
 

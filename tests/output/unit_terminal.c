@@ -41,9 +41,10 @@ static page render(moe_screen s,
                    bool oversubscribed) {
     moe_topology t[64];
     page p = {NULL, 0};
+    const moe_memory memory = {.total = (int64_t)400 << 20, .mean = (int64_t)300 << 20};
     make_topologies(t, ranks, oversubscribed);
     s.out = open_memstream(&p.text, &p.length);
-    moe_terminal_header(&s, c, t, ranks, (int64_t)300 << 20, (int64_t)8 << 30);
+    moe_terminal_header(&s, c, t, ranks, &memory, (int64_t)8 << 30);
     moe_terminal_step(&s, c, r);
     moe_terminal_progress(&s, 1, 2, 0.5);
     moe_terminal_step(&s, c, r);

@@ -19,10 +19,10 @@ from files import write_files  # noqa: E402
 from keys import read_table  # noqa: E402
 
 MIB = 1 << 20
-# Within -5 and +15 %, or 6 MiB: pages of libraries differ from run to run by some MiB.
-LEAST, MOST, SLACK = 0.95, 1.15, 6 * MIB
+# Within -5 and +15 %, or 3 MiB: pages of libraries differ from run to run by so much.
+LEAST, MOST, SLACK = 0.95, 1.15, 3 * MIB
 NEEDED = re.compile(
-    r";   on each rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
+    r";   on the fullest rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
 )
 PEAK = os.path.join(TEMPORARY, "peak.py")
 BARE = os.path.join(TEMPORARY, "bare_mpi")
@@ -63,12 +63,10 @@ def peaks(ranks, folder, *words):
 bare = {}
 
 
-def compare(folder, ranks, case, label, least=LEAST):
-    """Prints and checks estimate and peak of a configuration; None where it is refused."""
-    if ranks not in bare:
-        bare[ranks] = max(peaks(ranks, ".", BARE)[1])
+def estimate(folder, ranks, words):
+    """Bytes of the fullest rank; None where the configuration is refused."""
     done = subprocess.run(
-        [*MPIRUN, str(ranks), _moesim.MOESIM, "--check", case],
+        [*MPIRUN, str(ranks), _moesim.MOESIM, "--check", *words],
         cwd=os.path.join(TEMPORARY, folder),
         env=environment(),
         capture_output=True,
@@ -76,16 +74,22 @@ def compare(folder, ranks, case, label, least=LEAST):
         check=False,
     )
     needed = NEEDED.search(done.stdout)
-    if not needed:
+    return sum(map(int, needed.groups())) if needed else None
+
+
+def compare(folder, ranks, words, label):
+    """Prints and checks estimate and peak of a configuration; None where it is refused."""
+    words = [words] if isinstance(words, str) else words
+    if ranks not in bare:
+        bare[ranks] = max(peaks(ranks, ".", BARE)[1])
+    said = estimate(folder, ranks, words)
+    if not said or said > 800 * MIB:
         return None
-    said = sum(map(int, needed.groups()))
-    if said > 800 * MIB:
-        return None
-    done, found = peaks(ranks, folder, _moesim.MOESIM, "--quiet", "--force", "--out", "out", case)
+    done, found = peaks(ranks, folder, _moesim.MOESIM, "--quiet", "--force", "--out", "out", *words)
     if not found:
         return None
     took = max(found) - bare[ranks]
-    close = least * took <= said <= MOST * took or abs(said - took) <= SLACK
+    close = LEAST * took <= said <= MOST * took or abs(said - took) <= SLACK
     print(f"{label}, np {ranks}: {said / MIB:.1f} said, {took / MIB:.1f} taken", flush=True)
     return close
 
