@@ -467,8 +467,9 @@ class Drawing:
         self.maybe(0.3, "train.weight_decay", 0.01, 0.1)
         self.maybe(0.3, "train.clip_norm", 0.01, 1)
         self.maybe(0.3, "train.accumulate", 1, 2, 3)
-        if self.get("balance.scope") == "global" and self.get("train.accumulate") in (2, 3):
-            self.maybe(0.5, "balance.global_batch", "step")
+        if self.get("train.accumulate") in ("2", "3") and self.chance(0.3):
+            self.put("balance.scope", "global")
+            self.put("balance.global_batch", "step")
         self.maybe(0.3, "train.context", 1, 2, 5)
         self.maybe(0.3, "train.validation_every", 1, 2)
         self.maybe(0.3, "train.validation_batches", 1, 2)
