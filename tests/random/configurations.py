@@ -512,6 +512,11 @@ class Drawing:
             if not known and name not in self.case.settings and self.chance(0.08):
                 self.put(name, self.any_value(key))
 
+    def keep_finite(self):
+        """Without a norm values grow from layer to layer, and long gradients soon end in NaN."""
+        if self.case.trains() and self.get("model.norm") == "none":
+            self.case.settings.setdefault("train.clip_norm", 1)
+
     def draw_rare(self):
         if not self.chance(0.125):
             return
@@ -565,5 +570,6 @@ def draw(seed, table):
     d.draw_training()
     d.draw_output()
     d.draw_rest()
+    d.keep_finite()
     d.draw_rare()
     return d.case
