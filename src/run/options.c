@@ -134,6 +134,9 @@ static bool is_known(const char *word) {
 }
 
 static int take_config(moe_options *o, const char *file, moe_status *st) {
+    if (file[0] == '\0') {
+        return moe_fail(st, MOE_USER, "the name of the configuration is empty");
+    }
     if (o->config) {
         return moe_fail(st, MOE_USER, "two configurations are given, %s and %s: one is expected",
                         o->config, file);
