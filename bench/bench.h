@@ -55,8 +55,14 @@ static inline double bench_clock(const moe_comm *comm) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Called before every measured call, outside its time, if it is set. */
+static bench_function bench_prepare;
+
 /* Collective. Seconds of one call on the slowest rank. */
 static inline double bench_once(const moe_comm *comm, bench_function f, void *argument) {
+    if (bench_prepare) {
+        bench_prepare(argument);
+    }
     MPI_Barrier(comm->comm);
     double seconds = bench_clock(comm);
     f(argument);

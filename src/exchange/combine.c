@@ -10,11 +10,12 @@
 
 /* --- sums --- */
 
-const real *moe_returned_row(const moe_returned *b, int64_t i) {
-    if (i >= b->own_begin && i < b->own_end) {
-        return b->own + (i - b->own_begin) * b->hidden;
+const real *moe_returned_row(const moe_returned *b, int64_t i, real *decoded) {
+    if (!moe_payload_rounds(b->format)) {
+        return (const real *)(const void *)b->row[i];
     }
-    return b->back + (i < b->own_begin ? i : i - (b->own_end - b->own_begin)) * b->hidden;
+    moe_payload_decode(b->format, b->row[i], b->hidden, decoded);
+    return decoded;
 }
 
 /* to = a + b; `to` may be a. */
@@ -26,24 +27,25 @@ MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n)
 }
 
 /* What one device returns for a token, whose results from this device begin at term *i: its only
- * one where it stands, or the sum of them, in ascending order of experts, in scratch. *i becomes
- * the term behind them. */
+ * one where it stands, or, decoded or the sum of them in ascending order of experts, in scratch. *i
+ * becomes the term behind them. */
 static const real *device_sum(const moe_sum_order *order,
                               const moe_returned *b,
                               int64_t *i,
                               int64_t end,
-                              real *scratch) {
+                              real *scratch,
+                              real *decoded) {
     const int64_t *term = order->term;
     int32_t device = order->device[term[*i]];
-    const real *sum = moe_returned_row(b, term[*i]);
+    const real *sum = moe_returned_row(b, term[*i], scratch);
     for (++*i; *i < end && order->device[term[*i]] == device; ++*i) {
-        sum_of(scratch, sum, moe_returned_row(b, term[*i]), b->hidden);
+        sum_of(scratch, sum, moe_returned_row(b, term[*i], decoded), b->hidden);
         sum = scratch;
     }
     return sum;
 }
 
-/* y of one token. scratch [2,H] is for the sum of a node and the sum of a device. */
+/* y of one token. scratch [3,H] is for the sum of a node, the sum of a device and a row. */
 static void sum_token(const moe_sum_order *order,
                       const moe_returned *b,
                       int64_t t,
@@ -61,9 +63,9 @@ static void sum_token(const moe_sum_order *order,
         bool first_node = i == begin;
         int32_t node = order->device[order->term[i]] / devices_per_node;
         real *to = first_node ? y : scratch;
-        const real *sum = device_sum(order, b, &i, end, to);
+        const real *sum = device_sum(order, b, &i, end, to, scratch + 2 * h);
         while (i < end && order->device[order->term[i]] / devices_per_node == node) {
-            sum_of(to, sum, device_sum(order, b, &i, end, scratch + h), h);
+            sum_of(to, sum, device_sum(order, b, &i, end, scratch + h, scratch + 2 * h), h);
             sum = to;
         }
         if (!first_node) {
@@ -82,66 +84,94 @@ void moe_returned_sum(moe_exchange *e,
     MOE_ASSERT(omp_get_max_threads() <= e->threads);
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < order->num_tokens; t++) {
-        sum_token(order, b, t, devices_per_node, e->sums + omp_get_thread_num() * 2 * b->hidden,
+        sum_token(order, b, t, devices_per_node, e->sums + omp_get_thread_num() * 3 * b->hidden,
                   sum + t * b->hidden);
     }
 }
 
 /* --- bringing results back --- */
 
-/* Results for the own rank stand among the others: they are read there. */
-static moe_returned bring_whole(moe_exchange *e, const moe_cargo *cargo) {
-    int rank = e->comm->rank;
-    const char *back = moe_exchange_carry(e, cargo, &e->returned);
-    return (moe_returned){
-        .back = (const real *)(const void *)back,
-        .own = (const real *)(const void *)(cargo->from + cargo->begin[rank] * cargo->stride),
-        .own_begin = cargo->arriving[rank],
-        .own_end = cargo->arriving[rank + 1],
-        .hidden = cargo->hidden};
+static int64_t bytes_of_result(const moe_exchange *e) {
+    return moe_payload_bytes(e->combined, e->inbox.hidden);
 }
 
-/* The same in a narrow payload: all results become bytes, and bytes numbers again, those of the own
- * rank too. */
-static moe_returned bring_rounded(moe_exchange *e, moe_cargo *cargo) {
-    moe_payload_format f = cargo->format;
-    int rank = e->comm->rank, ranks = e->comm->size;
-    const int64_t *here = cargo->arriving;
-    int64_t h = cargo->hidden, begin = here[rank], end = here[rank + 1];
-    int64_t others = here[ranks] - (end - begin);
-    cargo->encoded = true;
-    cargo->bytes = moe_payload_bytes(f, h);
-    const char *back = moe_exchange_carry(e, cargo, &e->arriving);
-    real *numbers = (real *)(void *)moe_landing_memory(
-        &e->returned, here[ranks] * h * (int64_t)sizeof(real), "returned rows");
-    moe_reserve_varying(&e->coded, &e->coded_capacity, (end - begin) * cargo->bytes, 1,
-                        "rows that stay");
-    moe_payload_encode_all(
-        f, (const real *)(const void *)(cargo->from + cargo->begin[rank] * cargo->stride),
-        end - begin, h, e->coded);
-    moe_payload_decode_all(f, back, begin, h, numbers);
-    moe_payload_decode_all(f, e->coded, end - begin, h, numbers + begin * h);
-    moe_payload_decode_all(f, back + begin * cargo->bytes, others - begin, h, numbers + end * h);
-    return (moe_returned){.back = numbers, .hidden = h};
+real *moe_exchange_results(moe_exchange *e, enum moe_unit unit) {
+    if (!e->host || moe_payload_rounds(e->combined)) {
+        return NULL;
+    }
+    return (real *)(void *)moe_near_results(e, unit, bytes_of_result(e), &e->results);
+}
+
+/* Results as they travel: where the host reads them, and otherwise themselves or encoded. */
+static const char *lay_out_results(moe_exchange *e,
+                                   enum moe_unit unit,
+                                   const real *results,
+                                   int64_t count) {
+    const int64_t bytes = bytes_of_result(e);
+    char *to = e->host ? moe_near_results(e, unit, bytes, &e->results) : NULL;
+    if (!moe_payload_rounds(e->combined)) {
+        if (e->host) {
+            moe_shown_write(&e->results, e->host, (const char *)results, count, bytes, to);
+        }
+        return e->host ? to : (const char *)results;
+    }
+    if (e->host) {
+        moe_shown_wait(&e->results, e->host);
+    } else {
+        moe_reserve_varying(&e->coded, &e->coded_capacity, count * bytes, 1, "results to send");
+        to = e->coded;
+    }
+    moe_payload_encode_all(e->combined, results, count, e->inbox.hidden, to);
+    return to;
+}
+
+/* Where the results from rank q begin. */
+static const char *returned_from(const moe_exchange *e,
+                                 enum moe_unit unit,
+                                 int q,
+                                 const char *own,
+                                 const char **landed,
+                                 int64_t count) {
+    const int64_t bytes = bytes_of_result(e);
+    if (q == e->comm->rank) {
+        return own;
+    }
+    if (!moe_exchange_is_far(e, q)) {
+        return moe_near_returned(e, unit, bytes, &e->results, q);
+    }
+    const char *from = *landed;
+    *landed += count * bytes;
+    return from;
 }
 
 moe_returned moe_exchange_bring(moe_exchange *e,
-                                enum moe_flow flow,
+                                enum moe_unit unit,
                                 const int64_t *back,
                                 const int64_t *here,
                                 const real *results) {
-    int64_t h = e->inbox.hidden, bytes = h * (int64_t)sizeof(real);
-    moe_cargo cargo = {.flow = flow,
-                       .begin = back,
-                       .arriving = here,
-                       .from = (const char *)results,
-                       .stride = bytes,
-                       .bytes = bytes,
-                       .format = e->combined,
-                       .hidden = h,
-                       .most = e->most_rows,
-                       .what = "returned rows"};
-    return moe_payload_rounds(e->combined) ? bring_rounded(e, &cargo) : bring_whole(e, &cargo);
+    const int rank = e->comm->rank, ranks = e->comm->size;
+    const int64_t bytes = bytes_of_result(e);
+    const char *own = lay_out_results(e, unit, results, back[ranks]);
+    if (e->host) {
+        moe_shown_end(&e->results, e->host);
+    }
+    const char *landed = moe_exchange_carry(e,
+                                            &(moe_cargo){.begin = back,
+                                                         .arriving = here,
+                                                         .from = own,
+                                                         .bytes = bytes,
+                                                         .most = e->most_rows,
+                                                         .what = "returned rows"},
+                                            &e->returned);
+    moe_reserve_varying(&e->back, &e->back_capacity, here[ranks], sizeof *e->back, "returned rows");
+    for (int q = 0; q < ranks; q++) {
+        const char *from =
+            returned_from(e, unit, q, own + back[rank] * bytes, &landed, here[q + 1] - here[q]);
+        for (int64_t i = here[q]; i < here[q + 1]; i++) {
+            e->back[i] = from + (i - here[q]) * bytes;
+        }
+    }
+    return (moe_returned){.row = e->back, .format = e->combined, .hidden = e->inbox.hidden};
 }
 
 void moe_exchange_combine(moe_exchange *e,
@@ -155,7 +185,7 @@ void moe_exchange_combine(moe_exchange *e,
     if (moe_row_format_hops(plan->mode) > 1) {
         b = moe_relay_bring(e, plan, results, devices_per_node, &order);
     } else {
-        b = moe_exchange_bring(e, MOE_FLOW_RESULTS, e->inbox.rank_row, plan->rank_row, results);
+        b = moe_exchange_bring(e, MOE_UNIT_ROW, e->inbox.rank_row, plan->rank_row, results);
     }
     moe_returned_sum(e, &order, &b, devices_per_node, y);
 }

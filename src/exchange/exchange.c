@@ -1,4 +1,4 @@
-/* exchange.c: dispatch; combine.c is the way back, and carry.c carries both.
+/* exchange.c: dispatch; combine.c is the way back; carry.c and near.c are what carries both.
  *
  * Metadata are one stream of int32 words per destination (row_format.h). They are carried at once,
  * and then the vectors. The advantage is that a row's vector stays contiguous and aligned,
@@ -31,11 +31,13 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->rank_row, plan->ranks + 1),
         MOE_ARRAY(in->slot_offset, (int64_t)in->num_local * in->slots + 2),
         MOE_ARRAY(in->source_count, plan->hop > 0 ? plan->devices + 1 : 0),
-        MOE_ARRAY(e->counts, e->host ? 0 : 2 * (int64_t)plan->ranks),
+        MOE_ARRAY(e->counts, 2 * (int64_t)plan->ranks),
+        MOE_ARRAY(e->landing, e->host ? 2 * (int64_t)e->host->size : 0),
         MOE_ARRAY(e->layout, 4 * (int64_t)plan->ranks),
         MOE_ARRAY(e->word_begin, plan->ranks + 1),
         MOE_ARRAY(e->word_arriving, plan->ranks + 1),
-        MOE_ARRAY(e->sums, e->threads * 2 * in->hidden),
+        MOE_ARRAY(e->word_from, plan->ranks),
+        MOE_ARRAY(e->sums, e->threads * 3 * in->hidden),
     };
     moe_block_reserve(&e->fixed, table, MOE_ARRAYS(table), "exchange");
 }
@@ -43,9 +45,8 @@ static void reserve_fixed(moe_exchange *e, const moe_plan *plan) {
 /* Arrays whose sizes depend on what is sent and what arrives. */
 static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    const moe_row_format *format = plan->format;
     const int hops = moe_row_format_hops(plan->mode);
-    int64_t rows = in->num_rows, pairs = in->num_pairs, grouped = plan->hop + 1 == hops ? pairs : 0,
+    int64_t rows = in->num_rows, pairs = in->num_pairs, last = plan->hop + 1 == hops,
             all_cells = (int64_t)plan->devices * plan->num_local;
     const moe_block_array table[] = {
         MOE_ARRAY(in->row_device, rows),
@@ -57,58 +58,35 @@ static void reserve_arrived(moe_exchange *e, const moe_plan *plan) {
         MOE_ARRAY(in->pair_expert, pairs),
         MOE_ARRAY(in->pair_weight, pairs),
         MOE_ARRAY(in->pair_row, pairs),
-        MOE_ARRAY(in->slot_pair, grouped),
-        MOE_ARRAY(in->pair_position, grouped),
+        MOE_ARRAY(in->slot_pair, last * pairs),
+        MOE_ARRAY(in->pair_position, last * pairs),
+        MOE_ARRAY(in->x.row, last * rows),
+        MOE_ARRAY(in->dy.row, last * rows),
         MOE_ARRAY(in->cell, rows < all_cells ? rows : all_cells),
-        MOE_ARRAY(e->words_out, moe_row_format_words(format, plan->num_rows, plan->num_pairs)),
     };
     moe_block_reserve_varying(&e->arrived, table, MOE_ARRAYS(table), "inbox");
 }
 
 /* --- sizes --- */
 
-/* Between hosts by MPI_Alltoall. The ranks of a host read what the others have published. */
-static void exchange_counts(moe_exchange *e) {
-    int ranks = e->comm->size;
-    moe_counts *arriving = e->counts + ranks;
-    moe_host *h = e->host;
-    if (!h || h->size < ranks) {
+/* What every rank has for every other. Which devices rows are from and for is known from the
+ * metadata: a row names its token and its experts. */
+static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
+    moe_counts *arriving = e->counts + plan->ranks;
+    for (int32_t q = 0; q < plan->ranks; q++) {
+        e->counts[q] = arriving[q] = (moe_counts){
+            plan->rank_row[q + 1] - plan->rank_row[q], plan->rank_pair[q + 1] - plan->rank_pair[q],
+            plan->row_part
+                ? plan->row_part[plan->rank_row[q + 1]] - plan->row_part[plan->rank_row[q]]
+                : 0};
+    }
+    if (moe_exchange_has_far(e)) {
         moe_comm_alltoall(e->comm, e->counts, arriving, (int64_t)sizeof *arriving);
     }
-    if (!h) {
-        return;
-    }
-    moe_window_barrier(&e->published, h);
-    for (int p = 0; p < h->size; p++) {
-        arriving[h->id[p]] = ((moe_counts *)(void *)e->published.piece[p])[e->comm->rank];
-    }
 }
 
-/* Memory where all ranks of the host can read this one's counts. */
-static void publish_counts(moe_exchange *e) {
-    moe_host *h = e->host;
-    for (int p = 0; p < h->size; p++) {
-        h->bytes[p] = 2 * e->comm->size * (int64_t)sizeof *e->counts;
-    }
-    moe_window_reserve(&e->published, h, h->bytes, "counts of rows");
-    e->counts = (moe_counts *)(void *)e->published.piece[h->rank];
-}
-
-/* Every rank tells every other how many rows and pairs it has for it. Which devices they are from
- * and for is known from the metadata: a row names its token and its experts. */
-static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
+static void count_arriving(moe_exchange *e, const moe_plan *plan) {
     moe_inbox *in = &e->inbox;
-    if (e->host) {
-        publish_counts(e);
-    }
-    for (int32_t q = 0; q < plan->ranks; q++) {
-        e->counts[q] = (moe_counts){plan->rank_row[q + 1] - plan->rank_row[q],
-                                    plan->rank_pair[q + 1] - plan->rank_pair[q],
-                                    plan->row_part ? plan->row_part[plan->rank_row[q + 1]] -
-                                                         plan->row_part[plan->rank_row[q]]
-                                                   : 0};
-    }
-    exchange_counts(e);
     const moe_counts *arriving = e->counts + plan->ranks;
     in->num_rows = in->num_pairs = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
@@ -121,9 +99,7 @@ static void exchange_sizes(moe_exchange *e, const moe_plan *plan) {
 
 /* --- metadata --- */
 
-/* All rows of the plan, which are in the order of ranks already. before: the inbox whose rows are
- * the plan's tokens, or NULL. Returns the end of the words. */
-static const int32_t *write_words(const moe_plan *plan, const moe_inbox *before, int32_t *word) {
+void moe_exchange_write_words(const moe_plan *plan, const moe_inbox *before, int32_t *word) {
     for (int64_t r = 0; r < plan->num_rows; r++) {
         int32_t t = plan->row_token[r];
         *word++ = before ? before->row_token[t] : t;
@@ -139,7 +115,6 @@ static const int32_t *write_words(const moe_plan *plan, const moe_inbox *before,
             word += MOE_PAIR_WORDS - 1;
         }
     }
-    return word;
 }
 
 /* Where the words for and from each rank begin. */
@@ -155,26 +130,40 @@ static void lay_out_words(moe_exchange *e, const moe_plan *plan) {
     }
 }
 
-static void exchange_metadata(moe_exchange *e,
-                              const moe_plan *plan,
-                              const moe_placement *placement,
-                              const moe_inbox *before) {
+/* All words of this rank: on the board, or written here. */
+static const int32_t *words_to_send(moe_exchange *e,
+                                    const moe_plan *plan,
+                                    const moe_inbox *before) {
+    if (e->host) {
+        return e->word_from[e->comm->rank] - e->word_begin[e->comm->rank];
+    }
+    int32_t *words = (int32_t *)(void *)moe_landing_memory(
+        &e->words_out, e->word_begin[plan->ranks] * (int64_t)sizeof *words, "metadata to send");
+    moe_exchange_write_words(plan, before, words);
+    return words;
+}
+
+/* Metadata that the ranks of the host do not read where they stand. */
+static void exchange_words(moe_exchange *e, const moe_plan *plan, const moe_inbox *before) {
     lay_out_words(e, plan);
-    const int32_t *end = write_words(plan, before, e->words_out);
-    MOE_ASSERT(end == e->words_out + e->word_begin[plan->ranks]);
+    const int32_t *out = words_to_send(e, plan, before);
     const char *arrived = moe_exchange_carry(
         e,
-        &(moe_cargo){.flow = MOE_FLOW_WORDS,
-                     .begin = e->word_begin,
+        &(moe_cargo){.begin = e->word_begin,
                      .arriving = e->word_arriving,
-                     .from = (const char *)e->words_out,
-                     .stride = sizeof(int32_t),
+                     .from = (const char *)out,
                      .bytes = sizeof(int32_t),
                      .most = moe_row_format_words(plan->format, e->most_rows, e->most_rows),
                      .what = "metadata of rows"},
         &e->words);
-    moe_inbox_read(e, plan, placement, (const int32_t *)(const void *)arrived,
-                   e->word_arriving[plan->ranks]);
+    const int32_t *from = (const int32_t *)(const void *)arrived;
+    e->word_from[e->comm->rank] = out + e->word_begin[e->comm->rank];
+    for (int q = 0; q < plan->ranks; q++) {
+        if (moe_exchange_is_far(e, q)) {
+            e->word_from[q] = from;
+            from += e->word_arriving[q + 1] - e->word_arriving[q];
+        }
+    }
 }
 
 void moe_exchange_announce(moe_exchange *e,
@@ -195,41 +184,92 @@ void moe_exchange_announce(moe_exchange *e,
     e->threads = omp_get_max_threads();
     reserve_fixed(e, plan);
     exchange_sizes(e, plan);
+    if (e->host) {
+        moe_near_announce(e, plan, before);
+    }
+    count_arriving(e, plan);
     reserve_arrived(e, plan);
-    exchange_metadata(e, plan, placement, before);
+    exchange_words(e, plan, before);
+    moe_inbox_read(e, plan, placement);
 }
 
 /* --- vectors --- */
 
-char *moe_exchange_move(moe_exchange *e,
-                        const moe_plan *plan,
-                        const char *tokens,
-                        int64_t bytes,
-                        moe_landing *l,
-                        bool whole) {
-    return moe_exchange_carry(e,
-                              &(moe_cargo){.flow = whole ? MOE_FLOW_RELAYED : MOE_FLOW_VECTORS,
-                                           .begin = plan->rank_row,
-                                           .arriving = e->inbox.rank_row,
-                                           .from = tokens,
-                                           .index = plan->row_token,
-                                           .stride = bytes,
-                                           .bytes = bytes,
-                                           .most = e->most_rows,
-                                           .what = "received rows"},
-                              l);
+/* x [T,H] in the format of the wire: where the host reads it; else itself, or encoded in e->coded.
+ */
+static const char *lay_out_tokens(moe_exchange *e,
+                                  const moe_plan *plan,
+                                  moe_payload_format f,
+                                  const real *x,
+                                  moe_inbox_rows *rows) {
+    int64_t h = e->inbox.hidden, tokens = plan->num_tokens, bytes = moe_payload_bytes(f, h);
+    char *to = e->host ? moe_near_tokens(e, plan, bytes, rows) : NULL;
+    if (!moe_payload_rounds(f)) {
+        if (e->host) {
+            moe_copy_rows((const char *)x, tokens, bytes, to);
+        }
+        return e->host ? to : (const char *)x;
+    }
+    if (!e->host) {
+        moe_reserve_varying(&e->coded, &e->coded_capacity, tokens * bytes, 1, "rows to send");
+        to = e->coded;
+    }
+    moe_payload_encode_all(f, x, tokens, h, to);
+    return to;
 }
 
-/* x [T,H] in the format of the wire: itself, or encoded in e->coded. */
-static const char *encode(moe_exchange *e, moe_payload_format f, const real *x, int64_t tokens) {
-    int64_t h = e->inbox.hidden;
-    if (!moe_payload_rounds(f)) {
-        return (const char *)x;
+/* Rows of the own rank are read among its tokens: `numbers`, as experts see them. */
+static void find_own(const moe_inbox *in, moe_inbox_rows *rows, const real *numbers) {
+    for (int64_t r = in->own_begin; r < in->own_end; r++) {
+        rows->row[r] = numbers + in->local_token[r - in->own_begin] * in->hidden;
     }
-    moe_reserve_varying(&e->coded, &e->coded_capacity, tokens * moe_payload_bytes(f, h), 1,
-                        "rows to send");
-    moe_payload_encode_all(f, x, tokens, h, e->coded);
-    return e->coded;
+}
+
+/* Those of other hosts have landed one behind the other. */
+static void find_far(const moe_exchange *e, moe_inbox_rows *rows, const char *at, int64_t bytes) {
+    const moe_inbox *in = &e->inbox;
+    for (int q = 0; q < e->comm->size; q++) {
+        for (int64_t r = in->rank_row[q]; moe_exchange_is_far(e, q) && r < in->rank_row[q + 1];
+             r++) {
+            rows->row[r] = (const real *)(const void *)at;
+            at += bytes;
+        }
+    }
+}
+
+/* Decodes rows begin .. end - 1. Rows that follow each other may stand in the same place: one token
+ * for several experts. */
+static void decode_rows(moe_inbox_rows *rows,
+                        moe_payload_format f,
+                        int64_t begin,
+                        int64_t end,
+                        int64_t hidden,
+                        real *to) {
+    const real **row = rows->row;
+#pragma omp parallel for schedule(static)
+    for (int64_t r = begin; r < end; r++) {
+        if (r == begin || row[r] != row[r - 1]) {
+            moe_payload_decode(f, row[r], hidden, to + (r - begin) * hidden);
+        }
+    }
+    const real *coded = NULL;
+    for (int64_t r = begin; r < end; r++) {
+        const bool again = row[r] == coded;
+        coded = row[r];
+        row[r] = again ? row[r - 1] : to + (r - begin) * hidden;
+    }
+}
+
+/* Rows become numbers in the landing, but those of own tokens, which were decoded with them. */
+static void decode_all(moe_exchange *e, moe_payload_format f, bool own, moe_inbox_rows *rows) {
+    const moe_inbox *in = &e->inbox;
+    const int64_t h = in->hidden, begin = own ? in->own_begin : in->num_rows,
+                  end = own ? in->own_end : in->num_rows;
+    real *to = (real *)(void *)moe_landing_memory(
+        &rows->landing, (in->num_rows - (end - begin)) * h * (int64_t)sizeof(real),
+        "received rows");
+    decode_rows(rows, f, 0, begin, h, to);
+    decode_rows(rows, f, end, in->num_rows, h, to + begin * h);
 }
 
 const real *moe_inbox_rows_decoded(moe_inbox_rows *rows,
@@ -247,33 +287,80 @@ const real *moe_inbox_rows_decoded(moe_inbox_rows *rows,
     return rows->rounded;
 }
 
-/* Sends x [T,H] along the plan's rows into `rows` of the inbox. */
-static void send_rows(moe_exchange *e,
-                      const moe_plan *plan,
-                      moe_payload_format f,
-                      const real *x,
-                      bool gradient) {
+const char *moe_exchange_move(moe_exchange *e,
+                              const moe_plan *plan,
+                              const char *tokens,
+                              int64_t bytes,
+                              moe_landing *l,
+                              char *whole) {
+    return moe_exchange_carry(e,
+                              &(moe_cargo){.begin = plan->rank_row,
+                                           .arriving = e->inbox.rank_row,
+                                           .from = tokens,
+                                           .index = plan->row_token,
+                                           .bytes = bytes,
+                                           .most = e->most_rows,
+                                           .into = whole,
+                                           .what = "received rows"},
+                              l);
+}
+
+/* The own tokens as experts see them: the caller's, or as a narrow payload left them; of a second
+ * hop the rows that arrived in the first, or NULL where the host has shown them. */
+static const real *numbers_of(const moe_exchange *e,
+                              const moe_plan *last,
+                              moe_payload_format f,
+                              const char *tokens,
+                              const real *x,
+                              moe_inbox_rows *rows) {
+    const bool relayed = last->hop > 0;
+    if (relayed ? e->host != NULL : !moe_payload_rounds(f)) {
+        return relayed ? NULL : x;
+    }
+    return moe_inbox_rows_decoded(rows, f, tokens, last->num_tokens, e->inbox.hidden, relayed);
+}
+
+/* From tokens x, which the host sees already, to the rows of the inbox. last: the plan of the last
+ * hop, whose tokens travel as `tokens`. */
+static void receive_rows(moe_exchange *e,
+                         const moe_plan *last,
+                         moe_payload_format f,
+                         const char *tokens,
+                         const real *x,
+                         moe_inbox_rows *rows) {
+    const int64_t bytes = moe_payload_bytes(f, e->inbox.hidden);
+    const char *landed = moe_exchange_move(
+        e, last, tokens, bytes, moe_payload_rounds(f) ? &e->arriving : &rows->landing, NULL);
+    const real *own = numbers_of(e, last, f, tokens, x, rows);
+    find_far(e, rows, landed, bytes);
+    if (e->host) {
+        moe_near_find(e, last, bytes, rows);
+    }
+    if (own) {
+        find_own(&e->inbox, rows, own);
+    }
+    if (moe_payload_rounds(f)) {
+        decode_all(e, f, own != NULL, rows);
+    }
+}
+
+/* The barrier of the metadata has shown them, too. */
+static void show_tokens(const moe_exchange *e, moe_inbox_rows *rows) {
+    if (e->host) {
+        rows->tokens.barriers = e->host->barriers;
+    }
+}
+
+/* Whose rows the experts look at: a plan's, or those of its second hop. */
+static void begin_inbox(moe_exchange *e, const moe_plan *last, const moe_placement *placement) {
     moe_inbox *in = &e->inbox;
-    moe_inbox_rows *rows = gradient ? &in->dy : &in->x;
-    int64_t arriving = in->num_rows - (in->own_end - in->own_begin);
-    int64_t bytes = moe_payload_bytes(f, in->hidden);
-    const char *tokens = encode(e, f, x, plan->num_tokens);
-    if (moe_row_format_hops(plan->mode) > 1) {
-        tokens = moe_relay_move(e, plan, tokens, f, gradient, rows);
-        plan = &e->relay->plan;
-    } else {
-        rows->local = moe_inbox_rows_decoded(rows, f, tokens, plan->num_tokens, in->hidden, false);
-    }
-    if (!moe_payload_rounds(f)) {
-        rows->remote = (const real *)(const void *)moe_exchange_move(e, plan, tokens, bytes,
-                                                                     &rows->landing, false);
-        return;
-    }
-    const char *arrived = moe_exchange_move(e, plan, tokens, bytes, &e->arriving, false);
-    real *decoded = (real *)(void *)moe_landing_memory(
-        &rows->landing, arriving * in->hidden * (int64_t)sizeof(real), "received rows");
-    moe_payload_decode_all(f, arrived, arriving, in->hidden, decoded);
-    rows->remote = decoded;
+    const int rank = e->comm->rank;
+    moe_inbox_group(in, placement, last->first_device);
+    in->local_token = last->row_token + last->rank_row[rank];
+    in->own_begin = in->rank_row[rank];
+    in->own_end = in->rank_row[rank + 1];
+    MOE_ASSERT(in->own_end - in->own_begin == last->rank_row[rank + 1] - last->rank_row[rank]);
+    in->results = moe_exchange_results(e, MOE_UNIT_ROW);
 }
 
 void moe_exchange_dispatch(moe_exchange *e,
@@ -283,77 +370,72 @@ void moe_exchange_dispatch(moe_exchange *e,
                            const real *x,
                            int64_t hidden,
                            int64_t most_pairs_global) {
-    moe_inbox *in = &e->inbox;
+    moe_inbox_rows *rows = &e->inbox.x;
+    const moe_payload_format f = e->dispatched;
+    e->inbox.hidden = hidden;
+    e->comm = comm;
+    const char *tokens = lay_out_tokens(e, plan, f, x, rows);
     const moe_plan *last = plan;
+    const moe_inbox *before = NULL;
     if (moe_row_format_hops(plan->mode) > 1) {
         moe_relay_announce(e, comm, plan, placement, hidden, most_pairs_global);
+        tokens = moe_relay_move(e, plan, tokens, f, false);
         last = &e->relay->plan;
+        before = &e->relay->first.inbox;
     }
-    moe_exchange_announce(e, comm, last, placement, hidden, most_pairs_global,
-                          last == plan ? NULL : &e->relay->first.inbox);
-    moe_inbox_group(in, placement, plan->first_device);
-    in->local_token = last->row_token + last->rank_row[comm->rank];
-    in->own_begin = in->rank_row[comm->rank];
-    in->own_end = in->rank_row[comm->rank + 1];
-    MOE_ASSERT(in->own_end - in->own_begin ==
-               last->rank_row[comm->rank + 1] - last->rank_row[comm->rank]);
-    send_rows(e, plan, e->dispatched, x, false);
+    moe_exchange_announce(e, comm, last, placement, hidden, most_pairs_global, before);
+    show_tokens(e, rows);
+    if (before) {
+        show_tokens(e, &e->relay->first.inbox.x);
+    }
+    begin_inbox(e, last, placement);
+    receive_rows(e, last, f, tokens, x, rows);
 }
 
 void moe_exchange_dispatch_gradient(moe_exchange *e, const moe_plan *plan, const real *dy) {
-    send_rows(e, plan, e->combined, dy, true);
-}
-
-/* --- numbers of pairs --- */
-
-void moe_exchange_bring_pairs(moe_exchange *e,
-                              const moe_plan *plan,
-                              const real *values,
-                              real *returned) {
-    const moe_inbox *in = &e->inbox;
-    int64_t *begin = e->word_begin; /* the metadata have arrived */
-    for (int q = 0; q <= plan->ranks; q++) {
-        begin[q] = in->row_pair[in->rank_row[q]];
-    }
-    const char *back = moe_exchange_carry(e,
-                                          &(moe_cargo){.flow = MOE_FLOW_PAIRS,
-                                                       .begin = begin,
-                                                       .arriving = plan->rank_pair,
-                                                       .from = (const char *)values,
-                                                       .stride = sizeof(real),
-                                                       .bytes = sizeof(real),
-                                                       .most = e->most_rows,
-                                                       .into = (char *)returned,
-                                                       .what = "numbers of pairs"},
-                                          &e->pairs);
-    if (plan->num_pairs > 0 && back != (const char *)returned) {
-        memcpy(returned, back, (size_t)plan->num_pairs * sizeof(real));
-    }
-}
-
-void moe_exchange_return_pairs(moe_exchange *e,
-                               const moe_plan *plan,
-                               const real *values,
-                               real *returned) {
+    moe_inbox_rows *rows = &e->inbox.dy;
+    const moe_payload_format f = e->combined;
+    const char *tokens = lay_out_tokens(e, plan, f, dy, rows);
+    const moe_plan *last = plan;
     if (moe_row_format_hops(plan->mode) > 1) {
-        moe_relay_bring_pairs(e, plan, values, returned);
-    } else {
-        moe_exchange_bring_pairs(e, plan, values, returned);
+        if (e->host && moe_exchange_has_far(e)) {
+            moe_shown_end(&rows->tokens, e->host);
+        }
+        tokens = moe_relay_move(e, plan, tokens, f, true);
+        last = &e->relay->plan;
     }
+    if (e->host) {
+        moe_shown_end(&rows->tokens, e->host);
+    }
+    if (last != plan) {
+        show_tokens(e, &e->relay->first.inbox.dy);
+    }
+    receive_rows(e, last, f, tokens, dy, rows);
+}
+
+/* --- end --- */
+
+static void free_rows(moe_inbox_rows *rows) {
+    moe_shown_free(&rows->tokens);
+    moe_landing_free(&rows->landing);
+    moe_free(rows->rounded);
 }
 
 void moe_exchange_free(moe_exchange *e) {
     moe_relay_free(e->relay);
     moe_block_free(&e->fixed);
     moe_block_free(&e->arrived);
-    moe_landing *const landings[] = {&e->words,    &e->pairs,           &e->returned,
-                                     &e->arriving, &e->inbox.x.landing, &e->inbox.dy.landing};
+    moe_shown *const shown[] = {&e->board, &e->results, &e->pairs};
+    for (size_t i = 0; i < sizeof shown / sizeof shown[0]; i++) {
+        moe_shown_free(shown[i]);
+    }
+    moe_landing *const landings[] = {&e->words_out, &e->words, &e->returned, &e->arriving};
     for (size_t i = 0; i < sizeof landings / sizeof landings[0]; i++) {
         moe_landing_free(landings[i]);
     }
-    moe_window_free(&e->published);
+    free_rows(&e->inbox.x);
+    free_rows(&e->inbox.dy);
+    moe_free(e->back);
     moe_free(e->coded);
-    moe_free(e->inbox.x.rounded);
-    moe_free(e->inbox.dy.rounded);
     *e = (moe_exchange){0};
 }

@@ -1,5 +1,5 @@
-/* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv, or inside a host through
- * shared memory (carry.c). docs/method.md section 4.
+/* exchange.h: dispatch and combine: carries out a plan with MPI_Alltoallv (carry.c), or inside a
+ * host through shared memory (near.c). docs/method.md section 4.
  *
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
  * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and
@@ -26,28 +26,32 @@
 #include "world/comm.h"
 #include "world/window.h"
 
-/* Where rows land. Zeroed at first. */
+/* Where rows land that MPI_Alltoallv brings. Zeroed at first. */
 typedef struct moe_landing {
-    char *rows;       /* what is in use: `memory`, or this rank's piece of the window */
-    char *memory;     /* of this rank alone; owned */
-    int64_t capacity; /* of memory, in bytes */
-    moe_window window;
-    int64_t barriers; /* of the host, when what landed last had landed */
+    char *rows;       /* owned */
+    int64_t capacity; /* in bytes */
 } moe_landing;
+
+/* What the ranks of the host read, or write, in each other's memory. Zeroed at first. */
+typedef struct moe_shown {
+    moe_window window; /* a piece for each rank */
+    int64_t barriers;  /* of the host, when it was shown: it is read until the next one at least */
+} moe_shown;
 
 /* What a rank has for another one, or gets from it. */
 typedef struct moe_counts {
     int64_t rows, pairs, parts;
 } moe_counts;
 
-/* One vector for each row of the inbox: rows from other ranks stand in `remote`, rows of the own
- * rank are read from its own tokens. */
+/* One vector for each row of the inbox. */
 typedef struct moe_inbox_rows {
-    const real *local;   /* [T,H]: the caller's, or `rounded`; of a second hop [rows of the first,H]
+    const real **row;    /* [num_rows] where its vector [H] stands: among the own tokens or those of
+                            a rank of the host, or where it landed or was decoded */
+    moe_shown tokens;    /* [T] of each rank of the host, as they travel; of a first hop the rows
+                            that arrived */
+    moe_landing landing; /* of rows that are not rounded; else memory of what was decoded */
+    real *rounded;       /* [T,H] as a narrow payload left it; of a second hop [rows of the first,H]
                           */
-    const real *remote;  /* [num_rows - own rows, H]: the landing's */
-    moe_landing landing; /* of vectors that are not rounded; else memory of what was decoded */
-    real *rounded;       /* [T,H] as a narrow payload left it */
     int64_t rounded_capacity;
 } moe_inbox_rows;
 
@@ -80,6 +84,8 @@ typedef struct moe_inbox {
     const int32_t *local_token; /* [own rows] local token ids of the rows from the own rank; in a
                                    second hop the rows of the first one */
     int64_t own_begin, own_end; /* rows from the own rank */
+    real *results;              /* [num_rows,H] where the experts' results are best written, as the
+                                   host reads them there; NULL: anywhere */
     moe_inbox_rows x;           /* hidden vectors (forward) */
     moe_inbox_rows dy;          /* gradients of what combine added up (backward) */
 } moe_inbox;
@@ -97,22 +103,28 @@ typedef struct moe_exchange {
     int64_t most_rows;       /* T_global * K: no rank holds more rows, which all ranks know */
 
     moe_counts *counts;                  /* [2][ranks] for and from each rank */
-    moe_window published;                /* the same of each rank of the host */
+    moe_counts *landing;                 /* [2][ranks of the host] what each gets from all, and
+                                            from the ranks below this one */
     const moe_row_format *format;        /* of the plan's rows */
     int64_t *layout;                     /* [4][ranks] counts and offsets of one Alltoallv */
     int64_t *word_begin, *word_arriving; /* [ranks + 1] metadata for and from each rank */
-    real *sums;                          /* [threads][2,H] sums of combine */
+    const int32_t **word_from;           /* [ranks] where those from each rank stand */
+    real *sums;                          /* [threads][3,H] sums of combine, and a row decoded */
     int threads;                         /* as many as there were at the dispatch */
     moe_block fixed; /* memory of these, and of the inbox's arrays by device, rank and slot */
 
-    int32_t *words_out;       /* metadata */
-    moe_block arrived;        /* memory of it, and of the inbox's arrays by row and pair */
-    moe_landing words, pairs; /* metadata; numbers of pairs that came back */
-    moe_landing returned;     /* [rows for other ranks, H] what combine brought (of a narrow payload
-                                 for all rows of the plan) */
-    moe_landing arriving;     /* narrow payloads: rows from other ranks, as bytes */
-    char *coded;              /* narrow payloads: tokens, or results for the own rank, as bytes */
-    int64_t coded_capacity;   /* in bytes */
+    moe_block arrived;     /* memory of the inbox's arrays by row and pair */
+    moe_shown board;       /* counts and metadata of each rank of the host */
+    moe_shown results;     /* what the ranks of the host return, as it travels */
+    moe_shown pairs;       /* numbers of pairs, likewise */
+    moe_landing words_out; /* metadata, where there is no board */
+    moe_landing words;     /* metadata from ranks of other hosts */
+    moe_landing returned;  /* what combine brought from them, or rows on their way to them */
+    moe_landing arriving;  /* narrow payloads: rows from them, as bytes */
+    const char **back;     /* [rows or parts of the plan] where each that came back stands */
+    int64_t back_capacity;
+    char *coded;            /* narrow payloads: tokens or results as bytes, without a host */
+    int64_t coded_capacity; /* in bytes */
 } moe_exchange;
 
 /* Two hops: what the second one starts from. Zeroed at first, like the exchange that owns it. */
@@ -159,16 +171,8 @@ void moe_exchange_dispatch(moe_exchange *e,
                            int64_t most_pairs_global);
 
 /* Local. The vector of row r of the inbox. */
-static inline const real *moe_inbox_vector(const moe_inbox *in,
-                                           const moe_inbox_rows *rows,
-                                           int64_t r) {
-    if (r >= in->own_begin && r < in->own_end) {
-        return rows->local + in->local_token[r - in->own_begin] * in->hidden;
-    }
-    return rows->remote + (r < in->own_begin ? r : r - (in->own_end - in->own_begin)) * in->hidden;
-}
 static inline const real *moe_inbox_row(const moe_inbox *in, int64_t r) {
-    return moe_inbox_vector(in, &in->x, r);
+    return in->x.row[r];
 }
 
 /* Collective. results [inbox rows, H] is what the experts return for each row, weighted and summed

@@ -130,22 +130,21 @@ static void read_row(moe_inbox *in, reading *at) {
     at->row++;
 }
 
-void moe_inbox_read(moe_exchange *e,
-                    const moe_plan *plan,
-                    const moe_placement *placement,
-                    const int32_t *word,
-                    int64_t num_words) {
+void moe_inbox_read(moe_exchange *e, const moe_plan *plan, const moe_placement *placement) {
     moe_inbox *in = &e->inbox;
-    reading at = {.plan = plan, .placement = placement, .word = word, .end = word + num_words};
+    reading at = {.plan = plan, .placement = placement};
     in->num_cells = 0;
     for (int32_t q = 0; q < plan->ranks; q++) {
         begin_rank(&at, q);
+        at.word = e->word_from[q];
+        at.end = at.word + (e->word_arriving[q + 1] - e->word_arriving[q]);
         while (at.row < in->rank_row[q + 1]) {
             read_row(in, &at);
         }
+        MOE_ASSERT(at.word == at.end);
     }
     in->row_pair[at.row] = at.pair;
-    MOE_ASSERT(at.word == at.end && at.row == in->num_rows && at.pair == in->num_pairs);
+    MOE_ASSERT(at.row == in->num_rows && at.pair == in->num_pairs);
 }
 
 /* --- grouping --- */

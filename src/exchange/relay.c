@@ -73,23 +73,70 @@ void moe_relay_announce(moe_exchange *e,
                                               .pair_weight = in->pair_weight});
 }
 
+/* Whether rows go on to another host. */
+static bool leaves_host(const moe_exchange *e, const moe_plan *second) {
+    for (int q = 0; q < second->ranks; q++) {
+        if (moe_exchange_is_far(e, q) && second->rank_row[q + 1] > second->rank_row[q]) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Rows of the own host stay where they are, unless they go on to another one. */
+static char *move_by_host(moe_exchange *e, int64_t bytes, bool gradient) {
+    moe_exchange *first = &e->relay->first;
+    if (!moe_exchange_has_far(e)) {
+        return NULL;
+    }
+    char *to = moe_near_landing(first, bytes, gradient ? &first->inbox.dy : &first->inbox.x);
+    if (leaves_host(e, &e->relay->plan)) {
+        moe_near_copy(first, bytes, gradient ? &e->inbox.dy : &e->inbox.x, to);
+    }
+    return to;
+}
+
+/* Rows that stay on their rank are copied to the others. */
+static char *move_alone(moe_exchange *e,
+                        const moe_plan *plan,
+                        const char *tokens,
+                        int64_t bytes,
+                        bool gradient) {
+    moe_inbox *in = &e->relay->first.inbox;
+    const int rank = e->comm->rank;
+    char *to = moe_landing_memory(gradient ? &in->dy.landing : &in->x.landing, in->num_rows * bytes,
+                                  "rows on their way");
+    const moe_cargo own = {.from = tokens, .index = plan->row_token, .bytes = bytes};
+#pragma omp parallel
+    moe_cargo_write(&own, plan->rank_row[rank], plan->rank_row[rank + 1],
+                    to + in->rank_row[rank] * bytes);
+    return to;
+}
+
 const char *moe_relay_move(moe_exchange *e,
                            const moe_plan *plan,
                            const char *tokens,
                            moe_payload_format f,
-                           bool gradient,
-                           moe_inbox_rows *rows) {
-    moe_exchange *first = &e->relay->first;
-    moe_inbox_rows *arrived = gradient ? &first->inbox.dy : &first->inbox.x;
-    int64_t count = first->inbox.num_rows, h = first->inbox.hidden;
-    const char *to =
-        moe_exchange_move(first, plan, tokens, moe_payload_bytes(f, h),
-                          moe_payload_rounds(f) ? &first->arriving : &arrived->landing, true);
-    rows->local = moe_inbox_rows_decoded(rows, f, to, count, h, true);
+                           bool gradient) {
+    const int64_t bytes = moe_payload_bytes(f, e->inbox.hidden);
+    char *to =
+        e->host ? move_by_host(e, bytes, gradient) : move_alone(e, plan, tokens, bytes, gradient);
+    moe_exchange_move(&e->relay->first, plan, tokens, bytes, NULL, to);
     return to;
 }
 
 /* --- back --- */
+
+/* Where what goes back is written: `count` vectors, that is `what` of the first hop. */
+static real *room_for(moe_relay *relay, enum moe_unit unit, int64_t count, const char *name) {
+    real *shown = moe_exchange_results(&relay->first, unit);
+    if (shown) {
+        return shown;
+    }
+    moe_reserve_varying(&relay->returned, &relay->returned_capacity,
+                        count * relay->first.inbox.hidden, sizeof(real), name);
+    return relay->returned;
+}
 
 /* What came back for each arrived row, added up. */
 static moe_returned bring_sums(moe_exchange *e,
@@ -100,11 +147,10 @@ static moe_returned bring_sums(moe_exchange *e,
     const moe_plan *second = &relay->plan;
     const moe_sum_order order = {second->num_tokens, second->token_row_offset, second->token_row,
                                  second->row_device};
-    moe_reserve_varying(&relay->returned, &relay->returned_capacity, second->num_tokens * b->hidden,
-                        sizeof(real), "sums of a node");
-    moe_returned_sum(e, &order, b, devices_per_node, relay->returned);
-    return moe_exchange_bring(&relay->first, MOE_FLOW_RESULTS, relay->first.inbox.rank_row,
-                              plan->rank_row, relay->returned);
+    real *sums = room_for(relay, MOE_UNIT_ROW, second->num_tokens, "sums of a node");
+    moe_returned_sum(e, &order, b, devices_per_node, sums);
+    return moe_exchange_bring(&relay->first, MOE_UNIT_ROW, relay->first.inbox.rank_row,
+                              plan->rank_row, sums);
 }
 
 /* What came back for each arrived row, one vector behind the other: the row's parts. */
@@ -112,18 +158,20 @@ static moe_returned bring_parts(moe_exchange *e, const moe_plan *plan, const moe
     moe_relay *relay = e->relay;
     const moe_plan *second = &relay->plan;
     int64_t *back = relay->part_begin, *here = back + plan->ranks + 1;
-    moe_reserve_varying(&relay->returned, &relay->returned_capacity, second->num_rows * b->hidden,
-                        sizeof(real), "parts of a node");
+    real *parts = room_for(relay, MOE_UNIT_PART, second->num_rows, "parts of a node");
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < second->num_rows; i++) {
-        memcpy(relay->returned + i * b->hidden, moe_returned_row(b, second->token_row[i]),
-               (size_t)b->hidden * sizeof(real));
+        real *to = parts + i * b->hidden;
+        const real *part = moe_returned_row(b, second->token_row[i], to);
+        if (part != to) {
+            memcpy(to, part, (size_t)b->hidden * sizeof(real));
+        }
     }
     for (int32_t q = 0; q <= plan->ranks; q++) {
         back[q] = second->token_row_offset[relay->first.inbox.rank_row[q]];
         here[q] = plan->row_part[plan->rank_row[q]];
     }
-    return moe_exchange_bring(&relay->first, MOE_FLOW_PARTS, back, here, relay->returned);
+    return moe_exchange_bring(&relay->first, MOE_UNIT_PART, back, here, parts);
 }
 
 moe_returned moe_relay_bring(moe_exchange *e,
@@ -131,8 +179,8 @@ moe_returned moe_relay_bring(moe_exchange *e,
                              const real *results,
                              int32_t devices_per_node,
                              moe_sum_order *order) {
-    moe_returned b = moe_exchange_bring(e, MOE_FLOW_RESULTS, e->inbox.rank_row,
-                                        e->relay->plan.rank_row, results);
+    moe_returned b =
+        moe_exchange_bring(e, MOE_UNIT_ROW, e->inbox.rank_row, e->relay->plan.rank_row, results);
     MOE_ASSERT(devices_per_node == plan->devices_per_node);
     if (e->node_sum) {
         return bring_sums(e, plan, &b, devices_per_node);

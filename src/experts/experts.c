@@ -129,12 +129,15 @@ static void reserve(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b
     const moe_block_array table[] = {
         MOE_ARRAY(b->order, (int64_t)in->num_local * in->slots),
         MOE_ARRAY(b->out, in->num_pairs * in->hidden),
-        MOE_ARRAY(b->results, in->num_rows * in->hidden),
+        MOE_ARRAY(b->results, in->results ? 0 : in->num_rows * in->hidden),
         MOE_ARRAY(b->h1, kept),
         MOE_ARRAY(b->h3, f->w3 ? kept : 0),
         MOE_ARRAY(b->dg, in->num_pairs),
     };
     moe_block_reserve_varying(&b->block, table, MOE_ARRAYS(table), "buffers of the experts");
+    if (in->results) {
+        b->results = in->results;
+    }
 }
 
 /* Gathers the vectors of pairs begin .. begin + n - 1, as they are grouped, into `to` [n,H]. */
@@ -144,8 +147,7 @@ static void gather(const moe_inbox *in,
                    int64_t n,
                    real *to) {
     for (int64_t i = 0; i < n; i++) {
-        memcpy(to + i * in->hidden,
-               moe_inbox_vector(in, rows, in->pair_row[in->slot_pair[begin + i]]),
+        memcpy(to + i * in->hidden, rows->row[in->pair_row[in->slot_pair[begin + i]]],
                (size_t)in->hidden * sizeof(real));
     }
 }

@@ -276,21 +276,31 @@ static int64_t of_vectors(const moe_config *c, int64_t rows) {
     return touched(mul3(rows, c->model.hidden_size, REAL));
 }
 
-/* The vectors of a layer (exchange.c, combine.c): packed for and received from other ranks, in
- * training x and dy. A payload that rounds what comes back needs all of it as numbers. Of every
- * payload that rounds, the tokens, or the results that stay, stand there as bytes, and so do the
- * rows from other ranks; and the tokens as numbers again, x and in training dy. */
+/* Bytes of a vector [H] on the wire, rounded or not. */
+static int64_t carried(const moe_config *c, int64_t wire) {
+    return wire > 0 ? wire : mul(c->model.hidden_size, REAL);
+}
+
+/* The vectors of a layer (exchange.c, combine.c): received from other ranks, in training x and dy;
+ * and what is packed for them, where results land later. Of a payload that rounds, the tokens or
+ * the results stand there as bytes, and so do the rows from other ranks; and the tokens as numbers
+ * again, x and in training dy. Through shared memory nothing is packed, nothing lands and bytes
+ * stand in windows: what is left are numbers that were bytes. */
 static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
-    const int64_t packed = back > 0 ? s->rows : s->remote;
+    const int64_t most = max64(carried(c, out), carried(c, back));
     const int64_t rounded = (out > 0) + (s->backward && back > 0);
-    const int64_t decoded = s->first > 0 ? s->first : s->tokens;
-    const int64_t coded =
-        max64(mul(s->tokens, s->backward ? max64(out, back) : out), mul(s->rows - s->remote, back));
-    return add(add(of_vectors(c, packed), mul(s->backward ? 2 : 1, of_vectors(c, s->remote))),
-               add(mul(rounded, of_vectors(c, decoded)),
-                   add(touched(coded), touched(mul(s->remote, max64(out, back))))));
+    const int64_t decoded = mul(rounded, of_vectors(c, s->first > 0 ? s->first : s->tokens));
+    const int64_t arriving = s->backward ? max64(out, back) : out;
+    const int64_t coded = max64(mul(s->tokens, arriving), mul(s->rows, back));
+    if (moe_memory_shares(c)) {
+        return s->first > 0 ? mul(rounded, of_vectors(c, s->rows))
+                            : add(decoded, mul(rounded, of_vectors(c, s->remote)));
+    }
+    return add(
+        add(touched(mul(s->remote, most)), mul(s->backward ? 2 : 1, of_vectors(c, s->remote))),
+        add(decoded, add(touched(coded), touched(mul(s->remote, arriving)))));
 }
 
 /* The last step is run with fp32 too: its output and gradients, and the counts of its layers. */
@@ -310,27 +320,30 @@ static int64_t fp32_step(const moe_config *c, const moe_memory_sizes *s) {
 
 /* The bytes of a row, and of a pair, in the lists of a plan and of an inbox, and as metadata. */
 static int64_t bytes_of_row(int64_t head_words) {
-    return (2 * INT + 2 * WORD) + (2 * INT + WORD) + 2 * head_words * INT;
+    return (2 * INT + 2 * WORD) + (2 * INT + 4 * WORD) + 2 * head_words * INT;
 }
 static int64_t bytes_of_pair(void) {
     const int64_t pair_words = 1 + REAL / INT;
     return (INT + REAL + 2 * WORD) + (INT + REAL + 3 * WORD) + 2 * pair_words * INT;
 }
 
-/* The vectors of a first hop (relay.c): all rows that arrived stand in memory, as numbers (in
- * training x and dy) or as bytes; beside them what was packed for other ranks, what goes back, and
- * in a payload that rounds the same as bytes and what came back as numbers. */
+/* The vectors of a first hop (relay.c): all rows that arrived stand in memory, in training x and
+ * dy, as they travelled; beside them what was packed for other ranks, where results land later, and
+ * what goes back, in a payload that rounds also as bytes. Through shared memory only the last are
+ * not in windows, as numbers. */
 static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
     const int64_t returned = c->exchange.node_sum ? s->first : s->rows;
     const int64_t remote = returned - returned / s->first_ranks;
-    const int64_t arrived = (out == 0) + (s->backward && back == 0);
-    const int64_t coded =
-        max64(mul(s->first, s->backward ? max64(out, back) : out), mul(remote, back));
-    return add(add(mul(arrived, of_vectors(c, s->first)), of_vectors(c, returned)),
-               add(of_vectors(c, back > 0 ? returned : remote),
-                   add(touched(mul(returned - remote, back)), touched(coded))));
+    const int64_t arrived = add(touched(mul(s->first, carried(c, out))),
+                                s->backward ? touched(mul(s->first, carried(c, back))) : 0);
+    if (moe_memory_shares(c)) {
+        return back > 0 ? of_vectors(c, returned) : 0;
+    }
+    return add(add(arrived, of_vectors(c, returned)),
+               add(touched(mul(remote, max64(carried(c, out), carried(c, back)))),
+                   touched(mul(returned, back))));
 }
 
 /* What a first hop adds (relay.c): its vectors; its lists with the parts of rows; in the lists of
@@ -356,7 +369,7 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
         add(mul(s->rows, bytes_of_row(head_words)), mul(s->sent, bytes_of_pair()));
     const int64_t fixed =
         add(mul(10 * WORD, min64(s->sent, mul(s->local_devices, c->cluster.devices))),
-            add(mul(s->tokens, WORD), mul3(2 * s->threads, h, REAL)));
+            add(mul(s->tokens, WORD), mul3(3 * s->threads, h, REAL)));
     return mul(s->copies, add(add(vectors(c, s), lists), add(fixed, relay(c, s))));
 }
 
@@ -366,49 +379,45 @@ bool moe_memory_shares(const moe_config *c) {
     return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
 }
 
-/* What lands at this rank in one hop: metadata, vectors (in training x and dy) or their bytes, what
- * comes back, and in training numbers of pairs. arriving and returned are counts of vectors. */
-static int64_t landings(const moe_config *c,
-                        const moe_memory_sizes *s,
-                        int64_t rows,
-                        int64_t arriving,
-                        int64_t returned) {
-    const int64_t out = wire_bytes(c, moe_payload_of_dispatch(c));
-    const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
-    const int64_t numbers =
-        add(mul((out == 0) + (s->train && back == 0), arriving), mul(back == 0, returned));
-    const int64_t bytes =
-        max64(mul(arriving, s->train ? max64(out, back) : out), mul(returned, back));
+/* What the host sees of this rank in one hop: metadata, vectors that it has (in training x and dy),
+ * what it returns, and in training numbers of pairs. */
+static int64_t shown(const moe_config *c,
+                     const moe_memory_sizes *s,
+                     int64_t rows,
+                     int64_t vectors,
+                     int64_t returned) {
+    const int64_t out = carried(c, wire_bytes(c, moe_payload_of_dispatch(c)));
+    const int64_t back = carried(c, wire_bytes(c, moe_payload_of_combine(c)));
     const int64_t words = add(mul(2, rows), mul(1 + REAL / INT, s->sent));
-    return add(add(mul3(numbers, c->model.hidden_size, REAL), bytes),
+    return add(add(mul(vectors, out + (s->train ? back : 0)), mul(returned, back)),
                add(mul(words, INT), s->train ? mul(s->sent, REAL) : 0));
 }
 
-/* Of rows that come from devices of the same node, those of other ranks. */
-static int64_t from_node(const moe_config *c, const moe_memory_sizes *s, int64_t rows) {
-    const int64_t per_node = max64(c->cluster.devices_per_node, 1);
-    return rows - rows / per_node * min64(s->local_devices, per_node);
+/* One of each: the results of the experts stand in a window in place of memory of the rank. */
+static int64_t windows_of_layer(const moe_config *c, const moe_memory_sizes *s) {
+    if (s->first == 0) {
+        return shown(c, s, s->rows, s->tokens, s->rows);
+    }
+    const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
+    return add(shown(c, s, s->first, s->tokens, parts),
+               add(shown(c, s, s->rows, 0, s->rows), mul(INT, s->rows)));
 }
 
 int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
     if (!moe_memory_shares(c)) {
         return 0;
     }
-    const bool relayed = s->first > 0;
-    const int64_t remote = relayed ? from_node(c, s, s->rows) : s->remote;
-    int64_t bytes = landings(c, s, s->rows, remote, remote);
-    if (relayed) {
-        const int64_t parts = c->exchange.node_sum ? s->first : s->rows;
-        bytes = add(bytes, landings(c, s, s->first, s->first, parts - parts / s->ranks));
-    }
-    bytes = mul(s->copies, bytes);
+    const int64_t bytes = mul(s->copies, windows_of_layer(c, s));
     return add(bytes, bytes / 4);
 }
 
-/* A window has a quarter more than it needs, and all of it is touched. In training numbers of pairs
- * pass through one. */
+/* A window has a quarter more than it needs, and all of it is touched. Metadata were counted with
+ * the lists, and results with the experts. */
 int64_t moe_memory_exchange(const moe_config *c, const moe_memory_sizes *s) {
-    const int64_t pairs = s->train && moe_memory_shares(c) ? mul3(s->copies, s->sent, REAL) : 0;
-    return add(add(exchange_of_layers(c, s), add(pairs, moe_memory_windows(c, s) / 5)),
-               fp32_step(c, s));
+    const int64_t results = moe_payload_rounds(moe_payload_of_combine(c))
+                                ? 0
+                                : mul3(mul(s->copies, s->rows), c->model.hidden_size, REAL);
+    const int64_t windows = moe_memory_windows(c, s);
+    return add(add(exchange_of_layers(c, s), fp32_step(c, s)),
+               windows > results ? windows - results : windows);
 }

@@ -4,6 +4,8 @@
  * memory next to that rank. */
 #include "world/window.h"
 
+#include <limits.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +21,9 @@
 #else
 #define MOE_PAUSE() ((void)0)
 #endif
+
+/* A turn is some ten nanoseconds: a rank with a core of its own waits some microseconds. */
+enum { FEW_TURNS = 10, MANY_TURNS = 500 };
 
 /* --- hosts --- */
 
@@ -36,6 +41,7 @@ moe_host *moe_host_new(const moe_comm *comm, MPI_Comm ranks) {
     h->comm = ranks;
     MPI_Comm_rank(ranks, &h->rank);
     MPI_Comm_size(ranks, &h->size);
+    h->patience = h->size > sysconf(_SC_NPROCESSORS_ONLN) ? FEW_TURNS : MANY_TURNS;
     h->id = list(h->size, sizeof *h->id);
     h->place = list(comm->size, sizeof *h->place);
     h->bytes = list(h->size, sizeof *h->bytes);
@@ -108,18 +114,20 @@ static _Atomic int64_t *flag_of(const moe_host *h, int p) {
     return (_Atomic int64_t *)(void *)h->flags->piece[p];
 }
 
-/* Waits until rank p has reached the barrier. Whoever waits for long lets MPI go on with messages
- * that others wait for, which also gives the core away where ranks share one (comm.c). */
+/* Waits until rank p has reached the barrier. Whoever waits for long gives its core away, and lets
+ * MPI go on with messages that others wait for. */
 static void wait_for(const moe_host *h, int p, int64_t barrier) {
-    enum { PATIENCE = 10 };
-    for (int turn = 0; atomic_load_explicit(flag_of(h, p), memory_order_acquire) < barrier;) {
-        if (turn < PATIENCE) {
-            turn++;
+    enum { TURNS_OF_MPI = 8 };
+    for (int turn = 0; atomic_load_explicit(flag_of(h, p), memory_order_acquire) < barrier;
+         turn = turn < INT_MAX ? turn + 1 : h->patience) {
+        if (turn < h->patience) {
             MOE_PAUSE();
-            continue;
+        } else if (turn % TURNS_OF_MPI == 0) {
+            int found;
+            MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, h->comm, &found, MPI_STATUS_IGNORE);
+        } else {
+            sched_yield();
         }
-        int found;
-        MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, h->comm, &found, MPI_STATUS_IGNORE);
     }
 }
 

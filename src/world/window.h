@@ -22,6 +22,7 @@ typedef struct moe_host {
     int *id;          /* [size] their numbers among all ranks, ascending */
     int *place;       /* [all ranks] a rank's number among those of the host, -1 on another one */
     int64_t barriers; /* passed so far, the same on all ranks of the host */
+    int patience;     /* turns that a rank waits for another before it lets others have its core */
     int64_t *bytes;   /* scratch [size] */
     struct moe_window *flags; /* how many barriers each rank has reached; made with the first window
                                */

@@ -261,7 +261,7 @@ static void walk_row(const problem *p,
         }
         real x[MAX_H];
         arriving_x(p, w->gradient ? p->combined : p->dispatched, g, x);
-        const real *found = moe_inbox_vector(in, w->gradient ? &in->dy : &in->x, w->row);
+        const real *found = (w->gradient ? &in->dy : &in->x)->row[w->row];
         w->wrong_x += memcmp(found, x, (size_t)p->hidden * sizeof *x) != 0;
     }
     w->row++;
@@ -568,8 +568,7 @@ static void check_late_reader(const moe_comm *comm, moe_host *host, machine *her
             usleep(comm->rank == 0 ? 2000 : 0);
             int64_t wrong = 0;
             for (int64_t r = 0; r < e->inbox.num_rows; r++) {
-                const real *row =
-                    moe_inbox_vector(&e->inbox, gradient ? &e->inbox.dy : &e->inbox.x, r);
+                const real *row = (gradient ? &e->inbox.dy : &e->inbox.x)->row[r];
                 wrong += row[0] != (real)round || row[p.hidden - 1] != (real)round;
             }
             CHECK_EQ(wrong, 0);
