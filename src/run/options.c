@@ -134,9 +134,6 @@ static bool is_known(const char *word) {
 }
 
 static int take_config(moe_options *o, const char *file, moe_status *st) {
-    if (file[0] == '\0') {
-        return moe_fail(st, MOE_USER, "the name of the configuration is empty");
-    }
     if (o->config) {
         return moe_fail(st, MOE_USER, "two configurations are given, %s and %s: one is expected",
                         o->config, file);
@@ -269,6 +266,9 @@ static bool asks_to_generate(const moe_options *o) {
 static int check_together(const moe_options *o, moe_status *st) {
     if (check_last_step(o, st) != MOE_OK) {
         return st->code;
+    }
+    if (o->config && o->config[0] == '\0') {
+        return moe_fail(st, MOE_USER, "the name of the configuration is empty");
     }
     const bool in_folder = !o->export_parameters && !o->generates;
     if (o->resume && (o->config || (o->run.out && !o->generates) || (o->run.force && in_folder))) {
