@@ -1,14 +1,15 @@
 #!/bin/bash
 # bench_hosts.sh NP: the modes of the exchange between two hosts whose link is ten times slower than
 # what is inside of them, against the time that the bytes between them need on that link.
-# bench: np=2
+# bench: np=2,4
 #
 # The hosts are network namespaces (tests/support/hosts). First the ranks exchange rows on one host:
 # a tenth of what each rank moves in a second there is what tbf lets through for each rank of a
 # host. Then the modes run in turns, ten rounds of a few steps; measured is the median of the
 # rounds, each of which is the median of its steps' dispatch + combine. "bare" divides the bytes
 # that cross by the rate, and adds those inside of a host divided by ten times the rate. The last
-# lines compare modes: the ratio of their times with that of their bytes.
+# lines compare modes: the ratio of their times with that of their bytes. Where a host has several
+# ranks, the modes run with shared memory inside of it, too.
 set -eu
 np=$1
 hosts=$MOESIM_SOURCE_DIR/tests/support/hosts
@@ -22,12 +23,14 @@ for setting in run.steps=4 model.hidden_size=1024 model.moe_intermediate_size=16
     sets+=(--set "$setting")
 done
 
-# run MODE FOLDER mpirun's options...
+# run MODE[+shared] FOLDER mpirun's options...
 run() {
-    local mode=$1 out=$2
+    local mode=${1%+*} transport=alltoallv out=$2
+    case $1 in *+shared) transport=shared ;; esac
     shift 2
     if ! $MPIRUN "$np" "$@" "$MOESIM" --quiet --force --out "$out" "${sets[@]}" \
-        --set "exchange.mode=$mode" "$MOESIM_SOURCE_DIR/configs/quickstart.ini" > "$work/log" 2>&1
+        --set "exchange.mode=$mode" --set "exchange.transport=$transport" \
+        "$MOESIM_SOURCE_DIR/configs/quickstart.ini" > "$work/log" 2>&1
     then
         cat "$work/log"
         exit 1
@@ -64,19 +67,21 @@ if [ -z "${MOESIM_HOSTFILE:-}" ]; then
     exit
 fi
 
+modes="selection token two_level"
+[ "$np" = 2 ] || modes="$modes token+shared two_level+shared"
 for ((i = 0; i < rounds; i++)); do
-    for mode in selection token two_level; do
+    for mode in $modes; do
         run "$mode" "$work/$mode" --hostfile "$MOESIM_HOSTFILE" \
             --map-by "ppr:$((np / 2)):node"
         figures "$work/$mode" >> "$work/$mode.txt"
     done
 done
-python3 - "$work" "$MOESIM_BENCH_RATE" "$np" << 'END'
+python3 - "$work" "$MOESIM_BENCH_RATE" "$np" $modes << 'END'
 import statistics, sys
-work, rate, np = sys.argv[1], int(sys.argv[2]) / 8, int(sys.argv[3])
+work, rate, np, modes = sys.argv[1], int(sys.argv[2]) / 8, int(sys.argv[3]), sys.argv[4:]
 found = {}
 print(f"between the hosts {rate / 1e6:.0f} MB/s each way, a tenth of what ranks move inside")
-for mode in ("selection", "token", "two_level"):
+for mode in modes:
     rows = [list(map(float, line.split())) for line in open(f"{work}/{mode}.txt")]
     times, inside, across = sorted(row[0] for row in rows), *rows[0][1:]
     bare = across / 2 / rate + inside / 2 / (10 * rate)
@@ -84,11 +89,14 @@ for mode in ("selection", "token", "two_level"):
     low, _, high = statistics.quantiles(ratios, n=4)
     found[mode] = statistics.median(times), across, bare
     # all ranks of a host exchange with all of the other, but with two_level each with one
-    message = across / 4 / (np // 2 if mode == "two_level" else (np // 2) ** 2)
+    message = across / 4 / (np // 2 if mode.startswith("two_level") else (np // 2) ** 2)
     what = f"{mode}, {across / 2**20:.1f} MiB across, messages {message / 2**20:.1f} MiB"
     print(what, f"{found[mode][0] * 1e3:.1f}", f"{bare * 1e3:.1f}", "ms",
           f"{statistics.median(ratios):.2f}", f"{low:.2f}-{high:.2f}", "-", sep="\t")
-for slow, fast in (("selection", "token"), ("token", "two_level"), ("selection", "two_level")):
+pairs = ("selection", "token"), ("token", "two_level"), ("selection", "two_level")
+if "token+shared" in modes:
+    pairs += (("token+shared", "two_level+shared"),)
+for slow, fast in pairs:
     by_time, *by_bytes = (found[slow][i] / found[fast][i] for i in range(3))
     for what, share in zip(("bytes across", "bytes of both links"), by_bytes):
         print(f"{slow} / {fast}: by time, by {what}", f"{by_time:.2f}", f"{share:.2f}", "x",

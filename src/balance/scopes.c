@@ -7,14 +7,13 @@
 #include <omp.h>
 #include <string.h>
 
+#include "balance/internal.h"
 #include "base/exact.h"
 #include "base/status.h"
 
 /* --- sequences that several ranks hold --- */
 
-/* The sequence that the first token of device d cuts in two, or -1 where that token begins a
- * sequence. */
-static int64_t cut_sequence(const moe_batch *b, int32_t d) {
+int64_t moe_scopes_cut_sequence(const moe_batch *b, int32_t d) {
     int64_t first = moe_batch_token_begin(b->num_tokens_global, b->devices, d);
     return moe_batch_begins_sequence(b, first) ? -1 : moe_batch_sequence_of(b, first);
 }
@@ -24,7 +23,7 @@ static int64_t cut_sequence(const moe_batch *b, int32_t d) {
 static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
     int64_t count = 0, last = -1;
     for (int32_t d = step; d < b->devices; d += step) {
-        int64_t q = cut_sequence(b, d);
+        int64_t q = moe_scopes_cut_sequence(b, d);
         if (q < 0 || q == last) {
             continue;
         }
@@ -40,8 +39,7 @@ static int64_t cut_sequences(const moe_batch *b, int32_t step, int64_t *list) {
 /* --- cells --- */
 
 enum {
-    MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1, /* exact sums of the losses, and how many
-                                                          were added */
+    MEAN_WORDS = MOE_SCOPES_MEAN_WORDS,
     PARALLEL_WORDS = 1 << 16 /* fewer words of cells are quicker read by one thread */
 };
 
@@ -111,11 +109,11 @@ static void use_sent_rows(moe_scopes *s, const moe_batch *b, const moe_sent_rows
 
 /* --- losses --- */
 
-static void add_losses(const moe_balance *balance,
-                       const moe_placement *placement,
-                       const moe_stats *stats,
-                       int64_t *cell,
-                       int64_t *sum) {
+void moe_scopes_add_losses(const moe_balance *balance,
+                           const moe_placement *placement,
+                           const moe_stats *stats,
+                           int64_t *cell,
+                           int64_t *sum) {
     double loss[MOE_NUM_LOSSES];
     if (cell[MOE_STAT_TOKENS] == 0) {
         return;
@@ -160,7 +158,7 @@ static void add_losses_of_cells(const moe_balance *balance,
         int64_t part[MEAN_WORDS] = {0};
 #pragma omp for schedule(static) nowait
         for (int64_t i = begin; i < end; i++) {
-            add_losses(balance, placement, stats, moe_stats_cell(stats, i), part);
+            moe_scopes_add_losses(balance, placement, stats, moe_stats_cell(stats, i), part);
         }
 #pragma omp critical
         for (int w = 0; w < MEAN_WORDS; w++) {
@@ -219,9 +217,7 @@ static void copy_shared(moe_scopes *s, const int64_t *list, int64_t num_shared, 
     }
 }
 
-/* The vector of the sum is [global cell | shared sequences | sums of losses]; the last part begins
- * here. */
-static int64_t *loss_sums(const moe_scopes *s) {
+int64_t *moe_scopes_loss_sums(const moe_scopes *s) {
     return moe_stats_cell(&s->shared, s->num_shared + 1);
 }
 
@@ -236,13 +232,13 @@ static void use_sums(moe_scopes *s,
                      const moe_balance *balance,
                      const moe_placement *placement,
                      int64_t sum[2][MEAN_WORDS]) {
-    memcpy(sum, loss_sums(s), 2 * MEAN_WORDS * sizeof(int64_t));
+    memcpy(sum, moe_scopes_loss_sums(s), 2 * MEAN_WORDS * sizeof(int64_t));
     memcpy(s->global.cell, s->whole ? s->whole : moe_scopes_micro_batch(s),
            (size_t)s->global.words * sizeof(int64_t));
     copy_shared(s, s->list, s->num_shared, true);
     for (int64_t i = 0; i < s->num_shared; i++) {
-        add_losses(balance, placement, &s->shared, moe_stats_cell(&s->shared, i + 1),
-                   sum[MOE_SCOPE_SEQUENCE]);
+        moe_scopes_add_losses(balance, placement, &s->shared, moe_stats_cell(&s->shared, i + 1),
+                              sum[MOE_SCOPE_SEQUENCE]);
     }
 }
 
@@ -270,6 +266,14 @@ static void make_losses(moe_scopes *s,
     moe_balance_ideal(balance, &s->global, s->global.cell, s->ideal);
 }
 
+void moe_scopes_reserve_vector(moe_scopes *s, const moe_batch *b) {
+    s->num_shared = cut_sequences(b, b->num_local_devices, NULL);
+    moe_reserve(&s->list, &s->list_room, s->num_shared + 1, sizeof *s->list, "shared sequences");
+    cut_sequences(b, b->num_local_devices, s->list);
+    const int64_t words = s->global.words, sum_cells = (2 * MEAN_WORDS + words - 1) / words;
+    reserve_like(&s->global, &s->shared, s->num_shared + 1 + sum_cells);
+}
+
 void moe_scopes_count(moe_scopes *s,
                       const moe_balance *balance,
                       const moe_placement *placement,
@@ -281,17 +285,13 @@ void moe_scopes_count(moe_scopes *s,
     if (sent_rows) {
         use_sent_rows(s, batch, sent_rows);
     }
-    s->num_shared = cut_sequences(batch, batch->num_local_devices, NULL);
-    moe_reserve(&s->list, &s->list_room, s->num_shared + 1, sizeof *s->list, "shared sequences");
-    cut_sequences(batch, batch->num_local_devices, s->list);
-    int64_t sum_cells = (2 * MEAN_WORDS + s->device.words - 1) / s->device.words;
-    reserve_like(&s->device, &s->shared, s->num_shared + 1 + sum_cells);
+    moe_scopes_reserve_vector(s, batch);
     for (int32_t j = 0; j < batch->num_local_devices; j++) {
         moe_stats_add(&s->shared, moe_stats_cell(&s->shared, 0), moe_stats_cell(&s->device, j));
     }
     copy_shared(s, s->list, s->num_shared, false);
     sum_losses(s, balance, placement, batch, s->num_shared, sum);
-    memcpy(loss_sums(s), sum, sizeof sum);
+    memcpy(moe_scopes_loss_sums(s), sum, sizeof sum);
 }
 
 void moe_scopes_complete(moe_scopes *s,
@@ -389,4 +389,6 @@ void moe_scopes_free(moe_scopes *s) {
     moe_stats_free(&s->global);
     moe_stats_free(&s->shared);
     moe_free(s->list);
+    moe_stats_free(&s->cut);
+    moe_free(s->cut_list);
 }

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "balance/balance.h"
+#include "base/exact.h"
 #include "data/batch.h"
 #include "router/stats.h"
 #include "world/comm.h"
@@ -36,6 +37,9 @@ typedef struct moe_scopes {
     const int64_t *whole; /* the global cell of all micro-batches of the step, which takes the place
                              of this micro-batch's; NULL: it does not. Not owned */
     int32_t micro_batches;   /* of the step, where there is such a cell */
+    moe_stats cut;     /* cells of the sequences that several parts of a rank hold (below), */
+    int64_t *cut_list; /* and their ids */
+    int64_t cut_room;
     int64_t allreduce_bytes; /* payload given to MPI_Allreduce, as if every device were a rank,
                                 summed over devices */
 } moe_scopes;
@@ -64,6 +68,44 @@ void moe_scopes_complete(moe_scopes *s,
                          const moe_balance *balance,
                          const moe_placement *placement,
                          const moe_batch *batch);
+
+/* The same in parts, for many devices: cells of all of them would take devices x experts. A part
+ * is a run of local devices that one thread goes through. Each device hands in the cells of its
+ * segments, which then may be forgotten: of its sequences only those stay that are not complete.
+ * The bits are those of moe_scopes_count. Afterwards there are cells of neither sequences nor
+ * devices. */
+enum {
+    MOE_SCOPES_MEAN_WORDS = MOE_NUM_LOSSES * MOE_EXACT_WORDS + 1 /* exact sums of the losses, and
+                                                                    how many were added */
+};
+typedef struct moe_scopes_part {
+    moe_stats sum;      /* one cell: of the part's devices */
+    moe_stats sequence; /* one cell: of the sequence that is being added up, */
+    int64_t open;       /* which is this one, or -1 */
+    int64_t losses[2][MOE_SCOPES_MEAN_WORDS];
+} moe_scopes_part;
+
+/* Local. The first local device of part p of `parts`. */
+int32_t moe_scopes_part_begin(const moe_batch *batch, int32_t parts, int32_t p);
+
+/* Local. Begins the count of this rank. */
+void moe_scopes_start(moe_scopes *s,
+                      const moe_batch *batch,
+                      const moe_placement *placement,
+                      int32_t parts);
+/* Local, each part by one thread. Begins a part; adds a device, whose segments have `cells`, which
+ * are changed; and adds the part to the rest. */
+void moe_scopes_part_start(const moe_scopes *s, moe_scopes_part *part);
+void moe_scopes_part_add(moe_scopes *s,
+                         moe_scopes_part *part,
+                         const moe_balance *balance,
+                         const moe_placement *placement,
+                         const moe_batch *device,
+                         moe_stats *cells);
+void moe_scopes_part_finish(moe_scopes *s, const moe_scopes_part *part);
+void moe_scopes_part_free(moe_scopes_part *part);
+/* Local. When all parts are finished: then moe_scopes_vector and moe_scopes_complete follow. */
+void moe_scopes_parts_done(moe_scopes *s, const moe_balance *balance, const moe_placement *p);
 
 /* Collective. The three in one, with a sum of their own. */
 void moe_scopes_reduce(moe_scopes *s,

@@ -264,6 +264,8 @@ typedef struct moe_config {
     int32_t ranks;           /* 0 until resolved */
     int32_t comm_limit;      /* M of f'' (docs/method.md section 2): a token reaches at most
                                 min(top_k, comm_limit) devices */
+    bool no_room_to_share;   /* set when a run starts: the folder for shared memory is too small for
+                                transport = auto */
     bool top_k_is_recorded;  /* router.top_k is not known before the recorded routing is read */
     bool steps_are_recorded; /* run.steps is not known before the recording is read */
     struct {
@@ -285,6 +287,14 @@ static inline bool moe_config_recorded(const moe_config *c) {
 /* Local. True when prompts are continued. */
 static inline bool moe_config_generates(const moe_config *c) {
     return c->run.mode == MOE_MODE_GENERATE;
+}
+
+/* Local. Whether ranks of a host send rows through shared memory. Chunks need messages that travel
+ * by themselves, which `auto` knows. */
+static inline bool moe_config_shares_memory(const moe_config *c) {
+    return c->exchange.transport == MOE_TRANSPORT_SHARED ||
+           (c->exchange.transport == MOE_TRANSPORT_AUTO && c->exchange.chunks == 1 &&
+            !c->no_room_to_share);
 }
 
 /* Local. Slots of a device: those of its share of the experts, and of the redundant ones, which

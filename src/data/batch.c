@@ -170,6 +170,62 @@ void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm) {
     }
 }
 
+/* --- one device --- */
+
+/* The first segment of a device, or of the first one after it that has any. */
+static int64_t first_segment(const moe_batch *b, int32_t device) {
+    int64_t low = 0, high = b->num_segments;
+    while (low < high) {
+        const int64_t middle = (low + high) / 2;
+        if (b->segment[middle].device < device) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+int64_t moe_device_batch_reserve(moe_device_batch *d, const moe_batch *whole) {
+    int64_t most = 0, of_device = 0;
+    for (int64_t i = 0; i < whole->num_segments; i++) {
+        const bool same = i > 0 && whole->segment[i].device == whole->segment[i - 1].device;
+        of_device = same ? of_device + 1 : 1;
+        most = of_device > most ? of_device : most;
+    }
+    moe_reserve(&d->segment, &d->room, most, sizeof *d->segment, "batch");
+    return most;
+}
+
+void moe_device_batch_set(moe_device_batch *d, const moe_batch *whole, int32_t j) {
+    const int64_t begin = whole->device_offset[j];
+    const int64_t first = first_segment(whole, whole->first_device + j);
+    const int64_t end = first_segment(whole, whole->first_device + j + 1);
+    MOE_ASSERT(end - first <= d->room);
+    for (int64_t i = first; i < end; i++) {
+        d->segment[i - first] = whole->segment[i];
+        d->segment[i - first].begin -= begin;
+        d->segment[i - first].end -= begin;
+    }
+    d->offset[0] = 0;
+    d->offset[1] = whole->device_offset[j + 1] - begin;
+    d->batch = *whole;
+    d->batch.first_device += j;
+    d->batch.num_local_devices = 1;
+    d->batch.first_token += begin;
+    d->batch.num_tokens = d->offset[1];
+    d->batch.device_offset = d->offset;
+    d->batch.num_segments = end - first;
+    d->batch.segment = d->segment;
+    d->batch.counted = whole->counted ? whole->counted + begin : NULL;
+    d->batch.byte = whole->byte ? whole->byte + begin : NULL;
+}
+
+void moe_device_batch_free(moe_device_batch *d) {
+    moe_free(d->segment);
+    *d = (moe_device_batch){0};
+}
+
 void moe_batch_free(moe_batch *b) {
     moe_free(b->routed_of_sequence);
     moe_free(b->device_offset);

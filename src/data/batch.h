@@ -82,6 +82,21 @@ void moe_batch_layout_boundaries(moe_batch *b,
 void moe_batch_drop_padding(moe_batch *b, const moe_comm *comm);
 void moe_batch_free(moe_batch *b);
 
+/* One device of a rank as a batch of its own, for whoever handles tokens device by device. Zeroed
+ * before the first use; its memory is used again from device to device. */
+typedef struct moe_device_batch {
+    moe_batch batch;      /* num_local_devices = 1; what it points to is the whole batch's */
+    int64_t offset[2];    /* its device_offset */
+    moe_segment *segment; /* its segments, with ids of the device's tokens; owned */
+    int64_t room;
+} moe_device_batch;
+
+/* Local. Room for the segments of any local device of the batch; returns the most that one has. */
+int64_t moe_device_batch_reserve(moe_device_batch *d, const moe_batch *whole);
+/* Local. Makes it the tokens of local device j of the batch, for which there is room. */
+void moe_device_batch_set(moe_device_batch *d, const moe_batch *whole, int32_t j);
+void moe_device_batch_free(moe_device_batch *d);
+
 /* Local. [T] 1 for the tokens that are routed; NULL: all are. */
 static inline const uint8_t *moe_batch_routed(const moe_batch *b) {
     return b->drops_padding ? b->counted : NULL;

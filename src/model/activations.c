@@ -8,7 +8,7 @@ void moe_activations_reserve(moe_activations *a,
                              const moe_draw *draw) {
     int64_t tokens = context->batch->num_tokens;
     int64_t hidden = tokens * context->config->model.hidden_size;
-    int64_t logits = layer->gate ? tokens * layer->router.num_experts : 0;
+    int64_t logits = layer->gate && !context->by_device ? tokens * layer->router.num_experts : 0;
     int64_t inner = context->keep ? tokens * layer->shared.width : 0;
     bool jitters = layer->gate && moe_noise_jitters(&layer->router, draw);
     bool smooth = draw->training && moe_noise_keeps_clean(&layer->router);
@@ -33,6 +33,7 @@ void moe_activations_free(moe_activations *a) {
     moe_drop_free(&a->drop);
     moe_stats_free(&a->segments);
     moe_scopes_free(&a->scopes);
+    moe_by_device_free(&a->by_device);
     moe_plan_free(&a->plan);
     moe_exchange_free(&a->exchange);
     moe_expert_buffers_free(&a->buffers);

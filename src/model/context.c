@@ -42,8 +42,7 @@ void moe_context_init(moe_context *context,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
     context->bf16 = c->model.compute == MOE_COMPUTE_BF16;
-    const bool shared = c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && comm->local_size > 1;
-    context->host = shared ? comm->host : NULL;
+    context->host = moe_config_shares_memory(c) && comm->local_size > 1 ? comm->host : NULL;
     context->dispatched = moe_payload_of_dispatch(c);
     context->combined = moe_payload_of_combine(c);
     init_placements(context);

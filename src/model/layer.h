@@ -22,6 +22,7 @@
 #include "exchange/plan.h"
 #include "experts/experts.h"
 #include "measure/metrics.h"
+#include "model/by_device.h"
 #include "model/context.h"
 #include "model/parameters.h"
 
@@ -73,7 +74,8 @@ typedef struct moe_activations {
     moe_drop drop;       /* who of it is sent, where there is a capacity */
     moe_stats segments;
     moe_scopes scopes;
-    bool losses_counted; /* in scopes, and not yet summed over the ranks */
+    moe_by_device by_device; /* where it is on, there are no logits and no cells of segments */
+    bool losses_counted;     /* in scopes, and not yet summed over the ranks */
     moe_plan plan;
     moe_exchange exchange;
     moe_expert_buffers buffers;

@@ -2,8 +2,9 @@
  * end, first. */
 #include <string.h>
 
-#include "base/gemm.h"
 #include "base/norm.h"
+#include "model/by_device.h"
+#include "model/gate.h"
 #include "model/layer.h"
 #include "model/serving.h"
 #include "router/noise.h"
@@ -25,34 +26,12 @@ static void norm_forward(const moe_layer *layer,
 
 /* --- gate --- */
 
-/* Rows of one gate GEMM. The number is a constant and no call crosses a device, so the calls depend
- * on the device's tokens only. */
-enum { GATE_ROWS = 256 };
-
-/* logits [T,N] = u [T,H] * gate [N,H]^T (docs/method.md section 1.1). */
-static void gate_logits(const real *gate,
-                        const moe_batch *b,
-                        const real *u,
-                        int64_t h,
-                        int64_t n,
-                        real *logits) {
-    for (int32_t j = 0; j < b->num_local_devices; j++) {
-#pragma omp parallel for schedule(dynamic)
-        for (int64_t begin = b->device_offset[j]; begin < b->device_offset[j + 1];
-             begin += GATE_ROWS) {
-            int64_t left = b->device_offset[j + 1] - begin,
-                    rows = left < GATE_ROWS ? left : GATE_ROWS;
-            moe_gemm_nt(rows, n, h, u + begin * h, gate, logits + begin * n);
-        }
-    }
-}
-
 /* The gate, and with router.jitter_experts the experts too, read the jittered vectors. */
 static void jitter_forward(const moe_layer *layer,
                            const moe_draw *draw,
                            const moe_context *context,
                            moe_activations *a) {
-    if (!moe_noise_jitters(&layer->router, draw)) {
+    if (!layer->gate || !moe_noise_jitters(&layer->router, draw)) {
         return;
     }
     moe_noise_jitter(&layer->router, draw, context->batch, context->config->model.hidden_size, a->x,
@@ -75,33 +54,10 @@ static void noise_forward(const moe_layer *layer,
         memcpy(a->clean, a->gate_logits, (size_t)(context->batch->num_tokens * n) * sizeof(real));
     }
     if (layer->gate_noise) {
-        gate_logits(layer->gate_noise, context->batch, a->gate_x,
-                    context->config->model.hidden_size, n, a->v);
+        moe_gate_logits(layer->gate_noise, context->batch, a->gate_x,
+                        context->config->model.hidden_size, n, a->v);
         moe_noise_add_learned(r, draw, context->batch, a->v, a->gate_logits);
     }
-}
-
-/* The first local token of the layer in this step, in arrays [steps][layers][T,..]. */
-static int64_t recorded_tokens(const moe_layer *layer, const moe_context *context) {
-    const int64_t layers = moe_config_moe_layers(context->config);
-    return (context->input->step * layers + layer->index) * context->batch->num_tokens;
-}
-
-static moe_logits recorded_logits(const moe_layer *layer, const moe_context *context) {
-    const moe_input *in = context->input;
-    int64_t offset = recorded_tokens(layer, context) * context->router.num_experts;
-    if (in->logits_dtype == MOE_F64) {
-        return (moe_logits){.f64 = (const double *)in->logits + offset};
-    }
-    return (moe_logits){.f32 = (const float *)in->logits + offset};
-}
-
-static moe_logits computed_logits(const moe_activations *a) {
-#ifdef MOE_REAL_DOUBLE
-    return (moe_logits){.f64 = a->gate_logits};
-#else
-    return (moe_logits){.f32 = a->gate_logits};
-#endif
 }
 
 static void gate_forward(const moe_layer *layer,
@@ -109,18 +65,16 @@ static void gate_forward(const moe_layer *layer,
                          const moe_context *context,
                          moe_activations *a) {
     const moe_config *c = context->config;
-    a->logits = (moe_logits){NULL, NULL};
     if (c->data.source == MOE_SOURCE_LOGITS) {
-        a->logits = recorded_logits(layer, context);
+        a->logits = moe_gate_recorded_logits(layer, context, 0);
     } else if (!moe_config_recorded(c)) {
-        jitter_forward(layer, draw, context, a);
-        gate_logits(layer->gate, context->batch, a->gate_x, c->model.hidden_size,
-                    c->model.num_experts, a->gate_logits);
+        moe_gate_logits(layer->gate, context->batch, a->gate_x, c->model.hidden_size,
+                        c->model.num_experts, a->gate_logits);
         if (context->trains) {
             noise_forward(layer, draw, context, a);
         }
         moe_noise_perturb(&layer->router, draw, context->batch, a->gate_logits);
-        a->logits = computed_logits(a);
+        a->logits = moe_gate_computed_logits(a->gate_logits);
     }
 }
 
@@ -133,16 +87,6 @@ static const moe_noisy *noisy_of(const moe_context *context, moe_activations *a)
     }
     a->noisy = (moe_noisy){a->clean, a->v};
     return &a->noisy;
-}
-
-static void route_recorded(const moe_layer *layer, const moe_context *context, moe_activations *a) {
-    const moe_input *in = context->input;
-    int64_t first = recorded_tokens(layer, context);
-    const int32_t *experts = in->routing ? in->routing + first * in->routing_k : NULL;
-    const real *weights = in->weights ? in->weights + first * in->routing_k : NULL;
-    const double *scores = in->scores ? in->scores + first * context->router.num_experts : NULL;
-    moe_router_route_recorded(&layer->router, context->batch, layer->placement, experts,
-                              in->routing_k, weights, scores, &a->routing, &a->segments);
 }
 
 /* Who of the routing is sent (docs/method.md section 3). Everything that the balance losses see was
@@ -174,7 +118,7 @@ static void router_forward(const moe_layer *layer,
     moe_stats_reserve_slots(&a->segments, p->num_experts, p->devices,
                             p->replicated ? moe_placement_slots(p) : 0, b->num_segments);
     if (moe_config_recorded(context->config)) {
-        route_recorded(layer, context, a);
+        moe_gate_route_recorded(layer, &layer->router, context, b, 0, &a->routing, &a->segments);
     } else {
         moe_router_route(&layer->router, draw, b, layer->placement, a->logits, noisy_of(context, a),
                          &a->routing, &a->segments, &a->first_bad_token);
@@ -222,13 +166,35 @@ typedef struct stopwatch {
     double time; /* when the last phase ended */
 } stopwatch;
 
+static void phase_until(stopwatch *w,
+                        enum moe_phase which,
+                        double end,
+                        const moe_activations *rows) {
+    moe_span_rows moved = rows ? moe_activations_rows(rows) : (moe_span_rows){0};
+    w->metrics->phase_seconds[which] = end - w->time;
+    moe_timeline_add(w->timeline, which, w->layer, w->time, end, &moved);
+    w->time = end;
+}
+
 /* The time since the last phase was this one's. rows: NULL where the phase moves none. */
 static void phase(stopwatch *w, enum moe_phase which, const moe_activations *rows) {
-    double now = moe_comm_time();
-    moe_span_rows moved = rows ? moe_activations_rows(rows) : (moe_span_rows){0};
-    w->metrics->phase_seconds[which] = now - w->time;
-    moe_timeline_add(w->timeline, which, w->layer, w->time, now, &moved);
-    w->time = now;
+    phase_until(w, which, moe_comm_time(), rows);
+}
+
+/* Gate, router and losses at a time. The threads are in one or the other at any moment: each phase
+ * gets its share of their time, one after the other. */
+static void by_device_forward(const moe_layer *layer,
+                              const moe_draw *draw,
+                              const moe_context *context,
+                              moe_activations *a,
+                              stopwatch *w) {
+    double shares[3];
+    moe_by_device_route(layer, context, draw, a, shares);
+    drop(layer, context, a);
+    const double begin = w->time, whole = moe_comm_time() - begin;
+    phase_until(w, MOE_PHASE_GATE, begin + shares[0] * whole, NULL);
+    phase_until(w, MOE_PHASE_ROUTE, begin + (shares[0] + shares[1]) * whole, NULL);
+    phase_until(w, MOE_PHASE_BALANCE, begin + whole, NULL);
 }
 
 void moe_layer_forward(const moe_layer *layer,
@@ -243,10 +209,17 @@ void moe_layer_forward(const moe_layer *layer,
     stopwatch watch = {context->timeline, metrics, layer->depth, moe_comm_time()};
     moe_activations_reserve(a, layer, context, &draw);
     norm_forward(layer, context, x, a);
-    gate_forward(layer, &draw, context, a);
-    phase(&watch, MOE_PHASE_GATE, NULL);
-    router_forward(layer, &draw, context, a, metrics);
-    phase(&watch, MOE_PHASE_ROUTE, NULL);
+    jitter_forward(layer, &draw, context, a);
+    a->by_device.on = false;
+    a->logits = (moe_logits){NULL, NULL};
+    if (context->by_device) {
+        by_device_forward(layer, &draw, context, a, &watch);
+    } else {
+        gate_forward(layer, &draw, context, a);
+        phase(&watch, MOE_PHASE_GATE, NULL);
+        router_forward(layer, &draw, context, a, metrics);
+        phase(&watch, MOE_PHASE_ROUTE, NULL);
+    }
     moe_plan_build(&a->plan, c->exchange.mode, b, layer->placement, context->comm->size,
                    moe_activations_sent(a));
     phase(&watch, MOE_PHASE_PLAN, NULL);
@@ -265,6 +238,8 @@ void moe_layer_forward(const moe_layer *layer,
     phase(&watch, MOE_PHASE_COMBINE, a);
     shared_forward(layer, context, a, y);
     phase(&watch, MOE_PHASE_SHARED, NULL);
-    moe_layer_losses_count(layer, context, a);
-    phase(&watch, MOE_PHASE_BALANCE, NULL);
+    if (!a->by_device.on) {
+        moe_layer_losses_count(layer, context, a);
+        phase(&watch, MOE_PHASE_BALANCE, NULL);
+    }
 }

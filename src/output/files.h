@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "measure/matrix_size.h"
+
 enum moe_result { /* MOE_RESULT_SUMMARY and so on: see files.def */
 #define RESULT_TEXT(id, name, when) MOE_RESULT_##id,
 #define RESULT_ARRAY(id, name, when) MOE_RESULT_##id,
@@ -18,9 +20,6 @@ typedef struct moe_result_file {
     bool always;      /* every finished run has it */
 } moe_result_file;
 extern const moe_result_file moe_result_files[MOE_NUM_RESULTS];
-
-/* The most devices of which the matrix is written as an array (32 MiB for each layer). */
-enum { MOE_MATRIX_DEVICES = 2048 };
 
 /* Local. The file that holds the matrix of so many devices: comm_matrix.npy or
  * comm_matrix_sparse.npz. */

@@ -451,7 +451,7 @@ static bool is_first_of_host(const moe_topology *t, int rank) {
 /* Between ranks of a host, and between hosts; null where there are none. */
 static json_t *transport_object(const moe_config *c, const moe_topology *t, int ranks) {
     const moe_reach reach = moe_topology_reach(t, ranks);
-    const bool shared = c->exchange.transport != MOE_TRANSPORT_ALLTOALLV;
+    const bool shared = moe_config_shares_memory(c);
     json_t *o = json_object();
     moe_json_put(o, "inside_host",
                  reach.inside ? json_string(shared ? "shared" : "alltoallv") : json_null());

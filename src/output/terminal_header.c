@@ -172,7 +172,10 @@ static const char *transport_used(const moe_config *c, const moe_topology *t, in
         return "";
     }
     return !reach.inside && !reach.between ? ", nothing travels: one rank"
-           : !reach.inside                 ? ", by MPI_Alltoallv: no host has two ranks"
+           : c->no_room_to_share
+               ? ", by MPI_Alltoallv: a folder for shared memory (/dev/shm) has not "
+                 "twice the room that is needed"
+           : !reach.inside ? ", by MPI_Alltoallv: no host has two ranks"
            : reach.between ? ", through shared memory inside a host, by MPI_Alltoallv between hosts"
                            : ", through shared memory";
 }

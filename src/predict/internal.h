@@ -39,7 +39,8 @@ static inline int64_t div_up(int64_t a, int64_t b) {
 typedef struct moe_memory_sizes { /* of the fullest rank */
     bool train, text;
     bool backward;
-    bool keep; /* backward needs the pre-activations of the experts */
+    bool keep;      /* backward needs the pre-activations of the experts */
+    bool by_device; /* a thread holds the logits and cells of one device at a time */
     int64_t ranks, local_devices, tokens;
     int64_t device_tokens; /* of the fullest device */
     int64_t sequences;     /* of the batch */

@@ -69,6 +69,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
                           .slots = div_up(c->model.num_experts, ranks)};
     s.backward = s.train || given->backward;
     s.places = given->places;
+    s.by_device = given->by_device;
     s.keep = s.train ? !c->train.recompute : c->model.load[0] != '\0' && c->output.tensors;
     s.tokens = num_tokens_global > 0 ? min64(mul(per_device, s.local_devices), num_tokens_global)
                                      : mul(per_device, s.local_devices);
@@ -201,6 +202,14 @@ int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s) 
     return min64(mul(c->cluster.devices, c->cluster.devices), mul(s->ranks, s->selections));
 }
 
+/* The cells that threads hold where devices are counted one by one (scopes_parts.c): those of a
+ * device's segments, two sums, and of a sequence on several devices the sums that parts add to; and
+ * the cell of the batch. */
+static int64_t cells_by_device(const moe_memory_sizes *s, int64_t segments) {
+    const int64_t of_device = add(div_up(segments, s->local_devices), s->whole ? 0 : 1);
+    return add(mul(s->threads, add(of_device, s->whole ? 2 : 6)), 1);
+}
+
 /* A cell of counts and exact sums for each segment (the part of a sequence on a device), for each
  * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
  * more for all layers put together (aux_form = mixtral), and one of each layer for the whole step
@@ -219,7 +228,8 @@ static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t slots = redundant > 0 ? add(n, redundant) : 0;
     const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), add(slots, d + MOE_STAT_HEAD));
     const int64_t of_scopes = add(add(s->whole ? 0 : sequences, s->local_devices), 1);
-    const int64_t cells = add(add(segments, of_scopes), shared + 2);
+    const int64_t kept = s->by_device ? cells_by_device(s, segments) : add(segments, of_scopes);
+    const int64_t cells = add(kept, shared + 2);
     const int64_t all =
         moe_balance_has_all_layers(&c->balance) ? add(add(sequences, s->local_devices), 1) : 0;
     const int64_t step = c->balance.global_batch == MOE_GLOBAL_STEP ? moe_config_moe_layers(c) : 0;

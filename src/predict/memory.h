@@ -31,6 +31,7 @@ typedef struct moe_memory_given {
     int64_t num_counted; /* of these, tokens that are routed; unknown: all */
     double choices;      /* mean number of experts of a token that is routed, in a recording */
     bool backward;       /* a layer from model.load runs backward too */
+    bool by_device;      /* logits and cells are forgotten device by device (model/by_device.h) */
     int64_t places;      /* run.mode = generate: tokens of a sequence in the cache */
     int64_t num_sequences;
     const int64_t *boundary; /* [num_sequences + 1] of data.boundaries; NULL: equal sequences */

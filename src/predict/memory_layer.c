@@ -2,8 +2,10 @@
  * The symbols are those of memory.c. */
 #include "balance/balance.h"
 #include "base/alloc.h"
+#include "base/sparse.h"
 #include "capacity/cut.h"
 #include "exchange/payload.h"
+#include "measure/matrix_size.h"
 #include "predict/internal.h"
 #include "predict/memory.h"
 
@@ -66,7 +68,7 @@ static bool keeps_clean(const moe_config *c) {
 static int64_t of_tokens(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, n = c->model.num_experts;
     const int64_t shared = mul(c->model.num_shared_experts, c->model.moe_intermediate_size);
-    int64_t reals = moe_memory_has_gate(c) ? n : 0;
+    int64_t reals = moe_memory_has_gate(c) && !s->by_device ? n : 0;
     if (c->model.norm != MOE_NORM_NONE) {
         reals = add(reals, h);
     }
@@ -99,8 +101,21 @@ static int64_t of_capacity(const moe_config *c, const moe_memory_sizes *s) {
     return add(mul(s->selections, WORD + 2 * INT + 1), routing(s->tokens, most));
 }
 
+/* Where devices are routed one by one (by_device.c): the logits and the routing of a device for
+ * each thread, and the devices that each token reaches. */
+static int64_t of_devices(const moe_config *c, const moe_memory_sizes *s) {
+    if (!s->by_device) {
+        return 0;
+    }
+    const int64_t reals = moe_memory_has_gate(c) ? c->model.num_experts : 0;
+    const int64_t worker =
+        add(mul3(s->device_tokens, reals, REAL), routing(s->device_tokens, s->most));
+    return add(mul(s->threads, worker),
+               add(mul3(s->tokens, s->most, sizeof(moe_sparse_cell)), mul(s->local_devices, WORD)));
+}
+
 static int64_t activations_of_layer(const moe_config *c, const moe_memory_sizes *s) {
-    return add(add(routing(s->tokens, s->most), of_tokens(c, s)),
+    return add(add(routing(s->tokens, s->most), add(of_tokens(c, s), of_devices(c, s))),
                add(of_experts(c, s), of_capacity(c, s)));
 }
 
@@ -159,7 +174,8 @@ static int64_t task(const moe_config *c, const moe_memory_sizes *s) {
     return mul(s->tokens, add(mul(add(h, BYTE_VALUES), REAL), DOUBLE + WORD + 2 * INT));
 }
 
-/* What is copied to be written at the end, or layer by layer: the choices, and dlogits. */
+/* What is copied to be written at the end, or layer by layer: the choices, dlogits, and this rank's
+ * matrices of devices, where they are written as arrays. */
 static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     int64_t bytes = 0;
     if (c->output.routing) {
@@ -171,6 +187,10 @@ static int64_t written(const moe_config *c, const moe_memory_sizes *s) {
     }
     if (c->output.tensors && !s->train && !moe_config_recorded(c)) {
         bytes = add(bytes, mul3(s->tokens, c->model.num_experts, DOUBLE));
+    }
+    if (c->cluster.devices <= MOE_MATRIX_DEVICES) {
+        const int64_t matrices = div_up(moe_config_moe_layers(c), s->ranks);
+        bytes = add(bytes, mul3(matrices, mul(c->cluster.devices, c->cluster.devices), WORD));
     }
     return bytes;
 }
@@ -376,7 +396,7 @@ static int64_t exchange_of_layers(const moe_config *c, const moe_memory_sizes *s
 /* --- windows --- */
 
 bool moe_memory_shares(const moe_config *c) {
-    return c->exchange.transport != MOE_TRANSPORT_ALLTOALLV && c->ranks > 1;
+    return moe_config_shares_memory(c) && c->ranks > 1;
 }
 
 /* What the host sees of this rank in one hop: metadata, vectors that it has (in training x and dy),

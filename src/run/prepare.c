@@ -11,6 +11,8 @@
 #include "run/restart.h"
 #include "world/window.h"
 
+enum { MANY_CELLS = 1 << 20 }; /* devices of a rank x experts, 72 bytes for each */
+
 /* --- the machine --- */
 
 static void gather_topologies(moe_run_state *r) {
@@ -38,6 +40,22 @@ static int64_t num_tokens(const moe_run_state *r) {
     return (int64_t)r->config->cluster.devices * r->config->data.tokens_per_device;
 }
 
+/* Whether logits and cells are forgotten device by device (model/by_device.h): there are many, and
+ * nobody looks at them once the losses of a layer are known. */
+static bool goes_by_device(const moe_run_state *r) {
+    const moe_config *c = r->config;
+    const int64_t devices = c->cluster.devices / r->comm->size;
+    const bool many = devices >= 64 && devices * c->model.num_experts >= MANY_CELLS;
+    const bool looked_at = c->run.mode != MOE_MODE_FORWARD || c->output.tensors ||
+                           c->model.load[0] || r->options->explains_token ||
+                           r->options->explains_step || moe_balance_has_all_layers(&c->balance) ||
+                           moe_config_splits_batches(c) ||
+                           c->router.method == MOE_METHOD_EXPERT_CHOICE ||
+                           (c->capacity.policy != MOE_CAPACITY_NONE &&
+                            c->capacity.overflow == MOE_OVERFLOW_NEXT_CHOICE);
+    return many && !looked_at;
+}
+
 /* The mean number of experts of a token that is routed, in the recording of this rank. Padding that
  * is dropped has none in a routing. */
 static double recorded_choices(const moe_run_state *r, const moe_memory_given *g) {
@@ -60,7 +78,9 @@ static double recorded_choices(const moe_run_state *r, const moe_memory_given *g
 }
 
 static moe_memory_given given(const moe_run_state *r) {
-    moe_memory_given g = {.num_tokens = num_tokens(r), .backward = r->model_files.dy != NULL};
+    moe_memory_given g = {.num_tokens = num_tokens(r),
+                          .backward = r->model_files.dy != NULL,
+                          .by_device = goes_by_device(r)};
     if (moe_config_generates(r->config)) {
         g.places = r->prompts.longest + r->config->generate.max_new_tokens - 1;
     }
@@ -71,18 +91,35 @@ static moe_memory_given given(const moe_run_state *r) {
     return g;
 }
 
-/* The windows of the ranks of a host stand in one folder, which may be small (in containers). */
+/* Whether the windows of the ranks of this host, `times` as large as they are expected, fail to fit
+ * into the folder in which they stand, which may be small (in containers). */
+static bool lacks_room(const moe_run_state *r, int times, bool known) {
+    const int64_t room = moe_window_room(), ranks = r->comm->local_size;
+    return ranks > 1 && (room < 0 ? !known : r->memory.windows > room / ranks / times);
+}
+
 static void check_windows(const moe_run_state *r, moe_status *st) {
-    const int64_t room = moe_window_room(), ranks = r->comm->local_size,
-                  windows = r->memory.windows;
-    if (ranks > 1 && room >= 0 && windows > room / ranks) {
+    if (lacks_room(r, 1, true)) {
         moe_fail(st, MOE_USER,
                  "exchange.transport = %s needs about %s of shared memory on each of %d ranks of "
                  "this host, and %s has %s left: enlarge it (docker run --shm-size), or set "
                  "exchange.transport = alltoallv",
                  moe_config_enum_name(MOE_KEY(exchange, transport), r->config->exchange.transport),
-                 moe_format_bytes(windows).s, (int)ranks, moe_window_folder(),
-                 moe_format_bytes(room).s);
+                 moe_format_bytes(r->memory.windows).s, r->comm->local_size, moe_window_folder(),
+                 moe_format_bytes(moe_window_room()).s);
+    }
+}
+
+/* Collective. `auto` shares memory only where every host has room for twice the windows of an even
+ * load: nobody asked for what may fail. */
+static void decide_transport(moe_run_state *r, const moe_memory_given *known) {
+    moe_config *c = r->config;
+    if (c->exchange.transport != MOE_TRANSPORT_AUTO) {
+        return;
+    }
+    c->no_room_to_share = moe_comm_lowest_rank(r->comm, lacks_room(r, 2, false)) >= 0;
+    if (c->no_room_to_share) {
+        r->memory = moe_memory_estimate(c, known);
     }
 }
 
@@ -92,6 +129,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
     moe_memory *m = &r->memory;
     const moe_memory_given known = given(r);
     *m = moe_memory_estimate(r->config, &known);
+    decide_transport(r, &known);
     if (r->config->data.source != MOE_SOURCE_SYNTHETIC || r->config->model.load[0]) {
         int64_t read = moe_alloc_live_bytes(); /* the files are there already: no estimate */
         m->total = m->total == INT64_MAX ? m->total : m->total - m->input + read;
@@ -131,6 +169,7 @@ static void make_context(moe_run_state *r) {
         moe_input_layout(&r->input, c, r->comm, tokens, &r->batch);
     }
     moe_context_init(&r->context, r->comm, c, &r->batch, &r->input, &r->scratch);
+    r->context.by_device = goes_by_device(r);
     r->context.timeline = c->output.timeline ? &r->timeline : NULL;
     if (moe_balance_has_all_layers(&c->balance)) {
         r->context.all_layers = &r->all_layers;

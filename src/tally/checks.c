@@ -94,6 +94,32 @@ static void check_output(moe_tally *t,
     t->scalar[MOE_TALLY_NOT_FINITE] += a->first_bad_token >= 0;
 }
 
+/* rows [D] -= the distinct tokens of local device j that go to each device, as the router counted
+ * them. *segment: its first segment, then the first one after it. */
+static void take_distinct(const moe_context *context,
+                          const moe_activations *a,
+                          int32_t j,
+                          int64_t *segment,
+                          int64_t *rows) {
+    const moe_batch *b = context->batch;
+    if (a->by_device.on) {
+        const moe_sparse_cell *cell =
+            a->by_device.distinct + b->device_offset[j] * moe_config_most_experts(context->config);
+        for (int64_t k = 0; k < a->by_device.num_distinct[j]; k++) {
+            rows[cell[k].column] -= cell[k].count;
+        }
+        return;
+    }
+    for (; *segment < b->num_segments && b->segment[*segment].device == b->first_device + j;
+         ++*segment) {
+        const int64_t *tokens =
+            moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, *segment));
+        for (int32_t d = 0; d < b->devices; d++) {
+            rows[d] -= tokens[d];
+        }
+    }
+}
+
 /* f'' of every device pair, by its definition (counted by the router), against the rows given to
  * MPI_Alltoallv and those removed by dropping. */
 static void check_comm_count(moe_tally *t,
@@ -102,16 +128,10 @@ static void check_comm_count(moe_tally *t,
                              const moe_activations *a) {
     const moe_batch *b = context->batch;
     int64_t *rows = moe_scratch_take(b->scratch, b->devices, sizeof *rows, "tally");
-    int64_t i = 0;
+    int64_t segment = 0;
     for (int32_t j = 0; j < b->num_local_devices; j++) {
         moe_activations_rows_before_dropping(layer, context, a, j, rows);
-        for (; i < b->num_segments && b->segment[i].device == b->first_device + j; i++) {
-            const int64_t *tokens =
-                moe_stats_device_tokens(&a->segments, moe_stats_cell(&a->segments, i));
-            for (int32_t d = 0; d < b->devices; d++) {
-                rows[d] -= tokens[d];
-            }
-        }
+        take_distinct(context, a, j, &segment, rows);
         for (int32_t d = 0; d < b->devices; d++) {
             t->scalar[MOE_TALLY_COMM_BAD] += rows[d] != 0;
         }
@@ -127,6 +147,11 @@ static void check_theorem(moe_tally *t,
                           const moe_activations *a) {
     const moe_router *r = &layer->router;
     if (r->group_limit != MOE_GROUP_MAX || moe_config_recorded(context->config)) {
+        return;
+    }
+    if (a->by_device.on) {
+        t->scalar[MOE_TALLY_THEOREM_TOKENS] = a->by_device.theorem.tokens;
+        t->scalar[MOE_TALLY_THEOREM_BAD] = a->by_device.theorem.bad;
         return;
     }
     moe_group_theorem_check(r, a->logits, &a->routing, moe_batch_routed(context->batch), 1,

@@ -1,6 +1,7 @@
 /* drop.c: what a capacity dropped, by expert, device, sequence and token, and what that saved. */
 #include <string.h>
 
+#include "model/reach.h"
 #include "tally/internal.h"
 
 enum scalar {
@@ -43,7 +44,7 @@ static int64_t count_token(const moe_layer *layer,
         int32_t chosen = a->routing.expert[i], server = a->drop.server[i];
         dropped += server < 0;
         by_expert[chosen] += server < 0;
-        by_device[moe_tally_device(layer, context, chosen, t)] += server < 0;
+        by_device[moe_reach_device(layer, context->batch, chosen, t)] += server < 0;
         scalar[REASSIGNED] += server >= 0 && server != chosen;
     }
     scalar[DROPPED_TOKENS] += dropped > 0;

@@ -65,17 +65,6 @@ typedef struct moe_tally {
                            by moe_tally_matrix */
 } moe_tally;
 
-/* Local. The device that serves an expert's pair of a local token. */
-static inline int32_t moe_tally_device(const moe_layer *layer,
-                                       const moe_context *context,
-                                       int32_t expert,
-                                       int64_t token) {
-    const moe_placement *p = layer->placement;
-    const int64_t number = context->batch->first_token + token;
-    return moe_placement_device(p, expert, number,
-                                p->replicated ? moe_batch_device_of(context->batch, number) : 0);
-}
-
 /* --- matrix.c: the rows of every device pair, as both ends saw them --- */
 
 /* Local. The words that device pairs need in the vector, apart from sums. */

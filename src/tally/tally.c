@@ -8,9 +8,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "model/reach.h"
 #include "router/groups.h"
-#include "router/scores.h"
-#include "router/select.h"
 #include "tally/internal.h"
 
 /* further_words: room behind the counts, for what is summed in the same message. */
@@ -44,40 +43,6 @@ static bool has_two_hops(const moe_context *context) {
 
 static enum moe_level level_of(const moe_context *context, int32_t from, int32_t to) {
     return moe_level_of(from, to, context->config->cluster.devices_per_node);
-}
-
-typedef struct distinct {
-    int64_t devices, nodes;
-    int64_t remote_nodes; /* without the token's own node */
-} distinct;
-
-/* How many distinct devices serve k experts of a local token, and on how many nodes. stamp [2 D]
- * remembers the last token for each device, and behind them for each node; each call is for another
- * token. by_device [D], unless it is NULL, grows by what each device serves. */
-static distinct distinct_of(const moe_layer *layer,
-                            const moe_context *context,
-                            int64_t token,
-                            const int32_t *expert,
-                            int64_t k,
-                            int64_t *stamp,
-                            int64_t *by_device) {
-    const int32_t per_node = context->config->cluster.devices_per_node;
-    const int64_t number = context->batch->first_token + token;
-    const int64_t own = moe_batch_device_of(context->batch, number) / per_node;
-    int64_t *node_stamp = stamp + context->batch->devices;
-    distinct found = {0};
-    for (int64_t i = 0; i < k; i++) {
-        const int32_t device = moe_tally_device(layer, context, expert[i], token),
-                      node = device / per_node;
-        found.devices += stamp[device] != token + 1;
-        found.nodes += node_stamp[node] != token + 1;
-        found.remote_nodes += node_stamp[node] != token + 1 && node != own;
-        stamp[device] = node_stamp[node] = token + 1;
-        if (by_device) {
-            by_device[device]++;
-        }
-    }
-    return found;
 }
 
 /* Rows and pairs of one hop by device and level. last: it ends at the experts. */
@@ -129,7 +94,7 @@ static void count_alternatives(moe_tally *t,
     for (int32_t j = 0; j < b->num_local_devices; j++) {
         for (int64_t token = b->device_offset[j]; token < b->device_offset[j + 1]; token++) {
             for (int64_t i = sent->row_offset[token]; i < sent->row_offset[token + 1]; i++) {
-                int32_t device = moe_tally_device(layer, context, sent->expert[i], token);
+                int32_t device = moe_reach_device(layer, context->batch, sent->expert[i], token);
                 enum moe_level level = level_of(context, b->first_device + j, device);
                 t->level[MOE_TALLY_LEVEL_SELECTION][level]++;
                 t->level[MOE_TALLY_LEVEL_TOKEN][level] += stamp[device] != token + 1;
@@ -143,10 +108,6 @@ static void count_alternatives(moe_tally *t,
 /* Whether a token's row goes to a device and not to an expert. */
 static bool has_device_rows(const moe_context *context) {
     return context->config->exchange.mode != MOE_EXCHANGE_SELECTION;
-}
-
-static bool measures_unlimited(const moe_context *context) {
-    return context->router.group_limit != MOE_GROUP_NONE && !moe_config_recorded(context->config);
 }
 
 /* Counts the distinct devices of each token from the routing alone. */
@@ -166,8 +127,8 @@ static void count_reach(moe_tally *t,
             continue;
         }
         int64_t begin = routing->row_offset[token], k = routing->row_offset[token + 1] - begin;
-        const distinct found =
-            distinct_of(layer, context, token, routing->expert + begin, k, stamp, t->by_device);
+        const moe_reached found = moe_reach_of(layer, context, context->batch, token,
+                                               routing->expert + begin, k, stamp, t->by_device);
         const int64_t reach = found.devices;
         for (int64_t i = 0; i < k; i++) {
             t->counts[routing->expert[begin + i]]++;
@@ -198,8 +159,8 @@ static void count_rows(moe_tally *t,
         context->batch->scratch, 2 * (int64_t)context->batch->devices, sizeof *stamp, "tally");
     for (int64_t token = 0; token < sent->num_tokens; token++) {
         int64_t begin = sent->row_offset[token], k = sent->row_offset[token + 1] - begin;
-        const distinct found =
-            distinct_of(layer, context, token, sent->expert + begin, k, stamp, NULL);
+        const moe_reached found = moe_reach_of(layer, context, context->batch, token,
+                                               sent->expert + begin, k, stamp, NULL);
         t->scalar[MOE_TALLY_EXPECTED_ROWS] += has_device_rows(context) ? found.devices : k;
         t->scalar[MOE_TALLY_EXPECTED_FIRST] += has_two_hops(context) ? found.nodes : 0;
     }
@@ -215,44 +176,12 @@ static void count_unlimited(moe_tally *t,
                             const moe_layer *layer,
                             const moe_context *context,
                             const moe_activations *a) {
-    moe_router greedy = layer->router;
-    moe_draw draw = {.seed = (uint64_t)context->config->run.seed};
-    int32_t n = greedy.num_experts;
-    int64_t reached = 0, nodes = 0;
-    const uint8_t *routed = moe_batch_routed(context->batch);
-    if (!measures_unlimited(context)) {
-        return;
+    moe_reached found = a->by_device.unlimited;
+    if (!a->by_device.on) {
+        found = moe_reach_unlimited(layer, context, context->batch, a->logits);
     }
-    greedy.group_limit = MOE_GROUP_NONE;
-#pragma omp parallel reduction(+ : reached, nodes)
-    {
-        moe_select select;
-        moe_select_reserve(&select, &greedy, &draw);
-        double *z = moe_scratch_take(context->batch->scratch, 2 * (int64_t)n, sizeof *z, "tally"),
-               *s = z + n;
-        int32_t *expert =
-            moe_scratch_take(context->batch->scratch, greedy.top_k, sizeof *expert, "tally");
-        int64_t *stamp = moe_scratch_take_zero(
-            context->batch->scratch, 2 * (int64_t)context->batch->devices, sizeof *stamp, "tally");
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < context->batch->num_tokens; token++) {
-            if ((routed && !routed[token]) ||
-                moe_scores_read_logits(a->logits, token, n, z) & MOE_ROW_BAD) {
-                continue;
-            }
-            moe_scores_fill(&greedy, z, s, NULL);
-            int32_t k = moe_select_experts(&select, &greedy, z, s, 1, expert, NULL);
-            const distinct found = distinct_of(layer, context, token, expert, k, stamp, NULL);
-            reached += found.devices;
-            nodes += found.nodes;
-        }
-        moe_select_free(&select);
-        moe_scratch_give(context->batch->scratch, z);
-        moe_scratch_give(context->batch->scratch, expert);
-        moe_scratch_give(context->batch->scratch, stamp);
-    }
-    t->scalar[MOE_TALLY_UNLIMITED] = reached;
-    t->scalar[MOE_TALLY_UNLIMITED_NODES] = nodes;
+    t->scalar[MOE_TALLY_UNLIMITED] = found.devices;
+    t->scalar[MOE_TALLY_UNLIMITED_NODES] = found.nodes;
 }
 
 /* --- the sums over all ranks --- */
@@ -317,7 +246,7 @@ static void fill_counts(const moe_tally *t, const moe_context *context, moe_laye
     out->mean_nodes = mean_of(t, MOE_TALLY_NODES, tokens);
     out->mean_remote_nodes = mean_of(t, MOE_TALLY_REMOTE_NODES, tokens);
     out->mean_devices_unlimited = out->mean_nodes_unlimited = NAN;
-    if (tokens && measures_unlimited(context)) {
+    if (tokens && moe_reach_has_limit(context)) {
         out->mean_devices_unlimited = mean_of(t, MOE_TALLY_UNLIMITED, tokens);
         out->mean_nodes_unlimited = mean_of(t, MOE_TALLY_UNLIMITED_NODES, tokens);
     }

@@ -204,6 +204,14 @@ static void test_scales(void) {
         check_group(fp8, x, n, &wrong);
         check_group(ue8m0, x, n, &wrong);
     }
+    for (int e = -20; e < 100; e++) { /* a power of two for a scale, and its neighbours */
+        float most = ldexpf(448, e);
+        real around[3] = {(real)nextafterf(most, 0), (real)most, (real)nextafterf(most, INFINITY)};
+        for (int i = 0; i < 3; i++) {
+            check_group(fp8, around + i, 1, &wrong);
+            check_group(ue8m0, around + i, 1, &wrong);
+        }
+    }
     real zeros[3] = {0, 0, (real)-0.0};
     check_group(fp8, zeros, 3, &wrong);
     check_group(ue8m0, zeros, 3, &wrong);

@@ -159,6 +159,45 @@ def check_training():
     check_same_alone("trained", 2)
 
 
+def check_transports():
+    """Shared memory inside of the hosts and MPI_Alltoallv between them: the same as alone, also
+    where one node, and so the second hop of two, reaches over both hosts."""
+    narrow = {"exchange.payload": "fp8", "exchange.combine_payload": "bf16"}
+    for name, transport, sets in (
+        ("shared-token", "shared", BASE),
+        ("shared-two", "auto", {**BASE, "exchange.mode": "two_level"}),
+        (
+            "shared-parts",
+            "shared",
+            {**BASE, **narrow, "exchange.mode": "two_level", "exchange.node_sum": "no"},
+        ),
+        (
+            "shared-one-node",
+            "shared",
+            {**BASE, "exchange.mode": "two_level", "cluster.devices_per_node": 8},
+        ),
+        ("shared-trained", "shared", {**TRAINED, "exchange.mode": "two_level"}),
+        (
+            "shared-trained-one-node",
+            "auto",
+            {**TRAINED, **narrow, "exchange.mode": "two_level", "cluster.devices_per_node": 8},
+        ),
+    ):
+        path = config("run", {**sets, "exchange.transport": transport})
+        done = spread(4, "--out", name, "--quiet", path)
+        if check(done.returncode == 0, f"{name} on two hosts: {done.stderr}"):
+            check_same_alone(name, 1)
+            used = summary(name)["machine"]["transport"]
+            check(
+                used == {"inside_host": "shared", "between_hosts": "alltoallv"}, f"{name}: {used}"
+            )
+    one = [figures(name) for name in ("token", "shared-token")]
+    for whole, _ in one:
+        whole["config"].pop("name")
+        whole["config"]["exchange"].pop("transport")
+    check(one[0] == one[1], "shared-token and token differ:", differences(one[0][0], one[1][0]))
+
+
 def hostfile(name, *lines):
     with open(name, "w") as file:
         file.write("\n".join(lines) + "\n")
@@ -198,5 +237,6 @@ def check_odd_hosts():
 check_modes()
 check_levels()
 check_training()
+check_transports()
 check_odd_hosts()
 verdict()

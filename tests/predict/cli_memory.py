@@ -60,6 +60,17 @@ KNOWN = {
         2,
         {"cluster.devices": 64, "model.num_experts": 128, "data.tokens_per_device": 256},
     ),
+    "many devices": (  # logits and cells of all of them would be 700 MiB
+        1,
+        {
+            "cluster.devices": 2048,
+            "model.num_experts": 2048,
+            "model.hidden_size": 16,
+            "model.moe_intermediate_size": 8,
+            "data.tokens_per_device": 8,
+            "data.sequence_length": 8,
+        },
+    ),
 }
 
 

@@ -32,11 +32,13 @@ static void test_by_hand(void) {
     const int64_t layer = routing + r * (t * 8 + s * (16 + 1) + rows * 16 + (s / 4 + 1) * 24);
     const int64_t topics = t * 4 + 64 * (8 + 4) + r * t * 16;
     const int64_t vectors = 8 * ((24 * 8 + 2 * 4) + (3 * 8 + 3 * 4 * 4));
-    const int64_t activations = streams + layer + topics + topics / 8 + vectors;
-    const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 2 * 2 * 4;
+    const int64_t matrix = 8 * 4 * 4;
+    const int64_t activations = streams + layer + matrix + topics + topics / 8 + vectors;
+    /* where x, dy and the result of a row stand are three pointers */
+    const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 3 * 8 + 2 * 2 * 4;
     const int64_t of_pair = (4 + r + 2 * 8) + (4 + r + 3 * 8) + 2 * (4 + r);
     const int64_t exchange =
-        r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + 10 * 8 * 2 * 4 + 8 * t + 2 * r * 16;
+        r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + 10 * 8 * 2 * 4 + 8 * t + 3 * r * 16;
     CHECK_EQ(m.activations, activations + activations / 12);
     CHECK(m.gradients == 0 && m.optimizer == 0);
     CHECK_EQ(m.exchange, exchange + exchange / 12);
@@ -45,6 +47,33 @@ static void test_by_hand(void) {
     CHECK(dropping.activations - m.activations > s * (8 + 2 * 4 + 1 + 4 + 8));
     CHECK_EQ(m.total, m.weights + m.activations + m.exchange + m.statistics + m.input + m.program);
     CHECK_EQ(moe_memory_of_ranks(&m, 2), 2 * m.total + m.histories);
+}
+
+/* Where devices are counted one by one, 4 times as many of both need 4 times and not 16 times as
+ * much; of more than 2048, no array of pairs is written. */
+static void test_many_devices(void) {
+    int64_t bytes[2];
+    for (int i = 0; i < 2; i++) {
+        moe_config c;
+        moe_status st = {0};
+        char text[256];
+        const int devices = 4096 << 2 * i;
+        moe_config_defaults(&c);
+        snprintf(text, sizeof text,
+                 "[model]\nhidden_size = 16\nnum_experts = %d\nmoe_intermediate_size = 8\n"
+                 "[cluster]\ndevices = %d\n[data]\ntokens_per_device = 8\n"
+                 "sequence_length = 8\n[run]\nthreads = 2\n",
+                 devices, devices);
+        moe_config_parse(&c, text, (int64_t)strlen(text), "memory.ini", &st);
+        moe_config_resolve(&c, 1, &st);
+        const moe_memory whole = moe_memory_estimate(&c, &(moe_memory_given){0}),
+                         m = moe_memory_estimate(&c, &(moe_memory_given){.by_device = true});
+        CHECK(whole.total > 2 * 72 * (int64_t)devices * devices);
+        bytes[i] = m.total - m.program;
+    }
+    CHECK_MSG(bytes[1] < 9 * bytes[0] / 2, "%lld, then %lld bytes", (long long)bytes[0],
+              (long long)bytes[1]);
+    CHECK_MSG(bytes[1] < 800 << 20, "%lld bytes", (long long)bytes[1]);
 }
 
 static void test_growth(void) {
@@ -173,6 +202,7 @@ static void test_saturation(void) {
 int main(void) {
     RUN(test_by_hand);
     RUN(test_growth);
+    RUN(test_many_devices);
     RUN(test_training);
     RUN(test_placements);
     RUN(test_tables);
