@@ -36,9 +36,9 @@ typedef struct moe_scopes {
     int64_t list_room;
     const int64_t *whole; /* the global cell of all micro-batches of the step, which takes the place
                              of this micro-batch's; NULL: it does not. Not owned */
-    int32_t micro_batches;   /* of the step, where there is such a cell */
-    moe_stats cut;     /* cells of the sequences that several parts of a rank hold (below), */
-    int64_t *cut_list; /* and their ids */
+    int32_t micro_batches; /* of the step, where there is such a cell */
+    moe_stats cut;         /* cells of the sequences that several parts of a rank hold (below), */
+    int64_t *cut_list;     /* and their ids */
     int64_t cut_room;
     int64_t allreduce_bytes; /* payload given to MPI_Allreduce, as if every device were a rank,
                                 summed over devices */
