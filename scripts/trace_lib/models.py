@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from trace_lib.guard import MOST_EXPERTS, Refused, few, is_whole, shown
 
 COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k")
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k")
 BIASES = ("e_score_correction_bias", "expert_bias", "moe_statics.e_score_correction_bias")
 MODULES = ("gate", "router", "wg", "router.layer", "router.classifier")
-YES, NO, SAID = "yes", "no", "norm_topk_prob"
+YES, NO, SAID = "yes", "no", "as the configuration says"
+# Parts of a configuration that may say what its first level does not.
+PARTS = ("text_config", "ffn_config")
 
 
 @dataclass(frozen=True)
 class Router:
-    """One way to route. `normalised`: YES, NO, or as norm_topk_prob of the configuration says,
-    with `otherwise` where it says nothing. `modules`: how the names of the modules end that hold
+    """One way to route. `normalised`: YES, NO, or as the field `normalised_by` of the configuration
+    says, with `otherwise` where it says nothing. `modules`: how the names of the modules end that hold
     the router's weight. `bias`: where the selection bias is, from the module or its parent."""
 
     score: str
@@ -25,7 +27,9 @@ class Router:
     source: str
     modules: tuple = ("gate",)
     otherwise: bool = False
-    scaled: bool = False  # by routed_scaling_factor
+    normalised_by: str = "norm_topk_prob"
+    scaled: bool = False  # by the field scaled_by
+    scaled_by: str = "routed_scaling_factor"
     groups: str = ""  # the rule that keeps topk_group of n_group groups
     groups_if: tuple = ()  # a field of the configuration and its value that turn the groups on
     bias: str = ""
@@ -34,6 +38,28 @@ class Router:
 
 V3 = {"scaled": True, "groups": "top2_sum", "bias": "e_score_correction_bias"}
 ROUTERS = {
+    "afmoe": Router(
+        "sigmoid",
+        YES,
+        "afmoe/modular_afmoe.py, AfmoeTokenChoiceRouter",
+        modules=("router.gate",),
+        scaled=True,
+        scaled_by="route_scale",
+        bias="expert_bias",
+        remark="scaled by route_scale",
+    ),
+    "aria_text": Router(
+        "softmax_topk", NO, "aria/modular_aria.py, AriaExperts", modules=("mlp.router",)
+    ),
+    "dbrx": Router(
+        "softmax",
+        SAID,
+        "dbrx/modular_dbrx.py, DbrxFFN",
+        modules=("router.layer",),
+        normalised_by="moe_normalize_expert_weights",
+        remark="normalised where moe_normalize_expert_weights of its ffn_config is 1; another norm"
+        " than the sum is refused",
+    ),
     "deepseek_v2": Router(
         "softmax",
         NO,
@@ -54,9 +80,37 @@ ROUTERS = {
         bias="moe_statics.e_score_correction_bias",
         remark="the sum of the weights is at least moe_norm_min",
     ),
+    "exaone_moe": Router(
+        "sigmoid",
+        SAID,
+        "exaone_moe/modular_exaone_moe.py, ExaoneMoeTopkRouter (DeepseekV3TopkRouter)",
+        otherwise=True,
+        **V3,
+    ),
     "flex_olmo": Router("softmax", SAID, "flex_olmo/modular_flex_olmo.py, FlexOlmoTopKRouter"),
     "glm4_moe": Router(
         "sigmoid", SAID, "glm4_moe/modular_glm4_moe.py, Glm4MoeTopkRouter", otherwise=True, **V3
+    ),
+    "glm4_moe_lite": Router(
+        "sigmoid",
+        SAID,
+        "glm4_moe_lite/modular_glm4_moe_lite.py, Glm4MoeLiteTopkRouter (Glm4MoeTopkRouter)",
+        otherwise=True,
+        **V3,
+    ),
+    "glm4v_moe_text": Router(
+        "sigmoid",
+        SAID,
+        "glm4v_moe/modular_glm4v_moe.py, Glm4vMoeTextTopkRouter (Glm4MoeTopkRouter)",
+        otherwise=True,
+        **V3,
+    ),
+    "glm_moe_dsa": Router(
+        "sigmoid",
+        SAID,
+        "glm_moe_dsa/modeling_glm_moe_dsa.py, GlmMoeDsaTopkRouter",
+        otherwise=True,
+        **V3,
     ),
     "gpt_oss": Router(
         "softmax_topk",
@@ -71,6 +125,18 @@ ROUTERS = {
         "jetmoe/modeling_jetmoe.py, JetMoeTopKGating (GraniteMoeTopKGating)",
         modules=("router.layer",),
     ),
+    "granitemoehybrid": Router(
+        "softmax_topk",
+        NO,
+        "granitemoehybrid/modular_granitemoehybrid.py, GraniteMoeHybridMoE (GraniteMoeSharedMoE)",
+        modules=("router.layer",),
+    ),
+    "granitemoeshared": Router(
+        "softmax_topk",
+        NO,
+        "granitemoeshared/modular_granitemoeshared.py, GraniteMoeSharedMoE (GraniteMoeMoE)",
+        modules=("router.layer",),
+    ),
     "hunyuan_v1_moe": Router(
         "softmax",
         YES,
@@ -80,6 +146,21 @@ ROUTERS = {
     ),
     "jamba": Router(
         "softmax", NO, "jamba/modular_jamba.py, JambaSparseMoeBlock", modules=("router",)
+    ),
+    "jetmoe": Router(
+        "softmax_topk",
+        NO,
+        "jetmoe/modeling_jetmoe.py, JetMoeTopKGating",
+        modules=("mlp.router.layer",),
+        remark="its attention has experts and a router of their own, which are not recorded",
+    ),
+    "kimi_k2": Router(
+        "sigmoid",
+        SAID,
+        "deepseek_v3/modular_deepseek_v3.py, DeepseekV3MoE",
+        otherwise=True,
+        remark="the model says that it is built as deepseek_v3",
+        **V3,
     ),
     "lfm2_moe": Router(
         "sigmoid",
@@ -104,11 +185,29 @@ ROUTERS = {
         bias="e_score_correction_bias",
     ),
     "mixtral": Router("softmax", YES, "mixtral/modular_mixtral.py, MixtralTopKRouter"),
+    "nemotron_h": Router(
+        "sigmoid",
+        SAID,
+        "nemotron_h/modular_nemotron_h.py, NemotronHTopkRouter (DeepseekV3TopkRouter)",
+        otherwise=True,
+        **V3,
+    ),
     "olmoe": Router("softmax", SAID, "olmoe/modular_olmoe.py, OlmoeSparseMoeBlock"),
     "qwen2_moe": Router("softmax", SAID, "qwen2_moe/modular_qwen2_moe.py, Qwen2MoeTopKRouter"),
+    "qwen3_5_moe_text": Router(
+        "softmax",
+        YES,
+        "qwen3_5_moe/modular_qwen3_5_moe.py, Qwen3_5MoeTopKRouter (Qwen3VLMoeTextTopKRouter)",
+    ),
     "qwen3_moe": Router("softmax", SAID, "qwen3_moe/modular_qwen3_moe.py, Qwen3MoeTopKRouter"),
     "qwen3_next": Router(
         "softmax", SAID, "qwen3_next/modular_qwen3_next.py, Qwen3NextTopKRouter", otherwise=True
+    ),
+    "qwen3_omni_moe_text": Router(
+        "softmax",
+        SAID,
+        "qwen3_omni_moe/modular_qwen3_omni_moe.py, Qwen3OmniMoeThinkerTextSparseMoeBlock"
+        " (Qwen3MoeSparseMoeBlock)",
     ),
     "qwen3_vl_moe_text": Router(
         "softmax", YES, "qwen3_vl_moe/modular_qwen3_vl_moe.py, Qwen3VLMoeTextTopKRouter"
@@ -152,12 +251,25 @@ def one_number(config, names, what):
     return value
 
 
+class Part:
+    """A part of a configuration. What it does not say is taken from the configuration around it."""
+
+    def __init__(self, part, whole):
+        self.part, self.whole = part, whole
+
+    def __getattr__(self, name):
+        value = getattr(self.part, name, None)
+        return getattr(self.whole, name) if value in (None, "") else value
+
+
 def text_config(model):
     """The configuration that names the experts: of models with several parts, that of the text."""
     config = model.config
-    if first_of(config, COUNTS) is not None:
-        return config
-    return getattr(config, "text_config", config)
+    for name in PARTS:
+        part = getattr(config, name, None)
+        if first_of(config, COUNTS) is None and part is not None:
+            return Part(part, config)
+    return config
 
 
 def parse_setting(text):
@@ -219,27 +331,35 @@ def settings_of(config, by_hand=None):
         settings["router.top_k"] = one_number(config, CHOSEN, "the experts of a token")
     if row is not None:
         settings["router.score_func"] = row.score
-        said = getattr(config, "norm_topk_prob", None)
-        said = row.otherwise if said is None else bool(said)
-        settings["router.norm_topk_prob"] = {YES: YES, NO: NO}.get(
-            row.normalised, YES if said else NO
-        )
+        settings["router.norm_topk_prob"] = normalisation(config, row)
         if row.scaled:
-            settings["router.routed_scaling_factor"] = scaling(config)
+            settings["router.routed_scaling_factor"] = scaling(config, row.scaled_by)
         settings.update(group_settings(config, row))
     settings.update(by_hand)
     return settings
 
 
-def scaling(config):
-    """routed_scaling_factor, 1 where there is none."""
-    value = getattr(config, "routed_scaling_factor", None)
+def normalisation(config, row):
+    """yes or no."""
+    if row.normalised != SAID:
+        return row.normalised
+    said = getattr(config, row.normalised_by, None)
+    if said not in (None, False, True):  # 0, 1, 0.0 and 1.0 are among these
+        raise Refused(
+            f"the model's configuration says {row.normalised_by} = {shown(said, 60)}; expected is"
+            " true, false or 1: weights are divided by their sum or left alone"
+        )
+    return YES if (row.otherwise if said is None else said) else NO
+
+
+def scaling(config, field):
+    """The factor of the weights, 1 where there is none."""
+    value = getattr(config, field, None)
     if value is None:
         return 1
     if type(value) not in (int, float) or not -1e6 <= value <= 1e6:
         raise Refused(
-            f"the model's configuration says routed_scaling_factor = {shown(value, 60)}; expected"
-            " is a number"
+            f"the model's configuration says {field} = {shown(value, 60)}; expected is a number"
         )
     return value
 
@@ -298,16 +418,16 @@ def attribute(thing, path):
 
 
 def find_biases(model, found, row=None):
-    """The selection bias of each router, in the router's module or the one around it; none at all
-    where the model has none."""
+    """The selection bias of each router, in the router's module or one of the two around it; none
+    at all where the model has none."""
     modules = dict(model.named_modules())
     paths = BIASES if row is None else (row.bias,) if row.bias else ()
     biases = []
     for name, module in found:
-        parent = modules.get(name.rpartition(".")[0])
+        around = name.rpartition(".")[0]
         places = [
             attribute(thing, path)
-            for thing in (module, parent)
+            for thing in (module, modules.get(around), modules.get(around.rpartition(".")[0]))
             if thing is not None
             for path in paths
         ]

@@ -23,10 +23,14 @@ static void *watch(void *unused) {
     _exit(MOE_ERROR);
 }
 
+bool moe_parent_is_launcher(void) {
+    return getenv("OMPI_COMM_WORLD_RANK") || getenv("PMI_RANK") || getenv("PMIX_RANK");
+}
+
 void moe_parent_watch(void) {
     pthread_t thread;
     sigset_t all, before;
-    if (!getenv("OMPI_COMM_WORLD_RANK") && !getenv("PMI_RANK") && !getenv("PMIX_RANK")) {
+    if (!moe_parent_is_launcher()) {
         return;
     }
     parent = getppid();

@@ -229,7 +229,7 @@ static int unknown_key(const char *begin, const char *end, moe_status *st) {
 int moe_config_set(moe_config *c, const char *assignment, moe_status *st) {
     char quoted[MOE_QUOTE_MAX], value[LONGEST_LINE + 1];
     const char *equals = strchr(assignment, '=');
-    if (equals == NULL) {
+    if (equals == NULL || equals == assignment) {
         moe_hint_quote(assignment, quoted);
         return moe_fail(st, MOE_USER, "--set: %s: an assignment is written as section.key=value",
                         quoted);

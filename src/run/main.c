@@ -354,8 +354,12 @@ int main(int argc, char **argv) {
     moe_status st = {0};
     prepare_process();
     moe_options_parse(argc, argv, &o, &st);
-    if (st.code == MOE_OK && o.ranks && !is_about(&o)) {
-        print_ranks(&o, &st); /* without MPI, which would take longer to start */
+    if (st.code == MOE_OK && (is_about(&o) ? !moe_parent_is_launcher() : o.ranks)) {
+        if (is_about(&o)) { /* either without MPI, which would take longer to start */
+            print_about(&o);
+        } else {
+            print_ranks(&o, &st);
+        }
         moe_options_free(&o);
         return conclude(&st);
     }

@@ -267,6 +267,9 @@ static int check_together(const moe_options *o, moe_status *st) {
     if (check_last_step(o, st) != MOE_OK) {
         return st->code;
     }
+    if (o->config && o->config[0] == '\0') {
+        return moe_fail(st, MOE_USER, "the name of the configuration is empty");
+    }
     const bool in_folder = !o->export_parameters && !o->generates;
     if (o->resume && (o->config || (o->run.out && !o->generates) || (o->run.force && in_folder))) {
         return moe_fail(st, MOE_USER,

@@ -3,7 +3,9 @@
  * because it would depend on the number of ranks (base/exact.h). */
 #include "world/comm.h"
 
+#include <dlfcn.h>
 #include <limits.h>
+#include <link.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -79,10 +81,32 @@ static void find_hosts(moe_comm *comm) {
     comm->hosts_are_in_turn = odd[1] == 0;
 }
 
+/* Open MPI's plug-in for PMIx, in the list of what is loaded; data: char [PATH_MAX]. */
+static int find_pmix(struct dl_phdr_info *info, size_t size, void *data) {
+    const char *name = info->dlpi_name ? info->dlpi_name : "";
+    (void)size;
+    if (!strstr(name, "/mca_pmix_") || strlen(name) >= PATH_MAX) {
+        return 0;
+    }
+    strcpy(data, name);
+    return 1;
+}
+
+/* MPI_Finalize unloads that plug-in while a thread of Open MPI may still have one of its functions
+ * before it: news of the end of the job that came late. On a busy host one run in some hundreds
+ * then ended in a segmentation fault after all its work (4.1.4). It is kept loaded. */
+static void keep_pmix_loaded(void) {
+    char path[PATH_MAX];
+    if (dl_iterate_phdr(find_pmix, path)) {
+        dlopen(path, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE);
+    }
+}
+
 void moe_comm_init(moe_comm *comm, int *argc, char ***argv) {
     set_open_mpi_parameters();
     int provided;
     MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided);
+    keep_pmix_loaded();
     moe_set_abort_hook(moe_comm_abort);
     comm->comm = MPI_COMM_WORLD;
     comm->max_count = INT_MAX;

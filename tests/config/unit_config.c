@@ -193,6 +193,7 @@ static void test_set(void) {
     expect_resolve("top_k=3", 1, "--set: top_k: there is no such key, did you mean router.top_k?");
     expect_resolve("rooter.top_k=3", 1,
                    "--set: [rooter]: there is no such section, did you mean [router]?");
+    expect_resolve("=3", 1, "--set: =3: an assignment is written as section.key=value");
     expect_resolve("router.top_k", 1,
                    "--set: router.top_k: an assignment is written as section.key=value");
     expect_resolve("router.top_k=x", 1,

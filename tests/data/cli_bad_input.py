@@ -276,6 +276,7 @@ def check_command_line():
     good = config("good", BASE)
     refused("no configuration", ["CONFIG.ini"], [])
     refused("two configurations", ["two configurations"], [good, QUICKSTART])
+    refused("an empty name", ["the name of the configuration is empty"], [""])
     refused("missing configuration", ["nowhere.ini"], ["nowhere.ini"], 4)
     refused("a folder for a configuration", [TEMPORARY], [TEMPORARY])
     refused("unknown option", ["--fast"], ["--fast", good])

@@ -448,6 +448,63 @@ def resume(bench, whole, first, comparison, more, keys=RUN_KEYS):
     return bench.same_results(comparison, whole, second, keys)
 
 
+# --- text from a model that was trained ---
+
+
+def may_generate(case, table):
+    keeps = case.number("train.checkpoint_every", table) > 0
+    keeps |= case.get("train.save_final", table) == "yes"
+    return case.trains() and keeps and case.get("data.source", table) == "text"
+
+
+def generated(bench, model, ranks, threads, sets):
+    """The run's folder named, with --resume, and another for the results."""
+    bench.runs += 1
+    name = f"run-{bench.runs}"
+    sets = ["run.mode=generate", f"run.threads={threads}", *sets]
+    options = [word for s in sets for word in ("--set", s)]
+    done = bench.run(ranks, "--quiet", "--resume", model, "--out", name, *options)
+    done.folder = os.path.join(bench.folder, name)
+    return done
+
+
+def compare_generate(bench):
+    """A short training, then the same text and figures on other ranks and with other threads, and
+    again from the config.ini of what was generated.
+    """
+    model = bench.run_into(bench.ranks, sets=["run.threads=1"])
+    found = bench.same_end("training", bench.base(), model)
+    if found or model.code == 2 or not checkpoints(model.folder):
+        return found
+    folder = os.path.basename(model.folder)
+    prompt = bench.draw.choice(["a", "to\\sbe", "0123456789", "\\n\\n"])
+    sets = [f"generate.prompt={prompt}", f"generate.max_new_tokens={bench.draw.randint(1, 9)}"]
+    if bench.draw.random() < 0.5:
+        sets.append(f"generate.temperature={bench.draw.choice(['0', '0.5', '2'])}")
+    if bench.draw.random() < 0.5:
+        sets.append(f"generate.sequences_per_device={bench.draw.choice([2, 3])}")
+    first = generated(bench, folder, bench.ranks, 1, sets)
+    found = bench.bad("generate", first)
+    if found:
+        return found
+    ranks = bench.other_ranks() if len(bench.divisors) > 1 else bench.ranks
+    second = generated(bench, folder, ranks, 2, sets)
+    found = bench.same_results("generate", first, second) or same_text(first, second)
+    if found or first.code == 2:
+        return found
+    again = bench.run_into(bench.ranks, config=f"{os.path.basename(first.folder)}/config.ini")
+    return bench.same_results("generate again", first, again) or same_text(first, again)
+
+
+def same_text(first, second):
+    if first.code != 0:
+        return None
+    paths = [os.path.join(o.folder, "generated.txt") for o in (first, second)]
+    if _moesim.same_bytes(*paths):
+        return None
+    return Finding("generate", "another text", "generated.txt differs", first, second)
+
+
 COMPARISONS = {
     "ranks": compare_ranks,
     "threads": compare_threads,
@@ -461,6 +518,7 @@ COMPARISONS = {
     "fewer steps": compare_fewer_steps,
     "lost checkpoint": compare_lost_checkpoint,
     "killed": compare_killed,
+    "generate": compare_generate,
 }
 RESUMES = ("fewer steps", "lost checkpoint", "killed")
 
@@ -469,7 +527,7 @@ def applicable(bench):
     """Comparisons that say something about this case, once its first run has ended."""
     if bench.base().code == 2:
         return [n for n in ("ranks",) if len(bench.divisors) > 1]
-    names = [n for n in COMPARISONS if n not in RESUMES]
+    names = [n for n in COMPARISONS if n not in (*RESUMES, "generate")]
     if len(bench.divisors) == 1:
         names.remove("ranks")
         names.remove("transport")
@@ -479,10 +537,20 @@ def applicable(bench):
         names.remove("own devices")
     if may_resume(bench.case, bench.table):
         names += RESUMES
+    if may_generate(bench.case, bench.table):
+        names.append("generate")
     return names
 
 
-WEIGHTS = {"ranks": 3, "again": 3, "echo": 2, "fewer steps": 4, "lost checkpoint": 3, "killed": 1}
+WEIGHTS = {
+    "ranks": 3,
+    "again": 3,
+    "echo": 2,
+    "fewer steps": 4,
+    "lost checkpoint": 3,
+    "killed": 1,
+    "generate": 8,
+}
 
 
 def choose(bench, count):

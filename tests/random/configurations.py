@@ -467,8 +467,9 @@ class Drawing:
         self.maybe(0.3, "train.weight_decay", 0.01, 0.1)
         self.maybe(0.3, "train.clip_norm", 0.01, 1)
         self.maybe(0.3, "train.accumulate", 1, 2, 3)
-        if self.get("balance.scope") == "global" and self.get("train.accumulate") in (2, 3):
-            self.maybe(0.5, "balance.global_batch", "step")
+        if self.get("train.accumulate") in ("2", "3") and self.chance(0.3):
+            self.put("balance.scope", "global")
+            self.put("balance.global_batch", "step")
         self.maybe(0.3, "train.context", 1, 2, 5)
         self.maybe(0.3, "train.validation_every", 1, 2)
         self.maybe(0.3, "train.validation_batches", 1, 2)
@@ -521,6 +522,11 @@ class Drawing:
             known = name in KNOWN_KEYS or name in UNAVAILABLE or key.kind == "path"
             if not known and name not in self.case.settings and self.chance(0.08):
                 self.put(name, self.any_value(key))
+
+    def keep_finite(self):
+        """Without a norm values grow from layer to layer, and long gradients soon end in NaN."""
+        if self.case.trains() and self.get("model.norm") == "none":
+            self.case.settings.setdefault("train.clip_norm", 1)
 
     def draw_rare(self):
         if not self.chance(0.125):
@@ -576,5 +582,6 @@ def draw(seed, table):
     d.draw_training()
     d.draw_output()
     d.draw_rest()
+    d.keep_finite()
     d.draw_rare()
     return d.case

@@ -301,6 +301,30 @@ def check_one_rank_fails():
         check(not os.path.exists(f"{folder}/summary.json"), f"{label}: a summary.json")
 
 
+# --- the end of MPI ---
+
+
+def check_plug_in_stays():
+    """A thread of Open MPI may still be about to run a function of its plug-in for PMIx when
+    MPI_Finalize unloads it, and the run then ends in a segmentation fault: it stays loaded.
+    """
+    log = os.path.join(TEMPORARY, "loader")
+    settings = config("one-step", {**ENDLESS, "run.steps": 1})
+    variables = environment(LD_DEBUG="files", LD_DEBUG_OUTPUT=log)
+    folder = os.path.join(TEMPORARY, "one-step")
+    words = [MOESIM, settings, "--out", folder, "--quiet"]
+    job = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL)
+    check(job.wait(timeout=60) == 0, f"a run without mpirun: status {job.returncode}")
+    with open(f"{log}.{job.pid}", errors="replace") as file:
+        said = [line.split() for line in file if "/mca_pmix_" in line]
+    said = [words for words in said if words[0] == f"{job.pid}:"]  # not of a process that it forks
+    loaded = {words[-1] for words in said if words[1:3] == ["calling", "init:"]}
+    gone = {words[1][len("file=") :] for words in said if "destroying" in words}
+    if not loaded:
+        print("SKIPPED: this MPI has no plug-in for PMIx")
+    check(not loaded or loaded - gone, f"loaded: {loaded}, unloaded: {gone}")
+
+
 interrupted("killed rank", kill_rank(2))
 interrupted("killed rank 0", kill_rank(0))
 interrupted("killed mpirun", kill_mpirun)
@@ -309,4 +333,5 @@ check_output_lost()
 check_full_disk()
 check_file_limit()
 check_one_rank_fails()
+check_plug_in_stays()
 verdict()

@@ -162,6 +162,32 @@ TYPES = (
     ("ernie4_5_moe", {"num_experts_per_tok": None, "moe_k": 2}, "softmax", "yes", {}),
     ("hunyuan_v1_moe", {"num_experts_per_tok": None, "moe_topk": [2, 2]}, "softmax", "yes", {}),
     ("jamba", {}, "softmax", "no", {}),
+    ("afmoe", {"route_scale": 2.5}, "sigmoid", "yes", {"routed_scaling_factor": 2.5}),
+    ("aria_text", {"num_experts_per_tok": None, "moe_topk": 2}, "softmax_topk", "no", {}),
+    (
+        "dbrx",
+        {
+            "num_experts": None,
+            "num_experts_per_tok": None,
+            "ffn_config": types.SimpleNamespace(
+                moe_num_experts=N, moe_top_k=2, moe_normalize_expert_weights=1.0, model_type=""
+            ),
+        },
+        "softmax",
+        "yes",
+        {},
+    ),
+    ("exaone_moe", V3, "sigmoid", "yes", V3_KEYS),
+    ("glm4_moe_lite", {**V3, "norm_topk_prob": True}, "sigmoid", "yes", V3_KEYS),
+    ("glm4v_moe_text", V3, "sigmoid", "yes", V3_KEYS),
+    ("glm_moe_dsa", {"n_group": 1, "topk_group": 1}, "sigmoid", "yes", {}),
+    ("granitemoehybrid", {}, "softmax_topk", "no", {}),
+    ("granitemoeshared", {"norm_topk_prob": True}, "softmax_topk", "no", {}),
+    ("jetmoe", {}, "softmax_topk", "no", {}),
+    ("kimi_k2", {**V3, "norm_topk_prob": False}, "sigmoid", "no", V3_KEYS),
+    ("nemotron_h", V3, "sigmoid", "yes", V3_KEYS),
+    ("qwen3_5_moe_text", {"norm_topk_prob": False}, "softmax", "yes", {}),
+    ("qwen3_omni_moe_text", {"norm_topk_prob": True}, "softmax", "yes", {}),
 )
 
 
@@ -183,7 +209,7 @@ def test_table():
     with open(os.path.join(m.SOURCE, "docs", "traces.md"), encoding="utf-8") as file:
         page = file.read()
     for kind, config, score, normalised, keys in TYPES:
-        got = models.settings_of(model_of(kind, [], **config).config)
+        got = models.settings_of(models.text_config(model_of(kind, [], **config)))
         wanted = {"score_func": score, "norm_topk_prob": normalised, "top_k": 2, **keys}
         got = {key.split(".")[1]: value for key, value in got.items()}
         if keys == {}:
@@ -218,6 +244,13 @@ def test_unknown():
         "n_group = 4",
         lambda: models.settings_of(model_of("glm4_moe", [], **wrong).config),
     )
+    wrong = types.SimpleNamespace(moe_num_experts=N, moe_normalize_expert_weights=2)
+    config = {"num_experts": None, "ffn_config": wrong}
+    refused(
+        "another norm",
+        "moe_normalize_expert_weights = 2",
+        lambda: models.settings_of(models.text_config(model_of("dbrx", [], **config))),
+    )
     done = tool("some/model", "text.txt", "--out", "never")
     m.check(done.returncode == 2 and not os.path.exists("never"), f"status {done.returncode}")
     m.check(done.stderr.count("\n") == 1, done.stderr)
@@ -247,6 +280,11 @@ def biases_in(place, routers):
             gate.e_score_correction_bias = Matrix([biases[i]])
         elif place == "block":
             block.expert_bias = Matrix([biases[i]])
+        elif place == "around":
+            block.expert_bias = Matrix([biases[i]])
+            modules += [(f"layers.{i}.mlp", block), (f"layers.{i}.mlp.router.gate", gate)]
+            modules += [(f"layers.{i}.mlp.router", types.SimpleNamespace())]
+            continue
         else:
             gate.moe_statics = types.SimpleNamespace(e_score_correction_bias=Matrix([biases[i]]))
         modules += [(f"layers.{i}.mlp", block), (f"layers.{i}.mlp.gate", gate)]
@@ -275,7 +313,12 @@ def check_choices(folder, biases, kind):
 
 def test_bias():
     """The selection bias of each layer, wherever the model has it: [layers, N], or [N] of one."""
-    places = (("deepseek_v3", "router"), ("lfm2_moe", "block"), ("ernie4_5_moe", "statics"))
+    places = (
+        ("deepseek_v3", "router"),
+        ("lfm2_moe", "block"),
+        ("ernie4_5_moe", "statics"),
+        ("afmoe", "around"),
+    )
     for kind, place in places:
         routers = gates()
         modules, biases = biases_in(place, routers)
@@ -306,6 +349,8 @@ def test_places():
         ("gpt_oss", "mlp.router"),
         ("granitemoe", "block_sparse_moe.router.layer"),
         ("hunyuan_v1_moe", "mlp.gate.wg"),
+        ("jetmoe", "mlp.router.layer"),
+        ("dbrx", "ffn.router.layer"),
     ):
         routers = gates(bias=[Matrix([[i + e for e in range(N)]]) for i in range(LAYERS)])
         modules = [(f"layers.{i}.{name}", gate) for i, gate in enumerate(routers)]
