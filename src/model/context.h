@@ -41,9 +41,11 @@ typedef struct moe_context {
     moe_payload_format combined;   /* of results, dy and dx */
     struct moe_host *host;         /* ranks that rows reach through shared memory, or NULL */
     bool trains;                   /* a gradient will be taken: noise and expert dropout act */
-    bool keep;      /* the layers keep what backward needs (pre-activations of the experts) */
-    bool by_device; /* forward only: logits and cells are forgotten device by device
-                       (by_device.h) */
+    bool keep;        /* the layers keep what backward needs (pre-activations of the experts) */
+    bool by_device;   /* forward only: logits and cells are forgotten device by device
+                         (by_device.h) */
+    bool counts_only; /* only rows and pairs are asked for: one number stands for a vector that
+                         travels, and a layer gives back what it got */
 } moe_context;
 
 /* Local. Placements, router with the input's bias, losses and capacity, from a resolved

@@ -197,6 +197,19 @@ static void by_device_forward(const moe_layer *layer,
     phase_until(w, MOE_PHASE_BALANCE, begin + whole, NULL);
 }
 
+static void dispatch(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+    const moe_config *c = context->config;
+    moe_exchange *e = &a->exchange;
+    e->host = context->host;
+    e->dispatched = context->dispatched;
+    e->combined = context->combined;
+    e->node_sum = c->exchange.node_sum;
+    e->chunks = context->counts_only ? 1 : c->exchange.chunks;
+    moe_exchange_dispatch(e, context->comm, &a->plan, layer->placement, a->x,
+                          context->counts_only ? 1 : c->model.hidden_size,
+                          context->batch->num_tokens_global * moe_config_most_experts(c));
+}
+
 /* Dispatch, experts, combine: y [T,H]. Chunk after chunk, the experts compute while the next
  * vectors, and the last results, travel. */
 static void routed_forward(const moe_layer *layer,
@@ -206,14 +219,12 @@ static void routed_forward(const moe_layer *layer,
                            stopwatch *watch) {
     const moe_config *c = context->config;
     moe_exchange *e = &a->exchange;
-    e->host = context->host;
-    e->dispatched = context->dispatched;
-    e->combined = context->combined;
-    e->node_sum = c->exchange.node_sum;
-    e->chunks = c->exchange.chunks;
     a->buffers.bf16 = context->bf16;
-    moe_exchange_dispatch(e, context->comm, &a->plan, layer->placement, a->x, c->model.hidden_size,
-                          context->batch->num_tokens_global * moe_config_most_experts(c));
+    dispatch(layer, context, a);
+    if (context->counts_only) {
+        memcpy(y, a->x, (size_t)(context->batch->num_tokens * c->model.hidden_size) * sizeof *y);
+        return;
+    }
     const moe_experts_pause pause = moe_activations_pause(a);
     for (int32_t chunk = 0; chunk < e->inbox.chunks; chunk++) {
         const moe_span_rows rows = moe_activations_rows(a, chunk);

@@ -1,4 +1,5 @@
-/* rehearsal.c: a small forward run, of which only the counts of rows are kept. */
+/* rehearsal.c: a small forward run, of which only the counts of rows are kept; vectors do not
+ * travel. */
 #include "run/rehearsal.h"
 
 #include <math.h>
@@ -170,6 +171,7 @@ static int open_run(rehearsal *r, int64_t tokens, moe_status *st) {
                          r->comm->rank, r->comm->size);
     }
     moe_context_init(&r->context, r->comm, c, &r->batch, r->input, &r->scratch);
+    r->context.counts_only = true;
     if (moe_balance_has_all_layers(&c->balance)) {
         r->context.all_layers = &r->all_layers;
     }
