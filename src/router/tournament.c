@@ -148,7 +148,10 @@ int32_t moe_tournament_take(moe_tournament *b,
 
 /* --- all at once --- */
 
-enum { RANKED = 64 }; /* so many numbers at most are compared each with each */
+enum {
+    FEW = 4,    /* of fewer blocks they are taken one by one */
+    RANKED = 64 /* so many numbers at most are compared each with each */
+};
 
 /* What moe_tournament_count does. */
 MOE_PART int64_t count_not_less(const double *x, int32_t n, int64_t *count) {
@@ -175,19 +178,30 @@ MOE_CLONES int64_t moe_tournament_count(const double *x, int32_t n, int64_t *cou
     return count_not_less(x, n, count);
 }
 
-/* The count-th largest of x [n]: the largest of those that at least `count` are not less than. */
-MOE_CLONES static double nth_largest(const double *x, int32_t n, int32_t count) {
+/* A bound that at least `count` of x [n] reach: the count-th largest of x, or of the larger ones of
+ * pairs, pairs of pairs and so on, as long as there are twice as many as wanted. It is the largest
+ * of those that at least `count` are not less than. */
+MOE_CLONES static double bound_of_largest(const double *x, int32_t n, int32_t count) {
+    double top[RANKED + MOE_TOURNAMENT_LANES];
     int64_t not_less[RANKED + MOE_TOURNAMENT_LANES];
-    double allowed[RANKED];
-    count_not_less(x, n, not_less);
-    allowed[0] = -INFINITY;
+    top[0] = -INFINITY;
     for (int32_t i = 0; i < n; i++) {
-        allowed[i] = not_less[i] >= count ? x[i] : -INFINITY;
+        top[i] = x[i];
     }
-    return moe_tournament_largest(allowed, n);
+    for (int32_t half = (n + 1) / 2; half >= 2 * count; half = (n + 1) / 2) {
+        for (int32_t i = half; i < n; i++) {
+            top[i - half] = moe_tournament_larger(top[i], top[i - half]);
+        }
+        n = half;
+    }
+    count_not_less(top, n, not_less);
+    for (int32_t i = 0; i < n; i++) {
+        top[i] = not_less[i] >= count ? top[i] : -INFINITY;
+    }
+    return moe_tournament_largest(top, n);
 }
 
-/* The places in score of those of at least `least` in the gathered blocks: place [RANKED + 8].
+/* The places in score of those of at least `least` in the gathered blocks: place [RANKED + 4].
  * Returns their number, or -1 where there are too many. */
 static int32_t list_candidates(const moe_tournament *b,
                                int32_t begin,
@@ -213,8 +227,8 @@ static int32_t list_candidates(const moe_tournament *b,
     return found;
 }
 
-/* K blocks have a maximum of at least the K-th largest one, so the K best are among the scores of
- * at least that. These are few, and each one's place is the number of those that are not less. */
+/* At least K scores reach the bound, so the K best are among those that do. They are few, and the
+ * place of each is the number of those that are not less. */
 static bool take_by_place(const moe_tournament *b,
                           int32_t begin,
                           int32_t end,
@@ -223,10 +237,10 @@ static bool take_by_place(const moe_tournament *b,
     double value[RANKED + MOE_TOURNAMENT_LANES];
     uint32_t at[RANKED + MOE_TOURNAMENT_LANES], in_order[RANKED + 1];
     int64_t not_less[RANKED + MOE_TOURNAMENT_LANES];
-    if (count < 2 || end - begin < count || end - begin > RANKED) {
+    if (count < 2 || end - begin < count || end - begin < FEW || end - begin > RANKED) {
         return false;
     }
-    double least = nth_largest(b->kept_max + begin, end - begin, count);
+    double least = bound_of_largest(b->kept_max + begin, end - begin, count);
     int32_t found = least > -INFINITY ? list_candidates(b, begin, end, least, at) : -1;
     for (int32_t i = 0; i < found; i++) {
         value[i] = b->score[at[i]];

@@ -10,7 +10,7 @@
  * of a block.
  *
  * Each of these steps waits for the one before it. Where the K best are wanted at once
- * (moe_tournament_best), no step waits: the K-th largest maximum bounds them from below, the few
+ * (moe_tournament_best), no step waits: a K-th largest maximum bounds them from below, the few
  * scores that reach it are compared each with each in vectors, and how many are not less than one
  * is its place. Equal scores would share a place; a token that has some is left to the steps. */
 #ifndef MOESIM_ROUTER_TOURNAMENT_H
@@ -21,7 +21,7 @@
 
 #include "base/scratch.h"
 
-enum { MOE_TOURNAMENT_BLOCK = 8, MOE_TOURNAMENT_LANES = 8 };
+enum { MOE_TOURNAMENT_BLOCK = 8, MOE_TOURNAMENT_LANES = 4 };
 
 typedef struct moe_tournament {
     int32_t groups, group_size, group_blocks; /* without a group limit there is one group of N */
@@ -30,7 +30,7 @@ typedef struct moe_tournament {
     double *kept_max;    /* [groups * group_blocks] maxima of the admitted groups, ascending */
     int32_t *kept_block; /* [groups * group_blocks] the blocks that these maxima are of */
     int32_t *base;       /* [groups * group_blocks] first expert of a block */
-    double *group_score; /* [groups], and 8 that moe_tournament_count may read */
+    double *group_score; /* [groups], and 4 that moe_tournament_count may read */
     int32_t *kept;       /* [num_kept] the admitted groups, ascending */
     int32_t num_kept;
     moe_scratch *scratch; /* where the memory comes from */
@@ -80,7 +80,7 @@ int32_t moe_tournament_best(moe_tournament *b,
 /* --- for hot loops --- */
 
 /* Local. count[i] = how many of x [n] are not less than x[i], itself among them: where no two are
- * equal, its place in falling order, from 1. Both arrays have 8 more elements, whose values do not
+ * equal, its place in falling order, from 1. Both arrays have 4 more elements, whose values do not
  * matter. Returns the sum of the counts, which is n (n + 1) / 2 exactly where no two are equal. */
 int64_t moe_tournament_count(const double *x, int32_t n, int64_t *count);
 
