@@ -26,13 +26,13 @@ static inline int64_t moe_exact_bits(double x) {
 void moe_exact_add(int64_t w[MOE_EXACT_WORDS], double v) {
     double magnitude = fabs(v);
     MOE_ASSERT(magnitude < 0x1p52);
-    double whole = floor(magnitude);
-    double scaled = (magnitude - whole) * TWO30;
-    double high = floor(scaled);
-    double low = (scaled - high) * TWO30 + MAGIC;
+    int64_t whole = (int64_t)magnitude;
+    double scaled = (magnitude - (double)whole) * TWO30;
+    int64_t high = (int64_t)scaled;
+    double low = (scaled - (double)high) * TWO30 + MAGIC;
     int64_t sign = v < 0 ? -1 : 1;
-    w[0] += sign * (int64_t)whole;
-    w[1] += sign * (int64_t)high;
+    w[0] += sign * whole;
+    w[1] += sign * high;
     w[2] += sign * (moe_exact_bits(low) - moe_exact_bits(MAGIC));
 }
 

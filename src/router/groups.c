@@ -123,6 +123,37 @@ int32_t moe_groups_number(const moe_router *r) {
 
 /* --- which groups --- */
 
+enum { RANKED = 32 }; /* so many groups at most are compared each with each */
+
+/* kept [groups] = whether a group is among the topk_group best. Says no where two have the same
+ * score, such as -inf. */
+static bool mark_by_place(moe_tournament *b, int32_t topk_group) {
+    int64_t place[RANKED + MOE_TOURNAMENT_LANES];
+    int32_t n = b->groups;
+    if (n > RANKED || moe_tournament_count(b->group_score, n, place) != n * (n + 1) / 2) {
+        return false;
+    }
+    for (int32_t g = 0; g < n; g++) {
+        b->kept[g] = (place[g] <= topk_group) & (b->group_score[g] > -INFINITY);
+    }
+    return true;
+}
+
+static void mark_in_turn(moe_tournament *b, int32_t topk_group) {
+    for (int32_t g = 0; g < b->groups; g++) {
+        b->kept[g] = 0;
+    }
+    for (int32_t m = 0; m < topk_group; m++) {
+        double highest = moe_tournament_largest(b->group_score, b->groups);
+        if (!(highest > -INFINITY)) {
+            break;
+        }
+        int32_t g = moe_tournament_first(b->group_score, b->groups, highest);
+        b->group_score[g] = -INFINITY;
+        b->kept[g] = 1;
+    }
+}
+
 void moe_groups_admit(moe_tournament *b, const moe_router *r) {
     moe_group_scores *scores = moe_groups_limit(r)->scores;
     b->num_kept = 0;
@@ -134,17 +165,8 @@ void moe_groups_admit(moe_tournament *b, const moe_router *r) {
         return;
     }
     scores(b, r, b->group_score);
-    for (int32_t g = 0; g < b->groups; g++) {
-        b->kept[g] = 0;
-    }
-    for (int32_t m = 0; m < r->topk_group; m++) {
-        double highest = moe_tournament_largest(b->group_score, b->groups);
-        if (!(highest > -INFINITY)) {
-            break;
-        }
-        int32_t g = moe_tournament_first(b->group_score, b->groups, highest);
-        b->group_score[g] = -INFINITY;
-        b->kept[g] = 1;
+    if (!mark_by_place(b, r->topk_group)) {
+        mark_in_turn(b, r->topk_group);
     }
     for (int32_t g = 0; g < b->groups; g++) { /* from flags to a list, in place: num_kept <= g */
         int32_t is_kept = b->kept[g];

@@ -29,10 +29,10 @@ static int32_t choose_best(moe_chooser *w,
     moe_method_rank(w, r, z, s, may_be_disabled);
     int32_t blocks = moe_tournament_gather(b), count = 0;
     if (!moe_groups_limit(r)->quota) {
-        return blocks == 0 ? 0 : moe_tournament_take(b, 0, blocks, r->top_k, expert);
+        return blocks == 0 ? 0 : moe_tournament_best(b, 0, blocks, r->top_k, expert);
     }
     for (int32_t k = 0; k < b->num_kept; k++) {
-        count += moe_tournament_take(b, k * b->group_blocks, (k + 1) * b->group_blocks,
+        count += moe_tournament_best(b, k * b->group_blocks, (k + 1) * b->group_blocks,
                                      r->top_k / r->topk_group, expert + count);
     }
     return count;

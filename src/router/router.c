@@ -230,6 +230,9 @@ static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_
         return;
     }
     int flags = moe_scores_read_logits(j->logits, t, r->num_experts, w->z);
+    if (t + 1 < j->batch->num_tokens) {
+        moe_scores_prefetch_logits(j->logits, t + 1, r->num_experts);
+    }
     if (!(flags & MOE_ROW_BAD)) {
         lse = fill_scores(j, w);
     }

@@ -199,6 +199,16 @@ MOE_CLONES static int read_floats(const float *restrict from, double *restrict t
     return flags_of(disabled, bad);
 }
 
+void moe_scores_prefetch_logits(moe_logits logits, int64_t t, int32_t n) {
+    enum { LINE = 64 };
+    const size_t bytes = (size_t)n * (logits.f32 ? sizeof *logits.f32 : sizeof *logits.f64);
+    const char *row =
+        (logits.f32 ? (const char *)logits.f32 : (const char *)logits.f64) + (size_t)t * bytes;
+    for (size_t i = 0; i < bytes; i += LINE) {
+        __builtin_prefetch(row + i);
+    }
+}
+
 int moe_scores_read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
     return logits.f32 ? read_floats(logits.f32 + t * n, z, n)
                       : read_doubles(logits.f64 + t * n, z, n);
@@ -219,6 +229,30 @@ MOE_CLONES double moe_scores_lse(const double *z, int32_t n) {
     return m + log(lanes_total(lane));
 }
 
+/* y [n] = exp(x [n] - shift), and their sum in the order of moe_scores_sum: while one chunk is
+ * added, the next one's exponentials can begin. */
+MOE_CLONES static double exp_and_sum(const double *restrict x,
+                                     double shift,
+                                     double *restrict y,
+                                     int32_t n) {
+    uint64_t seen = 0;
+    double lane[LANES] = {0};
+    for (int32_t begin = 0; begin < n; begin += CHUNK) {
+        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
+        for (int32_t i = 0; i < count; i++) {
+            y[begin + i] = exp_near(x[begin + i] - shift, &seen);
+        }
+        add_lanes(lane, y + begin, count);
+    }
+    if (seen < NEAR) {
+        return lanes_total(lane);
+    }
+    for (int32_t i = 0; i < n; i++) {
+        y[i] = exp_any(x[i] - shift);
+    }
+    return moe_scores_sum(y, n);
+}
+
 /* s_i = exp(z_i - max) / sum_j exp(z_j - max). The largest term is 1, so sum >= 1 and s <= 1. */
 moe_softmax_sums moe_scores_softmax(const double *z, double *s, int32_t n) {
     moe_softmax_sums found = {maximum(z, n), 1};
@@ -226,8 +260,7 @@ moe_softmax_sums moe_scores_softmax(const double *z, double *s, int32_t n) {
         memset(s, 0, (size_t)n * sizeof *s);
         return found;
     }
-    moe_scores_exp(z, found.most, s, n);
-    found.sum = moe_scores_sum(s, n);
+    found.sum = exp_and_sum(z, found.most, s, n);
     scale(s, 1.0 / found.sum, n);
     return found;
 }
@@ -294,14 +327,16 @@ MOE_CLONES double moe_scores_softmax_entropy(const double *z,
                                              const double *s,
                                              int32_t n,
                                              moe_softmax_sums sums) {
-    double lane[LANES] = {0}, term[CHUNK];
-    for (int32_t begin = 0; begin < n; begin += CHUNK) {
-        int32_t count = n - begin < CHUNK ? n - begin : CHUNK;
-        for (int32_t i = 0; i < count; i++) {
-            double product = s[begin + i] * (sums.most - z[begin + i]);
-            term[i] = s[begin + i] > 0 ? product : 0;
+    double lane[LANES] = {0};
+    const int32_t whole = n - n % LANES;
+    for (int32_t i = 0; i < whole; i += LANES) {
+        for (int32_t l = 0; l < LANES; l++) {
+            double product = s[i + l] * (sums.most - z[i + l]);
+            lane[l] += s[i + l] > 0 ? product : 0;
         }
-        add_lanes(lane, term, count);
+    }
+    for (int32_t i = whole; i < n; i++) {
+        lane[i - whole] += s[i] > 0 ? s[i] * (sums.most - z[i]) : 0;
     }
     return lanes_total(lane) - log(1.0 / sums.sum);
 }

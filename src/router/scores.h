@@ -69,6 +69,9 @@ enum {
 /* Local. z [n] = logits of local token t as double; returns MOE_ROW_ flags. */
 int moe_scores_read_logits(moe_logits logits, int64_t t, int32_t n, double *z);
 
+/* Local. Begins to load the logits [n] of local token t into the cache. */
+void moe_scores_prefetch_logits(moe_logits logits, int64_t t, int32_t n);
+
 /* Local. log sum_i exp(z_i), or -inf when all are -inf. */
 double moe_scores_lse(const double *z, int32_t n);
 

@@ -1,6 +1,7 @@
 /* tournament.c: filling in the scores of a token, and taking the largest out of them. */
 #include "router/tournament.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/status.h"
@@ -15,7 +16,8 @@ void moe_tournament_reserve(moe_tournament *b,
     *b = (moe_tournament){.groups = groups, .group_size = num_experts / groups, .scratch = scratch};
     b->group_blocks = (b->group_size + MOE_TOURNAMENT_BLOCK - 1) / MOE_TOURNAMENT_BLOCK;
     int64_t blocks = (int64_t)groups * b->group_blocks;
-    b->score = moe_scratch_take(scratch, blocks * (MOE_TOURNAMENT_BLOCK + 2) + groups,
+    b->score = moe_scratch_take(scratch,
+                                blocks * (MOE_TOURNAMENT_BLOCK + 2) + groups + MOE_TOURNAMENT_LANES,
                                 sizeof(double), what);
     b->maximum = b->score + blocks * MOE_TOURNAMENT_BLOCK;
     b->kept_max = b->maximum + blocks;
@@ -65,11 +67,32 @@ MOE_CLONES static void sum_of(double *restrict to,
     }
 }
 
+/* to [8 blocks] = from, and the maximum of each block, in one pass. */
+MOE_PART void copy_blocks(double *restrict to,
+                          double *restrict maximum,
+                          const double *restrict from,
+                          int32_t blocks) {
+    for (int32_t i = 0; i < blocks; i++) {
+        const double *x = from + i * MOE_TOURNAMENT_BLOCK;
+        moe_double4 *place = (moe_double4 *)(to + i * MOE_TOURNAMENT_BLOCK);
+        moe_double4 m = *(const moe_double4 *)x;
+        place[0] = m;
+        place[1] = *(const moe_double4 *)(x + 4);
+        moe_double4_larger(&m, x + 4);
+        maximum[i] = moe_tournament_larger(moe_tournament_larger(m[0], m[2]),
+                                           moe_tournament_larger(m[1], m[3]));
+    }
+}
+
 MOE_CLONES void moe_tournament_fill(moe_tournament *b,
                                     const double *from,
                                     const double *add,
                                     const double *disabled) {
     int32_t n = b->group_size, stride = b->group_blocks * MOE_TOURNAMENT_BLOCK;
+    if (n == stride && !add && !disabled) {
+        copy_blocks(b->score, b->maximum, from, b->groups * b->group_blocks);
+        return;
+    }
     for (int32_t g = 0; g < b->groups; g++) {
         double *to = b->score + g * stride;
         if (add) {
@@ -121,4 +144,112 @@ int32_t moe_tournament_take(moe_tournament *b,
         maximum[at] = block_maximum(x);
     }
     return count;
+}
+
+/* --- all at once --- */
+
+enum { RANKED = 64 }; /* so many numbers at most are compared each with each */
+
+/* What moe_tournament_count does. */
+MOE_PART int64_t count_not_less(const double *x, int32_t n, int64_t *count) {
+    typedef double vec
+        __attribute__((vector_size(MOE_TOURNAMENT_LANES * sizeof(double)), aligned(8), may_alias));
+    typedef int64_t lanes
+        __attribute__((vector_size(MOE_TOURNAMENT_LANES * sizeof(double)), aligned(8), may_alias));
+    int64_t total = 0;
+    for (int32_t i = 0; i < n; i += MOE_TOURNAMENT_LANES) {
+        const vec own = *(const vec *)(x + i);
+        lanes sum = {0};
+        for (int32_t j = 0; j < n; j++) {
+            sum -= (lanes)(own <= x[j]);
+        }
+        *(lanes *)(count + i) = sum;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        total += count[i];
+    }
+    return total;
+}
+
+MOE_CLONES int64_t moe_tournament_count(const double *x, int32_t n, int64_t *count) {
+    return count_not_less(x, n, count);
+}
+
+/* The count-th largest of x [n]: the largest of those that at least `count` are not less than. */
+MOE_CLONES static double nth_largest(const double *x, int32_t n, int32_t count) {
+    int64_t not_less[RANKED + MOE_TOURNAMENT_LANES];
+    double allowed[RANKED];
+    count_not_less(x, n, not_less);
+    allowed[0] = -INFINITY;
+    for (int32_t i = 0; i < n; i++) {
+        allowed[i] = not_less[i] >= count ? x[i] : -INFINITY;
+    }
+    return moe_tournament_largest(allowed, n);
+}
+
+/* The places in score of those of at least `least` in the gathered blocks: place [RANKED + 8].
+ * Returns their number, or -1 where there are too many. */
+static int32_t list_candidates(const moe_tournament *b,
+                               int32_t begin,
+                               int32_t end,
+                               double least,
+                               uint32_t *place) {
+    int32_t block[RANKED], blocks = 0, found = 0;
+    for (int32_t i = begin; i < end; i++) {
+        block[blocks] = b->kept_block[i];
+        blocks += b->kept_max[i] >= least;
+    }
+    for (int32_t i = 0; i < blocks; i++) {
+        const int32_t first = block[i] * MOE_TOURNAMENT_BLOCK;
+        const double *x = b->score + first;
+        if (found > RANKED - MOE_TOURNAMENT_BLOCK) {
+            return -1;
+        }
+        for (int32_t l = 0; l < MOE_TOURNAMENT_BLOCK; l++) {
+            place[found] = (uint32_t)(first + l);
+            found += x[l] >= least;
+        }
+    }
+    return found;
+}
+
+/* K blocks have a maximum of at least the K-th largest one, so the K best are among the scores of
+ * at least that. These are few, and each one's place is the number of those that are not less. */
+static bool take_by_place(const moe_tournament *b,
+                          int32_t begin,
+                          int32_t end,
+                          int32_t count,
+                          int32_t *expert) {
+    double value[RANKED + MOE_TOURNAMENT_LANES];
+    uint32_t at[RANKED + MOE_TOURNAMENT_LANES], in_order[RANKED + 1];
+    int64_t not_less[RANKED + MOE_TOURNAMENT_LANES];
+    if (count < 2 || end - begin < count || end - begin > RANKED) {
+        return false;
+    }
+    double least = nth_largest(b->kept_max + begin, end - begin, count);
+    int32_t found = least > -INFINITY ? list_candidates(b, begin, end, least, at) : -1;
+    for (int32_t i = 0; i < found; i++) {
+        value[i] = b->score[at[i]];
+    }
+    if (found < 0 || moe_tournament_count(value, found, not_less) != found * (found + 1) / 2) {
+        return false;
+    }
+    for (int32_t i = 0; i < found; i++) {
+        in_order[not_less[i]] = at[i];
+    }
+    for (int32_t k = 0; k < count; k++) {
+        const uint32_t i = in_order[k + 1];
+        expert[k] = b->base[i / MOE_TOURNAMENT_BLOCK] + (int32_t)(i % MOE_TOURNAMENT_BLOCK);
+    }
+    return true;
+}
+
+int32_t moe_tournament_best(moe_tournament *b,
+                            int32_t begin,
+                            int32_t end,
+                            int32_t count,
+                            int32_t *expert) {
+    return take_by_place(b, begin, end, count, expert)
+               ? count
+               : moe_tournament_take(b, begin, end, count, expert);
 }

@@ -7,7 +7,12 @@
  * so that among equals the lowest index wins; afterwards one block maximum is computed anew. K
  * experts cost K (blocks + 16) steps without a branch that is hard to predict, which is 5 times
  * fewer than K passes over N = 256. What is given up: groups of fewer than 8 experts waste the rest
- * of a block. */
+ * of a block.
+ *
+ * Each of these steps waits for the one before it. Where the K best are wanted at once
+ * (moe_tournament_best), no step waits: the K-th largest maximum bounds them from below, the few
+ * scores that reach it are compared each with each in vectors, and how many are not less than one
+ * is its place. Equal scores would share a place; a token that has some is left to the steps. */
 #ifndef MOESIM_ROUTER_TOURNAMENT_H
 #define MOESIM_ROUTER_TOURNAMENT_H
 
@@ -16,7 +21,7 @@
 
 #include "base/scratch.h"
 
-enum { MOE_TOURNAMENT_BLOCK = 8 };
+enum { MOE_TOURNAMENT_BLOCK = 8, MOE_TOURNAMENT_LANES = 8 };
 
 typedef struct moe_tournament {
     int32_t groups, group_size, group_blocks; /* without a group limit there is one group of N */
@@ -25,7 +30,7 @@ typedef struct moe_tournament {
     double *kept_max;    /* [groups * group_blocks] maxima of the admitted groups, ascending */
     int32_t *kept_block; /* [groups * group_blocks] the blocks that these maxima are of */
     int32_t *base;       /* [groups * group_blocks] first expert of a block */
-    double *group_score; /* [groups] */
+    double *group_score; /* [groups], and 8 that moe_tournament_count may read */
     int32_t *kept;       /* [num_kept] the admitted groups, ascending */
     int32_t num_kept;
     moe_scratch *scratch; /* where the memory comes from */
@@ -64,7 +69,20 @@ int32_t moe_tournament_take(moe_tournament *b,
                             int32_t count,
                             int32_t *expert);
 
+/* Local. The same, without the promise that what was taken is gone: nothing can be taken after it
+ * before the scores are filled in anew. Faster where count > 1. */
+int32_t moe_tournament_best(moe_tournament *b,
+                            int32_t begin,
+                            int32_t end,
+                            int32_t count,
+                            int32_t *expert);
+
 /* --- for hot loops --- */
+
+/* Local. count[i] = how many of x [n] are not less than x[i], itself among them: where no two are
+ * equal, its place in falling order, from 1. Both arrays have 8 more elements, whose values do not
+ * matter. Returns the sum of the counts, which is n (n + 1) / 2 exactly where no two are equal. */
+int64_t moe_tournament_count(const double *x, int32_t n, int64_t *count);
 
 static inline double moe_tournament_larger(double a, double b) {
     return a > b ? a : b;
