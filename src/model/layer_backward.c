@@ -76,7 +76,9 @@ static real *gradient_of(const pass *p, int index, bool *replace) {
     return index < 0 ? NULL : moe_parameters_expert_gradient(p->all, index, replace);
 }
 
-static void experts_backward(const pass *p, int32_t chunk) {
+/* Where those of all experts go, in all chunks: asking for them says once whether they are the
+ * first ones of the step. */
+static moe_ffn_gradient expert_gradients(const pass *p) {
     const moe_layer_indices *s = p->indices;
     bool replace = false;
     moe_ffn_gradient g = {.w1 = gradient_of(p, s->w1, &replace),
@@ -89,9 +91,7 @@ static void experts_backward(const pass *p, int32_t chunk) {
                           .b3 = gradient_of(p, s->b3, &replace),
                           .b2 = gradient_of(p, s->b2, &replace)};
     g.replace = replace;
-    const moe_experts_pause pause = moe_activations_pause(p->a);
-    moe_experts_backward(&p->layer->experts, &g, &p->a->exchange.inbox, chunk, &p->a->buffers,
-                         p->context->keep, &pause);
+    return g;
 }
 
 /* dg in the order of the routing whose weights were made from the scores: 0 where a pair was
@@ -290,12 +290,15 @@ static void span(const pass *p, enum moe_span_kind kind, const moe_span_rows *ro
 /* The transposes of combine, experts and dispatch, chunk by chunk. */
 static void routed_backward(const pass *p, const real *dy, double *begin) {
     moe_exchange *e = &p->a->exchange;
+    const moe_ffn_gradient gradients = expert_gradients(p);
+    const moe_experts_pause pause = moe_activations_pause(p->a);
     moe_exchange_dispatch_gradient(e, &p->a->plan, dy);
     for (int32_t chunk = 0; chunk < e->inbox.chunks; chunk++) {
         const moe_span_rows rows = moe_activations_rows(p->a, chunk);
         moe_exchange_receive(e, &p->a->plan, chunk);
         span(p, MOE_SPAN_DISPATCH_BACKWARD, &rows, begin);
-        experts_backward(p, chunk);
+        moe_experts_backward(&p->layer->experts, &gradients, &e->inbox, chunk, &p->a->buffers,
+                             p->context->keep, &pause);
         span(p, MOE_SPAN_EXPERT_BACKWARD, &rows, begin);
         dispatch_backward(p, chunk);
         span(p, MOE_SPAN_COMBINE_BACKWARD, &rows, begin);

@@ -164,6 +164,24 @@ static void count_files(moe_memory *m, int64_t read) {
     m->input = read;
 }
 
+/* The parts of the fullest rank's memory that are not nothing: "weights 1 MiB, input 2 MiB". */
+static void list_parts(const moe_memory *m, char *text, size_t size) {
+    const struct {
+        const char *name;
+        int64_t bytes;
+    } part[] = {{"weights", m->weights},     {"gradients", m->gradients},
+                {"optimiser", m->optimizer}, {"activations", m->activations},
+                {"exchange", m->exchange},   {"statistics", m->statistics},
+                {"what was read", m->input}, {"the program and its libraries", m->program}};
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof part / sizeof *part && used < size; i++) {
+        if (part[i].bytes > 0) {
+            used += (size_t)snprintf(text + used, size - used, "%s%s %s", used > 0 ? ", " : "",
+                                     part[i].name, moe_format_bytes(part[i].bytes).s);
+        }
+    }
+}
+
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(moe_run_state *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
@@ -177,16 +195,15 @@ static int check_memory(moe_run_state *r, moe_status *st) {
     }
     needed = moe_memory_of_ranks(m, r->comm->local_size);
     if (available >= 0 && needed > available) {
+        char parts[512];
+        list_parts(m, parts, sizeof parts);
         moe_fail(
             st, MOE_USER,
             "this run needs about %s on this host, where %s are available: %s on each of %d "
-            "rank%s (weights %s, gradients %s, optimiser %s, activations %s, exchange %s), and "
-            "%s for the loads of all steps on rank 0; lower %s",
+            "rank%s (on the fullest: %s), and %s for the loads of all steps on rank 0; lower %s",
             moe_format_bytes(needed).s, moe_format_bytes(available).s, moe_format_bytes(m->mean).s,
-            r->comm->local_size, r->comm->local_size == 1 ? "" : "s",
-            moe_format_bytes(m->weights).s, moe_format_bytes(m->gradients).s,
-            moe_format_bytes(m->optimizer).s, moe_format_bytes(m->activations).s,
-            moe_format_bytes(m->exchange).s, moe_format_bytes(m->histories).s,
+            r->comm->local_size, r->comm->local_size == 1 ? "" : "s", parts,
+            moe_format_bytes(m->histories).s,
             moe_config_generates(r->config)
                 ? "generate.sequences_per_device, data.sequence_length or generate.max_new_tokens"
                 : "model.num_experts, model.hidden_size, model.moe_intermediate_size, "

@@ -5,10 +5,22 @@ What cannot fit is refused before it is allocated; an allocation that fails afte
 with one sentence, on all ranks or on one alone.
 """
 import os
+import re
 import subprocess
 
 from _memory import compare
-from _moesim import MOESIM, MPIRUN, TEMPORARY, check, config, environment, moesim, run, verdict
+from _moesim import (
+    MOESIM,
+    MPIRUN,
+    TEMPORARY,
+    check,
+    config,
+    environment,
+    moesim,
+    near,
+    run,
+    verdict,
+)
 
 KNOWN = {
     "topics": (1, {"run.mode": "train", "data.num_topics": 200000, "run.steps": 2}),
@@ -132,6 +144,12 @@ def check_generated():
         check(compare(".", 2, words, "generated"), "generated: the estimate is off")
 
 
+def size_of(text):
+    """Bytes of "weights 1.5 GiB"."""
+    number, unit = text.split()[-2:]
+    return float(number) * 1024 ** ["B", "KiB", "MiB", "GiB", "TiB"].index(unit)
+
+
 def check_refused():
     """Tables of topics of 32 GiB, more than is available anywhere this runs; or it fits."""
     settings = {
@@ -145,6 +163,11 @@ def check_refused():
     }
     done = moesim(1, "--check", config("too-much", settings))
     check(done.code == 2 and "GiB" in done.err and "num_topics" in done.err, done.code, done.err)
+    whole, parts = re.search(
+        r": ([^:]*) on each of 1 rank .on the fullest: (.*?)\)", done.err
+    ).groups()
+    listed = sum(size_of(part) for part in parts.split(", "))
+    check(near(listed, size_of(whole), 0.01), f"{parts} are not {whole}")
 
 
 def check_limited():

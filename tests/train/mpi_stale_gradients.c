@@ -1,6 +1,7 @@
 /* mpi_stale_gradients.c: nothing of the gradients before a step gets into it. Gradients of experts
  * are not cleared but written over: a step that begins with NaN in all of them must give the bits
- * of one that begins with 0, for experts with and without rows, with one micro-batch and with two.
+ * of one that begins with 0, for experts with and without rows, with one micro-batch and with two,
+ * in one chunk and in several.
  *
  * ctest: f64 np=1,2,4 */
 #include <math.h>
@@ -64,6 +65,8 @@ int main(int argc, char **argv) {
     RUN(test, &comm, "train.accumulate=2");
     RUN(test, &comm, "model.expert_type=lora model.lora_rank=2");
     RUN(test, &comm, "model.expert_type=gelu train.recompute=yes");
+    RUN(test, &comm, "exchange.chunks=3"); /* an expert's first rows may be in any chunk */
+    RUN(test, &comm, "exchange.chunks=2 train.accumulate=2");
     int verdict = check_verdict_mpi(comm.comm);
     moe_comm_finalize(&comm);
     return verdict;
