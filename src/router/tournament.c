@@ -245,6 +245,9 @@ static bool take_by_place(const moe_tournament *b,
     for (int32_t i = 0; i < found; i++) {
         value[i] = b->score[at[i]];
     }
+    for (int32_t l = 0; found >= 0 && l < MOE_TOURNAMENT_LANES; l++) {
+        value[found + l] = 0; /* compared with the others, and not counted */
+    }
     if (found < 0 || moe_tournament_count(value, found, not_less) != found * (found + 1) / 2) {
         return false;
     }
