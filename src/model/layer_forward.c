@@ -222,7 +222,10 @@ static void routed_forward(const moe_layer *layer,
     a->buffers.bf16 = context->bf16;
     dispatch(layer, context, a);
     if (context->counts_only) {
-        memcpy(y, a->x, (size_t)(context->batch->num_tokens * c->model.hidden_size) * sizeof *y);
+        if (context->batch->num_tokens > 0) {
+            memcpy(y, a->x,
+                   (size_t)(context->batch->num_tokens * c->model.hidden_size) * sizeof *y);
+        }
         return;
     }
     const moe_experts_pause pause = moe_activations_pause(a);
