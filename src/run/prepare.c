@@ -129,30 +129,35 @@ static moe_memory of_loads(const moe_run_state *r,
     return fullest;
 }
 
-/* What the run needs, under the load that a rehearsal sees, or under an even one. */
-static moe_memory estimate(moe_run_state *r, int64_t available) {
+/* What the run needs, under the load that a rehearsal saw, or under an even one where load is NULL.
+ */
+static moe_memory estimate(const moe_run_state *r, const moe_memory_load *load) {
     const moe_memory_given known = given(r);
-    const int64_t room = available < 0 ? INT64_MAX : available / r->comm->local_size / 2;
-    moe_memory_load *load = moe_alloc(r->comm->size, sizeof *load, "loads of the ranks");
-    const moe_memory m =
-        moe_rehearse(r->comm, r->config, &r->input, &r->model_files, num_tokens(r), room, load)
-            ? of_loads(r, &known, load)
-            : moe_memory_estimate(r->config, &known);
-    moe_free(load);
-    return m;
+    return load ? of_loads(r, &known, load) : moe_memory_estimate(r->config, &known);
 }
 
 /* Collective. `auto` shares memory only where every host has room for twice the windows of the
  * load that is expected: nobody asked for what may fail. */
-static void decide_transport(moe_run_state *r, int64_t available) {
+static void decide_transport(moe_run_state *r, const moe_memory_load *load) {
     moe_config *c = r->config;
     if (c->exchange.transport != MOE_TRANSPORT_AUTO) {
         return;
     }
     c->no_room_to_share = moe_comm_lowest_rank(r->comm, lacks_room(r, 2, false)) >= 0;
     if (c->no_room_to_share) {
-        r->memory = estimate(r, available);
+        r->memory = estimate(r, load);
     }
+}
+
+/* Collective. The rehearsal needs no windows, and is the same for every transport. */
+static void estimate_memory(moe_run_state *r, int64_t available) {
+    const int64_t room = available < 0 ? INT64_MAX : available / r->comm->local_size / 2;
+    moe_memory_load *load = moe_alloc(r->comm->size, sizeof *load, "loads of the ranks");
+    const bool seen =
+        moe_rehearse(r->comm, r->config, &r->input, &r->model_files, num_tokens(r), room, load);
+    r->memory = estimate(r, seen ? load : NULL);
+    decide_transport(r, seen ? load : NULL);
+    moe_free(load);
 }
 
 /* The files that were read are there already: no estimate. */
@@ -187,8 +192,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
     int64_t available = moe_memory_available(), needed;
     const int64_t read = moe_alloc_live_bytes();
     moe_memory *m = &r->memory;
-    *m = estimate(r, available);
-    decide_transport(r, available);
+    estimate_memory(r, available);
     if (r->config->data.source != MOE_SOURCE_SYNTHETIC || r->config->model.load[0]) {
         count_files(m, read);
         available = available < 0 ? available : available + read * r->comm->local_size;

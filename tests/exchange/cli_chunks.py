@@ -9,6 +9,7 @@ import json
 import os
 
 from _moesim import check, config, load, metrics, moesim, run, same_bytes, summary, verdict
+from _same import arrays, compare
 
 BASE = {
     "run.steps": 2,
@@ -42,36 +43,6 @@ FLIGHTS = (
     "dispatch dy in flight",
     "combine dx in flight",
 )
-
-
-def without(value, keys):
-    if isinstance(value, dict):
-        return {k: without(v, keys) for k, v in value.items() if k not in keys}
-    return [without(v, keys) for v in value] if isinstance(value, list) else value
-
-
-def told(folder, *more):
-    whole = without(summary(folder), {"time", "machine", "ranks", "threads", *more})
-    whole["config"].pop("name")
-    return whole, without(metrics(folder), {"time", *more})
-
-
-def arrays(folder):
-    return sorted(
-        os.path.relpath(os.path.join(at, name), folder)
-        for at, _, names in os.walk(folder)
-        for name in names
-        if name.endswith(".npy")
-    )
-
-
-def compare(first, second, label):
-    check(told(first) == told(second), f"{label}: summary.json or metrics.jsonl differ")
-    check(all(p is not False for p in summary(second)["checks"].values()), f"{label}: self-checks")
-    names = arrays(first)
-    check(names == arrays(second) and len(names) > 0, f"{label}: other files")
-    for name in names:
-        check(same_bytes(f"{first}/{name}", f"{second}/{name}"), f"{label}: {name} differs")
 
 
 def events(folder):
@@ -154,7 +125,7 @@ def check_results():
             check_timeline(label, whole[1], first, 1, chunks)
             for ranks in {2: (2, 4), 3: (3,), 7: (8,)}[chunks]:
                 again = run(f"{label}-np{ranks}", ranks, {**cut, "run.threads": 1 + ranks % 2})
-                compare(first, again, f"{label} at np {ranks}")
+                compare(first, again, f"{label} at np {ranks}", "threads")
                 check_overlap(label, again, ranks)
                 if ranks == 4:
                     check_timeline(label, whole[4], again, 4, chunks)
