@@ -8,28 +8,25 @@
 #include "base/status.h"
 #include "capacity/radix.h"
 
-void moe_capacity_init(moe_capacity *c,
-                       const moe_capacity_config *config,
-                       int32_t num_experts,
-                       int32_t devices,
-                       int32_t top_k,
-                       uint64_t seed) {
-    *c = (moe_capacity){.policy = config->policy,
-                        .scope = config->capacity_scope,
-                        .drop = config->drop,
-                        .overflow = config->overflow,
-                        .rounding = config->rounding,
-                        .factor = config->capacity_factor,
-                        .exempt_sequences = config->exempt_sequences,
-                        .expert_capacity = config->expert_capacity,
-                        .min_capacity = config->min_capacity,
-                        .first_choices = config->first_choices,
-                        .renormalize = config->renormalize,
-                        .pad = config->pad_to_capacity,
-                        .num_experts = num_experts,
-                        .devices = devices,
-                        .top_k = top_k,
-                        .seed = seed};
+void moe_capacity_init(moe_capacity *c, const moe_config *config) {
+    const moe_capacity_config *rules = &config->capacity;
+    *c = (moe_capacity){.policy = rules->policy,
+                        .scope = rules->capacity_scope,
+                        .drop = rules->drop,
+                        .overflow = rules->overflow,
+                        .rounding = rules->rounding,
+                        .factor = rules->capacity_factor,
+                        .exempt_sequences = rules->exempt_sequences,
+                        .expert_capacity = rules->expert_capacity,
+                        .min_capacity = rules->min_capacity,
+                        .first_choices = rules->first_choices,
+                        .renormalize = rules->renormalize,
+                        .pad = rules->pad_to_capacity,
+                        .num_experts = config->model.num_experts,
+                        .devices = config->cluster.devices,
+                        .top_k = config->router.top_k,
+                        .most_choices = moe_config_most_experts(config),
+                        .seed = (uint64_t)config->run.seed};
 }
 
 int32_t moe_capacity_targets(const moe_capacity *c) {
@@ -107,8 +104,7 @@ int64_t moe_capacity_pairs(const moe_capacity *c, int64_t tokens, int64_t select
 int moe_capacity_check(const moe_config *c, int64_t tokens, int64_t sequence, moe_status *st) {
     moe_capacity k;
     int64_t pool = tokens;
-    moe_capacity_init(&k, &c->capacity, c->model.num_experts, c->cluster.devices, c->router.top_k,
-                      (uint64_t)c->run.seed);
+    moe_capacity_init(&k, c);
     if (k.policy == MOE_CAPACITY_NONE) {
         return MOE_OK;
     }
@@ -251,11 +247,6 @@ const moe_drop_order_row moe_drop_orders[MOE_NUM_DROP_ORDERS] = {
                                  .fills_by_key = true},
 };
 
-/* Choices beyond top_k (where tokens choose different numbers) are one class with the last. */
-static int32_t last_class(const moe_capacity *c, int64_t choice) {
-    return choice < c->top_k ? (int32_t)choice : c->top_k - 1;
-}
-
 void moe_capacity_order(const moe_capacity *c,
                         const moe_batch *b,
                         const moe_routing *r,
@@ -273,7 +264,7 @@ void moe_capacity_order(const moe_capacity *c,
             int32_t target = by_device
                                  ? moe_placement_device(p, r->expert[i], b->first_token + t, home)
                                  : r->expert[i];
-            int32_t class = (exempt != NULL) + (c->first_choices ? last_class(c, i - begin) : 0);
+            int32_t class = (exempt != NULL) + (c->first_choices ? (int32_t)(i - begin) : 0);
             if (exempt && exempt[t]) {
                 class = 0;
             }

@@ -33,16 +33,12 @@ typedef struct moe_capacity {
     int32_t expert_capacity, min_capacity; /* expert_capacity 0: from factor */
     bool first_choices, renormalize, pad;
     int32_t num_experts, devices, top_k;
+    int32_t most_choices; /* of one token: top_k, or N where experts choose tokens */
     uint64_t seed;
 } moe_capacity;
 
-/* Local. From the section of a resolved configuration. */
-void moe_capacity_init(moe_capacity *c,
-                       const moe_capacity_config *config,
-                       int32_t num_experts,
-                       int32_t devices,
-                       int32_t top_k,
-                       uint64_t seed);
+/* Local. From a resolved configuration. */
+void moe_capacity_init(moe_capacity *c, const moe_config *config);
 
 /* --- the tables of variants --- */
 

@@ -20,7 +20,7 @@ static int32_t bins_of(int shift) {
 
 moe_shape moe_cut_shape(const moe_capacity *c, bool exempt, int64_t max_words) {
     moe_shape s = {.targets = moe_capacity_targets(c),
-                   .classes = exempt + (c->first_choices ? c->top_k : 1),
+                   .classes = exempt + (c->first_choices ? c->most_choices : 1),
                    .bins = 1,
                    .shift = COARSEST};
     s.exempt = exempt;

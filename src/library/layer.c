@@ -238,8 +238,7 @@ static void init_parts(moesim_layer *l) {
     l->balance.has_logits = !recorded;
     l->balance.has_scores =
         !recorded || moe_layer_has(l, MOE_ARRAY_SCORES) || moe_layer_has(l, MOE_ARRAY_LOGITS);
-    moe_capacity_init(&l->capacity, &c->capacity, c->model.num_experts, c->cluster.devices,
-                      c->router.top_k, (uint64_t)c->run.seed);
+    moe_capacity_init(&l->capacity, c);
 }
 
 /* --- logits and scores --- */

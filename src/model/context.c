@@ -53,8 +53,7 @@ void moe_context_init(moe_context *context,
     moe_balance_init(&context->balance, &c->balance, moe_config_moe_layers(c), c->comm_limit);
     context->balance.has_logits = !moe_config_recorded(c);
     context->balance.has_scores = !moe_config_recorded(c) || c->data.scores[0];
-    moe_capacity_init(&context->capacity, &c->capacity, c->model.num_experts, c->cluster.devices,
-                      c->router.top_k, (uint64_t)c->run.seed);
+    moe_capacity_init(&context->capacity, c);
 }
 
 const char *moe_context_rows_not_tokens(const moe_context *context) {

@@ -72,6 +72,7 @@ void moe_layer_init(moe_layer *layer, const moe_context *context, int32_t index)
     if (shape.type == MOE_EXPERT_LORA) {
         shape.type = MOE_EXPERT_SWIGLU;
     }
+    layer->shared_copies = shape.type == MOE_EXPERT_IDENTITY ? c->model.num_shared_experts : 1;
     moe_ffn_init(&layer->shared, &shape);
 }
 

@@ -38,6 +38,7 @@ typedef struct moe_layer {
     double *bias;                   /* [N] balancing bias that training moves, or NULL */
     moe_ffn experts;                /* local devices x slots */
     moe_ffn shared;                 /* one FFN of width num_shared_experts * F, or count 0 */
+    int32_t shared_copies;          /* how often its result counts: without matrices, each expert */
 } moe_layer;
 
 /* Where the parameters of a layer stand in the table of parameters; -1 = the layer has none. */

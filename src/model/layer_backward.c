@@ -225,7 +225,7 @@ static void shared_backward(const pass *p, const real *dy) {
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < batch->num_tokens * h; i++) {
-        p->b->du[i] += p->b->shared_dx[i];
+        p->b->du[i] += (real)p->layer->shared_copies * p->b->shared_dx[i];
     }
 }
 

@@ -153,6 +153,7 @@ static void shared_forward(const moe_layer *layer,
     }
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < b->num_tokens * h; i++) {
+        a->shared_y[i] *= (real)layer->shared_copies;
         y[i] += a->shared_y[i];
     }
 }

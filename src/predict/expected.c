@@ -252,8 +252,7 @@ double moe_expected_kept(const moe_config *c,
                          int64_t tokens,
                          double k) {
     moe_capacity capacity;
-    moe_capacity_init(&capacity, &c->capacity, c->model.num_experts, c->cluster.devices,
-                      c->router.top_k, 0);
+    moe_capacity_init(&capacity, c);
     if (capacity.policy == MOE_CAPACITY_NONE || tokens == 0) {
         return 1;
     }

@@ -237,8 +237,7 @@ static int64_t deciding(const moe_config *c, const moe_memory_sizes *s) {
     if (c->capacity.policy == MOE_CAPACITY_NONE) {
         return 0;
     }
-    moe_capacity_init(&k, &c->capacity, c->model.num_experts, c->cluster.devices, c->router.top_k,
-                      0);
+    moe_capacity_init(&k, c);
     const bool global = k.policy != MOE_CAPACITY_SEQUENCE && k.scope == MOE_CAPACITY_GLOBAL;
     const int64_t of_device = s->selections / s->local_devices;
     const int64_t pool = global ? s->selections : of_device;

@@ -274,6 +274,25 @@ def check_rule(name, rule, plain):
             )
 
 
+def check_choices_of_experts():
+    """Experts choose, and a token may have more than top_k of them: each choice has its turn."""
+    rule = {"policy": "expert", "expert_capacity": 20, "drop": "position", "first_choices": "yes"}
+    more = {"router.method": "expert_choice", "router.group_limit": "none", "model.num_layers": 1}
+    for np in (1, 2):
+        out = run(f"experts-choose{np}", np, settings(rule, **more))
+        if not out:
+            return
+        n, index = BASE["model.num_experts"], list(load(f"{out}/topk_idx.npy").data)
+        pairs = [(i % n, i // n, e) for i, e in enumerate(index) if e >= 0]
+        check(max(pairs)[0] >= BASE["router.top_k"], "no token has more than top_k experts")
+        served, kept = {}, [0] * len(index)
+        for choice, token, e in sorted(pairs):
+            if served.get(e, 0) < rule["expert_capacity"]:
+                served[e], kept[token * n + choice] = served.get(e, 0) + 1, 1
+        wrong = sum(a != b for a, b in zip(kept, load(f"{out}/kept.npy").data))
+        check(wrong == 0 and kept.count(1) < len(pairs), f"first choices of experts: {wrong}")
+
+
 without_capacity = summary(run("plain", 2, BASE))
 check("capacity" not in without_capacity["layers"][0], "a capacity that nobody asked for")
 for rule_name, capacity in RULES.items():
@@ -281,4 +300,5 @@ for rule_name, capacity in RULES.items():
 for rule_name in ("device_small", "expert", "sequence"):
     check_screen(rule_name, RULES[rule_name])
 check_refused()
+check_choices_of_experts()
 verdict()

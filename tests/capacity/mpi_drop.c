@@ -80,7 +80,8 @@ static void check_bytes(const moe_comm *comm, uint64_t seed, bool equal) {
                             .factor = 0.5,
                             .num_experts = c.r.router.num_experts,
                             .devices = comm->size,
-                            .top_k = c.r.router.top_k};
+                            .top_k = c.r.router.top_k,
+                            .most_choices = c.r.router.top_k};
     for (int64_t i = 0; i < c.routing.num_selections && equal; i++) {
         c.routing.score[i] = 0.5;
     }

@@ -129,7 +129,8 @@ static void set_capacity(golden *g) {
                                  .pad = setting_true(g, "pad_to_capacity"),
                                  .num_experts = g->router.num_experts,
                                  .devices = setting_int(g, "n_device"),
-                                 .top_k = g->router.top_k};
+                                 .top_k = g->router.top_k,
+                                 .most_choices = g->router.top_k};
     g->capacity.first_choices = setting_is(g, "drop_policy", "position_by_choice_rank") ||
                                 g->capacity.drop == MOE_DROP_BATCH_PRIORITY;
 }

@@ -357,8 +357,7 @@ static void check_sizes_of_capacity(void) {
         if (!resolve(&c, sizes[i].preset, sizes[i].devices, 16)) {
             continue;
         }
-        moe_capacity_init(&k, &c.capacity, c.model.num_experts, c.cluster.devices, c.router.top_k,
-                          0);
+        moe_capacity_init(&k, &c);
         int64_t pairs = moe_capacity_pairs(&k, sizes[i].tokens, sizes[i].tokens * c.router.top_k);
         CHECK_MSG(pairs == sizes[i].pairs, "%s: %lld pairs of %lld tokens, not %lld",
                   sizes[i].preset, (long long)pairs, (long long)sizes[i].tokens,

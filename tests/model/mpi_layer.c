@@ -151,7 +151,8 @@ static void check_token(const layer_run *r,
                   weight[i], u, y);
     }
     if (r->layer->shared.count) {
-        naive_ffn(&r->layer->shared, 0, 1, u, y);
+        bool identity = r->layer->shared.type == MOE_EXPERT_IDENTITY;
+        naive_ffn(&r->layer->shared, 0, identity ? r->m.c.model.num_shared_experts : 1, u, y);
     }
     for (int64_t k = 0; k < h; k++) {
         most = fmax(most, fabs(y[k]));
@@ -255,7 +256,7 @@ static const char *const cases[] = {
     "model.num_shared_experts=1 "
     "balance.alpha_comm=1 "
     "balance.comm_count=selections data.sequence_length=0",
-    "model.expert_type=identity model.num_shared_experts=1 router.top_k=4 router.group_limit=quota "
+    "model.expert_type=identity model.num_shared_experts=2 router.top_k=4 router.group_limit=quota "
     "router.topk_group=2 "
     "cluster.devices_per_node=2 "
     "balance.alpha_comm=1 balance.comm_count_local=no balance.scope=device",

@@ -255,6 +255,7 @@ int main(int argc, char **argv) {
         "model.num_shared_experts=1",
         "capacity.policy=expert capacity.capacity_scope=device capacity.overflow=next_choice "
         "router.group_limit=max router.topk_group=2",
+        "model.expert_type=identity model.num_shared_experts=3 model.norm=rmsnorm",
     };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);

@@ -505,6 +505,83 @@ def same_text(first, second):
     return Finding("generate", "another text", "generated.txt differs", first, second)
 
 
+# --- what is not a run: placements, dialects, parameters ---
+
+PLACEMENT_KEYS = RUN_KEYS | {"seconds_to_decide", "seconds_per_step"}
+
+
+def same_folders(comparison, first, second, keys):
+    """Arrays and JSON of two folders and of their placements."""
+    for part in ("", "placements"):
+        a, b = (os.path.join(o.folder, part) for o in (first, second))
+        if results(a) != results(b):
+            text = f"files {sorted(results(a) ^ results(b))} are written by one of them only"
+            return Finding(comparison, "other files", text, first, second)
+        for name in sorted(results(a)):
+            different = different_file(a, b, name, keys)
+            if different:
+                return Finding(comparison, f"{name} differs", different, first, second)
+    return None
+
+
+def compare_placements(bench):
+    """Every balancer decides the same on any number of ranks, by tokens or by loads alone."""
+    sets = ["run.mode=forward", "run.threads=1"]
+    loads = os.path.join(bench.base().folder or "", "expert_load.npy")
+    if os.path.isfile(loads) and bench.draw.random() < 0.4:
+        sets.append(f"placement.load={loads}")
+    else:
+        sets.append(f"run.steps={bench.draw.randint(1, 3)}")
+        if bench.draw.random() < 0.5:
+            sets += ["placement.fit=1", "placement.score=1"]
+    first = bench.run_into(bench.ranks, "--placements", sets=sets)
+    found = bench.bad("placements", first)
+    if found:
+        return found
+    second = bench.run_into(bench.other_ranks(), "--placements", sets=sets)
+    found = bench.same_end("placements", first, second)
+    if found or first.code == 2:
+        return found
+    return same_folders("placements", first, second, PLACEMENT_KEYS)
+
+
+def compare_dialects(bench):
+    """The table of presets is the same on any number of ranks."""
+    words = ["--dialects", "--set", "run.threads=1", "--set", "run.mode=forward", "case.ini"]
+    first = bench.run(bench.ranks, *words)
+    found = bench.bad("dialects", first)
+    if found:
+        return found
+    second = bench.run(bench.other_ranks(), *words)
+    found = bench.same_end("dialects", first, second)
+    if found or first.out == second.out:
+        return found
+    pairs = zip(first.out.splitlines(), second.out.splitlines())
+    text = next((f"{a} / {b}" for a, b in pairs if a != b), "one has more lines")
+    return Finding("dialects", "another table", text, first, second)
+
+
+def export_parameters(bench, ranks):
+    bench.runs += 1
+    name = f"run-{bench.runs}"
+    done = bench.run(ranks, "--export-parameters", name, "case.ini")
+    done.folder = os.path.join(bench.folder, name)
+    return done
+
+
+def compare_export(bench):
+    """The weights that a run starts from are the same on any number of ranks."""
+    first = export_parameters(bench, bench.ranks)
+    found = bench.bad("export", first)
+    if found:
+        return found
+    second = export_parameters(bench, bench.other_ranks())
+    found = bench.same_end("export", first, second)
+    if found or first.code == 2:
+        return found
+    return same_folders("export", first, second, RUN_KEYS)
+
+
 COMPARISONS = {
     "ranks": compare_ranks,
     "threads": compare_threads,
@@ -519,6 +596,9 @@ COMPARISONS = {
     "lost checkpoint": compare_lost_checkpoint,
     "killed": compare_killed,
     "generate": compare_generate,
+    "placements": compare_placements,
+    "dialects": compare_dialects,
+    "export": compare_export,
 }
 RESUMES = ("fewer steps", "lost checkpoint", "killed")
 
@@ -529,8 +609,8 @@ def applicable(bench):
         return [n for n in ("ranks",) if len(bench.divisors) > 1]
     names = [n for n in COMPARISONS if n not in (*RESUMES, "generate")]
     if len(bench.divisors) == 1:
-        names.remove("ranks")
-        names.remove("transport")
+        for name in ("ranks", "transport", "placements", "dialects", "export"):
+            names.remove(name)
     if str(bench.case.get("exchange.chunks", bench.table)) != "1" and "transport" in names:
         names.remove("transport")  # chunks need MPI
     if bench.case.devices() > 4:

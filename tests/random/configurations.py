@@ -95,6 +95,9 @@ class Drawing:
 
     def draw_mode(self):
         self.put("run.seed", self.random.randrange(1, 1000))
+        self.maybe(0.05, "run.seed", 0, 2**53)
+        self.maybe(0.2, "run.gemm", *self.table.keys["run.gemm"].names)
+        self.case.extra["dtype"] = self.one_of("<f4", "<f4", "<f8", "<f2")
         if self.chance(0.4):
             self.put("run.mode", "train")
             self.put("run.steps", self.random.randint(1, 6))
@@ -279,8 +282,9 @@ class Drawing:
         if self.chance(0.25):
             self.put("data.boundaries", "boundaries.npy")
         if self.source == "logits":
-            extra["double"] = self.chance(0.3)
             extra["ties"] = self.chance(0.2)
+            extra["disabled"] = self.chance(0.25)
+            extra["scale"] = self.one_of(1.5, 1.5, 1.5, 0.01, 30)
             return
         extra["columns"] = self.top_k
         extra["holes"] = self.chance(0.4)
@@ -498,6 +502,7 @@ class Drawing:
         self.maybe(0.2, "exchange.combine_payload", "bf16")
         self.maybe(0.1, "exchange.row_protocol", "deepep_low_latency", "deepep_normal", "deepep_v2")
         self.maybe(0.1, "cluster.model_hidden_size", 7168)
+        self.maybe(0.1, "cluster.file", "cluster.ini")
         self.maybe(0.5, "output.routing", "yes", "no")
         if not self.case.trains():
             self.maybe(0.4, "output.tensors", "yes", "no")
@@ -544,7 +549,7 @@ KNOWN_KEYS = """
     model.first_dense_layers model.intermediate_size
     model.attention model.num_heads model.num_kv_heads model.head_dim model.rope_dim
     model.kv_lora_rank model.q_lora_rank model.residual train.beta2
-    run.seed run.steps run.mode run.threads model.num_layers model.hidden_size
+    run.seed run.steps run.mode run.threads run.gemm model.num_layers model.hidden_size
     model.num_experts model.num_shared_experts model.moe_intermediate_size model.expert_type
     model.lora_rank model.expert_segmentation router.preset router.method router.score_func
     router.top_k router.group_limit router.num_groups router.topk_group router.norm_topk_prob

@@ -8,6 +8,7 @@ import array
 import math
 import os
 import random
+import struct
 
 from _moesim import TYPES, header_of
 
@@ -17,8 +18,14 @@ WORDS = "the a of expert device token routes balance loads and to in is many few
 def save(folder, name, dtype, shape, numbers):
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    half = dtype == "<f2"  # which module array does not know
+    data = (
+        struct.pack(f"<{len(numbers)}e", *numbers)
+        if half
+        else array.array(TYPES[dtype], numbers).tobytes()
+    )
     with open(path, "wb") as file:
-        file.write(header_of(dtype, shape) + array.array(TYPES[dtype], numbers).tobytes())
+        file.write(header_of(dtype, shape) + data)
 
 
 class Files:
@@ -50,11 +57,21 @@ class Files:
         return self.steps * self.layers * self.tokens
 
     def write_logits(self):
-        numbers = self.gauss("logits", self.rows() * self.experts, 1.5)
-        if self.case.extra.get("ties"):
+        extra = self.case.extra
+        numbers = self.gauss("logits", self.rows() * self.experts, extra.get("scale", 1.5))
+        if extra.get("ties"):
             numbers = [round(v) for v in numbers]
-        dtype = "<f8" if self.case.extra.get("double") else "<f4"
-        save(self.folder, "logits.npy", dtype, self.shape(self.experts), numbers)
+        if extra.get("disabled"):  # any expert but the token's first
+            draw = self.random("disabled")
+            numbers = [
+                -math.inf if i % self.experts and draw.random() < 0.3 else v
+                for i, v in enumerate(numbers)
+            ]
+        save(self.folder, "logits.npy", self.dtype(), self.shape(self.experts), numbers)
+
+    def dtype(self):
+        """The type of recorded logits and of a bias."""
+        return self.case.extra.get("dtype", "<f4")
 
     def columns(self):
         return min(self.case.extra.get("columns", 1), self.experts)
@@ -88,7 +105,8 @@ class Files:
             int(t == 0 or draw.random() < 0.7) for _ in range(steps) for t in range(self.tokens)
         ]
         shape = (self.tokens,) if steps == 1 else (steps, self.tokens)
-        save(self.folder, "mask.npy", "|u1", shape, numbers)
+        dtype = draw.choice(["|u1", "|b1", "<i4", "<i8"])
+        save(self.folder, "mask.npy", dtype, shape, numbers)
 
     def write_boundaries(self):
         draw = self.random("boundaries")
@@ -99,7 +117,8 @@ class Files:
     def write_bias(self):
         each = self.case.extra.get("bias_of_layers")
         shape = (self.layers, self.experts) if each else (self.experts,)
-        save(self.folder, "bias.npy", "<f4", shape, self.gauss("bias", math.prod(shape), 0.1))
+        numbers = self.gauss("bias", math.prod(shape), 0.1)
+        save(self.folder, "bias.npy", self.dtype(), shape, numbers)
 
     def write_placement(self):
         """Every expert somewhere, and any in the slots that are left."""
@@ -157,8 +176,15 @@ class Files:
             numbers = self.gauss(name, math.prod(shape), 0.5)
             save(self.folder, f"layer/{name}.npy", "<f4", shape, numbers)
 
+    def write_cluster(self):
+        """Some speeds of a cluster, and a key that the configuration may give itself."""
+        lines = ["intra_gbps = 100", "exchange_us = 3", "gemm_half_rows = 0", "price_per_hour = 2"]
+        with open(os.path.join(self.folder, "cluster.ini"), "w", encoding="ascii") as file:
+            file.write("\n".join(["[cluster]", *lines, ""]))
+
 
 WRITERS = {
+    "cluster.ini": Files.write_cluster,
     "logits.npy": Files.write_logits,
     "routing.npy": Files.write_routing,
     "weights.npy": Files.write_weights,

@@ -34,6 +34,7 @@ static inline moe_capacity random_rule(uint64_t seed, const random_router *r) {
                       .num_experts = r->router.num_experts,
                       .devices = r->devices,
                       .top_k = r->router.top_k,
+                      .most_choices = r->router.top_k,
                       .seed = seed};
     if (c.policy == MOE_CAPACITY_SEQUENCE) {
         c.scope = MOE_CAPACITY_GLOBAL;
