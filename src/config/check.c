@@ -531,6 +531,9 @@ static int check_capacity(const moe_config *c, moe_status *st) {
          "a router that makes the weights", MOE_KEY(data, source)},
         {k->overflow == MOE_OVERFLOW_NEXT_CHOICE && moe_config_recorded(c),
          MOE_KEY(capacity, overflow), "logits, which tell the next choice", MOE_KEY(data, source)},
+        {k->overflow == MOE_OVERFLOW_NEXT_CHOICE && moe_config_ignores_scores(c),
+         MOE_KEY(capacity, overflow), "a method that looks at scores, which tell the next choice",
+         MOE_KEY(router, method)},
     };
     for (size_t i = 0; k->policy != MOE_CAPACITY_NONE && i < sizeof rules / sizeof rules[0]; i++) {
         if (rules[i].broken) {

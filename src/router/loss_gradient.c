@@ -64,6 +64,7 @@ typedef struct chosen {
     const int32_t *expert;
     int64_t count;
     double *dg, *ds;
+    moe_select select;
 } chosen;
 
 /* dz [N] += of the importance loss, which looks at the sums of unscaled weights. */
@@ -71,15 +72,15 @@ static void add_importance(const moe_router *r,
                            const double *z,
                            const double *s,
                            const moe_loss_coefficients *c,
-                           const chosen *x,
+                           chosen *x,
                            double *dz) {
     const double *w = c->a + r->num_experts;
     double factor = moe_weights_factor(r);
     for (int64_t k = 0; k < x->count; k++) {
         x->dg[k] = factor != 0 ? w[x->expert[k]] * c->inverse_tokens / factor : 0;
     }
-    moe_weight_gradient_token(r, z, s, &(moe_weighted){x->expert, NULL, x->count}, x->dg, x->ds,
-                              dz);
+    moe_weight_gradient_token(&x->select, r, z, s, &(moe_weighted){x->expert, NULL, x->count},
+                              x->dg, x->ds, dz);
 }
 
 static bool any(const double *x, int32_t n) {
@@ -112,6 +113,7 @@ void moe_loss_gradient(const moe_router *r,
         chosen x = {.dg = s + n, .ds = s + 2 * n};
         double *clean = has_quiet ? s + 3 * n : z, *quiet = has_quiet ? s + 4 * n : s;
         double lse;
+        moe_select_reserve_for_sum(&x.select, r);
 #pragma omp for
         for (int64_t t = begin; t < end; t++) {
             if ((batch->counted && !batch->counted[t]) ||
@@ -137,6 +139,7 @@ void moe_loss_gradient(const moe_router *r,
             }
             add_z_loss(r, z, lse, c, s, dz);
         }
+        moe_select_free(&x.select);
         moe_scratch_give(r->scratch, z);
     }
 }

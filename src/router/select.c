@@ -25,6 +25,13 @@ void moe_select_free(moe_select *w) {
     *w = (moe_select){0};
 }
 
+void moe_select_reserve_for_sum(moe_select *w, const moe_router *r) {
+    *w = (moe_select){0};
+    if (moe_method_may_leave_out(r)) {
+        moe_select_reserve(w, r, NULL);
+    }
+}
+
 /* Falling unbiased score, then index: the place of each expert is the number of those before it.
  * Experts chosen by the unbiased score itself come in that order. */
 static void order_chosen(const moe_select *w, bool in_order, int32_t count, int32_t *expert) {
@@ -112,6 +119,31 @@ int32_t moe_select_admit(moe_select *w, const moe_router *r, const double *z, co
     }
     moe_method_rank(&w->choice, r, z, s, 1);
     return w->choice.tournament.num_kept;
+}
+
+double moe_select_sum(moe_select *w,
+                      const moe_router *r,
+                      const double *z,
+                      const double *s,
+                      const int32_t *expert,
+                      int64_t count,
+                      int32_t *left_out) {
+    double sum = 0;
+    *left_out = -1;
+    for (int64_t k = 0; k < count; k++) {
+        sum += s[expert[k]];
+    }
+    if (count != 1 || !moe_method_may_leave_out(r)) {
+        return sum;
+    }
+    int32_t chosen = moe_method_of(r)->choose(&w->choice, r, z, s, 1, w->expert);
+    for (int32_t k = 0; k < chosen; k++) {
+        if (w->expert[k] != expert[0]) {
+            *left_out = w->expert[k];
+            sum += s[*left_out];
+        }
+    }
+    return sum;
 }
 
 void moe_select_reasons(const moe_router *r,

@@ -21,6 +21,8 @@ typedef struct moe_select {
  * moe_select_free. */
 void moe_select_reserve(moe_select *w, const moe_router *r, const moe_draw *draw);
 void moe_select_free(moe_select *w);
+/* Local. The same for moe_select_sum only: no memory where chance leaves out nobody. */
+void moe_select_reserve_for_sum(moe_select *w, const moe_router *r);
 
 /* Local. Chooses up to moe_method_most experts of one token from its scores s [N] and logits z [N],
  * which tell who is disabled: expert [most] in falling order of s, then of index; returns how many.
@@ -56,6 +58,17 @@ int32_t moe_select_token(const moe_router *r,
 /* Local. Only the groups that a token may go to: those in w->choice.tournament.kept. Returns how
  * many; 0 for methods that rank no experts. */
 int32_t moe_select_admit(moe_select *w, const moe_router *r, const double *z, const double *s);
+
+/* Local. The sum of the scores s [N] of a token's experts [count], and of the second best one where
+ * chance left it out, since g1 = s1 / (s1 + s2) then too. *left_out is that expert, or -1. w is of
+ * moe_select_reserve or moe_select_reserve_for_sum. */
+double moe_select_sum(moe_select *w,
+                      const moe_router *r,
+                      const double *z,
+                      const double *s,
+                      const int32_t *expert,
+                      int64_t count,
+                      int32_t *left_out);
 
 /* Local. Why a token has its experts: selection [N] = what they are ranked by (-inf = disabled);
  * with a group limit, of_group [groups] = the groups' scores and admitted [groups] = 1 where the

@@ -16,7 +16,9 @@
 #include "router/weights.h"
 
 /* ds [N] += gradient of sum_k dg_k g_k with respect to the scores. */
-static void score_gradient(const moe_router *r,
+static void score_gradient(moe_select *select,
+                           const moe_router *r,
+                           const double *z,
                            const double *s,
                            const moe_weighted *w,
                            const double *dg,
@@ -31,7 +33,8 @@ static void score_gradient(const moe_router *r,
         }
         return;
     }
-    double sum = moe_weights_divisor(r, moe_weights_sum(r, s, w->expert, w->count, &left_out));
+    double sum = moe_weights_divisor(
+        r, moe_select_sum(select, r, z, s, w->expert, w->count, &left_out));
     for (int64_t k = 0; k < w->count; k++) {
         const int32_t server = moe_weighted_expert(w, k);
         dot += server >= 0 ? dg[k] * s[server] : 0;
@@ -76,7 +79,8 @@ static void logit_gradient(const moe_router *r,
     }
 }
 
-void moe_weight_gradient_token(const moe_router *r,
+void moe_weight_gradient_token(moe_select *w,
+                               const moe_router *r,
                                const double *z,
                                const double *s,
                                const moe_weighted *weighted,
@@ -84,7 +88,7 @@ void moe_weight_gradient_token(const moe_router *r,
                                double *ds,
                                double *dz) {
     memset(ds, 0, (size_t)r->num_experts * sizeof *ds);
-    score_gradient(r, s, weighted, dg, ds);
+    score_gradient(w, r, z, s, weighted, dg, ds);
     logit_gradient(r, z, s, ds, dz);
 }
 
@@ -102,6 +106,8 @@ void moe_weight_gradient(const moe_router *r,
         double *ds = s + n;
         double *dg_token = ds + n;
         double lse;
+        moe_select select;
+        moe_select_reserve_for_sum(&select, r);
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < routing->num_tokens; t++) {
             int64_t begin = routing->row_offset[t], count = routing->row_offset[t + 1] - begin;
@@ -114,8 +120,9 @@ void moe_weight_gradient(const moe_router *r,
             }
             const moe_weighted weighted = {routing->expert + begin, server ? server + begin : NULL,
                                            count};
-            moe_weight_gradient_token(r, z, s, &weighted, dg_token, ds, dlogits + t * n);
+            moe_weight_gradient_token(&select, r, z, s, &weighted, dg_token, ds, dlogits + t * n);
         }
+        moe_select_free(&select);
         moe_scratch_give(r->scratch, z);
     }
 }

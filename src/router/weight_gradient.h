@@ -6,6 +6,7 @@
 
 #include "data/batch.h"
 #include "router/routing.h"
+#include "router/select.h"
 #include "router/settings.h"
 
 /* The weights of a token: of its experts [count], and of who serves each pair where that may be
@@ -28,8 +29,10 @@ void moe_weight_gradient(const moe_router *r,
                          const real *dg,
                          double *dlogits);
 
-/* Local. The same for one token with scores s [N]: dz [N] +=; ds [N] is working memory. */
-void moe_weight_gradient_token(const moe_router *r,
+/* Local. The same for one token with scores s [N]: dz [N] +=; ds [N] and w are working memory, w
+ * of moe_select_reserve_for_sum. */
+void moe_weight_gradient_token(moe_select *w,
+                               const moe_router *r,
                                const double *z,
                                const double *s,
                                const moe_weighted *weighted,

@@ -36,24 +36,3 @@ void moe_weights_fill(const moe_router *r, const double *s, int32_t count, doubl
         weight[k] = s[k] / divisor * factor;
     }
 }
-
-double moe_weights_sum(const moe_router *r,
-                       const double *s,
-                       const int32_t *expert,
-                       int64_t count,
-                       int32_t *left_out) {
-    double sum = 0;
-    *left_out = -1;
-    for (int64_t k = 0; k < count; k++) {
-        sum += s[expert[k]];
-    }
-    if (!moe_method_may_leave_out(r) || count != 1) {
-        return sum;
-    }
-    for (int32_t i = 0; i < r->num_experts; i++) {
-        if (i != expert[0] && s[i] > 0 && (*left_out < 0 || s[i] > s[*left_out])) {
-            *left_out = i;
-        }
-    }
-    return *left_out < 0 ? sum : sum + s[*left_out];
-}

@@ -30,12 +30,4 @@ void moe_weights_fill(const moe_router *r, const double *s, int32_t count, doubl
  * of forward and backward. */
 double moe_weights_divisor(const moe_router *r, double sum);
 
-/* Local. The sum of the scores s [N] of a token's experts, and of the second best expert where
- * chance left it out, since g1 = s1 / (s1 + s2) then too. *left_out is that expert, or -1. */
-double moe_weights_sum(const moe_router *r,
-                       const double *s,
-                       const int32_t *expert,
-                       int64_t count,
-                       int32_t *left_out);
-
 #endif

@@ -369,6 +369,8 @@ static void test_capacity(void) {
          "router.norm_topk_prob"},
         {"capacity.policy=expert capacity.overflow=next_choice data.source=routing data.path=r.npy",
          "capacity.overflow", "data.source"},
+        {"capacity.policy=expert capacity.overflow=next_choice router.method=hash",
+         "capacity.overflow", "router.method"},
         {"capacity.policy=expert capacity.renormalize=yes router.norm_topk_prob=yes "
          "data.source=routing data.path=r.npy",
          "capacity.renormalize", "data.source"}};

@@ -256,6 +256,9 @@ int main(int argc, char **argv) {
         "capacity.policy=expert capacity.capacity_scope=device capacity.overflow=next_choice "
         "router.group_limit=max router.topk_group=2",
         "model.expert_type=identity model.num_shared_experts=3 model.norm=rmsnorm",
+        "router.method=gshard router.top_k=2 router.second_choice=random "
+        "router.norm_topk_prob=yes router.group_limit=max router.topk_group=1 "
+        "balance.importance_loss=0.5",
     };
     moe_comm comm;
     moe_comm_init(&comm, &argc, &argv);

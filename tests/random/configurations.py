@@ -449,7 +449,7 @@ class Drawing:
             self.maybe(0.3, "capacity.expert_capacity", 1, 3, 8)
         if policy == "expert":
             self.maybe(0.2, "capacity.pad_to_capacity", "yes", "no")
-        if self.source != "routing":
+        if self.source != "routing" and self.method not in BLIND:
             self.maybe(0.3, "capacity.overflow", "drop", "next_choice")
         if may_change_weights:
             self.maybe(0.3, "capacity.renormalize", "yes", "no")
