@@ -100,7 +100,9 @@ def check_layer():
 
 
 def check_migration():
-    """Experts that move by load, each policy; a restart between two moves, on other ranks."""
+    """Experts that move by load, each policy; restarts on other ranks, between two moves (7) and
+    where the next one is due at once (6).
+    """
     blocks = run("still", 2, {**TRAINED, "run.steps": 8})
     for policy, more in (
         ("eplb", {"router.num_groups": 8}),
@@ -114,6 +116,7 @@ def check_migration():
             "placement.redundant_experts": 16,
             "placement.policy": policy,
             "placement.rebalance_every": 3,
+            "train.checkpoint_every": 1,
             **more,
         }
         one = run(f"moves-{policy}-1", 1, settings)
@@ -133,12 +136,15 @@ def check_migration():
         total = summary(one)["rebalance"]
         for key in ("decisions", "experts_moved", "bytes", "cross_node_bytes"):
             check(total[key] == sum(m[key] for m in moves.values()), f"{policy}: total {key}")
-        folder = os.path.join(TEMPORARY, f"moves-{policy}-resumed")
-        shutil.copytree(one, folder)
-        done = moesim(4, "--resume", folder, "--quiet")
-        check(done.code == 0, f"{policy}: resume: {done.err}")
-        check(figures(folder) == figures(one), f"{policy}: a restart has other figures")
-        check(summary(folder)["rebalance"] == total, f"{policy}: totals after a restart")
+        for done_steps in (6, 7):
+            what = f"{policy}: a restart after {done_steps} steps"
+            folder = os.path.join(TEMPORARY, f"moves-{policy}-resumed-{done_steps}")
+            shutil.copytree(one, folder)
+            os.remove(os.path.join(folder, "checkpoints", f"step-0000000{13 - done_steps}.moe"))
+            done = moesim(4, "--resume", folder, "--quiet")
+            check(done.code == 0, f"{what}: {done.err}")
+            check(figures(folder) == figures(one), f"{what} has other figures")
+            check(summary(folder)["rebalance"] == total, f"{what}: totals")
 
 
 def check_batches():
