@@ -314,7 +314,8 @@ def between_nodes(layers, remote_nodes, tokens, stage):
     stages = [{**stage("to other nodes", crossed, sent), "sent": True}]
     if None not in remote_nodes:
         rows = [nodes * tokens for nodes in remote_nodes]
-        stages.append(stage("if one row per token and node", rows))
+        undropped = ", undropped" if sum(amount(layer, "dropped") for layer in layers) else ""
+        stages.append(stage(f"if one row per token and node{undropped}", rows))
     return stages
 
 

@@ -63,9 +63,9 @@ static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
     const int64_t begin = job->routing->row_offset[token],
                   count = job->routing->row_offset[token + 1] - begin;
     int32_t left_out;
-    c->divisor = moe_weights_divisor(
-        job->router, moe_select_sum(&c->select, job->router, c->z, c->s,
-                                    job->routing->expert + begin, count, &left_out));
+    c->divisor = moe_weights_divisor(job->router, moe_select_sum(&c->select, job->router, c->z,
+                                                                 c->s, job->routing->expert + begin,
+                                                                 count, &left_out));
     moe_select_admit(&c->select, job->router, c->z, c->s);
     c->mark++;
     for (int64_t i = job->routing->row_offset[token]; i < job->routing->row_offset[token + 1];

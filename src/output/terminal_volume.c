@@ -121,8 +121,9 @@ static void print_table(const moe_screen *s,
                   f->mean_devices_unlimited * tokens * f->row_bytes, -1, "");
     }
     if (nodes_of(c) > 1) {
-        print_row(s, "  one row per token and node", f->mean_nodes * tokens, tokens,
-                  f->mean_nodes * tokens * f->row_bytes, -1, "");
+        print_row(s,
+                  f->dropped == 0 ? "  one row per token and node" : "  token and node, undropped",
+                  f->mean_nodes * tokens, tokens, f->mean_nodes * tokens * f->row_bytes, -1, "");
         if (isfinite(f->mean_nodes_unlimited)) {
             print_row(s, "  token and node, unlimited", f->mean_nodes_unlimited * tokens, tokens,
                       f->mean_nodes_unlimited * tokens * f->row_bytes, -1, "");
@@ -166,7 +167,9 @@ static void print_levels(const moe_screen *s, const moe_figures *f, double token
     }
     if (d->by_level[MOE_LEVEL_CLUSTER].rows > 0) {
         const double rows = f->mean_remote_nodes * tokens;
-        moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s\n", "  if one per token and node",
+        moe_screen_row(s, &volume_table, "  %-30s %11s %7s %10s\n",
+                       f->dropped == 0 ? "  if one per token and node"
+                                       : "  token and node, undropped",
                        moe_format_count(llround(rows)).s, "",
                        moe_format_bytes(llround(rows * f->row_bytes)).s);
     }

@@ -33,8 +33,8 @@ static void score_gradient(moe_select *select,
         }
         return;
     }
-    double sum = moe_weights_divisor(
-        r, moe_select_sum(select, r, z, s, w->expert, w->count, &left_out));
+    double sum =
+        moe_weights_divisor(r, moe_select_sum(select, r, z, s, w->expert, w->count, &left_out));
     for (int64_t k = 0; k < w->count; k++) {
         const int32_t server = moe_weighted_expert(w, k);
         dot += server >= 0 ? dg[k] * s[server] : 0;

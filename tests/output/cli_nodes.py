@@ -80,5 +80,18 @@ def check_nodes():
             check(words in said, f"{name}: '{words}' is not said: {said}")
 
 
+def check_undropped():
+    """Beside what is sent after dropping, rows of all choices are called undropped."""
+    settings = {"capacity.policy": "expert", "capacity.capacity_factor": 0.5}
+    out, found, wanted = counted("dropped", 2, settings)
+    check(all(layer["dropped"] > 0 for layer in found["layers"]), "nothing is dropped")
+    nodes, remote = (sum(layer[i] for layer in wanted) for i in range(2))
+    said = " ".join(out.split())
+    for rows in (f"{nodes:,} {nodes / DEVICES / TOKENS / LAYERS:.3f}", f"{remote:,}"):
+        check(f"token and node, undropped {rows}" in said, f"undropped: {rows} is not in: {said}")
+    check("one per token and node" not in said, f"undropped: {said}")
+
+
 check_nodes()
+check_undropped()
 verdict()
