@@ -482,9 +482,11 @@ class Drawing:
 
     def draw_chunks(self):
         tokens = self.case.number("data.tokens_per_device", self.table)
+        if "tokens" in self.case.extra:  # those of files, of the whole batch
+            tokens = self.case.extra["tokens"] // self.case.devices()
         if self.get("exchange.mode") == "two_level":
             return
-        self.maybe(0.4, "exchange.chunks", *(c for c in (1, 2, 3, 7, 24) if c <= tokens))
+        self.maybe(0.4, "exchange.chunks", 1, *(c for c in (2, 3, 7, 24) if c <= tokens))
         if self.case.number("exchange.chunks", self.table) > 1:
             self.maybe(0.1, "exchange.transport", "auto", "alltoallv")
             return
@@ -495,7 +497,8 @@ class Drawing:
         if self.get("exchange.mode") == "two_level":
             self.maybe(0.5, "exchange.node_sum", "yes", "no")
         self.draw_chunks()
-        self.maybe(0.1, "model.compute", "bf16")
+        if self.get("run.gemm") != "blas":  # which has no products in bf16
+            self.maybe(0.1, "model.compute", "bf16")
         self.maybe(0.3, "exchange.payload", "bf16", "fp8")
         if self.get("exchange.payload") == "fp8":
             self.maybe(0.5, "exchange.fp8_scale", "fp32", "ue8m0")

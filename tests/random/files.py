@@ -178,7 +178,8 @@ class Files:
 
     def write_cluster(self):
         """Some speeds of a cluster, and a key that the configuration may give itself."""
-        lines = ["intra_gbps = 100", "exchange_us = 3", "gemm_half_rows = 0", "price_per_hour = 2"]
+        lines = ["intra_gbps = 100", "inter_gbps = 20", "device_tflops = 50", "memory_gbps = 500"]
+        lines += ["exchange_us = 3", "gemm_half_rows = 0", "price_per_hour = 2"]
         with open(os.path.join(self.folder, "cluster.ini"), "w", encoding="ascii") as file:
             file.write("\n".join(["[cluster]", *lines, ""]))
 

@@ -22,6 +22,7 @@ out=; resumed=
 for ((i = 1; i <= $#; i++)); do
     j=$((i + 1))
     [ "${{!i}}" = --out ] && out=${{!j}}
+    [ "${{!i}}" = --export-parameters ] && out=${{!j}}
     [ "${{!i}}" = --resume ] && out=${{!j}} && resumed=yes
 done
 two() {{ [ "${{OMPI_COMM_WORLD_SIZE:-1}}" = 2 ]; }}
@@ -102,6 +103,23 @@ FAULTS = {
         "resume.*: metrics.jsonl differs",
     ),
     "double": (RUN + END, "double", "double: a loss differs"),
+    "placements": (
+        RUN + "[[ $* == *--placements* ]] && two && first && [ -f $out/placements.json ] &&"
+        ' sed -i \'s/"slots": /"slots": 7/\' $out/placements.json\n' + END,
+        "placements",
+        "placements: placements.json differs",
+    ),
+    "dialects": (
+        RUN + "[[ $* == *--dialects* ]] && two && first && echo and more\n" + END,
+        "dialects",
+        "dialects: another table",
+    ),
+    "export": (
+        RUN + "[[ $* == *--export-parameters* ]] && two && first &&"
+        " printf x | dd of=$out/layer0.gate.npy bs=1 seek=129 conv=notrunc status=none\n" + END,
+        "export",
+        "export: layer0.gate.npy differs",
+    ),
 }
 # Seeds with devices on two ranks, with training that is resumed, and with refusals.
 SEEDS, COUNT = 1, 6
