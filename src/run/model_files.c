@@ -116,6 +116,12 @@ void moe_model_files_free(moe_model_files *in) {
     *in = (moe_model_files){0};
 }
 
+void moe_model_files_input(const moe_model_files *in, const moe_batch *batch, int64_t h, real *x) {
+    if (batch->num_tokens > 0) {
+        memcpy(x, in->x + batch->first_token * h, (size_t)(batch->num_tokens * h) * sizeof *x);
+    }
+}
+
 /* --- the tensors of a layer --- */
 
 /* One file of the folder: a matrix that every rank has, or one of each expert. */
