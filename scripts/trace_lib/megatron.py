@@ -47,6 +47,7 @@ class Rank:
 
     path: str
     layers: dict = field(default_factory=dict)
+    names: set = field(default_factory=set)  # layers of all steps, the wanted ones or not
     experts: int = 0  # of the logits; 0 where there are none
     tokens: dict = field(default_factory=dict)  # (step, layer) -> tokens of its records
     pieces: dict = field(default_factory=dict)  # layer -> (step, tokens) of its records, in order
@@ -168,13 +169,16 @@ def logits_of(rank, record, tokens, where, intake):
 def add_record(rank, record, where, options, intake, trace):
     """One record's tokens, if its block and step are wanted."""
     step = whole(record.get("step", 0), 0, MOST_STEPS, where, "step")
-    if (
-        record.get("block", "decoder") != options.block
-        or not options.steps[0] <= step <= options.steps[1]
-    ):
+    if record.get("block", "decoder") != options.block:
+        return
+    name = name_in_block(record, where)
+    rank.names.add(name)
+    if len(rank.names) > MOST_LAYERS:
+        raise Refused(f"{where}: more than {MOST_LAYERS} layers, which is what the program takes")
+    if not options.steps[0] <= step <= options.steps[1]:
         return
     trace.saw(record, USED)
-    rows, name = record["top_indices"], name_in_block(record, where)
+    rows = record["top_indices"]
     check_rows(rows, record, where)
     if (step, name) in rank.tokens:
         rank.repeated += 1
@@ -184,8 +188,6 @@ def add_record(rank, record, where, options, intake, trace):
     rank.tokens[step, name] = rank.tokens.get((step, name), 0) + len(rows)
     rank.pieces.setdefault(name, []).append((step, len(rows)))
     here = rank.layers.setdefault(name, Layer(max((len(row) for row in rows), default=1) or 1))
-    if len(rank.layers) > MOST_LAYERS:
-        raise Refused(f"{where}: more than {MOST_LAYERS} layers, which is what the program takes")
     intake.room(here.top_k * (here.tokens + len(rows)), where)
     for t, row in enumerate(rows):
         if len(row) > here.top_k:
@@ -222,7 +224,7 @@ def check_steps(rank):
         by_step.setdefault(step, {})[name] = tokens
     steps = sorted(by_step)
     for i, step in enumerate(steps):
-        counts = {name: by_step[step].get(name, 0) for name in rank.layers}
+        counts = {name: by_step[step].get(name, 0) for name in sorted(rank.names)}
         if len(set(counts.values())) > 1:
             least, most = min(counts, key=counts.get), max(counts, key=counts.get)
             advice = (

@@ -11,7 +11,8 @@ int moe_check_available(const moe_config *c, moe_status *st);
 /* Local. Refuses combinations without a meaning, once everything is derived. */
 int moe_check_combinations(const moe_config *c, moe_status *st);
 
-/* Local. Refuses dense layers that leave no other, or stand beside a recording; check_layers.c. */
+/* Local. Refuses dense layers that leave no other, or stand beside a recording, and a layer from
+ * files (model.load) beside what it has no room for; check_layers.c. */
 int moe_check_layers(const moe_config *c, moe_status *st);
 
 /* Local. Refuses what an exchange in chunks does not go with; check_exchange.c. */

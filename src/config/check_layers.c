@@ -1,13 +1,36 @@
-/* check_layers.c: what the dense layers need of the other keys. */
+/* check_layers.c: what the dense layers, and a layer from files, need of the other keys. */
 #include "config/check.h"
 #include "config/refuse.h"
+
+/* The folder of model.load holds one layer and its input. */
+static int check_loaded(const moe_config *c, moe_status *st) {
+    const enum moe_key_id load = MOE_KEY(model, load);
+    const struct {
+        bool broken;
+        enum moe_key_id other;
+        const char *consistent;
+    } rules[] = {
+        {c->model.num_layers > 1, MOE_KEY(model, num_layers),
+         "the folder holds the weights of one layer: num_layers = 1"},
+        {c->run.mode == MOE_MODE_TRAIN, MOE_KEY(run, mode),
+         "the folder holds the input of one layer and no target to learn: mode = forward"},
+        {c->data.source != MOE_SOURCE_SYNTHETIC, MOE_KEY(data, source),
+         "the folder holds the input, x.npy: no data.source, or no model.load"},
+    };
+    for (size_t i = 0; c->model.load[0] && i < sizeof rules / sizeof rules[0]; i++) {
+        if (rules[i].broken) {
+            return moe_refuse_pair(c, rules[i].other, load, rules[i].consistent, st);
+        }
+    }
+    return MOE_OK;
+}
 
 int moe_check_layers(const moe_config *c, moe_status *st) {
     const moe_model_config *m = &c->model;
     const enum moe_key_id dense = MOE_KEY(model, first_dense_layers);
     const double weights = 3.0 * m->first_dense_layers * m->intermediate_size * m->hidden_size;
-    if (m->first_dense_layers == 0) {
-        return MOE_OK;
+    if (check_loaded(c, st) != MOE_OK || m->first_dense_layers == 0) {
+        return st->code;
     }
     if (m->first_dense_layers >= m->num_layers) {
         return moe_refuse_key(

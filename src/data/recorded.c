@@ -112,14 +112,17 @@ static int64_t index_of_mask(const moe_input *in, const moe_token_array *r, int6
     return in->mask_has_steps ? plane / r->layers * r->count : 0;
 }
 
+static bool is_padding(const moe_input *in, const moe_token_array *r, int64_t plane, int64_t t) {
+    return in->mask && !in->mask[index_of_mask(in, r, plane) + t];
+}
+
 /* Whether a token is padding of which nothing is looked at. */
 static bool ignores(const moe_input *in,
                     const moe_config *c,
                     const moe_token_array *r,
                     int64_t plane,
                     int64_t t) {
-    return c->data.padding == MOE_PADDING_DROPPED && in->mask &&
-           !in->mask[index_of_mask(in, r, plane) + t];
+    return c->data.padding == MOE_PADDING_DROPPED && is_padding(in, r, plane, t);
 }
 
 /* --- steps --- */
@@ -176,7 +179,7 @@ static int check_row(const moe_token_array *r,
     return MOE_OK;
 }
 
-/* Counts the rows that are looked at, and those that look like probabilities: a softmax whose user
+/* Counts the rows that are no padding, and those that look like probabilities: a softmax whose user
  * meant its logits. */
 static int check_logits(const moe_token_array *r,
                         const moe_config *c,
@@ -192,8 +195,10 @@ static int check_logits(const moe_token_array *r,
             if (check_row(r, plane, t, row.largest, st) != MOE_OK) {
                 return st->code;
             }
-            rows[0]++;
-            rows[1] += row.within_one && fabs(row.sum - 1) < ROUNDED_SUM;
+            if (!is_padding(in, r, plane, t)) {
+                rows[0]++;
+                rows[1] += row.within_one && fabs(row.sum - 1) < ROUNDED_SUM;
+            }
         }
     }
     return MOE_OK;
@@ -203,7 +208,7 @@ static int check_logits(const moe_token_array *r,
  * there is none. */
 static int64_t find_disabled(const moe_token_array *r, const moe_input *in, int64_t plane) {
     for (int64_t t = 0; t < r->count; t++) {
-        if ((!in->mask || in->mask[index_of_mask(in, r, plane) + t]) &&
+        if (!is_padding(in, r, plane, t) &&
             read_row(r, index_of_row(r, plane, t)).largest == -INFINITY) {
             return t;
         }
@@ -254,7 +259,7 @@ int moe_recorded_read_logits(const moe_comm *comm, moe_config *c, moe_input *in,
         return st->code;
     }
     moe_comm_sum_i64(comm, rows, 2);
-    in->logits_look_like_shares = r.columns > 1 && rows[1] == rows[0];
+    in->logits_look_like_shares = r.columns > 1 && rows[0] > 0 && rows[1] == rows[0];
     return MOE_OK;
 }
 
@@ -386,7 +391,7 @@ static int convert_scores(const moe_token_array *r,
                 in->scores[i] = shares && s > 1 ? 1 : s;
                 sum += in->scores[i];
             }
-            if (shares && !ignores(in, c, r, plane, t) && fabs(sum - 1) > ROUNDED_SUM) {
+            if (shares && !is_padding(in, r, plane, t) && fabs(sum - 1) > ROUNDED_SUM) {
                 in->odd_scores_sum = *odd == 0 ? sum : in->odd_scores_sum;
                 (*odd)++;
             }

@@ -19,10 +19,11 @@ static void warn_recorded(const moe_screen *s, const moe_config *c, const moe_in
         moe_config_enum_name(MOE_KEY(router, score_func), (int)c->router.score_func);
     if (input->odd_scores > 0) {
         snprintf(text, sizeof text,
-                 "%lld rows of data.scores do not sum to 1 (the first sums to %.4g), as scores of "
+                 "%lld row%s of data.scores %s not sum to 1 (the first sums to %.4g), as scores of "
                  "router.score_func = %s do: losses and entropy are not those of shares. For "
                  "recorded sigmoid scores set router.score_func = sigmoid",
-                 (long long)input->odd_scores, input->odd_scores_sum, score);
+                 (long long)input->odd_scores, input->odd_scores == 1 ? "" : "s",
+                 input->odd_scores == 1 ? "does" : "do", input->odd_scores_sum, score);
         moe_terminal_warn(s, text);
     }
     if (input->logits_look_like_shares) {

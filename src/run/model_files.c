@@ -102,12 +102,6 @@ int moe_model_files_read(const moe_comm *comm,
                          moe_model_files *in,
                          moe_status *st) {
     int64_t shape[2] = {-1, c->model.hidden_size};
-    if (c->model.num_layers > 1) {
-        return moe_fail(st, MOE_USER,
-                        "model.load = %s holds the weights of one layer, and model.num_layers is "
-                        "%d: only 1 is allowed with it",
-                        c->model.load, c->model.num_layers);
-    }
     in->x = read_everywhere(comm, c, "x", 2, shape, st);
     in->num_tokens = shape[0];
     if (in->x && file_exists(comm, c, "dy")) {
@@ -120,6 +114,12 @@ void moe_model_files_free(moe_model_files *in) {
     moe_free(in->x);
     moe_free(in->dy);
     *in = (moe_model_files){0};
+}
+
+void moe_model_files_input(const moe_model_files *in, const moe_batch *batch, int64_t h, real *x) {
+    if (batch->num_tokens > 0) {
+        memcpy(x, in->x + batch->first_token * h, (size_t)(batch->num_tokens * h) * sizeof *x);
+    }
 }
 
 /* --- the tensors of a layer --- */

@@ -24,6 +24,9 @@ int moe_model_files_read(const moe_comm *comm,
                          moe_status *st);
 void moe_model_files_free(moe_model_files *in);
 
+/* Local. Copies the input of this rank's tokens to x [T,H]; a rank may have none. */
+void moe_model_files_input(const moe_model_files *in, const moe_batch *batch, int64_t h, real *x);
+
 /* Collective. Replaces the keyed random weights of a layer by those of the files. Fails with
  * MOE_USER, agreed by all ranks. */
 int moe_model_files_weights(const moe_context *context, moe_layer *layer, moe_status *st);

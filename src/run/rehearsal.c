@@ -256,10 +256,8 @@ static int64_t draws_of_step(const moe_config *c) {
 }
 
 static void make_vectors(rehearsal *r, int64_t step, real *x) {
-    const int64_t hidden = r->config.model.hidden_size;
     if (r->files->x) {
-        memcpy(x, r->files->x + r->batch.first_token * hidden,
-               (size_t)(r->batch.num_tokens * hidden) * sizeof *x);
+        moe_model_files_input(r->files, &r->batch, r->config.model.hidden_size, x);
     } else {
         moe_input_vectors(r->input, &r->config, step, &r->batch, x);
     }

@@ -28,10 +28,8 @@
 static void make_input(moe_run_state *r, int64_t step) {
     const moe_config *c = r->config;
     real *x = moe_stack_input(&r->stack);
-    int64_t hidden = c->model.hidden_size;
     if (r->model_files.x) {
-        memcpy(x, r->model_files.x + r->batch.first_token * hidden,
-               (size_t)(r->batch.num_tokens * hidden) * sizeof(real));
+        moe_model_files_input(&r->model_files, &r->batch, c->model.hidden_size, x);
     } else {
         moe_input_vectors(&r->input, c, step, &r->batch, x);
     }

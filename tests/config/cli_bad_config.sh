@@ -116,6 +116,16 @@ refused 4 "--set: [rooter]: there is no such section, did you mean [router]?" \
     --set rooter.top_k=1 "$quick"
 refused 2 "--set: cluster.devices_per_node = 3: it has to divide cluster.devices = 4" \
     --set exchange.mode=two_level --set cluster.devices=4 --set cluster.devices_per_node=3 "$quick"
+# What model.load reads is one layer and its input, so that nothing else may be silently unused.
+file loaded.ini '[model]' 'load = d'
+refused 1 "--set: model.num_layers = 2: it does not go with model.load = d: the folder holds the \
+weights of one layer" --set model.num_layers=2 loaded.ini
+refused 2 "--set: run.mode = train: it does not go with model.load = d: the folder holds the input \
+of one layer and no target to learn" --set run.mode=train loaded.ini
+for source in text logits routing; do
+    refused 1 "--set: data.source = $source: it does not go with model.load = d: the folder holds \
+the input, x.npy" --set data.source=$source --set data.path=p loaded.ini
+done
 
 echo "$cases bad configurations, $failures failures"
 [ "$failures" = 0 ]

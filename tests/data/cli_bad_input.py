@@ -98,13 +98,15 @@ def check_npy_files():
     bad_logits("missing .npy", ["nowhere.npy"], "nowhere.npy")
     bad_logits("a folder for a .npy", ["bad-folder"], os.path.join(TEMPORARY, "bad-folder"))
     bad_logits("empty file", [], raw(b""))
-    bad_logits("text for a .npy", [], raw(b"1 2 3\n" * 50))
+    bad_logits("text for a .npy", ["not a .npy", "numpy.save"], raw(b"1 2 3\n" * 50))
     bad_logits("cut header", [], raw(whole[:40]))
     bad_logits("cut data", [], raw(whole[:-1]))
     bad_logits("bytes too many", [], raw(whole + b"\0"))
     bad_logits("unknown version", [], raw(whole[:6] + b"\x09" + whole[7:]))
     bad_logits("broken header", [], raw(whole.replace(b"'descr'", b"'decsr'")))
-    bad_logits("big endian", [], raw(whole.replace(b"<f4", b">f4")))
+    bad_logits(
+        "big endian", ["'>f4'", "little endian", "newbyteorder"], raw(whole.replace(b"<f4", b">f4"))
+    )
     bad_logits("objects", [], raw(whole.replace(b"<f4'", b"|O' ")))
     bad_logits("negative shape", [], raw(whole.replace(b"(3, 4)", b"(-3,4)")))
     bad_logits("overflowing shape", [], raw(header_of("<f4", (1 << 62, 1 << 62)) + bytes(48)))
@@ -113,11 +115,11 @@ def check_npy_files():
         [],
         raw(b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 31) + bytes(100)),
     )
-    bad_logits("Fortran order", [], logits(fortran=True))
+    bad_logits("Fortran order", ["C order", "ascontiguousarray"], logits(fortran=True))
 
 
 def check_logits():
-    bad_logits("integers", ["int32"], logits(dtype="<i4"))
+    bad_logits("integers", ["int32", "float16, float32 and float64"], logits(dtype="<i4"))
     bad_logits("columns", ["[3, 5]"], logits(shape=(3, 5)))
     bad_logits("one dimension", ["[12]"], logits(shape=(12,)))
     bad_logits("two layers in each step", ["[steps, 1, T, 4]"], logits(shape=(1, 2, 4, 4)))

@@ -82,6 +82,9 @@ def test_probabilities():
     check("look like probabilities" in " ".join(out.split()), f"no warning: {out[:1500]}")
     out, _ = runs("not-shares", logits("not-shares", [shares, [0.1] * 8, shares, shares]))
     check("look like probabilities" not in " ".join(out.split()), f"a warning: {out[:1500]}")
+    mask = {"data.mask": save("first.npy", "|u1", (4,), [0, 1, 1, 1])}
+    out, _ = runs("behind-padding", {**logits("behind", [[0] * 8] + [shares] * 3), **mask})
+    check("look like probabilities" in " ".join(out.split()), f"padding hides it: {out[:1500]}")
 
 
 def scores(name, rows):
@@ -105,6 +108,14 @@ def test_scores():
     check(near(figures["loss_raw"]["expert"], 1, 1e-12), "sigmoid scores are not normalised")
     out, _ = runs("shares-2", {**routing("fine", CHOICES), **scores("fine", [[0.125] * 8] * 4)})
     check("do not sum to 1" not in " ".join(out.split()), f"said of shares: {out[:1500]}")
+    padded = scores("padded", [[0.125] * 8] * 3 + [[0.5] * 8])
+    for padding in "counted", "dropped":
+        mask = {
+            "data.mask": save("last.npy", "|u1", (4,), [1, 1, 1, 0]),
+            "data.padding": padding,
+        }
+        out, _ = runs("padded-" + padding, {**routing("padded", CHOICES), **padded, **mask})
+        check("not sum to 1" not in " ".join(out.split()), f"said of padding: {out[:1500]}")
     weights = {"data.weights": save("w.npy", "<f4", (4, 2), [1, 1, 1, 1, 1e30, 1, 1, 1])}
     refused("weights", {**routing("weights", CHOICES), **weights}, "token 2, choice 0", "1e+30")
 

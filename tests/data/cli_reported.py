@@ -2,9 +2,10 @@
 Figures that public reports ask for, each worked out here by hand or in plain numbers: padding that
 must not take the places of tokens (NVIDIA/Megatron-LM issue 5542), a selection bias for each layer
 (huggingface/transformers issue 45441), experts that are switched off by a logit of -inf
-(onnxsim/onnxsim issue 929), and the loss by sequence of packed sequences (NVIDIA/Megatron-LM issue
-6108).
+(onnxsim/onnxsim issue 929), the loss by sequence of packed sequences (NVIDIA/Megatron-LM issue
+6108), and groups whose borders are not those of devices.
 """
+import itertools
 import math
 import random
 
@@ -136,8 +137,68 @@ def check_packed():
     check(near(one["loss_raw"]["expert"], wanted, 1e-12), one["loss_raw"]["expert"], wanted)
 
 
+def comm_loss(tokens, n, devices, groups, kept, k):
+    """Choices by the best score of a group, and sum_d f''_d P''_d with M = min(K, D, span)."""
+    scores = [softmax(z) for z in tokens]
+    size, each = n // groups, n // devices
+    lies_on = [{e // each for e in range(g * size, (g + 1) * size)} for g in range(groups)]
+    span = max(len(set().union(*some)) for some in itertools.combinations(lies_on, kept))
+    sent, chosen = [0] * devices, []
+    for s in scores:
+        inside = best([max(s[g * size : (g + 1) * size]) for g in range(groups)], kept)
+        chosen.append(best([v if e // size in inside else -1 for e, v in enumerate(s)], k))
+        for device in {e // each for e in chosen[-1]}:
+            sent[device] += 1
+    limit, count = min(k, devices, span), len(tokens)
+    p = [
+        math.fsum(s[e] for s in scores for e in range(d * each, (d + 1) * each)) / count
+        for d in range(devices)
+    ]
+    loss = math.fsum(devices / (limit * count) * sent[d] * p[d] for d in range(devices))
+    return loss, sum(sent) / count / limit, chosen
+
+
+def check_straddling():
+    """Groups and devices of which neither number divides the other, and those that do."""
+    k, count = 4, 24
+    for n, devices, groups, kept in (
+        (12, 6, 4, 2),
+        (12, 6, 4, 3),
+        (12, 4, 3, 1),
+        (24, 4, 6, 3),
+        (24, 6, 8, 3),
+        (24, 8, 2, 1),
+    ):
+        name = f"straddling-{n}-{devices}-{groups}-{kept}"
+        tokens = rows(count, n)
+        settings = {
+            **BASE,
+            "model.num_experts": n,
+            "cluster.devices": devices,
+            "data.path": logits(name + ".npy", tokens),
+            "router.top_k": k,
+            "router.group_limit": "max",
+            "router.num_groups": groups,
+            "router.topk_group": kept,
+            "balance.scope": "global",
+        }
+        wanted, ideal, chosen = comm_loss(tokens, n, devices, groups, kept, k)
+        folder = run(name, 2, settings)
+        found = summary(folder)
+        check(
+            [sorted(r) for r in load(f"{folder}/topk_idx.npy").rows()]
+            == [sorted(r) for r in chosen],
+            name,
+            "choices",
+        )
+        check(near(found["loss_raw"]["comm"], wanted, 1e-12), name, found["loss_raw"], wanted)
+        check(near(found["layers"][0]["loss_ideal"]["comm"], ideal, 1e-12), name, "at balance")
+        check(found["checks"]["ceilings"] is True, name, found["checks"])
+
+
 check_padding()
 check_bias_of_layers()
 check_switched_off()
 check_packed()
+check_straddling()
 verdict()

@@ -400,6 +400,32 @@ def check_half():
             )
 
 
+def check_index_types():
+    """A routing of every type of whole numbers, and logits as float64, are what int32 and float32
+    of the same numbers are."""
+    n, k, tokens = BASE["model.num_experts"], BASE["router.top_k"], 24
+    random.seed(7)
+    ids = [i for _ in range(tokens) for i in random.sample(range(n), k)]
+    folders = []
+    for dtype, form in ("<i4", "i"), ("|u1", "B"), ("<i2", "h"), ("<u4", "I"), ("<i8", "q"):
+        path = os.path.join(TEMPORARY, f"ids-{form}.npy")
+        with open(path, "wb") as file:
+            file.write(header_of(dtype, (tokens, k)) + struct.pack(f"<{len(ids)}{form}", *ids))
+        settings = {**BASE, "data.source": "routing", "data.path": path}
+        settings["router.group_limit"] = "none"
+        folders.append(run(f"ids-{form}", 2, settings))
+    z = [random.randint(-512, 512) / 128 for _ in range(tokens * n)]
+    for dtype in "<f4", "<f8":
+        path = save(f"z{dtype[1:]}.npy", dtype, (tokens, n), z)
+        settings = {**BASE, "data.source": "logits", "data.path": path}
+        folders.append(run(f"z{dtype[1:]}", 2, settings))
+    for first, others in (0, range(1, 5)), (5, [6]):
+        for other in others if all(folders) else ():
+            for file in "topk_idx.npy", "comm_matrix.npy", "y.npy":
+                one, two = (os.path.join(folders[i], file) for i in (first, other))
+                check(same_bytes(one, two), f"{folders[other]}: another {file}")
+
+
 licences = "/usr/share/common-licenses"
 if os.path.isdir(licences):
     check_text("licences", licences)
@@ -417,4 +443,5 @@ check_bias_of_layers()
 check_layers()
 check_few_tokens()
 check_half()
+check_index_types()
 verdict()

@@ -6,10 +6,11 @@ call gets a null pointer that it may not have.
 """
 import glob
 import json
+import math
 import os
 import random
 
-from _moesim import check, metrics, run, same_bytes, save, summary, verdict
+from _moesim import TEMPORARY, check, metrics, run, same_bytes, save, summary, verdict
 
 N, DEVICES, RANKS = 8, 8, 4
 random.seed(5)
@@ -56,6 +57,20 @@ def capacity(policy, **more):
     return {f"capacity.{key}": value for key, value in settings.items()}
 
 
+def layer_of(tokens):
+    """A layer from files, with an upstream gradient."""
+    folder = os.path.join(TEMPORARY, f"layer-{tokens}")
+    os.makedirs(folder)
+    h, f = BASE["model.hidden_size"], BASE["model.moe_intermediate_size"]
+    shapes = {"x": (tokens, h), "dy": (tokens, h), "wgate": (N, h)}
+    shapes.update({"w1": (N, f, h), "w2": (N, h, f), "w3": (N, f, h)})
+    shapes.update({"sw1": (f, h), "sw2": (h, f), "sw3": (f, h)})
+    for name, shape in shapes.items():
+        numbers = [random.gauss(0, 1) for _ in range(math.prod(shape))]
+        save(os.path.join(folder, f"{name}.npy"), "<f4", shape, numbers)
+    return {"model.load": folder, **TENSORS}
+
+
 TRAIN = {
     "run.mode": "train",
     "run.steps": 2,
@@ -83,6 +98,8 @@ CASES = {
     "expert_choice": {**logits_of(3), "router.method": "expert_choice"},
     "sinkhorn": {**logits_of(2), "router.method": "sinkhorn"},
     "forward": {**TENSORS, "router.top_k": 1, "router.gate_scale": 9, "data.num_topics": 1},
+    "load-one": layer_of(1),
+    "load": {**layer_of(3), **capacity("device"), "exchange.mode": "selection"},
     "train": {**TRAIN},
     "train-layers": {
         **TRAIN,

@@ -83,6 +83,8 @@ def test_steps():
         "cut",
     )
     refused("its advice", "--steps 0:1 takes those before it", "cut")
+    last = "step 2 is not whole: layer 1 has 2 tokens, layer 2 has 0"
+    refused("that step alone", last, "cut", "--steps", "2:2")
     said = ["2 layers (1, 2), 4 tokens, top 2 of 8", "2 steps, each of which is a step of"]
     said += ["columns used: step, layer", "ignored: stage", "no record and no file stands twice"]
     folder = accepted("whole steps", said, cut, "--steps", "0:1")
