@@ -14,8 +14,8 @@ static int check_loaded(const moe_config *c, moe_status *st) {
          "the folder holds the weights of one layer: num_layers = 1"},
         {c->run.mode == MOE_MODE_TRAIN, MOE_KEY(run, mode),
          "the folder holds the input of one layer and no target to learn: mode = forward"},
-        {c->data.source != MOE_SOURCE_SYNTHETIC, MOE_KEY(data, source),
-         "the folder holds the input, x.npy: no data.source, or no model.load"},
+        {c->data.source == MOE_SOURCE_TEXT, MOE_KEY(data, source),
+         "the folder holds the input, x.npy, in place of the text's vectors"},
     };
     for (size_t i = 0; c->model.load[0] && i < sizeof rules / sizeof rules[0]; i++) {
         if (rules[i].broken) {

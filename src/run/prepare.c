@@ -326,6 +326,30 @@ static void show_header(const moe_run_state *r) {
 
 /* --- together --- */
 
+/* Collective. A layer from files beside a recording has a row of input for each recorded token, and
+ * no gradient, which would go on to a gate. */
+static int read_model_files(moe_run_state *r, moe_status *st) {
+    const moe_config *c = r->config;
+    const int64_t recorded = r->input.num_tokens_global;
+    if (!c->model.load[0] || moe_model_files_read(r->comm, c, &r->model_files, st)) {
+        return st->code;
+    }
+    if (recorded && recorded != r->model_files.num_tokens) {
+        return moe_fail(
+            st, MOE_USER,
+            "%s/x.npy has %lld rows, and a step of %s has %lld tokens: there is one row "
+            "for each token",
+            c->model.load, (long long)r->model_files.num_tokens, c->data.path, (long long)recorded);
+    }
+    if (recorded && r->model_files.dy) {
+        return moe_fail(st, MOE_USER,
+                        "%s/dy.npy asks for gradients, which need the layer's own gate and not the "
+                        "recording of data.source: remove the file",
+                        c->model.load);
+    }
+    return MOE_OK;
+}
+
 /* Collective. Reads the files, and checks what can be checked without making the model. */
 static int read_and_check(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
@@ -335,7 +359,7 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
     if (moe_config_generates(c) && moe_run_read_prompts(r, st)) {
         return st->code;
     }
-    if (c->model.load[0] && moe_model_files_read(r->comm, c, &r->model_files, st)) {
+    if (read_model_files(r, st)) {
         return st->code;
     }
     if (moe_run_trains(r)) {

@@ -122,10 +122,8 @@ refused 1 "--set: model.num_layers = 2: it does not go with model.load = d: the 
 weights of one layer" --set model.num_layers=2 loaded.ini
 refused 2 "--set: run.mode = train: it does not go with model.load = d: the folder holds the input \
 of one layer and no target to learn" --set run.mode=train loaded.ini
-for source in text logits routing; do
-    refused 1 "--set: data.source = $source: it does not go with model.load = d: the folder holds \
-the input, x.npy" --set data.source=$source --set data.path=p loaded.ini
-done
+refused 1 "--set: data.source = text: it does not go with model.load = d: the folder holds the \
+input, x.npy" --set data.source=text --set data.path=p loaded.ini
 
 echo "$cases bad configurations, $failures failures"
 [ "$failures" = 0 ]

@@ -8,7 +8,7 @@ import os
 import shutil
 
 import _moesim
-from _moesim import GOLDEN, MOESIM, TEMPORARY, check, load, moesim, verdict
+from _moesim import GOLDEN, MOESIM, TEMPORARY, check, load, moesim, save, sets, verdict
 
 TENSORS = "y logits dlogits dx dwgate dw1 dw2 dw3 dsw1 dsw2 dsw3".split()
 DOUBLE = os.environ.get("MOESIM_F64", MOESIM + "-f64")
@@ -108,6 +108,51 @@ def bad_files():
         )
 
 
+def recorded():
+    """The same experts under the golden routing, recorded: golden output. Without a row of input
+    for each token, or beside text, the folder is refused.
+    """
+    source = os.path.join(GOLDEN, "layer", "layer_1_ds2_seq")
+    case = json.load(open(os.path.join(source, "case.json")))
+    folder, out = os.path.join(TEMPORARY, "experts"), os.path.join(TEMPORARY, "recorded")
+    shutil.copytree(source, folder)
+    for gate in ("wgate", "dy"):
+        os.remove(os.path.join(folder, gate + ".npy"))
+    path = configuration(folder, case)
+    routing = {
+        "data.source": "routing",
+        "data.weights": os.path.join(source, "topk_weight.npy"),
+        "router.group_limit": "none",
+        "router.topk_group": 0,
+        "router.scale_normalized": "no",
+        "router.routed_scaling_factor": 1,
+    }
+    expected = load(os.path.join(source, "y.npy"))
+    experts = load(os.path.join(source, "topk_idx.npy"))
+    tokens, k = experts.shape
+    for count in (tokens, tokens - 4, tokens + 4):
+        rows = (list(experts.data) * 2)[: count * k]
+        weights = (list(load(routing["data.weights"]).data) * 2)[: count * k]
+        given = {
+            **routing,
+            "data.path": save(f"experts-{count}.npy", "<i4", (count, k), rows),
+            "data.weights": save(f"weights-{count}.npy", "<f8", (count, k), weights),
+        }
+        for ranks in (1, 2):
+            shutil.rmtree(out, True)
+            done = moesim(ranks, "--quiet", "--out", out, *sets(given), path)
+            if count != tokens:
+                check(done.code == 2 and "x.npy has 16 rows" in done.err, count, done.err)
+            elif check(done.code == 0, done.err):
+                found = load(os.path.join(out, "y.npy"))
+                error = worst(found.data, expected.data)
+                check(error <= 1e-4, "recorded routing at np", ranks, "differs by", error)
+                shutil.copy(os.path.join(source, "dy.npy"), folder)
+                done = moesim(ranks, "--quiet", "--force", "--out", out, *sets(given), path)
+                check(done.code == 2 and "dy.npy" in done.err, "gradients", done.err)
+                os.remove(os.path.join(folder, "dy.npy"))
+
+
 for golden, sizes in (("layer_1_ds2_seq", (1, 2, 4)), ("layer_2_ds2_norm_batch_mse", (1, 3))):
     for size in sizes:
         compare(golden, size, DOUBLE, 1e-9)
@@ -115,5 +160,6 @@ for golden, sizes in (("layer_1_ds2_seq", (1, 2, 4)), ("layer_2_ds2_norm_batch_m
         golden, 1, DOUBLE, 1e-9, "--set", "exchange.mode=selection", "--set", "train.recompute=yes"
     )
     compare(golden, sizes[1], MOESIM, 1e-4)
+recorded()
 bad_files()
 verdict()
