@@ -8,6 +8,9 @@
  *
  * At one rank: the router with all statistics beside a plain double loop.
  *
+ * With a shape and a kind of step as arguments (S3 forward, S4 train; or router), and settings more
+ * if need be, only moesim runs, for some seconds: for a profile.
+ *
  * bench: np=1,2,4,8 */
 #include "bare.h"
 #include "data/synthetic.h"
@@ -164,6 +167,11 @@ static void prepare(peers *n, const moe_comm *comm, const char *settings) {
     moe_synthetic_vectors(&c->data, c->run.seed, c->model.hidden_size, &m->batch, 0, m->stack.x[0],
                           NULL);
     forward_step(n);
+}
+
+static void prepare_limit(peers *n, const moe_comm *comm) {
+    const model_fixture *m = &n->model;
+    const moe_config *c = &m->c;
     moe_activations *a = &m->stack.activations[0];
     n->logits = moe_alloc(m->batch.num_tokens * c->model.num_experts, sizeof(real), "bench");
     n->dgate = moe_alloc(c->model.num_experts * c->model.hidden_size, sizeof(real), "bench");
@@ -188,6 +196,7 @@ static void bench(const moe_comm *comm, const shape *s, bool trains) {
     peers n = {.trains = trains};
     int64_t *offset;
     prepare(&n, comm, s->settings);
+    prepare_limit(&n, comm);
     copy_indices(&n, &offset);
     for (int i = 0; i < 2; i++) {
         char what[160];
@@ -237,25 +246,88 @@ static void route_bare(void *argument) {
     bare_router(&b->layer, b->logits, b->expert, b->weight);
 }
 
-static void bench_route(const moe_comm *comm) {
-    router_bench b = {0};
-    bench_layer_init(&b.layer, comm,
+static void prepare_route(router_bench *b, const moe_comm *comm) {
+    bench_layer_init(&b->layer, comm,
                      "data.tokens_per_device=8192 model.hidden_size=64 "
                      "model.moe_intermediate_size=32 model.num_experts=256 router.top_k=8 "
                      "router.num_groups=8 router.topk_group=4 router.group_limit=max");
-    const int64_t tokens = b.layer.batch.num_tokens;
-    b.logits = moe_alloc(tokens * 256, sizeof(real), "bench");
-    b.expert = moe_alloc(tokens * 8, sizeof(int32_t), "bench");
-    b.weight = moe_alloc(tokens * 8, sizeof(double), "bench");
-    bare_gate(&b.layer, b.logits);
-    bench_row(comm, "router, T 8192, N 256, K 8, 4 of 8 groups, all statistics, bare: plain top-k",
-              bench_pair(comm, route, route_bare, &b), "-");
-    moe_free(b.logits);
-    moe_free(b.expert);
-    moe_free(b.weight);
-    moe_routing_free(&b.routing);
-    moe_stats_free(&b.stats);
-    bench_layer_free(&b.layer);
+    const int64_t tokens = b->layer.batch.num_tokens;
+    b->logits = moe_alloc(tokens * 256, sizeof(real), "bench");
+    b->expert = moe_alloc(tokens * 8, sizeof(int32_t), "bench");
+    b->weight = moe_alloc(tokens * 8, sizeof(double), "bench");
+    bare_gate(&b->layer, b->logits);
+}
+
+static void free_route(router_bench *b) {
+    moe_free(b->logits);
+    moe_free(b->expert);
+    moe_free(b->weight);
+    moe_routing_free(&b->routing);
+    moe_stats_free(&b->stats);
+    bench_layer_free(&b->layer);
+}
+
+static const char router_name[] = "router, T 8192, N 256, K 8, 4 of 8 groups, all statistics";
+
+static void bench_route(const moe_comm *comm) {
+    router_bench b = {0};
+    char what[128];
+    prepare_route(&b, comm);
+    snprintf(what, sizeof what, "%s, bare: plain top-k", router_name);
+    bench_row(comm, what, bench_pair(comm, route, route_bare, &b), "-");
+    free_route(&b);
+}
+
+/* --- moesim alone --- */
+
+/* Collective. Steps for some seconds; prints the median of their times. */
+static void run_alone(const moe_comm *comm, const char *what, bench_function step, void *argument) {
+    enum { MOST_STEPS = 20000 };
+    const double seconds = 2 * BENCH_SECONDS;
+    double *time = moe_alloc(MOST_STEPS, sizeof *time, "bench"), sum = 0;
+    int n = 0;
+    for (; n < MOST_STEPS && sum < seconds; sum += time[n++]) {
+        time[n] = bench_once(comm, step, argument);
+    }
+    if (comm->rank == 0) {
+        printf("%s\t%.4f\t-\tms\t-\t%.4f-%.4f\t-\n", what, 1e3 * bench_quantile(time, n, 0.5),
+               1e3 * bench_quantile(time, n, 0.25), 1e3 * bench_quantile(time, n, 0.75));
+    }
+    moe_free(time);
+}
+
+static void router_alone(const moe_comm *comm) {
+    router_bench b = {0};
+    prepare_route(&b, comm);
+    run_alone(comm, router_name, route, &b);
+    free_route(&b);
+}
+
+/* words: the first word of a shape's name, the kind of step, and more settings or NULL. */
+static void step_alone(const moe_comm *comm, char **words) {
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        const shape *s = &shapes[i];
+        if (s->ranks == comm->size && strncmp(s->name, words[0], strlen(words[0])) == 0) {
+            peers n = {.trains = strcmp(words[1], "train") == 0};
+            char settings[512];
+            snprintf(settings, sizeof settings, "%s %s", s->settings, words[2] ? words[2] : "");
+            prepare(&n, comm, settings);
+            run_alone(comm, s->name, run_moesim, &n);
+            model_fixture_free(&n.model);
+        }
+    }
+}
+
+static void bench_all(const moe_comm *comm) {
+    if (comm->size == 1) {
+        bench_route(comm);
+    }
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
+        if (shapes[i].ranks == comm->size) {
+            bench(comm, &shapes[i], false);
+            bench(comm, &shapes[i], true);
+        }
+    }
 }
 
 static void print_kernels(const moe_comm *comm) {
@@ -273,14 +345,12 @@ int main(int argc, char **argv) {
     moe_gemm_init();
     omp_set_num_threads(1);
     print_kernels(&comm);
-    if (comm.size == 1) {
-        bench_route(&comm);
-    }
-    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
-        if (shapes[i].ranks == comm.size) {
-            bench(&comm, &shapes[i], false);
-            bench(&comm, &shapes[i], true);
-        }
+    if (argc > 2) {
+        step_alone(&comm, argv + 1);
+    } else if (argc == 2) {
+        router_alone(&comm);
+    } else {
+        bench_all(&comm);
     }
     moe_comm_finalize(&comm);
     return 0;

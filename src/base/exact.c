@@ -41,18 +41,12 @@ double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]) {
     return (double)sum * 0x1p-60;
 }
 
-/* The high word is rounded too, so that the low word may be negative. Two additions of MAGIC need
- * no conversion and vectorise at any width. */
 MOE_CLONES void moe_exact_add01(int64_t *restrict hi,
                                 int64_t *restrict lo,
                                 const double *restrict v,
                                 int n) {
     for (int i = 0; i < n; i++) {
-        double scaled = v[i] * TWO30;
-        double high = scaled + MAGIC;
-        double low = (scaled - (high - MAGIC)) * TWO30 + MAGIC;
-        hi[i] += moe_exact_bits(high) - moe_exact_bits(MAGIC);
-        lo[i] += moe_exact_bits(low) - moe_exact_bits(MAGIC);
+        moe_exact_add01_one(hi + i, lo + i, v[i]);
     }
 }
 

@@ -14,6 +14,7 @@
 #define MOESIM_BASE_EXACT_H
 
 #include <stdint.h>
+#include <string.h>
 
 enum { MOE_EXACT_WORDS = 3 };
 
@@ -24,6 +25,21 @@ double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]);
 /* Local. Adds n values in [0,1] to words 1 and 2 of n sums: hi[i], lo[i] += v[i]. The loop
  * vectorises. */
 void moe_exact_add01(int64_t *hi, int64_t *lo, const double *v, int n);
+/* Local. One of these additions, as part of another loop. The high word is rounded too, so that the
+ * low word may be negative. Two additions of MAGIC need no conversion and vectorise at any width.
+ */
+static inline void moe_exact_add01_one(int64_t *hi, int64_t *lo, double v) {
+    const double two30 = 0x1p30, magic = 0x1.8p52; /* see exact.c */
+    double scaled = v * two30;
+    double high = scaled + magic;
+    double low = (scaled - (high - magic)) * two30 + magic;
+    int64_t high_bits, low_bits, magic_bits;
+    memcpy(&high_bits, &high, sizeof high);
+    memcpy(&low_bits, &low, sizeof low);
+    memcpy(&magic_bits, &magic, sizeof magic);
+    *hi += high_bits - magic_bits;
+    *lo += low_bits - magic_bits;
+}
 /* Local. The value of such a pair. */
 double moe_exact_value01(int64_t hi, int64_t lo);
 

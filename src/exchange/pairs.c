@@ -48,7 +48,8 @@ void moe_exchange_bring_pairs(moe_exchange *e,
                                     .bytes = sizeof(real),
                                     .most = e->most_rows,
                                     .into = (char *)returned,
-                                    .what = "numbers of pairs"},
+                                    .what = "numbers of pairs",
+                                    .is_metadata = true},
                        NULL);
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/alloc.h"
 #include "model/serving.h"
+#include "world/board.h"
 
 static void init_placements(moe_context *context) {
     const moe_config *c = context->config;
@@ -25,6 +26,10 @@ static void init_placements(moe_context *context) {
 }
 
 void moe_context_free(moe_context *context) {
+    if (context->board) {
+        moe_board_close(context->board);
+        context->board = NULL;
+    }
     for (int32_t l = 0; context->placements && l < moe_config_moe_layers(context->config); l++) {
         moe_placement_free(&context->placements[l]);
     }
@@ -43,6 +48,9 @@ void moe_context_init(moe_context *context,
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
     context->bf16 = c->model.compute == MOE_COMPUTE_BF16;
     context->host = moe_config_shares_memory(c) && comm->local_size > 1 ? comm->host : NULL;
+    if (comm->local_size > 1 && comm->num_hosts == 1 && moe_board_open(comm->host)) {
+        context->board = comm->host;
+    }
     context->dispatched = moe_payload_of_dispatch(c);
     context->combined = moe_payload_of_combine(c);
     init_placements(context);

@@ -8,6 +8,7 @@
 #include "measure/matrix_size.h"
 #include "predict/internal.h"
 #include "predict/memory.h"
+#include "world/board.h"
 
 enum {
     CALL_ROWS = 1024, /* largest number of rows of one GEMM call (MOE_GEMM_ROWS) */
@@ -445,7 +446,8 @@ int64_t moe_memory_windows(const moe_config *c, const moe_memory_sizes *s) {
     if (!moe_memory_shares(c)) {
         return 0;
     }
-    const int64_t bytes = mul(s->copies, windows_of_layer(c, s));
+    const int64_t bytes =
+        add(mul(s->copies, windows_of_layer(c, s)), MOE_BOARD_HALVES * MOE_BOARD_BYTES);
     return add(bytes, bytes / 4);
 }
 

@@ -94,7 +94,7 @@ void moe_count_weights(const moe_count *c,
     for (int32_t k = 0; k < count && factor != 0; k++) {
         double g = weight[k] / factor;
         if (fabs(g) <= MOE_LOGIT_LIMIT) {
-            moe_exact_add01(hi + expert[k], lo + expert[k], &g, 1);
+            moe_exact_add01_one(hi + expert[k], lo + expert[k], g);
         }
     }
 }

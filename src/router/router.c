@@ -123,20 +123,31 @@ static void worker_free(worker *w, const job *j) {
 /* --- one token --- */
 
 /* Fills w->s; returns the logarithm of the sum of exponentials. */
-static double fill_scores(const job *j, worker *w) {
+static double fill_scores(const job *j, worker *w, int64_t t) {
+    const int32_t n = j->router->num_experts;
     double lse;
     if (j->softmax) {
-        w->sums = moe_scores_softmax(w->z, w->s, j->router->num_experts);
+        w->sums = moe_scores_softmax(w->z, moe_scores_largest_logit(j->logits, t, n), w->s, n);
         return w->sums.most + log(w->sums.sum);
     }
     moe_scores_fill(j->router, w->z, w->s, &lse);
     return lse;
 }
 
-static double entropy(const job *j, const worker *w) {
+/* Adds the normalised scores w->s to the sums of the cell, and their entropy, where they have one.
+ */
+static void count_scores(const job *j, const worker *w, bool has_entropy, int64_t *cell) {
     const int32_t n = j->router->num_experts;
-    return j->softmax ? moe_scores_softmax_entropy(w->z, w->s, n, w->sums)
-                      : moe_scores_entropy(w->s, n);
+    double entropy = 0;
+    if (has_entropy && j->softmax) {
+        entropy =
+            moe_scores_softmax_entropy(w->z, w->s, n, w->sums, moe_stats_score_hi(j->stats, cell),
+                                       moe_stats_score_lo(j->stats, cell));
+    } else {
+        entropy = has_entropy ? moe_scores_entropy(w->s, n) : 0;
+        moe_count_scores(&w->count, w->s, cell);
+    }
+    moe_exact_add(cell + MOE_STAT_ENTROPY, entropy);
 }
 
 /* Tutel takes importance and load of the scores without noise, and only the threshold with it. */
@@ -194,10 +205,7 @@ static void count_token(const job *j,
     }
     moe_count_choices(&w->count, t, home, expert, chosen, cell);
     moe_scores_normalize(r, w->s, w->s);
-    if (lse > -INFINITY) {
-        moe_exact_add(cell + MOE_STAT_ENTROPY, entropy(j, w));
-    }
-    moe_count_scores(&w->count, w->s, cell);
+    count_scores(j, w, lse > -INFINITY, cell);
     if (r->importance_of == MOE_IMPORTANCE_SCORES) {
         if (quiet != w->s) {
             moe_scores_normalize(r, quiet, quiet);
@@ -234,7 +242,7 @@ static void route_token(const job *j, worker *w, int64_t t, int32_t home, int64_
         moe_scores_prefetch_logits(j->logits, t + 1, r->num_experts);
     }
     if (!(flags & MOE_ROW_BAD)) {
-        lse = fill_scores(j, w);
+        lse = fill_scores(j, w, t);
     }
     if (flags & MOE_ROW_BAD || (lse > -INFINITY && fabs(lse) >= MOE_LOGIT_LIMIT)) {
         w->bad = t < w->bad ? t : w->bad;

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/exact.h"
 #include "base/vector.h"
 
 enum { LANES = 8, CHUNK = 64 };
@@ -189,6 +190,42 @@ MOE_CLONES static int read_doubles(const double *restrict from, double *restrict
     return flags_of(disabled, bad);
 }
 
+typedef float floats __attribute__((vector_size(32), aligned(sizeof(float)), may_alias));
+
+/* kept = the larger of kept and x [8], lane by lane, as moe_double4_larger. */
+MOE_PART void larger_floats(floats *kept, const float *x) {
+    typedef int32_t mask __attribute__((vector_size(32)));
+    const floats other = *(const floats *)x;
+    const mask is_larger = other > *kept;
+    *kept = (floats)(((mask)other & is_larger) | ((mask)*kept & ~is_larger));
+}
+
+/* The same as maximum, of half as many vectors. */
+MOE_CLONES static double maximum_of_floats(const float *x, int32_t n) {
+    enum { WIDTH = 8, CHAINS = 4 };
+    floats a = {-INFINITY, -INFINITY, -INFINITY, -INFINITY,
+                -INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    floats b = a, c = a, d = a;
+    float most = -INFINITY;
+    int32_t i = 0;
+    for (; i + CHAINS * WIDTH <= n; i += CHAINS * WIDTH) {
+        larger_floats(&a, x + i);
+        larger_floats(&b, x + i + WIDTH);
+        larger_floats(&c, x + i + 2 * WIDTH);
+        larger_floats(&d, x + i + 3 * WIDTH);
+    }
+    for (; i < n; i++) {
+        most = x[i] > most ? x[i] : most;
+    }
+    larger_floats(&a, (const float *)&b);
+    larger_floats(&c, (const float *)&d);
+    larger_floats(&a, (const float *)&c);
+    for (int l = 0; l < WIDTH; l++) {
+        most = a[l] > most ? a[l] : most;
+    }
+    return (double)most;
+}
+
 MOE_CLONES static int read_floats(const float *restrict from, double *restrict to, int32_t n) {
     int32_t disabled = 0, bad = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -212,6 +249,10 @@ void moe_scores_prefetch_logits(moe_logits logits, int64_t t, int32_t n) {
 int moe_scores_read_logits(moe_logits logits, int64_t t, int32_t n, double *z) {
     return logits.f32 ? read_floats(logits.f32 + t * n, z, n)
                       : read_doubles(logits.f64 + t * n, z, n);
+}
+
+double moe_scores_largest_logit(moe_logits logits, int64_t t, int32_t n) {
+    return logits.f32 ? maximum_of_floats(logits.f32 + t * n, n) : maximum(logits.f64 + t * n, n);
 }
 
 /* --- softmax and entropy --- */
@@ -254,8 +295,8 @@ MOE_CLONES static double exp_and_sum(const double *restrict x,
 }
 
 /* s_i = exp(z_i - max) / sum_j exp(z_j - max). The largest term is 1, so sum >= 1 and s <= 1. */
-moe_softmax_sums moe_scores_softmax(const double *z, double *s, int32_t n) {
-    moe_softmax_sums found = {maximum(z, n), 1};
+moe_softmax_sums moe_scores_softmax(const double *z, double most, double *s, int32_t n) {
+    moe_softmax_sums found = {most, 1};
     if (found.most == -INFINITY) {
         memset(s, 0, (size_t)n * sizeof *s);
         return found;
@@ -323,20 +364,26 @@ MOE_CLONES double moe_scores_entropy(const double *p, int32_t n) {
     return lanes_total(lane);
 }
 
-MOE_CLONES double moe_scores_softmax_entropy(const double *z,
-                                             const double *s,
+/* A lane's additions wait for each other, and those to hi and lo for memory: together they take
+ * hardly longer than either alone. */
+MOE_CLONES double moe_scores_softmax_entropy(const double *restrict z,
+                                             const double *restrict s,
                                              int32_t n,
-                                             moe_softmax_sums sums) {
+                                             moe_softmax_sums sums,
+                                             int64_t *restrict hi,
+                                             int64_t *restrict lo) {
     double lane[LANES] = {0};
     const int32_t whole = n - n % LANES;
     for (int32_t i = 0; i < whole; i += LANES) {
         for (int32_t l = 0; l < LANES; l++) {
             double product = s[i + l] * (sums.most - z[i + l]);
             lane[l] += s[i + l] > 0 ? product : 0;
+            moe_exact_add01_one(hi + i + l, lo + i + l, s[i + l]);
         }
     }
     for (int32_t i = whole; i < n; i++) {
         lane[i - whole] += s[i] > 0 ? s[i] * (sums.most - z[i]) : 0;
+        moe_exact_add01_one(hi + i, lo + i, s[i]);
     }
     return lanes_total(lane) - log(1.0 / sums.sum);
 }
@@ -423,7 +470,7 @@ static void sqrtsoftplus_derivative(const double *z, const double *s, double *d,
 /* A temperature on the logits: lse stays that of the logits themselves. */
 static void fill_softmax(const double *z, double divisor, double *s, int32_t n, double *lse) {
     if (divisor == 1) {
-        const moe_softmax_sums sums = moe_scores_softmax(z, s, n);
+        const moe_softmax_sums sums = moe_scores_softmax(z, maximum(z, n), s, n);
         if (lse) {
             *lse = sums.most + log(sums.sum);
         }

@@ -51,8 +51,9 @@ typedef struct moe_softmax_sums {
     double sum;  /* sum_i exp(z_i - m); lse = m + log(sum), and the largest score is 1 / sum */
 } moe_softmax_sums;
 
-/* Local. What moe_scores_fill does for a softmax without temperature, and what it found. */
-moe_softmax_sums moe_scores_softmax(const double *z, double *s, int32_t n);
+/* Local. What moe_scores_fill does for a softmax without temperature, and what it found. most: the
+ * largest of z. */
+moe_softmax_sums moe_scores_softmax(const double *z, double most, double *s, int32_t n);
 
 /* Local. normalized [N] = s / sum(s), or s itself where it sums to 1: what P and the losses are
  * made of. May be in place. */
@@ -68,6 +69,9 @@ enum {
 
 /* Local. z [n] = logits of local token t as double; returns MOE_ROW_ flags. */
 int moe_scores_read_logits(moe_logits logits, int64_t t, int32_t n, double *z);
+
+/* Local. The largest of these logits, which are not MOE_ROW_BAD; -inf: all are disabled. */
+double moe_scores_largest_logit(moe_logits logits, int64_t t, int32_t n);
 
 /* Local. Begins to load the logits [n] of local token t into the cache. */
 void moe_scores_prefetch_logits(moe_logits logits, int64_t t, int32_t n);
@@ -89,10 +93,13 @@ void moe_scores_exp(const double *x, double shift, double *y, int32_t n);
 double moe_scores_entropy(const double *p, int32_t n);
 
 /* Local. The same for s = softmax(z) [n], with one logarithm: sum_i s_i (m - z_i) - log s_m, m the
- * largest logit, which must not be -inf. sums is what moe_scores_softmax returned. */
+ * largest logit, which must not be -inf. sums is what moe_scores_softmax returned. In the same pass
+ * the scores are added to the sums hi, lo [n] (moe_exact_add01). */
 double moe_scores_softmax_entropy(const double *z,
                                   const double *s,
                                   int32_t n,
-                                  moe_softmax_sums sums);
+                                  moe_softmax_sums sums,
+                                  int64_t *hi,
+                                  int64_t *lo);
 
 #endif

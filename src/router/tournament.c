@@ -15,18 +15,19 @@ void moe_tournament_reserve(moe_tournament *b,
     MOE_ASSERT(groups > 0 && num_experts % groups == 0);
     *b = (moe_tournament){.groups = groups, .group_size = num_experts / groups, .scratch = scratch};
     b->group_blocks = (b->group_size + MOE_TOURNAMENT_BLOCK - 1) / MOE_TOURNAMENT_BLOCK;
-    int64_t blocks = (int64_t)groups * b->group_blocks;
-    b->score = moe_scratch_take(scratch,
-                                blocks * (MOE_TOURNAMENT_BLOCK + 2) + groups + MOE_TOURNAMENT_LANES,
-                                sizeof(double), what);
-    b->maximum = b->score + blocks * MOE_TOURNAMENT_BLOCK;
-    b->kept_max = b->maximum + blocks;
-    b->group_score = b->kept_max + blocks;
-    b->kept_block = moe_scratch_take(scratch, 2 * blocks + groups, sizeof(int32_t), what);
-    b->base = b->kept_block + blocks;
+    const int64_t blocks = (int64_t)groups * b->group_blocks;
+    const int64_t more = MOE_TOURNAMENT_LANES; /* vectors may end behind an array */
+    b->own = moe_scratch_take(scratch, blocks * (MOE_TOURNAMENT_BLOCK + 2) + groups + 3 * more,
+                              sizeof(double), what);
+    b->score = b->own;
+    b->maximum = b->own + blocks * MOE_TOURNAMENT_BLOCK;
+    b->kept_max = b->maximum + blocks + more;
+    b->group_score = b->kept_max + blocks + more;
+    b->kept_block = moe_scratch_take(scratch, 2 * blocks + more + groups, sizeof(int32_t), what);
+    b->base = b->kept_block + blocks + more;
     b->kept = b->base + blocks;
     for (int64_t i = 0; i < blocks * MOE_TOURNAMENT_BLOCK; i++) {
-        b->score[i] = -INFINITY;
+        b->own[i] = -INFINITY;
     }
     for (int32_t i = 0; i < blocks; i++) {
         b->base[i] =
@@ -35,7 +36,7 @@ void moe_tournament_reserve(moe_tournament *b,
 }
 
 void moe_tournament_free(moe_tournament *b) {
-    moe_scratch_give(b->scratch, b->score);
+    moe_scratch_give(b->scratch, b->own);
     moe_scratch_give(b->scratch, b->kept_block);
     *b = (moe_tournament){0};
 }
@@ -67,20 +68,10 @@ MOE_CLONES static void sum_of(double *restrict to,
     }
 }
 
-/* to [8 blocks] = from, and the maximum of each block, in one pass. */
-MOE_PART void copy_blocks(double *restrict to,
-                          double *restrict maximum,
-                          const double *restrict from,
-                          int32_t blocks) {
+/* The maximum of each of so many blocks. */
+MOE_PART void find_maxima(const double *x, int32_t blocks, double *maximum) {
     for (int32_t i = 0; i < blocks; i++) {
-        const double *x = from + i * MOE_TOURNAMENT_BLOCK;
-        moe_double4 *place = (moe_double4 *)(to + i * MOE_TOURNAMENT_BLOCK);
-        moe_double4 m = *(const moe_double4 *)x;
-        place[0] = m;
-        place[1] = *(const moe_double4 *)(x + 4);
-        moe_double4_larger(&m, x + 4);
-        maximum[i] = moe_tournament_larger(moe_tournament_larger(m[0], m[2]),
-                                           moe_tournament_larger(m[1], m[3]));
+        maximum[i] = block_maximum_settled(x + i * MOE_TOURNAMENT_BLOCK);
     }
 }
 
@@ -90,11 +81,13 @@ MOE_CLONES void moe_tournament_fill(moe_tournament *b,
                                     const double *disabled) {
     int32_t n = b->group_size, stride = b->group_blocks * MOE_TOURNAMENT_BLOCK;
     if (n == stride && !add && !disabled) {
-        copy_blocks(b->score, b->maximum, from, b->groups * b->group_blocks);
+        b->score = from;
+        find_maxima(from, b->groups * b->group_blocks, b->maximum);
         return;
     }
+    b->score = b->own;
     for (int32_t g = 0; g < b->groups; g++) {
-        double *to = b->score + g * stride;
+        double *to = b->own + g * stride;
         if (add) {
             sum_of(to, from + g * n, add + g * n, n);
         } else {
@@ -106,21 +99,32 @@ MOE_CLONES void moe_tournament_fill(moe_tournament *b,
             }
         }
     }
-    for (int32_t i = 0; i < b->groups * b->group_blocks; i++) {
-        b->maximum[i] = block_maximum_settled(b->score + i * MOE_TOURNAMENT_BLOCK);
-    }
+    find_maxima(b->own, b->groups * b->group_blocks, b->maximum);
 }
 
 int32_t moe_tournament_gather(moe_tournament *b) {
+    typedef int32_t numbers __attribute__((vector_size(16), aligned(sizeof(int32_t)), may_alias));
+    const numbers behind = {0, 1, 2, 3};
+    const int32_t size = b->group_blocks;
     int32_t blocks = 0;
-    for (int32_t k = 0; k < b->num_kept; k++) {
-        int32_t end = (b->kept[k] + 1) * b->group_blocks;
-        for (int32_t i = end - b->group_blocks; i < end; i++, blocks++) {
-            b->kept_max[blocks] = b->maximum[i];
-            b->kept_block[blocks] = i;
+    for (int32_t k = 0; k < b->num_kept; k++, blocks += size) {
+        const int32_t first = b->kept[k] * size;
+        for (int32_t i = 0; i < size; i += MOE_TOURNAMENT_LANES) {
+            *(moe_double4 *)(b->kept_max + blocks + i) =
+                *(const moe_double4 *)(b->maximum + first + i);
+            *(numbers *)(b->kept_block + blocks + i) = behind + (first + i);
         }
     }
     return blocks;
+}
+
+/* What is taken is written over, in memory that is the tournament's. */
+static void own_scores(moe_tournament *b) {
+    if (b->score != b->own) {
+        const int64_t n = (int64_t)b->groups * b->group_blocks * MOE_TOURNAMENT_BLOCK;
+        memcpy(b->own, b->score, (size_t)n * sizeof *b->own);
+        b->score = b->own;
+    }
 }
 
 int32_t moe_tournament_take(moe_tournament *b,
@@ -131,13 +135,14 @@ int32_t moe_tournament_take(moe_tournament *b,
     double *maximum = b->kept_max + begin;
     const int32_t *block = b->kept_block + begin;
     int32_t blocks = end - begin;
+    own_scores(b);
     for (int32_t k = 0; k < count; k++) {
         double best = moe_tournament_largest(maximum, blocks);
         if (!(best > -INFINITY)) {
             return k;
         }
         int32_t at = moe_tournament_first(maximum, blocks, best);
-        double *x = b->score + block[at] * MOE_TOURNAMENT_BLOCK;
+        double *x = b->own + block[at] * MOE_TOURNAMENT_BLOCK;
         int32_t inside = moe_tournament_first(x, MOE_TOURNAMENT_BLOCK, best);
         expert[k] = b->base[block[at]] + inside;
         x[inside] = -INFINITY;

@@ -25,7 +25,9 @@ enum { MOE_TOURNAMENT_BLOCK = 8, MOE_TOURNAMENT_LANES = 4 };
 
 typedef struct moe_tournament {
     int32_t groups, group_size, group_blocks; /* without a group limit there is one group of N */
-    double *score;       /* [groups * group_blocks * 8] -inf where disabled, taken or padding */
+    const double *score; /* [groups * group_blocks * 8] -inf where disabled, taken or padding: the
+                            caller's, as long as nothing is added or taken, or own */
+    double *own;
     double *maximum;     /* [groups * group_blocks] of each block of score */
     double *kept_max;    /* [groups * group_blocks] maxima of the admitted groups, ascending */
     int32_t *kept_block; /* [groups * group_blocks] the blocks that these maxima are of */
@@ -45,7 +47,9 @@ void moe_tournament_reserve(moe_tournament *b,
 void moe_tournament_free(moe_tournament *b);
 
 /* Local. score = from [N] + add [N] (add may be NULL), and -inf where disabled [N] is -inf
- * (disabled may be NULL: no expert is). Computes the block maxima. */
+ * (disabled may be NULL: no expert is). Computes the block maxima. `from` has to stay as it is
+ * while the scores are used: without the other two it is not copied where groups have no padding.
+ */
 void moe_tournament_fill(moe_tournament *b,
                          const double *from,
                          const double *add,

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
-#include "world/window.h"
+#include "world/board.h"
 
 enum { FEW_RANKS = 64 }; /* counts of a call for more ranks stand in comm->many */
 
@@ -212,6 +212,36 @@ void moe_comm_bcast(const moe_comm *comm, void *bytes, int64_t count, int root) 
     }
 }
 
+/* The host whose board carries a message of so many bytes to all ranks; NULL: MPI carries it. */
+static moe_host *board_for(const moe_comm *comm, int64_t bytes) {
+    moe_host *h = comm->host;
+    return h && h->board && h->size == comm->size && bytes <= MOE_BOARD_BYTES ? h : NULL;
+}
+
+static void add(int64_t *values, const int64_t *others, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        values[i] += others[i];
+    }
+}
+
+static void raise(int64_t *values, const int64_t *others, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        values[i] = others[i] > values[i] ? others[i] : values[i];
+    }
+}
+
+static void reduce_on_board(moe_host *h,
+                            int64_t *values,
+                            int64_t count,
+                            void (*join)(int64_t *values, const int64_t *others, int64_t count)) {
+    moe_board_show(h, values, count * (int64_t)sizeof *values);
+    for (int p = 0; p < h->size; p++) {
+        if (p != h->rank) {
+            join(values, (const int64_t *)(const void *)moe_board_of(h, p), count);
+        }
+    }
+}
+
 static void reduce_in_place(const moe_comm *comm,
                             void *values,
                             int64_t count,
@@ -226,11 +256,21 @@ static void reduce_in_place(const moe_comm *comm,
 }
 
 void moe_comm_sum_i64(const moe_comm *comm, int64_t *values, int64_t count) {
-    reduce_in_place(comm, values, count, MPI_INT64_T, sizeof *values, MPI_SUM);
+    moe_host *h = board_for(comm, count * (int64_t)sizeof *values);
+    if (h) {
+        reduce_on_board(h, values, count, add);
+    } else {
+        reduce_in_place(comm, values, count, MPI_INT64_T, sizeof *values, MPI_SUM);
+    }
 }
 
 void moe_comm_max_i64(const moe_comm *comm, int64_t *values, int64_t count) {
-    reduce_in_place(comm, values, count, MPI_INT64_T, sizeof *values, MPI_MAX);
+    moe_host *h = board_for(comm, count * (int64_t)sizeof *values);
+    if (h) {
+        reduce_on_board(h, values, count, raise);
+    } else {
+        reduce_in_place(comm, values, count, MPI_INT64_T, sizeof *values, MPI_MAX);
+    }
 }
 
 void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count) {
@@ -239,6 +279,14 @@ void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count) {
 
 void moe_comm_alltoall(const moe_comm *comm, const void *send, void *recv, int64_t bytes) {
     MOE_ASSERT(bytes <= INT_MAX);
+    moe_host *h = board_for(comm, comm->size * bytes);
+    if (h) {
+        moe_board_show(h, send, comm->size * bytes);
+        for (int p = 0; p < h->size; p++) {
+            memcpy((char *)recv + p * bytes, moe_board_of(h, p) + h->rank * bytes, (size_t)bytes);
+        }
+        return;
+    }
     MPI_Alltoall(send, (int)bytes, MPI_BYTE, recv, (int)bytes, MPI_BYTE, comm->comm);
 }
 
@@ -248,16 +296,31 @@ static int *ints_for(const moe_comm *comm, int few[4 * FEW_RANKS]) {
     return comm->size > FEW_RANKS ? comm->many : few;
 }
 
+static void gather_on_board(moe_host *h, const void *send, char *recv, const int64_t *counts) {
+    moe_board_show(h, send, counts[h->rank]);
+    for (int p = 0; p < h->size; recv += counts[p++]) {
+        if (counts[p] > 0) {
+            memcpy(recv, moe_board_of(h, p), (size_t)counts[p]);
+        }
+    }
+}
+
 /* Calls MPI_Allgatherv where counts and offsets fit into MPI's int, else broadcasts in pieces. */
 void moe_comm_allgatherv(const moe_comm *comm,
                          const void *send,
                          void *recv,
                          const int64_t *counts) {
     int few[4 * FEW_RANKS], *ints = ints_for(comm, few), *offsets = ints + comm->size;
-    int64_t total = 0, before = 0;
+    int64_t total = 0, before = 0, most = 0;
     for (int q = 0; q < comm->size; q++) {
         before += q < comm->rank ? counts[q] : 0;
         total += counts[q];
+        most = counts[q] > most ? counts[q] : most;
+    }
+    moe_host *h = board_for(comm, most);
+    if (h) {
+        gather_on_board(h, send, recv, counts);
+        return;
     }
     if (total <= comm->max_count) {
         narrow_all(counts, ints, comm->size, comm->max_count);
@@ -412,6 +475,48 @@ void moe_comm_alltoallv(const moe_comm *comm,
         alltoallv_once(comm, send, recv, type, comm->max_count);
     } else {
         alltoallv_in_rounds(comm, send, recv, row_bytes, type);
+    }
+}
+
+/* What a rank shows: where the block for each rank begins, in bytes of what it shows, and the
+ * blocks, one behind the other. */
+static void show_blocks(moe_host *h, moe_blocks send, int64_t row_bytes) {
+    int64_t *begin = (int64_t *)(void *)moe_board_next(h);
+    int64_t at = (h->size + 1) * (int64_t)sizeof *begin;
+    for (int p = 0; p < h->size; p++) {
+        const int64_t bytes = send.count[p] * row_bytes;
+        begin[p] = at;
+        if (bytes > 0) {
+            memcpy((char *)begin + at, (const char *)send.rows + send.offset[p] * row_bytes,
+                   (size_t)bytes);
+        }
+        at += bytes;
+    }
+    begin[h->size] = at;
+    MOE_ASSERT(at <= MOE_BOARD_BYTES);
+    moe_board_show(h, NULL, 0);
+}
+
+void moe_comm_alltoallv_short(const moe_comm *comm,
+                              moe_blocks send,
+                              moe_blocks recv,
+                              int64_t row_bytes,
+                              int64_t most_rows) {
+    const int64_t heads = (comm->size + 1) * (int64_t)sizeof(int64_t);
+    const bool is_short = most_rows <= MOE_BOARD_BYTES / row_bytes;
+    moe_host *h = is_short ? board_for(comm, heads + most_rows * row_bytes) : NULL;
+    if (!h) {
+        moe_comm_alltoallv(comm, send, recv, row_bytes, most_rows);
+        return;
+    }
+    show_blocks(h, send, row_bytes);
+    for (int p = 0; p < h->size; p++) {
+        const char *theirs = moe_board_of(h, p);
+        const int64_t begin = ((const int64_t *)(const void *)theirs)[h->rank];
+        if (recv.count[p] > 0) {
+            memcpy((char *)recv.rows + recv.offset[p] * row_bytes, theirs + begin,
+                   (size_t)(recv.count[p] * row_bytes));
+        }
     }
 }
 

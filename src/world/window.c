@@ -60,10 +60,7 @@ void moe_host_free(moe_host *h) {
     if (!h) {
         return;
     }
-    if (h->flags) {
-        moe_window_free(h->flags);
-        moe_free(h->flags);
-    }
+    moe_window_free_flags(h);
     MPI_Comm_free(&h->comm);
     free(h->id);
     free(h->place);
@@ -178,19 +175,22 @@ static void allocate(moe_window *w, const moe_host *h) {
     MPI_Barrier(h->comm);
 }
 
-/* Bytes of all pieces, and of what MPI puts beside them. */
-static int64_t room_of(const moe_window *w, const moe_host *h) {
+/* Bytes of all pieces, `bytes` together, and of what MPI puts beside them. */
+static int64_t room_of(const moe_host *h, int64_t bytes) {
     enum { PAGE = 4096, BESIDE = 16 * PAGE };
-    int64_t bytes = BESIDE;
-    for (int p = 0; p < h->size; p++) {
-        bytes += w->capacity[p] + 2 * PAGE;
-    }
-    return bytes;
+    return bytes + 2 * PAGE * h->size + BESIDE;
+}
+
+bool moe_window_fits(const moe_host *h, int64_t bytes) {
+    int fits = moe_window_room() >= 2 * room_of(h, bytes * h->size);
+    MPI_Allreduce(MPI_IN_PLACE, &fits, 1, MPI_INT, MPI_LAND, h->comm);
+    return fits;
 }
 
 static void reserve(moe_window *w, moe_host *h, const int64_t *bytes, const char *what) {
     enum { LINE = 64 };
     bool first = !w->piece, grows = first;
+    int64_t all = 0;
     if (first) {
         w->piece = moe_alloc_zero(h->size, sizeof *w->piece, what);
         w->capacity = moe_alloc_zero(h->size, sizeof *w->capacity, what);
@@ -209,8 +209,9 @@ static void reserve(moe_window *w, moe_host *h, const int64_t *bytes, const char
         int64_t wanted = (bytes[p] + bytes[p] / 4 + LINE - 1) / LINE * LINE;
         w->capacity[p] = wanted > w->capacity[p] ? wanted : w->capacity[p];
         w->capacity[p] = w->capacity[p] > 0 ? w->capacity[p] : LINE;
+        all += w->capacity[p];
     }
-    demand_room(h, room_of(w, h), what);
+    demand_room(h, room_of(h, all), what);
     allocate(w, h);
 }
 
@@ -222,6 +223,14 @@ void moe_window_reserve(moe_window *w, moe_host *h, const int64_t *bytes, const 
         moe_free(one);
     }
     reserve(w, h, bytes, what);
+}
+
+void moe_window_free_flags(moe_host *h) {
+    if (h->flags) {
+        moe_window_free(h->flags);
+        moe_free(h->flags);
+        h->flags = NULL;
+    }
 }
 
 void moe_window_free(moe_window *w) {

@@ -7,6 +7,7 @@
 #ifndef MOESIM_WORLD_WINDOW_H
 #define MOESIM_WORLD_WINDOW_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "world/comm.h"
@@ -24,6 +25,7 @@ typedef struct moe_host {
     int64_t barriers; /* passed so far, the same on all ranks of the host */
     int patience;     /* turns that a rank waits for another before it lets others have its core */
     int64_t *bytes;   /* scratch [size] */
+    struct moe_board *board;  /* of short messages (board.h), NULL while it is closed */
     struct moe_window *flags; /* how many barriers each rank has reached; made with the first window
                                */
 } moe_host;
@@ -47,6 +49,10 @@ moe_host *moe_host_new(const moe_comm *comm, MPI_Comm ranks);
 /* Collective among the ranks of the host. NULL is allowed. */
 void moe_host_free(moe_host *h);
 
+/* Collective among the ranks of the host. Whether the host's folder for shared memory takes twice
+ * the window with so many bytes of each rank. */
+bool moe_window_fits(const moe_host *h, int64_t bytes);
+
 /* Collective among the ranks of the host. Makes the piece of rank p hold at least bytes[p], which
  * all ranks give alike. Where one has to grow, each gets a quarter more than is asked for, and the
  * contents of all are lost. Ends all ranks with one sentence where the host's folder for shared
@@ -58,5 +64,8 @@ int64_t moe_window_bytes(void);
 void moe_window_barrier(const moe_window *w, moe_host *h);
 /* Collective among the ranks of the host. */
 void moe_window_free(moe_window *w);
+/* Collective among the ranks of the host, none of which has a window. Gives up what barriers need,
+ * until the next window is made. */
+void moe_window_free_flags(moe_host *h);
 
 #endif

@@ -1,5 +1,6 @@
 /* mpi_comm.c: Alltoallv in one and in many rounds, agreement, the lowest rank, integer sums,
- * broadcast beyond the count limit, collective .npy files. */
+ * broadcast beyond the count limit, collective .npy files; the same messages by the board of a
+ * host, one after the other without anything between. */
 #include <math.h>
 #include <string.h>
 #include <unistd.h>
@@ -7,6 +8,7 @@
 #include "base/alloc.h"
 #include "base/rng.h"
 #include "check.h"
+#include "world/board.h"
 #include "world/comm.h"
 
 /* Rows that rank q sends to rank p: a keyed random number, often 0. */
@@ -15,7 +17,16 @@ static int64_t rows_between(int q, int p) {
     return bits % 3 == 0 ? 0 : (int64_t)(bits % 23);
 }
 
-static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes) {
+typedef void alltoallv(const moe_comm *comm,
+                       moe_blocks send,
+                       moe_blocks recv,
+                       int64_t row_bytes,
+                       int64_t most_rows);
+
+static void check_alltoallv_by(alltoallv *call,
+                               moe_comm comm,
+                               int64_t max_count,
+                               int64_t row_bytes) {
     int n = comm.size;
     int64_t count[4 * 64];
     int64_t *sc = count;
@@ -42,8 +53,7 @@ static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes)
             send[so[q] * row_bytes + i] = (unsigned char)(comm.rank * 31 + q * 7 + i);
         }
     }
-    moe_comm_alltoallv(&comm, (moe_blocks){send, sc, so}, (moe_blocks){recv, rc, ro}, row_bytes,
-                       most);
+    call(&comm, (moe_blocks){send, sc, so}, (moe_blocks){recv, rc, ro}, row_bytes, most);
     int64_t wrong = 0;
     for (int q = 0; q < n; q++) {
         for (int64_t i = 0; i < rc[q] * row_bytes; i++) {
@@ -55,6 +65,11 @@ static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes)
     CHECK_EQ(recv[0], 0);
     moe_free(send);
     moe_free(recv);
+}
+
+static void check_alltoallv(moe_comm comm, int64_t max_count, int64_t row_bytes) {
+    check_alltoallv_by(moe_comm_alltoallv, comm, max_count, row_bytes);
+    check_alltoallv_by(moe_comm_alltoallv_short, comm, max_count, row_bytes);
 }
 
 static void check_lowest_rank(const moe_comm *comm) {
@@ -98,6 +113,78 @@ static void check_sums(moe_comm comm) {
         moe_comm_bcast(&comm, text, sizeof text, comm.size - 1);
         CHECK(strcmp(text, "a longer message") == 0);
     }
+}
+
+/* --- the board --- */
+
+/* What rank q says in message i. */
+static int64_t said(int q, int64_t i) {
+    return (int64_t)(moe_rng_bits((moe_rng){8, MOE_RNG_TEST}, (uint64_t)q, (uint64_t)i, 0) >> 8);
+}
+
+static void check_sum_and_maximum(const moe_comm *comm, int64_t i, int64_t count) {
+    int64_t *sum = moe_alloc(2 * count + 1, sizeof *sum, "test"), *most = sum + count;
+    for (int64_t k = 0; k < count; k++) {
+        sum[k] = said(comm->rank, i) + k;
+        most[k] = said(comm->rank, i) - k;
+    }
+    moe_comm_sum_i64(comm, sum, count);
+    moe_comm_max_i64(comm, most, count);
+    int64_t total = 0, largest = 0, wrong = 0;
+    for (int q = 0; q < comm->size; q++) {
+        total += said(q, i);
+        largest = said(q, i) > largest ? said(q, i) : largest;
+    }
+    for (int64_t k = 0; k < count; k++) {
+        wrong += sum[k] != total + comm->size * k || most[k] != largest - k;
+    }
+    CHECK_MSG(wrong == 0, "message %lld: %lld wrong of %lld", (long long)i, (long long)wrong,
+              (long long)count);
+    moe_free(sum);
+}
+
+/* Every rank gives a block to every rank, and one of another length to all. */
+static void check_blocks(const moe_comm *comm, int64_t i) {
+    enum { MOST = 64 };
+    int64_t ours[MOST], theirs[MOST], lengths[MOST], all[3 * MOST], at = 0, wrong = 0;
+    for (int q = 0; q < comm->size; q++) {
+        ours[q] = said(comm->rank * MOST + q, i);
+        lengths[q] = (q + i) % 4 * (int64_t)sizeof *all;
+    }
+    moe_comm_alltoall(comm, ours, theirs, sizeof *ours);
+    const int64_t mine[3] = {said(comm->rank, i), said(comm->rank, i) + 1, said(comm->rank, i) + 2};
+    moe_comm_allgatherv(comm, mine, all, lengths);
+    for (int q = 0; q < comm->size; q++) {
+        wrong += theirs[q] != said(q * MOST + comm->rank, i);
+        for (int64_t k = 0; k < lengths[q] / (int64_t)sizeof *all; k++) {
+            wrong += all[at++] != said(q, i) + k;
+        }
+    }
+    CHECK_MSG(wrong == 0, "message %lld: %lld wrong", (long long)i, (long long)wrong);
+}
+
+/* Without and with a board, at lengths that fit on it and that do not. */
+static void check_messages(const moe_comm *comm) {
+    const int64_t longest = MOE_BOARD_BYTES / (int64_t)sizeof(int64_t);
+    for (int64_t i = 0; i < 400; i++) {
+        check_sum_and_maximum(comm, i, i % 50 == 0 ? longest + i / 50 % 2 : i % 7);
+        check_blocks(comm, i);
+    }
+}
+
+static void check_board(moe_comm comm) {
+    check_messages(&comm);
+    if (comm.num_hosts > 1 || !moe_board_open(comm.host)) {
+        return;
+    }
+    CHECK(moe_board_open(comm.host));
+    check_messages(&comm);
+    check_alltoallv(comm, comm.max_count, 12);
+    check_alltoallv(comm, comm.max_count, 4000);
+    moe_board_close(comm.host);
+    CHECK(comm.host->board != NULL);
+    moe_board_close(comm.host);
+    CHECK(comm.host->board == NULL);
 }
 
 static void check_npy(const moe_comm *comm) {
@@ -158,6 +245,7 @@ int main(int argc, char **argv) {
     RUN(check_lowest_rank, &comm);
     RUN(check_agreement, &comm);
     RUN(check_sums, comm);
+    RUN(check_board, comm);
     RUN(check_npy, &comm);
     RUN(check_clock, comm);
     int verdict = check_verdict_mpi(comm.comm);
