@@ -6,7 +6,8 @@
 Draws N configurations from the seeds S, S + 1, ... over the whole key table, and compares runs of
 each that have to agree: on 1, 2, 4 and more ranks, with 1 and 2 threads, in all exchange modes and
 through shared memory, from the config.ini that was written, explained, in double precision within
-bounds, and training that was interrupted and resumed. How many comparisons each gets says
+bounds, training that was interrupted and resumed, text from a trained model, and on other ranks the
+placements, the dialects and the exported parameters. How many comparisons each gets says
 --comparisons; --all makes all of them. A finding is printed with its configuration, shrunk, and
 with the commands to repeat it; the configuration and its files stay in the folder `findings`.
 Findings listed in known.py do not fail the test. A configuration that is refused with one sentence
