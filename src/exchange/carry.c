@@ -115,8 +115,7 @@ const char *moe_exchange_carry(moe_exchange *e, const moe_cargo *c, moe_landing 
         pack(e, c, room);
         from = room;
     }
-    (c->is_metadata ? moe_comm_alltoallv_short : moe_comm_alltoallv)(
-        e->comm, (moe_blocks){(void *)(uintptr_t)from, counts, counts + ranks},
-        (moe_blocks){to, counts + 2 * ranks, counts + 3 * ranks}, c->bytes, c->most);
+    moe_comm_alltoallv(e->comm, (moe_blocks){(void *)(uintptr_t)from, counts, counts + ranks},
+                       (moe_blocks){to, counts + 2 * ranks, counts + 3 * ranks}, c->bytes, c->most);
     return to;
 }

@@ -175,8 +175,7 @@ static void exchange_words(moe_exchange *e, const moe_plan *plan, const moe_inbo
                      .from = (const char *)out,
                      .bytes = sizeof(int32_t),
                      .most = moe_row_format_words(plan->format, e->most_rows, e->most_rows),
-                     .what = "metadata of rows",
-                     .is_metadata = true},
+                     .what = "metadata of rows"},
         &e->words);
     const int32_t *from = (const int32_t *)(const void *)arrived;
     e->word_from[e->comm->rank] = out + e->word_begin[e->comm->rank];

@@ -17,7 +17,6 @@ typedef struct moe_cargo {
     int64_t most;         /* no rank has or gets more rows, which all ranks know */
     char *into;           /* without a landing: where all that arrive have their places */
     const char *what;     /* names that memory */
-    bool is_metadata;     /* no vectors: they need not go by MPI_Alltoallv */
 } moe_cargo;
 
 /* Collective. Carries what goes between ranks that do not share memory. Returns where it has

@@ -48,8 +48,7 @@ void moe_exchange_bring_pairs(moe_exchange *e,
                                     .bytes = sizeof(real),
                                     .most = e->most_rows,
                                     .into = (char *)returned,
-                                    .what = "numbers of pairs",
-                                    .is_metadata = true},
+                                    .what = "numbers of pairs"},
                        NULL);
 }
 

@@ -48,7 +48,7 @@ void moe_context_init(moe_context *context,
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
     context->bf16 = c->model.compute == MOE_COMPUTE_BF16;
     context->host = moe_config_shares_memory(c) && comm->local_size > 1 ? comm->host : NULL;
-    if (comm->local_size > 1 && comm->num_hosts == 1 && moe_board_open(comm->host)) {
+    if (context->host && comm->num_hosts == 1 && moe_board_open(comm->host)) {
         context->board = comm->host;
     }
     context->dispatched = moe_payload_of_dispatch(c);

@@ -40,7 +40,7 @@ typedef struct moe_context {
     moe_payload_format dispatched; /* of x on its way to the experts */
     moe_payload_format combined;   /* of results, dy and dx */
     struct moe_host *host;         /* ranks that rows reach through shared memory, or NULL */
-    struct moe_host *board;        /* ranks that sums and metadata reach by a board, or NULL */
+    struct moe_host *board;        /* ranks that sums reach by a board, or NULL */
     bool trains;                   /* a gradient will be taken: noise and expert dropout act */
     bool keep;        /* the layers keep what backward needs (pre-activations of the experts) */
     bool by_device;   /* forward only: logits and cells are forgotten device by device

@@ -37,18 +37,14 @@ static char *half_of(const moe_host *h, int p, int64_t message) {
     return h->board->window.piece[p] + message % MOE_BOARD_HALVES * MOE_BOARD_BYTES;
 }
 
-char *moe_board_next(moe_host *h) {
-    return half_of(h, h->rank, h->board->shown + 1);
-}
-
 const char *moe_board_of(const moe_host *h, int p) {
     return half_of(h, p, h->board->shown);
 }
 
 void moe_board_show(moe_host *h, const void *mine, int64_t bytes) {
-    if (bytes > 0) {
-        memcpy(moe_board_next(h), mine, (size_t)bytes);
-    }
     h->board->shown++;
+    if (bytes > 0) {
+        memcpy(half_of(h, h->rank, h->board->shown), mine, (size_t)bytes);
+    }
     moe_window_barrier(&h->board->window, h);
 }

@@ -24,8 +24,8 @@ typedef struct moe_board {
     bool first;    /* of all windows of the host, and so the last one too */
 } moe_board;
 
-/* Collective among the ranks of the host. From now on sums, maxima, gatherings and metadata of
- * comm.h go by the board, where it reaches all ranks and they are short enough. False, and nothing
+/* Collective among the ranks of the host. From now on sums, maxima and gatherings of comm.h
+ * go by the board, where it reaches all ranks and they are short enough. False, and nothing
  * changes, where the host has little room for shared memory. */
 bool moe_board_open(moe_host *h);
 /* Collective among the ranks of the host. To be called as often as moe_board_open said yes; the
@@ -35,9 +35,6 @@ void moe_board_close(moe_host *h);
 /* Collective among the ranks of the host, which has an open board. Shows `bytes` bytes of this
  * rank; there may be another number on each. */
 void moe_board_show(moe_host *h, const void *mine, int64_t bytes);
-/* Local. Where this rank may write what it will show next: MOE_BOARD_BYTES. It is shown with 0
- * bytes. */
-char *moe_board_next(moe_host *h);
 /* Local. What rank p of the host has shown last, until this rank shows something. */
 const char *moe_board_of(const moe_host *h, int p);
 

@@ -279,14 +279,6 @@ void moe_comm_max_f64(const moe_comm *comm, double *values, int64_t count) {
 
 void moe_comm_alltoall(const moe_comm *comm, const void *send, void *recv, int64_t bytes) {
     MOE_ASSERT(bytes <= INT_MAX);
-    moe_host *h = board_for(comm, comm->size * bytes);
-    if (h) {
-        moe_board_show(h, send, comm->size * bytes);
-        for (int p = 0; p < h->size; p++) {
-            memcpy((char *)recv + p * bytes, moe_board_of(h, p) + h->rank * bytes, (size_t)bytes);
-        }
-        return;
-    }
     MPI_Alltoall(send, (int)bytes, MPI_BYTE, recv, (int)bytes, MPI_BYTE, comm->comm);
 }
 
@@ -475,48 +467,6 @@ void moe_comm_alltoallv(const moe_comm *comm,
         alltoallv_once(comm, send, recv, type, comm->max_count);
     } else {
         alltoallv_in_rounds(comm, send, recv, row_bytes, type);
-    }
-}
-
-/* What a rank shows: where the block for each rank begins, in bytes of what it shows, and the
- * blocks, one behind the other. */
-static void show_blocks(moe_host *h, moe_blocks send, int64_t row_bytes) {
-    int64_t *begin = (int64_t *)(void *)moe_board_next(h);
-    int64_t at = (h->size + 1) * (int64_t)sizeof *begin;
-    for (int p = 0; p < h->size; p++) {
-        const int64_t bytes = send.count[p] * row_bytes;
-        begin[p] = at;
-        if (bytes > 0) {
-            memcpy((char *)begin + at, (const char *)send.rows + send.offset[p] * row_bytes,
-                   (size_t)bytes);
-        }
-        at += bytes;
-    }
-    begin[h->size] = at;
-    MOE_ASSERT(at <= MOE_BOARD_BYTES);
-    moe_board_show(h, NULL, 0);
-}
-
-void moe_comm_alltoallv_short(const moe_comm *comm,
-                              moe_blocks send,
-                              moe_blocks recv,
-                              int64_t row_bytes,
-                              int64_t most_rows) {
-    const int64_t heads = (comm->size + 1) * (int64_t)sizeof(int64_t);
-    const bool is_short = most_rows <= MOE_BOARD_BYTES / row_bytes;
-    moe_host *h = is_short ? board_for(comm, heads + most_rows * row_bytes) : NULL;
-    if (!h) {
-        moe_comm_alltoallv(comm, send, recv, row_bytes, most_rows);
-        return;
-    }
-    show_blocks(h, send, row_bytes);
-    for (int p = 0; p < h->size; p++) {
-        const char *theirs = moe_board_of(h, p);
-        const int64_t begin = ((const int64_t *)(const void *)theirs)[h->rank];
-        if (recv.count[p] > 0) {
-            memcpy((char *)recv.rows + recv.offset[p] * row_bytes, theirs + begin,
-                   (size_t)(recv.count[p] * row_bytes));
-        }
     }
 }
 

@@ -80,14 +80,6 @@ void moe_comm_alltoallv(const moe_comm *comm,
                         int64_t row_bytes,
                         int64_t most_rows);
 
-/* Collective. The same for what is no row: where the ranks share a board (board.h) and most_rows
- * fit on it, they do not call MPI. */
-void moe_comm_alltoallv_short(const moe_comm *comm,
-                              moe_blocks send,
-                              moe_blocks recv,
-                              int64_t row_bytes,
-                              int64_t most_rows);
-
 typedef MPI_Request moe_comm_request; /* a call that goes on after it has returned */
 /* Collective. Begins what moe_comm_alltoallv does (MPI_Ialltoallv). Rows, `counts` [4 * size],
  * which it fills, and the memory that receives stay as they are until the request is done. Where
