@@ -1,6 +1,7 @@
 /* rebalance.c: see rebalance.h. */
 #include "run/rebalance.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -286,4 +287,42 @@ int moe_rebalance_restore(moe_rebalance *r, const char *path, moe_status *st) {
         moe_training_replan(r->training);
     }
     return MOE_OK;
+}
+
+/* Loads are numbers of tokens, whose sum over a window and over all experts is exact in doubles and
+ * fits into an integer. */
+static bool are_loads(const moe_rebalance *r) {
+    for (int64_t i = 0; i < words_of(r); i++) {
+        if (!(r->load[i] >= 0 && r->load[i] <= 0x1p53 / (double)words_of(r))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool is_count(int64_t value) {
+    return value >= 0 && value <= INT64_MAX / 2;
+}
+
+static bool is_mean(double value) {
+    return value >= 0 && isfinite(value);
+}
+
+/* Of the two flags only the bytes are looked at: another value than 0 and 1 is no bool. */
+static bool are_sound_totals(const moe_rebalance_metrics *t) {
+    uint8_t flag[2];
+    memcpy(flag, &t->on, 1);
+    memcpy(flag + 1, &t->first, 1);
+    return flag[0] <= 1 && flag[1] <= 1 && is_count(t->decisions) && is_count(t->moved) &&
+           is_count(t->bytes) && is_count(t->cross_node_bytes) && is_count(t->wasted) &&
+           is_mean(t->device_before) && is_mean(t->device_after) && is_mean(t->decide_seconds) &&
+           is_mean(t->move_seconds);
+}
+
+int moe_rebalance_check(const moe_rebalance *r, const char *path, moe_status *st) {
+    if (!r->balancer || (are_loads(r) && are_sound_totals(&r->total))) {
+        return MOE_OK;
+    }
+    return moe_fail(st, MOE_USER, "the checkpoint '%s' is damaged: its %s cannot be that of a run",
+                    path, are_loads(r) ? "placement moves" : "placement load");
 }

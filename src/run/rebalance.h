@@ -57,4 +57,8 @@ int moe_rebalance_blobs(moe_rebalance *r, moe_blob blob[MOE_REBALANCE_BLOBS]);
  * are read. */
 int moe_rebalance_restore(moe_rebalance *r, const char *path, moe_status *st);
 
+/* Local. Whether the loads and the figures that came from a checkpoint can be those of a run; else
+ * MOE_USER with `path` in front. */
+int moe_rebalance_check(const moe_rebalance *r, const char *path, moe_status *st);
+
 #endif
