@@ -154,9 +154,6 @@ static int check_state(const moe_restart *r,
         moe_rebalance_check(r->rebalance, from->path, st) != MOE_OK) {
         return st->code;
     }
-    if (moe_rebalance_check(r->rebalance, from->path, st) != MOE_OK) {
-        return st->code;
-    }
     return moe_results_check_history(r->results, s->blob, from->step, from->path, st);
 }
 
