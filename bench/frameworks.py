@@ -23,6 +23,11 @@ import statistics
 import sys
 import time
 
+sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(__file__)) or "..", "scripts"))
+
+from command_line import Refused, run, say  # noqa: E402  (needs the path)
+
+NAME = "bench/frameworks.py"
 SECONDS = 4  # of repetitions for one line
 LEARNING_RATE, BETA1, BETA2, EPSILON, DECAY = 1e-4, 0.9, 0.999, 1e-8, 0.01
 
@@ -277,8 +282,14 @@ def installed(module):
         return answer.read().strip() or None
 
 
-def main():
-    devices = int(sys.argv[1])
+def devices_of(words):
+    """The number of devices, which is the only word."""
+    if len(words) != 1 or not (words[0].isascii() and words[0].isdigit()) or not int(words[0]):
+        raise Refused("peers DEVICES lines | frameworks.py DEVICES: a number of devices from 1 on")
+    return int(words[0])
+
+
+def compare(devices):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
     versions = {"NumPy": installed("numpy"), "PyTorch": installed("torch")}
@@ -304,5 +315,12 @@ def main():
             print(f"{label}, bare: {framework}", *row, spread, aim, sep="\t", flush=True)
 
 
+def main(words):
+    try:
+        return compare(devices_of(words))
+    except Refused as error:
+        return say(NAME, error)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(run(NAME, main))

@@ -1,7 +1,11 @@
 """What the command lines of the Python scripts have in common: a mistake gets one sentence and exit
-status 2, and --help fits 80 columns.
+status 2, --help fits 80 columns, and neither Ctrl-C nor a standard output that takes nothing more
+ends in a traceback.
 """
 import argparse
+import contextlib
+import importlib
+import os
 import re
 import shutil
 import sys
@@ -60,6 +64,9 @@ class Parser(argparse.ArgumentParser):
     def format_help(self):
         return fitted(super().format_help())
 
+    def print_help(self, file=None):
+        print(self.format_help(), end="", file=file)
+
     def error(self, message):
         option = re.match(r"argument (\S+?)(?:/\S+)?: ", message)
         if option and message.endswith("expected one argument"):
@@ -79,7 +86,66 @@ class Parser(argparse.ArgumentParser):
         raise Refused(f"unknown option {word}: {self.prog} --help lists them")
 
 
+# --- running ---
+
+
+def take_streams():
+    """Makes standard output and error fit for every text. A closed one is replaced, so that no
+    file that is opened later stands in its place. Gives back whether standard output was there.
+    """
+    there = sys.stdout is not None
+    for name, instead in (("stdout", "/dev/full"), ("stderr", os.devnull)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(instead, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    return there
+
+
+def give_up_output():
+    """What still waits for standard output is not tried again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(name, error):
-    """Prints the sentence of a mistake; gives back the exit status that goes with it."""
-    print(f"scripts/{name}: {error}", file=sys.stderr)
+    """Prints the sentence of a mistake; gives back the exit status that goes with it. `name` is that
+    of a script in scripts/, or one with its folder.
+    """
+    with contextlib.suppress(OSError):  # the exit status says it too
+        print(f"{name if '/' in name else f'scripts/{name}'}: {error}", file=sys.stderr, flush=True)
     return 2
+
+
+def later(module, function="main"):
+    """The function of a module that is loaded when the function is called."""
+    return lambda words: getattr(importlib.import_module(module), function)(words)
+
+
+def flushed(main, words):
+    """What main(words) returns or raises, after its output has gone."""
+    try:
+        return main(words)
+    finally:
+        sys.stdout.flush()
+
+
+def run(name, main):
+    """The exit status of a script: main(words), which prints and gives back a status.
+
+    What it cannot print, and files that it does not expect to be in the way, end with one sentence
+    and status 1; a reader that has seen enough (| head) needs no sentence. Ctrl-C is 130.
+    """
+    there = take_streams()
+    try:
+        return flushed(main, sys.argv[1:])
+    except BrokenPipeError:
+        give_up_output()
+    except OSError as error:
+        if error.filename is None:
+            give_up_output()
+            say(name, f"standard output{f': {error.strerror}' if there else ' is closed'}")
+        else:
+            say(name, f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        give_up_output()
+        return 130
+    return 1

@@ -64,7 +64,4 @@ def main(words):
         _export(_options(words))
     except Refused as error:
         return say(NAME, error)
-    except OSError as error:
-        print(f"scripts/{NAME}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
     return 0

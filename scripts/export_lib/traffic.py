@@ -33,8 +33,10 @@ def _row_bytes(summary, layer, phase, sent):
     volume = at(layers[layer], f"volume.{phase}") if layer < len(layers) else None
     if not isinstance(volume, dict):
         return None
-    there, payload = at(volume, "rows", 0), at(volume, "logical_bytes", 0)
+    there, payload = at(volume, "rows"), at(volume, "logical_bytes")
     rows = sent.rows(layer)
+    if type(there) is not int or type(payload) is not int:
+        raise Refused(f"summary.json has no rows and bytes of the {phase} of layer {layer}")
     if there != rows:
         raise Refused(
             f"{sent.name} has {rows} rows in layer {layer} and summary.json {there} in its "

@@ -332,13 +332,5 @@ def main(arguments):
         return say("lesson", error)
     except Failed as failed:
         return failed.args[0]
-    except BrokenPipeError:  # the reader has seen enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        print(f"scripts/lesson: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
     except Interrupted as stopped:
         return say_interrupted(*stopped.args)
-    except KeyboardInterrupt:
-        return 130

@@ -8,6 +8,9 @@ else is used, or strict, so that the first wrong field ends the reading.
 A field that is not named in a check is dropped.
 """
 
+import re
+
+CONTROL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f]")  # all but tabs and ends of lines
 LARGEST = 1e60  # of a real number: sums and products of a few of these are still finite
 COUNT = 2**63 - 1
 LONGEST = 4096  # characters of a text
@@ -101,8 +104,12 @@ def text(longest=LONGEST):
 
 
 def writable(value):
-    """The text without halves of characters, which JSON can hold and UTF-8 cannot."""
-    return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+    """The text without halves of characters, which JSON can hold and UTF-8 cannot, and without
+    characters that command a terminal.
+    """
+    if value.isprintable():
+        return value
+    return CONTROL.sub("\ufffd", value.encode("utf-8", "replace").decode("utf-8"))
 
 
 def flag(value, found):

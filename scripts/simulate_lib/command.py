@@ -253,9 +253,4 @@ def main(words):
     except (simgrid.Failed, runs.Failed) as error:
         print(f"scripts/{NAME}: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
-        print(f"scripts/{NAME}: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
     return 0

@@ -220,8 +220,3 @@ def main(arguments):
         return sweep_all(plan.parse(arguments))
     except Refused as error:
         return say("sweep", error)
-    except OSError as error:
-        print(f"scripts/sweep: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130

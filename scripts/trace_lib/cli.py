@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-from command_line import fitted
+from command_line import fitted, give_up_output, take_streams
 from trace_lib.guard import Refused, shown
 
 
@@ -16,6 +16,9 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self):
         return fitted(super().format_help())
+
+    def print_help(self, file=None):
+        print(self.format_help(), end="", file=file)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {shown(message)}; --help lists what is allowed\n")
@@ -61,15 +64,6 @@ def reason_of(error):
     return f"{shown(error.filename)}: {error.strerror}"
 
 
-def take_streams():
-    """Makes standard output and error fit for every text. A closed one is replaced, so that no
-    file that is opened later stands in its place."""
-    for name, instead in (("stdout", "/dev/full"), ("stderr", os.devnull)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(instead, "w"))
-        getattr(sys, name).reconfigure(errors="backslashreplace")
-
-
 def finished(work):
     """What `work` returns or raises; the clock that watches over it stops then."""
     try:
@@ -84,7 +78,7 @@ def printed(lines):
         print("\n".join(lines), flush=True)
         return None
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_output()
         return f"standard output: {error.strerror}; the files are written"
 
 

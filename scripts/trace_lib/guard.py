@@ -152,10 +152,18 @@ class Intake:
             " of this size need"
         )
 
-    def read(self, path):
-        """All bytes of a file."""
+    @staticmethod
+    def there(content, path):
+        """What was read; a file of the system may have nothing to read yet, and is not waited for."""
+        if content is None:
+            raise Refused(f"{shown(path)} has nothing to read; expected is a file on a disk")
+        return content
+
+    def read(self, path, magic=b""):
+        """All bytes of a file; of one that does not begin with `magic` only so many."""
         with self.open(path) as file:
-            return file.read()
+            head = self.there(file.read(len(magic)), path)
+            return head + self.there(file.read(), path) if head == magic else head
 
     def text(self, path):
         """A whole text in UTF-8; a byte-order mark at its beginning is left out."""
@@ -166,7 +174,7 @@ class Intake:
         with self.open(path) as file:
             number = 0
             while True:
-                line = file.readline(MOST_LINE_BYTES)
+                line = self.there(file.readline(MOST_LINE_BYTES), path)
                 if not line:
                     return
                 number += 1

@@ -155,7 +155,8 @@ def signed(numbers, top_k, unsigned, experts, found):
     if not unsigned or not len(numbers) or max(numbers) < largest:
         return numbers
     row = array.array(numbers.typecode, [largest] * top_k)
-    out = array.array("q", numbers)
+    # no array holds both -1 and the largest number of 64 bits, which check_range then refuses
+    out = list(numbers) if numbers.itemsize == 8 else array.array("q", numbers)
     for begin in range(0, len(numbers), top_k):
         if (top_k > 1 and numbers[begin : begin + top_k] == row) or 0 < experts <= largest:
             for place in range(begin, begin + top_k):
@@ -253,7 +254,7 @@ def read_arrays(paths, intake, options):
     """.npy of [tokens, layers, K], as numpy.save writes what vLLM's Python interface returns."""
     found, seen = Found(paths[0]), []
     for path in paths:
-        shape, numbers, descr = npy.loads(intake.read(path), shown(path))
+        shape, numbers, descr = npy.loads(intake.read(path, npy.MAGIC), shown(path))
         add(found, (shape, numbers, descr[1] == "u"), options, shown(path))
         seen.append(f"{name_of(path)} ({npy.name_of_type(descr)} {list(shape)})")
     trace = told(found, 0, options)

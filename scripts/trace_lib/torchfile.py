@@ -33,6 +33,7 @@ GLOBALS = {
 GLOBALS.update({("collections", "OrderedDict"): ORDERED})
 GLOBALS.update({(module, name): name for module in ("torch", "torch.storage") for name in STORAGES})
 LARGEST_PICKLE = 1 << 30
+MAGIC = b"PK"
 INTEGERS = ("i", "q", "h", "b", "B")
 
 
@@ -388,8 +389,8 @@ STEPS.update(
 def load(path, intake):
     """The object that torch.save wrote, tensors as Tensor."""
     where = shown(path)
-    content = intake.read(path)
-    if not content.startswith(b"PK"):
+    content = intake.read(path, MAGIC)
+    if content[: len(MAGIC)] != MAGIC:
         raise Refused(f"{where} is no zip archive: torch.save of version 1.6 and later writes one")
     try:
         archive = Archive(io.BytesIO(content), len(content))

@@ -32,9 +32,9 @@ static inline float exp_float(float a) {
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    int32_t bits;
+    uint32_t bits; /* without a sign, because NaN comes here too, from a run that diverges */
     memcpy(&bits, &shifted, sizeof bits);
-    bits = (bits - 0x4B400000 + 127) * (1 << 23);
+    bits = (bits - 0x4B400000U + 127) << 23;
     float scale;
     memcpy(&scale, &bits, sizeof scale);
     return p * scale;

@@ -304,6 +304,8 @@ int moe_results_step(const moe_comm *comm,
     return moe_comm_agree(comm, st);
 }
 
+enum { TIMES, EXPERT_LOAD, HISTORY, MATRICES }; /* of the blobs */
+
 void moe_results_history(const moe_comm *comm,
                          moe_results *r,
                          const moe_config *c,
@@ -321,12 +323,14 @@ void moe_results_history(const moe_comm *comm,
     if (comm->rank == 0) {
         moe_matrix_history_reserve(&r->matrix_history, layers, devices, step);
     }
-    blobs[0] = moe_blob_of("results.times", &r->times, sizeof r->times);
-    blobs[1] = moe_blob_of("results.expert_load", comm->rank == 0 ? r->expert_load : NULL,
-                           count * (int64_t)sizeof *r->expert_load);
-    blobs[2] = moe_blob_of("results.history", &r->training_history, moe_training_history_bytes());
-    blobs[3] = moe_blob_of("results.matrices", comm->rank == 0 ? r->matrix_history.rows : NULL,
-                           matrices * (int64_t)sizeof *r->matrix_history.rows);
+    blobs[TIMES] = moe_blob_of("results.times", &r->times, sizeof r->times);
+    blobs[EXPERT_LOAD] = moe_blob_of("results.expert_load", comm->rank == 0 ? r->expert_load : NULL,
+                                     count * (int64_t)sizeof *r->expert_load);
+    blobs[HISTORY] =
+        moe_blob_of("results.history", &r->training_history, moe_training_history_bytes());
+    blobs[MATRICES] =
+        moe_blob_of("results.matrices", comm->rank == 0 ? r->matrix_history.rows : NULL,
+                    matrices * (int64_t)sizeof *r->matrix_history.rows);
 }
 
 static bool are_sound_times(const moe_run_times *t, int64_t step) {
@@ -337,14 +341,33 @@ static bool are_sound_times(const moe_run_times *t, int64_t step) {
     return sound;
 }
 
+/* Whether a blob holds counts of a step, whose sum over experts and layers is then no overflow. A
+ * rank that has none of it has nothing to object to. */
+static bool are_counts(const moe_blob *b) {
+    const int64_t *count = b->data, most = INT64_C(1) << 40;
+    for (int64_t i = 0; count && i < b->bytes / (int64_t)sizeof *count; i++) {
+        if (count[i] < 0 || count[i] > most) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int moe_results_check_history(const moe_results *r,
+                              const moe_blob blobs[MOE_RESULTS_BLOBS],
                               int64_t step,
                               const char *path,
                               moe_status *st) {
-    const char *bad = !are_sound_times(&r->times, step) ? "results.times"
-                      : !moe_training_history_is_sound(&r->training_history, step)
-                          ? "results.history"
-                          : NULL;
+    const char *bad = NULL;
+    if (!are_sound_times(&r->times, step)) {
+        bad = blobs[TIMES].name;
+    } else if (!moe_training_history_is_sound(&r->training_history, step)) {
+        bad = blobs[HISTORY].name;
+    } else if (!are_counts(&blobs[EXPERT_LOAD])) {
+        bad = blobs[EXPERT_LOAD].name;
+    } else if (!are_counts(&blobs[MATRICES])) {
+        bad = blobs[MATRICES].name;
+    }
     if (!bad) {
         return MOE_OK;
     }

@@ -53,6 +53,10 @@ int moe_results_open(const moe_comm *comm,
                      moe_results *out,
                      moe_status *st);
 
+/* Local. Refuses (MOE_USER) a folder that the user named in --out and that moesim could not make,
+ * or not write to. Nothing is made, so that --check can tell, and a run before it works. */
+int moe_results_check_folder(const char *folder, bool force, moe_status *st);
+
 /* Local. Makes a folder, with its parents, for other files than those of a run. One that exists and
  * is not empty is refused (MOE_USER) unless force is set; what is in it stays. `option` is where
  * the user named it. */
@@ -84,7 +88,11 @@ void moe_results_history(const moe_comm *comm,
                          moe_blob blobs[MOE_RESULTS_BLOBS]);
 /* Local. Whether what was read into the blobs can be the history of a run after `step` steps; else
  * MOE_USER with `path` in front. Checksums do not say that, because anybody can make them. */
-int moe_results_check_history(const moe_results *r, int64_t step, const char *path, moe_status *st);
+int moe_results_check_history(const moe_results *r,
+                              const moe_blob blobs[MOE_RESULTS_BLOBS],
+                              int64_t step,
+                              const char *path,
+                              moe_status *st);
 /* Collective. Puts metrics.jsonl on disk, so that a checkpoint is never ahead of it. */
 int moe_results_sync(const moe_comm *comm, const moe_results *r, moe_status *st);
 /* Collective. Opens the folder of a run that goes on after `step` steps, whose history *r has. Cuts

@@ -53,10 +53,32 @@ static bool is_empty_folder(const char *path) {
     return empty;
 }
 
-static int fail_not_empty(const char *name, moe_status *st) {
+static int fail_not_empty(const char *option, const char *name, moe_status *st) {
     return moe_fail(st, MOE_USER,
-                    "--out: the folder '%s' exists and is not empty; choose another one, or add "
-                    "--force to replace the results in it",
+                    "%s: the folder '%s' exists and is not empty; choose another one, or add "
+                    "--force to replace in it what is to be written",
+                    option, name);
+}
+
+/* What stands at the name already: it has to be a folder, and an empty one without `force`. */
+static int check_existing(const char *option, const char *name, bool force, moe_status *st) {
+    struct stat what;
+    if (stat(name, &what) != 0 || !S_ISDIR(what.st_mode)) {
+        return moe_fail(st, MOE_USER, "%s: '%s' exists and is not a folder; choose another name",
+                        option, name);
+    }
+    return force || is_empty_folder(name) ? MOE_OK : fail_not_empty(option, name, st);
+}
+
+/* Files of an earlier run are not removed through a link. */
+static int check_no_link(const char *name, moe_status *st) {
+    struct stat link;
+    if (lstat(name, &link) != 0 || !S_ISLNK(link.st_mode) || is_empty_folder(name)) {
+        return MOE_OK;
+    }
+    return moe_fail(st, MOE_USER,
+                    "--out: '%s' is a link to a folder, and --force does not remove files through "
+                    "a link: name the folder itself",
                     name);
 }
 
@@ -83,6 +105,7 @@ int moe_results_folder_name(char name[MOE_PATH_MAX],
                             const char *option,
                             const char *folder,
                             moe_status *st) {
+    struct stat there, root;
     if (*folder == '\0' || strlen(folder) >= MOE_PATH_MAX) {
         return moe_fail(st, MOE_USER,
                         "%s: the folder's name must have 1 to %d characters, this one has %zu",
@@ -92,26 +115,26 @@ int moe_results_folder_name(char name[MOE_PATH_MAX],
     for (size_t n = strlen(name); n > 1 && name[n - 1] == '/'; n--) {
         name[n - 1] = '\0';
     }
+    if (stat(name, &there) == 0 && stat("/", &root) == 0 && there.st_dev == root.st_dev &&
+        there.st_ino == root.st_ino) {
+        return moe_fail(st, MOE_USER,
+                        "%s: '%s' is the root of the file system, which is no folder of a run; "
+                        "choose another one",
+                        option, folder);
+    }
     return MOE_OK;
 }
 
 /* A folder that the user named and that was there before. Whether anything is in it is looked at
  * under the lock, because another run may be about to begin in it as well. */
 static int take_over(const char *name, bool force, moe_lock *lock, moe_status *st) {
-    struct stat link;
     if (moe_lock_take(name, lock, st) != MOE_OK || is_empty_folder(name)) {
         return st->code;
     }
     if (!force) {
-        return fail_not_empty(name, st);
+        return fail_not_empty("--out", name, st);
     }
-    if (lstat(name, &link) == 0 && S_ISLNK(link.st_mode)) {
-        return moe_fail(st, MOE_USER,
-                        "--out: '%s' is a link to a folder, and --force does not remove files "
-                        "through a link: name the folder itself",
-                        name);
-    }
-    return remove_own_files(name, st);
+    return check_no_link(name, st) == MOE_OK ? remove_own_files(name, st) : st->code;
 }
 
 int moe_results_folder_make(const char *name, bool force, moe_lock *lock, moe_status *st) {
@@ -124,22 +147,50 @@ int moe_results_folder_make(const char *name, bool force, moe_lock *lock, moe_st
     if (errno != EEXIST) {
         return moe_results_folder_failed(st, "make the folder", name);
     }
-
-    struct stat what;
-    if (stat(name, &what) != 0 || !S_ISDIR(what.st_mode)) {
-        return moe_fail(st, MOE_USER, "--out: '%s' exists and is not a folder; choose another name",
-                        name);
-    }
     /* looked at before the lock too, which could not be made in a folder that is somebody else's */
-    if (!force && !is_empty_folder(name)) {
-        return fail_not_empty(name, st);
+    if (check_existing("--out", name, force, st) != MOE_OK) {
+        return st->code;
     }
     return take_over(name, force, lock, st);
 }
 
+/* The folder itself, or where it is still to be made, the nearest one above it. */
+static int check_writable(const char *option, const char *name, moe_status *st) {
+    char part[MOE_PATH_MAX], *slash;
+    struct stat link;
+    snprintf(part, sizeof part, "%s", name);
+    while (access(part, W_OK | X_OK) != 0) {
+        const bool above = errno == ENOENT && lstat(part, &link) != 0;
+        if (!above) {
+            return moe_fail(st, MOE_USER,
+                            "%s: cannot write into '%s': %s; choose a folder that can be written "
+                            "to",
+                            option, part, strerror(errno));
+        }
+        slash = strrchr(part, '/');
+        snprintf(slash ? slash : part, 2, "%s", slash ? "" : ".");
+        if (slash == part) {
+            snprintf(part, sizeof part, "/");
+        }
+    }
+    return MOE_OK;
+}
+
+int moe_results_check_folder(const char *folder, bool force, moe_status *st) {
+    char name[MOE_PATH_MAX];
+    struct stat there;
+    if (moe_results_folder_name(name, "--out", folder, st) != MOE_OK) {
+        return st->code;
+    }
+    if (lstat(name, &there) == 0 &&
+        (check_existing("--out", name, force, st) != MOE_OK || check_no_link(name, st) != MOE_OK)) {
+        return st->code;
+    }
+    return check_writable("--out", name, st);
+}
+
 int moe_results_make_folder(const char *option, const char *folder, bool force, moe_status *st) {
     char name[MOE_PATH_MAX];
-    struct stat what;
     if (moe_results_folder_name(name, option, folder, st) || make_parents(name, st)) {
         return st->code;
     }
@@ -149,17 +200,7 @@ int moe_results_make_folder(const char *option, const char *folder, bool force, 
     if (errno != EEXIST) {
         return moe_results_folder_failed(st, "make the folder", name);
     }
-    if (stat(name, &what) != 0 || !S_ISDIR(what.st_mode)) {
-        return moe_fail(st, MOE_USER, "%s: '%s' exists and is not a folder; choose another name",
-                        option, name);
-    }
-    if (!force && !is_empty_folder(name)) {
-        return moe_fail(st, MOE_USER,
-                        "%s: the folder '%s' exists and is not empty; choose another one, or add "
-                        "--force to write into it",
-                        option, name);
-    }
-    return MOE_OK;
+    return check_existing(option, name, force, st);
 }
 
 /* Where the folder of this second exists, -2, -3 and so on is appended until one is new. */

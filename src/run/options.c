@@ -210,6 +210,40 @@ static int check_last_step(const moe_options *o, moe_status *st) {
     return MOE_OK;
 }
 
+/* What was given beside something that takes nothing. */
+static const char *given_beside(const moe_options *o) {
+    return o->config              ? o->config
+           : o->sets.count > 0    ? "--set"
+           : o->run.out           ? "--out"
+           : o->resume            ? "--resume"
+           : o->run.force         ? "--force"
+           : o->run.check_only    ? "--check"
+           : o->dialects          ? "--dialects"
+           : o->placements        ? "--placements"
+           : o->calibrate         ? "--calibrate"
+           : o->export_parameters ? "--export-parameters"
+                                  : NULL;
+}
+
+/* What is about moesim itself looks at nothing else, and comparing dialects writes no files. */
+static int check_idle(const moe_options *o, moe_status *st) {
+    const char *alone = o->keys             ? "--keys"
+                        : o->version        ? "--version"
+                        : o->verify         ? "--verify"
+                        : o->verify_predict ? "--verify predict"
+                                            : NULL;
+    const char *beside = given_beside(o);
+    if (alone && beside && !o->help) {
+        return moe_fail(st, MOE_USER, "%s looks at nothing else: leave %s out", alone, beside);
+    }
+    beside = o->run.out ? "--out" : o->run.force ? "--force" : o->run.check_only ? "--check" : NULL;
+    if (o->dialects && beside) {
+        return moe_fail(st, MOE_USER, "--dialects compares and writes nothing: leave %s out",
+                        beside);
+    }
+    return MOE_OK;
+}
+
 /* Another thing that is asked for, which has no place beside --export-parameters. */
 static const char *beside_export(const moe_options *o) {
     return o->run.check_only       ? "--check"
@@ -264,7 +298,7 @@ static bool asks_to_generate(const moe_options *o) {
 }
 
 static int check_together(const moe_options *o, moe_status *st) {
-    if (check_last_step(o, st) != MOE_OK) {
+    if (check_last_step(o, st) != MOE_OK || check_idle(o, st) != MOE_OK) {
         return st->code;
     }
     if (o->config && o->config[0] == '\0') {

@@ -350,6 +350,12 @@ static int read_model_files(moe_run_state *r, moe_status *st) {
     return MOE_OK;
 }
 
+/* Whether this rank is to make a folder that the user named. */
+static bool makes_folder(const moe_run_state *r) {
+    const moe_run_options *o = r->options;
+    return r->comm->rank == 0 && o->out && !o->resume && !o->model_only;
+}
+
 /* Collective. Reads the files, and checks what can be checked without making the model. */
 static int read_and_check(moe_run_state *r, moe_status *st) {
     const moe_config *c = r->config;
@@ -371,6 +377,9 @@ static int read_and_check(moe_run_state *r, moe_status *st) {
     if (st->code == MOE_OK && moe_input_check(&r->input, c, num_tokens(r), st) == MOE_OK) {
         moe_capacity_check(c, moe_input_routed(&r->input, c, num_tokens(r)),
                            moe_input_longest_sequence(&r->input, c, num_tokens(r)), st);
+    }
+    if (st->code == MOE_OK && makes_folder(r)) {
+        moe_results_check_folder(r->options->out, r->options->force, st);
     }
     if (moe_comm_agree(r->comm, st)) {
         return st->code;

@@ -285,24 +285,54 @@ int moe_rebalance_blobs(moe_rebalance *r, int64_t step, moe_blob blob[MOE_REBALA
     return num;
 }
 
-/* Whether these are numbers of selections: whole, and exact in a double. */
+/* Whether these are numbers of selections: whole, and with a sum that is exact in a double and fits
+ * into an integer. */
 static bool are_counts(const double *x, int64_t n) {
     bool are = true;
     for (int64_t i = 0; i < n; i++) {
-        are &= x[i] >= 0 && x[i] <= (double)(INT64_C(1) << 53) && x[i] == floor(x[i]);
+        are &= x[i] >= 0 && x[i] <= 0x1p53 / (double)n && x[i] == floor(x[i]);
     }
     return are;
 }
 
+static bool is_sum(int64_t value) {
+    return value >= 0 && value <= INT64_MAX / 2;
+}
+
+static bool is_mean(double value) {
+    return value >= 0 && isfinite(value);
+}
+
+/* Of the two flags only the bytes are looked at: another value than 0 and 1 is no bool. */
+static bool are_sound_totals(const moe_rebalance_metrics *t) {
+    uint8_t flag[2];
+    memcpy(flag, &t->on, 1);
+    memcpy(flag + 1, &t->first, 1);
+    return flag[0] <= 1 && flag[1] <= 1 && is_sum(t->decisions) && is_sum(t->moved) &&
+           is_sum(t->bytes) && is_sum(t->cross_node_bytes) && is_sum(t->wasted) &&
+           is_mean(t->device_before) && is_mean(t->device_after) && is_mean(t->decide_seconds) &&
+           is_mean(t->move_seconds);
+}
+
 int moe_rebalance_check(const moe_rebalance *r, const char *path, moe_status *st) {
-    if (r->balancer && !(are_counts(r->load, words_of(r)) &&
-                         (!r->pairs || are_counts(r->pairs, words_of_pairs(r))))) {
-        return moe_fail(st, MOE_USER,
-                        "the checkpoint '%s' is damaged: a load that its placement follows is not "
-                        "a number of selections",
-                        path);
+    const char *bad = NULL;
+    if (!r->balancer) {
+        return MOE_OK;
     }
-    return MOE_OK;
+    if (!are_counts(r->load, words_of(r))) {
+        bad = "placement load";
+    } else if (r->pairs && !are_counts(r->pairs, words_of_pairs(r))) {
+        bad = "placement pairs";
+    } else if (!are_sound_totals(&r->total)) {
+        bad = "placement moves";
+    }
+    if (!bad) {
+        return MOE_OK;
+    }
+    return moe_fail(
+        st, MOE_USER,
+        "the checkpoint '%s' is damaged: the numbers of its %s cannot be those of a run", path,
+        bad);
 }
 
 int moe_rebalance_restore(moe_rebalance *r, const char *path, moe_status *st) {

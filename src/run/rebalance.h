@@ -57,7 +57,7 @@ enum { MOE_REBALANCE_BLOBS = 4 };
  * Returns how many blobs there are; the first is r->expert_at. */
 int moe_rebalance_blobs(moe_rebalance *r, int64_t step, moe_blob blob[MOE_REBALANCE_BLOBS]);
 
-/* Local. Refuses (MOE_USER) loads from a checkpoint that no run can have counted. */
+/* Local. Refuses (MOE_USER) loads and figures from a checkpoint that no run can have counted. */
 int moe_rebalance_check(const moe_rebalance *r, const char *path, moe_status *st);
 
 /* Local. Puts r->expert_at, which came from a checkpoint, into the placements, before the experts

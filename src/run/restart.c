@@ -154,7 +154,7 @@ static int check_state(const moe_restart *r,
         moe_rebalance_check(r->rebalance, from->path, st) != MOE_OK) {
         return st->code;
     }
-    return moe_results_check_history(r->results, from->step, from->path, st);
+    return moe_results_check_history(r->results, s->blob, from->step, from->path, st);
 }
 
 /* Where the experts are has to be known before they are read. */

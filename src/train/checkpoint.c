@@ -13,6 +13,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -222,6 +223,22 @@ int moe_checkpoint_write(const moe_comm *comm,
 
 /* --- reading --- */
 
+/* No step of a run can begin with such numbers, so that they are not the run's own. */
+static int check_numbers(const char *path, const moe_section *s, const block *b, moe_status *st) {
+    static const char *const tail[MOE_NUM_PARTS] = {"", ".m", ".v", ""};
+    int64_t bytes;
+    const real *value = (const real *)b->data;
+    moe_checkpoint_table_block(s, b->number, &bytes);
+    for (int64_t i = 0; i < bytes / (int64_t)sizeof *value && s->part != MOE_PART_BLOB; i++) {
+        if (!isfinite(value[i]) || (s->part == MOE_PART_V && value[i] < 0)) {
+            return moe_fail(st, MOE_USER,
+                            "the checkpoint '%s' holds %g in %s%s, with which no step can be made",
+                            path, (double)value[i], s->name, tail[s->part]);
+        }
+    }
+    return MOE_OK;
+}
+
 /* Reads every block that this rank holds from where the file has it. */
 static void read_held(const char *path,
                       const moe_checkpoint_table *here,
@@ -231,9 +248,11 @@ static void read_held(const char *path,
     block *blocks = held_blocks(here, &num);
     int descriptor = moe_checkpoint_file_open(path, st);
     for (int64_t i = 0; i < num && st->code == MOE_OK; i++) {
-        moe_checkpoint_file_read(descriptor, path, file,
-                                 moe_checkpoint_table_section(file, blocks[i].section),
-                                 blocks[i].number, blocks[i].data, st);
+        const moe_section *s = moe_checkpoint_table_section(file, blocks[i].section);
+        if (moe_checkpoint_file_read(descriptor, path, file, s, blocks[i].number, blocks[i].data,
+                                     st) == MOE_OK) {
+            check_numbers(path, s, &blocks[i], st);
+        }
     }
     if (descriptor >= 0) {
         close(descriptor);

@@ -289,6 +289,17 @@ def check_command_line():
         ["run.stepz", "run.steps"],
         [good, "--set", "run.stepz=1"],
     )
+    for words in (
+        ["--keys", "--out", "x"],
+        ["--keys", "--set", "run.steps=3"],
+        ["--version", "--force"],
+        ["--verify", good],
+        ["--verify", "predict", "--check"],
+        ["--dialects", good, "--out", "x"],
+        ["--dialects", good, "--check"],
+    ):
+        idle = next(word for word in reversed(words) if word[0] == "-" or word == good)
+        refused(f"{words}: one does nothing", ["leave", idle], words)
     refused(
         "--check of a bad file",
         ["data.path"],

@@ -4,6 +4,7 @@
  * matrices where it belongs, and its forward pass is that of the same FFN as it was.
  *
  * ctest: f64 */
+#include <math.h>
 #include <string.h>
 
 #include "base/gemm.h"
@@ -11,6 +12,7 @@
 #include "check.h"
 #include "config/config.h"
 #include "config/value.h"
+#include "experts/activation.h"
 #include "experts/ffn.h"
 
 static void test_type(enum moe_expert_type type) {
@@ -27,6 +29,16 @@ static void test_type(enum moe_expert_type type) {
     CHECK((row->forward != NULL) == (row->matrices > 0));
     CHECK((row->backward != NULL) == (row->matrices > 0));
     moe_ffn_free(&f);
+}
+
+/* A run that diverges has such numbers: they end as NaN, and not in arithmetic that is undefined.
+ */
+static void test_not_finite(void) {
+    real h1[4] = {NAN, -NAN, INFINITY, -INFINITY}, h[4];
+    moe_activation_silu(h1, NULL, h, 4);
+    CHECK(isnan(h[0]) && isnan(h[1]) && h[2] > 0);
+    moe_activation_swiglu(h1, h1, h, 4);
+    CHECK(isnan(h[0]) && isnan(h[1]) && h[2] > 0);
 }
 
 /* --- bf16 beside a naive FFN --- */
@@ -218,6 +230,7 @@ int main(void) {
         RUN(test_type, type);
     }
     moe_status st = {0};
+    RUN(test_not_finite);
     CHECK_EQ(moe_gemm_choose(MOE_GEMM_REFERENCE, &st), MOE_OK);
     for (int type = MOE_EXPERT_SWIGLU; type < MOE_EXPERT_IDENTITY; type++) {
         RUN(test_bf16, type);

@@ -134,6 +134,25 @@ FAKE_STATUS=3
 export FAKE_STATUS
 status 3 twelve.ini
 unset FAKE_STATUS
+# what would keep mpirun from working, and a standard output that takes nothing, get one sentence
+sentence() {
+    local wanted=$1 got=0
+    shift
+    "$@" 2> "$scratch/said" || got=$?
+    checks=$((checks + 1))
+    if [ $got != 1 ] || [ "$(wc -l < "$scratch/said")" != 1 ] ||
+        ! grep -q "^scripts/run: .*$wanted" "$scratch/said"; then
+        fail "$*: wanted $wanted, got status $got, $(cat "$scratch/said")"
+    fi
+}
+run_here() { "$tree/scripts/run" "$scratch/twelve.ini"; }
+limited() { (ulimit -f "$1" && run_here > /dev/null); }
+onto_full() { run_here > /dev/full; }
+onto_closed() { run_here >&-; }
+sentence 'ulimit -f' limited 16
+sentence 'ulimit -f' limited 16383
+sentence 'standard output' onto_full
+sentence 'standard output' onto_closed
 # ended by a signal, it ends what it runs, also what does not listen; and it needs no standard input
 ended_by() {
     local signal=$1 expected=$2 deaf=${3:-} got=0

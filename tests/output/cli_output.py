@@ -272,9 +272,9 @@ def check_width():
             if how == "COLUMNS" and label != "forward":
                 continue
             more = {"COLUMNS": str(columns)} if how == "COLUMNS" else {}
+            out = ["--out", f"{label}-{columns}-{how}"] if "--dialects" not in arguments else []
             shown = terminal_output(
-                "--out",
-                f"{label}-{columns}-{how}",
+                *out,
                 *arguments,
                 columns=columns if how == "terminal" else 200,
                 **plain(**more),

@@ -78,7 +78,10 @@ class Checkpoint:
         self.data = bytearray(content[40 + texts :])
 
     def section(self, name):
-        return next(s for s in self.table["sections"] if s["name"] == name)
+        """The first one of that name, or of the name and the part in "name.part"."""
+        return next(
+            s for s in self.table["sections"] if name in (s["name"], f"{s['name']}.{s['part']}")
+        )
 
     def put(self, name, form, at, value):
         struct.pack_into(form, self.data, self.section(name)["offset"] + at, value)
@@ -100,11 +103,11 @@ class Checkpoint:
             file.write(b"MOESIMCK" + struct.pack("<Q", xxh64(rest)) + rest + self.data)
 
 
-def crafted(label, change, *words, step=4):
+def crafted(label, change, *words, step=4, of="whole"):
     """Goes on from a copy of the run with one changed checkpoint, which must be refused."""
     folder = os.path.join(TEMPORARY, "crafted")
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(os.path.join(TEMPORARY, "whole"), folder)
+    shutil.copytree(os.path.join(TEMPORARY, of), folder)
     os.remove(f"{folder}/summary.json")
     path = f"{folder}/checkpoints/step-00000004.moe"
     checkpoint = Checkpoint(path)
@@ -157,6 +160,41 @@ for value in (0, 3, 5, -4, 2**63 - 1):
 crafted(
     "a bias that is no number", lambda c: c.put("layer0.bias", "<d", 16, nan), "bias", "expert 2"
 )
+for value in (-1, 2**62, -(2**63)):
+    for name in ("results.expert_load", "results.matrices"):
+        crafted(f"{name} of {value}", lambda c: c.put(name, "<q", 8, value), name)
+for value in (nan, infinite, -infinite):
+    for name in ("layer0.gate", "layer0.experts.w1", "layer0.experts.w2.m"):
+        crafted(f"{name} of {value}", lambda c: c.put(name, "<f", 4, value), name, "holds")
+crafted(
+    "a negative mean of squares",
+    lambda c: c.put("layer0.gate.v", "<f", 4, -1.0),
+    "layer0.gate.v",
+    "holds -1",
+)
+run("moving", 2, {**TRAINING, "placement.policy": "eplb_global", "placement.rebalance_every": 2})
+crafted("nothing changed where experts move", lambda c: None, of="moving")
+for value in (-1.0, nan, infinite, 1e300):
+    crafted(
+        f"a load of {value}",
+        lambda c: c.put("placement load", "<d", 8, value),
+        "placement load",
+        of="moving",
+    )
+for expert in (-1, 8, 2**31 - 1, 0):
+    crafted(
+        f"expert {expert} twice or nowhere",
+        lambda c: c.put("placement", "<i", 4, expert),
+        "placement of layer 0",
+        of="moving",
+    )
+for at, form, value in ((0, "<B", 255), (1, "<B", 2), (8, "<q", -1), (48, "<d", nan)):
+    crafted(
+        f"moves with {value} at {at}",
+        lambda c: c.put("placement moves", form, at, value),
+        "placement moves",
+        of="moving",
+    )
 crafted("a section twice", twice, "twice")
 for step in (6, 10**12, 10**17):
     crafted(f"step {step}", at_step(step), "damaged", step=step)

@@ -214,6 +214,35 @@ def check_long_names():
         check(done.code == 2 and done.err.count("\n") == 1, f"{done.code}: {done.err}")
 
 
+def check_unfit_names():
+    """--check says it as the run does, and makes nothing."""
+    small = config("small", SMALL)
+    os.mkdir(path("full"))
+    open(path("full", "somebody's"), "w").close()
+    os.symlink(path("full"), path("link"))
+    os.symlink(path("nowhere"), path("dangling"))
+    for name, force, words in (
+        ("/", False, ["'/'", "root"]),
+        ("/", True, ["'/'", "root"]),
+        ("//./", True, ["root"]),
+        ("", False, ["0"]),
+        (path("full"), False, ["not empty"]),
+        (path("link"), False, ["not empty"]),
+        (path("link"), True, ["link"]),
+        (path("dangling"), True, ["not a folder"]),
+        (path("dangling", "x"), False, ["dangling"]),
+        (path("full", "somebody's"), True, ["not a folder"]),
+        (path("full", "somebody's", "x"), False, ["somebody's"]),
+        ("/dev/null", True, ["not a folder"]),
+    ):
+        for check_only in ([], ["--check"]):
+            words_of_run = [small, "--out", name, "--quiet", *check_only]
+            refused(moesim(1, *words_of_run, *(["--force"] if force else [])), "--out", *words)
+    done = moesim(1, small, "--out", path("to", "be", "made"), "--check")
+    check(done.code == 0 and not os.path.exists(path("to")), f"--check: {done.code}: {done.err}")
+    check(os.listdir(path("full")) == ["somebody's"], "something beside the file")
+
+
 # --- what is no file ---
 
 
@@ -250,4 +279,5 @@ check_race()
 check_links()
 check_force_through_links()
 check_long_names()
+check_unfit_names()
 verdict()

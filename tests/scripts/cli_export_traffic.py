@@ -3,6 +3,7 @@ scripts/export-traffic: each format, read back by a reader of its own, has the b
 matrix pair by pair and those of summary.json in all; sends and receives agree; bad input.
 """
 import collections
+import json
 import os
 import shutil
 import subprocess
@@ -195,6 +196,12 @@ def check_refused(folder):
         with open("damaged/summary.json", "w") as file:
             file.write(text)
         refused("summary.json", "damaged", "--format", "csv", "-o", "o")
+    for value in ({"remote": 5}, {}, [], "5", None, True, 1.5, -1, 10**30):
+        changed = summary(folder)
+        changed["layers"][0]["volume"]["dispatch"]["logical_bytes"] = value
+        with open("damaged/summary.json", "w") as file:
+            json.dump(changed, file)
+        refused("dispatch of layer 0", "damaged", "--format", "csv", "-o", "o")
 
 
 def content_of(folder):

@@ -85,6 +85,7 @@ VALUES = (
         0.5,
     ),
     *(None, True, False, "", "x", "\ud800", "</script><script>alert(1)</script>", "x" * 10_000),
+    "\x1b]0;title\x07\x1b[2J",
     *([], {}, [[1]], [1, 2, 3], ["a"], {"a": {"b": 1}}, [None], [{}], {"": 0}),
     *(Raw("NaN"), Raw("Infinity"), Raw("-Infinity"), Raw("1e999"), Raw("9" * 5000)),
     *(
@@ -413,6 +414,7 @@ def check_report(folder, label, library):
         target = os.path.join(folder, "report.html")
         page = Page(target)
         m.check(SECRET not in page.text, f"{label}: the page shows a file from outside")
+        m.check("\x1b" not in page.text, f"{label}: the page commands a terminal")
         m.check("<script>alert" not in page.text, f"{label}: the page holds a script of the folder")
         os.remove(target)
     return time.monotonic() - begin

@@ -216,11 +216,16 @@ def arrays(drawn):
     top_k, experts = 2, 8
     tokens = drawn.randrange(1, 6)
     flat = [expert for row in rows_of(drawn, tokens, top_k, experts) for expert in row]
-    dtype = drawn.choice(["|u1", "|i1", "<i2", "<i4", "<i8"])
+    dtype = drawn.choice(["|u1", "|i1", "<i2", "<i4", "<i8", "<u8"])
     good = m.header_of(dtype, (tokens, 1, top_k)) + array.array(m.TYPES[dtype], flat).tobytes()
-    kind = drawn.randrange(4)
+    kind = drawn.randrange(5)
     if kind == 0:
         content = mutated(drawn, good)
+    elif kind == 4:  # the largest number of an unsigned type may stand for -1
+        dtype, largest = drawn.choice([("|u1", 2**8 - 1), ("<u8", 2**64 - 1)])
+        numbers = [drawn.choice([largest, 0, 1, 2, 3]) for _ in flat]
+        content = m.header_of(dtype, (tokens, 1, top_k))
+        content += array.array(m.TYPES[dtype], numbers).tobytes()
     elif kind == 1:
         text = drawn.choice(HEADERS)
         if drawn.random() < 0.3:
