@@ -103,6 +103,8 @@ def _config_in(folder):
 
 def _config_of_array(path, folder):
     """A configuration that reads a recording: integers are experts, others logits."""
+    if not path.isprintable():
+        raise Refused(f"{path!a}: a name of printable characters is expected")
     array = recording.open_array(path)
     source = "logits" if array.descr[1] == "f" else "routing"
     layers = array.shape[-3] if len(array.shape) > 2 else 1

@@ -9,6 +9,7 @@ import subprocess
 
 import keys_table
 from command_line import Refused
+from run_lib import safe_files
 
 MOST_RANKS = 8
 
@@ -47,10 +48,10 @@ def devices_in(path):
         inline_comment_prefixes=(";", "#"), strict=False, interpolation=None, allow_no_value=True
     )
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(safe_files.open_regular(path, links=True), encoding="utf-8") as file:
             reader.read_file(file)
         return (reader.get("cluster", "devices", fallback="") or "").strip()
-    except (OSError, UnicodeDecodeError, configparser.Error):
+    except (OSError, safe_files.Unfit, UnicodeDecodeError, configparser.Error):
         return ""
 
 

@@ -25,6 +25,8 @@ def claim(options):
     """OUT belongs to one configuration, number of ranks and set of --set: rows of different ones
     would not be comparable.
     """
+    if os.path.realpath(options.out) == "/":
+        raise Refused(f"--out {options.out} is the root of the file system: give another --out")
     with open(options.config, "rb") as file:
         digest = hashlib.sha256(file.read()).hexdigest()
     mine = {"config": digest, "ranks": options.ranks, "set": options.sets}

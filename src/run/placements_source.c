@@ -12,6 +12,9 @@
 #include "run/placements_internal.h"
 #include "world/topology.h"
 
+/* Sums of loads over all steps and experts stay finite. */
+#define LARGEST_LOAD 1e30
+
 /* --- loads from a file --- */
 
 /* Whether the file has the shape [layers,N] or [steps,layers,N]. */
@@ -46,10 +49,10 @@ static int take_loads(moe_step_source *s,
     s->file_load = moe_alloc(h->count, sizeof *s->file_load, "loads");
     for (int64_t i = 0; i < h->count; i++) {
         s->file_load[i] = moe_npy_f64(h, data, i);
-        if (!(s->file_load[i] >= 0 && isfinite(s->file_load[i]))) {
+        if (!(s->file_load[i] >= 0 && s->file_load[i] <= LARGEST_LOAD)) {
             return moe_fail(st, MOE_USER,
                             "placement.load: '%.200s', step %lld, layer %lld, expert %lld: %g is "
-                            "no load, allowed are numbers from 0 on",
+                            "no load, allowed are numbers from 0 to 1e30",
                             s->config->placement.load, (long long)(i / n / s->layers),
                             (long long)(i / n % s->layers), (long long)(i % n), s->file_load[i]);
         }

@@ -201,7 +201,9 @@ def check_refusals():
     flat = save("flat.npy", "<f4", (4,), [1, 2, 3, 4])
     nan = save("nan.npy", "<f8", (1, 4), [1, float("nan"), 3, 4])
     negative = save("negative.npy", "<i8", (1, 4), [1, 2, 3, -4])
+    huge = save("huge.npy", "<f8", (1, 4), [1e308, 1e308, 3, 4])
     for sentence, settings in (
+        ("expert 0: 1e+308 is no load", {**four, "placement.load": huge}),
         ("which is no multiple of cluster.devices", {"placement.redundant_experts": 1}),
         ("placement.fit = 9: the run has 4 steps", {"run.steps": 4, "placement.fit": 9}),
         ("placement.score = 9: the run has 4 steps", {"run.steps": 4, "placement.score": 9}),

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 
@@ -371,6 +372,12 @@ def test_refused():
         ),
     ):
         refused(name, pattern, *words)
+    lines = os.path.join(m.TEMPORARY, "a\n[run]\nsteps = 9.npy")
+    shutil.copy(cut, lines)
+    refused("a name of several lines", "printable", lines, "--cluster", CLUSTER)
+    os.makedirs("pipes")
+    os.mkfifo("pipes/routing.ini")
+    refused("a pipe", "not a regular file", "pipes", "--cluster", CLUSTER)
 
 
 test_worth_it()

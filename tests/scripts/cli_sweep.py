@@ -320,6 +320,12 @@ def test_mistakes():
         "a missing configuration is no mistake",
     )
     m.check(not os.path.exists("never"), "a mistake left a folder")
+    for root in ("/", "//."):
+        done = sweep(TINY, "--seeds", "2", "-np", "2", "--out", root)
+        m.check(done.code == 2 and "root of the file system" in done.err, root, done.err)
+    os.mkfifo("pipe.ini")
+    done = sweep("pipe.ini", "--seeds", "2", "-np", "2", "--out", "never")
+    m.check(done.code == 2 and done.err.count("\n") == 1, "a pipe", done.code, done.err)
 
 
 def test_zip_and_doubling():
