@@ -12,6 +12,7 @@
 
 enum {
     BYTE_VALUES = 256,
+    HUGE_PAGE = 1 << 21,
     WORD = sizeof(int64_t),
     INT = sizeof(int32_t),
     REAL = sizeof(real),
@@ -73,6 +74,11 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
 
 /* Local. The smallest whole number that is not below x, saturated. */
 int64_t moe_memory_whole(double x);
+
+/* Local. What is resident of `bytes` in a buffer whose size varies with the load, and that has a
+ * quarter in reserve. One of two huge pages or more begins at such a page (base/alloc.c), and is
+ * resident up to the end of the last that is used. */
+int64_t moe_memory_touched(int64_t bytes);
 
 /* Local. Whether there is a gate; where not, logits or a routing were recorded. */
 bool moe_memory_has_gate(const moe_config *c);

@@ -21,11 +21,12 @@
 #include "predict/internal.h"
 
 enum {
-    PROGRAM_BYTES = 8 << 20,  /* pages of the program, a BLAS and MPI, their tables and stacks */
-    ONEDNN_BYTES = 6 << 20,   /* of oneDNN, with the code that it makes for the shapes it meets */
-    BF16_BYTES = 2 << 20,     /* of it, where it computes products in bf16 alone */
-    ONEDNN_PRODUCT = 1 << 19, /* multiplications that are worth its call (base/gemm.c) */
-    GATE_ROWS = 256,          /* of a product of a gate or a head (model/layer_forward.c) */
+    PROGRAM_BYTES = 8 << 20,   /* pages of the program, a BLAS and MPI, their tables and stacks */
+    ONEDNN_BYTES = 6 << 20,    /* of oneDNN, with the code that it makes for the shapes it meets */
+    BF16_BYTES = 2 << 20,      /* of it, where it computes products in bf16 alone */
+    BF16_MORE_BYTES = 1 << 20, /* where it computes them too */
+    ONEDNN_PRODUCT = 1 << 19,  /* multiplications that are worth its call (base/gemm.c) */
+    GATE_ROWS = 256,           /* of a product of a gate or a head (model/layer_forward.c) */
     TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
 };
 
@@ -164,6 +165,12 @@ static int64_t frozen_parameters(const moe_config *c) {
                : 0;
 }
 
+int64_t moe_memory_touched(int64_t bytes) {
+    const int64_t huge = (add(bytes, bytes / 4)) / HUGE_PAGE * HUGE_PAGE;
+    return huge >= 2 * HUGE_PAGE && bytes <= huge ? mul(div_up(bytes, HUGE_PAGE), HUGE_PAGE)
+                                                  : bytes;
+}
+
 bool moe_memory_has_gate(const moe_config *c) {
     return c->data.source == MOE_SOURCE_SYNTHETIC || c->data.source == MOE_SOURCE_TEXT;
 }
@@ -254,7 +261,9 @@ static bool uses_onednn(const moe_config *c, const moe_memory_sizes *s) {
 
 static int64_t program(const moe_config *c, const moe_memory_sizes *s) {
     const bool narrow = c->model.compute == MOE_COMPUTE_BF16;
-    return PROGRAM_BYTES + (uses_onednn(c, s) ? ONEDNN_BYTES : narrow ? BF16_BYTES : 0);
+    return PROGRAM_BYTES + (uses_onednn(c, s) ? ONEDNN_BYTES + (narrow ? BF16_MORE_BYTES : 0)
+                            : narrow          ? BF16_BYTES
+                                              : 0);
 }
 
 /* The load is never quite even, and the last page of a buffer, a huge one where the buffer is
@@ -291,6 +300,16 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
     m.total = add(add(trained, max64(of_steps, turning(c, &s))), add(m.input, m.program));
     m.mean = m.total;
     return m;
+}
+
+void moe_memory_parts(const moe_memory *m, moe_memory_part part[MOE_MEMORY_PARTS]) {
+    const moe_memory_part all[MOE_MEMORY_PARTS] = {
+        {"weights", m->weights},     {"gradients", m->gradients},
+        {"optimiser", m->optimizer}, {"activations", m->activations},
+        {"exchange", m->exchange},   {"statistics", m->statistics},
+        {"input", m->input},         {"program", m->program},
+    };
+    memcpy(part, all, sizeof all);
 }
 
 int64_t moe_memory_of_ranks(const moe_memory *m, int ranks) {

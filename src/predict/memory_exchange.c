@@ -7,8 +7,6 @@
 #include "exchange/row_format.h"
 #include "predict/internal.h"
 
-enum { HUGE_PAGE = 1 << 21 };
-
 /* --- vectors --- */
 
 /* Bytes of a vector [H] on the wire, 0 where it is not rounded on its way. */
@@ -16,17 +14,9 @@ static int64_t wire_bytes(const moe_config *c, moe_payload_format f) {
     return moe_payload_rounds(f) ? moe_payload_bytes(f, c->model.hidden_size) : 0;
 }
 
-/* A buffer whose size varies with the load has a quarter in reserve. One of two huge pages or more
- * begins at such a page (base/alloc.c), and is resident up to the end of the last that is used. */
-static int64_t touched(int64_t bytes) {
-    const int64_t huge = (add(bytes, bytes / 4)) / HUGE_PAGE * HUGE_PAGE;
-    return huge >= 2 * HUGE_PAGE && bytes <= huge ? mul(div_up(bytes, HUGE_PAGE), HUGE_PAGE)
-                                                  : bytes;
-}
-
 /* Vectors [H] in a buffer of their own. */
 static int64_t of_vectors(const moe_config *c, int64_t rows) {
-    return touched(mul3(rows, c->model.hidden_size, REAL));
+    return moe_memory_touched(mul3(rows, c->model.hidden_size, REAL));
 }
 
 /* Bytes of a vector [H] that is packed or lands: of a payload that rounds, in the last step, which
@@ -56,9 +46,10 @@ static int64_t vectors(const moe_config *c, const moe_memory_sizes *s) {
         return s->first > 0 ? mul(rounded, of_vectors(c, s->in_rows))
                             : add(decoded, mul(rounded, of_vectors(c, s->in_remote)));
     }
-    return add(add(touched(mul(s->remote, packed(c))),
+    return add(add(moe_memory_touched(mul(s->remote, packed(c))),
                    mul(s->backward ? 2 : 1, of_vectors(c, s->in_remote))),
-               add(decoded, add(touched(coded), touched(mul(s->in_remote, arriving)))));
+               add(decoded, add(moe_memory_touched(coded),
+                                moe_memory_touched(mul(s->in_remote, arriving)))));
 }
 
 /* What an exchange in several chunks adds (chunks.c): vectors for other ranks, packed apart from
@@ -72,7 +63,7 @@ static int64_t of_chunks(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t apart = mul(s->rows, back);
     const int64_t groups =
         mul3(s->local_devices, moe_config_slots_per_device(c), c->exchange.chunks);
-    return add(add(touched(mul(s->remote, packed(c))), touched(apart)),
+    return add(add(moe_memory_touched(mul(s->remote, packed(c))), moe_memory_touched(apart)),
                add(mul(add(s->rows, s->in_rows), INT + 2 * WORD), mul(groups, WORD)));
 }
 
@@ -156,7 +147,7 @@ static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
         return back > 0 ? of_vectors(c, returned) : 0;
     }
     return add(add(arrived, of_vectors(c, returned)),
-               add(of_vectors(c, remote), touched(mul(returned, back))));
+               add(of_vectors(c, remote), moe_memory_touched(mul(returned, back))));
 }
 
 /* The only hop, or the second of two, whose tokens are the rows that arrived in the first. */

@@ -43,16 +43,35 @@ static int64_t codes_of(const moe_config *c, int64_t rows, int64_t h, int64_t wi
     const int64_t weights = add(mul(h, width), mul(rank, add(h, width)));
     return mul(add(of_rows, weights), sizeof(uint16_t)) / (int64_t)REAL;
 }
+/* Working memory of `rows` rows of a thread. */
+static int64_t work_of(const moe_config *c,
+                       const moe_memory_sizes *s,
+                       int64_t rows,
+                       int64_t width,
+                       int64_t rank) {
+    const int64_t h = c->model.hidden_size;
+    return mul(add(scratch_of(s, rows, h, width, rank), codes_of(c, rows, h, width, rank)), REAL);
+}
+
+/* A block with a part of `whole` bytes for each thread, of which `used` are touched: of a large
+ * block whole huge pages. */
+static int64_t of_threads(int64_t threads, int64_t used, int64_t whole) {
+    const int64_t block = mul(threads, whole);
+    const int64_t pages = min64(mul(div_up(used, HUGE_PAGE), HUGE_PAGE), whole);
+    return mul(threads, add(block, block / 4) >= 2 * HUGE_PAGE ? max64(used, pages) : used);
+}
+
+/* There is room for twice the mean number of rows of an expert, if not for more (order_slots). */
 static int64_t expert_scratch(const moe_config *c, const moe_memory_sizes *s) {
-    const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
+    const int64_t f = c->model.moe_intermediate_size;
     const int64_t rank = c->model.expert_type == MOE_EXPERT_LORA ? c->model.lora_rank : 0;
     const int64_t shared = c->model.num_shared_experts;
     const int64_t rows = moe_memory_rows_of_call(c, s);
-    const int64_t one = add(scratch_of(s, rows, h, f, rank), codes_of(c, rows, h, f, rank));
-    const int64_t wide = shared > 0 ? add(scratch_of(s, s->device_tokens, h, mul(shared, f), 0),
-                                          codes_of(c, s->device_tokens, h, mul(shared, f), 0))
-                                    : 0;
-    return mul(max64(mul(s->threads, one), mul(s->backward ? 1 : s->threads, wide)), REAL);
+    const int64_t room = max64(rows, mul(2, s->in_pairs / s->slots + 1));
+    const int64_t experts =
+        of_threads(s->threads, work_of(c, s, rows, f, rank), work_of(c, s, room, f, rank));
+    const int64_t wide = shared > 0 ? work_of(c, s, s->device_tokens, mul(shared, f), 0) : 0;
+    return max64(experts, of_threads(s->backward ? 1 : s->threads, wide, wide));
 }
 
 /* Whether a loss looks at the logits before noise. */
@@ -87,8 +106,9 @@ static int64_t of_tokens(const moe_config *c, const moe_memory_sizes *s) {
 /* Outputs [S,H], what goes back [R,H], pre-activations [S,F], and gradients of the weights [S]. */
 static int64_t of_experts(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size;
-    const int64_t of_pair = add(h, add(s->keep ? s->hidden : 0, 1));
-    return add(mul(add(mul(s->in_pairs, of_pair), mul(s->in_rows, h)), REAL), expert_scratch(c, s));
+    const int64_t of_pair = add(h, add(s->keep ? s->hidden : 0, s->backward ? 1 : 0));
+    const int64_t reals = add(mul(s->in_pairs, of_pair), mul(s->in_rows, h));
+    return add(moe_memory_touched(mul(reals, REAL)), expert_scratch(c, s));
 }
 
 /* A capacity keeps of each selection whether it is kept, its place and its server; of those that

@@ -31,7 +31,7 @@ static void test_by_hand(void) {
     /* a token with 2 of 8 experts misses a device that has 2 of them with probability 6/8 5/7 */
     const int64_t rows = 38; /* 20 tokens, 4 (1 - 30/56) devices each */
     const int64_t streams = r * 2 * t * 16, routing = t * 8 + s * (4 + 8 + r);
-    const int64_t layer = routing + r * (t * 8 + s * (16 + 1) + rows * 16 + (s / 4 + 1) * 24);
+    const int64_t layer = routing + r * (t * 8 + s * 16 + rows * 16 + (s / 4 + 1) * 24);
     const int64_t topics = t * 4 + 64 * (8 + 4) + r * t * 16;
     const int64_t vectors = 8 * ((24 * 8 + 2 * 4) + (3 * 8 + 3 * 4 * 4));
     const int64_t matrix = 8 * 4 * 4;
