@@ -1,6 +1,7 @@
 /* rebalance.c: see rebalance.h. */
 #include "run/rebalance.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,9 @@ static int64_t rows_of(const moe_rebalance *r) {
 }
 static int64_t words_of(const moe_rebalance *r) {
     return rows_of(r) * r->layers * r->experts;
+}
+static int64_t words_of_pairs(const moe_rebalance *r) {
+    return (int64_t)r->layers * r->experts * r->experts;
 }
 
 void moe_rebalance_init(moe_rebalance *r, moe_stack *stack, moe_training *training) {
@@ -45,8 +49,7 @@ void moe_rebalance_init(moe_rebalance *r, moe_stack *stack, moe_training *traini
                (size_t)r->slots * sizeof *r->expert_at);
     }
     if (r->balancer->needs & MOE_NEEDS_PAIRS) {
-        r->pairs = moe_alloc_zero((int64_t)r->layers * r->experts * r->experts, sizeof *r->pairs,
-                                  "rebalancing");
+        r->pairs = moe_alloc_zero(words_of_pairs(r), sizeof *r->pairs, "rebalancing");
     }
 }
 
@@ -157,22 +160,28 @@ static void decide_layer(moe_rebalance *r, int32_t layer, int64_t steps, double 
     moe_balancer_answer_free(&answer);
 }
 
+/* Collective. Leaves on rank 0 the pairs of all ranks' tokens, and none on the others. */
+static void gather_pairs(moe_rebalance *r) {
+    const moe_comm *comm = r->stack->context->comm;
+    const int64_t count = words_of_pairs(r);
+    int64_t *sum = moe_alloc(count, sizeof *sum, "rebalancing");
+    for (int64_t i = 0; i < count; i++) {
+        sum[i] = (int64_t)r->pairs[i];
+    }
+    moe_comm_sum_i64(comm, sum, count);
+    for (int64_t i = 0; i < count; i++) {
+        r->pairs[i] = comm->rank == 0 ? (double)sum[i] : 0;
+    }
+    moe_free(sum);
+}
+
 /* Collective. Rank 0 decides, and tells all ranks. */
 static void decide(moe_rebalance *r, int64_t steps) {
     const moe_comm *comm = r->stack->context->comm;
     const double begin = moe_comm_time();
     double *load = moe_alloc(r->experts, sizeof *load, "rebalancing");
     if (r->pairs) {
-        const int64_t count = (int64_t)r->layers * r->experts * r->experts;
-        int64_t *sum = moe_alloc(count, sizeof *sum, "rebalancing");
-        for (int64_t i = 0; i < count; i++) {
-            sum[i] = (int64_t)r->pairs[i];
-        }
-        moe_comm_sum_i64(comm, sum, count);
-        for (int64_t i = 0; i < count; i++) {
-            r->pairs[i] = (double)sum[i];
-        }
-        moe_free(sum);
+        gather_pairs(r);
     }
     for (int32_t l = 0; l < r->layers && comm->rank == 0; l++) {
         decide_layer(r, l, steps, load);
@@ -180,8 +189,7 @@ static void decide(moe_rebalance *r, int64_t steps) {
     moe_comm_bcast(comm, r->expert_at, (int64_t)r->layers * r->slots * (int64_t)sizeof(int32_t), 0);
     moe_comm_bcast(comm, &r->last, sizeof r->last, 0);
     if (r->pairs) {
-        memset(r->pairs, 0,
-               (size_t)r->layers * (size_t)r->experts * (size_t)r->experts * sizeof *r->pairs);
+        memset(r->pairs, 0, (size_t)words_of_pairs(r) * sizeof *r->pairs);
     }
     moe_free(load);
     r->last.decide_seconds = moe_comm_time() - begin;
@@ -249,15 +257,52 @@ void moe_rebalance_now(moe_rebalance *r, int64_t steps) {
 
 /* --- over a restart --- */
 
-int moe_rebalance_blobs(moe_rebalance *r, moe_blob blob[MOE_REBALANCE_BLOBS]) {
-    if (!r->balancer) {
-        return 0;
+/* Whether the pairs of the step before this one are waiting for a decision. */
+static bool pairs_wait(const moe_rebalance *r, int64_t step) {
+    return r->pairs && moe_rebalance_due(r, step);
+}
+
+void moe_rebalance_gather(moe_rebalance *r, int64_t step) {
+    if (pairs_wait(r, step)) {
+        gather_pairs(r);
     }
-    blob[0] = moe_blob_of("placement", r->expert_at,
-                          (int64_t)r->layers * r->slots * (int64_t)sizeof *r->expert_at);
-    blob[1] = moe_blob_of("placement load", r->load, words_of(r) * (int64_t)sizeof *r->load);
-    blob[2] = moe_blob_of("placement moves", &r->total, sizeof r->total);
-    return MOE_REBALANCE_BLOBS;
+}
+
+int moe_rebalance_blobs(moe_rebalance *r, int64_t step, moe_blob blob[MOE_REBALANCE_BLOBS]) {
+    int num = 0;
+    if (!r->balancer) {
+        return num;
+    }
+    blob[num++] = moe_blob_of("placement", r->expert_at,
+                              (int64_t)r->layers * r->slots * (int64_t)sizeof *r->expert_at);
+    blob[num++] = moe_blob_of("placement load", r->load, words_of(r) * (int64_t)sizeof *r->load);
+    blob[num++] = moe_blob_of("placement moves", &r->total, sizeof r->total);
+    if (pairs_wait(r, step)) {
+        void *pairs = r->stack->context->comm->rank == 0 ? r->pairs : NULL;
+        blob[num++] =
+            moe_blob_of("placement pairs", pairs, words_of_pairs(r) * (int64_t)sizeof *r->pairs);
+    }
+    return num;
+}
+
+/* Whether these are numbers of selections: whole, and exact in a double. */
+static bool are_counts(const double *x, int64_t n) {
+    bool are = true;
+    for (int64_t i = 0; i < n; i++) {
+        are &= x[i] >= 0 && x[i] <= (double)(INT64_C(1) << 53) && x[i] == floor(x[i]);
+    }
+    return are;
+}
+
+int moe_rebalance_check(const moe_rebalance *r, const char *path, moe_status *st) {
+    if (r->balancer && !(are_counts(r->load, words_of(r)) &&
+                         (!r->pairs || are_counts(r->pairs, words_of_pairs(r))))) {
+        return moe_fail(st, MOE_USER,
+                        "the checkpoint '%s' is damaged: a load that its placement follows is not "
+                        "a number of selections",
+                        path);
+    }
+    return MOE_OK;
 }
 
 int moe_rebalance_restore(moe_rebalance *r, const char *path, moe_status *st) {

@@ -20,10 +20,11 @@ typedef struct moe_rebalance {
     int64_t window; /* steps whose loads are kept, one a row; 0: one row sums all since the last
                        decision */
     double *load;   /* [max(window, 1)][layers][N]; step s is in row s mod window */
-    double *pairs;  /* [layers][N][N] of this rank's tokens in the last step of the window;
+    double *pairs;  /* [layers][N][N] of this rank's tokens in the last step of the window, or
+                       after moe_rebalance_gather of all tokens on rank 0 and 0 on the others;
                        NULL where the balancer does not ask for them */
 
-    /* What a checkpoint carries, together with load. */
+    /* What a checkpoint carries, together with load and, where a decision is due, pairs. */
     int32_t *expert_at;          /* [layers][slots] */
     moe_rebalance_metrics total; /* of the run so far */
 
@@ -48,10 +49,16 @@ bool moe_rebalance_due(const moe_rebalance *r, int64_t step);
 /* Collective. Decides by the last `steps` steps' load, and moves what has to move. */
 void moe_rebalance_now(moe_rebalance *r, int64_t steps);
 
-enum { MOE_REBALANCE_BLOBS = 3 };
-/* Local. What a checkpoint has to carry; none (0) where nothing depends on the load. Returns how
- * many blobs there are. */
-int moe_rebalance_blobs(moe_rebalance *r, moe_blob blob[MOE_REBALANCE_BLOBS]);
+/* Collective. Before a checkpoint that is written after `step` steps. */
+void moe_rebalance_gather(moe_rebalance *r, int64_t step);
+
+enum { MOE_REBALANCE_BLOBS = 4 };
+/* Local. What a checkpoint after `step` steps carries; none (0) where nothing depends on the load.
+ * Returns how many blobs there are; the first is r->expert_at. */
+int moe_rebalance_blobs(moe_rebalance *r, int64_t step, moe_blob blob[MOE_REBALANCE_BLOBS]);
+
+/* Local. Refuses (MOE_USER) loads from a checkpoint that no run can have counted. */
+int moe_rebalance_check(const moe_rebalance *r, const char *path, moe_status *st);
 
 /* Local. Puts r->expert_at, which came from a checkpoint, into the placements, before the experts
  * are read. */

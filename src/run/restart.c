@@ -64,7 +64,7 @@ static state state_of(const moe_restart *r, int64_t step) {
                        "checkpoint");
     moe_results_history(r->comm, r->results, r->config, step, s.blob);
     s.num = MOE_RESULTS_BLOBS;
-    s.num += moe_rebalance_blobs(r->rebalance, s.blob + s.num);
+    s.num += moe_rebalance_blobs(r->rebalance, step, s.blob + s.num);
     for (int i = 0; i < s.layers.num; i++) {
         s.blob[s.num++] = s.layers.blob[i];
     }
@@ -83,6 +83,7 @@ static void add_fingerprint(state *s, uint64_t *text) {
 
 /* Collective. */
 static int write_after(const moe_restart *r, int64_t step, moe_status *st) {
+    moe_rebalance_gather(r->rebalance, step);
     state s = state_of(r, step);
     add_fingerprint(&s, &s.text);
     moe_checkpoint_write(r->comm, r->results->folder, r->config, step, r->parameters, s.blob, s.num,
@@ -149,7 +150,8 @@ static int check_state(const moe_restart *r,
                         "%s was made with another text than %s is now (their checksums differ)",
                         from->path, r->config->data.path);
     }
-    if (check_biases(r, from, st) != MOE_OK) {
+    if (check_biases(r, from, st) != MOE_OK ||
+        moe_rebalance_check(r->rebalance, from->path, st) != MOE_OK) {
         return st->code;
     }
     return moe_results_check_history(r->results, from->step, from->path, st);
@@ -158,7 +160,7 @@ static int check_state(const moe_restart *r,
 /* Where the experts are has to be known before they are read. */
 static int read_placement(const moe_restart *r, const moe_checkpoint *from, moe_status *st) {
     moe_blob blob[MOE_REBALANCE_BLOBS];
-    if (moe_rebalance_blobs(r->rebalance, blob) == 0) {
+    if (moe_rebalance_blobs(r->rebalance, from->step, blob) == 0) {
         return MOE_OK;
     }
     if (moe_checkpoint_read_blob(r->comm, from->path, &blob[0], st) == MOE_OK) {

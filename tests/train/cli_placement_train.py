@@ -6,7 +6,7 @@ gradients of one layer.
 import os
 import shutil
 
-from _moesim import GOLDEN, TEMPORARY, check, config, load, metrics, moesim, near, run
+from _moesim import GOLDEN, check, config, load, metrics, moesim, near, run
 from _moesim import summary, verdict
 
 TRAINED = {
@@ -37,6 +37,23 @@ def figures(folder):
     return [{k: v for k, v in line.items() if k != "time"} for line in metrics(folder)]
 
 
+def restart(one, after, what):
+    """A copy of a finished run that goes on, on 4 ranks, from its checkpoint after so many steps;
+    its figures are those of the run.
+    """
+    folder = f"{one}-from-{after}"
+    shutil.copytree(one, folder)
+    os.remove(os.path.join(folder, "summary.json"))
+    kept = f"step-{after:08}.moe"
+    for name in os.listdir(os.path.join(folder, "checkpoints")):
+        if name != kept:
+            os.remove(os.path.join(folder, "checkpoints", name))
+    done = moesim(4, "--resume", folder)
+    check(done.code == 0 and kept in done.out, f"{what}, after {after} steps: {done.err}")
+    check(figures(folder) == figures(one), f"{what}, after {after} steps: other figures")
+    return folder
+
+
 def check_training(optimizer, expert):
     settings = {**TRAINED, "train.optimizer": optimizer, "model.expert_type": expert}
     blocks = run(f"blocks-{optimizer}", 2, settings)
@@ -63,14 +80,7 @@ def check_training(optimizer, expert):
                     [x[key] for x in metrics(again)] == [x[key] for x in metrics(one)],
                     f"{optimizer}: {key} in mode {mode}",
                 )
-    folder = os.path.join(TEMPORARY, f"{optimizer}-resumed")
-    shutil.copytree(one, folder)
-    for name in os.listdir(os.path.join(folder, "checkpoints")):
-        if name != "step-00000005.moe":
-            os.remove(os.path.join(folder, "checkpoints", name))
-    done = moesim(4, "--resume", folder, "--quiet")
-    check(done.code == 0, f"resume: {done.err}")
-    check(figures(folder) == figures(one), f"{optimizer}: a restart on 4 ranks has other figures")
+    restart(one, 5, f"{optimizer}: a restart")
 
 
 def check_layer():
@@ -100,7 +110,9 @@ def check_layer():
 
 
 def check_migration():
-    """Experts that move by load, each policy; a restart between two moves, on other ranks."""
+    """Experts that move by load, each policy; restarts on other ranks, between two moves (7) and
+    where the next one is due at once (6).
+    """
     blocks = run("still", 2, {**TRAINED, "run.steps": 8})
     for policy, more in (
         ("eplb", {"router.num_groups": 8}),
@@ -114,6 +126,7 @@ def check_migration():
             "placement.redundant_experts": 16,
             "placement.policy": policy,
             "placement.rebalance_every": 3,
+            "train.checkpoint_every": 1,
             **more,
         }
         one = run(f"moves-{policy}-1", 1, settings)
@@ -133,12 +146,9 @@ def check_migration():
         total = summary(one)["rebalance"]
         for key in ("decisions", "experts_moved", "bytes", "cross_node_bytes"):
             check(total[key] == sum(m[key] for m in moves.values()), f"{policy}: total {key}")
-        folder = os.path.join(TEMPORARY, f"moves-{policy}-resumed")
-        shutil.copytree(one, folder)
-        done = moesim(4, "--resume", folder, "--quiet")
-        check(done.code == 0, f"{policy}: resume: {done.err}")
-        check(figures(folder) == figures(one), f"{policy}: a restart has other figures")
-        check(summary(folder)["rebalance"] == total, f"{policy}: totals after a restart")
+        for after in (6, 7):
+            again = restart(one, after, f"{policy}: a restart")
+            check(summary(again)["rebalance"] == total, f"{policy}: totals after a restart")
 
 
 def check_batches():
@@ -174,14 +184,7 @@ def check_batches():
             check((found["experts"] > 0) == (policy != "lplb"), f"{policy}: copies, step {step}")
             check(found["bytes"] == found["experts"] * 2 * 3 * 16 * 8 * 4, f"{policy}: {found}")
             check(found["cross_node_bytes"] <= found["bytes"], f"{policy}: {found}")
-        folder = os.path.join(TEMPORARY, f"batches-{policy}-resumed")
-        shutil.copytree(one, folder)
-        for name in os.listdir(os.path.join(folder, "checkpoints")):
-            if name != "step-00000005.moe":
-                os.remove(os.path.join(folder, "checkpoints", name))
-        done = moesim(4, "--resume", folder, "--quiet")
-        check(done.code == 0, f"{policy}: resume: {done.err}")
-        check(figures(folder) == figures(one), f"{policy}: a restart has other figures")
+        restart(one, 5, f"{policy}: a restart")
 
 
 def check_three_ranks():
