@@ -13,6 +13,15 @@
 
 #include "base/status.h"
 
+/* gcc says by a macro that AddressSanitizer is on, and clang by a feature. */
+#if defined(__SANITIZE_ADDRESS__)
+#define ADDRESSES_ARE_WATCHED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ADDRESSES_ARE_WATCHED
+#endif
+#endif
+
 enum { /* bytes */
        LINE = 64,
        PAGE = 1 << 16, /* the largest that a processor has */
@@ -35,7 +44,7 @@ void moe_alloc_note(int64_t bytes) {
  * size is therefore mapped by itself: what is freed is the system's again at once, whatever was
  * allocated meanwhile. AddressSanitizer watches the blocks of the C library only. */
 static bool is_mapped(int64_t bytes) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef ADDRESSES_ARE_WATCHED
     (void)bytes;
     return false;
 #else
