@@ -7,10 +7,27 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include "base/status.h"
 
-enum { LINE = 64, HUGE = 1 << 21 }; /* bytes of a huge page */
+/* gcc says by a macro that AddressSanitizer is on, and clang by a feature. */
+#if defined(__SANITIZE_ADDRESS__)
+#define ADDRESSES_ARE_WATCHED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define ADDRESSES_ARE_WATCHED
+#endif
+#endif
+
+enum { /* bytes */
+       LINE = 64,
+       PAGE = 1 << 16, /* the largest that a processor has */
+       HUGE = 1 << 21, /* a huge page */
+       MAPPED = 1 << 20
+};
 
 static _Atomic int64_t live_bytes, peak_bytes, num_allocations;
 
@@ -21,18 +38,64 @@ void moe_alloc_note(int64_t bytes) {
     while (live > peak && !atomic_compare_exchange_weak(&peak_bytes, &peak, live)) {}
 }
 
+/* --- blocks that are mapped by themselves --- */
+
+/* What the C library gets back it may keep, and a hole in its heap stays resident. A block of some
+ * size is therefore mapped by itself: what is freed is the system's again at once, whatever was
+ * allocated meanwhile. AddressSanitizer watches the blocks of the C library only. */
+static bool is_mapped(int64_t bytes) {
+#ifdef ADDRESSES_ARE_WATCHED
+    (void)bytes;
+    return false;
+#else
+    return bytes >= MAPPED;
+#endif
+}
+
+/* Bytes that begin at a multiple of `alignment`, a power of two of at least a page: as much more is
+ * mapped, and what is too much given back. */
+static char *map(int64_t bytes, int64_t alignment) {
+    char *whole = mmap(NULL, (size_t)(bytes + alignment), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole == MAP_FAILED) {
+        return NULL;
+    }
+    const int64_t before = -(int64_t)(intptr_t)whole & (alignment - 1);
+    if (before > 0) {
+        munmap(whole, (size_t)before);
+    }
+    munmap(whole + before + bytes, (size_t)(alignment - before));
+    return whole + before;
+}
+
+/* --- blocks --- */
+
+/* Bytes of a block for so many, in whole cache lines, or pages where it is mapped; -1 where that is
+ * more than there are. */
+static int64_t block_bytes(int64_t bytes) {
+    int64_t total;
+    if (__builtin_add_overflow(bytes, 2 * LINE + PAGE, &total)) {
+        return -1;
+    }
+    return is_mapped(bytes) ? (bytes + LINE + PAGE - 1) / PAGE * PAGE
+                            : (bytes + 2 * LINE - 1) / LINE * LINE;
+}
+
 /* A large block begins at a huge page and asks for such pages, which are touched 512 times less
  * often in the first step. What does not fill one keeps small pages, so that no memory is used that
  * was not asked for. A system without huge pages refuses, and nothing is lost. */
 static char *allocate(int64_t bytes) {
     const bool large = bytes >= 2 * HUGE;
+    const int64_t total = block_bytes(bytes);
     void *block = NULL;
-    if (posix_memalign(&block, large ? HUGE : LINE, (size_t)bytes) != 0) {
+    if (is_mapped(bytes)) {
+        block = map(total, large ? HUGE : PAGE);
+    } else if (posix_memalign(&block, large ? HUGE : LINE, (size_t)total) != 0) {
         return NULL;
     }
 #ifdef MADV_HUGEPAGE
-    if (large) {
-        madvise(block, (size_t)(bytes / HUGE * HUGE), MADV_HUGEPAGE);
+    if (large && block) {
+        madvise(block, (size_t)(total / HUGE * HUGE), MADV_HUGEPAGE);
     }
 #endif
     return block;
@@ -40,15 +103,14 @@ static char *allocate(int64_t bytes) {
 
 void *moe_alloc(int64_t count, size_t size, const char *what) {
     MOE_ASSERT(count >= 0);
-    int64_t bytes, total;
-    if (__builtin_mul_overflow(count, size, &bytes) ||
-        __builtin_add_overflow(bytes, 2 * LINE - 1, &total)) {
+    int64_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || block_bytes(bytes) < 0) {
         moe_out_of_memory(what, ~0ull);
     }
     if (bytes == 0) {
         return NULL;
     }
-    char *block = allocate(total / LINE * LINE);
+    char *block = allocate(bytes);
     if (!block) {
         moe_out_of_memory(what, (unsigned long long)bytes);
     }
@@ -97,8 +159,20 @@ void moe_free(void *pointer) {
     if (!pointer) {
         return;
     }
-    moe_alloc_note(-moe_alloc_bytes(pointer));
-    free((char *)pointer - LINE);
+    const int64_t bytes = moe_alloc_bytes(pointer);
+    char *block = (char *)pointer - LINE;
+    moe_alloc_note(-bytes);
+    if (is_mapped(bytes)) {
+        munmap(block, (size_t)block_bytes(bytes));
+    } else {
+        free(block);
+    }
+}
+
+void moe_alloc_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }
 
 int64_t moe_alloc_peak_bytes(void) {

@@ -41,6 +41,10 @@ void moe_reserve_varying(void *pointer_to_pointer,
                          const char *what);
 void moe_free(void *pointer);
 
+/* Local. Gives back to the system what was freed and is kept to be allocated again, as far as the C
+ * library can. */
+void moe_alloc_trim(void);
+
 /* Local. Counts memory that somebody else has allocated (bytes > 0) or freed (bytes < 0) among the
  * following. */
 void moe_alloc_note(int64_t bytes);

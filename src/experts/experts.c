@@ -18,12 +18,18 @@ static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* Hidden numbers of a row: an expert that gives back what it gets has none. */
+static int64_t inner_of(const moe_ffn *f) {
+    return f->w1 ? f->width : 0;
+}
+
 /* Numbers that one thread needs for calls of c = min(MOE_GEMM_ROWS, most_rows) rows. Forward: x
  * [c,H] and h1, h3 [c,F]; backward: x, dy [c,H], and h1, h3 (computed again), h, dh, dh3 [c,F];
  * with adapters 2 [c,r] more. */
 static int64_t numbers_of_thread(const moe_ffn *f, int64_t most_rows, bool backward) {
     return min64(most_rows, MOE_GEMM_ROWS) *
-           ((backward ? 2 * f->hidden + 5 * f->width : f->hidden + 2 * f->width) + 2 * f->rank);
+           ((backward ? 2 * f->hidden + 5 * inner_of(f) : f->hidden + 2 * inner_of(f)) +
+            2 * f->rank);
 }
 
 /* A thread's part of the scratch: its numbers, and behind them the codes of products in bf16. */
@@ -66,13 +72,14 @@ void moe_experts_shared_forward(const moe_ffn *f,
                                 real *h3,
                                 real *y) {
     const scratch_layout layout = reserve_scratch(f, rows, false, b);
+    const int64_t width = inner_of(f);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
         real *h;
         const moe_ffn mine = of_thread(f, b, layout, &h);
-        int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * f->width;
-        moe_ffn_forward(&mine, 0, n, x + begin * f->hidden, h + 2 * n * f->width, h1 ? h1 + at : h,
-                        h1 ? h3 + at : h + n * f->width, h, y + begin * f->hidden);
+        int64_t n = min64(rows - begin, MOE_GEMM_ROWS), at = begin * width;
+        moe_ffn_forward(&mine, 0, n, x + begin * f->hidden, h + 2 * n * width, h1 ? h1 + at : h,
+                        h1 ? h3 + at : h + n * width, h, y + begin * f->hidden);
     }
 }
 
@@ -86,18 +93,19 @@ void moe_experts_shared_backward(const moe_ffn *f,
                                  moe_expert_buffers *b,
                                  real *dx) {
     const scratch_layout layout = reserve_scratch(f, rows, true, b);
+    const int64_t width = inner_of(f);
     real *scratch;
     const moe_ffn mine = of_thread(f, b, layout, &scratch);
     for (int64_t begin = 0; begin < rows; begin += MOE_GEMM_ROWS) {
         int64_t n = min64(rows - begin, MOE_GEMM_ROWS);
-        int64_t at = begin * f->width;
+        int64_t at = begin * width;
         int64_t row = begin * f->hidden;
-        real *low = scratch + 3 * n * f->width, *again = low + 2 * n * f->rank;
+        real *low = scratch + 3 * n * width, *again = low + 2 * n * f->rank;
         if (!h1) {
-            moe_ffn_pre_activations(&mine, 0, n, x + row, low, again, again + n * f->width);
+            moe_ffn_pre_activations(&mine, 0, n, x + row, low, again, again + n * width);
         }
         moe_ffn_backward(&mine, g, 0, n, x + row, h1 ? h1 + at : again,
-                         h1 ? h3 + at : again + n * f->width, dy + row, scratch, dx + row);
+                         h1 ? h3 + at : again + n * width, dy + row, scratch, dx + row);
     }
 }
 
@@ -138,7 +146,7 @@ static int64_t order_slots(const moe_inbox *in, int32_t chunk, moe_expert_buffer
 
 /* Everything but scratch. dg is for backward, which follows in training whatever `keep` says. */
 static void reserve(const moe_ffn *f, const moe_inbox *in, moe_expert_buffers *b, bool keep) {
-    int64_t kept = keep ? in->num_pairs * f->width : 0;
+    int64_t kept = keep ? in->num_pairs * inner_of(f) : 0;
     const moe_block_array table[] = {
         MOE_ARRAY(b->order, (int64_t)in->num_local * in->slots),
         MOE_ARRAY(b->out, in->num_pairs * in->hidden),
@@ -176,13 +184,14 @@ static void forward_group(const moe_ffn *f,
                           bool keep,
                           const moe_experts_pause *pause,
                           real *scratch) {
+    const int64_t width = inner_of(f);
+    keep = keep && b->h1;
     for (int64_t begin = of->begin; begin < of->end; begin += MOE_GEMM_ROWS) {
-        int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * width;
         real *h = scratch + n * f->hidden;
         gather(in, begin, n, scratch);
-        moe_ffn_forward(f, of->slot, n, scratch, h + 2 * n * f->width, keep ? b->h1 + at : h,
-                        keep && f->w3 ? b->h3 + at : h + n * f->width, h,
-                        b->out + begin * f->hidden);
+        moe_ffn_forward(f, of->slot, n, scratch, h + 2 * n * width, keep ? b->h1 + at : h,
+                        keep && f->w3 ? b->h3 + at : h + n * width, h, b->out + begin * f->hidden);
         pause_between(pause);
     }
 }
@@ -224,27 +233,27 @@ static void backward_group(const moe_ffn *f,
                            bool kept,
                            const moe_experts_pause *pause,
                            real *scratch) {
-    int64_t hidden = f->hidden, slot = of->slot;
+    int64_t hidden = f->hidden, width = inner_of(f), slot = of->slot;
     moe_ffn_gradient into = *g;
+    kept = kept && b->h1;
     if (g->replace && of->chunk == 0 && in->slot_offset[slot] == in->slot_offset[slot + 1]) {
         moe_ffn_clear_gradient(f, g, slot);
     }
     for (int64_t begin = of->begin; begin < of->end; begin += MOE_GEMM_ROWS) {
-        int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * f->width;
+        int64_t n = min64(of->end - begin, MOE_GEMM_ROWS), at = begin * width;
         into.replace = g->replace && begin == in->slot_offset[slot];
         real *x = scratch;
         real *dy = x + n * hidden;
         real *again = dy + n * hidden;
-        real *work = again + 2 * n * f->width;
+        real *work = again + 2 * n * width;
         real *out = b->out + begin * hidden;
         gather(in, begin, n, x);
         weigh(in, begin, n, out, b->dg, dy);
         if (!kept) {
-            moe_ffn_pre_activations(f, slot, n, x, work + 3 * n * f->width, again,
-                                    again + n * f->width);
+            moe_ffn_pre_activations(f, slot, n, x, work + 3 * n * width, again, again + n * width);
         }
         moe_ffn_backward(f, &into, slot, n, x, kept ? b->h1 + at : again,
-                         kept && f->w3 ? b->h3 + at : again + n * f->width, dy, work, out);
+                         kept && f->w3 ? b->h3 + at : again + n * width, dy, work, out);
         pause_between(pause);
     }
 }

@@ -46,18 +46,16 @@ static void print_optimizer(const moe_screen *s, const moe_config *c) {
 }
 
 static void print_memory(const moe_screen *s, const moe_config *c, const moe_memory *m) {
-    const struct {
-        const char *what;
-        int64_t bytes;
-    } part[] = {{"weights", m->weights},           {"gradients", m->gradients},
-                {"optimiser state", m->optimizer}, {"activations", m->activations},
-                {"exchange", m->exchange},         {"the rest", m->statistics + m->input}};
+    moe_memory_part part[MOE_MEMORY_PARTS];
     char text[512] = "";
     size_t length = 0;
-    for (size_t i = 0; i < sizeof part / sizeof part[0]; i++) {
-        length +=
-            (size_t)snprintf(text + length, sizeof text - length, "%s%s %s", i ? ", " : "",
-                             part[i].what, moe_format_glued(moe_format_bytes(part[i].bytes)).s);
+    moe_memory_parts(m, part);
+    for (int i = 0; i < MOE_MEMORY_PARTS; i++) {
+        if (part[i].bytes > 0) {
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%s %s",
+                                       length > 0 ? ", " : "", part[i].name,
+                                       moe_format_glued(moe_format_bytes(part[i].bytes)).s);
+        }
     }
     moe_screen_wrapped(s, LABEL, "", "fullest rank: %s%s", text,
                        c->train.recompute ? "; the experts' hidden vectors are computed again"

@@ -8,9 +8,11 @@
 
 #include "base/alloc.h"
 #include "config/config.h"
+#include "predict/expected.h"
 
 enum {
     BYTE_VALUES = 256,
+    HUGE_PAGE = 1 << 21,
     WORD = sizeof(int64_t),
     INT = sizeof(int32_t),
     REAL = sizeof(real),
@@ -36,6 +38,14 @@ static inline int64_t div_up(int64_t a, int64_t b) {
     return a / b + (a % b != 0);
 }
 
+/* How the sequences of the batch are cut by the devices (data/batch.h). */
+typedef struct moe_memory_segment_counts {
+    int64_t of_rank, of_device; /* segments: the most that a rank, and that a device has */
+    int64_t sequences;          /* the most of which a rank has a token */
+    int64_t shared;             /* sequences that several ranks hold */
+    bool whole;                 /* no sequence lies on several devices */
+} moe_memory_segment_counts;
+
 typedef struct moe_memory_sizes { /* of the fullest rank */
     bool train, text;
     bool backward;
@@ -43,15 +53,13 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
     bool by_device; /* a thread holds the logits and cells of one device at a time */
     int64_t ranks, local_devices, tokens;
     int64_t device_tokens; /* of the fullest device */
-    int64_t sequences;     /* of the batch */
-    bool whole;            /* no sequence lies on several devices */
-    int64_t common_begins; /* of a sequence and of a device of this rank */
-    int64_t most;          /* experts that one token may have, for which there is room */
-    int64_t selections;    /* that are expected */
-    int64_t sent;          /* of these, after dropping */
-    int64_t rows;          /* of dispatch that are expected, of the last hop */
-    int64_t first;         /* of the first of two hops; 0 with one */
-    int64_t first_ranks;   /* ranks among which the first of two hops spreads its rows */
+    moe_memory_segment_counts segments;
+    int64_t most;        /* experts that one token may have, for which there is room */
+    int64_t selections;  /* that are expected */
+    int64_t sent;        /* of these, after dropping */
+    int64_t rows;        /* of dispatch that are expected, of the last hop */
+    int64_t first;       /* of the first of two hops; 0 with one */
+    int64_t first_ranks; /* ranks among which the first of two hops spreads its rows */
     int64_t remote;   /* of rows, for other ranks, with two hops those of the node: 1 - 1/ranks */
     int64_t in_pairs; /* selections that the experts of this rank serve */
     int64_t in_rows, in_remote; /* rows that arrive in the last hop; of these, from other ranks */
@@ -67,17 +75,37 @@ typedef struct moe_memory_sizes { /* of the fullest rank */
 /* Local. The smallest whole number that is not below x, saturated. */
 int64_t moe_memory_whole(double x);
 
+/* Local. What is resident of `bytes` in a buffer whose size varies with the load, and that has a
+ * quarter in reserve. One of two huge pages or more begins at such a page (base/alloc.c), and is
+ * resident up to the end of the last that is used. */
+int64_t moe_memory_touched(int64_t bytes);
+
 /* Local. Whether there is a gate; where not, logits or a routing were recorded. */
 bool moe_memory_has_gate(const moe_config *c);
 
 /* Local. Whether the gate learns the scale of its noise. */
 bool moe_memory_learns_noise(const moe_config *c);
 
+/* Local. The most rows of a product of an expert, which takes its rows chunk by chunk. */
+int64_t moe_memory_rows_of_call(const moe_config *c, const moe_memory_sizes *s);
+
+/* Local. Multiplications of the largest product of attention (memory_attention.c). */
+int64_t moe_memory_attention_product(const moe_config *c, const moe_memory_sizes *s);
+
 /* Local. The parameters of this rank. */
 int64_t moe_memory_local_parameters(const moe_config *c, const moe_memory_sizes *s);
 
 /* Local. Cells of the matrix of devices [D,D] that are not 0, at most. */
 int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s);
+
+/* Local. Counts segments and sequences of a batch of so many tokens (memory_statistics.c). */
+moe_memory_segment_counts moe_memory_segments(const moe_sequences *sequences,
+                                              int64_t tokens,
+                                              int32_t devices,
+                                              int32_t ranks);
+
+/* Local. Bytes of the cells of counts of all layers that are kept, and of the metrics. */
+int64_t moe_memory_statistics(const moe_config *c, const moe_memory_sizes *s);
 
 /* Local. Bytes of the activations of all layers that are kept, with the working memory beside them;
  * and of plans, inboxes and what travels. */

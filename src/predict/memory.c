@@ -1,7 +1,7 @@
 /* memory.c: the bytes that a rank will need, term by term: every term is the table of one of the
  * program's blocks, with the numbers of tokens, selections and rows that are expected. Here are the
- * sizes, parameters and statistics; activations and exchange stand in memory_layer.c, files in
- * memory_files.c.
+ * sizes and parameters; activations stand in memory_layer.c, the exchange in memory_exchange.c,
+ * cells of counts in memory_statistics.c, files in memory_files.c.
  *
  * Symbols: L layers, H hidden size, N experts, F width of an expert, D devices, T tokens of the
  * fullest rank, S selections (as many are received under a balanced load), R rows of dispatch. In a
@@ -16,18 +16,17 @@
 #include "balance/balance.h"
 #include "base/alloc.h"
 #include "base/gemm.h"
-#include "data/batch.h"
 #include "experts/experts.h"
 #include "predict/expected.h"
 #include "predict/internal.h"
-#include "router/stats.h"
 
 enum {
-    PROGRAM_BYTES = 8 << 20,  /* pages of the program, a BLAS and MPI, their tables and stacks */
-    ONEDNN_BYTES = 6 << 20,   /* of oneDNN, with the code that it makes for the shapes it meets */
-    BF16_BYTES = 2 << 20,     /* of it, where it computes products in bf16 alone */
-    ONEDNN_PRODUCT = 1 << 19, /* multiplications that are worth its call (base/gemm.c) */
-    GATE_ROWS = 256,          /* of a product of a gate or a head (model/layer_forward.c) */
+    PROGRAM_BYTES = 8 << 20,   /* pages of the program, a BLAS and MPI, their tables and stacks */
+    ONEDNN_BYTES = 6 << 20,    /* of oneDNN, with the code that it makes for the shapes it meets */
+    BF16_BYTES = 2 << 20,      /* of it, where it computes products in bf16 alone */
+    BF16_MORE_BYTES = 1 << 20, /* where it computes them too */
+    ONEDNN_PRODUCT = 1 << 19,  /* multiplications that are worth its call (base/gemm.c) */
+    GATE_ROWS = 256,           /* of a product of a gate or a head (model/layer_forward.c) */
     TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */
 };
 
@@ -54,17 +53,6 @@ static moe_sequences sequences_of(const moe_config *c,
     }
     return (moe_sequences){.num = length > 0 ? div_up(tokens, length) : 1,
                            .length = length > 0 ? min64(length, tokens) : tokens};
-}
-
-/* How often, in so many tokens, a sequence and a device begin with the same one. */
-static int64_t common_begins(int64_t length, int64_t of_device, int64_t tokens) {
-    int64_t a = max64(length, 1), b = max64(of_device, 1);
-    while (b != 0) { /* the greatest common divisor */
-        const int64_t rest = a % b;
-        a = b;
-        b = rest;
-    }
-    return length > 0 ? max64(1, tokens / mul(length / a, of_device)) : 1;
 }
 
 /* Under an even load, as much arrives as is sent. */
@@ -120,9 +108,7 @@ static moe_memory_sizes sizes_of(const moe_config *c, const moe_memory_given *gi
     const int64_t in_batch = num_tokens_global > 0 ? num_tokens_global : mul(per_device, devices);
     const moe_sequences sequences = sequences_of(c, given, in_batch);
     const double sent = k * moe_expected_kept(c, &sequences, in_batch, k);
-    s.sequences = sequences.num;
-    s.whole = sequences.length > 0 && in_batch % mul(devices, sequences.length) == 0;
-    s.common_begins = common_begins(sequences.length, s.device_tokens, s.tokens);
+    s.segments = moe_memory_segments(&sequences, in_batch, (int32_t)devices, (int32_t)ranks);
     s.selections = moe_memory_whole((double)s.tokens * k);
     s.sent = moe_memory_whole((double)s.tokens * sent);
     s.rows = c->exchange.mode == MOE_EXCHANGE_SELECTION
@@ -177,6 +163,12 @@ static int64_t frozen_parameters(const moe_config *c) {
     return c->model.expert_type == MOE_EXPERT_LORA
                ? mul(moe_config_moe_layers(c), parameters_of_ffn(c))
                : 0;
+}
+
+int64_t moe_memory_touched(int64_t bytes) {
+    const int64_t huge = (add(bytes, bytes / 4)) / HUGE_PAGE * HUGE_PAGE;
+    return huge >= 2 * HUGE_PAGE && bytes <= huge ? mul(div_up(bytes, HUGE_PAGE), HUGE_PAGE)
+                                                  : bytes;
 }
 
 bool moe_memory_has_gate(const moe_config *c) {
@@ -238,66 +230,26 @@ static int64_t optimizer(const moe_config *c, const moe_memory_sizes *s) {
                : 0;
 }
 
-/* --- statistics --- */
-
-int64_t moe_memory_matrix_cells(const moe_config *c, const moe_memory_sizes *s) {
-    return min64(mul(c->cluster.devices, c->cluster.devices), mul(s->ranks, s->selections));
-}
-
-/* The cells that threads hold where devices are counted one by one (scopes_parts.c): those of a
- * device's segments, two sums, and of a sequence on several devices the sums that parts add to; and
- * the cell of the batch. */
-static int64_t cells_by_device(const moe_memory_sizes *s, int64_t segments) {
-    const int64_t of_device = add(div_up(segments, s->local_devices), s->whole ? 0 : 1);
-    return add(mul(s->threads, add(of_device, s->whole ? 2 : 6)), 1);
-}
-
-/* A cell of counts and exact sums for each segment (the part of a sequence on a device, which
- * begins with one of them or with both), for each
- * sequence where some are cut, local device and the batch, and those of the sum over ranks; once
- * more for all layers put together (aux_form = mixtral), and one of each layer for the whole step
- * (global_batch = step). The metrics of a layer are three vectors
- * [N], five [D] and two words for each cell of the matrix [D,D] that is not 0. A step of several
- * micro-batches has metrics of its own beside those of the micro-batch. */
-static int64_t statistics(const moe_config *c, const moe_memory_sizes *s) {
-    const int64_t n = c->model.num_experts, d = c->cluster.devices;
-    const int64_t num_sequences = s->sequences;
-    const int64_t ranks = s->ranks, share = div_up(num_sequences, ranks);
-    const int64_t segments = add(share, s->local_devices) - s->common_begins;
-    const int64_t sequences = num_sequences <= 1 ? 1 : share;
-    const int64_t shared = ranks > 1 ? min64(ranks - 1, num_sequences) : 0;
-    const int64_t redundant = c->compares_placements ? 0 : c->placement.redundant_experts;
-    const int64_t slots = redundant > 0 ? add(n, redundant) : 0;
-    const int64_t words = add(mul(MOE_STAT_PER_EXPERT, n), add(slots, d + MOE_STAT_HEAD));
-    const int64_t of_scopes = add(add(s->whole ? 0 : sequences, s->local_devices), 1);
-    const int64_t kept = s->by_device ? cells_by_device(s, segments) : add(segments, of_scopes);
-    const int64_t cells = add(kept, shared + 2);
-    const int64_t all =
-        moe_balance_has_all_layers(&c->balance) ? add(add(sequences, s->local_devices), 1) : 0;
-    const int64_t step = c->balance.global_batch == MOE_GLOBAL_STEP ? moe_config_moe_layers(c) : 0;
-    const int64_t metrics = add(mul(3, n), add(mul(5, d), mul(2, moe_memory_matrix_cells(c, s))));
-    const int64_t steps = s->train && c->train.accumulate > 1 ? 2 : 1;
-    const int64_t segment_bytes = mul(segments, sizeof(moe_segment));
-    return add(segment_bytes, mul(add(mul(add(mul(s->copies, cells), add(all, step)), words),
-                                      mul3(steps, moe_config_moe_layers(c), metrics)),
-                                  WORD));
-}
-
 /* --- together --- */
 
-/* Multiplications of the largest product. */
+int64_t moe_memory_rows_of_call(const moe_config *c, const moe_memory_sizes *s) {
+    return min64(div_up(s->of_slot, max64(1, c->exchange.chunks)), MOE_GEMM_ROWS);
+}
+
+/* Multiplications of the largest product: of an expert, of the shared ones and of dense layers, of
+ * the gate and of the head, and of attention. */
 static int64_t largest_product(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t h = c->model.hidden_size, f = c->model.moe_intermediate_size;
     const int64_t rows = min64(s->device_tokens, MOE_GEMM_ROWS);
     const int64_t narrow = s->backward ? s->device_tokens : min64(s->device_tokens, GATE_ROWS);
-    const int64_t shared = mul(c->model.num_shared_experts, f);
-    const int64_t wide = max64(shared, c->model.intermediate_size);
-    int64_t most = mul3(min64(s->of_slot, MOE_GEMM_ROWS), s->matrices > 0 ? h : 0, f);
-    most = max64(most, mul3(rows, s->matrices > 0 ? h : 0, wide));
+    const int64_t of_ffn = s->matrices > 0 ? h : 0;
+    const int64_t dense = c->model.first_dense_layers > 0 ? c->model.intermediate_size : 0;
+    const int64_t wide = max64(mul(c->model.num_shared_experts, f), dense);
+    const bool has_head = s->text && c->run.mode != MOE_MODE_FORWARD;
+    int64_t most = max64(mul3(moe_memory_rows_of_call(c, s), of_ffn, f), mul3(rows, of_ffn, wide));
     most = max64(most, moe_memory_has_gate(c) ? mul3(narrow, h, c->model.num_experts) : 0);
-    most =
-        max64(most, s->text && c->run.mode != MOE_MODE_FORWARD ? mul3(narrow, h, BYTE_VALUES) : 0);
-    return max64(most, c->model.attention == MOE_ATTENTION_NONE ? 0 : mul3(rows, h, h));
+    most = max64(most, has_head ? mul3(narrow, h, BYTE_VALUES) : 0);
+    return max64(most, moe_memory_attention_product(c, s));
 }
 
 /* Of the products of a run, the small ones go elsewhere, unless one library computes them all. */
@@ -309,7 +261,9 @@ static bool uses_onednn(const moe_config *c, const moe_memory_sizes *s) {
 
 static int64_t program(const moe_config *c, const moe_memory_sizes *s) {
     const bool narrow = c->model.compute == MOE_COMPUTE_BF16;
-    return PROGRAM_BYTES + (uses_onednn(c, s) ? ONEDNN_BYTES : narrow ? BF16_BYTES : 0);
+    return PROGRAM_BYTES + (uses_onednn(c, s) ? ONEDNN_BYTES + (narrow ? BF16_MORE_BYTES : 0)
+                            : narrow          ? BF16_BYTES
+                                              : 0);
 }
 
 /* The load is never quite even, and the last page of a buffer, a huge one where the buffer is
@@ -337,7 +291,7 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
         .activations = uneven(moe_memory_activations(c, &s)),
         .exchange = add(uneven(moe_memory_exchange(c, &s)), moe_memory_staging(c, &s)),
         .windows = moe_memory_windows(c, &s),
-        .statistics = add(statistics(c, &s), moe_memory_loads(c)),
+        .statistics = add(moe_memory_statistics(c, &s), moe_memory_loads(c)),
         .input = moe_memory_input(c, s.tokens),
         .program = program(c, &s),
         .histories = moe_memory_histories(c)};
@@ -346,6 +300,16 @@ moe_memory moe_memory_estimate(const moe_config *c, const moe_memory_given *give
     m.total = add(add(trained, max64(of_steps, turning(c, &s))), add(m.input, m.program));
     m.mean = m.total;
     return m;
+}
+
+void moe_memory_parts(const moe_memory *m, moe_memory_part part[MOE_MEMORY_PARTS]) {
+    const moe_memory_part all[MOE_MEMORY_PARTS] = {
+        {"weights", m->weights},     {"gradients", m->gradients},
+        {"optimiser", m->optimizer}, {"activations", m->activations},
+        {"exchange", m->exchange},   {"statistics", m->statistics},
+        {"input", m->input},         {"program", m->program},
+    };
+    memcpy(part, all, sizeof all);
 }
 
 int64_t moe_memory_of_ranks(const moe_memory *m, int ranks) {

@@ -17,6 +17,17 @@ typedef struct moe_memory {
     int64_t histories; /* on rank 0 beside the total: the loads and matrices of all steps */
 } moe_memory;
 
+/* The parts of the total by name, in the order in which they are told. */
+typedef struct moe_memory_part {
+    const char *name;
+    int64_t bytes;
+} moe_memory_part;
+
+enum { MOE_MEMORY_PARTS = 8 };
+
+/* Local. */
+void moe_memory_parts(const moe_memory *m, moe_memory_part part[MOE_MEMORY_PARTS]);
+
 /* The parameters of the whole model, each counted once, saturated at INT64_MAX. */
 typedef struct moe_parameter_counts {
     int64_t expert;     /* of the routed experts, each of which is on one device */

@@ -4,6 +4,8 @@
 #include "attention/shape.h"
 #include "predict/internal.h"
 
+enum { CALL_ROWS = 256 }; /* of a product forward (attention/linear.c) */
+
 /* What a layer keeps of each token (attention.c): the normed input [H], queries, keys and values of
  * the heads, the output, a number for each head, and with mla the narrow vectors before and after
  * their norms. */
@@ -20,6 +22,23 @@ static int64_t reals_of_work(const moe_attention_shape *a, bool train) {
     const int64_t kv = mul(a->kv_heads, a->key + a->value);
     const int64_t gradients = add(add(q, kv), add(mul(2, o), a->kv_rank + a->q_rank + a->hidden));
     return add(add(q, add(kv, a->rope)), train ? gradients : 0);
+}
+
+int64_t moe_memory_attention_product(const moe_config *c, const moe_memory_sizes *s) {
+    const moe_attention_shape a = moe_attention_shape_of(c);
+    const int64_t rows = s->train ? s->device_tokens : min64(s->device_tokens, CALL_ROWS);
+    int64_t most = 0;
+    if (c->model.attention == MOE_ATTENTION_NONE) {
+        return 0;
+    }
+    for (int i = 0; i < MOE_ATTENTION_TENSORS; i++) {
+        const moe_attention_tensor_shape t =
+            moe_attention_tensor_of(&a, (enum moe_attention_tensor)i);
+        most = max64(most, t.norm ? 0 : mul3(rows, t.rows, t.columns));
+    }
+    const int64_t length = c->data.sequence_length > 0 ? c->data.sequence_length : s->device_tokens;
+    const int64_t tile = min64(MOE_FLASH_TILE, length);
+    return max64(most, mul3(tile, tile, max64(a.key, a.value)));
 }
 
 /* What a decoder keeps of its sequences (attention/cache.h), and a score of each place and head. */

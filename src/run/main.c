@@ -351,7 +351,7 @@ static void prepare_process(void) {
 int main(int argc, char **argv) {
     moe_comm comm;
     moe_options o;
-    moe_status st = {0};
+    moe_status st = {0}, limits = {0};
     prepare_process();
     moe_options_parse(argc, argv, &o, &st);
     if (st.code == MOE_OK && (is_about(&o) ? !moe_parent_is_launcher() : o.ranks)) {
@@ -362,6 +362,10 @@ int main(int argc, char **argv) {
         }
         moe_options_free(&o);
         return conclude(&st);
+    }
+    if (moe_limits_check_start(&limits)) { /* of this rank: mpirun ends the others */
+        moe_options_free(&o);
+        return conclude(&limits);
     }
     moe_comm_init(&comm, &argc, &argv);
     if (st.code == MOE_OK) {

@@ -155,6 +155,7 @@ static void estimate_memory(moe_run_state *r, int64_t available) {
     moe_memory_load *load = moe_alloc(r->comm->size, sizeof *load, "loads of the ranks");
     const bool seen =
         moe_rehearse(r->comm, r->config, &r->input, &r->model_files, num_tokens(r), room, load);
+    moe_alloc_trim();
     r->memory = estimate(r, seen ? load : NULL);
     decide_transport(r, seen ? load : NULL);
     moe_free(load);
@@ -171,15 +172,10 @@ static void count_files(moe_memory *m, int64_t read) {
 
 /* The parts of the fullest rank's memory that are not nothing: "weights 1 MiB, input 2 MiB". */
 static void list_parts(const moe_memory *m, char *text, size_t size) {
-    const struct {
-        const char *name;
-        int64_t bytes;
-    } part[] = {{"weights", m->weights},     {"gradients", m->gradients},
-                {"optimiser", m->optimizer}, {"activations", m->activations},
-                {"exchange", m->exchange},   {"statistics", m->statistics},
-                {"what was read", m->input}, {"the program and its libraries", m->program}};
+    moe_memory_part part[MOE_MEMORY_PARTS];
     size_t used = 0;
-    for (size_t i = 0; i < sizeof part / sizeof *part && used < size; i++) {
+    moe_memory_parts(m, part);
+    for (int i = 0; i < MOE_MEMORY_PARTS && used < size; i++) {
         if (part[i].bytes > 0) {
             used += (size_t)snprintf(text + used, size - used, "%s%s %s", used > 0 ? ", " : "",
                                      part[i].name, moe_format_bytes(part[i].bytes).s);

@@ -1,5 +1,7 @@
 /* rehearsal.c: a small forward run, of which only the counts of rows are kept; vectors do not
- * travel. */
+ * travel. A model that is small enough is run as it is for some steps, and learns where the run
+ * trains: what experts do moves the choices of later layers, and what is learned those of later
+ * steps. */
 #include "run/rehearsal.h"
 
 #include <math.h>
@@ -11,7 +13,7 @@
 #include "predict/expected.h"
 #include "run/rebalance.h"
 #include "tally/tally.h"
-#include "train/task.h"
+#include "train/train.h"
 
 enum {
     MOST_DRAWS = 8,
@@ -19,6 +21,8 @@ enum {
     MOST_RECORDED = 1 << 22, /* of a recording, in all layers of a step */
     MOST_PRODUCTS = 1 << 30, /* of all gates, for all tokens */
     MOST_WEIGHTS = 1 << 24,  /* of all gates */
+    MOST_VISITS = 1 << 18,   /* of tokens in layers and steps, where the model is run as it is */
+    LEAST_BYTES = 4 << 20,   /* of a rank that depend on the load, for which that is worth it */
     MOST_CELLS = 1 << 20,    /* of statistics: devices of a rank x experts x layers, of all draws */
     LEAST_OF_EXPERT = 16     /* selections for which the rounding of a capacity says little */
 };
@@ -28,6 +32,7 @@ typedef struct rehearsal {
     moe_config config; /* of the small run */
     moe_input *input;
     const moe_model_files *files;
+    bool as_it_is;          /* nothing is left out of the model */
     double kept, kept_rows; /* the share that a capacity keeps which the small run has not */
     bool shares; /* the layers share their buffers: the most of any counts, else their mean */
     moe_batch batch;
@@ -36,8 +41,9 @@ typedef struct rehearsal {
     moe_scopes all_layers;
     moe_stack stack;
     moe_step_metrics metrics;
-    moe_parameters parameters; /* of the task */
-    moe_task task;             /* makes the vectors of text that is learned */
+    moe_training training;     /* where the model is run as it is */
+    moe_parameters parameters; /* elsewhere: of the task, */
+    moe_task task;             /* which makes the vectors of text that is learned */
     moe_rebalance rebalance;
     moe_memory_load *seen; /* [layers] the most of any draw */
 } rehearsal;
@@ -55,6 +61,10 @@ static bool has_recording(const moe_config *c) {
 
 static bool trains(const moe_config *c) {
     return c->run.mode == MOE_MODE_TRAIN;
+}
+
+static int64_t draws_of_step(const moe_config *c) {
+    return trains(c) ? c->train.accumulate : 1;
 }
 
 /* Their number is not a matter of choice. */
@@ -138,14 +148,64 @@ static void leave_out_capacity(rehearsal *r, const moe_config *whole) {
 
 /* Cells of statistics of a draw, which take the time where many devices are folded onto a rank. */
 static double cells_of(const moe_config *c) {
-    return (double)c->cluster.devices / c->ranks * c->model.num_experts * c->model.num_layers;
+    return (double)c->cluster.devices / c->ranks * c->model.num_experts * moe_config_moe_layers(c);
+}
+
+/* --- the model as it is --- */
+
+/* Whether a later choice depends on what experts, attention or training do; and whether choices
+ * decide where anything is. */
+static bool has_consequences(const moe_config *c) {
+    const bool moves = c->ranks > 1 || c->capacity.policy != MOE_CAPACITY_NONE ||
+                       c->router.method == MOE_METHOD_TOP_P;
+    return moves && !moe_config_ignores_scores(c) &&
+           (trains(c) || c->model.num_layers > 1 || c->model.attention != MOE_ATTENTION_NONE);
+}
+
+/* Multiplications that take some tenths of a second. */
+static const double MOST_OF_MODEL = 0x1p32;
+
+/* Multiplications of a step, forward and backward: a token meets the parameters of its experts and
+ * all others, and in attention half of its sequence, once for its key and once for its value. */
+static double products_of_step(const moe_config *c, double tokens) {
+    const moe_parameter_counts p = moe_memory_parameters(c);
+    const double length =
+        (double)(c->data.sequence_length > 0 ? c->data.sequence_length : c->data.tokens_per_device);
+    const double attention = c->model.attention == MOE_ATTENTION_NONE
+                                 ? 0
+                                 : length * c->model.num_layers * c->model.hidden_size;
+    const double of_token = (double)p.expert / c->model.num_experts *
+                                moe_expected_choices(c, c->data.tokens_per_device) +
+                            (double)p.replicated + attention;
+    return tokens * of_token * (trains(c) ? 3 : 1);
+}
+
+/* Whether two steps of the whole model are as quickly made as a rehearsal may take; where little
+ * depends on the load, they are not worth it. */
+static bool runs_as_it_is(const moe_config *c, int64_t tokens) {
+    const double steps = fmin(2, (double)(c->run.steps * draws_of_step(c)));
+    const double visits = (double)tokens * c->model.num_layers;
+    if (has_given_tokens(c) || moe_config_generates(c) || !has_consequences(c) ||
+        visits * steps > MOST_VISITS ||
+        products_of_step(c, (double)tokens) * steps > MOST_OF_MODEL) {
+        return false;
+    }
+    const moe_memory m = moe_memory_estimate(c, &(moe_memory_given){.num_tokens = tokens});
+    return m.activations + m.exchange >= LEAST_BYTES;
+}
+
+/* Rows go by MPI_Alltoallv and at once, which changes no choice. */
+static void keep(moe_config *c) {
+    c->exchange.transport = MOE_TRANSPORT_ALLTOALLV;
+    c->exchange.chunks = 1;
+    c->placement.rebalance_every = 0;
 }
 
 /* Whether this can be rehearsed in the room that there is. */
 static bool is_possible(const moe_config *c, int64_t tokens, int64_t room) {
     const moe_memory_given given = {.num_tokens = tokens};
     moe_status st = {0};
-    if (moe_config_generates(c) || c->model.num_layers < 1 || cells_of(c) > MOST_CELLS) {
+    if (moe_config_generates(c) || moe_config_moe_layers(c) < 1 || cells_of(c) > MOST_CELLS) {
         return false;
     }
     const double products = (double)tokens * c->model.num_experts * c->model.hidden_size;
@@ -155,7 +215,9 @@ static bool is_possible(const moe_config *c, int64_t tokens, int64_t room) {
     }
     const moe_memory needed = moe_memory_estimate(c, &given);
     const int64_t length = c->data.sequence_length;
-    return needed.activations + needed.exchange + needed.statistics + needed.weights <= room &&
+    const int64_t learned = needed.gradients + needed.optimizer;
+    return needed.activations + needed.exchange + needed.statistics + needed.weights + learned <=
+               room &&
            moe_capacity_check(c, tokens, length > 0 && length < tokens ? length : tokens, &st) ==
                MOE_OK;
 }
@@ -171,26 +233,31 @@ static int open_run(rehearsal *r, int64_t tokens, moe_status *st) {
                          r->comm->rank, r->comm->size);
     }
     moe_context_init(&r->context, r->comm, c, &r->batch, r->input, &r->scratch);
-    r->context.counts_only = true;
+    r->context.counts_only = !r->as_it_is;
     if (moe_balance_has_all_layers(&c->balance)) {
         r->context.all_layers = &r->all_layers;
     }
-    moe_stack_init(&r->stack, &r->context, 1, false);
-    moe_step_metrics_init(&r->metrics, c->model.num_layers, c->model.num_experts,
+    const bool learns = r->as_it_is && trains(c);
+    moe_stack_init(&r->stack, &r->context, learns ? moe_memory_kept_layers(c) : 1, learns);
+    moe_step_metrics_init(&r->metrics, moe_config_moe_layers(c), c->model.num_experts,
                           c->cluster.devices);
-    moe_rebalance_init(&r->rebalance, &r->stack, NULL);
-    if (trains(c) && c->data.source == MOE_SOURCE_TEXT) {
+    if (learns) {
+        moe_training_init(&r->training, &r->stack, &r->batch);
+    }
+    moe_rebalance_init(&r->rebalance, &r->stack, learns ? &r->training : NULL);
+    if (!learns && trains(c) && c->data.source == MOE_SOURCE_TEXT) {
         moe_parameters_init(&r->parameters, r->batch.devices, r->batch.num_local_devices);
         r->parameters.values_only = true;
         moe_task_init(&r->task, c, r->input, &r->batch, &r->parameters);
     }
-    r->seen = moe_alloc_zero(c->model.num_layers, sizeof *r->seen, "rehearsal");
+    r->seen = moe_alloc_zero(moe_config_moe_layers(c), sizeof *r->seen, "rehearsal");
     return c->model.load[0] ? moe_model_files_gate(&r->context, &r->stack.layer[0], st) : MOE_OK;
 }
 
 static void close_run(rehearsal *r) {
     moe_free(r->seen);
     moe_rebalance_free(&r->rebalance);
+    moe_training_free(&r->training);
     if (r->task.kind) {
         moe_task_free(&r->task);
         moe_parameters_free(&r->parameters);
@@ -251,10 +318,6 @@ static int after_layer(void *self,
     return moe_tally_after_layer(NULL, stack, l, metrics, st);
 }
 
-static int64_t draws_of_step(const moe_config *c) {
-    return trains(c) ? c->train.accumulate : 1;
-}
-
 static void make_vectors(rehearsal *r, int64_t step, real *x) {
     if (r->files->x) {
         moe_model_files_input(r->files, &r->batch, r->config.model.hidden_size, x);
@@ -263,7 +326,12 @@ static void make_vectors(rehearsal *r, int64_t step, real *x) {
     }
 }
 
-/* A step, or a micro-batch of one. */
+/* The task that makes the input vectors; NULL: they are those of a forward run. */
+static moe_task *task_of(rehearsal *r) {
+    return r->training.stack ? &r->training.task : r->task.kind ? &r->task : NULL;
+}
+
+/* A step, or a micro-batch of one, forward. */
 static int run_draw(rehearsal *r, int64_t draw, bool learns, moe_status *st) {
     const moe_observer observer = {.self = r, .after_layer = after_layer};
     const moe_config *c = &r->config;
@@ -273,8 +341,8 @@ static int run_draw(rehearsal *r, int64_t draw, bool learns, moe_status *st) {
     r->context.trains = learns;
     moe_step_metrics_clear(&r->metrics);
     r->metrics.step = step;
-    if (r->task.kind) {
-        moe_task_input(&r->task, &r->batch, r->context.draw, MOE_SPLIT_TRAIN,
+    if (task_of(r)) {
+        moe_task_input(task_of(r), &r->batch, r->context.draw, MOE_SPLIT_TRAIN,
                        moe_stack_input(&r->stack));
     } else {
         moe_input_begin_step(r->input, r->comm, step, &r->batch);
@@ -295,13 +363,44 @@ static int look_ahead(rehearsal *r, moe_status *st) {
     return st->code;
 }
 
+/* Collective. A step of training, all of it. */
+static int learn(rehearsal *r, int64_t step, moe_status *st) {
+    const moe_observer observer = {.self = r, .after_layer = after_layer};
+    r->context.step = step;
+    moe_step_metrics_clear(&r->metrics);
+    r->metrics.step = step;
+    r->training.observer = &observer;
+    return moe_training_step(&r->training, step, &r->metrics, st);
+}
+
+/* Steps of the model as it is that are quickly made. */
+static double quick_steps(const rehearsal *r) {
+    const moe_config *c = &r->config;
+    const double tokens = (double)r->batch.num_tokens_global * (double)draws_of_step(c);
+    return floor(fmin(MOST_VISITS / (tokens * c->model.num_layers),
+                      MOST_OF_MODEL / products_of_step(c, tokens)));
+}
+
+/* Draws that are looked at: steps where the model learns, elsewhere micro-batches. */
+static int64_t num_draws(const rehearsal *r) {
+    const moe_config *c = &r->config;
+    const double of_step = (double)draws_of_step(c);
+    const double most = fmin(MOST_DRAWS, ceil(MOST_CELLS / cells_of(c)));
+    const double steps =
+        fmin((double)c->run.steps, r->as_it_is ? quick_steps(r) : (double)c->run.steps);
+    return (int64_t)(r->training.stack ? fmin(steps, ceil(most / of_step))
+                                       : fmin(steps * of_step, most));
+}
+
 /* Collective. */
 static int run_draws(rehearsal *r, moe_status *st) {
-    const double most = fmin(MOST_DRAWS, ceil(MOST_CELLS / cells_of(&r->config)));
-    const int64_t draws = r->config.run.steps * draws_of_step(&r->config);
     look_ahead(r, st);
-    for (int64_t i = 0; i < draws && (double)i < most && st->code == MOE_OK; i++) {
-        run_draw(r, i, trains(&r->config), st);
+    for (int64_t i = 0; i < num_draws(r) && st->code == MOE_OK; i++) {
+        if (r->training.stack) {
+            learn(r, i, st);
+        } else {
+            run_draw(r, i, trains(&r->config), st);
+        }
     }
     return st->code;
 }
@@ -341,8 +440,9 @@ bool moe_rehearse(const moe_comm *comm,
     rehearsal r = {
         .comm = comm, .config = *c, .input = in, .files = files, .kept = 1, .kept_rows = 1};
     moe_status st = {0};
-    simplify(&r.config);
-    if (r.config.model.num_layers > 0 && !has_given_tokens(c)) {
+    r.as_it_is = runs_as_it_is(c, tokens);
+    (r.as_it_is ? keep : simplify)(&r.config);
+    if (!r.as_it_is && r.config.model.num_layers > 0 && !has_given_tokens(c)) {
         shrink(&r.config, sample_size(&r.config));
         leave_out_capacity(&r, c);
         tokens = r.config.data.tokens_per_device * r.config.cluster.devices;

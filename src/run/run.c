@@ -319,23 +319,24 @@ static void run_steps(moe_run_state *r, moe_status *st) {
 
 /* --check: what a run needs, as comments below the configuration, so that it can still be run. */
 static void print_needs(const moe_run_state *r) {
+    enum { IN_LINE = 4 };
     const moe_memory *m = &r->memory;
-    char windows[64] = "";
-    if (m->windows > 0) {
-        snprintf(windows, sizeof windows, ";     (of the exchange, shared memory %lld)\n",
-                 (long long)m->windows);
+    moe_memory_part part[MOE_MEMORY_PARTS];
+    moe_memory_parts(m, part);
+    printf("\n; memory needed, in bytes (estimated)\n;   on the fullest rank: %lld\n",
+           (long long)m->total);
+    for (int i = 0; i < MOE_MEMORY_PARTS; i++) {
+        printf("%s%s %lld%s", i % IN_LINE ? " " : ";     ", part[i].name, (long long)part[i].bytes,
+               i + 1 == MOE_MEMORY_PARTS ? "\n"
+               : (i + 1) % IN_LINE == 0  ? ",\n"
+                                         : ",");
     }
-    printf("\n; memory needed, in bytes (estimated)\n"
-           ";   on the fullest rank: %lld\n;     weights %lld, gradients %lld, optimiser %lld, "
-           "activations %lld,\n;     exchange %lld, statistics %lld, input %lld, program %lld\n"
-           "%s"
-           ";   besides on rank 0, loads and matrices of all steps: %lld\n"
-           ";   on all %d ranks: %lld\n",
-           (long long)m->total, (long long)m->weights, (long long)m->gradients,
-           (long long)m->optimizer, (long long)m->activations, (long long)m->exchange,
-           (long long)m->statistics, (long long)m->input, (long long)m->program, windows,
-           (long long)m->histories, r->comm->size,
-           (long long)moe_memory_of_ranks(m, r->comm->size));
+    if (m->windows > 0) {
+        printf(";     (of the exchange, shared memory %lld)\n", (long long)m->windows);
+    }
+    printf(
+        ";   besides on rank 0, loads and matrices of all steps: %lld\n;   on all %d ranks: %lld\n",
+        (long long)m->histories, r->comm->size, (long long)moe_memory_of_ranks(m, r->comm->size));
 }
 
 int moe_run(const moe_comm *comm, moe_config *c, const moe_run_options *options, moe_status *st) {

@@ -375,7 +375,7 @@ static void check_training(bool text) {
     check_clean(&p, true, 100);
     check_training_table(&p, &c, text);
     CHECK(strstr(p.text, "1,234,567: 1,000,000 of the experts") &&
-          strstr(p.text, "optimiser state"));
+          strstr(p.text, "fullest rank: weights ") && strstr(p.text, "optimiser"));
     CHECK((strstr(p.text, "unigram entropy 3.200") != NULL) == text &&
           (strstr(p.text, "bits per byte") != NULL) == text);
     const char *at =

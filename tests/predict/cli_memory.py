@@ -191,8 +191,28 @@ def check_limited():
         check("out of memory: " in done.stderr, ranks, who, done.stderr)
 
 
+def check_start():
+    """Limits in which MPI does not start, of all ranks or of one: status 1 and the sentence."""
+    path = os.path.join(TEMPORARY, "start.sh")
+    with open(path, "w", encoding="ascii") as file:
+        file.write('case "$WHO" in all|"$OMPI_COMM_WORLD_RANK") ulimit $LIMIT ;; esac\nexec "$@"\n')
+    case = os.path.abspath(config("start", {"run.threads": 1, "data.tokens_per_device": 8}))
+    for limit in ("-v 300000", "-v 390000", "-v 450000", "-f 0", "-f 1000", "-f 4096"):
+        for who in ("all", "1"):
+            done = subprocess.run(
+                [*MPIRUN, "2", "bash", path, MOESIM, "--quiet", "--out", "start", case],
+                env=environment(WHO=who, LIMIT=limit),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            check(done.returncode == 1, limit, who, done.returncode, done.stderr)
+            check(f"(ulimit {limit[:2]}) is {limit[3:]} KiB" in done.stderr, limit, done.stderr)
+
+
 check_known()
 check_generated()
 check_refused()
 check_limited()
+check_start()
 verdict()

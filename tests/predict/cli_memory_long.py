@@ -31,6 +31,14 @@ DENSE = {"model.num_layers": 4, "model.first_dense_layers": 2, "model.intermedia
 ATTENTION = {"data.sequence_length": 256, "model.num_heads": 8}
 NODES = {"exchange.mode": "two_level", "cluster.devices_per_node": 2}
 REPLICAS = {"placement.redundant_experts": 16}
+EPLB = {
+    **FORWARD,
+    **REPLICAS,
+    "run.steps": 6,
+    "placement.policy": "eplb",
+    "placement.rebalance_every": 2,
+    "placement.window": 2,
+}
 TEXT = {
     **TRAIN,
     "run.steps": 4,
@@ -38,6 +46,7 @@ TEXT = {
     "data.path": os.path.join(TEMPORARY, "bytes.txt"),
     "train.context": 1,
 }
+LETTERS = {**TEXT, "data.path": os.path.join(TEMPORARY, "letters.txt"), "model.num_layers": 3}
 FEATURES = {
     "dense": (2, {**FORWARD, **DENSE}),
     "dense, trained": (2, {**TRAIN, **DENSE}),
@@ -48,18 +57,8 @@ FEATURES = {
     "two_level, trained": (4, {**TRAIN, **NODES}),
     "replicas": (4, {**FORWARD, **REPLICAS}),
     "replicas, trained": (4, {**TRAIN, **REPLICAS}),
-    "eplb": (
-        4,
-        {
-            **FORWARD,
-            **REPLICAS,
-            "run.steps": 6,
-            "placement.policy": "eplb",
-            "placement.rebalance_every": 2,
-            "placement.window": 2,
-            "model.num_layers": 2,
-        },
-    ),
+    "eplb": (4, EPLB),
+    "eplb, two layers": (4, {**EPLB, "model.num_layers": 2}),
     "llep": (4, {**FORWARD, **REPLICAS, "placement.policy": "llep"}),
     "lplb": (4, {**FORWARD, **REPLICAS, "placement.policy": "lplb"}),
     "bf16": (2, {**FORWARD, "model.compute": "bf16"}),
@@ -77,6 +76,18 @@ FEATURES = {
         },
     ),
     "validated": (2, {**TEXT, "train.validation_every": 2, "train.validation_batches": 2}),
+    "letters": (2, LETTERS),
+    "letters, at np 4": (4, LETTERS),
+    "letters, forward": (
+        2,
+        {
+            **FORWARD,
+            **{k: LETTERS[k] for k in LETTERS if "data." in k},
+            "run.mode": "forward",
+            "model.num_layers": 3,
+            "train.context": 1,
+        },
+    ),
     "saved": (2, {**TEXT, "train.checkpoint_every": 2, "train.save_final": "yes"}),
     "top_p": (
         2,
@@ -103,6 +114,8 @@ FEATURES = {
 def check_features():
     with open(TEXT["data.path"], "wb") as file:
         file.write(bytes(i * i % 251 for i in range(60000)))
+    with open(LETTERS["data.path"], "wb") as file:  # one in two is the same
+        file.write(bytes(97 + (i * i % 7 if i % 2 else 0) for i in range(60000)))
     for name, (ranks, settings) in FEATURES.items():
         path = os.path.abspath(config("feature", settings))
         check(compare(".", ranks, path, name), f"{name}: the estimate is off, or was not made")

@@ -1,8 +1,10 @@
 /* unit_memory.c: the estimate against one counted by hand, its growth, and its saturation. */
 #include <string.h>
 
+#include "balance/scopes.h"
 #include "base/alloc.h"
 #include "check.h"
+#include "data/batch.h"
 #include "predict/memory.h"
 
 static moe_memory estimate(const char *text, int ranks, int64_t num_tokens) {
@@ -29,16 +31,18 @@ static void test_by_hand(void) {
     /* a token with 2 of 8 experts misses a device that has 2 of them with probability 6/8 5/7 */
     const int64_t rows = 38; /* 20 tokens, 4 (1 - 30/56) devices each */
     const int64_t streams = r * 2 * t * 16, routing = t * 8 + s * (4 + 8 + r);
-    const int64_t layer = routing + r * (t * 8 + s * (16 + 1) + rows * 16 + (s / 4 + 1) * 24);
+    const int64_t layer = routing + r * (t * 8 + s * 16 + rows * 16 + (s / 4 + 1) * 24);
     const int64_t topics = t * 4 + 64 * (8 + 4) + r * t * 16;
     const int64_t vectors = 8 * ((24 * 8 + 2 * 4) + (3 * 8 + 3 * 4 * 4));
     const int64_t matrix = 8 * 4 * 4;
     const int64_t activations = streams + layer + matrix + topics + topics / 8 + vectors;
-    /* where x, dy and the result of a row stand are three pointers */
-    const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 3 * 8 + 2 * 2 * 4;
-    const int64_t of_pair = (4 + r + 2 * 8) + (4 + r + 3 * 8) + 2 * (4 + r);
-    const int64_t exchange =
-        r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + 10 * 8 * 2 * 4 + 8 * t + 3 * r * 16;
+    /* where x and the result of a row stand are two pointers; half of the metadata arrive from the
+     * other rank; a pair of devices has 40 bytes in the plan and 16 in the inbox */
+    const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 2 * 8;
+    const int64_t of_pair = (4 + r + 2 * 8) + (4 + r + 3 * 8);
+    const int64_t metadata = 2 * 4 * rows + (4 + r) * s;
+    const int64_t exchange = r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + metadata +
+                             metadata / 2 + (40 + 16) * 2 * 4 + 8 * t + 3 * r * 16;
     CHECK_EQ(m.activations, activations + activations / 12);
     CHECK(m.gradients == 0 && m.optimizer == 0);
     CHECK_EQ(m.exchange, exchange + exchange / 12);
@@ -184,6 +188,47 @@ static void test_tables(void) {
           r * 2 * 1000000 * 16);
 }
 
+/* Segments of the fullest rank, and sequences, as the batch lays them out, in cells of 7 + 8 N + D
+ * words, beside the metrics. Sequences of a token, as long as a device, longer, and across. */
+static void test_segments(void) {
+    static const int64_t lengths[] = {1, 2, 3, 5, 7, 10, 16, 20, 37, 100, 0};
+    const int devices = 4, experts = 8;
+    const int64_t words = MOE_STAT_HEAD + MOE_STAT_PER_EXPERT * experts + devices;
+    for (int i = 0; i < 3 * (int)(sizeof lengths / sizeof lengths[0]); i++) {
+        const int ranks = 1 << i % 3;
+        const int64_t length = lengths[i / 3], tokens = i % 2 ? 40 : 43;
+        int64_t segments = 0, sequences = 0, last = -1, last_shared = -1, shared = 0;
+        bool whole = true;
+        for (int q = 0; q < ranks; q++) {
+            moe_batch b;
+            moe_batch_layout(&b, tokens, length, devices, q, ranks);
+            const int64_t own = b.segment[b.num_segments - 1].sequence - b.segment[0].sequence + 1;
+            if (b.segment[0].sequence == last && last != last_shared) {
+                last_shared = last;
+                shared++;
+            }
+            for (int64_t j = 0; j < b.num_segments; j++) {
+                whole = whole && b.segment[j].sequence != last;
+                last = b.segment[j].sequence;
+            }
+            segments = b.num_segments > segments ? b.num_segments : segments;
+            sequences = own > sequences ? own : sequences;
+            moe_batch_free(&b);
+        }
+        char text[512];
+        snprintf(text, sizeof text,
+                 "[model]\nnum_experts = 8\n[router]\ntop_k = 2\n[cluster]\ndevices = 4\n[data]\n"
+                 "tokens_per_device = 10\nsequence_length = %lld\n",
+                 (long long)length);
+        const moe_memory m = estimate(text, ranks, tokens);
+        const int64_t cells = segments + (whole ? 0 : sequences) + devices / ranks + 1 +
+                              (1 + shared + (2 * MOE_SCOPES_MEAN_WORDS + words - 1) / words);
+        const int64_t matrix = 3 * experts + 5 * devices + 2 * devices * devices;
+        CHECK_EQ(m.statistics,
+                 8 * (cells * words + matrix) + segments * (int64_t)sizeof(moe_segment));
+    }
+}
+
 /* What recordings tell: fewer experts of a token, padding that is not routed, backward. */
 static void test_given(void) {
     moe_config c;
@@ -223,6 +268,7 @@ int main(void) {
     RUN(test_training);
     RUN(test_placements);
     RUN(test_tables);
+    RUN(test_segments);
     RUN(test_given);
     RUN(test_saturation);
     return check_verdict();

@@ -49,6 +49,51 @@ static void check_first_step(const moe_comm *comm, const char *words) {
     model_fixture_free(&f);
 }
 
+/* The most pairs that arrive in each layer in any step. */
+enum { LAYERS = 2, STEPS = 3 };
+static double most_pairs[LAYERS];
+
+static int see_pairs(void *self,
+                     const moe_stack *stack,
+                     int32_t l,
+                     moe_step_metrics *metrics,
+                     moe_status *st) {
+    const double pairs = (double)moe_stack_activations(stack, l)->exchange.inbox.num_pairs;
+    (void)self;
+    most_pairs[l] = pairs > most_pairs[l] ? pairs : most_pairs[l];
+    return moe_tally_after_layer(NULL, stack, l, metrics, st);
+}
+
+/* A model that is quickly run: choices of its second layer follow what the experts of the first
+ * did, and those of a later step what was learned. Layers keep their buffers in training, and share
+ * them in a forward run. */
+static void check_whole_run(const moe_comm *comm, const char *words) {
+    const moe_observer observer = {.after_layer = see_pairs};
+    model_fixture f;
+    moe_memory_load load[8] = {{0}};
+    moe_status st = {0};
+    model_fixture_init(&f, comm,
+                       COMMON "data.tokens_per_device=4096 data.num_topics=5 model.num_layers=2 "
+                              "run.steps=3 train.learning_rate=0.05 router.gate_scale=2 ",
+                       words, 0);
+    CHECK(rehearse(comm, &f.c, &f.input, load));
+    most_pairs[0] = most_pairs[1] = 0;
+    f.training.observer = &observer;
+    for (int64_t step = 0; step < STEPS; step++) {
+        if (model_fixture_trains(&f)) {
+            CHECK(model_fixture_train(&f, step, &st) == MOE_OK);
+            continue;
+        }
+        moe_step_metrics_clear(&f.metrics);
+        moe_input_vectors(&f.input, &f.c, step, &f.batch, moe_stack_input(&f.stack));
+        CHECK(moe_stack_forward(&f.stack, &observer, &f.metrics, &st) == MOE_OK);
+    }
+    const double larger = most_pairs[0] > most_pairs[1] ? most_pairs[0] : most_pairs[1];
+    CHECK_NEAR(load[comm->rank].in_pairs * (double)f.batch.num_tokens,
+               model_fixture_trains(&f) ? (most_pairs[0] + most_pairs[1]) / LAYERS : larger, 1e-6);
+    model_fixture_free(&f);
+}
+
 /* All tokens choose experts 0 and 1, which the first device has. */
 static void check_biased(const moe_comm *comm) {
     moe_config c;
@@ -101,6 +146,8 @@ int main(int argc, char **argv) {
     RUN(check_first_step, &comm, "capacity.policy=expert data.skew=2");
     RUN(check_first_step, &comm, "exchange.mode=two_level cluster.devices_per_node=2");
     RUN(check_first_step, &comm, "placement.redundant_experts=4");
+    RUN(check_whole_run, &comm, "");
+    RUN(check_whole_run, &comm, "run.mode=train");
     RUN(check_biased, &comm);
     RUN(check_even, &comm);
     RUN(check_too_large, &comm);
