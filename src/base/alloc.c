@@ -13,12 +13,13 @@
 
 #include "base/status.h"
 
-/* gcc says by a macro that AddressSanitizer is on, and clang by a feature. */
-#if defined(__SANITIZE_ADDRESS__)
-#define ADDRESSES_ARE_WATCHED
+/* AddressSanitizer watches the blocks of the C library only, and WebAssembly has no maps. gcc says
+ * by a macro that the former is on, and clang by a feature. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__wasm__)
+#define WITHOUT_MAPS
 #elif defined(__has_feature)
 #if __has_feature(address_sanitizer)
-#define ADDRESSES_ARE_WATCHED
+#define WITHOUT_MAPS
 #endif
 #endif
 
@@ -42,14 +43,27 @@ void moe_alloc_note(int64_t bytes) {
 
 /* What the C library gets back it may keep, and a hole in its heap stays resident. A block of some
  * size is therefore mapped by itself: what is freed is the system's again at once, whatever was
- * allocated meanwhile. AddressSanitizer watches the blocks of the C library only. */
+ * allocated meanwhile. */
+#ifdef WITHOUT_MAPS
+
 static bool is_mapped(int64_t bytes) {
-#ifdef ADDRESSES_ARE_WATCHED
     (void)bytes;
     return false;
+}
+
+static char *map(int64_t bytes, int64_t alignment) {
+    (void)bytes, (void)alignment;
+    return NULL;
+}
+
+static void unmap(char *block, int64_t bytes) {
+    (void)block, (void)bytes;
+}
+
 #else
+
+static bool is_mapped(int64_t bytes) {
     return bytes >= MAPPED;
-#endif
 }
 
 /* Bytes that begin at a multiple of `alignment`, a power of two of at least a page: as much more is
@@ -67,6 +81,12 @@ static char *map(int64_t bytes, int64_t alignment) {
     munmap(whole + before + bytes, (size_t)(alignment - before));
     return whole + before;
 }
+
+static void unmap(char *block, int64_t bytes) {
+    munmap(block, (size_t)bytes);
+}
+
+#endif
 
 /* --- blocks --- */
 
@@ -163,7 +183,7 @@ void moe_free(void *pointer) {
     char *block = (char *)pointer - LINE;
     moe_alloc_note(-bytes);
     if (is_mapped(bytes)) {
-        munmap(block, (size_t)block_bytes(bytes));
+        unmap(block, block_bytes(bytes));
     } else {
         free(block);
     }
