@@ -21,7 +21,8 @@
 #include "predict/internal.h"
 
 enum {
-    PROGRAM_BYTES = 8 << 20,   /* pages of the program, a BLAS and MPI, their tables and stacks */
+    PROGRAM_BYTES = 8 << 20,   /* beyond MOE_MEMORY_STARTED: pages of the program, a BLAS and MPI,
+                                  their tables and stacks */
     ONEDNN_BYTES = 6 << 20,    /* of oneDNN, with the code that it makes for the shapes it meets */
     BF16_BYTES = 2 << 20,      /* of it, where it computes products in bf16 alone */
     BF16_MORE_BYTES = 1 << 20, /* where it computes them too */
@@ -261,9 +262,10 @@ static bool uses_onednn(const moe_config *c, const moe_memory_sizes *s) {
 
 static int64_t program(const moe_config *c, const moe_memory_sizes *s) {
     const bool narrow = c->model.compute == MOE_COMPUTE_BF16;
-    return PROGRAM_BYTES + (uses_onednn(c, s) ? ONEDNN_BYTES + (narrow ? BF16_MORE_BYTES : 0)
-                            : narrow          ? BF16_BYTES
-                                              : 0);
+    return MOE_MEMORY_STARTED + PROGRAM_BYTES +
+           (uses_onednn(c, s) ? ONEDNN_BYTES + (narrow ? BF16_MORE_BYTES : 0)
+            : narrow          ? BF16_BYTES
+                              : 0);
 }
 
 /* The load is never quite even, and the last page of a buffer, a huge one where the buffer is

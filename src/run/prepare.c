@@ -185,6 +185,7 @@ static void list_parts(const moe_memory *m, char *text, size_t size) {
 
 /* Refuses what cannot fit, before it is allocated. Each rank looks at its own host. */
 static int check_memory(moe_run_state *r, moe_status *st) {
+    const int64_t started = (int64_t)r->comm->local_size * MOE_MEMORY_STARTED;
     int64_t available = moe_memory_available(), needed;
     const int64_t read = moe_alloc_live_bytes();
     moe_memory *m = &r->memory;
@@ -193,6 +194,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
         count_files(m, read);
         available = available < 0 ? available : available + read * r->comm->local_size;
     }
+    available = available < 0 ? available : available + started;
     needed = moe_memory_of_ranks(m, r->comm->local_size);
     if (available >= 0 && needed > available) {
         char parts[512];

@@ -1,6 +1,5 @@
-"""The estimate of memory beside the resident peak: a run's peak less that of a bare MPI program on
-as many ranks. Configurations are those of the random test, enlarged until they need some tens of
-MiB, because below that the libraries are most of it.
+"""The estimate of memory beside the resident peak of a rank. Configurations are those of the random
+test, enlarged until they need some tens of MiB, because below that the libraries are most of it.
 """
 
 import os
@@ -25,7 +24,6 @@ NEEDED = re.compile(
     r";   on the fullest rank: (\d+)\n(?:;     .*\n)+;   besides on rank 0, [^:]*: (\d+)\n"
 )
 PEAK = os.path.join(TEMPORARY, "peak.py")
-BARE = os.path.join(TEMPORARY, "bare_mpi")
 
 with open(PEAK, "w", encoding="ascii") as file:
     file.write(
@@ -36,7 +34,6 @@ with open(PEAK, "w", encoding="ascii") as file:
         "open(sys.argv[1] + '.' + rank, 'w').write(str(peak))\n"
         "sys.exit(code if code >= 0 else 1)\n"
     )
-subprocess.run(["mpicc", "-o", BARE, os.path.join(SOURCE, "bench", "bare_mpi.c")], check=True)
 
 
 def peaks(ranks, folder, *words):
@@ -60,9 +57,6 @@ def peaks(ranks, folder, *words):
     return done, found
 
 
-bare = {}
-
-
 def estimate(folder, ranks, words):
     """Bytes of the fullest rank; None where the configuration is refused."""
     done = subprocess.run(
@@ -80,15 +74,13 @@ def estimate(folder, ranks, words):
 def compare(folder, ranks, words, label):
     """Prints and checks estimate and peak of a configuration; None where it is refused."""
     words = [words] if isinstance(words, str) else words
-    if ranks not in bare:
-        bare[ranks] = max(peaks(ranks, ".", BARE)[1])
     said = estimate(folder, ranks, words)
     if not said or said > 800 * MIB:
         return None
     done, found = peaks(ranks, folder, _moesim.MOESIM, "--quiet", "--force", "--out", "out", *words)
     if not found:
         return None
-    took = max(found) - bare[ranks]
+    took = max(found)
     close = LEAST * took <= said <= MOST * took or abs(said - took) <= SLACK
     print(f"{label}, np {ranks}: {said / MIB:.1f} said, {took / MIB:.1f} taken", flush=True)
     return close
