@@ -19,25 +19,34 @@
 typedef struct shape {
     int ranks;
     const char *name, *settings;
+    const char *aim[2]; /* of limit / moesim with the BLAS: forward, train */
 } shape;
 
+#define TINY                                                                         \
+    "data.tokens_per_device=64 model.hidden_size=64 model.moe_intermediate_size=32 " \
+    "model.num_experts=16 router.top_k=2"
+
 static const shape shapes[] = {
-    {2, "S1, T 1024, H 512, F 256, N 64, K 6",
+    {2,
+     "S1, T 1024, H 512, F 256, N 64, K 6",
      "data.tokens_per_device=1024 model.hidden_size=512 model.moe_intermediate_size=256 "
-     "model.num_experts=64 router.top_k=6"},
-    {2, "S2, T 2048, H 1024, F 512, N 32, K 4",
+     "model.num_experts=64 router.top_k=6",
+     {"1.05", "0.95"}},
+    {2,
+     "S2, T 2048, H 1024, F 512, N 32, K 4",
      "data.tokens_per_device=2048 model.hidden_size=1024 model.moe_intermediate_size=512 "
-     "model.num_experts=32 router.top_k=4"},
-    {8, "S3, T 1024, H 640, F 192, N 160, K 6, 3 of 8 groups",
+     "model.num_experts=32 router.top_k=4",
+     {"1.05", "0.95"}},
+    {8,
+     "S3, T 1024, H 640, F 192, N 160, K 6, 3 of 8 groups",
      "data.tokens_per_device=1024 model.hidden_size=640 model.moe_intermediate_size=192 "
      "model.num_experts=160 router.top_k=6 router.num_groups=8 router.topk_group=3 "
-     "router.group_limit=max"},
-    {2, "S4, T 64, H 64, F 32, N 16, K 2",
-     "data.tokens_per_device=64 model.hidden_size=64 model.moe_intermediate_size=32 "
-     "model.num_experts=16 router.top_k=2"},
-    {4, "S4, T 64, H 64, F 32, N 16, K 2",
-     "data.tokens_per_device=64 model.hidden_size=64 model.moe_intermediate_size=32 "
-     "model.num_experts=16 router.top_k=2"},
+     "router.group_limit=max",
+     {"1.05", "0.95"}},
+    {2, "S4, T 64, H 64, F 32, N 16, K 2", TINY, {"0.5", "0.5"}},
+    {2, "S4 by shared memory, T 64, H 64, F 32, N 16, K 2", TINY " exchange.transport=shared", {0}},
+    {4, "S4, T 64, H 64, F 32, N 16, K 2", TINY, {"0.4", "0.4"}},
+    {4, "S4 by shared memory, T 64, H 64, F 32, N 16, K 2", TINY " exchange.transport=shared", {0}},
 };
 
 typedef struct peers {
@@ -192,7 +201,6 @@ static void copy_indices(peers *n, int64_t **offset) {
 static void bench(const moe_comm *comm, const shape *s, bool trains) {
     static const enum moe_gemm_library library[] = {MOE_GEMM_AUTO, MOE_GEMM_BLAS};
     static const char *const library_name[] = {"own library", "BLAS"};
-    static const char *const aim[2][2] = {{"1.05", "0.95"}, {"-", "-"}};
     peers n = {.trains = trains};
     int64_t *offset;
     prepare(&n, comm, s->settings);
@@ -204,7 +212,7 @@ static void bench(const moe_comm *comm, const shape *s, bool trains) {
         snprintf(what, sizeof what, "%s, %s, limit: %s", s->name, trains ? "train" : "forward",
                  library_name[i]);
         bench_row(comm, what, bench_pair(comm, run_moesim, run_limit, &n),
-                  s->name[1] == '4' ? "-" : aim[i == 0][trains]);
+                  library[i] == MOE_GEMM_BLAS && s->aim[trains] ? s->aim[trains] : "-");
     }
     bare_exchange_free(&n.exchange);
     bare_experts_free(&n.experts);
@@ -307,7 +315,8 @@ static void router_alone(const moe_comm *comm) {
 static void step_alone(const moe_comm *comm, char **words) {
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         const shape *s = &shapes[i];
-        if (s->ranks == comm->size && strncmp(s->name, words[0], strlen(words[0])) == 0) {
+        if (s->ranks == comm->size && strncmp(s->name, words[0], strlen(words[0])) == 0 &&
+            s->name[strlen(words[0])] == ',') {
             peers n = {.trains = strcmp(words[1], "train") == 0};
             char settings[512];
             snprintf(settings, sizeof settings, "%s %s", s->settings, words[2] ? words[2] : "");
