@@ -212,17 +212,20 @@ static int check_last_step(const moe_options *o, moe_status *st) {
 
 /* What was given beside an option that stands alone. */
 static const char *given_beside(const moe_options *o) {
-    return o->config              ? o->config
-           : o->sets.count > 0    ? "--set"
-           : o->run.out           ? "--out"
-           : o->resume            ? "--resume"
-           : o->run.force         ? "--force"
-           : o->run.check_only    ? "--check"
-           : o->dialects          ? "--dialects"
-           : o->placements        ? "--placements"
-           : o->calibrate         ? "--calibrate"
-           : o->export_parameters ? "--export-parameters"
-                                  : NULL;
+    const bool verifies = o->verify || o->verify_predict;
+    return o->config                             ? o->config
+           : o->sets.count > 0                   ? "--set"
+           : o->run.out                          ? "--out"
+           : o->resume                           ? "--resume"
+           : o->run.force                        ? "--force"
+           : o->run.check_only                   ? "--check"
+           : o->dialects                         ? "--dialects"
+           : o->placements                       ? "--placements"
+           : o->calibrate                        ? "--calibrate"
+           : o->export_parameters                ? "--export-parameters"
+           : verifies && (o->keys || o->version) ? "--verify"
+           : o->keys && o->version               ? "--version"
+                                                 : NULL;
 }
 
 /* Options about moesim itself look at nothing else, and comparing dialects writes no files. */
