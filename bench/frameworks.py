@@ -23,7 +23,9 @@ import statistics
 import sys
 import time
 
-sys.path.insert(1, os.path.join(os.path.dirname(os.path.dirname(__file__)) or "..", "scripts"))
+sys.path.insert(
+    1, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "scripts")
+)
 
 from command_line import Refused, run, say  # noqa: E402  (needs the path)
 

@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
 
 def take_streams():
     """Makes standard output and error fit for every text. A closed one is replaced, so that no
-    file that is opened later stands in its place. Gives back whether standard output was there.
+    file that is opened later takes its place. Returns whether standard output was open.
     """
     there = sys.stdout is not None
     for name, instead in (("stdout", "/dev/full"), ("stderr", os.devnull)):
@@ -131,7 +131,7 @@ def flushed(main, words):
 def run(name, main):
     """The exit status of a script: main(words), which prints and gives back a status.
 
-    What it cannot print, and files that it does not expect to be in the way, end with one sentence
+    Output and files that cannot be written, and files that cannot be opened, end with one sentence
     and status 1; a reader that has seen enough (| head) needs no sentence. Ctrl-C is 130.
     """
     there = take_streams()
@@ -140,9 +140,10 @@ def run(name, main):
     except BrokenPipeError:
         give_up_output()
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None:  # which the system names where a file is opened, not written
             give_up_output()
-            say(name, f"standard output{f': {error.strerror}' if there else ' is closed'}")
+            full = f" or a file cannot be written: {error.strerror}"
+            say(name, f"standard output{full if there else ' is closed'}")
         else:
             say(name, f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:

@@ -90,11 +90,11 @@ static void unmap(char *block, int64_t bytes) {
 
 /* --- blocks --- */
 
-/* Bytes of a block for so many, in whole cache lines, or pages where it is mapped; -1 where that is
- * more than there are. */
+/* Bytes of a block for so many, in whole cache lines, or pages where it is mapped; -1 where these,
+ * and what is mapped beyond them, are more than an address can count. */
 static int64_t block_bytes(int64_t bytes) {
     int64_t total;
-    if (__builtin_add_overflow(bytes, 2 * LINE + PAGE, &total)) {
+    if (__builtin_add_overflow(bytes, 2 * LINE + PAGE + HUGE, &total)) {
         return -1;
     }
     return is_mapped(bytes) ? (bytes + LINE + PAGE - 1) / PAGE * PAGE

@@ -26,8 +26,8 @@ double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]);
  * vectorises. */
 void moe_exact_add01(int64_t *hi, int64_t *lo, const double *v, int n);
 /* Local. One of these additions, as part of another loop. The high word is rounded too, so that the
- * low word may be negative. Two additions of MAGIC need no conversion and vectorise at any width.
- */
+ * low word may be negative. Adding 3 * 2^51 leaves the rounded number in the low bits, which needs
+ * no conversion and vectorises at any width. */
 static inline void moe_exact_add01_one(int64_t *hi, int64_t *lo, double v) {
     const double two30 = 0x1p30, magic = 0x1.8p52; /* see exact.c */
     double scaled = v * two30;

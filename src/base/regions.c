@@ -1,10 +1,10 @@
 /* regions.c: parallel regions of one thread without a team. A tiny step has some forty regions, and
  * libgomp makes a team for each, even of one thread: half a microsecond. The linker puts this
- * function before libgomp's (CMakeLists.txt, --wrap); a program that is linked without that option,
- * or with another OpenMP, does not know it.
+ * function before libgomp's (CMakeLists.txt, --wrap); nothing changes in a program that is linked
+ * without that option, or with another OpenMP.
  *
- * A region inside another one keeps its team, which has the number of a thread and the loop that it
- * is in the middle of for each region apart. */
+ * A region inside another one keeps its team, because libgomp notes there, for each region by
+ * itself, the number of the thread and the loop that it is in the middle of. */
 #include <omp.h>
 #include <stdbool.h>
 

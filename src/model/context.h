@@ -49,7 +49,8 @@ typedef struct moe_context {
                          travels, and a layer gives back what it got */
 } moe_context;
 
-/* Local. Placements, router with the input's bias, losses and capacity, from a resolved
+/* Collective, since ranks that share memory open a board (board.h); the same holds for
+ * moe_context_free. Placements, router with the input's bias, losses and capacity, from a resolved
  * configuration and the files that were read for it. What places experts by their load begins with
  * blocks (moe_placement_init). The caller sets the rest, and calls moe_context_free; whatever is
  * pointed to stays the caller's. scratch: working memory of router and

@@ -341,8 +341,8 @@ static bool are_sound_times(const moe_run_times *t, int64_t step) {
     return sound;
 }
 
-/* Whether a blob holds counts of a step, whose sum over experts and layers is then no overflow. A
- * rank that has none of it has nothing to object to. */
+/* Whether a blob holds counts, so small that their sum over experts and layers does not overflow. A
+ * rank that holds nothing of it finds no fault. */
 static bool are_counts(const moe_blob *b) {
     const int64_t *count = b->data, most = INT64_C(1) << 40;
     for (int64_t i = 0; count && i < b->bytes / (int64_t)sizeof *count; i++) {

@@ -53,8 +53,8 @@ int moe_results_open(const moe_comm *comm,
                      moe_results *out,
                      moe_status *st);
 
-/* Local. Refuses (MOE_USER) a folder that the user named in --out and that moesim could not make,
- * or not write to. Nothing is made, so that --check can tell, and a run before it works. */
+/* Local. Refuses (MOE_USER) a folder that the user named in --out and that moesim could not make or
+ * write to. It makes nothing, so that --check can call it, and a run before its first step. */
 int moe_results_check_folder(const char *folder, bool force, moe_status *st);
 
 /* Local. Makes a folder, with its parents, for other files than those of a run. One that exists and

@@ -56,11 +56,11 @@ static bool is_empty_folder(const char *path) {
 static int fail_not_empty(const char *option, const char *name, moe_status *st) {
     return moe_fail(st, MOE_USER,
                     "%s: the folder '%s' exists and is not empty; choose another one, or add "
-                    "--force to replace in it what is to be written",
+                    "--force to replace what moesim wrote there before",
                     option, name);
 }
 
-/* What stands at the name already: it has to be a folder, and an empty one without `force`. */
+/* Something has the name already: it has to be a folder, and an empty one without `force`. */
 static int check_existing(const char *option, const char *name, bool force, moe_status *st) {
     struct stat what;
     if (stat(name, &what) != 0 || !S_ISDIR(what.st_mode)) {
@@ -118,7 +118,7 @@ int moe_results_folder_name(char name[MOE_PATH_MAX],
     if (stat(name, &there) == 0 && stat("/", &root) == 0 && there.st_dev == root.st_dev &&
         there.st_ino == root.st_ino) {
         return moe_fail(st, MOE_USER,
-                        "%s: '%s' is the root of the file system, which is no folder of a run; "
+                        "%s: '%s' is the root of the file system, which cannot hold a run; "
                         "choose another one",
                         option, folder);
     }

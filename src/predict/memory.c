@@ -22,10 +22,10 @@
 
 enum {
     PROGRAM_BYTES = 8 << 20,   /* beyond MOE_MEMORY_STARTED: pages of the program, a BLAS and MPI,
-                                  their tables and stacks */
+                                  with their tables and stacks */
     ONEDNN_BYTES = 6 << 20,    /* of oneDNN, with the code that it makes for the shapes it meets */
     BF16_BYTES = 2 << 20,      /* of it, where it computes products in bf16 alone */
-    BF16_MORE_BYTES = 1 << 20, /* where it computes them too */
+    BF16_MORE_BYTES = 1 << 20, /* where it computes those as well */
     ONEDNN_PRODUCT = 1 << 19,  /* multiplications that are worth its call (base/gemm.c) */
     GATE_ROWS = 256,           /* of a product of a gate or a head (model/layer_forward.c) */
     TREE_BYTES = 4 << 20, /* of partial gradients that are added at a time (model/device_tree.c) */

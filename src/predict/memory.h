@@ -17,7 +17,7 @@ typedef struct moe_memory {
     int64_t histories; /* on rank 0 beside the total: the loads and matrices of all steps */
 } moe_memory;
 
-/* The parts of the total by name, in the order in which they are told. */
+/* A part of the total. */
 typedef struct moe_memory_part {
     const char *name;
     int64_t bytes;
@@ -25,11 +25,11 @@ typedef struct moe_memory_part {
 
 enum { MOE_MEMORY_PARTS = 8 };
 
-/* Of `program`, what is resident as soon as MPI has started: a bare MPI program on a single host
- * under Open MPI 4.1 has 13.4 to 13.6 MiB, on any number of ranks. */
+/* The bytes of `program` that are resident as soon as MPI has started: a bare MPI program on a
+ * single host under Open MPI 4.1 has 13.4 to 13.6 MiB, on any number of ranks. */
 enum { MOE_MEMORY_STARTED = 13 << 20 };
 
-/* Local. */
+/* Local. The parts of the total by name, in the order in which they are shown. */
 void moe_memory_parts(const moe_memory *m, moe_memory_part part[MOE_MEMORY_PARTS]);
 
 /* The parameters of the whole model, each counted once, saturated at INT64_MAX. */

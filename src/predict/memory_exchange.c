@@ -20,15 +20,15 @@ static int64_t of_vectors(const moe_config *c, int64_t rows) {
     return moe_memory_touched(mul3(rows, c->model.hidden_size, REAL));
 }
 
-/* Bytes of a vector [H] that is packed or lands: of a payload that rounds, in the last step, which
- * is run with fp32 too (train/payload_error.h). */
+/* Bytes of a vector [H] that is packed or lands. A payload that rounds has the same room, because
+ * the last step is run with fp32 too (train/payload_error.h). */
 static int64_t packed(const moe_config *c) {
     return mul(c->model.hidden_size, REAL);
 }
 
 /* Bytes of a vector [H] on the wire, rounded or not. */
 static int64_t carried(const moe_config *c, int64_t wire) {
-    return wire > 0 ? wire : mul(c->model.hidden_size, REAL);
+    return wire > 0 ? wire : packed(c);
 }
 
 /* The vectors of a layer (exchange.c, combine.c): received from other ranks, in training x and dy;
@@ -136,9 +136,9 @@ static int64_t lists_of(const moe_config *c, const moe_memory_sizes *s, const ho
 /* --- hops --- */
 
 /* The vectors of a first hop (relay.c): all rows that arrived stand in memory, in training x and
- * dy; beside them what was packed for other ranks, where results land later, and
- * what goes back, in a payload that rounds also as bytes. Through shared memory only the last are
- * not in windows, as numbers. */
+ * dy; beside them what was packed for other ranks, where results land later, and what goes back, in
+ * a payload that rounds also as bytes. Through shared memory only what goes back is not in windows,
+ * where its numbers are rounded. */
 static int64_t relay_vectors(const moe_config *c, const moe_memory_sizes *s) {
     const int64_t back = wire_bytes(c, moe_payload_of_combine(c));
     const int64_t returned = c->exchange.node_sum ? s->first : s->rows;

@@ -21,7 +21,8 @@ typedef struct moe_select {
  * moe_select_free. */
 void moe_select_reserve(moe_select *w, const moe_router *r, const moe_draw *draw);
 void moe_select_free(moe_select *w);
-/* Local. The same for moe_select_sum only: no memory where chance leaves out nobody. */
+/* Local. The same for moe_select_sum only: takes no memory where no expert is left out by chance.
+ */
 void moe_select_reserve_for_sum(moe_select *w, const moe_router *r);
 
 /* Local. Chooses up to moe_method_most experts of one token from its scores s [N] and logits z [N],

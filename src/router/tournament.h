@@ -48,8 +48,8 @@ void moe_tournament_free(moe_tournament *b);
 
 /* Local. score = from [N] + add [N] (add may be NULL), and -inf where disabled [N] is -inf
  * (disabled may be NULL: no expert is). Computes the block maxima. `from` has to stay as it is
- * while the scores are used: without the other two it is not copied where groups have no padding.
- */
+ * while the scores are used: where add and disabled are NULL and groups have no padding, it is read
+ * in place and not copied. */
 void moe_tournament_fill(moe_tournament *b,
                          const double *from,
                          const double *add,

@@ -363,7 +363,7 @@ int main(int argc, char **argv) {
         moe_options_free(&o);
         return conclude(&st);
     }
-    if (moe_limits_check_start(&limits)) { /* of this rank: mpirun ends the others */
+    if (moe_limits_check_start(&limits)) { /* mpirun ends the other ranks */
         moe_options_free(&o);
         return conclude(&limits);
     }

@@ -210,22 +210,25 @@ static int check_last_step(const moe_options *o, moe_status *st) {
     return MOE_OK;
 }
 
-/* What was given beside something that takes nothing. */
+/* What was given beside an option that stands alone. */
 static const char *given_beside(const moe_options *o) {
-    return o->config              ? o->config
-           : o->sets.count > 0    ? "--set"
-           : o->run.out           ? "--out"
-           : o->resume            ? "--resume"
-           : o->run.force         ? "--force"
-           : o->run.check_only    ? "--check"
-           : o->dialects          ? "--dialects"
-           : o->placements        ? "--placements"
-           : o->calibrate         ? "--calibrate"
-           : o->export_parameters ? "--export-parameters"
-                                  : NULL;
+    const bool verifies = o->verify || o->verify_predict;
+    return o->config                             ? o->config
+           : o->sets.count > 0                   ? "--set"
+           : o->run.out                          ? "--out"
+           : o->resume                           ? "--resume"
+           : o->run.force                        ? "--force"
+           : o->run.check_only                   ? "--check"
+           : o->dialects                         ? "--dialects"
+           : o->placements                       ? "--placements"
+           : o->calibrate                        ? "--calibrate"
+           : o->export_parameters                ? "--export-parameters"
+           : verifies && (o->keys || o->version) ? "--verify"
+           : o->keys && o->version               ? "--version"
+                                                 : NULL;
 }
 
-/* What is about moesim itself looks at nothing else, and comparing dialects writes no files. */
+/* Options about moesim itself look at nothing else, and comparing dialects writes no files. */
 static int check_idle(const moe_options *o, moe_status *st) {
     const char *alone = o->keys             ? "--keys"
                         : o->version        ? "--version"

@@ -194,6 +194,7 @@ static int check_memory(moe_run_state *r, moe_status *st) {
         count_files(m, read);
         available = available < 0 ? available : available + read * r->comm->local_size;
     }
+    /* the ranks have started already: what that took is gone from `available`, and in `needed` */
     available = available < 0 ? available : available + started;
     needed = moe_memory_of_ranks(m, r->comm->local_size);
     if (available >= 0 && needed > available) {

@@ -49,7 +49,8 @@ bool moe_rebalance_due(const moe_rebalance *r, int64_t step);
 /* Collective. Decides by the last `steps` steps' load, and moves what has to move. */
 void moe_rebalance_now(moe_rebalance *r, int64_t steps);
 
-/* Collective. Before a checkpoint that is written after `step` steps. */
+/* Collective. To be called before a checkpoint is written after `step` steps: where a decision is
+ * due, rank 0 then has the pairs of all tokens. */
 void moe_rebalance_gather(moe_rebalance *r, int64_t step);
 
 enum { MOE_REBALANCE_BLOBS = 4 };

@@ -180,14 +180,18 @@ static double products_of_step(const moe_config *c, double tokens) {
     return tokens * of_token * (trains(c) ? 3 : 1);
 }
 
-/* Whether two steps of the whole model are as quickly made as a rehearsal may take; where little
- * depends on the load, they are not worth it. */
+/* Whole steps of the model as it is that can be made in the time that a rehearsal may take. */
+static double quick_steps(const moe_config *c, int64_t tokens) {
+    const double of_step = (double)tokens * (double)draws_of_step(c);
+    return floor(fmin(MOST_VISITS / (of_step * c->model.num_layers),
+                      MOST_OF_MODEL / products_of_step(c, of_step)));
+}
+
+/* Whether that is time for two steps, or for the only one; where little depends on the load, they
+ * are not worth it. */
 static bool runs_as_it_is(const moe_config *c, int64_t tokens) {
-    const double steps = fmin(2, (double)(c->run.steps * draws_of_step(c)));
-    const double visits = (double)tokens * c->model.num_layers;
     if (has_given_tokens(c) || moe_config_generates(c) || !has_consequences(c) ||
-        visits * steps > MOST_VISITS ||
-        products_of_step(c, (double)tokens) * steps > MOST_OF_MODEL) {
+        quick_steps(c, tokens) < fmin(2, (double)c->run.steps)) {
         return false;
     }
     const moe_memory m = moe_memory_estimate(c, &(moe_memory_given){.num_tokens = tokens});
@@ -373,21 +377,14 @@ static int learn(rehearsal *r, int64_t step, moe_status *st) {
     return moe_training_step(&r->training, step, &r->metrics, st);
 }
 
-/* Steps of the model as it is that are quickly made. */
-static double quick_steps(const rehearsal *r) {
-    const moe_config *c = &r->config;
-    const double tokens = (double)r->batch.num_tokens_global * (double)draws_of_step(c);
-    return floor(fmin(MOST_VISITS / (tokens * c->model.num_layers),
-                      MOST_OF_MODEL / products_of_step(c, tokens)));
-}
-
 /* Draws that are looked at: steps where the model learns, elsewhere micro-batches. */
 static int64_t num_draws(const rehearsal *r) {
     const moe_config *c = &r->config;
     const double of_step = (double)draws_of_step(c);
     const double most = fmin(MOST_DRAWS, ceil(MOST_CELLS / cells_of(c)));
     const double steps =
-        fmin((double)c->run.steps, r->as_it_is ? quick_steps(r) : (double)c->run.steps);
+        fmin((double)c->run.steps,
+             r->as_it_is ? quick_steps(c, r->batch.num_tokens_global) : (double)c->run.steps);
     return (int64_t)(r->training.stack ? fmin(steps, ceil(most / of_step))
                                        : fmin(steps * of_step, most));
 }

@@ -139,7 +139,7 @@ static int check_biases(const moe_restart *r, const moe_checkpoint *from, moe_st
     return MOE_OK;
 }
 
-/* Everything but the parameters, whose values a step looks at itself. */
+/* Everything but the parameters, whose numbers are checked as they are read. */
 static int check_state(const moe_restart *r,
                        const moe_checkpoint *from,
                        const state *s,

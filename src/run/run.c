@@ -332,7 +332,7 @@ static void print_needs(const moe_run_state *r) {
                                          : ",");
     }
     if (m->windows > 0) {
-        printf(";     (of the exchange, shared memory %lld)\n", (long long)m->windows);
+        printf(";     (of these, shared memory %lld)\n", (long long)m->windows);
     }
     printf(
         ";   besides on rank 0, loads and matrices of all steps: %lld\n;   on all %d ranks: %lld\n",

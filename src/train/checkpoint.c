@@ -223,7 +223,7 @@ int moe_checkpoint_write(const moe_comm *comm,
 
 /* --- reading --- */
 
-/* No step of a run can begin with such numbers, so that they are not the run's own. */
+/* No run goes on with numbers that are not finite, so that none can have written them. */
 static int check_numbers(const char *path, const moe_section *s, const block *b, moe_status *st) {
     static const char *const tail[MOE_NUM_PARTS] = {"", ".m", ".v", ""};
     int64_t bytes;
@@ -232,7 +232,7 @@ static int check_numbers(const char *path, const moe_section *s, const block *b,
     for (int64_t i = 0; i < bytes / (int64_t)sizeof *value && s->part != MOE_PART_BLOB; i++) {
         if (!isfinite(value[i]) || (s->part == MOE_PART_V && value[i] < 0)) {
             return moe_fail(st, MOE_USER,
-                            "the checkpoint '%s' holds %g in %s%s, with which no step can be made",
+                            "the checkpoint '%s' holds %g in %s%s, with which no run can go on",
                             path, (double)value[i], s->name, tail[s->part]);
         }
     }

@@ -21,15 +21,15 @@ typedef struct moe_board {
     moe_window window;
     int64_t shown; /* messages so far */
     int users;     /* how often it was opened */
-    bool first;    /* of all windows of the host, and so the last one too */
+    bool first;    /* it was the host's first window, and so is the last one to be freed */
 } moe_board;
 
 /* Collective among the ranks of the host. From now on sums, maxima and gatherings of comm.h
  * go by the board, where it reaches all ranks and they are short enough. False, and nothing
  * changes, where the host has little room for shared memory. */
 bool moe_board_open(moe_host *h);
-/* Collective among the ranks of the host. To be called as often as moe_board_open said yes; the
- * last time when the windows that were made since then are freed. */
+/* Collective among the ranks of the host. To be called as often as moe_board_open returned true;
+ * the last time after all windows that were made since it was first opened are freed. */
 void moe_board_close(moe_host *h);
 
 /* Collective among the ranks of the host, which has an open board. Shows `bytes` bytes of this

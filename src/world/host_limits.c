@@ -185,9 +185,9 @@ int moe_core_quota(void) {
 
 /* --- to start --- */
 
-/* What Open MPI 4.1 was seen to take in MPI_Init on x86-64, with the libraries of this program:
- * addresses, most of which are never touched, and a file that each rank shares with those of its
- * host, of this size. */
+/* What MPI_Init of Open MPI 4.1 took on x86-64, with the libraries of this program: bytes of
+ * addresses, most of which are never touched, and the size of the file that each rank shares with
+ * the others of its host. */
 enum { START_BYTES = 448 << 20, SHARED_FILE_BYTES = 4194312 };
 
 static bool is_below(int resource, int64_t bytes, int64_t *limit) {

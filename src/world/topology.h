@@ -57,8 +57,8 @@ int64_t moe_memory_available(void);
  * unknown. */
 int64_t moe_memory_limit(void);
 /* Local. Before MPI is started by Open MPI's mpirun: fails with MOE_ERROR where a limit of this
- * process (ulimit -v, ulimit -f) is below what the start takes, in which MPI would end without a
- * word. */
+ * process (ulimit -v, ulimit -f) is below what the start takes, because MPI would then end without
+ * a word. */
 int moe_limits_check_start(moe_status *st);
 /* Local. How many cores the cgroup's quota of time amounts to, rounded up; 0 = no quota. */
 int moe_core_quota(void);

@@ -49,8 +49,8 @@ moe_host *moe_host_new(const moe_comm *comm, MPI_Comm ranks);
 /* Collective among the ranks of the host. NULL is allowed. */
 void moe_host_free(moe_host *h);
 
-/* Collective among the ranks of the host. Whether the host's folder for shared memory takes twice
- * the window with so many bytes of each rank. */
+/* Collective among the ranks of the host. Whether the host's folder for shared memory has room for
+ * twice a window with so many bytes of each rank. */
 bool moe_window_fits(const moe_host *h, int64_t bytes);
 
 /* Collective among the ranks of the host. Makes the piece of rank p hold at least bytes[p], which
@@ -64,8 +64,8 @@ int64_t moe_window_bytes(void);
 void moe_window_barrier(const moe_window *w, moe_host *h);
 /* Collective among the ranks of the host. */
 void moe_window_free(moe_window *w);
-/* Collective among the ranks of the host, none of which has a window. Gives up what barriers need,
- * until the next window is made. */
+/* Collective among the ranks of the host, which has no window any more. Frees what barriers need;
+ * the next window makes it again. */
 void moe_window_free_flags(moe_host *h);
 
 #endif

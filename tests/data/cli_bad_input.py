@@ -293,6 +293,8 @@ def check_command_line():
         ["--keys", "--out", "x"],
         ["--keys", "--set", "run.steps=3"],
         ["--version", "--force"],
+        ["--keys", "--version"],
+        ["--version", "--verify"],
         ["--verify", good],
         ["--verify", "predict", "--check"],
         ["--dialects", good, "--out", "x"],

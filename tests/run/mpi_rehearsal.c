@@ -94,6 +94,22 @@ static void check_whole_run(const moe_comm *comm, const char *words) {
     model_fixture_free(&f);
 }
 
+/* A step of so many micro-batches takes too long to be run as it is, and a sample is looked at. */
+static void check_micro_batches(const moe_comm *comm) {
+    moe_config c;
+    moe_input in = {0};
+    moe_memory_load load[8] = {{0}};
+    settings_resolve(&c, COMMON,
+                     "data.tokens_per_device=4096 model.num_layers=2 run.mode=train run.steps=3 "
+                     "train.accumulate=16",
+                     comm->size);
+    CHECK(rehearse(comm, &c, &in, load));
+    for (int q = 0; q < comm->size; q++) {
+        CHECK_NEAR(load[q].selections, 2, 1e-9);
+        CHECK(load[q].in_pairs > 0);
+    }
+}
+
 /* All tokens choose experts 0 and 1, which the first device has. */
 static void check_biased(const moe_comm *comm) {
     moe_config c;
@@ -148,6 +164,7 @@ int main(int argc, char **argv) {
     RUN(check_first_step, &comm, "placement.redundant_experts=4");
     RUN(check_whole_run, &comm, "");
     RUN(check_whole_run, &comm, "run.mode=train");
+    RUN(check_micro_batches, &comm);
     RUN(check_biased, &comm);
     RUN(check_even, &comm);
     RUN(check_too_large, &comm);

@@ -82,4 +82,12 @@ m.check(os.waitstatus_to_exitcode(os.wait()[1]) == 1, "a missing file is not 1")
 with open("said") as file:
     said = file.read()
 m.check(said == "scripts/tool: no/such/file: No such file or directory\n", said)
+if os.fork() == 0:
+    os.dup2(os.open("said", os.O_WRONLY | os.O_TRUNC), 2)
+    os._exit(run("tool", lambda words: open("/dev/full", "w").write("x" * 10**6)))
+m.check(os.waitstatus_to_exitcode(os.wait()[1]) == 1, "a file on a full disk is not 1")
+with open("said") as file:
+    said = file.read()
+full = "standard output or a file cannot be written: No space left on device"
+m.check(said == f"scripts/tool: {full}\n", said)
 m.verdict()
