@@ -37,9 +37,7 @@ static void prepare(drop_bench *b, const moe_comm *comm, int64_t tokens, const c
              "model.moe_intermediate_size=8 capacity.capacity_factor=1 %s",
              (long long)tokens, settings);
     bench_layer_init(&b->base, comm, all);
-    moe_capacity_init(&b->base.context.capacity, &b->base.config.capacity,
-                      b->base.config.model.num_experts, b->base.config.cluster.devices,
-                      b->base.config.router.top_k, (uint64_t)b->base.config.run.seed);
+    moe_capacity_init(&b->base.context.capacity, &b->base.config);
     bench_layer_forward(&b->base);
     b->job = (moe_drop_job){.comm = comm,
                             .capacity = &b->base.context.capacity,
