@@ -532,8 +532,11 @@ class Drawing:
                 self.put(name, self.any_value(key))
 
     def keep_finite(self):
-        """Without a norm values grow from layer to layer, and long gradients soon end in NaN."""
-        if self.case.trains() and self.get("model.norm") == "none":
+        """Without a norm values grow from layer to layer, and plain SGD takes steps as long as the
+        gradient times a learning rate of 0.1: both soon end in NaN, as they have to.
+        """
+        plain = self.get("train.optimizer") == "sgd" and self.get("train.learning_rate") == "0.1"
+        if self.case.trains() and (plain or self.get("model.norm") == "none"):
             self.case.settings.setdefault("train.clip_norm", 1)
 
     def draw_rare(self):
