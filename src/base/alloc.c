@@ -7,8 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#ifdef __GLIBC__
+/* SimGrid's SMPI makes malloc a macro, with which this header cannot be read. */
+#if defined(__GLIBC__) && !defined(malloc)
 #include <malloc.h>
+#define CAN_TRIM
 #endif
 
 #include "base/status.h"
@@ -190,7 +192,7 @@ void moe_free(void *pointer) {
 }
 
 void moe_alloc_trim(void) {
-#ifdef __GLIBC__
+#ifdef CAN_TRIM
     malloc_trim(0);
 #endif
 }
