@@ -53,19 +53,23 @@ def _format(prog):
     )
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises Refused where argparse would print its usage and exit."""
-
-    def __init__(self, name, **more):
-        super().__init__(
-            prog=f"scripts/{name}", formatter_class=_format, allow_abbrev=False, **more
-        )
+class Fitted(argparse.ArgumentParser):
+    """An argument parser whose --help fits a narrow terminal, and is flushed with other output."""
 
     def format_help(self):
         return fitted(super().format_help())
 
     def print_help(self, file=None):
         print(self.format_help(), end="", file=file)
+
+
+class Parser(Fitted):
+    """An argument parser that raises Refused where argparse would print its usage and exit."""
+
+    def __init__(self, name, **more):
+        super().__init__(
+            prog=f"scripts/{name}", formatter_class=_format, allow_abbrev=False, **more
+        )
 
     def error(self, message):
         option = re.match(r"argument (\S+?)(?:/\S+)?: ", message)

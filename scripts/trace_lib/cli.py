@@ -7,18 +7,12 @@ import os
 import signal
 import sys
 
-from command_line import fitted, give_up_output, take_streams
+from command_line import Fitted, give_up_output
 from trace_lib.guard import Refused, shown
 
 
-class Parser(argparse.ArgumentParser):
-    """Says a mistake on the command line in one sentence; --help fits a narrow terminal."""
-
-    def format_help(self):
-        return fitted(super().format_help())
-
-    def print_help(self, file=None):
-        print(self.format_help(), end="", file=file)
+class Parser(Fitted):
+    """Says a mistake on the command line in one sentence."""
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {shown(message)}; --help lists what is allowed\n")
@@ -84,7 +78,6 @@ def printed(lines):
 
 def run(name, work):
     """Calls `work`, prints the lines that it returns, and turns every error into one line."""
-    take_streams()
     try:
         lines = finished(work)
         said = printed(lines)

@@ -11,29 +11,19 @@
 #include "base/status.h"
 #include "base/vector.h"
 
-static const double TWO30 = 0x1p30;
-/* x + MAGIC has the integer nearest to x in its low bits, for |x| < 2^51. */
-static const double MAGIC = 0x1.8p52;
-
-static inline int64_t moe_exact_bits(double x) {
-    int64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
 /* Sign and magnitude: the three words of |v| are taken off one after the other, then added or
  * subtracted. */
 void moe_exact_add(int64_t w[MOE_EXACT_WORDS], double v) {
     double magnitude = fabs(v);
     MOE_ASSERT(magnitude < 0x1p52);
     int64_t whole = (int64_t)magnitude;
-    double scaled = (magnitude - (double)whole) * TWO30;
+    double scaled = (magnitude - (double)whole) * MOE_EXACT_TWO30;
     int64_t high = (int64_t)scaled;
-    double low = (scaled - (double)high) * TWO30 + MAGIC;
+    double low = (scaled - (double)high) * MOE_EXACT_TWO30 + MOE_EXACT_MAGIC;
     int64_t sign = v < 0 ? -1 : 1;
     w[0] += sign * whole;
     w[1] += sign * high;
-    w[2] += sign * (moe_exact_bits(low) - moe_exact_bits(MAGIC));
+    w[2] += sign * (moe_exact_bits(low) - moe_exact_bits(MOE_EXACT_MAGIC));
 }
 
 double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]) {

@@ -18,6 +18,17 @@
 
 enum { MOE_EXACT_WORDS = 3 };
 
+static const double MOE_EXACT_TWO30 = 0x1p30;
+/* x + this has the integer nearest to x in its low bits, for |x| < 2^51. */
+static const double MOE_EXACT_MAGIC = 0x1.8p52;
+
+/* Local. The bits of a double. */
+static inline int64_t moe_exact_bits(double x) {
+    int64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
 /* Local. Adds v to w. */
 void moe_exact_add(int64_t w[MOE_EXACT_WORDS], double v);
 /* Local. The value of the three words, correctly rounded, whatever carries they hold. */
@@ -26,19 +37,14 @@ double moe_exact_value(const int64_t w[MOE_EXACT_WORDS]);
  * vectorises. */
 void moe_exact_add01(int64_t *hi, int64_t *lo, const double *v, int n);
 /* Local. One of these additions, as part of another loop. The high word is rounded too, so that the
- * low word may be negative. Adding 3 * 2^51 leaves the rounded number in the low bits, which needs
- * no conversion and vectorises at any width. */
+ * low word may be negative. Two additions of MOE_EXACT_MAGIC need no conversion and vectorise at
+ * any width. */
 static inline void moe_exact_add01_one(int64_t *hi, int64_t *lo, double v) {
-    const double two30 = 0x1p30, magic = 0x1.8p52; /* see exact.c */
-    double scaled = v * two30;
-    double high = scaled + magic;
-    double low = (scaled - (high - magic)) * two30 + magic;
-    int64_t high_bits, low_bits, magic_bits;
-    memcpy(&high_bits, &high, sizeof high);
-    memcpy(&low_bits, &low, sizeof low);
-    memcpy(&magic_bits, &magic, sizeof magic);
-    *hi += high_bits - magic_bits;
-    *lo += low_bits - magic_bits;
+    double scaled = v * MOE_EXACT_TWO30;
+    double high = scaled + MOE_EXACT_MAGIC;
+    double low = (scaled - (high - MOE_EXACT_MAGIC)) * MOE_EXACT_TWO30 + MOE_EXACT_MAGIC;
+    *hi += moe_exact_bits(high) - moe_exact_bits(MOE_EXACT_MAGIC);
+    *lo += moe_exact_bits(low) - moe_exact_bits(MOE_EXACT_MAGIC);
 }
 /* Local. The value of such a pair. */
 double moe_exact_value01(int64_t hi, int64_t lo);

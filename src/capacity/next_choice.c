@@ -68,8 +68,7 @@ static void look_at_token(const moe_dropping *w, chooser *c, int64_t token) {
                                                                  count, &left_out));
     moe_select_admit(&c->select, job->router, c->z, c->s);
     c->mark++;
-    for (int64_t i = job->routing->row_offset[token]; i < job->routing->row_offset[token + 1];
-         i++) {
+    for (int64_t i = begin; i < begin + count; i++) {
         c->taken[job->routing->expert[i]] = c->mark;
         if (w->drop->server[i] >= 0) {
             c->taken[w->drop->server[i]] = c->mark;

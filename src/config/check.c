@@ -155,23 +155,6 @@ static int check_group_limit(const moe_config *c, moe_status *st) {
 
 /* --- router and losses --- */
 
-/* Two keys that do not go together when `broken` is true, and what would be consistent. */
-typedef struct pair_rule {
-    bool broken;
-    enum moe_key_id key, other;
-    const char *consistent;
-} pair_rule;
-
-/* Refuses by the first of the rules that is broken. */
-static int check_rules(const moe_config *c, const pair_rule *rules, size_t count, moe_status *st) {
-    for (size_t i = 0; i < count; i++) {
-        if (rules[i].broken) {
-            return moe_refuse_pair(c, rules[i].key, rules[i].other, rules[i].consistent, st);
-        }
-    }
-    return MOE_OK;
-}
-
 /* Keys that only some methods know. */
 static int check_method(const moe_config *c, moe_status *st) {
     const moe_router_config *r = &c->router;
@@ -180,7 +163,7 @@ static int check_method(const moe_config *c, moe_status *st) {
     const bool ranked = r->method == MOE_METHOD_TOPK || one || two;
     const bool limited = r->group_limit != MOE_GROUP_NONE;
     const bool ranks_none = moe_config_ignores_scores(c) || r->method == MOE_METHOD_EXPERT_CHOICE;
-    const pair_rule rules[] = {
+    const moe_pair_rule rules[] = {
         {limited && ranks_none, MOE_KEY(router, method), MOE_KEY(router, group_limit),
          "it ranks no experts of a token: method = topk, or group_limit = none"},
         {limited && two && r->second_choice == MOE_SECOND_SAMPLED, MOE_KEY(router, second_choice),
@@ -206,7 +189,7 @@ static int check_method(const moe_config *c, moe_status *st) {
          MOE_KEY(router, score_func),
          "top_p adds up probabilities: score_func = softmax or softmax_topk"},
     };
-    return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+    return moe_refuse_pairs(c, rules, sizeof rules / sizeof rules[0], st);
 }
 
 /* What the forms of the load need. Shazeer et al.'s load is the probability to be among the K
@@ -218,7 +201,7 @@ static int check_load(const moe_config *c, moe_status *st) {
     const bool gaussian = r->noise_form == MOE_NOISE_GAUSSIAN;
     const bool by_largest = r->method == MOE_METHOD_TOPK || r->method == MOE_METHOD_SWITCH;
     const enum moe_key_id form = MOE_KEY(balance, load_form);
-    const pair_rule rules[] = {
+    const moe_pair_rule rules[] = {
         {shazeer && gaussian && r->noise <= 0, form, MOE_KEY(router, noise),
          "a smooth load is as wide as the noise: router.noise above 0, or noise_form = softplus"},
         {shazeer && !by_largest, form, MOE_KEY(router, method),
@@ -244,13 +227,13 @@ static int check_load(const moe_config *c, moe_status *st) {
          MOE_KEY(balance, load_loss), form,
          "a count has no gradient: load_form = shazeer or tutel, or load_loss = 0"},
     };
-    return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+    return moe_refuse_pairs(c, rules, sizeof rules / sizeof rules[0], st);
 }
 
 static int check_router(const moe_config *c, moe_status *st) {
     const bool method_given =
         c->router.method != MOE_METHOD_TOPK && c->given[MOE_KEY(router, method)];
-    const pair_rule rules[] = {
+    const moe_pair_rule rules[] = {
         {c->balance.aux_layers == MOE_LAYERS_ALL && c->balance.aux_form != MOE_AUX_MIXTRAL &&
              c->balance.aux_form != MOE_AUX_SWITCH,
          MOE_KEY(balance, aux_layers), MOE_KEY(balance, aux_form),
@@ -265,7 +248,7 @@ static int check_router(const moe_config *c, moe_status *st) {
     if (check_method(c, st) != MOE_OK || check_load(c, st) != MOE_OK) {
         return st->code;
     }
-    return check_rules(c, rules, sizeof rules / sizeof rules[0], st);
+    return moe_refuse_pairs(c, rules, sizeof rules / sizeof rules[0], st);
 }
 
 /* --- placement --- */

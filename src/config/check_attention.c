@@ -6,28 +6,19 @@
 
 static int check_model(const moe_config *c, moe_status *st) {
     const enum moe_key_id attention = MOE_KEY(model, attention);
-    const struct {
-        bool broken;
-        enum moe_key_id other;
-        const char *consistent;
-    } rules[] = {
-        {c->data.source == MOE_SOURCE_LOGITS || c->data.source == MOE_SOURCE_ROUTING,
+    const moe_pair_rule rules[] = {
+        {c->data.source == MOE_SOURCE_LOGITS || c->data.source == MOE_SOURCE_ROUTING, attention,
          MOE_KEY(data, source),
          "a recording has no vectors to attend to: source = synthetic or text, or attention = "
          "none"},
-        {c->data.boundaries[0] != '\0', MOE_KEY(data, boundaries),
+        {c->data.boundaries[0] != '\0', attention, MOE_KEY(data, boundaries),
          "its sequences have one length: data.sequence_length instead, or attention = none"},
-        {c->model.load[0] != '\0', MOE_KEY(model, load),
+        {c->model.load[0] != '\0', attention, MOE_KEY(model, load),
          "the folder holds the weights of one MoE layer: attention = none"},
-        {!c->model.residual, MOE_KEY(model, residual),
+        {!c->model.residual, attention, MOE_KEY(model, residual),
          "attention adds to the residual stream: residual = yes, or attention = none"},
     };
-    for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
-        if (rules[i].broken) {
-            return moe_refuse_pair(c, attention, rules[i].other, rules[i].consistent, st);
-        }
-    }
-    return MOE_OK;
+    return moe_refuse_pairs(c, rules, sizeof rules / sizeof rules[0], st);
 }
 
 /* --- heads --- */

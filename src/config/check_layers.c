@@ -5,24 +5,16 @@
 /* The folder of model.load holds one layer and its input. */
 static int check_loaded(const moe_config *c, moe_status *st) {
     const enum moe_key_id load = MOE_KEY(model, load);
-    const struct {
-        bool broken;
-        enum moe_key_id other;
-        const char *consistent;
-    } rules[] = {
-        {c->model.num_layers > 1, MOE_KEY(model, num_layers),
+    const moe_pair_rule rules[] = {
+        {c->model.num_layers > 1, MOE_KEY(model, num_layers), load,
          "the folder holds the weights of one layer: num_layers = 1"},
-        {c->run.mode == MOE_MODE_TRAIN, MOE_KEY(run, mode),
+        {c->run.mode == MOE_MODE_TRAIN, MOE_KEY(run, mode), load,
          "the folder holds the input of one layer and no target to learn: mode = forward"},
-        {c->data.source == MOE_SOURCE_TEXT, MOE_KEY(data, source),
+        {c->data.source == MOE_SOURCE_TEXT, MOE_KEY(data, source), load,
          "the folder holds the input, x.npy, in place of the text's vectors"},
     };
-    for (size_t i = 0; c->model.load[0] && i < sizeof rules / sizeof rules[0]; i++) {
-        if (rules[i].broken) {
-            return moe_refuse_pair(c, rules[i].other, load, rules[i].consistent, st);
-        }
-    }
-    return MOE_OK;
+    return c->model.load[0] ? moe_refuse_pairs(c, rules, sizeof rules / sizeof rules[0], st)
+                            : MOE_OK;
 }
 
 int moe_check_layers(const moe_config *c, moe_status *st) {

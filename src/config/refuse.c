@@ -52,6 +52,15 @@ int moe_refuse_pair(const moe_config *c,
                           value, consistent);
 }
 
+int moe_refuse_pairs(const moe_config *c, const moe_pair_rule *rules, size_t num, moe_status *st) {
+    for (size_t i = 0; i < num; i++) {
+        if (rules[i].broken) {
+            return moe_refuse_pair(c, rules[i].key, rules[i].other, rules[i].consistent, st);
+        }
+    }
+    return MOE_OK;
+}
+
 enum moe_key_id moe_refuse_written(const moe_config *c,
                                    enum moe_key_id first,
                                    enum moe_key_id second) {

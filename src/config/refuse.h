@@ -21,6 +21,17 @@ int moe_refuse_pair(const moe_config *c,
                     const char *consistent,
                     moe_status *st);
 
+/* Two keys that do not go together when `broken` is true, and what would be consistent. */
+typedef struct moe_pair_rule {
+    bool broken;
+    enum moe_key_id key, other;
+    const char *consistent;
+} moe_pair_rule;
+
+/* Local. What moe_refuse_pair does for the first broken one of `num` rules; MOE_OK where none is.
+ */
+int moe_refuse_pairs(const moe_config *c, const moe_pair_rule *rules, size_t num, moe_status *st);
+
 /* Local. Of two keys that do not go together the one that the user wrote: the first one when both
  * were given, or neither. */
 enum moe_key_id moe_refuse_written(const moe_config *c,

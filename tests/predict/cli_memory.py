@@ -205,6 +205,7 @@ def check_start():
                 capture_output=True,
                 text=True,
                 check=False,
+                restore_signals=False,  # mpirun may write to a rank that has ended as it ends
             )
             check(done.returncode == 1, limit, who, done.returncode, done.stderr)
             check(f"(ulimit {limit[:2]}) is {limit[3:]} KiB" in done.stderr, limit, done.stderr)
