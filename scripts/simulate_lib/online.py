@@ -1,9 +1,10 @@
 """The program itself under SimGrid's SMPI, one device a rank: its own messages, on a cluster whose
 links are shared, beside the replay of the same messages and the formula.
 
-Latency is left out as in the replay, and computing takes no time. Sizes (an all-to-all of two
-numbers), tokens and weights of the rows, and rows are three exchanges, which follow one another. SMPI
-adds an envelope to every message, which is counted here too.
+Latency is left out as in the replay, and computing takes no time. Sizes (an all-to-all of three
+numbers), tokens and weights of the rows, and rows are three exchanges, which follow one another; or
+two, where sizes, tokens and weights go in one block. SMPI adds an envelope to every message, which is
+counted here too.
 """
 import json
 import os
@@ -20,7 +21,7 @@ from simulate_lib import simgrid
 MOST_DEVICES = 64
 AGREES = 0.01
 ENVELOPE = 16  # bytes that SMPI adds to a message
-SIZES = 16  # bytes of the numbers of rows and pairs
+SIZES = 24  # bytes of the numbers of rows, pairs and parts
 ALL_AT_ONCE = (
     "--cfg=smpi/alltoallv:ompi_basic_linear",
     "--cfg=smpi/alltoall:basic_linear",
@@ -69,6 +70,12 @@ def last_step(folder):
         return json.loads(file.read().splitlines()[-1])
 
 
+def block_bytes(folder):
+    """Of the block in which sizes and metadata went to each device; None where they did not."""
+    with open(os.path.join(folder, "summary.json"), encoding="utf-8") as file:
+        return at(json.load(file), "machine.metadata_block_bytes")
+
+
 def figures(folder):
     """The steps of a run without what says how long something took."""
     with open(os.path.join(folder, "metrics.jsonl"), encoding="utf-8") as file:
@@ -88,18 +95,20 @@ def messages(folder, summary):
     """[(phase, {(source, destination): bytes})] of the last step, as the program sends them."""
     sent = matrix.read(folder)
     devices = sent.devices
-    sizes = {(s, d): SIZES for s in range(devices) for d in range(devices) if s != d}
+    block = block_bytes(folder)
+    announced = {(s, d): block or SIZES for s in range(devices) for d in range(devices) if s != d}
+    kinds = ("logical_bytes",) if block else ("metadata_bytes", "logical_bytes")
     found = []
     for layer in range(len(sent.layers)):
         counts = sent.between(layer)
         volume = summary["layers"][layer]["volume"]
         for phase in ("dispatch", "combine"):
             there, ways = at(volume, f"{phase}.rows"), phase == "dispatch"
-            for kind in ("metadata_bytes", "logical_bytes"):
+            for kind in kinds:
                 a_row = at(volume, f"{phase}.{kind}") / there if there else 0
                 pairs = {(s, d) if ways else (d, s): round(n * a_row) for s, d, n in counts}
                 found += [(phase, pairs)] if a_row else []
-            found += [(phase, sizes)] if ways else []
+            found += [(phase, announced)] if ways else []
     return found
 
 

@@ -123,6 +123,17 @@ void moe_rmsnorm_backward(const real *x,
 
 enum { COLUMNS = 64 }; /* columns that a thread sums at a time */
 
+/* sum [count] += du_i x_i r of one row. */
+MOE_CLONES static void add_products(const real *restrict x,
+                                    const real *restrict du,
+                                    double r,
+                                    int64_t count,
+                                    double *restrict sum) {
+    for (int64_t i = 0; i < count; i++) {
+        sum[i] += (double)du[i] * x[i] * r;
+    }
+}
+
 void moe_rmsnorm_weight_gradient(const real *x,
                                  const double *inverse_rms,
                                  const real *du,
@@ -134,10 +145,7 @@ void moe_rmsnorm_weight_gradient(const real *x,
         int64_t count = width - begin < COLUMNS ? width - begin : COLUMNS;
         double sum[COLUMNS] = {0};
         for (int64_t t = 0; t < tokens; t++) {
-            const real *row = x + t * width + begin, *given = du + t * width + begin;
-            for (int64_t i = 0; i < count; i++) {
-                sum[i] += (double)given[i] * row[i] * inverse_rms[t];
-            }
+            add_products(x + t * width + begin, du + t * width + begin, inverse_rms[t], count, sum);
         }
         for (int64_t i = 0; i < count; i++) {
             dw[begin + i] += (real)sum[i];

@@ -2,7 +2,8 @@
  * host through shared memory (near.c). docs/method.md section 4.
  *
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
- * weights), then the hidden vectors. Combine walks the plan backwards. Rows whose source and
+ * weights), or both in one block where that is small (announce.c); then the hidden vectors. Combine
+ * walks the plan backwards. Rows whose source and
  * destination are on the same rank stay where they are: their vectors are read from x, their
  * results are read in place; they count in every figure that is per device. Where a payload is
  * narrower than fp32, every vector is rounded, also of rows that stay where they are: what is
@@ -118,6 +119,9 @@ typedef struct moe_exchange {
     int64_t *layout;                     /* [4][ranks] counts and offsets of one Alltoallv */
     int64_t *word_begin, *word_arriving; /* [ranks + 1] metadata for and from each rank */
     const int32_t **word_from;           /* [ranks] where those from each rank stand */
+    int32_t *block;                      /* [2][ranks][block_words] sizes and metadata for and from
+                                            each rank, where they travel together */
+    int64_t block_words;                 /* 0: they do not */
     real *sums;                          /* [threads][3,H] sums of combine, and a row decoded */
     int threads;                         /* as many as there were at the dispatch */
     moe_block fixed; /* memory of these, and of the inbox's arrays by device, rank and slot */
@@ -176,6 +180,16 @@ static inline const moe_inbox *moe_exchange_inbox_of(const moe_exchange *e,
 /* Local. Bytes of metadata that a row of a hop, and each of its pairs, cost on the wire. */
 int64_t moe_exchange_row_metadata_bytes(enum moe_exchange_mode mode, int hop);
 int64_t moe_exchange_pair_metadata_bytes(void);
+
+/* Local. The bytes of the block in which a rank tells each other one its sizes and metadata: room
+ * for what `num_tokens_global` tokens with at most `most_pairs_global` pairs in all can need, the
+ * same on all ranks. 0: they go in two calls, as in mode `two_level` and where the blocks of a rank
+ * would have more than 16 KiB together. */
+int64_t moe_exchange_block_bytes(enum moe_exchange_mode mode,
+                                 int32_t devices,
+                                 int32_t ranks,
+                                 int64_t num_tokens_global,
+                                 int64_t most_pairs_global);
 
 /* Collective. Sends sizes, metadata and the rows of x [T,H]; fills the inbox and groups it by
  * expert. x must stay unchanged until combine, or backward, is done. most_pairs_global is T_global

@@ -84,7 +84,7 @@ const char *moe_near_returned(const moe_exchange *e,
                               const moe_shown *s,
                               int q);
 
-/* --- exchange.c: one hop there --- */
+/* --- announce.c, exchange.c: one hop there --- */
 
 /* Collective. Sizes and metadata: fills the inbox but for its vectors. before: the inbox whose rows
  * are the plan's tokens, or NULL. */
@@ -96,8 +96,13 @@ void moe_exchange_announce(moe_exchange *e,
                            int64_t most_pairs_global,
                            const moe_inbox *before);
 
-/* Local. The metadata of the plan's rows, in the order of ranks. before: as above. */
-void moe_exchange_write_words(const moe_plan *plan, const moe_inbox *before, int32_t *word);
+/* Local. The metadata of the plan's rows begin .. end - 1, in the order of ranks. before: as above.
+ */
+void moe_exchange_write_words(const moe_plan *plan,
+                              const moe_inbox *before,
+                              int64_t begin,
+                              int64_t end,
+                              int32_t *word);
 
 /* Collective. Sends the vectors of the plan's rows, `bytes` long, which are copied from `tokens`,
  * to ranks that are far. They land in l, or where it is NULL in their places among all rows of

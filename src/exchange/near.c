@@ -99,7 +99,7 @@ static void write_board(moe_exchange *e, const moe_plan *plan, const moe_inbox *
         return;
     }
     int32_t *to = words_of(e, rank);
-    moe_exchange_write_words(plan, before, to);
+    moe_exchange_write_words(plan, before, 0, plan->num_rows, to);
     if (indices > 0) {
         memcpy(to + words, plan->row_token, (size_t)indices * sizeof *to);
     }

@@ -303,6 +303,7 @@ static void join_layer(moe_layer_metrics *to,
         }
     }
     to->allreduce_bytes += from->allreduce_bytes;
+    to->metadata_block_bytes = from->metadata_block_bytes;
     to->output_rms =
         sqrt(to->output_rms * to->output_rms + from->output_rms * from->output_rms / of);
     for (int i = 0; i < MOE_NUM_PHASES; i++) {

@@ -138,6 +138,8 @@ typedef struct moe_layer_metrics {
     moe_volume volume[MOE_NUM_DIRECTIONS];
     int64_t pairs[MOE_MOST_HOPS][MOE_NUM_LEVELS]; /* token-expert pairs that were sent */
     int64_t allreduce_bytes;              /* payload given to MPI_Allreduce, summed over devices */
+    int64_t metadata_block_bytes;         /* of the block in which sizes and metadata went to each
+                                             other rank (exchange/announce.c); 0: in two calls */
     double output_rms;                    /* of y, from exact sums */
     double phase_seconds[MOE_NUM_PHASES]; /* of the slowest rank */
     moe_overlap overlap; /* of this rank, where the batch is exchanged in several chunks */

@@ -198,7 +198,10 @@ static void by_device_forward(const moe_layer *layer,
     phase_until(w, MOE_PHASE_BALANCE, begin + whole, NULL);
 }
 
-static void dispatch(const moe_layer *layer, const moe_context *context, moe_activations *a) {
+static void dispatch(const moe_layer *layer,
+                     const moe_context *context,
+                     moe_activations *a,
+                     moe_layer_metrics *metrics) {
     const moe_config *c = context->config;
     moe_exchange *e = &a->exchange;
     e->host = context->host;
@@ -209,6 +212,7 @@ static void dispatch(const moe_layer *layer, const moe_context *context, moe_act
     moe_exchange_dispatch(e, context->comm, &a->plan, layer->placement, a->x,
                           context->counts_only ? 1 : c->model.hidden_size,
                           context->batch->num_tokens_global * moe_config_most_experts(c));
+    metrics->metadata_block_bytes = e->block_words * (int64_t)sizeof *e->block;
 }
 
 /* Dispatch, experts, combine: y [T,H]. Chunk after chunk, the experts compute while the next
@@ -221,7 +225,7 @@ static void routed_forward(const moe_layer *layer,
     const moe_config *c = context->config;
     moe_exchange *e = &a->exchange;
     a->buffers.bf16 = context->bf16;
-    dispatch(layer, context, a);
+    dispatch(layer, context, a, watch->metrics);
     if (context->counts_only) {
         if (context->batch->num_tokens > 0) {
             memcpy(y, a->x,

@@ -183,18 +183,35 @@ void moe_parameters_reduce(moe_parameters *all,
 
 /* --- norm --- */
 
-/* square [num_pieces] of one parameter; no piece crosses a block. */
+/* Piece i of a parameter; no piece crosses a block. Returns its elements: 0 of a copy, because the
+ * first slot of an expert counts. */
+static int64_t piece_of(const moe_parameter *p, int64_t i, const real **x) {
+    const int64_t per_block = (p->size + PIECE - 1) / PIECE, block = i / per_block;
+    const int64_t begin = i % per_block * PIECE, left = p->size - begin;
+    *x = p->gradient + block * p->size + begin;
+    return p->copy && p->copy[block] ? 0 : left < PIECE ? left : PIECE;
+}
+
+/* square [num_pieces] of one parameter, several pieces of equal length at a time. */
 static void square_pieces(const moe_parameter *p, double *square) {
-    int64_t per_block = (p->size + PIECE - 1) / PIECE, pieces = num_pieces(p);
+    const int64_t pieces = num_pieces(p);
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < pieces; i++) {
-        int64_t begin = i % per_block * PIECE, left = p->size - begin;
-        if (p->copy && p->copy[i / per_block]) {
-            square[i] = 0; /* the first slot of the expert counts */
+    for (int64_t begin = 0; begin < pieces; begin += MOE_SUMS) {
+        const int64_t count = pieces - begin < MOE_SUMS ? pieces - begin : MOE_SUMS;
+        const real *x[MOE_SUMS];
+        int64_t n[MOE_SUMS] = {0};
+        bool equal = count == MOE_SUMS;
+        for (int64_t i = 0; i < count; i++) {
+            n[i] = piece_of(p, begin + i, &x[i]);
+            equal = equal && n[i] == n[0];
+        }
+        if (equal) {
+            moe_sums_of_squares(x, n[0], square + begin);
             continue;
         }
-        square[i] = moe_sum_of_squares(p->gradient + i / per_block * p->size + begin,
-                                       left < PIECE ? left : PIECE);
+        for (int64_t i = 0; i < count; i++) {
+            square[begin + i] = moe_sum_of_squares(x[i], n[i]);
+        }
     }
 }
 

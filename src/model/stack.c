@@ -1,7 +1,10 @@
 /* stack.c: the loops over the layers: forward, backward, and evaluation. */
 #include "model/stack.h"
 
+#include <string.h>
+
 #include "base/alloc.h"
+#include "base/vector.h"
 #include "model/serving.h"
 
 /* --- setting up --- */
@@ -80,15 +83,24 @@ void moe_stack_turn_weights(moe_stack *s) {
 
 /* --- forward --- */
 
+MOE_CLONES static void add(const real *a, const real *b, int64_t n, real *sum) {
+    for (int64_t i = 0; i < n; i++) {
+        sum[i] = a[i] + b[i];
+    }
+}
+
 /* out = y + residual. The residual is added last (docs/method.md section 5), in forward and in
  * backward alike; out may be the residual's array. */
 static void add_residual(const moe_stack *s, const real *y, const real *residual, real *out) {
     const moe_context *context = s->context;
-    int64_t n = context->batch->num_tokens * context->config->model.hidden_size;
-    bool adds = context->config->model.residual;
+    const int64_t h = context->config->model.hidden_size;
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        out[i] = adds ? y[i] + residual[i] : y[i];
+    for (int64_t t = 0; t < context->batch->num_tokens; t++) {
+        if (context->config->model.residual) {
+            add(y + t * h, residual + t * h, h, out + t * h);
+        } else {
+            memcpy(out + t * h, y + t * h, (size_t)h * sizeof *out);
+        }
     }
 }
 

@@ -459,7 +459,10 @@ static json_t *transport_object(const moe_config *c, const moe_topology *t, int 
     return o;
 }
 
-static json_t *machine_object(const moe_config *c, const moe_topology *t, int ranks) {
+static json_t *machine_object(const moe_config *c,
+                              const moe_topology *t,
+                              int ranks,
+                              const moe_layer_metrics *layer) {
     json_t *o = json_object();
     json_t *hosts = json_array();
     json_t *list = json_array();
@@ -472,6 +475,9 @@ static json_t *machine_object(const moe_config *c, const moe_topology *t, int ra
     moe_json_put(o, "hosts", hosts);
     moe_json_put(o, "ranks", list);
     moe_json_put(o, "transport", transport_object(c, t, ranks));
+    moe_json_put(o, "metadata_block_bytes",
+                 layer->metadata_block_bytes > 0 ? json_integer(layer->metadata_block_bytes)
+                                                 : json_null());
     return o;
 }
 
@@ -565,7 +571,7 @@ json_t *moe_summary_run(const moe_config *c,
         json_array_append_new(layers, layer_object(c, last, l));
     }
     moe_json_put(o, "layers", layers);
-    moe_json_put(o, "machine", machine_object(c, topologies, ranks));
+    moe_json_put(o, "machine", machine_object(c, topologies, ranks, &last->layer[0]));
     json_t *time = time_object(c, last, times);
     if (last->rebalance_sum.on) {
         moe_json_put(o, "rebalance", rebalance_object(&last->rebalance_sum));

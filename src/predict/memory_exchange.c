@@ -2,6 +2,7 @@
  * and windows of shared memory. The symbols are those of memory.c. */
 #include "base/alloc.h"
 #include "base/sparse.h"
+#include "exchange/exchange.h"
 #include "exchange/payload.h"
 #include "exchange/plan.h"
 #include "exchange/row_format.h"
@@ -118,19 +119,32 @@ static int64_t inbox_of(const moe_config *c, const moe_memory_sizes *s, const ho
         mul(returned, WORD));
 }
 
+/* Of the blocks of fixed size for and from all ranks; 0 where metadata do not travel in blocks. */
+static int64_t blocks_of(const moe_config *c, const moe_memory_sizes *s) {
+    const int64_t tokens = mul(s->device_tokens, c->cluster.devices);
+    if (s->ranks == 1) {
+        return 0;
+    }
+    return mul(2 * s->ranks,
+               moe_exchange_block_bytes(c->exchange.mode, c->cluster.devices, (int32_t)s->ranks,
+                                        tokens, mul(tokens, s->most)));
+}
+
 /* The metadata that a rank sends, also to itself, and those that other ranks send to it. In a host
  * they stand in windows. */
-static int64_t metadata_of(const moe_config *c, const hop *h) {
-    const int64_t head = h->format->head_words;
+static int64_t metadata_of(const moe_config *c, const moe_memory_sizes *s, const hop *h) {
+    const int64_t head = h->format->head_words, blocks = blocks_of(c, s);
     const int64_t sent = add(mul(h->rows, head), mul(h->pairs, MOE_PAIR_WORDS));
     const int64_t received = add(mul(h->in_rows, head), mul(h->in_pairs, MOE_PAIR_WORDS));
-    return moe_memory_shares(c)
-               ? 0
-               : mul(INT, add(sent, moe_memory_whole((double)received * h->in_remote)));
+    if (moe_memory_shares(c)) {
+        return 0;
+    }
+    return blocks > 0 ? blocks
+                      : mul(INT, add(sent, moe_memory_whole((double)received * h->in_remote)));
 }
 
 static int64_t lists_of(const moe_config *c, const moe_memory_sizes *s, const hop *h) {
-    return add(add(plan_of(h), inbox_of(c, s, h)), metadata_of(c, h));
+    return add(add(plan_of(h), inbox_of(c, s, h)), metadata_of(c, s, h));
 }
 
 /* --- hops --- */

@@ -22,6 +22,12 @@ int main(void) {
         CHECK_NEAR(moe_sum_of_products(x, y, n), (double)products, 1e-15 * (double)sizes);
         CHECK_NEAR(moe_sum_of_squares(x, n), (double)squares, 1e-15 * (double)squares);
     }
+    for (int64_t n = 0; n <= MOST - MOE_SUMS; n++) { /* the same bits, several at once */
+        double sum[MOE_SUMS];
+        moe_sums_of_squares((const real *const[MOE_SUMS]){x, x + 1, y + 2, y + 4}, n, sum);
+        CHECK(sum[0] == moe_sum_of_squares(x, n) && sum[1] == moe_sum_of_squares(x + 1, n));
+        CHECK(sum[2] == moe_sum_of_squares(y + 2, n) && sum[3] == moe_sum_of_squares(y + 4, n));
+    }
     x[3] = (real)INFINITY;
     CHECK(!isfinite(moe_sum_of_squares(x, MOST)));
     return check_verdict();

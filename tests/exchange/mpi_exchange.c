@@ -582,17 +582,36 @@ static void check_mode(problem *p,
     check_way(p, comm, m, most_pairs, here);
 }
 
+/* Sizes and metadata go in one block where it is small and one call takes it; in two calls where
+ * more pairs are possible; and in rounds. */
+static const struct {
+    int64_t max_count, more_pairs;
+} announcements[] = {{INT64_C(0x7fffffff), 0}, {INT64_C(0x7fffffff), 1 << 20}, {5, 0}};
+enum { IN_BLOCK, NUM_ANNOUNCEMENTS = sizeof announcements / sizeof announcements[0] };
+
+static void check_announcement(const problem *p, const moe_comm *comm, int how, machine *here) {
+    const moe_exchange *e = &here->exchange;
+    const bool hops = p->mode == MOE_EXCHANGE_TWO_LEVEL;
+    const int64_t most = p->tokens * p->k * 16; /* bytes, with 4 words a pair at most, and a head */
+    if (how != IN_BLOCK || hops || e->host || comm->size == 1) {
+        CHECK_EQ(e->block_words, 0);
+    } else if (comm->size * (most + 64) < 8192) {
+        CHECK(p->tokens == 0 || e->block_words >= 6);
+    }
+}
+
 /* How rows travel: the ranks that share memory. */
 static void check_problem(problem *p, moe_comm comm, moe_host *host, machine *here) {
-    static const int64_t max_counts[] = {INT64_C(0x7fffffff), 5};
-    for (int c = 0; c <= NUM_PAYLOADS; c++) { /* the first payload with both counts */
-        const int payload = c == 0 ? 0 : c - 1;
-        comm.max_count = max_counts[c % 2];
+    for (int c = 0; c <= NUM_PAYLOADS; c++) { /* the first payload in two ways */
+        const int payload = c == 0 ? 0 : c - 1, how = (c + (int)p->seed) % NUM_ANNOUNCEMENTS;
+        comm.max_count = announcements[how].max_count;
         here->exchange.host = host;
         p->dispatched = payloads[payload].dispatched;
         p->combined = payloads[payload].combined;
         for (int m = 0; m < NUM_MODES; m++) {
-            check_mode(p, &comm, m, 1 + c + (int)p->seed, p->tokens * p->k, here);
+            check_mode(p, &comm, m, 1 + c + (int)p->seed,
+                       p->tokens * (p->k + announcements[how].more_pairs), here);
+            check_announcement(p, &comm, how, here);
         }
     }
 }

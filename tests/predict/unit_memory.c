@@ -36,13 +36,14 @@ static void test_by_hand(void) {
     const int64_t vectors = 8 * ((24 * 8 + 2 * 4) + (3 * 8 + 3 * 4 * 4));
     const int64_t matrix = 8 * 4 * 4;
     const int64_t activations = streams + layer + matrix + topics + topics / 8 + vectors;
-    /* where x and the result of a row stand are two pointers; half of the metadata arrive from the
-     * other rank; a pair of devices has 40 bytes in the plan and 16 in the inbox */
+    /* where x and the result of a row stand are two pointers; for and from each rank stands a block
+     * with three counts and the metadata of 20 tokens with 2 rows of one pair each; a pair of
+     * devices has 40 bytes in the plan and 16 in the inbox */
     const int64_t of_row = (2 * 4 + 2 * 8) + (2 * 4 + 8) + 2 * 8;
     const int64_t of_pair = (4 + r + 2 * 8) + (4 + r + 3 * 8);
-    const int64_t metadata = 2 * 4 * rows + (4 + r) * s;
+    const int64_t metadata = 2 * 2 * (3 * 8 + t * 2 * (2 * 4 + 4 + r));
     const int64_t exchange = r * 2 * (rows / 2) * 16 + of_row * rows + of_pair * s + metadata +
-                             metadata / 2 + (40 + 16) * 2 * 4 + 8 * t + 3 * r * 16;
+                             (40 + 16) * 2 * 4 + 8 * t + 3 * r * 16;
     CHECK_EQ(m.activations, activations + activations / 12);
     CHECK(m.gradients == 0 && m.optimizer == 0);
     CHECK_EQ(m.exchange, exchange + exchange / 12);
@@ -107,8 +108,8 @@ static void test_growth(void) {
           twice.exchange > one.exchange);
     CHECK(alone.weights > one.weights && alone.activations > one.activations &&
           alone.exchange < 2 * one.exchange);
-#define WIDE                                                                            \
-    "[model]\nhidden_size = 64\nnum_experts = 8\nmoe_intermediate_size = 4\n[router]\n" \
+#define WIDE                                                                             \
+    "[model]\nhidden_size = 128\nnum_experts = 8\nmoe_intermediate_size = 4\n[router]\n" \
     "top_k = 2\n[cluster]\ndevices = 4\n[data]\ntokens_per_device = 10\n[run]\nthreads = 1\n"
     CHECK(estimate(WIDE "[exchange]\nmode = selection\n", 2, 0).exchange >
           estimate(WIDE, 2, 0).exchange);
