@@ -2,6 +2,7 @@
  * merged, so a sorted array does; a cell is found by bisection. */
 #include "base/sparse.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -66,6 +67,58 @@ void moe_sparse_add(moe_sparse *sum, const moe_sparse *more) {
     }
     memmove(sum->cell + a, sum->cell + to, (size_t)(total - to) * sizeof *sum->cell);
     sum->num_cells = a + total - to;
+}
+
+static int ascending(const void *a, const void *b) {
+    const int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Columns of one row, any number of times each; `count` [columns] is 0 before and after. They are
+ * overwritten by those that occur. */
+static void count_row(moe_sparse *m, int32_t row, int32_t *column, int64_t n, int64_t *count) {
+    int64_t different = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t c = column[i];
+        if (count[c]++ == 0) {
+            column[different++] = c;
+        }
+    }
+    qsort(column, (size_t)different, sizeof *column, ascending);
+    moe_sparse_reserve(m, m->num_cells + different);
+    for (int64_t i = 0; i < different; i++) {
+        moe_sparse_append(m, row, column[i], count[column[i]]);
+        count[column[i]] = 0;
+    }
+}
+
+/* A counting sort by rows. */
+void moe_sparse_count(moe_sparse *m,
+                      const int32_t *row,
+                      const int32_t *column,
+                      int64_t n,
+                      int32_t rows,
+                      int32_t columns) {
+    int64_t *begin = moe_alloc_zero(rows + 1, sizeof *begin, "pairs of devices"),
+            *count = moe_alloc_zero(columns, sizeof *count, "pairs of devices");
+    int32_t *sorted = moe_alloc(n, sizeof *sorted, "pairs of devices");
+    for (int64_t i = 0; i < n; i++) {
+        begin[row[i] + 1]++;
+    }
+    for (int32_t r = 0; r < rows; r++) {
+        begin[r + 1] += begin[r];
+    }
+    for (int64_t i = n; i > 0; i--) { /* the ends go down to the begins */
+        sorted[--begin[row[i - 1] + 1]] = column[i - 1];
+    }
+    m->num_cells = 0;
+    for (int32_t r = 0; r < rows; r++) {
+        const int64_t end = r + 1 < rows ? begin[r + 2] : n;
+        count_row(m, r, sorted + begin[r + 1], end - begin[r + 1], count);
+    }
+    moe_free(sorted);
+    moe_free(count);
+    moe_free(begin);
 }
 
 void moe_sparse_from_array(moe_sparse *m, const int64_t *array, int32_t rows, int32_t columns) {

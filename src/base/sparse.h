@@ -28,6 +28,14 @@ void moe_sparse_append(moe_sparse *m, int32_t row, int32_t column, int64_t count
 int64_t moe_sparse_at(const moe_sparse *m, int32_t row, int32_t column);
 /* sum += more. */
 void moe_sparse_add(moe_sparse *sum, const moe_sparse *more);
+/* Becomes the counts of n pairs (row[i], column[i]), of which each is below rows and columns. Takes
+ * time and memory in proportion to pairs + rows + columns. */
+void moe_sparse_count(moe_sparse *m,
+                      const int32_t *row,
+                      const int32_t *column,
+                      int64_t n,
+                      int32_t rows,
+                      int32_t columns);
 /* From and to a plain array [rows, columns], rows one after the other. */
 void moe_sparse_from_array(moe_sparse *m, const int64_t *array, int32_t rows, int32_t columns);
 void moe_sparse_to_array(const moe_sparse *m, int64_t *array, int32_t rows, int32_t columns);

@@ -2,21 +2,22 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "exchange/row_format.h"
 #include "predict/prediction.h"
 #include "run/placements_internal.h"
 
 /* The rows of tokens, counted by device pair. */
 typedef struct counted {
-    int64_t *matrix;              /* [D,D] rows of all hops */
+    int32_t *from, *to;           /* [rows] of all hops */
     int64_t *served;              /* [slots] selections */
     int64_t *seen, *seen_node;    /* [D] the last token of each device, and of each node */
     int64_t rows, arriving;       /* rows, and those that arrive at experts */
     int64_t to_nodes, of_devices; /* rows across nodes, and the devices behind them */
 } counted;
 
-static void add_row(counted *n, const moe_config *c, int32_t from, int32_t to) {
-    n->matrix[(int64_t)from * c->cluster.devices + to]++;
-    n->rows++;
+static void add_row(counted *n, int32_t from, int32_t to) {
+    n->from[n->rows] = from;
+    n->to[n->rows++] = to;
 }
 
 /* A pair of a token of device `home` in mode two_level: rows to its node and on to its device,
@@ -31,10 +32,10 @@ static void count_two_hops(counted *n,
     const bool new_node = n->seen_node[node] != t, new_device = n->seen[device] != t;
     const bool across = home / per_node != node;
     if (new_node) {
-        add_row(n, c, home, relay);
+        add_row(n, home, relay);
     }
     if (new_device) {
-        add_row(n, c, relay, device);
+        add_row(n, relay, device);
         n->arriving++;
     }
     n->to_nodes += new_node && across;
@@ -61,7 +62,7 @@ static void count_token(const moe_choices *choices,
         if (c->exchange.mode == MOE_EXCHANGE_TWO_LEVEL) {
             count_two_hops(n, c, t, choices->home[t], device);
         } else if (selections || n->seen[device] != t) {
-            add_row(n, c, choices->home[t], device);
+            add_row(n, choices->home[t], device);
             n->arriving++;
         }
         n->seen[device] = t;
@@ -80,17 +81,18 @@ moe_placed_cost moe_comparison_cost(const moe_comparison *x,
     moe_config c = *x->config;
     c.run.mode = MOE_MODE_FORWARD;
     c.cluster.model_layers = c.cluster.model_layers > 0 ? c.cluster.model_layers : x->source.layers;
-    counted n = {.matrix =
-                     moe_alloc_zero((int64_t)devices * devices, sizeof *n.matrix, "prediction"),
+    const int64_t most = moe_row_format_hops(c.exchange.mode) * choices->num_tokens * choices->k;
+    counted n = {.from = moe_alloc(2 * most, sizeof *n.from, "prediction"),
                  .served = moe_alloc_zero(a->slots, sizeof *n.served, "prediction"),
                  .seen = moe_alloc(2 * (int64_t)devices, sizeof *n.seen, "prediction")};
+    n.to = n.from + most;
     n.seen_node = n.seen + devices;
     memset(n.seen, 0xff, 2 * (size_t)devices * sizeof *n.seen); /* no token: -1 */
     for (int64_t t = 0; t < choices->num_tokens; t++) {
         count_token(choices, t, slot, a->slots_per_device, &c, &n);
     }
     moe_sparse sparse = {0};
-    moe_sparse_from_array(&sparse, n.matrix, devices, devices);
+    moe_sparse_count(&sparse, n.from, n.to, n.rows, devices, devices);
     const moe_layer_counts counts = {.matrix = &sparse,
                                      .slots = a->slots,
                                      .served = n.served,
@@ -100,7 +102,7 @@ moe_placed_cost moe_comparison_cost(const moe_comparison *x,
                                                         : ratio(n.of_devices, n.to_nodes)};
     const moe_prediction p = moe_prediction_of_counts(&c, &counts, 1, choices->num_tokens, 0);
     moe_sparse_free(&sparse);
-    moe_free(n.matrix);
+    moe_free(n.from);
     moe_free(n.served);
     moe_free(n.seen);
     return (moe_placed_cost){.seconds = p.seconds[MOE_PREDICTED_STEP],

@@ -58,6 +58,24 @@ static void test_density(int percent, int other) {
     moe_sparse_free(&y);
 }
 
+/* n pairs, of which some rows and columns have none. */
+static void test_counting(int n) {
+    int32_t row[500], column[500];
+    moe_sparse m = {0};
+    for (int round = 0; round < 20; round++) {
+        int64_t array[CELLS] = {0};
+        const uint64_t rows = 1 + next() % ROWS, columns = 1 + next() % COLUMNS;
+        for (int i = 0; i < n; i++) {
+            row[i] = (int32_t)(next() % rows);
+            column[i] = (int32_t)(next() % columns);
+            array[row[i] * COLUMNS + column[i]]++;
+        }
+        moe_sparse_count(&m, row, column, n, ROWS, COLUMNS);
+        compare_with(&m, array);
+    }
+    moe_sparse_free(&m);
+}
+
 static void test_empty(void) {
     moe_sparse x = {0}, y = {0};
     int64_t zeros[CELLS] = {0};
@@ -82,6 +100,10 @@ int main(void) {
             RUN(test_density, percent[i], percent[j]);
         }
     }
+    RUN(test_counting, 0);
+    RUN(test_counting, 1);
+    RUN(test_counting, 40);
+    RUN(test_counting, 500);
     RUN(test_empty);
     return check_verdict();
 }
