@@ -13,7 +13,17 @@ HOSTS = os.path.join(os.path.dirname(__file__), "..", "support", "hosts")
 if "MOESIM_HOSTFILE" not in os.environ:
     os.execv(HOSTS, [HOSTS, "2", sys.executable, __file__])
 
-from _moesim import MOESIM, SOURCE, check, config, environment, metrics, moesim, verdict
+from _moesim import (
+    MOESIM,
+    SOURCE,
+    check,
+    config,
+    environment,
+    metrics,
+    moesim,
+    verdict,
+    wait_for,
+)
 
 STATED = 60  # seconds, in docs/clusters.md and scripts/openmpi.conf
 STEPS = 400
@@ -35,13 +45,6 @@ TRAINED = {
 def checkpoints(folder):
     there = os.path.join(folder, "checkpoints")
     return sorted(os.listdir(there)) if os.path.isdir(there) else []
-
-
-def wait_for(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.1)
-    return condition()
 
 
 def running():

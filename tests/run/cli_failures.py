@@ -9,7 +9,17 @@ import signal
 import subprocess
 import time
 
-from _moesim import MOESIM, TEMPORARY, check, command, config, environment, moesim, verdict
+from _moesim import (
+    MOESIM,
+    TEMPORARY,
+    check,
+    command,
+    config,
+    environment,
+    moesim,
+    verdict,
+    wait_for,
+)
 
 ENDLESS = {
     "run.steps": 1000000,
@@ -20,16 +30,6 @@ ENDLESS = {
     "cluster.devices": 4,
     "data.tokens_per_device": 8,
 }
-
-
-def poll(condition, seconds=30):
-    """Waits until condition() is true; returns its last value."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value or time.monotonic() > end:
-            return value
-        time.sleep(0.02)
 
 
 def lines(folder):
@@ -74,7 +74,7 @@ def interrupted(label, end):
         )
     try:
         if not check(
-            poll(lambda: len(lines(folder)) >= 3 and len(ranks_of(folder)) == 4),
+            wait_for(lambda: len(lines(folder)) >= 3 and len(ranks_of(folder)) == 4),
             f"{label}: the run does not start",
         ):
             return
@@ -85,7 +85,7 @@ def interrupted(label, end):
         check(code != 0, f"{label}: status {code}")
         check(seconds < 10, f"{label}: took {seconds:.1f} s")
         check(
-            poll(lambda: not ranks_of(folder), 10),
+            wait_for(lambda: not ranks_of(folder), 10),
             f"{label}: processes are left: {ranks_of(folder)}",
         )
     finally:

@@ -6,7 +6,6 @@ system allows.
 import os
 import signal
 import subprocess
-import time
 
 from _moesim import (
     MOESIM,
@@ -20,6 +19,7 @@ from _moesim import (
     run,
     sets,
     verdict,
+    wait_for,
 )
 
 SMALL = {
@@ -54,11 +54,13 @@ def start(ranks, *arguments):
     )
 
 
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return condition()
+def open_files(process):
+    """Their names. The process opens and closes others meanwhile."""
+    for number in os.listdir(f"/proc/{process}/fd"):
+        try:
+            yield os.readlink(f"/proc/{process}/fd/{number}")
+        except OSError:
+            continue
 
 
 def rank_0_of(folder):
@@ -69,10 +71,7 @@ def rank_0_of(folder):
                 words = file.read().split(b"\0")
             if words[0] != MOESIM.encode() or folder.encode() not in words:
                 continue
-            names = [
-                os.readlink(f"/proc/{process}/fd/{n}") for n in os.listdir(f"/proc/{process}/fd")
-            ]
-            if f"{folder}/.lock" in names:
+            if f"{folder}/.lock" in open_files(process):
                 return int(process)
         except OSError:
             continue  # it ended meanwhile

@@ -8,9 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
-from _moesim import MOESIM, SOURCE, TEMPORARY, check, config, environment, verdict
+from _moesim import MOESIM, SOURCE, TEMPORARY, check, config, environment, verdict, wait_for
 
 ENDLESS = {
     "run.steps": 1000000,
@@ -22,13 +21,6 @@ ENDLESS = {
     "data.tokens_per_device": 8,
 }
 SCRIPTS = os.path.join(TEMPORARY, "scripts")  # as they are installed: nothing is built
-
-
-def poll(condition, seconds):
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
 
 
 def processes(folder):
@@ -67,7 +59,7 @@ def started(label, ignored=()):
         stderr=subprocess.DEVNULL,
         preexec_fn=prepare,
     )
-    check(poll(lambda: runs(folder), 60), f"{label}: the run does not start")
+    check(wait_for(lambda: runs(folder), 60), f"{label}: the run does not start")
     return job, folder
 
 
@@ -77,7 +69,7 @@ def ended(job, folder, status, label):
     except subprocess.TimeoutExpired:
         code = None
     check(code == status, f"{label}: status {code}, expected {status}")
-    check(poll(lambda: not processes(folder), 10), f"{label}: left behind: {processes(folder)}")
+    check(wait_for(lambda: not processes(folder), 10), f"{label}: left behind: {processes(folder)}")
     for process in processes(folder):
         os.kill(process, signal.SIGKILL)
     job.kill()
@@ -100,7 +92,7 @@ job.send_signal(signal.SIGINT)
 job.send_signal(signal.SIGHUP)
 size = os.path.getsize(os.path.join(folder, "metrics.jsonl"))
 check(
-    poll(lambda: os.path.getsize(os.path.join(folder, "metrics.jsonl")) > size, 30)
+    wait_for(lambda: os.path.getsize(os.path.join(folder, "metrics.jsonl")) > size, 30)
     and job.poll() is None,
     "a signal that is ignored ended the run",
 )

@@ -43,6 +43,16 @@ def check(ok, *message):
     return ok
 
 
+def wait_for(condition, seconds=30):
+    """What the condition says as soon as that is true, or in the end."""
+    end = time.monotonic() + seconds
+    found = condition()
+    while not found and time.monotonic() < end:
+        time.sleep(0.02)
+        found = condition()
+    return found
+
+
 def verdict():
     print(f"{checks} checks, {failures} failed")
     sys.exit(failures > 0 or checks == 0)
