@@ -102,8 +102,9 @@ typedef struct moe_inbox {
 /* Zeroed before the first dispatch; its memory is used again from step to step. */
 typedef struct moe_exchange {
     const moe_comm *comm;
-    moe_host *host; /* the ranks to which rows go through shared memory; NULL: MPI_Alltoallv carries
-                       all. Set by the caller before the dispatch */
+    moe_host *host; /* the ranks to which rows go through shared memory, be it this rank alone;
+                       NULL, on all ranks alike: MPI_Alltoallv carries all. Set by the caller before
+                       the dispatch */
     moe_payload_format dispatched, combined; /* of x; of results, dy and dx. Set by the caller
                                                 before the dispatch; zeroed, all is fp32 */
     bool node_sum;   /* likewise, of mode two_level: nodes add up what their devices return */

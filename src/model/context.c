@@ -47,7 +47,8 @@ void moe_context_init(moe_context *context,
                       moe_scratch *scratch) {
     *context = (moe_context){.comm = comm, .config = c, .batch = batch, .input = input};
     context->bf16 = c->model.compute == MOE_COMPUTE_BF16;
-    context->host = moe_config_shares_memory(c) && comm->local_size > 1 ? comm->host : NULL;
+    /* a rank alone on its host has one, too, where others share theirs: all exchange alike */
+    context->host = moe_config_shares_memory(c) && comm->num_hosts < comm->size ? comm->host : NULL;
     if (context->host && comm->num_hosts == 1 && moe_board_open(comm->host)) {
         context->board = comm->host;
     }

@@ -232,6 +232,18 @@ def check_odd_hosts():
     warning = "cluster.devices_per_node = 4 puts devices of host0 and of host1 on one node"
     check(warning in words, f"no warning: {words[:2000]}")
     check_same_alone("uneven", 1)
+    check_lone_rank(uneven)
+
+
+def check_lone_rank(uneven):
+    """A rank alone on its host announces its rows as the others do, which share memory."""
+    for mode in ("token", "selection", "two_level"):
+        name = f"lone-{mode}"
+        nodes = {"cluster.devices_per_node": 4, "exchange.mode": mode}
+        path = config("run", {**TRAINED, **nodes, "exchange.transport": "shared"})
+        done = spread(4, "--out", name, "--quiet", path, hostfile=uneven)
+        if check(done.returncode == 0, f"{name} on two hosts: {done.stderr}"):
+            check_same_alone(name, 1)
 
 
 check_modes()
