@@ -114,7 +114,9 @@ void moe_sparse_count(moe_sparse *m,
     m->num_cells = 0;
     for (int32_t r = 0; r < rows; r++) {
         const int64_t end = r + 1 < rows ? begin[r + 2] : n;
-        count_row(m, r, sorted + begin[r + 1], end - begin[r + 1], count);
+        if (end > begin[r + 1]) {
+            count_row(m, r, sorted + begin[r + 1], end - begin[r + 1], count);
+        }
     }
     moe_free(sorted);
     moe_free(count);
