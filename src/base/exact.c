@@ -49,3 +49,46 @@ double moe_exact_value01(int64_t hi, int64_t lo) {
     }
     return (double)((__int128)hi * ((int64_t)1 << 30) + lo) * 0x1p-60;
 }
+
+/* --- numbers of any size --- */
+
+enum { DIGIT = 32, LEAST = -1074 };
+
+/* v = m 2^(LEAST + at) with an integer m of 53 bits, which reaches into three digits at most. */
+void moe_wide_add(int64_t w[MOE_WIDE_WORDS], double v) {
+    const uint64_t bits = (uint64_t)moe_exact_bits(v), field = bits >> 52;
+    MOE_ASSERT(field < 2047);
+    const uint64_t m = (bits & (((uint64_t)1 << 52) - 1)) | (field > 0 ? (uint64_t)1 << 52 : 0);
+    const int at = field > 0 ? (int)field - 1 : 0;
+    unsigned __int128 shifted = (unsigned __int128)m << at % DIGIT;
+    for (int64_t *digit = w + at / DIGIT; shifted > 0; digit++, shifted >>= DIGIT) {
+        *digit += (int64_t)(shifted & UINT32_MAX);
+    }
+}
+
+/* The digits after carrying stand from the third place on, so that each has two below it. */
+double moe_wide_value(const int64_t w[MOE_WIDE_WORDS], int *exponent) {
+    enum { BELOW = 2 };
+    uint64_t digit[BELOW + MOE_WIDE_WORDS + 1] = {0};
+    uint64_t carry = 0;
+    int top = BELOW;
+    for (int i = 0; i <= MOE_WIDE_WORDS; i++) {
+        carry += i < MOE_WIDE_WORDS ? (uint64_t)w[i] : 0;
+        digit[BELOW + i] = carry & UINT32_MAX;
+        carry >>= DIGIT;
+        top = digit[BELOW + i] ? BELOW + i : top;
+    }
+    unsigned __int128 leading = digit[top];
+    leading = leading << 2 * DIGIT | digit[top - 1] << DIGIT | digit[top - 2];
+    int shift = 0;
+    uint64_t lost = 0; /* what stands behind 64 bits only says that there is something */
+    for (int i = 0; i < top - 2; i++) {
+        lost |= digit[i];
+    }
+    for (; leading >> 64; shift++, leading >>= 1) {
+        lost |= (uint64_t)leading & 1;
+    }
+    const double f = frexp((double)((uint64_t)leading | (lost != 0)), exponent);
+    *exponent += f > 0 ? LEAST + DIGIT * (top - BELOW - 2) + shift : 0;
+    return f;
+}

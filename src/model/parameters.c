@@ -4,7 +4,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/exact.h"
 #include "base/sums.h"
 
 void moe_parameters_init(moe_parameters *all, int32_t devices, int32_t num_local_devices) {
@@ -126,11 +125,13 @@ static int64_t num_pieces(const moe_parameter *p) {
     return p->count * ((p->size + PIECE - 1) / PIECE);
 }
 
-/* Room for the vectors of the sum and the pieces of the norm, which depend on the table alone. */
+/* Room for the vectors of the sum and the pieces of a parameter, which depend on the table alone.
+ */
 static void reserve(moe_parameters *all) {
     int64_t pieces = 0;
     for (int i = 0; i < all->num; i++) {
-        pieces += num_pieces(&all->p[i]);
+        const int64_t of_one = num_pieces(&all->p[i]);
+        pieces = of_one > pieces ? of_one : pieces;
     }
     moe_block_array table[] = {
         MOE_ARRAY(all->vectors, all->num),
@@ -215,71 +216,55 @@ static void square_pieces(const moe_parameter *p, double *square) {
     }
 }
 
-/* Sums of squares of what this rank answers for: its experts, and on rank 0 also the replicated
- * parameters. Returns how many; *bad = first parameter with a sum that is not finite, or all->num.
- */
-static int64_t square_all(moe_parameters *all, bool replicated, int *bad) {
-    int64_t done = 0;
+/* Adds the squares of what this rank answers for to sums [MOE_NORM_WORDS]: of its experts, and on
+ * rank 0 also of the replicated parameters. Returns the first parameter with a sum that is not
+ * finite, or all->num. */
+static int add_squares(moe_parameters *all, bool replicated, int64_t *sums) {
+    int bad = all->num;
     reserve(all);
-    *bad = all->num;
     for (int i = 0; i < all->num; i++) {
         if (!all->p[i].expert && !replicated) {
             continue;
         }
-        square_pieces(&all->p[i], all->square + done);
-        for (int64_t end = done + num_pieces(&all->p[i]); done < end; done++) {
-            if (!isfinite(all->square[done]) && *bad == all->num) {
-                *bad = i;
+        square_pieces(&all->p[i], all->square);
+        for (int64_t k = 0; k < num_pieces(&all->p[i]); k++) {
+            if (isfinite(all->square[k])) {
+                moe_wide_add(sums, all->square[k]);
+            } else if (bad == all->num) {
+                bad = i;
             }
         }
     }
-    return done;
+    return bad;
 }
 
-/* Collective. The first parameter that any rank found bad, and the lowest such rank; NULL when
- * there is none. *most becomes the largest of all ranks'. Doubles from 0 on are ordered as their
- * bits. */
-static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad, double *most) {
-    int64_t largest[2] = {-bad};
-    memcpy(&largest[1], most, sizeof *most);
-    moe_comm_max_i64(comm, largest, 2);
-    memcpy(most, &largest[1], sizeof *most);
-    int first = (int)-largest[0];
-    if (first == all->num) {
-        return NULL;
-    }
-    all->worst_rank = moe_comm_lowest_rank(comm, bad == first);
-    return all->p[first].name;
+/* Collective. The first parameter that any rank found bad, and the lowest such rank. */
+static const char *agree_bad(moe_parameters *all, const moe_comm *comm, int bad) {
+    int64_t first = -bad;
+    moe_comm_max_i64(comm, &first, 1);
+    all->worst_rank = moe_comm_lowest_rank(comm, bad == -first);
+    return all->p[-first].name;
 }
 
-/* The sums are scaled by a power of 4 to below 2^40, where exact integers have room for all of them
- * and for their last bits. */
+/* The last word of the norm's counts the ranks that found something bad. */
 double moe_parameters_gradient_norm_with(moe_parameters *all,
                                          const moe_comm *comm,
                                          int64_t *sums,
                                          int64_t num_further,
                                          const char **worst) {
-    int bad, exponent;
+    int exponent;
     clear_stale(all);
-    int64_t pieces = square_all(all, comm->rank == 0, &bad);
-    double most = 0;
-    for (int64_t i = 0; i < pieces; i++) {
-        if (all->square[i] > most) {
-            most = all->square[i];
-        }
-    }
-    *worst = agree_bad(all, comm, bad, &most);
-    frexp(most, &exponent);
-    int half = exponent > -900 ? (40 - exponent) / 2 : 470;
-    memset(sums, 0, MOE_EXACT_WORDS * sizeof *sums);
-    for (int64_t i = 0; i < pieces && !*worst; i++) {
-        moe_exact_add(sums, ldexp(all->square[i], 2 * half));
-    }
-    moe_comm_sum_i64(comm, sums, MOE_EXACT_WORDS + num_further);
-    return *worst ? NAN : ldexp(sqrt(moe_exact_value(sums)), -half);
+    memset(sums, 0, MOE_NORM_WORDS * sizeof *sums);
+    const int bad = add_squares(all, comm->rank == 0, sums);
+    sums[MOE_WIDE_WORDS] = bad < all->num;
+    moe_comm_sum_i64(comm, sums, MOE_NORM_WORDS + num_further);
+    *worst = sums[MOE_WIDE_WORDS] > 0 ? agree_bad(all, comm, bad) : NULL;
+    const double square = moe_wide_value(sums, &exponent);
+    const int odd = exponent & 1;
+    return *worst ? NAN : ldexp(sqrt(ldexp(square, odd)), (exponent - odd) / 2);
 }
 
 double moe_parameters_gradient_norm(moe_parameters *all, const moe_comm *comm, const char **worst) {
-    int64_t sums[MOE_EXACT_WORDS];
+    int64_t sums[MOE_NORM_WORDS];
     return moe_parameters_gradient_norm_with(all, comm, sums, 0, worst);
 }

@@ -16,7 +16,7 @@ enum { LOSS_TOKENS = MOE_EXACT_WORDS, LOSS_BAD, LOSS_WORDS };
 /* The sums of the losses of a step's micro-batches. Those of the norm stand in front of them, so
  * that one message adds up both. */
 static int64_t *step_losses(const moe_training *t) {
-    return t->sums + MOE_EXACT_WORDS;
+    return t->sums + MOE_NORM_WORDS;
 }
 
 static int64_t num_loss_words(const moe_training *t) {
@@ -41,7 +41,7 @@ void moe_training_init(moe_training *t, moe_stack *stack, moe_batch *batch) {
     if (c->train.accumulate > 1) {
         moe_step_metrics_init(&t->micro, stack->num_layers, c->model.num_experts, batch->devices);
     }
-    t->sums = moe_alloc(MOE_EXACT_WORDS + num_loss_words(t), sizeof *t->sums, "sums of losses");
+    t->sums = moe_alloc(MOE_NORM_WORDS + num_loss_words(t), sizeof *t->sums, "sums of losses");
     t->gradient =
         moe_alloc(batch->num_tokens * c->model.hidden_size, sizeof(real), "gradient of the output");
 }

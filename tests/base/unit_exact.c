@@ -113,6 +113,65 @@ static void test_add01(void) {
     CHECK(moe_exact_value01(hi_sum, lo_sum) == moe_exact_value(words));
 }
 
+/* --- numbers of any size --- */
+
+/* Sums whose digits are known: each is (odd 2^k) with the rounded value by hand. */
+static void test_wide_by_hand(void) {
+    const struct {
+        double v[3];
+        double f;
+        int exponent;
+    } rows[] = {
+        {{0, 0, 0}, 0, 0},
+        {{1, 0, 0}, 0.5, 1},
+        {{0x1p-1074, 0, 0}, 0.5, -1073},
+        {{0x1p-1074, 0x1p-1074, 0x1p-1074}, 0.75, -1072},
+        {{0x1.fffffffffffffp1023, 0x1.fffffffffffffp1023, 0}, 0x1.fffffffffffffp-1, 1025},
+        {{1, 0x1p-53, 0}, 0.5, 1},                          /* a tie goes to the even one */
+        {{1, 0x1p-53, 0x1p-1074}, 0x1.0000000000001p-1, 1}, /* the least more decides it */
+        {{0x1.0000000000001p0, 0x1p-53, 0}, 0x1.0000000000002p-1, 1},
+        {{0x1.fffffffffffffp0, 0x1p-53, 0}, 0.5, 2},
+        {{0x1p1000, 0x1p-1000, 1}, 0.5, 1001},
+        {{0x1.8p40, 0x1.8p-20, 0}, 0.75, 41},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        int64_t w[MOE_WIDE_WORDS] = {0};
+        int exponent;
+        for (int k = 0; k < 3; k++) {
+            moe_wide_add(w, rows[i].v[k]);
+        }
+        const double f = moe_wide_value(w, &exponent);
+        CHECK_MSG(f == rows[i].f && exponent == rows[i].exponent, "row %d: %a 2^%d", (int)i, f,
+                  exponent);
+    }
+}
+
+/* Of numbers that fit an integer of 128 bits, in any order and split; and the largest doubles many
+ * times. */
+static void test_wide_sums(void) {
+    int64_t forward[MOE_WIDE_WORDS] = {0}, split[3][MOE_WIDE_WORDS] = {{0}};
+    __int128 sum = 0;
+    int exponent, other;
+    for (int i = 0; i < COUNT; i++) {
+        const double v = fabs(ldexp(nearbyint(ldexp(any_value(i), 60)), -60));
+        moe_wide_add(forward, v);
+        moe_wide_add(split[i % 3], v);
+        sum += reference(v);
+    }
+    const double f = moe_wide_value(forward, &exponent);
+    CHECK(ldexp(f, exponent) == (double)sum * 0x1p-60);
+    for (int k = 0; k < MOE_WIDE_WORDS; k++) {
+        CHECK_EQ(forward[k], split[0][k] + split[1][k] + split[2][k]);
+    }
+    int64_t large[MOE_WIDE_WORDS] = {0};
+    for (int i = 0; i < 3 << 10; i++) {
+        moe_wide_add(large, 0x1.fffffffffffffp1023);
+    }
+    /* 3 2^10 (2 - 2^-52) 2^1023 = (3/4 - 3 2^-55) 2^1036 */
+    CHECK(moe_wide_value(large, &other) == 0.75 - 0x1p-53);
+    CHECK_EQ(other, 1036);
+}
+
 /* 1/K added many times comes to the count: what a mean of scores is made of. */
 static void test_many(void) {
     int64_t hi = 0, lo = 0;
@@ -129,5 +188,7 @@ int main(void) {
     RUN(test_rounding);
     RUN(test_add01);
     RUN(test_many);
+    RUN(test_wide_by_hand);
+    RUN(test_wide_sums);
     return check_verdict();
 }
