@@ -55,7 +55,7 @@ double moe_exact_value01(int64_t hi, int64_t lo) {
 enum { DIGIT = 32, LEAST = -1074 };
 
 /* v = m 2^(LEAST + at) with an integer m of 53 bits, which reaches into three digits at most. */
-void moe_wide_add(int64_t w[MOE_WIDE_WORDS], double v) {
+void moe_exact_wide_add(int64_t w[MOE_EXACT_WIDE_WORDS], double v) {
     const uint64_t bits = (uint64_t)moe_exact_bits(v), field = bits >> 52;
     MOE_ASSERT(field < 2047);
     const uint64_t m = (bits & (((uint64_t)1 << 52) - 1)) | (field > 0 ? (uint64_t)1 << 52 : 0);
@@ -67,13 +67,13 @@ void moe_wide_add(int64_t w[MOE_WIDE_WORDS], double v) {
 }
 
 /* The digits after carrying stand from the third place on, so that each has two below it. */
-double moe_wide_value(const int64_t w[MOE_WIDE_WORDS], int *exponent) {
+double moe_exact_wide_value(const int64_t w[MOE_EXACT_WIDE_WORDS], int *exponent) {
     enum { BELOW = 2 };
-    uint64_t digit[BELOW + MOE_WIDE_WORDS + 1] = {0};
+    uint64_t digit[BELOW + MOE_EXACT_WIDE_WORDS + 1] = {0};
     uint64_t carry = 0;
     int top = BELOW;
-    for (int i = 0; i <= MOE_WIDE_WORDS; i++) {
-        carry += i < MOE_WIDE_WORDS ? (uint64_t)w[i] : 0;
+    for (int i = 0; i <= MOE_EXACT_WIDE_WORDS; i++) {
+        carry += i < MOE_EXACT_WIDE_WORDS ? (uint64_t)w[i] : 0;
         digit[BELOW + i] = carry & UINT32_MAX;
         carry >>= DIGIT;
         top = digit[BELOW + i] ? BELOW + i : top;

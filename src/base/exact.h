@@ -54,11 +54,11 @@ double moe_exact_value01(int64_t hi, int64_t lo);
 /* Sums of doubles from 0 on, whatever their sizes, without any rounding: digit i counts
  * 2^(32 i - 1074), of which 2^-1074 is the smallest double. There is room for 2^31 additions, and
  * words of several sums may be added. */
-enum { MOE_WIDE_WORDS = 66 };
+enum { MOE_EXACT_WIDE_WORDS = 66 };
 
 /* Local. Adds v >= 0, which is finite, to the words. */
-void moe_wide_add(int64_t w[MOE_WIDE_WORDS], double v);
+void moe_exact_wide_add(int64_t w[MOE_EXACT_WIDE_WORDS], double v);
 /* Local. The sum is f 2^exponent with the returned f in [1/2, 1), rounded once; or 0. */
-double moe_wide_value(const int64_t w[MOE_WIDE_WORDS], int *exponent);
+double moe_exact_wide_value(const int64_t w[MOE_EXACT_WIDE_WORDS], int *exponent);
 
 #endif

@@ -1,4 +1,4 @@
-/* sums.c: sums of products in double, eight at a time. */
+/* sums.c: sums of products in double, eight at a time, and of vectors. */
 #include "base/sums.h"
 
 #include "base/vector.h"
@@ -51,4 +51,11 @@ MOE_CLONES void moe_sums_of_squares(const real *const x[MOE_SUMS],
 
 double moe_sum_of_squares(const real *x, int64_t n) {
     return moe_sum_of_products(x, x, n);
+}
+
+MOE_CLONES void moe_sum_of_vectors(const real *x, const real *y, int64_t n, real *sum) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        sum[i] = x[i] + y[i];
+    }
 }

@@ -205,11 +205,11 @@ int64_t moe_exchange_block_bytes(enum moe_exchange_mode mode,
         return 0;
     }
     const int64_t local = devices / ranks, of_token = most_pairs_global / num_tokens_global,
-                  tokens = (num_tokens_global + devices - 1) / devices * local,
-                  rows = format->several_pairs && local < of_token ? local : of_token;
+                  of_device = (num_tokens_global - 1) / devices + 1,
+                  rows = format->several_pairs && local < of_token ? local : of_token,
+                  words = moe_row_format_words(format, rows, of_token);
     const double bytes =
-        (double)sizeof(int32_t) *
-        (COUNT_WORDS + (double)tokens * (double)moe_row_format_words(format, rows, of_token));
+        (double)sizeof(int32_t) * (COUNT_WORDS + (double)of_device * (double)local * (double)words);
     return bytes * ranks <= MOST_BYTES ? (int64_t)bytes : 0;
 }
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/status.h"
-#include "base/vector.h"
+#include "base/sums.h"
 #include "exchange/internal.h"
 #include "exchange/row_format.h"
 
@@ -16,14 +16,6 @@ const real *moe_returned_row(const moe_returned *b, int64_t i, real *decoded) {
     }
     moe_payload_decode(b->format, b->row[i], b->hidden, decoded);
     return decoded;
-}
-
-/* to = a + b; `to` may be a. */
-MOE_CLONES static void sum_of(real *to, const real *a, const real *b, int64_t n) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) {
-        to[i] = a[i] + b[i];
-    }
 }
 
 /* What one device returns for a token, whose results from this device begin at term *i: its only
@@ -39,7 +31,7 @@ static const real *device_sum(const moe_sum_order *order,
     int32_t device = order->device[term[*i]];
     const real *sum = moe_returned_row(b, term[*i], scratch);
     for (++*i; *i < end && order->device[term[*i]] == device; ++*i) {
-        sum_of(scratch, sum, moe_returned_row(b, term[*i], decoded), b->hidden);
+        moe_sum_of_vectors(sum, moe_returned_row(b, term[*i], decoded), b->hidden, scratch);
         sum = scratch;
     }
     return sum;
@@ -65,11 +57,12 @@ static void sum_token(const moe_sum_order *order,
         real *to = first_node ? y : scratch;
         const real *sum = device_sum(order, b, &i, end, to, scratch + 2 * h);
         while (i < end && order->device[order->term[i]] / devices_per_node == node) {
-            sum_of(to, sum, device_sum(order, b, &i, end, scratch + h, scratch + 2 * h), h);
+            moe_sum_of_vectors(sum, device_sum(order, b, &i, end, scratch + h, scratch + 2 * h), h,
+                               to);
             sum = to;
         }
         if (!first_node) {
-            sum_of(y, y, sum, h);
+            moe_sum_of_vectors(y, sum, h, y);
         } else if (sum != y) {
             memcpy(y, sum, (size_t)h * sizeof(real));
         }

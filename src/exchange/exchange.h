@@ -2,15 +2,14 @@
  * host through shared memory (near.c). docs/method.md section 4.
  *
  * Sizes go first (rows and pairs of every pair of ranks), then the metadata (tokens, experts and
- * weights), or both in one block where that is small (announce.c); then the hidden vectors. Combine
- * walks the plan backwards. Rows whose source and
- * destination are on the same rank stay where they are: their vectors are read from x, their
- * results are read in place; they count in every figure that is per device. Where a payload is
- * narrower than fp32, every vector is rounded, also of rows that stay where they are: what is
- * computed depends on the configuration and not on where devices live. x is rounded once for each
- * token, what an expert's device returns once for each row; sums are made in `real`. Two things of
- * equal shape meet here: the rows that this rank sends (the plan's) and those that it receives (the
- * inbox's).
+ * weights), or both in one block where that is small (announce.c); then the hidden vectors.
+ * Combine walks the plan backwards. Rows whose source and destination are on the same rank stay
+ * where they are: their vectors are read from x, their results are read in place; they count in
+ * every figure that is per device. Where a payload is narrower than fp32, every vector is rounded,
+ * also of rows that stay where they are: what is computed depends on the configuration and not on
+ * where devices live. x is rounded once for each token, what an expert's device returns once for
+ * each row; sums are made in `real`. Two things of equal shape meet here: the rows that this rank
+ * sends (the plan's) and those that it receives (the inbox's).
  *
  * With several chunks (chunks.h) a pass is dispatch, and for each chunk receive, the experts and
  * return; then combine. With one, dispatch and combine do all, and the two between do nothing.

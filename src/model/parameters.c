@@ -229,7 +229,7 @@ static int add_squares(moe_parameters *all, bool replicated, int64_t *sums) {
         square_pieces(&all->p[i], all->square);
         for (int64_t k = 0; k < num_pieces(&all->p[i]); k++) {
             if (isfinite(all->square[k])) {
-                moe_wide_add(sums, all->square[k]);
+                moe_exact_wide_add(sums, all->square[k]);
             } else if (bad == all->num) {
                 bad = i;
             }
@@ -256,10 +256,10 @@ double moe_parameters_gradient_norm_with(moe_parameters *all,
     clear_stale(all);
     memset(sums, 0, MOE_NORM_WORDS * sizeof *sums);
     const int bad = add_squares(all, comm->rank == 0, sums);
-    sums[MOE_WIDE_WORDS] = bad < all->num;
+    sums[MOE_EXACT_WIDE_WORDS] = bad < all->num;
     moe_comm_sum_i64(comm, sums, MOE_NORM_WORDS + num_further);
-    *worst = sums[MOE_WIDE_WORDS] > 0 ? agree_bad(all, comm, bad) : NULL;
-    const double square = moe_wide_value(sums, &exponent);
+    *worst = sums[MOE_EXACT_WIDE_WORDS] > 0 ? agree_bad(all, comm, bad) : NULL;
+    const double square = moe_exact_wide_value(sums, &exponent);
     const int odd = exponent & 1;
     return *worst ? NAN : ldexp(sqrt(ldexp(square, odd)), (exponent - odd) / 2);
 }

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "base/vector.h"
+#include "base/sums.h"
 #include "model/serving.h"
 
 /* --- setting up --- */
@@ -83,12 +83,6 @@ void moe_stack_turn_weights(moe_stack *s) {
 
 /* --- forward --- */
 
-MOE_CLONES static void add(const real *a, const real *b, int64_t n, real *sum) {
-    for (int64_t i = 0; i < n; i++) {
-        sum[i] = a[i] + b[i];
-    }
-}
-
 /* out = y + residual. The residual is added last (docs/method.md section 5), in forward and in
  * backward alike; out may be the residual's array. */
 static void add_residual(const moe_stack *s, const real *y, const real *residual, real *out) {
@@ -97,7 +91,7 @@ static void add_residual(const moe_stack *s, const real *y, const real *residual
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < context->batch->num_tokens; t++) {
         if (context->config->model.residual) {
-            add(y + t * h, residual + t * h, h, out + t * h);
+            moe_sum_of_vectors(y + t * h, residual + t * h, h, out + t * h);
         } else {
             memcpy(out + t * h, y + t * h, (size_t)h * sizeof *out);
         }

@@ -133,12 +133,13 @@ static int64_t blocks_of(const moe_config *c, const moe_memory_sizes *s) {
 /* The metadata that a rank sends, also to itself, and those that other ranks send to it. In a host
  * they stand in windows. */
 static int64_t metadata_of(const moe_config *c, const moe_memory_sizes *s, const hop *h) {
-    const int64_t head = h->format->head_words, blocks = blocks_of(c, s);
+    const int64_t head = h->format->head_words;
     const int64_t sent = add(mul(h->rows, head), mul(h->pairs, MOE_PAIR_WORDS));
     const int64_t received = add(mul(h->in_rows, head), mul(h->in_pairs, MOE_PAIR_WORDS));
     if (moe_memory_shares(c)) {
         return 0;
     }
+    const int64_t blocks = blocks_of(c, s);
     return blocks > 0 ? blocks
                       : mul(INT, add(sent, moe_memory_whole((double)received * h->in_remote)));
 }

@@ -135,12 +135,12 @@ static void test_wide_by_hand(void) {
         {{0x1.8p40, 0x1.8p-20, 0}, 0.75, 41},
     };
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        int64_t w[MOE_WIDE_WORDS] = {0};
+        int64_t w[MOE_EXACT_WIDE_WORDS] = {0};
         int exponent;
         for (int k = 0; k < 3; k++) {
-            moe_wide_add(w, rows[i].v[k]);
+            moe_exact_wide_add(w, rows[i].v[k]);
         }
-        const double f = moe_wide_value(w, &exponent);
+        const double f = moe_exact_wide_value(w, &exponent);
         CHECK_MSG(f == rows[i].f && exponent == rows[i].exponent, "row %d: %a 2^%d", (int)i, f,
                   exponent);
     }
@@ -149,26 +149,26 @@ static void test_wide_by_hand(void) {
 /* Of numbers that fit an integer of 128 bits, in any order and split; and the largest doubles many
  * times. */
 static void test_wide_sums(void) {
-    int64_t forward[MOE_WIDE_WORDS] = {0}, split[3][MOE_WIDE_WORDS] = {{0}};
+    int64_t forward[MOE_EXACT_WIDE_WORDS] = {0}, split[3][MOE_EXACT_WIDE_WORDS] = {{0}};
     __int128 sum = 0;
     int exponent, other;
     for (int i = 0; i < COUNT; i++) {
         const double v = fabs(ldexp(nearbyint(ldexp(any_value(i), 60)), -60));
-        moe_wide_add(forward, v);
-        moe_wide_add(split[i % 3], v);
+        moe_exact_wide_add(forward, v);
+        moe_exact_wide_add(split[i % 3], v);
         sum += reference(v);
     }
-    const double f = moe_wide_value(forward, &exponent);
+    const double f = moe_exact_wide_value(forward, &exponent);
     CHECK(ldexp(f, exponent) == (double)sum * 0x1p-60);
-    for (int k = 0; k < MOE_WIDE_WORDS; k++) {
+    for (int k = 0; k < MOE_EXACT_WIDE_WORDS; k++) {
         CHECK_EQ(forward[k], split[0][k] + split[1][k] + split[2][k]);
     }
-    int64_t large[MOE_WIDE_WORDS] = {0};
+    int64_t large[MOE_EXACT_WIDE_WORDS] = {0};
     for (int i = 0; i < 3 << 10; i++) {
-        moe_wide_add(large, 0x1.fffffffffffffp1023);
+        moe_exact_wide_add(large, 0x1.fffffffffffffp1023);
     }
     /* 3 2^10 (2 - 2^-52) 2^1023 = (3/4 - 3 2^-55) 2^1036 */
-    CHECK(moe_wide_value(large, &other) == 0.75 - 0x1p-53);
+    CHECK(moe_exact_wide_value(large, &other) == 0.75 - 0x1p-53);
     CHECK_EQ(other, 1036);
 }
 

@@ -2,6 +2,8 @@
  * around the eight partial sums.
  *
  * ctest: f64 */
+#include <string.h>
+
 #include "base/rng.h"
 #include "base/sums.h"
 #include "check.h"
@@ -27,6 +29,17 @@ int main(void) {
         moe_sums_of_squares((const real *const[MOE_SUMS]){x, x + 1, y + 2, y + 4}, n, sum);
         CHECK(sum[0] == moe_sum_of_squares(x, n) && sum[1] == moe_sum_of_squares(x + 1, n));
         CHECK(sum[2] == moe_sum_of_squares(y + 2, n) && sum[3] == moe_sum_of_squares(y + 4, n));
+    }
+    for (int64_t n = 0; n <= MOST; n++) {
+        real sum[MOST + 1] = {0}, again[MOST];
+        sum[n] = 7;
+        memcpy(again, x, sizeof again);
+        moe_sum_of_vectors(x, y, n, sum);
+        moe_sum_of_vectors(again, y, n, again); /* in place */
+        for (int64_t i = 0; i < n; i++) {
+            CHECK(sum[i] == x[i] + y[i] && again[i] == sum[i]);
+        }
+        CHECK(sum[n] == 7 && (n == MOST || again[n] == x[n]));
     }
     x[3] = (real)INFINITY;
     CHECK(!isfinite(moe_sum_of_squares(x, MOST)));

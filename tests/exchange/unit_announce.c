@@ -32,6 +32,7 @@ static void check_not_fitting(void) {
     CHECK_EQ(bytes(MOE_EXCHANGE_TOKEN, 2, 2, 0, 2), 0);
     CHECK_EQ(bytes(MOE_EXCHANGE_TOKEN, 2, 2, 1 << 20, 2), 0);
     CHECK_EQ(moe_exchange_block_bytes(MOE_EXCHANGE_TOKEN, 2, 2, 2, INT64_C(3) << 60), 0);
+    CHECK_EQ(moe_exchange_block_bytes(MOE_EXCHANGE_SELECTION, 8, 2, INT64_MAX, INT64_MAX), 0);
     CHECK_EQ(bytes(MOE_EXCHANGE_TOKEN, 1024, 1024, 1024, 1), 0); /* small, but for many ranks */
 }
 
