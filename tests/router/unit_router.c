@@ -430,6 +430,41 @@ static void test_bad_tokens(void) {
     moe_placement_free(&p);
 }
 
+static int falling(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* Tokens whose scores are all numbers and whose K + 1 best differ from each other: by sorting all
+ * scores. */
+static int64_t count_eligible(const random_router *c) {
+    const moe_router *r = &c->router;
+    const int32_t n = r->num_experts, best = r->top_k < n ? r->top_k + 1 : n;
+    int64_t found = 0;
+    double *z = malloc(2 * (size_t)n * sizeof *z), *score = z + n;
+    for (int64_t t = 0; t < c->num_tokens && r->topk_group * (n / r->num_groups) >= r->top_k; t++) {
+        bool clear = true;
+        for (int32_t i = 0; i < n; i++) {
+            z[i] = (double)c->z[t * n + i];
+            clear = clear && isfinite(z[i]);
+        }
+        if (!clear) {
+            continue;
+        }
+        moe_scores_fill(r, z, score, NULL);
+        for (int32_t i = 0; i < n; i++) {
+            score[i] += r->bias ? r->bias[i] : 0;
+        }
+        qsort(score, (size_t)n, sizeof *score, falling);
+        for (int32_t i = 1; i < best; i++) {
+            clear = clear && score[i] < score[i - 1];
+        }
+        found += clear;
+    }
+    free(z);
+    return found;
+}
+
 static void test_theorem(void) {
     int64_t seen = 0;
     for (uint64_t seed = 0; seed < 300; seed++) {
@@ -449,6 +484,8 @@ static void test_theorem(void) {
                                 &violations);
         CHECK_MSG(violations == 0 && eligible >= 0, "seed %llu: %lld", (unsigned long long)seed,
                   (long long)violations);
+        const int64_t by_sorting = count_eligible(&c);
+        CHECK_EQ(eligible, by_sorting);
         seen += eligible;
         if (eligible > 0 && c.router.num_groups > 1 && c.router.top_k > 1) { /* it can fail: all
                                                                                 experts of a token
@@ -463,6 +500,7 @@ static void test_theorem(void) {
             }
             moe_group_theorem_check(&c.router, (moe_logits){.f32 = c.z}, &out, NULL, 1, &eligible,
                                     &violations);
+            CHECK_EQ(eligible, by_sorting); /* whatever was chosen */
             CHECK_MSG(violations > 0 || spread, "seed %llu: the check cannot fail",
                       (unsigned long long)seed);
         }
